@@ -1,0 +1,1 @@
+"""Analysis: what is done with activations once they are arrays. NumPy only."""

@@ -1,0 +1,264 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphlens.errors import GraphlensError, InputError
+
+if TYPE_CHECKING:
+    from graphlens.hooked_transformer import HookedTransformer
+
+app = typer.Typer(
+    help="Transformers as ONNX files whose internals have names: export, read, edit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Model = Annotated[str, typer.Argument(help="A hooked folder or model.onnx, a checkpoint folder, or a hub name.")]
+Prompt = Annotated[str, typer.Argument(help="The text to run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Provider = Annotated[str | None, typer.Option("--provider", help="'cpu' or 'cuda'; default: CUDA where it works.")]
+NoBos = Annotated[bool, typer.Option("--no-bos", help="Do not prepend the BOS token.")]
+
+
+def _open(model: str, provider: str | None = None) -> HookedTransformer:
+    from graphlens.hooked_transformer import HookedTransformer
+
+    path = Path(model)
+    if path.is_file() or (path / "model.onnx").is_file():
+        return HookedTransformer.from_onnx(path, provider)
+    return HookedTransformer.from_pretrained(model, provider)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str | None, typer.Option("--model", help="Any hooked folder; default: the embedded model.")
+    ] = None,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Run the indirect-object demonstration: read, lens, ablate, patch.
+
+    Example: [bold]graphlens demo[/]
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from graphlens.demo import run_demo, show_demo
+    from graphlens.hub import embedded_model
+
+    figures = run_demo(_open(model or str(embedded_model()), provider))
+    if as_json:
+        _print_json(asdict(figures))
+    else:
+        show_demo(figures, Console())
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A hub name (gpt2, distilgpt2, ...) or a checkpoint folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare with transformers and try every hook point.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Export a Hugging Face checkpoint to a hooked folder (needs torch and transformers).
+
+    Example: [bold]graphlens export gpt2 -o gpt2-hooked[/]
+    """
+    from graphlens.exporter import export_model, report_lines
+    from graphlens.terminal import spinner
+
+    with spinner(f"Exporting {model}"):
+        report = export_model(model, out, verify=verify, force=force, revision=revision, announce=typer.echo)
+    for line in report_lines(report):
+        typer.echo(line)
+
+
+@app.command()
+def hooks(model: Model, as_json: Json = False) -> None:
+    """List every hook point of a model: name, shape, dtype.
+
+    Example: [bold]graphlens hooks gpt2-hooked[/]
+    """
+    from rich.console import Console
+
+    from graphlens.engine import Engine
+    from graphlens.hooked_transformer import HookedTransformer
+
+    path = Path(model)
+    opened = HookedTransformer(Engine(path)) if path.exists() and _is_hooked(path) else _open(model)
+    points = opened.hook_points()
+    if as_json:
+        _print_json({name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in points.items()})
+    else:
+        Console().print(points)
+
+
+def _is_hooked(path: Path) -> bool:
+    return path.is_file() or (path / "model.onnx").is_file()
+
+
+@app.command()
+def cache(
+    model: Model,
+    prompt: Prompt,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .safetensors file to write.")],
+    names: Annotated[str, typer.Option("--names", help="Which hook points, as a shell pattern.")] = "*",
+    no_bos: NoBos = False,
+    provider: Provider = None,
+) -> None:
+    """Run a prompt and save its activations as safetensors.
+
+    Example: [bold]graphlens cache gpt2-hooked "Hello world" --names "*.hook_pattern" -o acts.safetensors[/]
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from graphlens.hook_points import match_glob
+
+    opened = _open(model, provider)
+    chosen = match_glob(list(opened.hook_dict), names)
+    tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
+    _, activations = opened.run_with_cache(tokens, names_filter=chosen, return_type=None)
+    try:
+        save_file(
+            {"tokens": tokens, **{name: np.ascontiguousarray(value) for name, value in activations.items()}},
+            out,
+            metadata={"prompt": prompt, "model": opened.cfg.model_name},
+        )
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    typer.echo(f"{len(chosen)} activations of {tokens.shape[1]} tokens -> {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def run(
+    model: Model,
+    prompt: Prompt,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option("--ablate", help="HOOK or HOOK:HEAD to set to zero; may be given several times."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many next tokens to show.")] = 5,
+    no_bos: NoBos = False,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Show the most likely next tokens, and what ablating hook points changes.
+
+    Example: [bold]graphlens run gpt2-hooked "The capital of France is" --ablate blocks.5.attn.hook_z:7[/]
+    """
+    import numpy as np
+
+    from graphlens.analysis.numerics import softmax
+
+    opened = _open(model, provider)
+    tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
+    edits = [_ablation(opened, spec) for spec in ablate or []]
+    plain = softmax(opened(tokens)[0, -1])
+    edited = softmax(opened.run_with_hooks(tokens, fwd_hooks=edits)[0, -1]) if edits else plain
+    order = np.argsort(-plain)[:top]
+    extra = [i for i in np.argsort(-edited)[:top] if i not in order]
+    rows = [(opened.to_string([int(i)]), float(plain[i]), float(edited[i])) for i in [*order, *extra]]
+    if as_json:
+        _print_json([{"token": token, "probability": p, **({"ablated": q} if edits else {})} for token, p, q in rows])
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"Next token after {escape(prompt)!r}", title_justify="left")
+    for column in ("token", "probability", *(["ablated", "change"] if edits else [])):
+        table.add_column(column, justify="left" if column == "token" else "right")
+    for token, p, q in rows:
+        table.add_row(escape(repr(token)), f"{p:.4f}", *([f"{q:.4f}", f"{q - p:+.4f}"] if edits else []))
+    Console().print(table)
+
+
+def _ablation(model: HookedTransformer, spec: str) -> tuple[str, Any]:
+    """``HOOK`` or ``HOOK:HEAD`` -> a hook that sets that part to zero. Raises InputError, UnknownHookPoint."""
+    name, _, head = spec.partition(":")
+    if name not in model.hook_dict:
+        from graphlens import hook_points
+
+        raise hook_points.unknown(name, list(model.hook_dict), model.cfg.n_layers)
+    if not head:
+        return name, lambda value, hook: value * 0
+    axes = model._engine.manifest.hooks[name].axes
+    axis = next((i for i, axis in enumerate(axes) if axis.endswith("head_index")), None)
+    if axis is None:
+        raise InputError(f"{name!r} has no heads (its axes are {', '.join(axes)}): leave out ':{head}'.")
+    size = model.cfg.n_key_value_heads if axes[axis].startswith("key_value") else model.cfg.n_heads
+    if not head.isdigit() or int(head) >= size:
+        raise InputError(f"{name!r} has heads 0 to {size - 1}, not {head!r}.")
+
+    def zero(value: Any, hook: Any) -> None:
+        value[(slice(None),) * axis + (int(head),)] = 0
+
+    return name, zero
+
+
+@app.command()
+def check(model: Annotated[Path, typer.Argument(help="A hooked folder or model.onnx.")]) -> None:
+    """Check a file from a stranger: what it contains, and every byte of its weights.
+
+    Example: [bold]graphlens check gpt2-hooked[/]
+    """
+    from graphlens.surgery import check as check_file
+
+    report = check_file(model)
+    typer.echo(
+        f"{model}: safe to open. {report.nodes:,} nodes, {report.external_bytes / 1e6:,.1f} MB of weights in "
+        f"{', '.join(report.external_files) or 'the file itself'}; fingerprints match."
+    )
+
+
+@app.command("cache-clear")
+def cache_clear() -> None:
+    """Delete the exports that from_pretrained made in the cache folder (GRAPHLENS_CACHE).
+
+    Example: [bold]graphlens cache-clear[/]
+    """
+    import shutil
+
+    from graphlens.store import cache_root
+
+    folder = cache_root() / "hooked"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    shutil.rmtree(folder, ignore_errors=True)
+    typer.echo(f"{folder}: removed {size / 1e6:,.1f} MB (hardlinked weights free nothing while the original stays).")
+
+
+def main() -> None:
+    """The entry point: errors of ours are one readable block on stderr and exit code 1; wrong usage exits with 2."""
+    try:
+        app()
+    except GraphlensError as error:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.panel import Panel
+
+        title = type(error).__name__
+        Console(stderr=True).print(Panel(escape(str(error)), title=title, title_align="left", border_style="red"))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Exporting: the sequence that turns a checkpoint into a verified hooked folder, atomically."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphlens import __version__, store
+from graphlens.errors import ExportError, ModelFileError, RuntimeUnavailable
+from graphlens.hub import Source, resolve
+from graphlens.manifest import Manifest
+from graphlens.memory import peak_memory
+from graphlens.terminal import note, spinner
+from graphlens.tokenizer import TOKENIZER_FILES, load_tokenizer
+from graphlens.weights import NUMPY_DTYPES, SafetensorsFile, TensorEntry, write_safetensors
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphlens.export.checkpoint import Checkpoint
+    from graphlens.verify import Verification
+
+MODEL_FILE = "model.onnx"
+UNVERIFIED_FILE = ".model.onnx.unverified"  # renamed when the export is complete: a killed one does not open
+CONVERTED_FILE = "weights.safetensors"
+_COPIED = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+DTYPE = "float32"
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did: where it is, seconds and peak memory (bytes) of tracing and writing, bytes of weights that
+    were copied rather than linked, and the verification's findings (None when it was skipped)."""
+
+    folder: Path
+    seconds: float
+    peak_bytes: int
+    copied_bytes: int
+    verification: Verification | None
+
+
+def export_model(
+    name: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    force: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    announce: Announce = note,
+) -> ExportReport:
+    """Exports a checkpoint (hub name, TransformerLens alias or local folder) to a hooked folder ``out``.
+
+    The folder gets ``model.onnx`` with every hook point as an output, its own entry of the weights files (a hardlink
+    where the file system allows, else a copy) and the tokenizer files. ``out`` may be the checkpoint folder itself: the
+    graph is then added to it. Unless ``verify`` is False the result is compared with transformers and every hook point
+    is tried; a file that fails is not kept. ``force`` replaces an existing export.
+    ``announce`` is told about long steps. Raises ExportError, VerificationError, RuntimeUnavailable.
+    """
+    source = resolve(name, revision, token, cache_dir)
+    target = Path(out).expanduser()
+    if target.exists() and target.resolve() == source.folder.resolve():
+        from graphlens.surgery.files import writing
+
+        with writing(target):
+            return _export(source, target, target, verify, announce)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not (target / MODEL_FILE).is_file():
+            raise ExportError(f"{target}: exists and is not empty. Choose another folder.")
+        if not force:
+            raise ExportError(f"{target}: holds an export already. Pass force=True (--force) to replace it.")
+        shutil.rmtree(target)
+    return _export_staged(source, target, verify, announce)
+
+
+def cached_export(
+    name: str | os.PathLike[str],
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """The hooked folder of a model: the folder itself if it is one, else its export in the cache, made if absent."""
+    source = resolve(name, revision, token, cache_dir)
+    if _is_current_export(source.folder):
+        return source.folder
+    folder = store.export_folder(source.name, source.folder, DTYPE, ())
+    if not (folder / MODEL_FILE).is_file():
+        with spinner(f"Exporting {source.name} (once)"):
+            _export_staged(source, folder, verify=True, announce=lambda _: None)
+    return folder
+
+
+def _export_staged(source: Source, target: Path, verify: bool, announce: Announce) -> ExportReport:
+    """Exports into a temporary folder that becomes ``target``, whole, or vanishes."""
+    from graphlens.surgery.files import staged_folder, writing
+
+    with staged_folder(target) as stage, writing(target):
+        return _export(source, stage, target, verify, announce)
+
+
+def _is_current_export(folder: Path) -> bool:
+    """Whether a folder holds a hooked file of unprocessed float32 weights. A stranger's model.onnx is not one."""
+    from graphlens import surgery
+
+    if not (folder / MODEL_FILE).is_file():
+        return False
+    try:
+        manifest = surgery.read_manifest(surgery.load(folder, verify=False))
+    except ModelFileError:
+        # Without a checkpoint beside it there is nothing to export instead: let opening it say what is wrong.
+        return not (folder / "config.json").is_file()
+    return manifest.processing == () and manifest.config.dtype == DTYPE
+
+
+def _need_export_packages() -> None:
+    missing = [name for name in ("torch", "transformers", "onnxscript") if not _importable(name)]
+    if missing:
+        raise RuntimeUnavailable(
+            f"exporting needs {', '.join(missing)}, which is not installed: pip install 'graphlens-onnx[export]'. "
+            "Opening an exported folder does not."
+        )
+
+
+def _importable(name: str) -> bool:
+    import importlib.util
+
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+
+
+def _export(source: Source, stage: Path, target: Path, verify: bool, announce: Announce) -> ExportReport:
+    """Writes the export into ``stage`` (announced as ``target``)."""
+    from graphlens.export.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(source.folder)
+    load_tokenizer(source.folder)  # a broken tokenizer is found now rather than after the export
+    _need_export_packages()
+    if verify:
+        from graphlens.runtime.providers import onnxruntime
+
+        onnxruntime()
+    unverified = stage / UNVERIFIED_FILE
+    started = time.perf_counter()
+    try:
+        with peak_memory() as peak:
+            model, copied = _write(source, checkpoint, stage, unverified, announce)
+        del model
+        seconds = time.perf_counter() - started
+        report = None
+        if verify:
+            from graphlens.verify import verify_export
+
+            announce("Verifying against transformers")
+            report = verify_export(unverified, source.folder)
+        os.replace(unverified, stage / MODEL_FILE)
+        return ExportReport(target, seconds, peak.bytes, copied, report)
+    finally:
+        unverified.unlink(missing_ok=True)
+
+
+def _write(source: Source, checkpoint: Checkpoint, stage: Path, path: Path, announce: Announce) -> tuple[ir.Model, int]:
+    """Traces, binds and writes the graph to ``path`` beside its weights. Returns the model and the bytes copied."""
+    import transformers
+
+    from graphlens import surgery
+    from graphlens.export import build, families
+    from graphlens.export.checkpoint import model_config
+    from graphlens.export.trace import trace
+    from graphlens.surgery.files import write_graph
+    from graphlens.surgery.hooked_graph import write_manifest
+    from graphlens.surgery.preamble import attach_preamble
+
+    hf_config = transformers.AutoConfig.from_pretrained(source.folder)
+    config = model_config(checkpoint, hf_config, source.name, DTYPE)
+    entries, copied = _place_weights(checkpoint, stage, announce)
+    announce(f"Tracing {source.name}: {config.n_layers} layers")
+    model = trace(hf_config, checkpoint.family)
+    build.optimise(model)
+    hooks = build.name_hook_points(model, config.n_layers)
+    tied = bool(getattr(hf_config, "tie_word_embeddings", False))
+    converted = CONVERTED_FILE in entries
+
+    def place_of(parameter: str, shape: tuple[int, ...]) -> tuple[str, str]:
+        file, key = checkpoint.locate(parameter, shape, tied)
+        return (CONVERTED_FILE, key) if converted else (file, key)
+
+    places = build.bind_weights(model, place_of, entries, stage)
+    # A tied parameter is one initializer in the graph, under one of its names; the views know both.
+    for parameter, other in checkpoint.family.tied.items():
+        if tied:
+            shared = places.get(parameter) or places[other]
+            places |= {parameter: shared, other: shared}
+    build.tidy(model)
+    model = attach_preamble(model)
+    manifest = Manifest(
+        config=config,
+        hooks=hooks,
+        weights=families.weight_views(checkpoint.family, config, places),
+        files={file: surgery.fingerprint(stage / file) for file in sorted(entries)},
+        source=source.name,
+        revision=source.revision,
+        exporter=_versions(),
+    )
+    write_manifest(model, manifest)
+    model = surgery.expose(model, hooks)
+    write_graph(model, path)
+    for file in _COPIED:
+        if stage.resolve() != source.folder.resolve() and (source.folder / file).is_file():
+            shutil.copyfile(source.folder / file, stage / file)
+    return model, copied
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "onnxscript", "onnx-ir")
+    return {"graphlens": __version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _place_weights(
+    checkpoint: Checkpoint, stage: Path, announce: Announce
+) -> tuple[dict[str, dict[str, TensorEntry]], int]:
+    """Gives ``stage`` its weights files: (tensors by file, bytes copied).
+
+    float32 checkpoints are linked (or copied across file systems) as they are; others become one new float32 file.
+    """
+    from graphlens.surgery.files import link_or_copy
+
+    if all(entry.dtype == "F32" for _, entry in checkpoint.tensors.values()):
+        entries: dict[str, dict[str, TensorEntry]] = {file: {} for file in checkpoint.files}
+        for key, (file, entry) in checkpoint.tensors.items():
+            entries[file][key] = entry
+        copied = 0
+        for file in entries:
+            if stage.resolve() != checkpoint.folder.resolve() and link_or_copy(checkpoint.folder / file, stage / file):
+                size = (stage / file).stat().st_size
+                announce(f"Copied {file} ({size / 1e6:,.0f} MB): it cannot be hardlinked into {stage.parent}")
+                copied += size
+        return entries, copied
+    announce("Converting the weights to float32")
+    floats = {k: (f, e) for k, (f, e) in checkpoint.tensors.items() if e.dtype in ("F64", "F32", "F16", "BF16")}
+    wanted = {
+        key: TensorEntry("F32", entry.shape, 0, int(np.prod(entry.shape)) * 4) for key, (_, entry) in floats.items()
+    }
+    path = stage / CONVERTED_FILE
+    write_safetensors(path, wanted, (_as_float32(checkpoint.folder / file, key) for key, (file, _) in floats.items()))
+    return {CONVERTED_FILE: dict(SafetensorsFile(path).entries)}, path.stat().st_size
+
+
+def _as_float32(path: Path, key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    file = SafetensorsFile(path)
+    array = file.array(key)
+    if file.entries[key].dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def report_lines(report: ExportReport) -> list[str]:
+    """What an export did, for people."""
+    lines = [f"Wrote {report.folder} in {report.seconds:.1f} s, peak memory {report.peak_bytes / 1e6:,.0f} MB"]
+    if report.verification is None:
+        lines.append("Not verified (--no-verify)")
+    else:
+        lines += report.verification.lines()
+    return lines

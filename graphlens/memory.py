@@ -1,0 +1,45 @@
+"""Peak memory of a step of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Peak:
+    """The highest resident memory during a step, in bytes; ``whole_process`` when only the process's own is known."""
+
+    bytes: int = 0
+    whole_process: bool = False
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """Measures the block. Linux can restart its high-water mark; elsewhere the mark covers the whole process so far."""
+    peak = Peak()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        peak.whole_process = True
+    try:
+        yield peak
+    finally:
+        peak.bytes = _high_water_mark()
+
+
+def _high_water_mark() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,82 @@
+"""Execution providers: which ones a session is asked for, and whether it really got them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+from graphlens.errors import InputError, RuntimeUnavailable
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_SHORT = {"cpu": [CPU], "cuda": [CUDA, CPU], "gpu": [CUDA, CPU]}
+Providers = str | Sequence[str] | None
+
+
+def onnxruntime() -> ModuleType:
+    """The onnxruntime module. Raises RuntimeUnavailable, naming the extra, when none is installed."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            "ONNX Runtime is not installed. Install one of: pip install 'graphlens-onnx[cpu]' or "
+            "pip install 'graphlens-onnx[gpu]' (not both: the two wheels overwrite each other)."
+        ) from error
+    if not hasattr(ort, "InferenceSession"):
+        raise RuntimeUnavailable(
+            "ONNX Runtime is installed but broken: onnxruntime and onnxruntime-gpu overwrite each other. "
+            "Uninstall both, then install one extra: graphlens-onnx[cpu] or graphlens-onnx[gpu]."
+        )
+    return ort
+
+
+@lru_cache(maxsize=1)
+def _preload_cuda() -> None:
+    preload = getattr(onnxruntime(), "preload_dlls", None)
+    if preload is not None:
+        preload()
+
+
+def choose_providers(asked: Providers) -> tuple[list[str], bool]:
+    """(provider names in order of preference, whether the first must be active).
+
+    ``asked``: "cpu", "cuda", a list of ONNX Runtime names, or None for CUDA where it works and CPU elsewhere.
+    Raises InputError for an unknown name, RuntimeUnavailable for one this ONNX Runtime was built without.
+    """
+    available = onnxruntime().get_available_providers()
+    if asked is None:
+        names, required = ([CUDA, CPU] if CUDA in available else [CPU]), False
+    elif isinstance(asked, str):
+        short = asked.lower().split(":")[0]
+        if short not in _SHORT and asked not in onnxruntime().get_all_providers():
+            raise InputError(
+                f"unknown provider {asked!r}: use 'cpu', 'cuda', or a list of ONNX Runtime provider names."
+            )
+        names, required = list(_SHORT.get(short, [asked])), True
+    else:
+        names, required = list(asked), True
+        if not names:
+            raise InputError("the list of providers is empty: use 'cpu', 'cuda', or ONNX Runtime provider names.")
+    known = onnxruntime().get_all_providers()
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown provider {name!r}. ONNX Runtime knows: {', '.join(known)}.")
+        if name not in available:
+            extra = " Install the GPU build: pip install 'graphlens-onnx[gpu]'." if name == CUDA else ""
+            raise RuntimeUnavailable(
+                f"{name} was asked for, and this ONNX Runtime was built without it. It has: {', '.join(available)}.{extra}"
+            )
+    if CUDA in names:
+        _preload_cuda()
+    return names, required
+
+
+def require_active(session: Any, names: Sequence[str]) -> None:
+    """Raises RuntimeUnavailable when the provider asked for first is not active: ONNX Runtime only warns and falls back."""
+    active = session.get_providers()
+    if names[0] not in active:
+        raise RuntimeUnavailable(
+            f"{names[0]} was asked for and is not active; ONNX Runtime fell back to {', '.join(active)}. For CUDA, check "
+            "the driver (nvidia-smi) and that CUDA and cuDNN match this onnxruntime-gpu; its own message is on stderr."
+        )

@@ -1,0 +1,88 @@
+"""Sessions: opening one over a graph, and running it with zero-copy inputs and outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.errors import ModelFileError
+from graphlens.runtime.providers import CPU, Providers, choose_providers, onnxruntime, require_active
+
+Array = npt.NDArray[Any]
+_ERRORS_ONLY = 3
+
+
+class Session:
+    """One ONNX Runtime session. Safe to run from several threads at once."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.providers: list[str] = session.get_providers()
+        self.inputs: list[str] = [value.name for value in session.get_inputs()]
+        self.optional_inputs: list[str] = [value.name for value in session.get_overridable_initializers()]
+        self.outputs: list[str] = [value.name for value in session.get_outputs()]
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        feeds: Mapping[str, Array],
+        on_start: Callable[[Callable[[], None]], None] | None = None,
+    ) -> list[Array]:
+        """Runs and returns the named outputs, in order, as arrays that own ONNX Runtime's buffers (no copy on CPU).
+
+        ``on_start`` is handed a function that stops the run early from another thread or from a callback inside it.
+        """
+        ort = onnxruntime()
+        options = ort.RunOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        if on_start is not None:
+
+            def stop() -> None:
+                options.terminate = True
+
+            on_start(stop)
+        # The OrtValue aliases the array's memory, so both must live until the run ends: `arrays` keeps them.
+        arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        results = self._session.run_with_ort_values(list(outputs), values, options)
+        return [value.numpy() for value in results]
+
+
+def open_session(
+    model: Path | bytes,
+    providers: Providers = None,
+    folder: Path | None = None,
+    custom_ops: str | None = None,
+) -> Session:
+    """Opens a session over a graph file, or over a graph's bytes whose external data lies in ``folder``.
+
+    ``custom_ops`` is a custom-operator library of graphlens's own choosing; a model never names one.
+    Raises RuntimeUnavailable for providers that are not there or not active, ModelFileError for a refused file.
+    """
+    ort = onnxruntime()
+    names, required = choose_providers(providers)
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    # A model file could otherwise carry its own session options.
+    os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if custom_ops is not None:
+        options.register_custom_ops_library(custom_ops)
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        session = ort.InferenceSession(source, options, providers=names)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        if not required and names[0] != CPU:
+            session = ort.InferenceSession(source, options, providers=[CPU])
+        else:
+            where = model if isinstance(model, Path) else folder
+            raise ModelFileError(f"{where}: ONNX Runtime refuses this model: {error}") from error
+    if required:
+        require_active(session, names)
+    return Session(session)

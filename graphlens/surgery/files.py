@@ -1,0 +1,161 @@
+"""Hooked folders on disk: loading a graph, saving one atomically, and giving a folder its own entry of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graphlens.errors import ExportError, ModelFileError
+from graphlens.surgery.strangers import CheckReport, check_graph, check_size
+from graphlens.surgery.fingerprint import verify_weights
+from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
+
+MODEL_FILE = "model.onnx"
+
+
+def model_path(path: str | os.PathLike[str]) -> Path:
+    """The graph file of a hooked folder, or the path itself when it is a file. Raises ModelFileError if neither."""
+    found = Path(path)
+    if found.is_dir():
+        found = found / MODEL_FILE
+    if not found.is_file():
+        raise ModelFileError(f"{found}: no such file. A hooked folder holds {MODEL_FILE}; make one: graphlens export.")
+    return found
+
+
+def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
+    """Loads a hooked model: the graph in memory, the weights referenced where they lie.
+
+    By default the graph is checked as a stranger's (see check) and the weights files are compared with the manifest's
+    fingerprints. Raises ModelFileError.
+    """
+    file = model_path(path)
+    check_size(file)
+    try:
+        model = ir.load(file)
+    except Exception as error:  # protobuf and onnx-ir raise many kinds for one cause: the file does not parse
+        raise ModelFileError(f"{file}: not an ONNX model, or cut short ({type(error).__name__}: {error}).") from error
+    manifest = read_manifest(model, str(file))
+    if verify:
+        check_graph(model, file.parent)
+        verify_weights(file.parent, manifest.files)
+    return ensure_hooks_resolve(model)
+
+
+def save(model: ir.Model, path: str | os.PathLike[str]) -> Path:
+    """Writes a hooked model into a folder (or to a .onnx path), atomically; returns the graph's path.
+
+    Its weights files are linked or copied beside it when they lie elsewhere. Raises ExportError when it cannot write.
+    """
+    target = Path(path)
+    if target.suffix != ".onnx":
+        target = target / MODEL_FILE
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for name, source in sorted(weights_files(model).items()):
+            if source.resolve() != (target.parent / name).resolve():
+                link_or_copy(source, target.parent / name)
+        write_graph(model, target)
+    return target
+
+
+def weights_files(model: ir.Model) -> dict[str, Path]:
+    """The external weights files a model refers to: location -> path."""
+    found = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            found[str(tensor.location)] = Path(tensor.base_dir) / tensor.location
+    return found
+
+
+def write_graph(model: ir.Model, target: Path) -> None:
+    """Writes only the graph, through a temporary file that does not open as a model, then a rename."""
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        data = ir.to_proto(model).SerializeToString(deterministic=True)
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Gives ``target`` the bytes of ``source``: a hardlink to the resolved file, else a copy. True when it copied.
+
+    Never a symlink: ONNX Runtime refuses one that leaves the folder. An existing ``target`` is replaced.
+    """
+    blob = source.resolve(strict=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        try:
+            os.link(blob, partial)
+            copied = False
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+                raise
+            shutil.copyfile(blob, partial)
+            copied = True
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return copied
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns a failure to write into an ExportError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "The disk is full: free some space, or choose another folder.",
+            errno.EDQUOT: "Your disk quota is used up: free some space, or choose another folder.",
+            errno.EACCES: "You may not write there: choose another folder.",
+            errno.EPERM: "You may not write there: choose another folder.",
+            errno.EROFS: "That file system is read-only: choose another folder.",
+        }.get(error.errno or 0, "Choose another folder, or mend this one.")
+        raise ExportError(f"{target}: could not be written ({error.strerror or error}). {advice}") from error
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes ``target`` at the end, whole, or vanishes on an error.
+
+    ``target`` must be absent or empty, unless another process put the same thing there meanwhile: then theirs stays.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+        stage.mkdir()
+    try:
+        yield stage
+        with writing(target):
+            try:
+                os.replace(stage, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / MODEL_FILE).is_file():
+                    raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def check(path: str | os.PathLike[str]) -> CheckReport:
+    """Checks a hooked file from a stranger: its structure (see check_graph) and every byte of its weights files.
+
+    Raises ModelFileError on the first thing that is not right.
+    """
+    model = load(path)
+    folder = model_path(path).parent
+    verify_weights(folder, read_manifest(model).files, whole=True)
+    return check_graph(model, folder)

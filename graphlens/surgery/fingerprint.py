@@ -1,0 +1,72 @@
+"""Fingerprints of weights files: is this the file the graph was made for? Answered at every open, in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from graphlens.errors import ModelFileError
+from graphlens.manifest import WeightFile
+from graphlens.weights import SafetensorsFile
+
+_SAMPLES = 8  # windows per tensor
+_WINDOW = 16  # bytes per window
+_CHUNK = 1 << 22
+
+
+def _samples_digest(file: SafetensorsFile) -> str:
+    """SHA-256 of evenly strided windows of every tensor, first and last included."""
+    digest = hashlib.sha256()
+    data = memoryview(file.bytes)
+    for name in sorted(file.entries):
+        entry = file.entries[name]
+        room = max(entry.length - _WINDOW, 0)
+        for index in range(_SAMPLES):
+            start = entry.offset + room * index // (_SAMPLES - 1)
+            digest.update(data[start : min(start + _WINDOW, entry.offset + entry.length)])
+    return digest.hexdigest()
+
+
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a whole file; ``progress`` is told the bytes read of each chunk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return digest.hexdigest()
+
+
+def quick_fingerprint(path: Path) -> WeightFile:
+    """The fingerprint without the whole-file digest (left empty): what an open compares. Reads a few KB."""
+    file = SafetensorsFile(path)
+    return WeightFile(file.size, hashlib.sha256(file.header).hexdigest(), _samples_digest(file), "")
+
+
+def fingerprint(path: Path) -> WeightFile:
+    """The whole fingerprint; reads all bytes."""
+    quick = quick_fingerprint(path)
+    return WeightFile(quick.size, quick.header_sha256, quick.samples_sha256, sha256_file(path))
+
+
+def verify_weights(folder: Path, files: Mapping[str, WeightFile], whole: bool = False) -> None:
+    """Compares the weights files of a folder with their recorded fingerprints.
+
+    Raises ModelFileError when one is missing, shortened or another model's; ``whole`` compares all bytes too.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        found = quick_fingerprint(path)
+        if found.size != expected.size:
+            raise ModelFileError(
+                f"{path}: {found.size:,} bytes where the graph expects {expected.size:,}. Export the model again."
+            )
+        if (found.header_sha256, found.samples_sha256) != (expected.header_sha256, expected.samples_sha256):
+            raise ModelFileError(
+                f"{path}: these are not the weights this graph was exported with (fingerprints differ). "
+                "Put the original file back, or export the model again."
+            )
+        if whole and sha256_file(path) != expected.sha256:
+            raise ModelFileError(f"{path}: its SHA-256 differs from the one recorded at export: the file was altered.")

@@ -1,0 +1,175 @@
+"""Files from strangers: what a model file may contain before anything is asked to run it.
+
+ONNX Runtime follows whatever a file says: external data, nested functions, custom operators. Each limit here stands
+against a known way to read outside the folder, to exhaust memory or time, or to run foreign code.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx_ir as ir
+
+from graphlens.errors import ModelFileError
+
+MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit
+MAX_NODES = 200_000
+MAX_EXPANDED_NODES = 1_000_000
+MAX_DEPTH = 16
+MAX_TENSOR_BYTES = 1 << 40
+ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+REFUSED_OPS = frozenset({"EPContext"})
+_MEMORY_MARKERS = ("*/_ORT_MEM_ADDR_/*", "_ORT_MEM_ADDR_")
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check saw: node count (functions expanded), bytes of tensors inside and outside the file."""
+
+    nodes: int
+    embedded_bytes: int
+    external_bytes: int
+    external_files: tuple[str, ...]
+
+
+def check_size(file: Path) -> None:
+    """Refuses a graph file too large to be one. Raises ModelFileError."""
+    size = file.stat().st_size
+    if size > MAX_GRAPH_BYTES:
+        raise ModelFileError(f"{file}: {size:,} bytes, more than an ONNX graph can have ({MAX_GRAPH_BYTES:,}).")
+
+
+def check_graph(model: ir.Model, folder: Path) -> CheckReport:
+    """Refuses a model that reaches outside its folder, explodes when expanded, or needs foreign code.
+
+    Raises ModelFileError, naming the node or tensor.
+    """
+    declared = {(f.domain, f.name) for f in model.functions.values()}
+    nodes = 0
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node, depth in _nodes(graph, 0):
+            nodes += 1
+            if nodes > MAX_NODES:
+                raise ModelFileError(f"{folder}: more than {MAX_NODES:,} nodes. graphlens refuses to open it.")
+            if depth > MAX_DEPTH:
+                raise ModelFileError(f"{folder}: subgraphs nested more than {MAX_DEPTH} deep.")
+            _check_node(node, declared, folder)
+    expanded = _expanded_nodes(model, folder)
+    embedded = external = 0
+    files: set[str] = set()
+    for tensor in _tensors(model):
+        size = _tensor_bytes(tensor, folder)
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(tensor, size, folder)
+            external += size
+            files.add(str(tensor.location))
+        else:
+            embedded += size
+        if embedded + external > MAX_TENSOR_BYTES:
+            raise ModelFileError(f"{folder}: its tensors claim more than {MAX_TENSOR_BYTES:,} bytes.")
+    return CheckReport(expanded, embedded, external, tuple(sorted(files)))
+
+
+def _nodes(graph: ir.Graph | ir.Function, depth: int) -> Iterator[tuple[ir.Node, int]]:
+    for node in graph:
+        yield node, depth
+        if depth > MAX_DEPTH:
+            return
+        for subgraph in _subgraphs(node):
+            yield from _nodes(subgraph, depth + 1)
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _check_node(node: ir.Node, declared: set[tuple[str, str]], folder: Path) -> None:
+    if node.op_type in REFUSED_OPS:
+        raise ModelFileError(f"{folder}: node {node.name!r} is an {node.op_type}, which loads compiled foreign code.")
+    if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) not in declared:
+        raise ModelFileError(
+            f"{folder}: node {node.name!r} needs the operator {node.domain}::{node.op_type}. graphlens opens files with "
+            "standard operators only and never registers a custom operator library for a model."
+        )
+
+
+def _expanded_nodes(model: ir.Model, folder: Path) -> int:
+    """Nodes after every function call is inlined, counted without inlining: a doubling chain is found in linear time."""
+    functions = {(f.domain, f.name): f for f in model.functions.values()}
+    sizes: dict[tuple[str, str], int] = {}
+    open_calls: set[tuple[str, str]] = set()
+
+    def size(graph: ir.Graph | ir.Function) -> int:
+        total = 0
+        for node, _ in _nodes(graph, 0):
+            key = (node.domain, node.op_type)
+            total += call_size(key) if key in functions else 1
+            if total > MAX_EXPANDED_NODES:
+                raise ModelFileError(f"{folder}: its functions expand to over {MAX_EXPANDED_NODES:,} nodes.")
+        return total
+
+    def call_size(key: tuple[str, str]) -> int:
+        if key in open_calls or len(open_calls) > 500:
+            raise ModelFileError(f"{folder}: the function {key[0]}::{key[1]} calls itself, or functions nest too deep.")
+        if key not in sizes:
+            open_calls.add(key)
+            sizes[key] = size(functions[key].graph)
+            open_calls.remove(key)
+        return sizes[key]
+
+    return size(model.graph)
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    graphs: list[ir.Graph] = [model.graph, *(function.graph for function in model.functions.values())]
+    while graphs:
+        graph = graphs.pop()
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+        for node in graph:
+            graphs.extend(_subgraphs(node))
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.as_tensor()
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from attribute.as_tensors()
+                elif attribute.type in (ir.AttributeType.SPARSE_TENSOR, ir.AttributeType.SPARSE_TENSORS):
+                    raise ModelFileError("sparse tensors are not part of hooked files; graphlens refuses to open them.")
+
+
+def _tensor_bytes(tensor: ir.TensorProtocol, folder: Path) -> int:
+    sizes = tuple(tensor.shape.numpy()) if isinstance(tensor.shape, ir.Shape) else tuple(tensor.shape)
+    if any(not isinstance(size, int) or size < 0 for size in sizes):
+        raise ModelFileError(f"{folder}: tensor {tensor.name!r} has the impossible shape {list(sizes)}.")
+    return math.ceil(math.prod(sizes) * tensor.dtype.itemsize)
+
+
+def _check_external(tensor: ir.ExternalTensor, size: int, folder: Path) -> None:
+    location = str(tensor.location)
+    posix, windows = PurePosixPath(location), PureWindowsPath(location)
+    if any(location.startswith(marker) for marker in _MEMORY_MARKERS):
+        raise ModelFileError(f"{folder}: tensor {tensor.name!r} points into ONNX Runtime's own memory.")
+    if not location or posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
+        raise ModelFileError(f"{folder}: tensor {tensor.name!r} lies outside the folder ({location!r}). Refused.")
+    path = folder / location
+    if not path.exists():
+        raise ModelFileError(f"{path}: the weights file is missing. Put it back, or export the model again.")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelFileError(f"{path}: a link that leaves the folder. Refused: copy or hardlink the file instead.")
+    if not path.is_file():
+        raise ModelFileError(f"{path}: not a regular file.")
+    offset, length = tensor.offset or 0, tensor.length if tensor.length is not None else size
+    if offset < 0 or length != size or offset + length > os.stat(path).st_size:
+        raise ModelFileError(
+            f"{path}: tensor {tensor.name!r} asks for bytes {offset:,} to {offset + length:,}, which do not fit its shape "
+            f"or the file ({os.stat(path).st_size:,} bytes). The file was shortened or the graph altered."
+        )
