@@ -73,6 +73,7 @@ class Demo:
     predicted: str
     clean: float
     corrupted: float
+    corrupted_token: str
     activations: int
     megabytes: float
     cache_ms: float
@@ -89,7 +90,7 @@ def run_demo(model: HookedTransformer) -> Demo:
     """
     answer, wrong = model.to_single_token(ANSWER), model.to_single_token(WRONG)
     tokens, corrupted = model.to_tokens(PROMPT), model.to_tokens(CORRUPTED)
-    words = tuple(model.to_str_tokens(PROMPT))
+    words, other_words = ([str(word) for word in model.to_str_tokens(text)] for text in (PROMPT, CORRUPTED))
     model(tokens)  # the first run of a session allocates; the timed one is an ordinary one
 
     def difference(logits: Any) -> float:
@@ -102,10 +103,11 @@ def run_demo(model: HookedTransformer) -> Demo:
     corrupted_logits = model(corrupted)
     return Demo(
         model=model.cfg.model_name,
-        tokens=words,
-        predicted=model.to_string([int(logits[0, -1].argmax())]),
+        tokens=tuple(words),
+        predicted=str(model.to_string([int(logits[0, -1].argmax())])),
         clean=difference(logits),
         corrupted=difference(corrupted_logits),
+        corrupted_token=next(b for a, b in zip(words, other_words, strict=True) if a != b),
         activations=len(cache),
         megabytes=sum(value.nbytes for value in cache.values()) / 1e6,
         cache_ms=elapsed,
@@ -116,7 +118,7 @@ def run_demo(model: HookedTransformer) -> Demo:
     )
 
 
-def _attended(model: HookedTransformer, cache: Any, tokens: Any, words: tuple[str, ...], answer: int) -> Attended:
+def _attended(model: HookedTransformer, cache: Any, tokens: Any, words: list[str], answer: int) -> Attended:
     position = int(np.flatnonzero(tokens[0] == answer)[-1])
     patterns = np.stack([cache["pattern", layer][0, :, -1] for layer in range(model.cfg.n_layers)])  # [L, h, key]
     layer, head = np.unravel_index(int(patterns[:, :, position].argmax()), patterns.shape[:2])
@@ -180,47 +182,44 @@ def show_demo(demo: Demo, console: Console) -> None:
     def quoted(token: str) -> str:
         return escape(repr(token))
 
-    def table(title: str, *columns: str) -> Table:
-        made = Table(title=title, title_justify="left", title_style="bold")
+    def table(*columns: str) -> Table:
+        made = Table()
         for index, column in enumerate(columns):
             made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
         return made
 
-    console.print(
-        Panel(
-            f"{escape(PROMPT)} [dim]…[/dim] [bold green]{escape(demo.predicted.strip())}[/]", title=escape(demo.model)
-        )
-    )
+    best = f"[bold green]{escape(demo.predicted.strip())}[/]"
+    console.print(Panel(f"{escape(PROMPT)} [dim]…[/dim] {best}", title=escape(demo.model)))
     console.print(f"[dim]{len(demo.tokens)} tokens:[/] " + escape(" | ".join(demo.tokens)))
     console.print(
         f"Read all [bold]{demo.activations}[/] activations, {demo.megabytes:.1f} MB, in [bold]{demo.cache_ms:.1f} ms[/]. "
         f"Logit difference {quoted(ANSWER)} - {quoted(WRONG)}: [bold]{demo.clean:+.2f}[/]\n"
     )
-    heads = table(
-        f"Head {demo.attended.layer}.{demo.attended.head}: most attended token from the end", "token", "attention"
+    head = demo.attended
+    console.print(
+        f"[bold]Attention[/] of head {head.layer}.{head.head}, from the last position; most: {quoted(head.token)}"
     )
-    for token, weight in demo.attended.top:
+    heads = table("token", "attention")
+    for token, weight in head.top:
         heads.add_row(quoted(token), f"{weight:.3f}")
     console.print(heads)
-    lens = table(
-        "Logit lens at the end", "residual stream", "best token", "p(best)", f"p({ANSWER.strip()})", "logit difference"
-    )
+    console.print("[bold]Logit lens[/] at the last position")
+    lens = table("residual stream", "best token", "p(best)", f"p({ANSWER.strip()})", "logit difference")
     for row in demo.lens:
-        lens.add_row(
-            row.hook, quoted(row.top_token), f"{row.probability:.3f}", f"{row.answer_probability:.3f}",
-            f"{row.logit_difference:+.2f}",
-        )  # fmt: skip
+        figures = (f"{row.probability:.3f}", f"{row.answer_probability:.3f}", f"{row.logit_difference:+.2f}")
+        lens.add_row(row.hook, quoted(row.top_token), *figures)
     console.print(lens)
     edit = demo.ablation
     console.print(
         f"[bold]Ablate[/] {edit.hook} head {edit.head}: logit difference {edit.before:+.2f} → [bold]{edit.after:+.2f}[/], "
         f"KL {edit.kl:.3f} nats\n"
     )
-    patches = table(
-        f"Patch the clean run into {quoted(demo.tokens[demo.patches[0].position])} → {quoted(WRONG if WRONG != demo.tokens[demo.patches[0].position] else ANSWER)} "
-        f"(logit difference {demo.corrupted:+.2f})",
-        f"at position {demo.patches[0].position} of", "logit difference", "restored",
-    )  # fmt: skip
+    position = demo.patches[0].position
+    console.print(
+        f"[bold]Patch[/] the residual stream at position {position} from this run into one where {quoted(demo.tokens[position])}"
+        f" is {quoted(demo.corrupted_token)} (logit difference {demo.corrupted:+.2f})"
+    )
+    patches = table("patched", "logit difference", "restored")
     for patch in demo.patches:
         patches.add_row(patch.hook, f"{patch.logit_difference:+.2f}", f"{patch.restored:+.0%}")
     console.print(patches)

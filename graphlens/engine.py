@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -20,7 +20,7 @@ from graphlens.manifest import Manifest
 from graphlens.memory import peak_memory
 from graphlens.terminal import note, spinner
 from graphlens.tokenizer import TOKENIZER_FILES, load_tokenizer
-from graphlens.weights import NUMPY_DTYPES, SafetensorsFile, TensorEntry, write_safetensors
+from graphlens.weights import SafetensorsFile, TensorEntry, write_safetensors
 
 if TYPE_CHECKING:
     import onnx_ir as ir

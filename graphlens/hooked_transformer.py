@@ -345,7 +345,7 @@ class HookedTransformer:
 
     @contextlib.contextmanager
     def hooks(self, fwd_hooks: Hooks = (), clear_contexts: bool = False) -> Iterator[Self]:
-        """Adds hooks to every call inside the ``with`` block. ``clear_contexts`` empties each ``hook.ctx`` at its end."""
+        """Adds hooks to every call inside the ``with`` block; ``clear_contexts`` empties each ``hook.ctx`` after it."""
         with self._hooks.adding(fwd_hooks):
             try:
                 yield self
@@ -361,8 +361,8 @@ class HookedTransformer:
         return self._to_user(
             numerics.layer_norm(
                 self._from_user(residual),
-                weights["ln_final.w"] if "ln_final.w" in weights else None,
-                weights["ln_final.b"] if "ln_final.b" in weights else None,
+                weights.get("ln_final.w"),
+                weights.get("ln_final.b"),
                 config.eps,
                 centre=config.normalization_type.startswith("LN"),
             )

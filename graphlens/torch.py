@@ -32,4 +32,5 @@ class HookedTransformer(hooked_transformer.HookedTransformer):
             return value
         if not isinstance(value, torch.Tensor):
             raise TypeError(type(value).__name__)
-        return value.detach().cpu().numpy()
+        array: npt.NDArray[Any] = value.detach().cpu().numpy()
+        return array

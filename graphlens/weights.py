@@ -96,6 +96,10 @@ class WeightStore:
     def __contains__(self, name: str) -> bool:
         return name in self._views
 
+    def get(self, name: str) -> npt.NDArray[Any] | None:
+        """The weight, or None where the model has none of that name (a folded norm's, say)."""
+        return self[name] if name in self else None
+
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         view = self._views[name]
         if view.file not in self._files:

@@ -15,7 +15,8 @@ Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
 class ActivationCache(Mapping[str, Any]):
     """Activations by hook name, in firing order (TransformerLens's ActivationCache).
 
-    Keys: a full name, ``"k6"``, ``"scale4ln1"``, ``("resid_pre", 3)``, ``("pattern", -1, "attn")``, ``("embed", None)``.
+    Keys: a full name, ``"k6"``, ``"scale4ln1"``, ``("resid_pre", 3)``, ``("pattern", -1, "attn")`` or
+    ``("embed", None)``.
     Values are arrays (tensors on the torch face) shaped as ``model.hook_points()`` lists them.
     """
 
@@ -56,7 +57,8 @@ class ActivationCache(Mapping[str, Any]):
         return len(self.cache_dict)
 
     def __repr__(self) -> str:
-        return f"ActivationCache with {len(self)} activations: {', '.join(list(self)[:4])}{', ...' if len(self) > 4 else ''}"
+        shown = ", ".join([*list(self)[:4], *(["..."] if len(self) > 4 else [])])
+        return f"ActivationCache with {len(self)} activations: {shown}"
 
     def remove_batch_dim(self) -> Self:
         """Drops the batch axis of every activation, in place. Raises InputError for a batch of more than one."""

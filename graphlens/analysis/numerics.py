@@ -1,4 +1,4 @@
-"""The numerics that analysis shares: softmax family, layer norm, next-token loss. NumPy, stable, in the input's dtype."""
+"""The numerics that analysis shares: softmax family, layer norm, next-token loss. Stable, in the input's dtype."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 def softmax(x: Array, axis: int = -1) -> Array:
     """softmax(x) along ``axis``; same shape, sums to 1."""
-    return np.exp(log_softmax(x, axis))  # type: ignore[no-any-return]
+    return np.exp(log_softmax(x, axis))
 
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float, centre: bool = True) -> Array:

@@ -20,7 +20,7 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that transformers wrote: its config, its family, and where each tensor lies ((file, entry) by key)."""
+    """A folder that transformers wrote: its config, its family, where each tensor lies (file, entry)."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -112,7 +112,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def model_config(checkpoint: Checkpoint, hf_config: Any, name: str, dtype: str) -> ModelConfig:
-    """The architecture in TransformerLens's terms. ``hf_config`` is transformers' config object (defaults filled in)."""
+    """The architecture in TransformerLens's terms, from transformers' config object (its defaults filled in)."""
     value = {field: getattr(hf_config, attribute) for field, attribute in checkpoint.family.config.items()}
     if value["d_mlp"] is None:
         value["d_mlp"] = 4 * value["d_model"]

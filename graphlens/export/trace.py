@@ -118,6 +118,11 @@ class _Decoder(nn.Module):
         self.model = model
         self.token_mask: Tensor | None = None
 
+    def zero_padding(self, _: nn.Module, __: Any, out: Tensor) -> Tensor:
+        """A forward hook: ``out`` [b, q, D] with 0 where the token mask is False."""
+        assert self.token_mask is not None
+        return torch.where(self.token_mask.unsqueeze(-1), out, torch.zeros((), dtype=out.dtype, device=out.device))
+
     def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor, token_mask: Tensor) -> Tensor:
         self.token_mask = token_mask
         out = self.model(input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False)
@@ -153,11 +158,7 @@ def _instrument(model: nn.Module, family: Family) -> _Decoder:
     centred = family.normalization == "LN"
     if family.pos_embed is not None:
         # TransformerLens: the position embedding is 0 at masked pads. Registered before the tap, so it runs first.
-        model.get_submodule(family.pos_embed).register_forward_hook(
-            lambda _, __, out: torch.where(
-                decoder.token_mask.unsqueeze(-1), out, torch.zeros((), dtype=out.dtype, device=out.device)
-            )
-        )
+        model.get_submodule(family.pos_embed).register_forward_hook(decoder.zero_padding)
     blocks = model.get_submodule(family.blocks)
     for i in range(len(blocks)):
         for path, name in family.norms.items():
@@ -218,4 +219,5 @@ def _trace(model: nn.Module, family: Family) -> ir.Model:
         dynamic_shapes=(rows, rows, {0: batch, 2: sequence, 3: sequence}, rows),
     )
     assert program is not None
-    return program.model
+    traced: ir.Model = program.model
+    return traced

@@ -88,7 +88,8 @@ def callback_library() -> str:
             # operators that are not ours still go through it.
             if op_id not in ours:
                 return theirs(op_id, feed, attributes)  # type: ignore[no-any-return]
-            result = _call(*feed, index=int(attributes["index"]))
+            activation, run = feed
+            result = _call(activation, run, int(attributes["index"]))
             return op_id, result.shape, result
 
         definition.install_hooker(dispatch)
@@ -135,7 +136,7 @@ class PythonCalls:
             return activation
         try:
             return np.asarray(self._callbacks[index](activation), order="C")
-        except BaseException as error:  # noqa: BLE001 - whatever it is, leaving here would abort the process
+        except BaseException as error:
             self._error = error
             if self._stop is not None:
                 self._stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 from graphlens.errors import InputError, RuntimeUnavailable
@@ -14,7 +13,7 @@ _SHORT = {"cpu": [CPU], "cuda": [CUDA, CPU], "gpu": [CUDA, CPU]}
 Providers = str | Sequence[str] | None
 
 
-def onnxruntime() -> ModuleType:
+def onnxruntime() -> Any:
     """The onnxruntime module. Raises RuntimeUnavailable, naming the extra, when none is installed."""
     try:
         import onnxruntime as ort

@@ -13,9 +13,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphlens.errors import ExportError, ModelFileError
-from graphlens.surgery.strangers import CheckReport, check_graph, check_size
 from graphlens.surgery.fingerprint import verify_weights
 from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
+from graphlens.surgery.strangers import CheckReport, check_graph, check_size
 
 MODEL_FILE = "model.onnx"
 

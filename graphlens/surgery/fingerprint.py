@@ -18,13 +18,13 @@ _CHUNK = 1 << 22
 def _samples_digest(file: SafetensorsFile) -> str:
     """SHA-256 of evenly strided windows of every tensor, first and last included."""
     digest = hashlib.sha256()
-    data = memoryview(file.bytes)
+    data = file.bytes
     for name in sorted(file.entries):
         entry = file.entries[name]
         room = max(entry.length - _WINDOW, 0)
         for index in range(_SAMPLES):
             start = entry.offset + room * index // (_SAMPLES - 1)
-            digest.update(data[start : min(start + _WINDOW, entry.offset + entry.length)])
+            digest.update(data[start : min(start + _WINDOW, entry.offset + entry.length)].tobytes())
     return digest.hexdigest()
 
 

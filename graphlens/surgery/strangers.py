@@ -150,7 +150,10 @@ def _tensor_bytes(tensor: ir.TensorProtocol, folder: Path) -> int:
     sizes = tuple(tensor.shape.numpy()) if isinstance(tensor.shape, ir.Shape) else tuple(tensor.shape)
     if any(not isinstance(size, int) or size < 0 for size in sizes):
         raise ModelFileError(f"{folder}: tensor {tensor.name!r} has the impossible shape {list(sizes)}.")
-    return math.ceil(math.prod(sizes) * tensor.dtype.itemsize)
+    elements: float = tensor.dtype.itemsize
+    for size in sizes:
+        elements *= int(str(size))
+    return math.ceil(elements)
 
 
 def _check_external(tensor: ir.ExternalTensor, size: int, folder: Path) -> None:

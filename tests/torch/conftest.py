@@ -1,0 +1,35 @@
+"""Checkpoints made on the spot (odd sizes hide no transposed axis) and their exports, shared by the session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch_reference import ODD_CONFIG
+
+import graphlens
+
+
+def save_model(folder: Path, config: transformers.GPT2Config, seed: int = 0) -> transformers.GPT2LMHeadModel:
+    """A random model with every weight far from its initial symmetry (LayerNorm and biases too), saved and returned."""
+    torch.manual_seed(seed)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("odd") / "checkpoint"
+    save_model(folder, transformers.GPT2Config(**ODD_CONFIG))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def odd_hooked(odd_checkpoint: Path) -> Path:
+    return graphlens.export_model(odd_checkpoint, odd_checkpoint.parent / "hooked").folder
