@@ -61,11 +61,11 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         logits, values = engine.run({"input_ids": tokens}, engine.hook_names)
         assert logits is not None
         _check_finite(values)
-        difference, allowed = _compare(logits, _reference(checkpoint, tokens), bool(engine.manifest.processing))
         _check_shapes(engine, values, length)
         _check_patterns(values)
         _check_future(engine, tokens, logits)
         del values
+        difference, allowed = _compare(logits, _reference(checkpoint, tokens), bool(engine.manifest.processing))
         with steps("Trying every hook point", len(engine.hook_names)) as progress:
             few = tokens[:1, :_EFFECT_LENGTH]
             before, _ = engine.run({"input_ids": few}, ())

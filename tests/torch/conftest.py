@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import torch
 import transformers
@@ -21,6 +23,24 @@ def save_model(folder: Path, config: transformers.GPT2Config, seed: int = 0) -> 
             parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(folder)
     return model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Tracing depends on the config alone and takes seconds: one trace per config serves all exports of a session."""
+    from graphlens.export import trace as module
+
+    trace, traced = module.trace, {}
+
+    def remembered(config: transformers.PretrainedConfig, family: object) -> ir.Model:
+        key = config.to_json_string()
+        if key not in traced:
+            traced[key] = trace(config, family)
+        return traced[key].clone()
+
+    module.trace = remembered
+    yield
+    module.trace = trace
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,9 @@ def activations(model: Any, tokens: Tensor) -> dict[str, Tensor]:
     handles = []
 
     def keep(module: Any, name: str, take: Callable[[Any, Any], Tensor]) -> None:
-        handles.append(module.register_forward_hook(lambda _, args, out: found.__setitem__(name, take(args, out).clone())))
+        handles.append(
+            module.register_forward_hook(lambda _, args, out: found.__setitem__(name, take(args, out).clone()))
+        )
 
     def into(args: Any, _: Any) -> Tensor:
         return args[0]
