@@ -35,10 +35,9 @@ def optimise(model: ir.Model) -> None:
     that happen to be equal (which would tie layers together for good).
     """
     graph = model.graph
-    weights = list(graph.initializers.values())
-    graph.initializers.clear()
+    weights = [value for value in graph.initializers.values() if value.const_value is None]
     for weight in weights:
-        weight.const_value = None
+        del graph.initializers[str(weight.name)]
         graph.inputs.append(weight)
     optimizer.optimize_ir(model, num_iterations=4)
     for weight in weights:

@@ -189,14 +189,42 @@ def trace(config: Any, family: Family) -> ir.Model:
     """Builds the model of a transformers config without weights and traces it to an ONNX graph with marked hooks.
 
     The graph's inputs are input_ids, positions, mask and token_mask; its initializers are named as the module's
-    parameters and carry no data.
+    parameters; they carry no data, except buffers that the model computes and no checkpoint stores.
     """
     AttentionInterface.register(ATTENTION, hooked_attention)
     AttentionMaskInterface.register(ATTENTION, _mask_must_be_ready)
     config = copy.deepcopy(config)
     config._attn_implementation = ATTENTION
-    with _quiet(), torch.no_grad(), FakeTensorMode():
-        return _trace(AutoModelForCausalLM.from_config(config, dtype=torch.float32), family)
+    with _quiet(), torch.no_grad():
+        with FakeTensorMode():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            stored = set(model.state_dict())
+            computed = {name for name, _ in model.named_buffers() if name not in stored}
+            traced = _trace(model, family)
+        values = _computed_buffers(config, computed) if computed else {}
+    for name, value in traced.graph.initializers.items():
+        buffer = values.get(name.removeprefix(MODEL_PREFIX))
+        value.const_value = None if buffer is None else ir.tensor(buffer.numpy(), name=name)
+    return traced
+
+
+def _computed_buffers(config: Any, names: set[str]) -> dict[str, Tensor]:
+    """Buffers that no checkpoint stores (rotary frequencies, say), by name, with the values the model gives them.
+
+    The model is built for real, but every parameter moves to the meta device as it is registered, before it is touched.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        empty = None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, empty)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    finally:
+        nn.Module.register_parameter = register
+    return {name: buffer for name, buffer in model.named_buffers() if name in names}
 
 
 def _trace(model: nn.Module, family: Family) -> ir.Model:

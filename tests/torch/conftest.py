@@ -33,7 +33,10 @@ def traced_once() -> Iterator[None]:
     trace, traced = module.trace, {}
 
     def remembered(config: transformers.PretrainedConfig, family: object) -> ir.Model:
-        key = config.to_json_string()
+        facts = config.to_dict()
+        key = repr(
+            sorted((k, v) for k, v in facts.items() if k not in ("dtype", "transformers_version", "architectures"))
+        )
         if key not in traced:
             traced[key] = trace(config, family)
         return traced[key].clone()

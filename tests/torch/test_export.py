@@ -88,7 +88,7 @@ def test_a_sharded_checkpoint(odd_checkpoint: Path, odd_hooked: Path, tmp_path: 
     assert len(list(folder.glob("*.safetensors"))) > 1
     np.testing.assert_array_equal(logits_of(folder), logits_of(odd_hooked))
     next(iter((tmp_path / "sharded").glob("*.safetensors"))).unlink()
-    with pytest.raises(ExportError, match="shard .* is missing"):
+    with pytest.raises(ExportError, match=r"shard .* is missing"):
         graphlens.export_model(tmp_path / "sharded", tmp_path / "again")
 
 
@@ -325,7 +325,7 @@ def test_a_killed_export_leaves_nothing_that_opens(odd_checkpoint: Path, tmp_pat
 # The cache of from_pretrained
 
 
-@pytest.fixture()
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -395,9 +395,12 @@ def test_two_processes_exporting_the_same_model_both_succeed(odd_checkpoint: Pat
 
 def test_a_stranger_at_the_target_is_not_taken_for_the_export(odd_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ExportError, match="could not be written"), surgery.files.staged_folder(out):
-        out.mkdir()
-        (out / "thesis.txt").write_text("precious")
+    stage = surgery.files.staged_folder(out)
+    stage.__enter__()
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    with pytest.raises(ExportError, match="could not be written"):
+        stage.__exit__(None, None, None)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 

@@ -1,0 +1,141 @@
+"""The command line: what it prints is the API's, errors are one block on stderr, exit codes say which kind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from graphlens import HookedTransformer
+
+PROMPT = "When John and Mary went to the store, John gave a drink to"
+
+
+def graphlens(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "graphlens.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def test_demo_runs_on_the_embedded_model_and_on_a_folder(tiny_folder: Path) -> None:
+    shown = graphlens("demo")
+    assert shown.returncode == 0, shown.stderr
+    for heading in ("Logit lens", "Ablate", "Patch", "Attention"):
+        assert heading in shown.stdout
+    assert shown.stderr == ""
+    figures = json.loads(graphlens("demo", "--json").stdout)
+    again = json.loads(graphlens("demo", "--json", "--model", tiny_folder).stdout)
+    for volatile in (figures, again):
+        volatile.pop("cache_ms")
+    assert figures == again
+
+
+def test_hooks_lists_every_hook_point(tiny: HookedTransformer, tiny_folder: Path) -> None:
+    listed = json.loads(graphlens("hooks", tiny_folder, "--json").stdout)
+    assert list(listed) == list(tiny.hook_dict)
+    assert listed["blocks.2.attn.hook_z"] == {"shape": "[batch, pos, 4, 32]", "dtype": "float32"}
+    table = graphlens("hooks", tiny_folder).stdout
+    assert all(name in table for name in tiny.hook_dict)
+
+
+def test_cache_writes_the_activations_that_the_api_reads(
+    tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "acts.safetensors"
+    done = graphlens("cache", tiny_folder, PROMPT, "--names", "blocks.[01].attn.hook_pattern", "-o", out)
+    assert done.returncode == 0, done.stderr
+    saved = load_file(out)
+    _, cache = tiny.run_with_cache(PROMPT)
+    assert set(saved) == {"tokens", "blocks.0.attn.hook_pattern", "blocks.1.attn.hook_pattern"}
+    np.testing.assert_array_equal(saved["tokens"], tiny.to_tokens(PROMPT))
+    for name in set(saved) - {"tokens"}:
+        np.testing.assert_array_equal(saved[name], cache[name])
+
+
+def test_run_shows_the_models_probabilities_and_an_ablations(tiny: HookedTransformer, tiny_folder: Path) -> None:
+    rows = json.loads(graphlens("run", tiny_folder, PROMPT, "--ablate", "blocks.2.attn.hook_z:1", "--json").stdout)
+
+    def probabilities(logits: np.ndarray) -> np.ndarray:
+        exp = np.exp(logits[0, -1].astype(np.float64) - logits[0, -1].max())
+        return exp / exp.sum()
+
+    def ablate(z: np.ndarray, hook: object) -> None:
+        z[:, :, 1, :] = 0
+
+    plain = probabilities(tiny(PROMPT))
+    edited = probabilities(tiny.run_with_hooks(PROMPT, fwd_hooks=[("blocks.2.attn.hook_z", ablate)]))
+    assert np.abs(plain - edited).max() > 0
+    for row in rows:
+        token = tiny.to_single_token(row["token"])
+        assert row["probability"] == pytest.approx(plain[token], rel=1e-4, abs=1e-8)
+        assert row["ablated"] == pytest.approx(edited[token], rel=1e-4, abs=1e-8)
+    assert rows[0]["probability"] == pytest.approx(plain.max(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("blocks.9.attn.hook_z:1", "blocks.3.attn.hook_z"),
+        ("blocks.0.attn.hook_z:4", "heads 0 to 3"),
+        ("blocks.0.attn.hook_z:x", "heads 0 to 3"),
+        ("blocks.0.hook_resid_pre:1", "has no heads"),
+    ],
+)
+def test_a_wrong_ablation_is_one_block_on_stderr(spec: str, message: str, tiny_folder: Path) -> None:
+    done = graphlens("run", tiny_folder, PROMPT, "--ablate", spec)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_folder_that_is_not_there_and_a_pattern_that_matches_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    gone = graphlens("hooks", tmp_path / "gone")
+    assert gone.returncode == 1
+    assert "no such folder" in " ".join(gone.stderr.replace("│", " ").split())
+    nothing = graphlens("cache", tiny_folder, "Hi", "--names", "hook_q_in", "-o", tmp_path / "a.safetensors")
+    assert nothing.returncode == 1
+    assert not (tmp_path / "a.safetensors").exists()
+    unwritable = graphlens("cache", tiny_folder, "Hi", "-o", tmp_path / "no" / "a.safetensors")
+    assert unwritable.returncode == 1
+    assert "cannot be written" in " ".join(unwritable.stderr.replace("│", " ").split())
+
+
+def test_check_accepts_the_embedded_model_and_refuses_an_altered_one(tiny_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    assert graphlens("check", tiny_folder).returncode == 0
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "altered"))
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    refused = graphlens("check", folder)
+    assert refused.returncode == 1
+    assert "altered" in refused.stderr or "not the weights" in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    commands = ("demo", "export", "hooks", "cache", "run", "check", "cache-clear")
+    listing = graphlens("--help").stdout
+    for command in commands:
+        assert command in listing
+        shown = graphlens(command, "--help")
+        assert shown.returncode == 0
+        assert f"graphlens {command}" in shown.stdout
+    assert graphlens("run").returncode == 2
+    assert graphlens("nonsense").returncode == 2
+
+
+def test_cache_clear_empties_the_cache_folder_only(tmp_path: Path) -> None:
+    import os
+
+    (tmp_path / "hooked" / "x").mkdir(parents=True)
+    (tmp_path / "hooked" / "x" / "model.onnx").write_bytes(b"1" * 1000)
+    (tmp_path / "mine.txt").write_text("mine")
+    done = graphlens("cache-clear", env={**os.environ, "GRAPHLENS_CACHE": str(tmp_path)})
+    assert done.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
