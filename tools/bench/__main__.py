@@ -1,0 +1,98 @@
+"""The command: one case, all of them, or the list."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tools.bench import cases
+from tools.bench.harness import Case, Setup
+from tools.bench.machine import describe_machine
+from tools.bench.report import Report, show, show_machine, to_json, to_markdown
+from tools.bench.standin import prepare
+
+WORKDIR = Path(tempfile.gettempdir()) / "graphlens-bench"
+
+
+def case_names() -> list[str]:
+    """Every case: the modules of tools/bench/cases."""
+    return sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
+
+
+def load_case(name: str) -> tuple[Case, str]:
+    """A case and its one-line summary. Exits when there is none of that name."""
+    if name not in case_names():
+        raise typer.BadParameter(f"{name!r} is no case. There are: {', '.join(case_names())}; or list, all.")
+    module: ModuleType = importlib.import_module(f"{cases.__name__}.{name}")
+    return module.CASE, (module.__doc__ or name).strip().splitlines()[0]
+
+
+def run_one(name: str, model: str | None, repeats: int | None, workdir: Path) -> Report:
+    """Runs one case in this process."""
+    case, summary = load_case(name)
+    machine = describe_machine()
+    setup = Setup(prepare(model or case.model, workdir), repeats or case.repeats)
+    return Report(name, summary, setup.model.name, setup.repeats, machine, case.run(setup))
+
+
+def run_all(options: list[str], console: Console) -> tuple[list[Report], dict[str, str]]:
+    """Runs every case in a process of its own, so that none inherits another's memory: (reports, failures)."""
+    reports, failures = [], {}
+    for name in case_names():
+        with tempfile.TemporaryDirectory() as folder, console.status(name):
+            found = Path(folder) / "report.json"
+            command = [sys.executable, "-m", "tools.bench", name, "--json", str(found), *options]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if found.is_file():
+                reports.append(Report.from_dict(json.loads(found.read_text())[0]))
+            else:
+                failures[name] = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        if name in failures:
+            console.print(f"[red]{name} failed:[/]\n{done.stderr}")
+        else:
+            show(reports[-1], console)
+    return reports, failures
+
+
+def main(
+    case: Annotated[str, typer.Argument(help="A case's name, 'list', or 'all'.")],
+    model: Annotated[str | None, typer.Option(help="small, large, tiny, or a folder. Default: the case's own.")] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Measured rounds. Default: the case's own.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write all samples here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a Markdown page here.")] = None,
+    workdir: Annotated[Path, typer.Option(help="Where models are made and kept.")] = WORKDIR,
+) -> None:
+    """Measure graphlens against bare ONNX Runtime in the same run. Targets are shown; nothing fails over one."""
+    console = Console()
+    if case == "list":
+        for name in case_names():
+            found, summary = load_case(name)
+            console.print(f"[cyan]{name:14}[/] {summary} [dim]({found.model}, {found.repeats} rounds)[/]")
+        return
+    machine, failures = describe_machine(), dict[str, str]()
+    show_machine(machine, console)
+    if case == "all":
+        options = ["--workdir", str(workdir), *(["--model", model] if model else [])]
+        options += ["--repeats", str(repeats)] if repeats else []
+        reports, failures = run_all(options, console)
+    else:
+        reports = [run_one(case, model, repeats, workdir.expanduser().resolve())]
+        show(reports[0], console)
+    if json_path is not None:
+        json_path.write_text(to_json(reports))
+    if markdown is not None:
+        markdown.write_text(to_markdown(reports, failures, machine))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,151 @@
+"""The models that are measured: random weights, made once, exported, and stripped for the floor.
+
+Everything that needs torch or onnx-ir happens in a process of its own, so that its memory is never measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from tools.bench.children import run_child
+
+SHAPES = {
+    "small": {},  # GPT2Config's own defaults are GPT-2 small's
+    "large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+}
+
+
+class Standin:
+    """A model's files and sizes, each made when first asked for: an export of the large one takes a minute.
+
+    ``checkpoint``: its folder. ``workdir``: where its other files lie, on one file system.
+    """
+
+    def __init__(self, name: str, checkpoint: Path, workdir: Path) -> None:
+        self.name, self.checkpoint, self.workdir = name, checkpoint, workdir
+        # The checkpoint's, and so the hooked file's: exports link their weights.
+        self.weights_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+
+    @cached_property
+    def hooked(self) -> Path:
+        """The hooked folder."""
+        if (self.checkpoint / "model.onnx").is_file():
+            return self.checkpoint
+        return _once(self.workdir, "hooked", _export, self.checkpoint)
+
+    @cached_property
+    def stripped(self) -> Path:
+        """The graph without hooks, weights hardlinked beside it."""
+        return _once(self.workdir, "stripped", _strip, self.hooked) / "model.onnx"
+
+    @cached_property
+    def _config(self) -> dict[str, int]:
+        config: dict[str, int] = run_child(_read_config, str(self.hooked)).result
+        return config
+
+    @property
+    def n_layers(self) -> int:
+        """The number of blocks."""
+        return self._config["n_layers"]
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest sequence, in tokens."""
+        return self._config["n_ctx"]
+
+    @property
+    def d_vocab(self) -> int:
+        """The number of token ids."""
+        return self._config["d_vocab"]
+
+
+def prepare(model: str, workdir: Path) -> Standin:
+    """Finds or makes a model: "small", "large", "tiny" (the embedded one), a checkpoint folder or a hooked folder."""
+    if model in SHAPES:
+        return Standin(model, _made_checkpoint(workdir / model / "checkpoint", SHAPES[model]), workdir / model)
+    if model == "tiny":
+        from graphlens import embedded_model
+
+        return Standin(model, embedded_model(), workdir / model)
+    given = Path(model).expanduser().resolve()
+    if not given.is_dir():
+        raise SystemExit(f"{model!r} is neither {', '.join(SHAPES)}, tiny nor a folder.")
+    return Standin(given.name, given, workdir / f"{given.name}-{hashlib.sha256(bytes(given)).hexdigest()[:8]}")
+
+
+def _package() -> Path:
+    import graphlens
+
+    return Path(graphlens.__file__).parent
+
+
+def _digest(*folders: Path) -> str:
+    """What an export depends on: graphlens's code, byte for byte, and a folder's files by name, size and time."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.onnx"))):
+            stat = path.stat()
+            digest.update(f"\0{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:12]
+
+
+def _made_checkpoint(folder: Path, shape: dict[str, int]) -> Path:
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        try:
+            run_child(_save_random, str(partial), shape)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _once(home: Path, kind: str, function: Callable[[str, str], None], source: Path) -> Path:
+    """The folder that ``function(source, folder)`` makes in a child, once for the same code and source.
+
+    What earlier versions left is removed.
+    """
+    folder = home / f"{kind}-{_digest(_package(), source)}"
+    if not (folder / "model.onnx").is_file():
+        home.mkdir(parents=True, exist_ok=True)
+        for path in home.glob(f"{kind}-*"):
+            shutil.rmtree(path)
+        run_child(function, str(source), str(folder))
+    return folder
+
+
+# In a child
+
+
+def _save_random(folder: str, shape: dict[str, int]) -> None:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(folder)
+
+
+def _export(checkpoint: str, folder: str) -> None:
+    import graphlens
+
+    graphlens.export_model(checkpoint, folder, verify=False)
+
+
+def _strip(hooked: str, folder: str) -> None:
+    from graphlens import surgery
+
+    surgery.save(surgery.strip(surgery.load(hooked)), folder)
+
+
+def _read_config(hooked: str) -> dict[str, int]:
+    from graphlens import surgery
+
+    config = surgery.read_manifest(surgery.load(hooked, verify=False)).config
+    return {"n_layers": config.n_layers, "n_ctx": config.n_ctx, "d_vocab": config.d_vocab}
