@@ -254,6 +254,7 @@ def _place_weights(
         key: TensorEntry("F32", entry.shape, 0, int(np.prod(entry.shape)) * 4) for key, (_, entry) in floats.items()
     }
     path = stage / CONVERTED_FILE
+    path.unlink(missing_ok=True)  # an earlier export into this folder made one
     write_safetensors(path, wanted, (_as_float32(checkpoint.folder / file, key) for key, (file, _) in floats.items()))
     return {CONVERTED_FILE: dict(SafetensorsFile(path).entries)}, path.stat().st_size
 

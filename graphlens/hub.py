@@ -104,5 +104,7 @@ def resolve(
         raise ExportError(f"{text!r} is neither a local folder nor a valid hub name ({error}).") from error
     except errors.HfHubHTTPError as error:
         raise ExportError(f"{repo}: the hub answered with an error ({error}). Try again later.") from error
+    except OSError as error:
+        raise ExportError(f"{repo}: could not be fetched from the hub ({error.strerror or error}).") from error
     found = Path(path)
     return Source(text, found, revision=found.name if found.parent.name == "snapshots" else revision)

@@ -68,6 +68,13 @@ def test_every_activation_is_hugging_faces_whatever_the_config(changes: dict, tm
     assert_every_activation_matches(tmp_path / "checkpoint", hooked, [(2, 9)])
 
 
+def test_every_activation_is_hugging_faces_at_gpt2_smalls_shape(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(tmp_path / "checkpoint")
+    hooked = graphlens.export_model(tmp_path / "checkpoint", tmp_path / "hooked", verify=False).folder
+    assert_every_activation_matches(tmp_path / "checkpoint", hooked, [(2, 16)])
+
+
 @pytest.mark.parametrize("name", [*EDITABLE_OUTSIDE, *(f"blocks.1.{tail}" for tail in EDITABLE_IN_BLOCK)])
 def test_an_edit_has_the_effect_of_a_torch_hook(odd_checkpoint: Path, odd_hooked: Path, name: str) -> None:
     reference_model, model = load_reference(odd_checkpoint), graphlens.HookedTransformer.from_onnx(odd_hooked)
