@@ -13,10 +13,6 @@ import pytest
 
 import graphlens
 
-# pytest puts this folder on sys.path, where its subfolders would pass for the packages numpy and torch when those are
-# not installed.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-
 
 class _RefuseTorch:
     """An import hook under which torch and transformers do not exist, and asking for them is recorded as an error."""
@@ -32,7 +28,7 @@ if os.environ.get("GRAPHLENS_REFUSE_TORCH"):
 
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
-    return Path(os.environ.get("GRAPHLENS_TEST_MODEL") or graphlens.embedded_model())
+    return graphlens.embedded_model()
 
 
 @pytest.fixture(scope="session")

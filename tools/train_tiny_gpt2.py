@@ -1,0 +1,216 @@
+"""Train the embedded tiny GPT-2 from nothing and write it to ``models/tiny-gpt2``.
+
+    python tools/train_tiny_gpt2.py [--steps N] [--seed S] [--out FOLDER]
+
+Everything is seeded: the same seed, steps, thread count and library versions on the same kind of machine give the
+same files, byte for byte. Needs torch, transformers and tokenizers; runs in minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tiny_gpt2_data import EOT, NAMES, NUMBERS, classic_prompts, ioi_document, sample_story
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
+
+MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "tiny-gpt2"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the weights. Lengths are in tokens; ``repeat_share`` is of rows, ``story_share`` of documents."""
+
+    seed: int = 0
+    steps: int = 1800
+    batch: int = 32
+    row: int = 64
+    context: int = 128
+    vocab_size: int = 700
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    names_steps: int = 500
+    long_steps: int = 600
+    repeat_share: float = 0.5
+    repeat_min: int = 4
+    repeat_max: int = 30
+    story_share: float = 0.4
+    threads: int = 2
+
+
+def train_tokenizer(recipe: Recipe, documents: int = 6000) -> Tokenizer:
+    """A GPT-2 style byte-level BPE tokenizer fitted to the training text, with ``EOT`` as id 0."""
+    rng = random.Random(recipe.seed)
+    texts = [make(rng) for _ in range(documents) for make in (sample_story, ioi_document)]
+    # Names and numbers are worth one token each, whatever their share of the text.
+    texts += ["".join(f" {word}" for word in NAMES + NUMBERS)] * documents
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocab_size,
+        special_tokens=[EOT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Assert what users rely on: names and the classic prompts' words are one token each, and any text round-trips."""
+    prompts = " ".join(example.prompt.removeprefix("When") for example in classic_prompts()).replace(",", "").split()
+    words = [" " + word for word in (*NAMES, *NUMBERS, *prompts)] + ["When", EOT]
+    split = [word for word in words if len(tokenizer.encode(word).ids) != 1]
+    assert not split, f"not one token each: {split}"
+    odd = "Zo\u00eb  paid 5 \u20ac\n\u732b\u0000\t~"
+    assert tokenizer.decode(tokenizer.encode(odd).ids) == odd
+
+
+def end_token_id(tokenizer: Tokenizer) -> int:
+    """The id of ``EOT``."""
+    end_id = tokenizer.token_to_id(EOT)
+    assert end_id is not None
+    return end_id
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
+    """Write tokenizer.json and the tokenizer_config.json that ``AutoTokenizer`` reads."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "add_prefix_space": False,
+        "bos_token": EOT,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": EOT,
+        "model_max_length": context,
+        "pad_token": EOT,
+        "tokenizer_class": "GPT2Tokenizer",
+        "unk_token": EOT,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def build_model(recipe: Recipe, end_id: int) -> GPT2LMHeadModel:
+    """A freshly initialised GPT-2 with four layers of four heads, and no dropout."""
+    config = GPT2Config(
+        vocab_size=recipe.vocab_size,
+        n_positions=recipe.context,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        n_inner=512,
+        activation_function="gelu_new",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        summary_first_dropout=0.0,
+        tie_word_embeddings=True,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+    )
+    torch.manual_seed(recipe.seed)
+    return GPT2LMHeadModel(config)
+
+
+def training_batches(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
+    """One batch of rows of ids per step, each row starting with ``EOT``.
+
+    Half of the rows are a random sequence said over and over, the others are packed with documents. In the first
+    ``names_steps`` the sequences are of names alone: with forty tokens to copy instead of seven hundred, the heads that
+    look a token up appear within a few hundred steps, and then spread to all tokens; without this start the loss stays
+    on a plateau for thousands. In the last ``long_steps`` rows are twice as long and half as many, so that every
+    position is trained.
+    """
+    rng = random.Random(recipe.seed + 1)
+    end_id = end_token_id(tokenizer)
+    names = [tokenizer.encode(f" {name}").ids[0] for name in NAMES]
+    every = [i for i in range(recipe.vocab_size) if i != end_id]
+    words = [i for i in every if len(tokenizer.decode([i])) > 1]
+    for step in range(recipe.steps):
+        early, long = step < recipe.names_steps, step >= recipe.steps - recipe.long_steps
+        length = recipe.context if long else recipe.row
+        rows = []
+        for _ in range(recipe.batch // 2 if long else recipe.batch):
+            if rng.random() < recipe.repeat_share:
+                draw = rng.random()
+                pool = names if early or draw < 0.25 else words if draw < 0.7 else every
+                period = rng.randint(recipe.repeat_min, recipe.repeat_max * (2 if long else 1) if not early else 20)
+                sequence = rng.choices(pool, k=period)
+                row = [end_id, *sequence * (length // period + 1)]
+            else:
+                row = []
+                while len(row) < length:
+                    story = rng.random() < (0.1 if early else recipe.story_share)
+                    text = sample_story(rng) if story else ioi_document(rng)
+                    row += [end_id, *tokenizer.encode(text).ids]
+            rows.append(row[:length])
+        yield rows
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine down to a tenth of the peak."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return recipe.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+def train(recipe: Recipe, tokenizer: Tokenizer) -> GPT2LMHeadModel:
+    """Train for ``recipe.steps`` steps of ``batch * row`` tokens, printing the running loss in nats per token."""
+    model = build_model(recipe, end_token_id(tokenizer)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    started = time.perf_counter()
+    running = 0.0
+    for step, batch in enumerate(training_batches(recipe, tokenizer)):
+        ids = torch.tensor(batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
+            seconds = time.perf_counter() - started
+            print(f"step {step + 1}/{recipe.steps}  loss {running:.3f}  {seconds:.0f} s", flush=True)
+    return model.eval()
+
+
+def main() -> None:
+    """Train and write the model folder."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: models/tiny-gpt2)")
+    arguments = parser.parse_args()
+    recipe = Recipe(seed=arguments.seed, steps=arguments.steps)
+    logging.set_verbosity_error()  # padding and beginning share a token here, which it warns about at every start
+    logging.disable_progress_bar()
+    torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(True)
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(recipe)
+    model = train(recipe, tokenizer)
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # written for the owner alone otherwise
+    save_tokenizer(tokenizer, folder, recipe.context)
+    print(f"wrote {folder}: {model.num_parameters():,} parameters")
+
+
+if __name__ == "__main__":
+    main()
