@@ -108,7 +108,7 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
 def unknown(name: str, names: Sequence[str], n_layers: int) -> UnknownHookPoint:
     """The error for a name that is no hook point: says why it is none, and offers the nearest that exist."""
     layer, rest = split_name(name)
-    if rest in FLAGGED and (layer is None or layer < n_layers):
+    if rest in FLAGGED and (layer is None) == (rest == "hook_tokens") and (layer or 0) < n_layers:
         return UnknownHookPoint(
             f"{name!r} exists only while the flag {FLAGGED[rest]!r} is set, which this model does not support yet."
         )

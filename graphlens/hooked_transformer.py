@@ -238,30 +238,35 @@ class HookedTransformer:
             raise InputError(f"token id {bad} is outside the vocabulary: ids go from 0 to {cfg.d_vocab - 1}.")
         if tokens.shape[1] > cfg.n_ctx:
             raise InputError(f"{tokens.shape[1]} tokens, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx).")
-        return tokens
+        return tokens.astype(np.int64, copy=False)  # only now: a large unsigned id would wrap around
 
     @staticmethod
-    def _ids(input: Any) -> npt.NDArray[np.int64]:
+    def _ids(input: Any) -> npt.NDArray[Any]:
         if isinstance(input, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in input):
             lengths = [len(row) if isinstance(row, (list, tuple)) else -1 for row in input]
             if len(set(lengths)) > 1:
                 raise InputError(
                     f"ragged token lists (lengths {lengths}): pad them, or pass strings to have that done."
                 )
-        array = np.asarray(input)
+        try:
+            array = np.asarray(input)
+        except ValueError as error:
+            raise InputError("ragged token lists: pad them, or pass strings to have that done.") from error
         if array.size and not np.issubdtype(array.dtype, np.integer):
             raise InputError(f"tokens must be integers, not {array.dtype}.")
         if array.ndim not in (1, 2):
             raise InputError(f"tokens must have shape [batch, pos] or [pos], not {list(array.shape)}.")
-        return np.atleast_2d(array).astype(np.int64, copy=False)
+        return np.atleast_2d(array)
 
     def _feeds(self, tokens: npt.NDArray[np.int64], attention_mask: Any) -> dict[str, Array]:
         feeds: dict[str, Array] = {"input_ids": tokens}
         if attention_mask is not None:
-            mask = np.atleast_2d(np.asarray(attention_mask)).astype(np.int64)
+            mask = np.atleast_2d(np.asarray(attention_mask))
+            if not np.isin(mask, (0, 1)).all():
+                raise InputError("attention_mask must hold 1 at real tokens and 0 at padding, and nothing else.")
             if mask.shape != tokens.shape:
                 raise InputError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(tokens.shape)}.")
-            feeds["attention_mask"] = mask
+            feeds["attention_mask"] = mask.astype(np.int64)
         return feeds
 
     def _run(
@@ -345,7 +350,11 @@ class HookedTransformer:
 
     @contextlib.contextmanager
     def hooks(self, fwd_hooks: Hooks = (), clear_contexts: bool = False) -> Iterator[Self]:
-        """Adds hooks to every call inside the ``with`` block; ``clear_contexts`` empties each ``hook.ctx`` after it."""
+        """Adds hooks to every call inside the ``with`` block; ``clear_contexts`` empties each ``hook.ctx`` after it.
+
+        They are active in the thread (or asyncio task) that entered the block, so threads can share a model; a thread
+        started inside the block has to enter one of its own.
+        """
         with self._hooks.adding(fwd_hooks):
             try:
                 yield self

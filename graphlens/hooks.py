@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ class HookRegistry:
     def __init__(self, names: Sequence[str], n_layers: int) -> None:
         self._names, self._n_layers = list(names), n_layers
         self.points = {name: HookPoint(name) for name in names}
-        self._active: list[tuple[str, HookFunction]] = []
+        # Per thread and task: two of them that share a model must not see each other's hooks.
+        self._active: ContextVar[tuple[tuple[str, HookFunction], ...]] = ContextVar("hooks", default=())
 
     def _expand(self, hooks: Hooks) -> list[tuple[str, HookFunction]]:
         expanded = []
@@ -59,13 +61,11 @@ class HookRegistry:
     @contextlib.contextmanager
     def adding(self, hooks: Hooks) -> Iterator[None]:
         """Adds hooks for the length of the block. Raises UnknownHookPoint before any is added."""
-        added = self._expand(hooks)
-        before = list(self._active)
-        self._active = before + added
+        token = self._active.set((*self._active.get(), *self._expand(hooks)))
         try:
             yield
         finally:
-            self._active = before
+            self._active.reset(token)
 
     def clear_contexts(self) -> None:
         """Empties every hook point's ``ctx``."""
@@ -77,25 +77,33 @@ class HookRegistry:
     ) -> dict[str, Callback]:
         """One function per hooked name, running its hooks in order on the user's kind of array."""
         at: dict[str, list[HookFunction]] = {}
-        for name, function in self._active:
+        for name, function in self._active.get():
             at.setdefault(name, []).append(function)
         return {name: self._chain(self.points[name], functions, to_user, from_user) for name, functions in at.items()}
 
     @staticmethod
     def _chain(point: HookPoint, functions: Sequence[HookFunction], to_user: Any, from_user: Any) -> Callback:
         def run(activation: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            shape, dtype = activation.shape, activation.dtype  # before a hook can change them in place
             value = to_user(activation)
             for function in functions:
                 result = function(value, hook=point)
                 if result is not None:
                     value = result
-                _check(from_user, value, activation, point, function)
+                _check(from_user, value, shape, dtype, point, function)
             return np.asarray(from_user(value))
 
         return run
 
 
-def _check(from_user: Any, value: Any, activation: npt.NDArray[Any], point: HookPoint, function: HookFunction) -> None:
+def _check(
+    from_user: Any,
+    value: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    point: HookPoint,
+    function: HookFunction,
+) -> None:
     name = getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", repr(function))
     try:
         array = from_user(value)
@@ -103,14 +111,14 @@ def _check(from_user: Any, value: Any, activation: npt.NDArray[Any], point: Hook
         raise HookResultError(
             f"the hook {name!r} at {point.name!r} returned a {type(value).__name__}, not an array."
         ) from error
-    if array.shape != activation.shape:
+    if array.shape != shape:
         raise HookResultError(
             f"the hook {name!r} at {point.name!r} returned shape {list(array.shape)}; the activation's shape is "
-            f"{list(activation.shape)}. Return an array of that shape, or None to leave it as it is."
+            f"{list(shape)}. Return an array of that shape, or None to leave it as it is."
         )
-    if array.dtype != activation.dtype:
+    if array.dtype != dtype:
         raise HookResultError(
-            f"the hook {name!r} at {point.name!r} returned dtype {array.dtype}; the activation's is {activation.dtype}. "
+            f"the hook {name!r} at {point.name!r} returned dtype {array.dtype}; the activation's is {dtype}. "
             "Cast it back before returning."
         )
 

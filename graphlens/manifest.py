@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from graphlens.errors import ModelFileError
@@ -113,17 +113,15 @@ class Manifest:
             version = data["format_version"]
             if not isinstance(version, int):
                 raise TypeError("format_version is not an integer")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelFileError(
-                f"{where}: the graphlens manifest is malformed ({error}). Export the model again."
-            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _malformed(where, error) from error
         if version > FORMAT_VERSION:
             raise ModelFileError(
                 f"{where}: the manifest has format {version}, and this graphlens reads up to {FORMAT_VERSION}. "
                 "Update graphlens, or export the model again with this version."
             )
         try:
-            return cls(
+            manifest = cls(
                 config=ModelConfig(**data["config"]),
                 hooks={n: HookEntry(h["value"], tuple(h["axes"]), h["dtype"]) for n, h in data["hooks"].items()},
                 weights={n: _view(v) for n, v in data["weights"].items()},
@@ -131,13 +129,38 @@ class Manifest:
                 source=data["source"],
                 revision=data["revision"],
                 processing=tuple(data["processing"]),
-                exporter=dict(data["exporter"]),
+                exporter=dict(data["exporter"].items()),
                 format_version=version,
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ModelFileError(
-                f"{where}: the graphlens manifest is malformed ({error}). Export the model again."
-            ) from error
+            manifest._check_types()
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise _malformed(where, error) from error
+        return manifest
+
+    def _check_types(self) -> None:
+        """Raises TypeError or ValueError for what a stranger's JSON may hold instead of what belongs there."""
+        records: list[Any] = [self.config, *self.hooks.values(), *self.weights.values(), *self.files.values()]
+        for record in records:
+            for item in fields(record):
+                value, kind = getattr(record, item.name), str(item.type)
+                plain = _PLAIN_TYPES.get(kind.removesuffix(" | None"), (tuple,))
+                if not (value is None and kind.endswith("None")) and type(value) not in plain:
+                    raise TypeError(f"{item.name} is {value!r}, not {kind}")
+        if not isinstance(self.source, str) or not all(isinstance(part, str) for part in self.processing):
+            raise TypeError("source and processing must be text")
+        for name in (*self.files, *(view.file for view in self.weights.values())):
+            if name in ("", ".", "..") or set(name) & set("/\\:"):
+                raise ValueError(f"{name!r} is not the name of a file in the folder")
+        strange = {view.file for view in self.weights.values()} - set(self.files)
+        if strange:
+            raise ValueError(f"no fingerprint of {sorted(strange)}")
+
+
+_PLAIN_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
+
+
+def _malformed(where: str, error: Exception) -> ModelFileError:
+    return ModelFileError(f"{where}: the graphlens manifest is malformed ({error}). Export the model again.")
 
 
 def _view(data: Mapping[str, Any]) -> WeightView:

@@ -51,7 +51,7 @@ class SafetensorsFile:
             raise ModelFileError(f"{path}: the weights file is missing. Export the model again.") from error
         try:
             self.entries = self._entries(json.loads(self.header[8:]), len(self.header))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"{path}: malformed safetensors header ({error}).") from error
         end = max((entry.offset + entry.length for entry in self.entries.values()), default=0)
         if end > self.size:
@@ -64,6 +64,8 @@ class SafetensorsFile:
             if name == "__metadata__":
                 continue
             start, stop = info["data_offsets"]
+            if not all(type(number) is int for number in (start, stop, *info["shape"])):
+                raise ValueError(f"tensor {name!r} has offsets or sizes that are not integers")
             entry = TensorEntry(info["dtype"], tuple(info["shape"]), base + start, stop - start)
             if start < 0 or stop < start or any(size < 0 for size in entry.shape):
                 raise ValueError(f"tensor {name!r} has impossible offsets or sizes")

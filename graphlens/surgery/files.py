@@ -10,12 +10,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ExportError, ModelFileError
 from graphlens.surgery.fingerprint import verify_weights
 from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
-from graphlens.surgery.strangers import CheckReport, check_graph, check_size
+from graphlens.surgery.strangers import CheckReport, check_graph, check_size, refuse_sparse
 
 MODEL_FILE = "model.onnx"
 
@@ -39,14 +40,24 @@ def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
     file = model_path(path)
     check_size(file)
     try:
-        model = ir.load(file)
+        proto = onnx.load(file, load_external_data=False)
+        refuse_sparse(proto, file)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, file.parent)
+    except ModelFileError:
+        raise
     except Exception as error:  # protobuf and onnx-ir raise many kinds for one cause: the file does not parse
         raise ModelFileError(f"{file}: not an ONNX model, or cut short ({type(error).__name__}: {error}).") from error
     manifest = read_manifest(model, str(file))
     if verify:
-        check_graph(model, file.parent)
+        report = check_graph(model, file)
+        unknown = set(report.external_files) - set(manifest.files)
+        if unknown:
+            raise ModelFileError(
+                f"{file}: its manifest has no fingerprint of {sorted(unknown)}. Export the model again."
+            )
         verify_weights(file.parent, manifest.files)
-    return ensure_hooks_resolve(model)
+    return ensure_hooks_resolve(model, str(file))
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> Path:
@@ -57,12 +68,22 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix != ".onnx":
         target = target / MODEL_FILE
-    with writing(target):
+    with writing(target), contextlib.ExitStack() as undo:
         target.parent.mkdir(parents=True, exist_ok=True)
         for name, source in sorted(weights_files(model).items()):
-            if source.resolve() != (target.parent / name).resolve():
-                link_or_copy(source, target.parent / name)
+            place = target.parent / name
+            if source.resolve() == place.resolve():
+                continue
+            if place.exists():
+                # Should the graph not get written, the old one keeps the weights that belong to it.
+                kept = place.with_name(f".{name}.{uuid.uuid4().hex}.partial")
+                link_or_copy(place, kept)
+                undo.callback(os.replace, kept, place)
+            link_or_copy(source, place)
         write_graph(model, target)
+        for kept in target.parent.glob(".*.partial"):
+            kept.unlink()
+        undo.pop_all()
     return target
 
 
@@ -155,7 +176,6 @@ def check(path: str | os.PathLike[str]) -> CheckReport:
 
     Raises ModelFileError on the first thing that is not right.
     """
-    model = load(path)
-    folder = model_path(path).parent
-    verify_weights(folder, read_manifest(model).files, whole=True)
-    return check_graph(model, folder)
+    model, file = load(path), model_path(path)
+    verify_weights(file.parent, read_manifest(model).files, whole=True)
+    return check_graph(model, file)

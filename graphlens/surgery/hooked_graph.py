@@ -43,7 +43,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def ensure_hooks_resolve(model: ir.Model) -> ir.Model:
+def ensure_hooks_resolve(model: ir.Model, where: str = "the graph") -> ir.Model:
     """The model itself, after checking that each hook of its manifest names a value of its graph.
 
     Every transformation ends with this: a pass that drops or renames a value would otherwise leave a hook that
@@ -52,7 +52,7 @@ def ensure_hooks_resolve(model: ir.Model) -> ir.Model:
     names = values_by_name(model).keys()
     lost = [name for name, entry in read_manifest(model).hooks.items() if entry.value not in names]
     if lost:
-        raise ModelFileError(f"the graph lost {len(lost)} hook points, {lost[0]!r} first: their values are gone.")
+        raise ModelFileError(f"{where} lost {len(lost)} hook points, {lost[0]!r} first: their values are gone.")
     return model
 
 

@@ -55,12 +55,12 @@ def prune(model: ir.Model, outputs: Iterable[str]) -> ir.Model:
     value_names = _resolve(model, outputs)
     model = model.clone()
     _set_outputs(model, value_names)
+    optional = [value for value in model.graph.inputs if value.name in model.graph.initializers]
     common_passes.RemoveUnusedNodesPass()(model)
-    for name, value in list(model.graph.initializers.items()):
+    for value in optional:
         if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]
-            if value.is_graph_input():
-                model.graph.inputs.remove(value)
+            model.graph.initializers.pop(str(value.name), None)
+            model.graph.inputs.remove(value)
     manifest, alive = read_manifest(model), values_by_name(model).keys()
     write_manifest(model, manifest.with_hooks({n: h for n, h in manifest.hooks.items() if h.value in alive}))
     return ensure_hooks_resolve(model)

@@ -23,20 +23,28 @@ def gate_input(hook: str) -> str:
     return f"python/{hook}"
 
 
-def _gate(index: int) -> Edit:
+def _gate(index: int, turn: list[ir.Value]) -> Edit:
+    """The edit that gates one hook point. ``turn`` holds the run number as the previous gate handed it on: each gate
+    waits for the one before, so that calls come in firing order and not in whatever order the runtime likes."""
+
     def edit(value: ir.Value, scope: Scope) -> ir.Value:
         assert value.dtype is not None
         active = scope.input(gate_input(scope.hook), np.asarray(False), [])
-        run = scope.input(RUN_INPUT, np.asarray(0, np.int64), [])
+        run = turn[-1] if turn else scope.input(RUN_INPUT, np.asarray(0, np.int64), [])
 
         def branch(name: str, op_type: str, domain: str, inputs: list[ir.Value], attributes: list[ir.Attr]) -> ir.Graph:
             output = ir.Value(name=f"{scope.hook}/{name}", shape=value.shape, type=value.type)
+            handed = ir.Value(name=f"{scope.hook}/{name}_run", shape=run.shape, type=run.type)
             node = ir.Node(domain, op_type, inputs, attributes, outputs=[output], name=f"{scope.hook}/{name}_node")
-            return ir.Graph([], [output], nodes=[node], name=name)
+            hand = ir.Node("", "Identity", [run], outputs=[handed], name=f"{scope.hook}/{name}_hand")
+            return ir.Graph([], [output, handed], nodes=[node, hand], name=name)
 
         call = branch("call", _CALLBACK_OPS[value.dtype], CALLBACK_DOMAIN, [value, run], [ir.AttrInt64("index", index)])
         passed = branch("pass", "Identity", "", [value], [])
-        return scope.op("If", [active], then_branch=call, else_branch=passed)
+        result, handed = scope.ops("If", [active], 2, then_branch=call, else_branch=passed)
+        handed.shape, handed.type = run.shape, run.type
+        turn.append(handed)
+        return result
 
     return edit
 
@@ -49,6 +57,9 @@ def with_python_gates(model: ir.Model, names: Sequence[str] | None = None) -> ir
     """
     hooks = list(read_manifest(model).hooks)
     chosen = hooks if names is None else list(names)
-    gated = splice(model, {name: _gate(hooks.index(name)) for name in chosen})
+    indices = {name: index for index, name in enumerate(hooks)}
+    turn: list[ir.Value] = []
+    gated = splice(model, {name: _gate(indices.get(name, -1), turn) for name in chosen})
+    gated.graph.sort()  # a gate may stand before the one that it waits for
     gated.opset_imports[CALLBACK_DOMAIN] = 1
     return gated

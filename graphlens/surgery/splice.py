@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,14 +26,31 @@ class Scope:
     def __init__(self, graph: ir.Graph, hook: str) -> None:
         self.graph, self.hook = graph, hook
         self._tape = Tape()
+        self._taken = set(graph.initializers) | {str(v.name) for n in graph for v in n.outputs}
+        self._taken |= {str(node.name) for node in graph} | {str(value.name) for value in graph.inputs}
+
+    def _unique(self, label: str) -> str:
+        """``{hook}/{label}``, numbered when an earlier edit of this hook point took that name."""
+        base = f"{self.hook}/{label}"
+        name = base
+        for number in itertools.count(1):
+            if name not in self._taken:
+                break
+            name = f"{base}_{number}"
+        self._taken.add(name)
+        return name
 
     def op(self, op_type: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: Any) -> ir.Value:
         """Adds a node with one output and returns it."""
         return self._tape.op(op_type, inputs, attributes, domain=domain)
 
+    def ops(self, op_type: str, inputs: Sequence[ir.Value | None], count: int, **attributes: Any) -> Sequence[ir.Value]:
+        """Adds a node with ``count`` outputs and returns them."""
+        return self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=count)
+
     def constant(self, array: Any, label: str) -> ir.Value:
         """Adds a constant named ``{hook}/{label}``."""
-        return self._tape.initializer(ir.tensor(array), name=f"{self.hook}/{label}")
+        return self._tape.initializer(ir.tensor(array), name=self._unique(label))
 
     def input(self, name: str, default: Any, shape: Sequence[str | int]) -> ir.Value:
         """Adds (or finds) a graph input with a default: an initializer that is also an input."""
@@ -41,13 +59,17 @@ class Scope:
                 return value
         return optional_input(self.graph, name, default, shape)
 
+    def _added(self, value: ir.Value) -> bool:
+        """Whether a node of this scope computes the value."""
+        return value.producer() in set(self._tape.nodes)
+
     def _install(self, before: ir.Value) -> None:
         for initializer in self._tape.initializers:
             self.graph.initializers[str(initializer.name)] = initializer
-        for index, node in enumerate(self._tape.nodes):
-            node.name = f"{self.hook}/{node.op_type}_{index}"
+        for node in self._tape.nodes:
+            node.name = self._unique(f"{node.op_type}_node")
             for output in node.outputs:
-                output.name = output.name or f"{self.hook}/{node.op_type}_{index}"
+                output.name = output.name or self._unique(node.op_type)
         producer = before.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], list(self._tape.nodes))
@@ -82,12 +104,16 @@ def splice(model: ir.Model, edits: Mapping[str, Edit]) -> ir.Model:
         uses = tuple(old.uses())  # taken first: the edit's own nodes must keep reading the old value
         scope = Scope(model.graph, name)
         new = edits[name](old, scope)
+        if new is old:
+            continue
+        if not scope._added(new):  # a constant, an input, another value: it keeps its own name
+            new = scope.op("Identity", [new])
         new.shape = new.shape if new.shape is not None else old.shape
         new.type = new.type if new.type is not None else old.type
         for node, index in uses:
             node.replace_input_with(index, new)
         if position == 0:
-            old.name, new.name = f"{old_name}/unedited", old_name
+            old.name, new.name = scope._unique("unedited"), old_name
             values[str(old.name)] = old
             outputs = model.graph.outputs
             for index, output in enumerate(outputs):

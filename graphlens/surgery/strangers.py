@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
@@ -20,6 +21,7 @@ MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_NODES = 200_000
 MAX_EXPANDED_NODES = 1_000_000
 MAX_DEPTH = 16
+MAX_FUNCTION_DEPTH = 64
 MAX_TENSOR_BYTES = 1 << 40
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 REFUSED_OPS = frozenset({"EPContext"})
@@ -43,26 +45,26 @@ def check_size(file: Path) -> None:
         raise ModelFileError(f"{file}: {size:,} bytes, more than an ONNX graph can have ({MAX_GRAPH_BYTES:,}).")
 
 
-def check_graph(model: ir.Model, folder: Path) -> CheckReport:
+def check_graph(model: ir.Model, file: Path) -> CheckReport:
     """Refuses a model that reaches outside its folder, explodes when expanded, or needs foreign code.
 
     Raises ModelFileError, naming the node or tensor.
     """
-    declared = {(f.domain, f.name) for f in model.functions.values()}
+    declared, folder = {(f.domain, f.name) for f in model.functions.values()}, file.parent
     nodes = 0
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         for node, depth in _nodes(graph, 0):
             nodes += 1
             if nodes > MAX_NODES:
-                raise ModelFileError(f"{folder}: more than {MAX_NODES:,} nodes. graphlens refuses to open it.")
+                raise ModelFileError(f"{file}: more than {MAX_NODES:,} nodes. graphlens refuses to open it.")
             if depth > MAX_DEPTH:
-                raise ModelFileError(f"{folder}: subgraphs nested more than {MAX_DEPTH} deep.")
-            _check_node(node, declared, folder)
-    expanded = _expanded_nodes(model, folder)
+                raise ModelFileError(f"{file}: subgraphs nested more than {MAX_DEPTH} deep.")
+            _check_node(node, declared, file)
+    expanded = _expanded_nodes(model, file)
     embedded = external = 0
     files: set[str] = set()
-    for tensor in _tensors(model):
-        size = _tensor_bytes(tensor, folder)
+    for tensor in _tensors(model, file):
+        size = _tensor_bytes(tensor, file)
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(tensor, size, folder)
             external += size
@@ -70,7 +72,7 @@ def check_graph(model: ir.Model, folder: Path) -> CheckReport:
         else:
             embedded += size
         if embedded + external > MAX_TENSOR_BYTES:
-            raise ModelFileError(f"{folder}: its tensors claim more than {MAX_TENSOR_BYTES:,} bytes.")
+            raise ModelFileError(f"{file}: its tensors claim more than {MAX_TENSOR_BYTES:,} bytes.")
     return CheckReport(expanded, embedded, external, tuple(sorted(files)))
 
 
@@ -91,44 +93,68 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def _check_node(node: ir.Node, declared: set[tuple[str, str]], folder: Path) -> None:
+def _check_node(node: ir.Node, declared: set[tuple[str, str]], file: Path) -> None:
     if node.op_type in REFUSED_OPS:
-        raise ModelFileError(f"{folder}: node {node.name!r} is an {node.op_type}, which loads compiled foreign code.")
+        raise ModelFileError(f"{file}: node {node.name!r} is an {node.op_type}, which loads compiled foreign code.")
     if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) not in declared:
         raise ModelFileError(
-            f"{folder}: node {node.name!r} needs the operator {node.domain}::{node.op_type}. graphlens opens files with "
+            f"{file}: node {node.name!r} needs the operator {node.domain}::{node.op_type}. graphlens opens files with "
             "standard operators only and never registers a custom operator library for a model."
         )
 
 
-def _expanded_nodes(model: ir.Model, folder: Path) -> int:
+def _expanded_nodes(model: ir.Model, file: Path) -> int:
     """Nodes after every function call is inlined, counted without inlining: a doubling chain is found in linear time."""
-    functions = {(f.domain, f.name): f for f in model.functions.values()}
-    sizes: dict[tuple[str, str], int] = {}
-    open_calls: set[tuple[str, str]] = set()
+    functions = model.functions
+    known: dict[ir.OperatorIdentifier, tuple[int, int]] = {}  # function -> (nodes, depth) when inlined
+    open_calls: list[ir.OperatorIdentifier] = []
 
-    def size(graph: ir.Graph | ir.Function) -> int:
-        total = 0
+    def measure(graph: ir.Graph | ir.Function) -> tuple[int, int]:
+        total = depth = 0
         for node, _ in _nodes(graph, 0):
-            key = (node.domain, node.op_type)
-            total += call_size(key) if key in functions else 1
+            inlined, below = call(node.op_identifier()) if node.op_identifier() in functions else (1, 0)
+            total, depth = total + inlined, max(depth, below)
             if total > MAX_EXPANDED_NODES:
-                raise ModelFileError(f"{folder}: its functions expand to over {MAX_EXPANDED_NODES:,} nodes.")
-        return total
+                raise ModelFileError(f"{file}: its functions expand to over {MAX_EXPANDED_NODES:,} nodes.")
+        return total, depth
 
-    def call_size(key: tuple[str, str]) -> int:
-        if key in open_calls or len(open_calls) > 500:
-            raise ModelFileError(f"{folder}: the function {key[0]}::{key[1]} calls itself, or functions nest too deep.")
-        if key not in sizes:
-            open_calls.add(key)
-            sizes[key] = size(functions[key].graph)
-            open_calls.remove(key)
-        return sizes[key]
+    def call(key: ir.OperatorIdentifier) -> tuple[int, int]:
+        if key in open_calls:
+            raise ModelFileError(f"{file}: the function {key[0]}::{key[1]} calls itself.")
+        if key not in known:
+            open_calls.append(key)
+            if len(open_calls) > MAX_FUNCTION_DEPTH:
+                raise ModelFileError(f"{file}: its functions nest too deep (more than {MAX_FUNCTION_DEPTH}).")
+            nodes, depth = measure(functions[key].graph)
+            open_calls.pop()
+            if depth >= MAX_FUNCTION_DEPTH:
+                raise ModelFileError(f"{file}: its functions nest too deep (more than {MAX_FUNCTION_DEPTH}).")
+            known[key] = nodes, depth + 1
+        return known[key]
 
-    return size(model.graph)
+    for key in functions:
+        call(key)
+    return measure(model.graph)[0]
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+def refuse_sparse(proto: onnx.ModelProto, file: Path) -> None:
+    """Refuses sparse initializers, which onnx-ir drops without a word. Raises ModelFileError."""
+    graphs = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        if graphs:
+            graph = graphs.pop()
+            if graph.sparse_initializer:
+                raise ModelFileError(
+                    f"{file}: sparse tensors are not part of hooked files; graphlens refuses to open them."
+                )
+            nodes += graph.node
+
+
+def _tensors(model: ir.Model, file: Path) -> Iterator[ir.TensorProtocol]:
     graphs: list[ir.Graph] = [model.graph, *(function.graph for function in model.functions.values())]
     while graphs:
         graph = graphs.pop()
@@ -143,13 +169,17 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
                 elif attribute.type == ir.AttributeType.TENSORS:
                     yield from attribute.as_tensors()
                 elif attribute.type in (ir.AttributeType.SPARSE_TENSOR, ir.AttributeType.SPARSE_TENSORS):
-                    raise ModelFileError("sparse tensors are not part of hooked files; graphlens refuses to open them.")
+                    raise ModelFileError(
+                        f"{file}: sparse tensors are not part of hooked files; graphlens refuses to open them."
+                    )
 
 
-def _tensor_bytes(tensor: ir.TensorProtocol, folder: Path) -> int:
+def _tensor_bytes(tensor: ir.TensorProtocol, file: Path) -> int:
+    if tensor.dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        raise ModelFileError(f"{file}: tensor {tensor.name!r} holds no numbers (its type is {tensor.dtype}).")
     sizes = tuple(tensor.shape.numpy()) if isinstance(tensor.shape, ir.Shape) else tuple(tensor.shape)
     if any(not isinstance(size, int) or size < 0 for size in sizes):
-        raise ModelFileError(f"{folder}: tensor {tensor.name!r} has the impossible shape {list(sizes)}.")
+        raise ModelFileError(f"{file}: tensor {tensor.name!r} has the impossible shape {list(sizes)}.")
     elements: float = tensor.dtype.itemsize
     for size in sizes:
         elements *= int(str(size))
