@@ -129,6 +129,7 @@ def cache(
     Example: [bold]graphlens cache gpt2-hooked "Hello world" --names "*.hook_pattern" -o acts.safetensors[/]
     """
     import numpy as np
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     from graphlens.hook_points import match_glob
@@ -143,8 +144,8 @@ def cache(
             out,
             metadata={"prompt": prompt, "model": opened.cfg.model_name},
         )
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out}: cannot be written ({error}).") from error
     typer.echo(f"{len(chosen)} activations of {tokens.shape[1]} tokens -> {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -25,6 +25,7 @@ from tiny_gpt2_data import (
     STORY_HOLD_OUT,
     IoiExample,
     Split,
+    Templates,
     classic_prompts,
     name_pairs,
     sample_ioi,
@@ -106,6 +107,7 @@ class Figures:
     both: IoiScores
     new_names: IoiScores
     new_templates: IoiScores
+    unseen_openings: IoiScores
     classic: list[tuple[IoiExample, str, float]]  # example, likeliest next token, logit difference
     ioi_loss: float  # nats per token
     story_loss: float  # nats per token
@@ -132,7 +134,7 @@ def text_loss(subject: Subject, texts: Sequence[str]) -> float:
     ids = pad(rows, 0)
     labels = pad(rows, -100)
     logits = subject.model(ids).logits
-    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).item()
+    return float(cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100))
 
 
 def final_logits(subject: Subject, examples: Sequence[IoiExample]) -> Tensor:
@@ -233,7 +235,7 @@ def evaluate(subject: Subject) -> Figures:
     """Compute every figure, from ``EVAL_SEED`` alone."""
     rng = random.Random(EVAL_SEED)
 
-    def prompts(pairs: Split, templates: Split) -> list[IoiExample]:
+    def prompts(pairs: Split, templates: Templates) -> list[IoiExample]:
         return [sample_ioi(rng, pairs, templates) for _ in range(N_IOI)]
 
     both = prompts("held_out", "held_out")
@@ -241,11 +243,13 @@ def evaluate(subject: Subject) -> Figures:
     new_templates = prompts("train", "held_out")
     stories = [sample_story(rng, "held_out") for _ in range(N_STORIES)]
     repeat_losses, heads = repeat_figures(subject, rng)
+    unseen_openings = prompts("held_out", "unseen")
     return Figures(
         parameters=subject.model.num_parameters(),
         both=score_ioi(subject, both),
         new_names=score_ioi(subject, new_names),
         new_templates=score_ioi(subject, new_templates),
+        unseen_openings=score_ioi(subject, unseen_openings),
         classic=classic_answers(subject),
         ioi_loss=text_loss(subject, [f"{example.prompt} {example.io}." for example in both]),
         story_loss=text_loss(subject, stories),
@@ -283,9 +287,10 @@ def render(subject: Subject, figures: Figures) -> str:
     held, total = len(name_pairs("held_out")), len(NAMES) * (len(NAMES) - 1) // 2
     ioi_rows = "\n".join(
         (
-            _ioi_row("name pair and template", figures.both),
+            _ioi_row("name pair and template (an opening and a closing never seen together)", figures.both),
             _ioi_row("name pair only", figures.new_names),
             _ioi_row("template only", figures.new_templates),
+            _ioi_row("name pair, and an opening of which nothing was trained on", figures.unseen_openings),
         )
     )
     classic_rows = "\n".join(
@@ -357,7 +362,8 @@ right name's logit is above the other's. Logit difference: right name minus the 
 |---|---|---|---|---|
 {ioi_rows}
 
-The classic prompt (Mary and John are a held-out pair, the template is not):
+The task does not reach far beyond its templates: see the last row. The classic prompt (Mary and John are a held-out
+pair, the template is not):
 
 | prompt | answer | logit difference |
 |---|---|---|

@@ -47,6 +47,7 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine
 GIVING = ("gave", "handed", "brought", "showed", "passed", "sold")
 
 Split = Literal["train", "held_out"]
+Templates = Literal["train", "held_out", "unseen"]
 
 PAIR_HOLD_OUT = 0.15
 STORY_HOLD_OUT = 16
@@ -71,6 +72,13 @@ OPENINGS = (
     "While {a} and {b} played at the {place}, {s}",
     "Last night {a} and {b} came home from the {place}. Later {s}",
     "When {a} met {b} near the {place}, {s}",
+)
+# Openings of which nothing is ever trained on: how far the task reaches beyond its templates.
+UNSEEN_OPENINGS = (
+    "Because {a} and {b} liked the {place}, {s}",
+    "Near the {place}, {a} and {b} sat down. Later {s}",
+    "Every {day}, {a} and {b} met by the {place}, so {s}",
+    "{a} was with {b} at the {place}. In the end {s}",
 )
 CLOSINGS = (
     "{giving} {an_object} to",
@@ -156,15 +164,17 @@ _TEMPLATES: dict[Split, list[tuple[int, int]]] = {
 }
 
 
-def _template(rng: random.Random, split: Split) -> str:
-    """An opening and a closing of one split."""
+def _template(rng: random.Random, split: Templates) -> str:
+    """An opening and a closing of one split; "unseen" takes an opening that no training document has."""
+    if split == "unseen":
+        return f"{rng.choice(UNSEEN_OPENINGS)} {CLOSINGS[0]}"
     combinations = _TEMPLATES[split]
     weights = [_CLOSING_WEIGHTS[closing] for _, closing in combinations]
     opening, closing = rng.choices(combinations, weights)[0]
     return f"{OPENINGS[opening]} {CLOSINGS[closing]}"
 
 
-def sample_ioi(rng: random.Random, pairs: Split = "train", templates: Split = "train") -> IoiExample:
+def sample_ioi(rng: random.Random, pairs: Split = "train", templates: Templates = "train") -> IoiExample:
     """One prompt with the names from one split and the template from another, introduced in either order."""
     io, s = sample_pair(rng, pairs)
     first, second = (io, s) if rng.random() < 0.5 else (s, io)

@@ -40,12 +40,30 @@ def optimise(model: ir.Model) -> None:
         del graph.initializers[str(weight.name)]
         graph.inputs.append(weight)
     optimizer.optimize_ir(model, num_iterations=4)
+    _drop_idle_reshapes(model)
     for weight in weights:
         graph.inputs.remove(weight)
     for weight in weights:
         weight.name = str(weight.name).removeprefix(MODEL_PREFIX)
         if weight.uses():
             graph.initializers[weight.name] = weight
+
+
+def _drop_idle_reshapes(model: ir.Model) -> None:
+    """Removes reshapes to the shape a value has already (transformers views input_ids as what they are), in place.
+
+    Besides costing nothing, the graph is then free of needs it does not have: the embedding of tokens needs no mask.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Reshape" or node.domain != "":
+            continue
+        before, after = node.inputs[0], node.outputs[0]
+        if before is None or before.shape is None or after.shape is None or after.is_graph_output():
+            continue
+        known = all(isinstance(size, int) or size.value is not None for size in before.shape)
+        if known and before.shape == after.shape:
+            after.replace_all_uses_with(before)
+            model.graph.remove(node, safe=True)
 
 
 def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:

@@ -34,8 +34,10 @@ _lock = threading.Lock()
 def _python_operators() -> ModuleType:
     """onnxruntime-extensions' module for Python operators, without its package's ``__init__``.
 
-    That ``__init__`` imports torch and transformers when they are installed: 3 s and 300 MB for nothing we use. Both
+    That ``__init__`` imports torch and transformers when they are installed: 3 s and 300 MB for nothing we use. The
     modules are entered under their own names, so a later ``import onnxruntime_extensions`` finds and shares them.
+    ``_cuops`` is loaded although nothing of it is used: it registers operators, and the package's list of operators
+    moves in memory as it grows, which crashes sessions that are open. Here it grows before any is.
     """
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or not package.submodule_search_locations:
@@ -44,7 +46,7 @@ def _python_operators() -> ModuleType:
             "(or [gpu]). Reading activations works without it."
         )
     if _PACKAGE not in sys.modules:
-        for name in ("_extensions_pydll", "_ocos"):
+        for name in ("_extensions_pydll", "_ocos", "_cuops"):
             full = f"{_PACKAGE}.{name}"
             if full in sys.modules:
                 continue

@@ -386,8 +386,8 @@ def test_gates_that_stay_off_change_nothing(
 # The file
 
 
-def test_the_file_is_standard_onnx(tiny_folder: Path) -> None:
-    proto = onnx.load(tiny_folder / "model.onnx", load_external_data=False)
+def test_the_file_is_standard_onnx(tiny_copy: Path) -> None:
+    proto = onnx.load(tiny_copy / "model.onnx", load_external_data=False)
     assert [(entry.domain, entry.version <= 21) for entry in proto.opset_import] == [("", True)]
     assert proto.ir_version <= 10
     assert not proto.functions
@@ -400,7 +400,8 @@ def test_the_file_is_standard_onnx(tiny_folder: Path) -> None:
     for node in nodes:
         assert onnx.defs.has(node.op_type), node.op_type
         assert onnx.defs.get_schema(node.op_type, proto.opset_import[0].version).since_version <= 21
-    onnx.checker.check_model(str(tiny_folder / "model.onnx"), full_check=True)
+    # A copy: onnx (not ONNX Runtime) refuses external data that has a second hard link.
+    onnx.checker.check_model(str(tiny_copy / "model.onnx"), full_check=True)
 
 
 def test_the_file_holds_no_weights_and_no_name_of_this_machine(tiny_folder: Path) -> None:
