@@ -280,6 +280,8 @@ class HookedTransformer:
         if return_type not in _RETURN_TYPES:
             raise InputError(f"return_type must be one of {_RETURN_TYPES}, not {return_type!r}.")
         tokens = self._tokens(input, prepend_bos)
+        if return_type in ("loss", "both") and tokens.shape[1] < 2:
+            raise InputError("a loss needs at least 2 tokens: it is that of each next token.")
         callbacks = self._hooks.callbacks(self._to_user, self._from_user)
         logits, values = self._engine.run(
             self._feeds(tokens, attention_mask), fetch, callbacks, logits=return_type is not None

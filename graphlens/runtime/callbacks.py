@@ -28,6 +28,11 @@ _OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double"}
 _active: dict[int, PythonCalls] = {}
 _run_ids = itertools.count(1)
 _library: str | None = None
+# The package keeps its operators in one array that moves as it grows, and open sessions point into it: an operator that
+# somebody registers later would crash them. Reserved places make the array large before the first session of ours. (A
+# session with Python operators that was opened *before* our first hook cannot be saved from our side.)
+_RESERVED = 256
+_placeholders: list[Any] = []
 _lock = threading.Lock()
 
 
@@ -36,8 +41,6 @@ def _python_operators() -> ModuleType:
 
     That ``__init__`` imports torch and transformers when they are installed: 3 s and 300 MB for nothing we use. The
     modules are entered under their own names, so a later ``import onnxruntime_extensions`` finds and shares them.
-    ``_cuops`` is loaded although nothing of it is used: it registers operators, and the package's list of operators
-    moves in memory as it grows, which crashes sessions that are open. Here it grows before any is.
     """
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or not package.submodule_search_locations:
@@ -46,7 +49,7 @@ def _python_operators() -> ModuleType:
             "(or [gpu]). Reading activations works without it."
         )
     if _PACKAGE not in sys.modules:
-        for name in ("_extensions_pydll", "_ocos", "_cuops"):
+        for name in ("_extensions_pydll", "_ocos"):
             full = f"{_PACKAGE}.{name}"
             if full in sys.modules:
                 continue
@@ -73,6 +76,15 @@ def callback_library() -> str:
             return _library
         ocos = _python_operators()
         definition = ocos.PyCustomOpDef
+        for index in range(_RESERVED):
+            _placeholders.append(
+                ocos.Opdef.create(
+                    _unused,
+                    op_type=f"GraphlensReserved{index}",
+                    inputs=[definition.dt_float],
+                    outputs=[definition.dt_float],
+                )
+            )
         ours = set()
         for op_type, dtype in _OPS.items():
             op = ocos.Opdef.create(
@@ -97,6 +109,10 @@ def callback_library() -> str:
         definition.install_hooker(dispatch)
         _library = ocos.get_library_path()
         return _library
+
+
+def _unused(x: Array) -> Array:
+    return x
 
 
 def _call(activation: Array, run: Array, index: int) -> Array:

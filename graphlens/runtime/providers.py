@@ -47,7 +47,7 @@ def choose_providers(asked: Providers) -> tuple[list[str], bool]:
     if asked is None:
         names, required = ([CUDA, CPU] if CUDA in available else [CPU]), False
     elif isinstance(asked, str):
-        short = asked.lower().split(":")[0]
+        short = asked.lower()
         if short not in _SHORT and asked not in onnxruntime().get_all_providers():
             raise InputError(
                 f"unknown provider {asked!r}: use 'cpu', 'cuda', or a list of ONNX Runtime provider names."

@@ -238,6 +238,11 @@ def test_tokens_of_another_rank_are_refused(shape: tuple[int, ...], tiny: Hooked
         tiny(np.ones(shape, np.int64))
 
 
+def test_a_loss_of_one_token_is_refused(tiny: HookedTransformer) -> None:
+    with pytest.raises(InputError, match="at least 2 tokens"):
+        tiny([3], return_type="loss")
+
+
 # The attention mask and other options
 
 
