@@ -76,15 +76,11 @@ def callback_library() -> str:
             return _library
         ocos = _python_operators()
         definition = ocos.PyCustomOpDef
-        for index in range(_RESERVED):
-            _placeholders.append(
-                ocos.Opdef.create(
-                    _unused,
-                    op_type=f"GraphlensReserved{index}",
-                    inputs=[definition.dt_float],
-                    outputs=[definition.dt_float],
-                )
-            )
+        one = [definition.dt_float]
+        _placeholders.extend(
+            ocos.Opdef.create(_unused, op_type=f"GraphlensReserved{index}", inputs=one, outputs=one)
+            for index in range(_RESERVED)
+        )
         ours = set()
         for op_type, dtype in _OPS.items():
             op = ocos.Opdef.create(
