@@ -39,7 +39,7 @@ _lock = threading.Lock()
 def _python_operators() -> ModuleType:
     """onnxruntime-extensions' module for Python operators, without its package's ``__init__``.
 
-    That ``__init__`` imports torch and transformers when they are installed: 3 s and 300 MB for nothing we use. The
+    That ``__init__`` imports torch and transformers when they are installed, seconds for nothing we use (ADR 3). The
     modules are entered under their own names, so a later ``import onnxruntime_extensions`` finds and shares them.
     """
     package = importlib.util.find_spec(_PACKAGE)
@@ -94,7 +94,7 @@ def callback_library() -> str:
         theirs = ocos._on_pyop_invocation
 
         def dispatch(op_id: int, feed: list[Array], attributes: Mapping[str, str]) -> tuple[Any, ...]:
-            # The stock dispatcher turns every result into a Python list, 70 times slower on a large activation;
+            # The stock dispatcher turns every result into a Python list, which is slow for a large activation (ADR 3);
             # operators that are not ours still go through it.
             if op_id not in ours:
                 return theirs(op_id, feed, attributes)  # type: ignore[no-any-return]
