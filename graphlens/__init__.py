@@ -30,7 +30,10 @@ _HOMES = {
     "HookedTransformer": "graphlens.hooked_transformer",
     "embedded_model": "graphlens.hub",
     "export_model": "graphlens.exporter",
+    "FactoredMatrix": "graphlens.analysis.factored_matrix",
+    "KeyValueCache": "graphlens.kv_cache",
     "get_act_name": "graphlens.hook_points",
+    "process_weights": "graphlens.surgery",
     **dict.fromkeys(
         (
             "ExportError",
@@ -49,10 +52,12 @@ _HOMES = {
 __all__ = [
     "ActivationCache",
     "ExportError",
+    "FactoredMatrix",
     "GraphlensError",
     "HookResultError",
     "HookedTransformer",
     "InputError",
+    "KeyValueCache",
     "ModelFileError",
     "RuntimeUnavailable",
     "UnknownHookPoint",
@@ -60,6 +65,7 @@ __all__ = [
     "embedded_model",
     "export_model",
     "get_act_name",
+    "process_weights",
 ]
 
 

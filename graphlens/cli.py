@@ -35,7 +35,7 @@ def _open(model: str, provider: str | None = None) -> HookedTransformer:
     path = Path(model)
     if path.is_file() or (path / "model.onnx").is_file():
         return HookedTransformer.from_onnx(path, provider)
-    return HookedTransformer.from_pretrained(model, provider)
+    return HookedTransformer.from_pretrained_no_processing(model, providers=provider)
 
 
 def _print_json(data: Any) -> None:

@@ -5,31 +5,69 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.errors import InputError
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
 from graphlens.runtime.providers import Providers
 from graphlens.runtime.sessions import Session, open_session
 from graphlens.weights import WeightStore
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 Array = npt.NDArray[Any]
 LOGITS = "logits"
+RESIDUAL_OUT = "residual_out"
+_MAX_SESSIONS = 6
 
 # Sessions of this process, shared by every engine over the same file: a second one would hold the weights again.
 _pool: weakref.WeakValueDictionary[tuple[Any, ...], Session] = weakref.WeakValueDictionary()
 _pool_lock = threading.RLock()
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What kind of graph a run needs, whatever it is fed: the key of its session.
+
+    ``flags`` of hook points; blocks ``start`` to ``stop`` (see surgery.segment); ``past``: with a KV cache; ``python``:
+    with a callable gate at every hook point; ``bare``: no hook point is an output, so more can be fused.
+    """
+
+    flags: tuple[str, ...] = ()
+    start: int | None = None
+    stop: int | None = None
+    past: bool = False
+    python: bool = False
+    bare: bool = False
+
+    @property
+    def result(self) -> str:
+        """The output that the run is for."""
+        return LOGITS if self.stop is None else RESIDUAL_OUT
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run gave: ``output`` (logits or residual, None if not asked for), activations by hook name, and the keys
+    and values by output name, still where they were computed."""
+
+    output: Array | None
+    values: dict[str, Array]
+    present: dict[str, Any]
+
+
 class Engine:
     """A hooked file ready to run. Opening checks the file (surgery.check, fingerprints) but starts no session."""
 
-    def __init__(self, path: str | os.PathLike[str], providers: Providers = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], providers: Providers = None, n_ctx: int | None = None) -> None:
         from graphlens import surgery
         from graphlens.surgery.files import model_path
 
@@ -38,75 +76,165 @@ class Engine:
         self._asked = providers
         self._model = surgery.load(self.path)
         self.manifest: Manifest = surgery.read_manifest(self._model)
-        self.hook_names: list[str] = list(self.manifest.hooks)
+        if n_ctx is not None:
+            longest = self.manifest.config.n_ctx
+            if not 1 <= n_ctx <= longest:
+                raise InputError(f"n_ctx={n_ctx}: this model has position embeddings for 1 to {longest} tokens.")
+            self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
         self.weights = WeightStore(self.folder, self.manifest.weights)
+        self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
+        self._sessions: OrderedDict[Plan, Session] = OrderedDict()
+        self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def hook_names(self) -> list[str]:
+        """The hook points of the plain file, in firing order."""
+        return list(self.manifest.hooks)
 
     @property
     def providers(self) -> list[str]:
         """The execution providers that are active, first choice first."""
-        return self._plain.providers
+        return self.session(Plan()).providers
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, and of the activations where it is another."""
+        computed = self.manifest.config.dtype
+        stored = "weights.bfloat16.safetensors" in self.manifest.files
+        return f"bfloat16 weights, {computed} activations" if stored else computed
+
+    @property
+    def open_sessions(self) -> list[Plan]:
+        """The kinds of graph that have a session now, least recently used first."""
+        with self._lock:
+            return list(self._sessions)
+
+    def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
+        """The hook map of the graph that a plan asks for: name -> entry, in firing order."""
+        if plan == Plan():
+            return self.manifest.hooks
+        if plan not in self._hooks:
+            from graphlens import surgery
+
+            self._hooks[plan] = surgery.read_manifest(self._graph(plan)).hooks
+        return self._hooks[plan]
+
+    def names(self, plan: Plan) -> list[str]:
+        """The hook points a user sees in that graph, in firing order."""
+        return [name for name in self.hooks(replace(plan, python=False, bare=False)) if "@" not in name]
 
     def run(
         self,
-        feeds: Mapping[str, Array],
+        feeds: Mapping[str, Any],
         fetch: Sequence[str],
         callbacks: Mapping[str, Callback] | None = None,
-        logits: bool = True,
-    ) -> tuple[Array | None, dict[str, Array]]:
-        """Runs the model once: (logits or None, {hook name: activation}).
+        output: bool = True,
+        plan: Plan | None = None,
+    ) -> Results:
+        """Runs the graph of a plan once. ``output`` asks for logits (or the residual, where the plan stops early).
 
         ``callbacks`` maps hook names to functions activation -> activation, called in firing order as the run passes
         them; every fetched activation is the one after its own callback. Raises what a callback raised.
         """
-        session, hooks = (self._hooked, self._gated_hooks) if callbacks else (self._plain, self.manifest.hooks)
-        values = list(dict.fromkeys([*([LOGITS] if logits else []), *(hooks[name].value for name in fetch)]))
+        plan = replace(plan or Plan(), python=bool(callbacks))
+        session, hooks = self.session(plan), self.hooks(plan)
+        present = [name for name in session.outputs if name.startswith("present.")]
+        wanted = [*([plan.result] if output else []), *(hooks[name].value for name in fetch)]
+        # A run that fetches nothing still has to happen: its callbacks may be what it is for.
+        values = list(dict.fromkeys(wanted)) or [plan.result]
+        kept = {*present}
         if callbacks:
-            from graphlens.surgery.python_gates import RUN_INPUT, gate_input
-
-            index = {name: i for i, name in enumerate(self.hook_names)}
-            on = np.asarray(True)
-            with PythonCalls({index[name]: callback for name, callback in callbacks.items()}) as calls:
-                gates = {gate_input(name): on for name in callbacks}
-                # A run that fetches nothing still has to happen: its callbacks may be what it is for.
-                results = session.run(values or [LOGITS], {**feeds, **gates, RUN_INPUT: calls.run_id}, calls.on_start)
+            results = self._run_with_callbacks(session, hooks, [*values, *present], feeds, callbacks, kept)
+        elif wanted or present:
+            results = session.run([*values, *present], feeds, keep=kept)
         else:
-            results = session.run(values, feeds) if values else []
-        found = dict(zip(values or [LOGITS], results, strict=False))
-        return (found[LOGITS] if logits else None), {name: found[hooks[name].value] for name in fetch}
+            results = []
+        found = dict(zip([*values, *present], results, strict=False))
+        return Results(
+            found[plan.result] if output else None,
+            {name: found[hooks[name].value] for name in fetch},
+            {name: found[name] for name in present},
+        )
 
-    @cached_property
-    def _plain(self) -> Session:
-        return self._pooled("plain", lambda: open_session(self.path, self._asked))
+    def _run_with_callbacks(
+        self,
+        session: Session,
+        hooks: Mapping[str, HookEntry],
+        values: Sequence[str],
+        feeds: Mapping[str, Any],
+        callbacks: Mapping[str, Callback],
+        keep: set[str],
+    ) -> list[Any]:
+        from graphlens.surgery.python_gates import RUN_INPUT, gate_input
 
-    @cached_property
-    def _hooked(self) -> Session:
-        def build() -> Session:
-            import onnx_ir as ir
+        at = {i: name for i, name in enumerate(hooks) if name.partition("@")[0] in callbacks}
+        called = {
+            i: _in_half(callback) if hooks[name].dtype == "float16" else callback
+            for i, name in at.items()
+            for callback in [callbacks[name.partition("@")[0]]]
+        }
+        on = np.asarray(True)
+        with PythonCalls(called) as calls:
+            gates = {gate_input(name): on for name in at.values()}
+            return session.run(values, {**feeds, **gates, RUN_INPUT: calls.run_id}, calls.on_start, keep=keep)
 
-            library = callback_library()  # first: it says so when the package for Python hooks is missing
-            graph = ir.to_proto(self._gated_model).SerializeToString()
-            return open_session(graph, self._asked, self.folder, library)
+    def session(self, plan: Plan) -> Session:
+        """The session of a plan, opened on first use. A bounded number stays open; the plain one always does."""
+        with self._lock:
+            if plan not in self._sessions:
+                self._sessions[plan] = self._pooled(plan)
+                extra = [other for other in self._sessions if other != Plan()]
+                for old in extra[: len(extra) - _MAX_SESSIONS]:
+                    del self._sessions[old]
+            self._sessions.move_to_end(plan)
+            return self._sessions[plan]
 
-        return self._pooled("python", build)
+    def _build(self, plan: Plan) -> Session:
+        if plan == Plan():
+            return open_session(self.path, self._asked)
+        import onnx_ir as ir
 
-    @cached_property
-    def _gated_model(self) -> Any:
+        library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
+        return open_session(ir.to_proto(self._graph(plan)).SerializeToString(), self._asked, self.folder, library)
+
+    def _graph(self, plan: Plan) -> ir.Model:
+        """The graph of a plan: flags, then the segment, then the cache, then the gates."""
         from graphlens import surgery
 
-        return surgery.with_python_gates(self._model)
+        with self._lock:
+            if plan == Plan():
+                return self._model
+            if plan not in self._graphs:
+                step: Callable[[ir.Model], ir.Model]
+                if plan.bare:
+                    before, step = replace(plan, bare=False), surgery.keep_results
+                elif plan.python:
+                    before, step = replace(plan, python=False), surgery.with_python_gates
+                elif plan.past:
+                    before, step = replace(plan, past=False), surgery.with_past
+                elif plan.start is not None or plan.stop is not None:
+                    before = replace(plan, start=None, stop=None)
+                    step = lambda model: surgery.segment(model, plan.start, plan.stop)  # noqa: E731
+                else:
+                    before, step = Plan(), lambda model: surgery.with_flagged(model, plan.flags)
+                self._graphs[plan] = step(self._graph(before))
+                while len(self._graphs) > 2 * _MAX_SESSIONS:
+                    self._graphs.popitem(last=False)
+            self._graphs.move_to_end(plan)
+            return self._graphs[plan]
 
-    @cached_property
-    def _gated_hooks(self) -> Mapping[str, HookEntry]:
-        from graphlens import surgery
-
-        return surgery.read_manifest(self._gated_model).hooks
-
-    def _pooled(self, kind: str, build: Any) -> Session:
+    def _pooled(self, plan: Plan) -> Session:
         stat = self.path.stat()
         asked = tuple(self._asked) if isinstance(self._asked, (list, tuple)) else self._asked
-        key = (str(self.path), stat.st_mtime_ns, stat.st_size, stat.st_ino, asked, kind)
+        key = (str(self.path), stat.st_mtime_ns, stat.st_size, stat.st_ino, asked, plan)
         with _pool_lock:
             session = _pool.get(key)
             if session is None:
-                session = _pool[key] = build()
+                session = _pool[key] = self._build(plan)
             return session
+
+
+def _in_half(callback: Callback) -> Callback:
+    """A callback of float16 activations for an operator that works in float32."""
+    return lambda activation: callback(activation.astype(np.float16)).astype(np.float32)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphlens import __version__, store
-from graphlens.errors import ExportError, ModelFileError, RuntimeUnavailable
+from graphlens.errors import ExportError, InputError, ModelFileError, RuntimeUnavailable
+from graphlens.folders import TOKENIZER_FILES, copy_settings
 from graphlens.hub import Source, resolve
 from graphlens.manifest import Manifest
 from graphlens.memory import peak_memory
 from graphlens.terminal import note, spinner
-from graphlens.tokenizer import TOKENIZER_FILES, load_tokenizer
+from graphlens.tokenizer import load_tokenizer
 from graphlens.weights import SafetensorsFile, TensorEntry, write_safetensors
 
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 UNVERIFIED_FILE = ".model.onnx.unverified"  # renamed when the export is complete: a killed one does not open
 CONVERTED_FILE = "weights.safetensors"
-_COPIED = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 DTYPE = "float32"
 
 Announce = Callable[[str], None]
@@ -89,16 +91,94 @@ def cached_export(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    dtype: str = DTYPE,
+    processing: Sequence[str] = (),
+    first_n_layers: int | None = None,
+    hf_model: Any = None,
 ) -> Path:
-    """The hooked folder of a model: the folder itself if it is one, else its export in the cache, made if absent."""
-    source = resolve(name, revision, token, cache_dir)
-    if _is_current_export(source.folder):
-        return source.folder
+    """The hooked folder of a model as asked for: the folder itself if it is that, else one in the cache, made if absent.
+
+    ``processing`` and ``dtype`` are steps from the plain float32 export; ``hf_model`` is a transformers model in memory
+    whose weights are used instead of the name's.
+    """
+    with contextlib.ExitStack() as stack:
+        if hf_model is not None:
+            source = _saved(hf_model, os.fspath(name), stack)
+        else:
+            source = resolve(name, revision, token, cache_dir)
+        folder = _plain_export(source, tuple(processing), dtype)
+        done = _manifest(folder)
+        if first_n_layers is not None and first_n_layers != done.config.n_layers:
+            folder = _step(folder, f"first-{first_n_layers}", lambda path, stage: _shorten(path, stage, first_n_layers))
+        if processing and not done.processing:
+            from graphlens.surgery.processing import process_into
+
+            steps = tuple(processing)
+            folder = _step(folder, "-".join(steps), lambda path, stage: process_into(path, stage, steps))
+        if dtype != DTYPE and done.config.dtype == DTYPE:
+            from graphlens.surgery.precision import convert_into
+
+            folder = _step(folder, dtype, lambda path, stage: convert_into(path, stage, dtype))
+        return folder
+
+
+def _plain_export(source: Source, processing: tuple[str, ...], dtype: str) -> Path:
+    """The folder itself where it holds what is asked for or its plain export, else the export in the cache."""
+    manifest = _hooked(source.folder)
+    if manifest is not None:
+        if (manifest.processing, manifest.config.dtype) in (((), DTYPE), (processing, dtype)):
+            return source.folder
+        if not (source.folder / "model.safetensors").is_file():
+            raise ExportError(
+                f"{source.folder}: holds {manifest.config.dtype} weights processed with {list(manifest.processing)}, which "
+                f"cannot become {dtype} with {list(processing)}. Export the original again, or open it with from_onnx."
+            )
     folder = store.export_folder(source.name, source.folder, DTYPE, ())
     if not (folder / MODEL_FILE).is_file():
         with spinner(f"Exporting {source.name} (once)"):
             _export_staged(source, folder, verify=True, announce=lambda _: None)
     return folder
+
+
+def _manifest(folder: Path) -> Manifest:
+    from graphlens import surgery
+
+    return surgery.read_manifest(surgery.load(folder, verify=False))
+
+
+def _step(folder: Path, label: str, write: Callable[[Path, Path], None]) -> Path:
+    """The folder in the cache that ``write(model path, folder)`` makes of a hooked folder, made if absent."""
+    from graphlens.surgery.files import staged_folder, writing
+
+    target = store.derived_folder(folder, label)
+    if not (target / MODEL_FILE).is_file():
+        with spinner(f"Writing {target.name} (once)"), staged_folder(target) as stage, writing(target):
+            write(folder / MODEL_FILE, stage)
+    return target
+
+
+def _shorten(path: Path, stage: Path, layers: int) -> None:
+    from graphlens import surgery
+
+    surgery.save(surgery.first_layers(surgery.load(path), layers), stage)
+    copy_settings(path.parent, stage)
+
+
+def _saved(hf_model: Any, name: str, stack: contextlib.ExitStack) -> Source:
+    """A transformers model written to a temporary folder, with the tokenizer files of the named folder beside it."""
+    if not hasattr(hf_model, "save_pretrained"):
+        raise InputError(f"hf_model must be a transformers model, not {type(hf_model).__name__}.")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    hf_model.save_pretrained(folder)
+    try:
+        named = resolve(name)
+    except ExportError:
+        named = None  # the name is then only a label: the weights are here
+    if named is not None:
+        for file in TOKENIZER_FILES:
+            if (named.folder / file).is_file():
+                shutil.copyfile(named.folder / file, folder / file)
+    return Source(Path(name).name, folder)
 
 
 def _export_staged(source: Source, target: Path, verify: bool, announce: Announce) -> ExportReport:
@@ -109,18 +189,16 @@ def _export_staged(source: Source, target: Path, verify: bool, announce: Announc
         return _export(source, stage, target, verify, announce)
 
 
-def _is_current_export(folder: Path) -> bool:
-    """Whether a folder holds a hooked file of unprocessed float32 weights. A stranger's model.onnx is not one."""
-    from graphlens import surgery
-
+def _hooked(folder: Path) -> Manifest | None:
+    """The manifest of a folder that holds a hooked file, else None. A stranger's model.onnx is not one."""
     if not (folder / MODEL_FILE).is_file():
-        return False
+        return None
     try:
-        manifest = surgery.read_manifest(surgery.load(folder, verify=False))
+        return _manifest(folder)
     except ModelFileError:
-        # Without a checkpoint beside it there is nothing to export instead: let opening it say what is wrong.
-        return not (folder / "config.json").is_file()
-    return manifest.processing == () and manifest.config.dtype == DTYPE
+        if (folder / "config.json").is_file():
+            return None
+        raise  # without a checkpoint beside it there is nothing to export instead: this says what is wrong
 
 
 def _need_export_packages() -> None:
@@ -217,9 +295,7 @@ def _write(source: Source, checkpoint: Checkpoint, stage: Path, path: Path, anno
     write_manifest(model, manifest)
     model = surgery.expose(model, hooks)
     write_graph(model, path)
-    for file in _COPIED:
-        if stage.resolve() != source.folder.resolve() and (source.folder / file).is_file():
-            shutil.copyfile(source.folder / file, stage / file)
+    copy_settings(source.folder, stage)
     return model, copied
 
 

@@ -24,10 +24,26 @@ KEY_VALUE_HEADS = ("batch", "pos", "key_value_head_index", "d_head")
 ATTENTION = ("batch", "head_index", "query_pos", "key_pos")
 SCALE = ("batch", "pos", "1")
 NEURONS = ("batch", "pos", "d_mlp")
+HEAD_RESIDUAL = ("batch", "pos", "head_index", "d_model")
+KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
 
-BEFORE_BLOCKS: Mapping[str, tuple[str, ...]] = {"hook_embed": RESIDUAL, "hook_pos_embed": RESIDUAL}
+# Axes of unflagged and flagged hook points, in firing order. A name with "@" is a further firing of the name before it:
+# with split inputs ln1 runs on queries, keys and values apart, and the cache keeps the last.
+BEFORE_BLOCKS: Mapping[str, tuple[str, ...]] = {
+    "hook_tokens": ("batch", "pos"),
+    "hook_embed": RESIDUAL,
+    "hook_pos_embed": RESIDUAL,
+}
 BLOCK: Mapping[str, tuple[str, ...]] = {
     "hook_resid_pre": RESIDUAL,
+    "hook_attn_in": HEAD_RESIDUAL,
+    "hook_q_input": HEAD_RESIDUAL,
+    "hook_k_input": KEY_VALUE_RESIDUAL,
+    "hook_v_input": KEY_VALUE_RESIDUAL,
+    "ln1.hook_scale@q": SCALE,
+    "ln1.hook_normalized@q": RESIDUAL,
+    "ln1.hook_scale@k": SCALE,
+    "ln1.hook_normalized@k": RESIDUAL,
     "ln1.hook_scale": SCALE,
     "ln1.hook_normalized": RESIDUAL,
     "attn.hook_q": HEADS,
@@ -38,8 +54,10 @@ BLOCK: Mapping[str, tuple[str, ...]] = {
     "attn.hook_attn_scores": ATTENTION,
     "attn.hook_pattern": ATTENTION,
     "attn.hook_z": HEADS,
+    "attn.hook_result": HEAD_RESIDUAL,
     "hook_attn_out": RESIDUAL,
     "hook_resid_mid": RESIDUAL,
+    "hook_mlp_in": RESIDUAL,
     "ln2.hook_scale": SCALE,
     "ln2.hook_normalized": RESIDUAL,
     "mlp.hook_pre": NEURONS,
@@ -54,7 +72,7 @@ AFTER_BLOCKS: Mapping[str, tuple[str, ...]] = {
     "unembed.hook_in": RESIDUAL,
     "unembed.hook_out": ("batch", "pos", "d_vocab"),
 }
-# Hook points that TransformerLens has only when a flag is set: they are not in a plain hooked file.
+# Hook points that exist only while a flag is set: they are not in a plain hooked file.
 FLAGGED: Mapping[str, str] = {
     "hook_tokens": "use_hook_tokens",
     "hook_attn_in": "use_attn_in",
@@ -63,6 +81,30 @@ FLAGGED: Mapping[str, str] = {
     "hook_v_input": "use_split_qkv_input",
     "attn.hook_result": "use_attn_result",
     "hook_mlp_in": "use_hook_mlp_in",
+}
+# TransformerLens 4's own names (TransformerBridge) for the same points, in a block and outside.
+_BRIDGE_BLOCK: Mapping[str, str] = {
+    "hook_in": "hook_resid_pre",
+    "hook_out": "hook_resid_post",
+    "ln2.hook_in": "hook_resid_mid",
+    "attn.hook_out": "hook_attn_out",
+    "attn.hook_attn_in": "hook_attn_in",
+    "attn.hook_q_input": "hook_q_input",
+    "attn.hook_k_input": "hook_k_input",
+    "attn.hook_v_input": "hook_v_input",
+    "attn.q.hook_out": "attn.hook_q",
+    "attn.k.hook_out": "attn.hook_k",
+    "attn.v.hook_out": "attn.hook_v",
+    "attn.o.hook_in": "attn.hook_z",
+    "attn.o.hook_out": "hook_attn_out",
+    "mlp.in.hook_out": "mlp.hook_pre",
+    "mlp.out.hook_in": "mlp.hook_post",
+    "mlp.hook_out": "hook_mlp_out",
+}
+_BRIDGE: Mapping[str, str] = {
+    "embed.hook_out": "hook_embed",
+    "pos_embed.hook_out": "hook_pos_embed",
+    "hook_unembed": "unembed.hook_out",
 }
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
@@ -73,14 +115,26 @@ def split_name(name: str) -> tuple[int | None, str]:
     return (int(match[1]), match[2]) if match else (None, name)
 
 
+def canonical(name: str) -> str:
+    """The name of a hook point that TransformerLens 4 calls ``name``; any other name is handed back as it is.
+
+    >>> canonical("blocks.2.attn.q.hook_out")
+    'blocks.2.attn.hook_q'
+    """
+    layer, rest = split_name(name)
+    if layer is None:
+        return _BRIDGE.get(name, name)
+    return f"blocks.{layer}.{_BRIDGE_BLOCK[rest]}" if rest in _BRIDGE_BLOCK else name
+
+
 def all_names(n_layers: int) -> list[str]:
-    """Every unflagged hook name an architecture may have, in firing order."""
+    """Every hook name an architecture may have, flagged ones included, in firing order."""
     blocks = [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in BLOCK]
     return [*BEFORE_BLOCKS, *blocks, *AFTER_BLOCKS]
 
 
 def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
-    """``names`` (each an unflagged hook name of an ``n_layers`` model) sorted into firing order."""
+    """``names`` (each a hook name of an ``n_layers`` model) sorted into firing order."""
     wanted = set(names)
     return [name for name in all_names(n_layers) if name in wanted]
 
@@ -110,7 +164,7 @@ def unknown(name: str, names: Sequence[str], n_layers: int) -> UnknownHookPoint:
     layer, rest = split_name(name)
     if rest in FLAGGED and (layer is None) == (rest == "hook_tokens") and (layer or 0) < n_layers:
         return UnknownHookPoint(
-            f"{name!r} exists only while the flag {FLAGGED[rest]!r} is set, which this model does not support yet."
+            f"{name!r} exists only while the flag {FLAGGED[rest]!r} is set: call model.set_{FLAGGED[rest]}(True) first."
         )
     why = "is not a hook point of this model."
     if layer is not None and layer >= n_layers and rest in BLOCK:
@@ -153,9 +207,12 @@ def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> li
     for name in wanted:
         if not isinstance(name, str):
             raise TypeError(f"names_filter must hold strings, not {type(name).__name__}")
+    wanted = [name if name in known else canonical(name) for name in wanted]
+    for name in wanted:
         if name not in known:
             raise unknown(name, names, n_layers)
-    return [name for name in names if name in set(wanted)]
+    picked_names = set(wanted)
+    return [name for name in names if name in picked_names]
 
 
 def match_glob(names: Sequence[str], pattern: str) -> list[str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -17,34 +16,42 @@ from graphlens.analysis import numerics
 from graphlens.analysis.activation_cache import ActivationCache
 from graphlens.engine import Engine
 from graphlens.errors import InputError
+from graphlens.generation import GenerationMethods
 from graphlens.hook_points import NamesFilter
-from graphlens.hooks import HookPoint, HookRegistry, Hooks, hook_table
+from graphlens.hooks import NO_GRADIENTS, HookFunction, HookName, HookPoint, HookRegistry, Hooks, hook_table
+from graphlens.kv_cache import KeyValueCache
 from graphlens.manifest import ModelConfig
+from graphlens.parameters import ParameterMethods
+from graphlens.pretrained import Pretrained
+from graphlens.requests import RETURN_TYPES, Request
 from graphlens.runtime.providers import Providers
 from graphlens.terminal import spinner
 from graphlens.tokenizer import Tokenizer, load_tokenizer
 
 Array = npt.NDArray[Any]
 TokensOrText = Any
-_RETURN_TYPES = ("logits", "loss", "both", None)
 
 
 @dataclass(frozen=True)
 class HookedTransformerConfig(ModelConfig):
     """The model's configuration under TransformerLens's attribute names: the file's architecture and this session's
-    choices (``device`` is "cpu" or "cuda")."""
+    choices (``device`` is "cpu" or "cuda"; the ``use_`` flags say which flagged hook points there are)."""
 
     device: str
     default_prepend_bos: bool
+    default_padding_side: str
     tokenizer_prepends_bos: bool | None
     processing: tuple[str, ...]
+    use_attn_result: bool = False
+    use_split_qkv_input: bool = False
+    use_attn_in: bool = False
+    use_hook_mlp_in: bool = False
+    use_hook_tokens: bool = False
 
     attn_only = False
-    use_attn_result = False
-    use_split_qkv_input = False
-    use_attn_in = False
-    use_hook_mlp_in = False
-    use_hook_tokens = False
+    gated_mlp = False
+    parallel_attn_mlp = False
+    attention_dir = "causal"
 
 
 class HookPointInfo(dict[str, tuple[str, str]]):
@@ -56,77 +63,67 @@ class HookPointInfo(dict[str, tuple[str, str]]):
         return hook_table(self, f"{len(self)} {self.title}")
 
 
-class HookedTransformer:
+class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
     """A hooked model: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``. Tokens are integer arrays [b, p]
-    or [p], nested lists, or strings; ``prepend_bos`` applies to strings only.
+    or [p], nested lists, or strings; ``prepend_bos`` and ``padding_side`` apply to strings.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None = None, default_prepend_bos: bool = True) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | None = None,
+        default_prepend_bos: bool = True,
+        default_padding_side: str = "right",
+    ) -> None:
         self._engine = engine
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
         self._default_prepend_bos = default_prepend_bos
-        self._hooks = HookRegistry(engine.hook_names, engine.manifest.config.n_layers)
-
-    # Opening
+        self._default_padding_side = default_padding_side
+        self._flags: set[str] = set()
+        self._hooks = HookRegistry(self._names, engine.manifest.config.n_layers)
 
     @classmethod
     def from_onnx(
-        cls, path: str | os.PathLike[str], providers: Providers = None, default_prepend_bos: bool = True
-    ) -> Self:
-        """Opens a hooked folder or ``model.onnx``. Raises ModelFileError when it is damaged, altered or not hooked."""
-        with spinner(f"Opening {path}"):
-            return cls(Engine(path, providers), default_prepend_bos=default_prepend_bos)
-
-    @classmethod
-    def from_pretrained(
         cls,
-        name: str | os.PathLike[str],
+        path: str | os.PathLike[str],
         providers: Providers = None,
         default_prepend_bos: bool = True,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
+        default_padding_side: str = "right",
+        tokenizer: Any = None,
+        n_ctx: int | None = None,
     ) -> Self:
-        """Opens a model by hub name, TransformerLens alias, checkpoint folder or hooked folder.
-
-        The first time it is exported into the cache folder (``GRAPHLENS_CACHE``), which needs torch and transformers;
-        afterwards it opens from there without them. Until weight processing exists, weights load unprocessed.
-        ``cache_dir``, ``token`` and ``revision`` are huggingface_hub's. Raises ExportError, ModelFileError.
-        """
-        from graphlens.exporter import cached_export
-
-        folder = cached_export(name, revision=revision, token=token, cache_dir=cache_dir)
-        return cls.from_onnx(folder, providers, default_prepend_bos)
-
-    @classmethod
-    def from_pretrained_no_processing(cls, name: str | os.PathLike[str], **options: Any) -> Self:
-        """``from_pretrained`` with the checkpoint's weights exactly as they are."""
-        return cls.from_pretrained(name, **options)
-
-    # Arrays at the border: the torch face overrides these
-
-    def _to_user(self, array: Array) -> Any:
-        return array
-
-    def _from_user(self, value: Any) -> Array:
-        if not isinstance(value, np.ndarray):
-            raise TypeError(type(value).__name__)
-        return value
+        """Opens a hooked folder or ``model.onnx``. Raises ModelFileError when it is damaged, altered or not hooked."""
+        if default_padding_side not in ("left", "right"):
+            raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
+        with spinner(f"Opening {path}"):
+            engine = Engine(path, providers, n_ctx)
+            if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+                tokenizer = Tokenizer.from_transformers(tokenizer)
+            return cls(engine, tokenizer, default_prepend_bos, default_padding_side)
 
     # Describing
 
-    @cached_property
+    @property
     def cfg(self) -> HookedTransformerConfig:
         """The configuration; see HookedTransformerConfig."""
+        flags: dict[str, Any] = dict.fromkeys(self._flags, True)
         return HookedTransformerConfig(
             **asdict(self._engine.manifest.config),
             device="cuda" if self.providers[0].startswith("CUDA") else "cpu",
             default_prepend_bos=self._default_prepend_bos,
+            default_padding_side=self._default_padding_side,
             tokenizer_prepends_bos=None if self.tokenizer is None else self.tokenizer.prepends_bos,
             processing=self._engine.manifest.processing,
+            **flags,
         )
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of weights and activations, e.g. "float32". A bfloat16 model stores bfloat16 and computes in float32,
+        which it says: "bfloat16 weights, float32 activations"."""
+        return self._engine.dtype
 
     @property
     def providers(self) -> list[str]:
@@ -142,174 +139,196 @@ class HookedTransformer:
         """Every hook point: name -> (shape, dtype). ``rich.print`` shows it as a table."""
         sizes = {axis: str(size) for axis, size in hook_points.axis_sizes(self._engine.manifest.config).items()}
         info = HookPointInfo()
-        for name, entry in self._engine.manifest.hooks.items():
-            info[name] = (f"[{', '.join(sizes.get(axis, axis) for axis in entry.axes)}]", entry.dtype)
+        entries = self._engine.hooks(self._plan())
+        for name in self._names():
+            info[name] = (f"[{', '.join(sizes.get(axis, axis) for axis in entries[name].axes)}]", entries[name].dtype)
         return info
+
+    def _names(self) -> list[str]:
+        return self._engine.names(self._plan())
 
     def __repr__(self) -> str:
         cfg = self._engine.manifest.config
         return (
             f"{type(self).__name__}({cfg.model_name!r}: {cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}, "
-            f"{len(self._engine.hook_names)} hook points)"
+            f"{len(self._names())} hook points)"
         )
 
-    # Tokens
+    # Flags
 
-    def _need_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise InputError(f"{self._engine.folder} has no tokenizer: pass token ids, not text.")
-        return self.tokenizer
+    def _set_flag(self, flag: str, on: bool) -> None:
+        others = {"use_attn_in": "use_split_qkv_input", "use_split_qkv_input": "use_attn_in"}
+        if on and others.get(flag) in self._flags:
+            raise InputError(
+                f"{flag} and {others[flag]} exclude each other: call model.set_{others[flag]}(False) first."
+            )
+        (self._flags.add if on else self._flags.discard)(flag)
 
-    def _encode(self, text: str, prepend_bos: bool | None, truncate: bool) -> list[int]:
-        tokenizer = self._need_tokenizer()
-        bos = self._default_prepend_bos if prepend_bos is None else prepend_bos
-        ids = [*([tokenizer.require_bos()] if bos else []), *tokenizer.encode(text)]
-        return ids[: self._engine.manifest.config.n_ctx] if truncate else ids
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """Whether each head's output ``attn.hook_result`` [b, p, head, d_model] is a hook point."""
+        self._set_flag("use_attn_result", use_attn_result)
 
-    def _token_array(
-        self, input: str | Sequence[str], prepend_bos: bool | None = None, truncate: bool = True
-    ) -> npt.NDArray[np.int64]:
-        """Text -> int64 [b, p], padded on the right with PAD."""
-        texts = [input] if isinstance(input, str) else list(input)
-        rows = [self._encode(text, prepend_bos, truncate) for text in texts]
-        width = max((len(row) for row in rows), default=0)
-        if width == 0:
-            raise InputError("the prompt is empty: it holds no token. Pass some text, or prepend_bos=True.")
-        pad = self._need_tokenizer().pad_token_id
-        if pad is None and any(len(row) < width for row in rows):
-            raise InputError("prompts of different lengths need a PAD token, and this tokenizer has none.")
-        return np.asarray([[*row, *[pad] * (width - len(row))] for row in rows], np.int64)
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """Whether each head reads a residual of its own for q, k and v: ``hook_{q,k,v}_input`` [b, p, head, d_model]."""
+        self._set_flag("use_split_qkv_input", use_split_qkv_input)
 
-    def to_tokens(self, input: str | Sequence[str], prepend_bos: bool | None = None, truncate: bool = True) -> Any:
-        """Text -> token ids [b, p] (int64); one string gives b = 1. Shorter prompts are padded on the right.
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Whether each head reads a residual of its own: ``hook_attn_in`` [b, p, head, d_model]."""
+        self._set_flag("use_attn_in", use_attn_in)
 
-        ``truncate`` cuts at n_ctx. Raises InputError for a prompt of no tokens, or a model without a tokenizer.
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Whether the residual that the MLP reads is a hook point: ``hook_mlp_in`` [b, p, d_model]."""
+        self._set_flag("use_hook_mlp_in", use_hook_mlp_in)
+
+    def set_use_hook_tokens(self, use_hook_tokens: bool) -> None:
+        """Whether the tokens that are embedded are a hook point: ``hook_tokens`` int64 [b, p]."""
+        self._set_flag("use_hook_tokens", use_hook_tokens)
+
+    # Hooks
+
+    def add_hook(
+        self,
+        name: HookName,
+        hook: HookFunction,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Adds a hook, for every thread, until ``reset_hooks``. ``name`` may be a function name -> bool; ``prepend`` lets
+        it run before the others; ``level`` is accepted for TransformerLens's signature.
+
+        Raises UnknownHookPoint, and InputError for ``dir="bwd"``: there are no gradients yet.
         """
-        return self._to_user(self._token_array(input, prepend_bos, truncate))
+        self._hooks.add(name, hook, dir, is_permanent, prepend)
 
-    def to_string(self, tokens: Any) -> str | list[str]:
-        """Token ids [p] -> text; [b, p] -> a list of texts."""
-        array = np.asarray(tokens)
-        tokenizer = self._need_tokenizer()
-        if array.ndim == 2:
-            return [tokenizer.decode(row) for row in array]
-        return tokenizer.decode(np.atleast_1d(array).tolist())
+    def add_perma_hook(self, name: HookName, hook: HookFunction, dir: str = "fwd") -> None:
+        """Adds a hook that ``reset_hooks`` leaves, unless told ``including_permanent=True``."""
+        self._hooks.add(name, hook, dir, permanent=True)
 
-    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None) -> list[str] | list[list[str]]:
-        """The text of each token: of a string or ids [p] -> a list; of a list of strings -> a list of lists."""
-        if isinstance(input, str):
-            ids: Sequence[int] = self._encode(input, prepend_bos, truncate=True)
-            return self._str_tokens(ids)
-        if isinstance(input, (list, tuple)) and input and isinstance(input[0], str):
-            return [self._str_tokens(self._encode(text, prepend_bos, truncate=True)) for text in input]
-        array = np.asarray(input)
-        if array.ndim == 2 and array.shape[0] == 1:
-            array = array[0]
-        if array.ndim == 2:
-            return [self._str_tokens(row) for row in array]
-        return self._str_tokens(np.atleast_1d(array).tolist())
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: str = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Removes added hooks (not those of an enclosing ``with model.hooks``) and empties every ``hook.ctx``."""
+        if direction in ("fwd", "both"):
+            self._hooks.reset(including_permanent)
+        if clear_contexts:
+            self._hooks.clear_contexts()
 
-    def _str_tokens(self, ids: Sequence[int]) -> list[str]:
-        tokenizer = self._need_tokenizer()
-        return [tokenizer.decode([token]) for token in ids]
+    @contextlib.contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[Self]:
+        """Adds hooks to every call inside the ``with`` block; ``clear_contexts`` empties each ``hook.ctx`` after it.
 
-    def to_single_token(self, string: str) -> int:
-        """The id of a string that is exactly one token. Raises InputError when it is none or several."""
-        ids = self._need_tokenizer().encode(string)
-        if len(ids) != 1:
-            raise InputError(f"{string!r} is {len(ids)} tokens ({self._str_tokens(ids)}), not one.")
-        return ids[0]
+        They are active in the thread (or asyncio task) that entered the block, so threads can share a model; a thread
+        started inside the block has to enter one of its own. With ``reset_hooks_end=False`` they stay, as if added.
+        """
+        if bwd_hooks:
+            raise InputError(NO_GRADIENTS.format(what="bwd_hooks"))
+        with contextlib.ExitStack() as stack:
+            if reset_hooks_end:
+                stack.enter_context(self._hooks.adding(fwd_hooks))
+            else:
+                for name, function in fwd_hooks:
+                    self._hooks.add(name, function)
+            if clear_contexts:
+                stack.callback(self._hooks.clear_contexts)
+            yield self
 
     # Running
 
-    def _tokens(self, input: TokensOrText, prepend_bos: bool | None) -> npt.NDArray[np.int64]:
-        cfg = self._engine.manifest.config
-        if isinstance(input, str) or (
-            isinstance(input, (list, tuple)) and len(input) > 0 and all(isinstance(text, str) for text in input)
-        ):
-            tokens = self._token_array(input, prepend_bos, truncate=False)
-        else:
-            tokens = self._ids(input)
-        if tokens.size == 0:
-            raise InputError("the input is empty: it holds no token.")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= cfg.d_vocab:
-            bad = low if low < 0 else high
-            raise InputError(f"token id {bad} is outside the vocabulary: ids go from 0 to {cfg.d_vocab - 1}.")
-        if tokens.shape[1] > cfg.n_ctx:
-            raise InputError(f"{tokens.shape[1]} tokens, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx).")
-        return tokens.astype(np.int64, copy=False)  # only now: a large unsigned id would wrap around
-
-    @staticmethod
-    def _ids(input: Any) -> npt.NDArray[Any]:
-        if isinstance(input, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in input):
-            lengths = [len(row) if isinstance(row, (list, tuple)) else -1 for row in input]
-            if len(set(lengths)) > 1:
-                raise InputError(
-                    f"ragged token lists (lengths {lengths}): pad them, or pass strings to have that done."
-                )
-        try:
-            array = np.asarray(input)
-        except ValueError as error:
-            raise InputError("ragged token lists: pad them, or pass strings to have that done.") from error
-        if array.size and not np.issubdtype(array.dtype, np.integer):
-            raise InputError(f"tokens must be integers, not {array.dtype}.")
-        if array.ndim not in (1, 2):
-            raise InputError(f"tokens must have shape [batch, pos] or [pos], not {list(array.shape)}.")
-        return np.atleast_2d(array)
-
-    def _feeds(self, tokens: npt.NDArray[np.int64], attention_mask: Any) -> dict[str, Array]:
-        feeds: dict[str, Array] = {"input_ids": tokens}
-        if attention_mask is not None:
-            mask = np.atleast_2d(np.asarray(attention_mask))
-            if not np.isin(mask, (0, 1)).all():
-                raise InputError("attention_mask must hold 1 at real tokens and 0 at padding, and nothing else.")
-            if mask.shape != tokens.shape:
-                raise InputError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(tokens.shape)}.")
-            feeds["attention_mask"] = mask.astype(np.int64)
-        return feeds
+    def _execute(self, request: Request, fetch: Sequence[str], output: bool) -> tuple[Array | None, dict[str, Array]]:
+        """Runs a request with the active hooks: (logits or residual, activations), the cache extended."""
+        names: Collection[str] = set(self._engine.names(request.plan))
+        callbacks = self._hooks.callbacks(self._to_user, self._from_user, names)
+        results = self._engine.run(request.feeds, fetch, callbacks, output, request.plan)
+        if request.cache is not None:
+            mask = np.ones(request.shape, np.int64) if request.mask is None else request.mask
+            request.cache.extend(results.present, mask)
+        return results.output, results.values
 
     def _run(
-        self,
-        input: TokensOrText,
-        fetch: Sequence[str],
-        return_type: str | None,
-        prepend_bos: bool | None,
-        attention_mask: Any,
-    ) -> tuple[Any, dict[str, Any]]:
-        if return_type not in _RETURN_TYPES:
-            raise InputError(f"return_type must be one of {_RETURN_TYPES}, not {return_type!r}.")
-        tokens = self._tokens(input, prepend_bos)
-        if return_type in ("loss", "both") and tokens.shape[1] < 2:
+        self, input: TokensOrText, names_filter: Any, return_type: str | None, loss_per_token: bool, **options: Any
+    ) -> tuple[Any, dict[str, Array], Request]:
+        """Runs forward; ``names_filter`` False caches nothing."""
+        if return_type not in RETURN_TYPES:
+            raise InputError(f"return_type must be one of {RETURN_TYPES}, not {return_type!r}.")
+        request = self._request(input, **options)
+        stops = request.plan.stop is not None
+        wants_loss = return_type in ("loss", "both") and not stops
+        if wants_loss and request.tokens is None:
+            raise InputError("a loss needs the tokens: with start_at_layer pass them as tokens=.")
+        if wants_loss and request.shape[1] < 2:
             raise InputError("a loss needs at least 2 tokens: it is that of each next token.")
-        callbacks = self._hooks.callbacks(self._to_user, self._from_user)
-        logits, values = self._engine.run(
-            self._feeds(tokens, attention_mask), fetch, callbacks, logits=return_type is not None
+        fetch: list[str] = []
+        if names_filter is not False:
+            fetch = self._select(names_filter, request)
+        output, values = self._execute(request, fetch, output=stops or return_type is not None)
+        if output is None or stops or return_type == "logits":
+            return None if output is None else self._to_user(output), values, request
+        loss = self._to_user(
+            numerics.lm_cross_entropy_loss(output, request.tokens, request.mask, per_token=loss_per_token)
         )
-        return self._output(logits, tokens, return_type), {name: self._to_user(array) for name, array in values.items()}
+        return loss if return_type == "loss" else (self._to_user(output), loss), values, request
 
-    def _output(self, logits: Array | None, tokens: npt.NDArray[np.int64], return_type: str | None) -> Any:
-        if logits is None:
-            return None
-        if return_type == "logits":
-            return self._to_user(logits)
-        loss = self._to_user(numerics.next_token_loss(logits, tokens))
-        return loss if return_type == "loss" else (self._to_user(logits), loss)
+    def _select(self, names_filter: NamesFilter, request: Request) -> list[str]:
+        layers = self._engine.manifest.config.n_layers
+        passed = self._engine.names(request.plan)
+        if isinstance(names_filter, (str, list, tuple)):
+            asked = hook_points.select(self._names(), names_filter, layers)
+            left_out = [name for name in asked if name not in set(passed)]
+            if left_out:
+                raise InputError(
+                    f"{left_out[0]!r} is not computed in this run: start_at_layer or stop_at_layer leaves it out."
+                )
+            return asked
+        return hook_points.select(passed, names_filter, layers) if passed else []
 
     def forward(
         self,
         input: TokensOrText,
         return_type: str | None = "logits",
+        loss_per_token: bool = False,
         prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        start_at_layer: int | None = None,
+        tokens: Any = None,
         attention_mask: Any = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: KeyValueCache | None = None,
     ) -> Any:
         """Runs the model with the active hooks.
 
-        ``return_type``: "logits" [b, p, V]; "loss", the mean next-token cross-entropy in nats; "both", a pair; None.
+        ``return_type``: "logits" [b, p, V]; "loss", the mean next-token cross-entropy in nats (``loss_per_token``:
+        [b, p-1]); "both", a pair; None, which runs for the hooks alone.
+        ``start_at_layer`` takes the residual stream [b, p, d_model] before that block as ``input`` (``tokens`` may come
+        along for the loss); ``stop_at_layer`` returns the residual before that block. Blocks left out are not run.
         ``attention_mask`` int [b, p] is 1 at real tokens, 0 at padding; positions count real tokens only.
-        Raises InputError for unusable tokens, HookResultError and whatever a hook raised.
+        ``past_kv_cache`` is read and extended. Raises InputError for unusable input, HookResultError, and whatever a
+        hook raised.
         """
-        return self._run(input, (), return_type, prepend_bos, attention_mask)[0]
+        return self._run(
+            input,
+            False,
+            return_type,
+            loss_per_token,
+            prepend_bos=prepend_bos,
+            padding_side=padding_side,
+            start_at_layer=start_at_layer,
+            tokens=tokens,
+            attention_mask=attention_mask,
+            stop_at_layer=stop_at_layer,
+            past_kv_cache=past_kv_cache,
+        )[0]
 
     __call__ = forward
 
@@ -317,20 +336,35 @@ class HookedTransformer:
         self,
         input: TokensOrText,
         names_filter: NamesFilter = None,
+        device: Any = None,
         remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Any = None,
         return_cache_object: bool = True,
         return_type: str | None = "logits",
-        prepend_bos: bool | None = None,
-        attention_mask: Any = None,
+        loss_per_token: bool = False,
+        **forward_options: Any,
     ) -> tuple[Any, Any]:
         """Runs the model and returns (output, ActivationCache).
 
-        ``names_filter``: a hook name, a list of names, or a function name -> bool; None caches everything. Raises
-        UnknownHookPoint for a name or filter that matches nothing. Values are those after any active hook.
+        ``names_filter``: a hook name, a list of names, or a function name -> bool; None caches everything. ``pos_slice``
+        (an int, slice, array or Slice) keeps those positions of each activation, queries of scores and patterns; an int
+        keeps an axis of 1. Values are those after any active hook. Raises UnknownHookPoint for a name or filter that
+        matches nothing, InputError for ``incl_bwd`` (there are no gradients yet) and for another ``device``.
         """
-        names = hook_points.select(self._engine.hook_names, names_filter, self._engine.manifest.config.n_layers)
-        output, values = self._run(input, names, return_type, prepend_bos, attention_mask)
-        cache = ActivationCache(values, self)
+        if incl_bwd:
+            raise InputError(NO_GRADIENTS.format(what="incl_bwd"))
+        if device is not None and str(device).partition(":")[0] != self.cfg.device:
+            raise InputError(f"this model runs on {self.cfg.device}; its activations cannot be put on {device}.")
+        output, values, request = self._run(input, names_filter, return_type, loss_per_token, **forward_options)
+        if pos_slice is not None:
+            entries = self._engine.hooks(request.plan)
+            values = {name: _positions(array, entries[name].axes, pos_slice) for name, array in values.items()}
+        if clear_contexts:
+            self._hooks.clear_contexts()
+        cache = ActivationCache({name: self._to_user(array) for name, array in values.items()}, self)
         if remove_batch_dim:
             cache.remove_batch_dim()
         return output, (cache if return_cache_object else cache.cache_dict)
@@ -339,6 +373,8 @@ class HookedTransformer:
         self,
         input: TokensOrText,
         fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         **forward_options: Any,
     ) -> Any:
@@ -347,40 +383,22 @@ class HookedTransformer:
         A function is called as ``function(activation, hook=HookPoint)``; what it returns replaces the activation, None
         keeps it, edits in place count. Raises UnknownHookPoint, HookResultError, and whatever a hook raises.
         """
-        with self.hooks(fwd_hooks, clear_contexts=clear_contexts):
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self.forward(input, **forward_options)
 
-    @contextlib.contextmanager
-    def hooks(self, fwd_hooks: Hooks = (), clear_contexts: bool = False) -> Iterator[Self]:
-        """Adds hooks to every call inside the ``with`` block; ``clear_contexts`` empties each ``hook.ctx`` after it.
 
-        They are active in the thread (or asyncio task) that entered the block, so threads can share a model; a thread
-        started inside the block has to enter one of its own.
-        """
-        with self._hooks.adding(fwd_hooks):
-            try:
-                yield self
-            finally:
-                if clear_contexts:
-                    self._hooks.clear_contexts()
-
-    # The end of the model, on arrays
-
-    def ln_final(self, residual: Any) -> Any:
-        """The final norm applied to a residual stream [..., d_model]; same shape."""
-        weights, config = self._engine.weights, self._engine.manifest.config
-        return self._to_user(
-            numerics.layer_norm(
-                self._from_user(residual),
-                weights.get("ln_final.w"),
-                weights.get("ln_final.b"),
-                config.eps,
-                centre=config.normalization_type.startswith("LN"),
-            )
-        )
-
-    def unembed(self, residual: Any) -> Any:
-        """Logits [..., d_vocab] of a normalised residual [..., d_model] (after ``ln_final``)."""
-        weights = self._engine.weights
-        logits = self._from_user(residual) @ weights["unembed.W_U"]
-        return self._to_user(logits + weights["unembed.b_U"] if "unembed.b_U" in weights else logits)
+def _positions(array: Array, axes: Sequence[str], pos_slice: Any) -> Array:
+    """The chosen positions of an activation, along its axis ``pos`` or ``query_pos``."""
+    axis = next((i for i, name in enumerate(axes) if name in ("pos", "query_pos")), None)
+    chosen = getattr(pos_slice, "slice", pos_slice)
+    if isinstance(chosen, tuple):
+        chosen = slice(*chosen)
+    if axis is None or chosen is None:
+        return array
+    if isinstance(chosen, (int, np.integer)):
+        chosen = [int(chosen)]
+    index: Any = chosen if isinstance(chosen, slice) else np.asarray(chosen)
+    try:
+        return array[(slice(None),) * axis + (index,)]
+    except IndexError as error:
+        raise InputError(f"pos_slice={pos_slice!r} reaches beyond the {array.shape[axis]} positions.") from error

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from graphlens import hook_points
-from graphlens.errors import HookResultError
+from graphlens.errors import HookResultError, InputError
 from graphlens.runtime.callbacks import Callback
 
 HookFunction = Callable[..., Any]
 HookName = str | Callable[[str], bool]
 Hooks = Sequence[tuple[HookName, HookFunction]]
+NO_GRADIENTS = "this version of graphlens computes no gradients, so {what} cannot be honoured. Use forward hooks."
 
 
 class HookPoint:
     """What a hook function receives as ``hook``: where it is, and a place to keep things between calls."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, registry: HookRegistry | None = None) -> None:
         self.name = name
         self.ctx: dict[str, Any] = {}
+        self._registry = registry
 
     def layer(self) -> int:
         """The index of the block this hook point is in. Raises ValueError outside the blocks."""
@@ -37,26 +40,69 @@ class HookPoint:
         """Empties ``ctx``."""
         self.ctx.clear()
 
+    def add_hook(self, hook: HookFunction, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False) -> None:
+        """Adds a hook here until it is reset; see HookedTransformer.add_hook."""
+        if self._registry is None:
+            raise InputError(f"the hook point {self.name!r} belongs to no model")
+        self._registry.add(self.name, hook, dir, is_permanent, prepend)
+
     def __repr__(self) -> str:
         return f"HookPoint({self.name!r})"
 
 
+@dataclass(frozen=True)
+class _Added:
+    """A hook that stands. ``asked`` by its very name, not chosen by a function; then it has to fire."""
+
+    name: str
+    function: HookFunction
+    asked: bool = False
+    permanent: bool = False
+
+
 class HookRegistry:
-    """The hooks that are active on one model, in the order they were added."""
+    """The hooks of one model: those added to it, and those of the ``with`` blocks of each thread, in order."""
 
-    def __init__(self, names: Sequence[str], n_layers: int) -> None:
-        self._names, self._n_layers = list(names), n_layers
-        self.points = {name: HookPoint(name) for name in names}
+    def __init__(self, names: Callable[[], Sequence[str]], n_layers: int) -> None:
+        self._names, self._n_layers = names, n_layers
+        self._points: dict[str, HookPoint] = {}
+        self._added: tuple[_Added, ...] = ()
         # Per thread and task: two of them that share a model must not see each other's hooks.
-        self._active: ContextVar[tuple[tuple[str, HookFunction], ...]] = ContextVar("hooks", default=())
+        self._active: ContextVar[tuple[_Added, ...]] = ContextVar("hooks", default=())
 
-    def _expand(self, hooks: Hooks) -> list[tuple[str, HookFunction]]:
+    @property
+    def points(self) -> dict[str, HookPoint]:
+        """The hook points there are now, in firing order."""
+        return {name: self.point(name) for name in self._names()}
+
+    def point(self, name: str) -> HookPoint:
+        """The one HookPoint of a name, whose ``ctx`` lives on."""
+        return self._points.setdefault(name, HookPoint(name, self))
+
+    def _expand(self, hooks: Hooks, permanent: bool = False) -> list[_Added]:
         expanded = []
+        names = self._names()
         for name, function in hooks:
             if not callable(function):
                 raise TypeError(f"the hook at {name!r} is not callable but {type(function).__name__}")
-            expanded += [(n, function) for n in hook_points.select(self._names, name, self._n_layers)]
+            found = hook_points.select(names, name, self._n_layers)
+            expanded += [_Added(n, function, isinstance(name, str), permanent) for n in found]
         return expanded
+
+    def add(
+        self, name: HookName, function: HookFunction, dir: str = "fwd", permanent: bool = False, prepend: bool = False
+    ) -> None:
+        """Adds a hook that stays until it is reset. Raises UnknownHookPoint, InputError for ``dir="bwd"``."""
+        if dir == "bwd":
+            raise InputError(NO_GRADIENTS.format(what="a backward hook"))
+        if dir != "fwd":
+            raise InputError(f"dir must be 'fwd' or 'bwd', not {dir!r}.")
+        new = tuple(self._expand([(name, function)], permanent))
+        self._added = (*new, *self._added) if prepend else (*self._added, *new)
+
+    def reset(self, including_permanent: bool = False) -> None:
+        """Removes the hooks that were added; permanent ones only when asked."""
+        self._added = () if including_permanent else tuple(hook for hook in self._added if hook.permanent)
 
     @contextlib.contextmanager
     def adding(self, hooks: Hooks) -> Iterator[None]:
@@ -69,17 +115,30 @@ class HookRegistry:
 
     def clear_contexts(self) -> None:
         """Empties every hook point's ``ctx``."""
-        for point in self.points.values():
+        for point in self._points.values():
             point.clear_context()
 
     def callbacks(
-        self, to_user: Callable[[npt.NDArray[Any]], Any], from_user: Callable[[Any], npt.NDArray[Any]]
+        self,
+        to_user: Callable[[npt.NDArray[Any]], Any],
+        from_user: Callable[[Any], npt.NDArray[Any]],
+        names: Collection[str],
     ) -> dict[str, Callback]:
-        """One function per hooked name, running its hooks in order on the user's kind of array."""
+        """One function per hooked name, running its hooks in order on the user's kind of array.
+
+        ``names`` are the hook points of this run. Raises InputError for a hook that was asked for by name and stands
+        elsewhere: it would silently never fire.
+        """
         at: dict[str, list[HookFunction]] = {}
-        for name, function in self._active.get():
-            at.setdefault(name, []).append(function)
-        return {name: self._chain(self.points[name], functions, to_user, from_user) for name, functions in at.items()}
+        for hook in (*self._added, *self._active.get()):
+            if hook.name in names:
+                at.setdefault(hook.name, []).append(hook.function)
+            elif hook.asked and not hook.permanent:
+                raise InputError(
+                    f"the hook at {hook.name!r} would never fire: this run does not pass it. Its flag was switched off, or "
+                    "start_at_layer or stop_at_layer leaves it out."
+                )
+        return {name: self._chain(self.point(name), functions, to_user, from_user) for name, functions in at.items()}
 
     @staticmethod
     def _chain(point: HookPoint, functions: Sequence[HookFunction], to_user: Any, from_user: Any) -> Callback:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphlens.errors import ExportError
+from graphlens.folders import TOKENIZER_FILES
 from graphlens.manifest import FORMAT_VERSION
 from graphlens.surgery.fingerprint import quick_fingerprint
-from graphlens.tokenizer import TOKENIZER_FILES
 
 # Raised whenever the exporter would write other bytes for the same checkpoint. The versions of torch and transformers
 # are left out on purpose: an export is opened later where neither is installed.
-EXPORTER_REVISION = 1
+EXPORTER_REVISION = 2
 
 
 def cache_root() -> Path:
@@ -52,3 +52,10 @@ def export_folder(name: str, checkpoint: Path, dtype: str, processing: Sequence[
         digest.update(f"\0{path.name}\0{found.size}{found.header_sha256}{found.samples_sha256}".encode())
     label = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "model"
     return cache_root() / "hooked" / f"{label}-{digest.hexdigest()[:24]}"
+
+
+def derived_folder(folder: Path, label: str) -> Path:
+    """Where what is made of a hooked folder lives: keyed by its graph, which holds its weights' fingerprints."""
+    digest = hashlib.sha256(json.dumps([EXPORTER_REVISION, FORMAT_VERSION, label]).encode())
+    digest.update((folder / "model.onnx").read_bytes())
+    return cache_root() / "hooked" / f"{folder.name.rsplit('-', 1)[0]}-{label[:24]}-{digest.hexdigest()[:24]}"

@@ -20,7 +20,7 @@ def spinner(message: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def steps(message: str, total: int) -> Iterator[object]:
+def steps(message: str, total: int) -> Iterator[Steps]:
     """A progress bar that knows its end; yields an object whose ``advance()`` counts one step."""
     from rich.console import Console
     from rich.progress import Progress

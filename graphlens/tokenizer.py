@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from graphlens.errors import InputError, ModelFileError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-)
+_ROLES = ("bos_token", "eos_token", "pad_token")
 
 
 class Tokenizer:
     """A tokenizer read from a model folder.
 
     ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` are token ids or None; PAD falls back on EOS, as in
-    TransformerLens. ``prepends_bos`` says whether encoding adds BOS by itself.
+    TransformerLens. ``prepends_bos`` says whether encoding adds BOS by itself. ``padding_side``, "right" or "left", is
+    where the model pads prompts of different lengths; set it to change that. Methods are named as transformers'.
     """
 
-    def __init__(self, fast: FastTokenizer, special: dict[str, str]) -> None:
+    def __init__(self, fast: FastTokenizer, special: Mapping[str, str], padding_side: str = "right") -> None:
+        fast.no_padding()  # tokenizer files may ask for both, and encode would then pad and cut unasked
+        fast.no_truncation()
         self.fast = fast
+        self.padding_side = padding_side
         self._special = special
         self.bos_token_id = self._id("bos_token")
         self.eos_token_id = self._id("eos_token")
         self.pad_token_id = self._id("pad_token") if "pad_token" in special else self.eos_token_id
         plain = fast.encode("a", add_special_tokens=True).ids
         self.prepends_bos = bool(plain) and self.bos_token_id is not None and plain[0] == self.bos_token_id
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any) -> Self:
+        """A copy of a transformers tokenizer. Raises InputError for one that is not backed by ``tokenizers``."""
+        from tokenizers import Tokenizer as FastTokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, FastTokenizer):
+            raise InputError(
+                f"a {type(tokenizer).__name__} is not a fast tokenizer: load it with AutoTokenizer and use_fast=True."
+            )
+        roles = {role: getattr(tokenizer, role, None) for role in _ROLES}
+        special = {role: str(token) for role, token in roles.items() if token is not None}
+        return cls(FastTokenizer.from_str(backend.to_str()), special, getattr(tokenizer, "padding_side", "right"))
 
     def _id(self, role: str) -> int | None:
         token = self._special.get(role)
@@ -62,13 +75,31 @@ class Tokenizer:
         """The text of the PAD token; EOS's where the files name none."""
         return self._special.get("pad_token", self.eos_token)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, without special tokens added around it."""
-        return list(self.fast.encode(text, add_special_tokens=False).ids)
+    def __len__(self) -> int:
+        return self.vocab_size
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return str(self.fast.decode([int(token) for token in tokens], skip_special_tokens=False))
+    def get_vocab(self) -> dict[str, int]:
+        """Every token as the tokenizer writes it, and its id."""
+        return dict(self.fast.get_vocab(with_added_tokens=True))
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of ``text``; without special tokens around it, unlike transformers, unless they are asked for."""
+        return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, tokens: Any, skip_special_tokens: bool = False) -> str:
+        """The text of token ids [p] (or of one id), special tokens included unless told otherwise."""
+        ids = np.atleast_1d(np.asarray(tokens, np.int64)).tolist()
+        return str(self.fast.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def batch_decode(self, tokens: Any, skip_special_tokens: bool = False) -> list[str]:
+        """The text of each row of token ids."""
+        return [self.decode(row, skip_special_tokens) for row in tokens]
+
+    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = False) -> dict[str, Any]:
+        """{"input_ids": ids} of a text, or a list of them per text; ``model.to_tokens`` also pads and adds BOS."""
+        if isinstance(text, str):
+            return {"input_ids": self.encode(text, add_special_tokens)}
+        return {"input_ids": [self.encode(each, add_special_tokens) for each in text]}
 
     def require_bos(self) -> int:
         """The BOS id. Raises InputError when the tokenizer has none."""
@@ -112,7 +143,7 @@ def _special_tokens(folder: Path, fast: FastTokenizer) -> dict[str, str]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        for role in ("bos_token", "eos_token", "pad_token"):
+        for role in _ROLES:
             token = data.get(role)
             text = token.get("content") if isinstance(token, dict) else token
             if isinstance(text, str) and fast.token_to_id(text) is not None:

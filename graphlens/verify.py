@@ -58,7 +58,8 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         rng = np.random.default_rng(0)
         length = min(_LENGTH, config.n_ctx)
         tokens = rng.integers(0, config.d_vocab, (_BATCH, length))
-        logits, values = engine.run({"input_ids": tokens}, engine.hook_names)
+        results = engine.run({"input_ids": tokens}, engine.hook_names)
+        logits, values = results.output, results.values
         assert logits is not None
         _check_finite(values)
         _check_shapes(engine, values, length)
@@ -68,11 +69,11 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         difference, allowed = _compare(logits, _reference(checkpoint, tokens), bool(engine.manifest.processing))
         with steps("Trying every hook point", len(engine.hook_names)) as progress:
             few = tokens[:1, :_EFFECT_LENGTH]
-            before, _ = engine.run({"input_ids": few}, ())
+            before = engine.run({"input_ids": few}, ()).output
             assert before is not None
             for name in engine.hook_names:
                 _check_effect(engine, name, few, before, rng)
-                progress.advance()  # type: ignore[attr-defined]
+                progress.advance()
     return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started)
 
 
@@ -144,7 +145,7 @@ def _check_patterns(values: dict[str, Array]) -> None:
 def _check_future(engine: Engine, tokens: Array, logits: Array) -> None:
     changed = tokens.copy()
     changed[:, -1] = (changed[:, -1] + 1) % engine.manifest.config.d_vocab
-    other, _ = engine.run({"input_ids": changed}, ())
+    other = engine.run({"input_ids": changed}, ()).output
     assert other is not None
     scale = max(1.0, float(np.abs(logits).max()))
     if logits.shape[1] > 1 and np.abs(other[:, :-1] - logits[:, :-1]).max() > 1e-5 * scale:
@@ -158,7 +159,7 @@ def _check_effect(engine: Engine, name: str, tokens: Array, logits: Array, rng: 
         noise = rng.standard_normal(activation.shape).astype(activation.dtype) * np.asarray(spread, activation.dtype)
         return np.where(np.isfinite(activation), activation + noise, activation)
 
-    changed, _ = engine.run({"input_ids": tokens}, (), {name: disturb})
+    changed = engine.run({"input_ids": tokens}, (), {name: disturb}).output
     assert changed is not None
     if not np.abs(changed - logits).max() > _NO_EFFECT * max(1.0, float(np.abs(logits).max())):
         raise VerificationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,32 +88,63 @@ class SafetensorsFile:
         return np.frombuffer(raw, dtype=NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-class WeightStore:
-    """A model's weights under TransformerLens's names, as read-only views of its mapped files, opened on first use."""
+class _PrivateMapping(SafetensorsFile):
+    """A safetensors file mapped copy-on-write where the system grants that, else read-only.
+
+    torch has no read-only tensors: over a read-only mapping, a write through one would crash the process.
+    """
+
+    @cached_property
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """The whole file, mapped."""
+        try:
+            return np.memmap(self.path, dtype=np.uint8, mode="c")
+        except OSError:  # a file larger than the memory that may be promised
+            return np.memmap(self.path, dtype=np.uint8, mode="r")
+
+
+class WeightStore(Mapping[str, npt.NDArray[Any]]):
+    """A model's weights under TransformerLens's names, as read-only views of its mapped files, opened on first use.
+
+    Values have the file's dtype, except bfloat16, which NumPy lacks: those are float32 copies, exact.
+    """
 
     def __init__(self, folder: Path, views: Mapping[str, WeightView]) -> None:
         self._folder, self._views = folder, views
         self._files: dict[str, SafetensorsFile] = {}
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._views
 
-    def get(self, name: str) -> npt.NDArray[Any] | None:
-        """The weight, or None where the model has none of that name (a folded norm's, say)."""
-        return self[name] if name in self else None
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         view = self._views[name]
         if view.file not in self._files:
-            self._files[view.file] = SafetensorsFile(self._folder / view.file)
-        array = self._files[view.file].array(view.tensor)
-        if view.take is not None:
-            axis, part, parts = view.take
-            size = array.shape[axis] // parts
-            array = array[(slice(None),) * axis + (slice(part * size, (part + 1) * size),)]
-        if view.shape is not None:
-            array = array.reshape(view.shape)
-        return array if view.permute is None else array.transpose(view.permute)
+            self._files[view.file] = _PrivateMapping(self._folder / view.file)
+        file = self._files[view.file]
+        array = file.array(view.tensor).view()
+        if file.entries[view.tensor].dtype == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        array.flags.writeable = False
+        return apply_view(array, view)
+
+
+def apply_view(array: npt.NDArray[Any], view: WeightView) -> npt.NDArray[Any]:
+    """The strided view of a stored tensor that a weight is: writing to it writes to the tensor."""
+    if view.take is not None:
+        axis, part, parts = view.take
+        size = array.shape[axis] // parts
+        array = array[(slice(None),) * axis + (slice(part * size, (part + 1) * size),)]
+    if view.shape is not None:
+        shaped = array.view()
+        shaped.shape = view.shape  # unlike reshape, this raises where it would have to copy
+        array = shaped
+    return array if view.permute is None else array.transpose(view.permute)
 
 
 def write_safetensors(path: Path, entries: Mapping[str, TensorEntry], arrays: Iterable[npt.NDArray[Any]]) -> None:

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 Callback = Callable[[Array], Array]
 
 _PACKAGE = "onnxruntime_extensions"
-_OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double"}
+_OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double", "GraphlensHookInt64": "dt_int64"}
 _active: dict[int, PythonCalls] = {}
 _run_ids = itertools.count(1)
 _library: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class Session:
     def run(
         self,
         outputs: Sequence[str],
-        feeds: Mapping[str, Array],
+        feeds: Mapping[str, Any],
         on_start: Callable[[Callable[[], None]], None] | None = None,
-    ) -> list[Array]:
+        keep: Collection[str] = (),
+    ) -> list[Any]:
         """Runs and returns the named outputs, in order, as arrays that own ONNX Runtime's buffers (no copy on CPU).
 
+        Feeds are arrays or OrtValues of an earlier run; outputs in ``keep`` stay OrtValues, on their device.
         ``on_start`` is handed a function that stops the run early from another thread or from a callback inside it.
         """
         ort = onnxruntime()
@@ -47,10 +49,13 @@ class Session:
 
             on_start(stop)
         # The OrtValue aliases the array's memory, so both must live until the run ends: `arrays` keeps them.
-        arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}
-        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        arrays = {name: np.asarray(a, order="C") for name, a in feeds.items() if not isinstance(a, ort.OrtValue)}
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(arrays[name]) if name in arrays else value
+            for name, value in feeds.items()
+        }
         results = self._session.run_with_ort_values(list(outputs), values, options)
-        return [value.numpy() for value in results]
+        return [value if name in keep else value.numpy() for name, value in zip(outputs, results, strict=True)]
 
 
 def open_session(

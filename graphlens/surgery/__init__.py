@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from graphlens.surgery.files import check, load, save
 from graphlens.surgery.fingerprint import fingerprint
+from graphlens.surgery.flagged import with_flagged
 from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
 from graphlens.surgery.interop import from_graphsurgeon, to_graphsurgeon
-from graphlens.surgery.outputs import expose, prune, strip
+from graphlens.surgery.outputs import expose, keep_results, prune, strip
+from graphlens.surgery.processing import process_weights
 from graphlens.surgery.python_gates import with_python_gates
+from graphlens.surgery.segments import first_layers, segment, with_past
 from graphlens.surgery.splice import splice
 from graphlens.surgery.strangers import CheckReport, check_graph
 
@@ -18,13 +21,19 @@ __all__ = [
     "ensure_hooks_resolve",
     "expose",
     "fingerprint",
+    "first_layers",
     "from_graphsurgeon",
+    "keep_results",
     "load",
+    "process_weights",
     "prune",
     "read_manifest",
     "save",
+    "segment",
     "splice",
     "strip",
     "to_graphsurgeon",
+    "with_flagged",
+    "with_past",
     "with_python_gates",
 ]

@@ -64,3 +64,13 @@ def prune(model: ir.Model, outputs: Iterable[str]) -> ir.Model:
     manifest, alive = read_manifest(model), values_by_name(model).keys()
     write_manifest(model, manifest.with_hooks({n: h for n, h in manifest.hooks.items() if h.value in alive}))
     return ensure_hooks_resolve(model)
+
+
+def keep_results(model: ir.Model) -> ir.Model:
+    """A copy that returns only what a run is for: logits (or the residual of a segment) and present keys and values."""
+    model = model.clone()
+    hooked = {entry.value for entry in read_manifest(model).hooks.values()} - {LOGITS}
+    kept = [value for value in model.graph.outputs if value.name not in hooked]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    return ensure_hooks_resolve(model)

@@ -15,7 +15,11 @@ from graphlens.surgery.splice import Edit, Scope, splice
 
 CALLBACK_DOMAIN = "ai.onnx.contrib"  # the domain onnxruntime-extensions serves Python operators in
 RUN_INPUT = "python/run"
-_CALLBACK_OPS = {ir.DataType.FLOAT: "GraphlensHookFloat", ir.DataType.DOUBLE: "GraphlensHookDouble"}
+_CALLBACK_OPS = {
+    ir.DataType.FLOAT: "GraphlensHookFloat",
+    ir.DataType.DOUBLE: "GraphlensHookDouble",
+    ir.DataType.INT64: "GraphlensHookInt64",
+}
 
 
 def gate_input(hook: str) -> str:
@@ -32,16 +36,38 @@ def _gate(index: int, turn: list[ir.Value]) -> Edit:
         active = scope.input(gate_input(scope.hook), np.asarray(False), [])
         run = turn[-1] if turn else scope.input(RUN_INPUT, np.asarray(0, np.int64), [])
 
-        def branch(name: str, op_type: str, domain: str, inputs: list[ir.Value], attributes: list[ir.Attr]) -> ir.Graph:
-            output = ir.Value(name=f"{scope.hook}/{name}", shape=value.shape, type=value.type)
-            handed = ir.Value(name=f"{scope.hook}/{name}_run", shape=run.shape, type=run.type)
-            node = ir.Node(domain, op_type, inputs, attributes, outputs=[output], name=f"{scope.hook}/{name}_node")
-            hand = ir.Node("", "Identity", [run], outputs=[handed], name=f"{scope.hook}/{name}_hand")
-            return ir.Graph([], [output, handed], nodes=[node, hand], name=name)
+        def named(label: str, like: ir.Value, dtype: ir.DataType | None = None) -> ir.Value:
+            kind = like.type if dtype is None else ir.TensorType(dtype)
+            return ir.Value(name=f"{scope.hook}/{label}", shape=like.shape, type=kind)
 
-        call = branch("call", _CALLBACK_OPS[value.dtype], CALLBACK_DOMAIN, [value, run], [ir.AttrInt64("index", index)])
-        passed = branch("pass", "Identity", "", [value], [])
-        result, handed = scope.ops("If", [active], 2, then_branch=call, else_branch=passed)
+        def branch(name: str, nodes: list[ir.Node]) -> ir.Graph:
+            handed = named(f"{name}_run", run)
+            hand = ir.Node("", "Identity", [run], outputs=[handed], name=f"{scope.hook}/{name}_hand")
+            return ir.Graph([], [nodes[-1].outputs[0], handed], nodes=[*nodes, hand], name=name)
+
+        def node(
+            op_type: str, inputs: list[ir.Value], output: ir.Value, domain: str = "", **attributes: int
+        ) -> ir.Node:
+            given = [ir.AttrInt64(key, number) for key, number in attributes.items()]
+            return ir.Node(domain, op_type, inputs, given, outputs=[output], name=f"{output.name}_node")
+
+        # A Python operator of float16 aborts the process, so it works on float32 between two casts.
+        half = value.dtype == ir.DataType.FLOAT16
+        given, called = (
+            (value, named("call", value))
+            if not half
+            else (named("wide", value, ir.DataType.FLOAT), named("edited", value, ir.DataType.FLOAT))
+        )
+        operator = _CALLBACK_OPS[ir.DataType.FLOAT if half else value.dtype]
+        call = [node(operator, [given, run], called, CALLBACK_DOMAIN, index=index)]
+        if half:
+            widen = node("Cast", [value], given, to=int(ir.DataType.FLOAT))
+            narrow = node("Cast", [called], named("call", value), to=int(ir.DataType.FLOAT16))
+            call = [widen, *call, narrow]
+        passed = [node("Identity", [value], named("pass", value))]
+        result, handed = scope.ops(
+            "If", [active], 2, then_branch=branch("call", call), else_branch=branch("pass", passed)
+        )
         handed.shape, handed.type = run.shape, run.type
         turn.append(handed)
         return result

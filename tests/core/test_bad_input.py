@@ -102,7 +102,7 @@ def test_a_hook_point_behind_a_flag_is_answered_with_that_flag(
     message = unknown(how, tiny, tokens, name)
     assert repr(name) in message
     assert repr(flag) in message
-    assert "not support" in message
+    assert f"model.set_{flag}(True)" in message
 
 
 @pytest.mark.parametrize("name", ["hook_attn_in", "blocks.0.hook_tokens", "blocks.9.hook_mlp_in"])

@@ -39,7 +39,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 def test_what_the_hub_refuses_is_said(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, error)
     with pytest.raises(ExportError, match=message):
-        graphlens.HookedTransformer.from_pretrained("gpt2", revision="v9")
+        graphlens.HookedTransformer.from_pretrained_no_processing("gpt2", revision="v9")
 
 
 def test_names_that_cannot_be_on_the_hub(tmp_path: Path) -> None:

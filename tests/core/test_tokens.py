@@ -12,9 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphlens import HookedTransformer, InputError, ModelFileError
-from graphlens.tokenizer import load_tokenizer
+from graphlens.tokenizer import Tokenizer, load_tokenizer
 
 PROMPT = "When John and Mary went to the store"
+
+
+@pytest.fixture
+def left(tiny: HookedTransformer) -> HookedTransformer:
+    """A model of its own whose tokenizer pads on the left."""
+    model = HookedTransformer(tiny._engine)
+    model._default_padding_side = "left"
+    return model
 
 
 def test_strings_get_bos_unless_told_otherwise(tiny: HookedTransformer) -> None:
@@ -46,6 +54,109 @@ def test_shorter_prompts_are_padded_on_the_right(tiny: HookedTransformer) -> Non
     assert tokens[1, 3:].tolist() == [tiny.tokenizer.pad_token_id] * (tokens.shape[1] - 3)
     alone = tiny.to_tokens("When John")
     np.testing.assert_allclose(tiny(tokens)[1, :3], tiny(alone)[0], rtol=0, atol=1e-4)
+
+
+def test_padding_on_the_left_puts_bos_right_before_the_text(tiny: HookedTransformer, left: HookedTransformer) -> None:
+    texts = [PROMPT, "When John"]
+    for tokens in (tiny.to_tokens(texts, padding_side="left"), left.to_tokens(texts)):
+        alone = tiny.to_tokens("When John")[0]
+        assert tokens[1, -3:].tolist() == alone.tolist()
+        assert tokens[1, :-3].tolist() == [tiny.tokenizer.pad_token_id] * (tokens.shape[1] - 3)
+        np.testing.assert_array_equal(tokens[0], tiny.to_tokens(PROMPT)[0])
+    np.testing.assert_array_equal(left.to_tokens(texts, padding_side="right"), tiny.to_tokens(texts))
+    assert left.tokenizer.padding_side == "left"
+    assert tiny.tokenizer.padding_side == "right"
+
+
+def test_the_mask_of_padded_text_comes_from_its_lengths(tiny: HookedTransformer) -> None:
+    texts = ["<|endoftext|><|endoftext|> John", "When John and Mary"]
+    tokens, mask = tiny._tokens_and_mask(texts, None, "left")
+    np.testing.assert_array_equal(tokens, tiny.to_tokens(texts, padding_side="left"))
+    lengths = [tiny.to_tokens(text).shape[1] for text in texts]
+    assert mask is not None
+    assert mask.dtype == np.int64
+    assert mask.sum(1).tolist() == lengths
+    assert (np.diff(mask, axis=1) >= 0).all()
+    assert tiny._tokens_and_mask(texts, None, "right")[1] is None
+    assert tiny._tokens_and_mask(["When John", "When Mary"], None, "left")[1] is None
+
+
+def test_a_mask_for_ids_takes_leading_pads_for_padding(tiny: HookedTransformer, left: HookedTransformer) -> None:
+    ids = np.asarray([[0, 0, 0, 5, 0], [1, 0, 2, 3, 4], [0, 0, 0, 0, 0]])
+    assert tiny.tokenizer.pad_token_id == tiny.tokenizer.bos_token_id == 0
+    with_bos = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]
+    without = [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
+    assert left._tokens_and_mask(ids, None)[1].tolist() == with_bos
+    assert left._tokens_and_mask(ids, False)[1].tolist() == without
+    assert left._tokens_and_mask(ids[1:2], None)[1] is None
+    assert tiny._tokens_and_mask(ids, None)[1] is None
+    assert tiny._tokens_and_mask(ids, None, "left")[1].tolist() == with_bos
+
+
+def test_another_padding_side_is_refused(tiny: HookedTransformer) -> None:
+    for call in (tiny.to_tokens, tiny.to_str_tokens, lambda text, padding_side: tiny._tokens(text, None, padding_side)):
+        with pytest.raises(InputError, match="'middle'"):
+            call(PROMPT, padding_side="middle")
+    with pytest.raises(InputError, match="'up'"):
+        tiny._default_padding_side = "up"
+
+
+def test_the_position_of_a_token(tiny: HookedTransformer) -> None:
+    text = "When John met Mary, John"
+    words = tiny.to_str_tokens(text)
+    assert tiny.get_token_position(" John", text) == words.index(" John")
+    assert tiny.get_token_position(" John", text, mode="last") == len(words) - 1
+    assert tiny.get_token_position(" John", text, prepend_bos=False) == words.index(" John") - 1
+    tokens = tiny.to_tokens(text)
+    for ids in (tokens, tokens[0], tokens[0].tolist()):
+        assert tiny.get_token_position(int(tokens[0, 2]), ids) == 2
+    with pytest.raises(InputError, match=r"' store'.*does not occur"):
+        tiny.get_token_position(" store", text)
+    for absent in (-1, 2**40):
+        with pytest.raises(InputError, match=f"token {absent} does not occur"):
+            tiny.get_token_position(absent, text)
+    with pytest.raises(InputError, match="one prompt, not 2"):
+        tiny.get_token_position(1, np.zeros((2, 3), np.int64))
+    with pytest.raises(InputError, match="'middle'"):
+        tiny.get_token_position(" John", text, mode="middle")
+
+
+def test_ids_outside_the_vocabulary_have_no_text(tiny: HookedTransformer) -> None:
+    last = tiny.cfg.d_vocab - 1
+    assert isinstance(tiny.to_single_str_token(last), str)
+    assert tiny.to_single_str_token(tiny.to_single_token(" John")) == " John"
+    for call in (tiny.to_string, tiny.to_str_tokens, tiny.to_single_str_token):
+        for bad in (-1, last + 1):
+            with pytest.raises(InputError, match=f"{bad} is outside the vocabulary"):
+                call(np.asarray([bad]))
+        with pytest.raises(InputError, match="integers"):
+            call(np.asarray([1.5]))
+    assert tiny.to_string(tiny.to_single_token(" John")) == " John"
+    assert tiny.to_string([[1, 2], [3, 4]]) == [tiny.to_string([1, 2]), tiny.to_string([3, 4])]
+
+
+def test_test_prompt_prints_ranks_logits_and_probabilities(
+    tiny: HookedTransformer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "When John and Mary went to the store, John gave a drink to"
+    logits = tiny(text)[0, -1]
+    order = np.argsort(-logits)
+    tiny.test_prompt(text, "Mary", top_k=3)
+    shown = capsys.readouterr().out
+    mary = tiny.to_single_token(" Mary")
+    rank = order.tolist().index(mary)
+    assert f"Ranks of the answer tokens: [(' Mary', {rank})]" in shown
+    assert f"Logit: {logits[mary]:6.2f}" in shown
+    assert shown.count("Top ") == 3
+    assert repr(tiny.to_single_str_token(int(order[2]))) in shown
+    tiny.test_prompt(text, [" Mary", " John"], print_details=False)
+    shown = capsys.readouterr().out
+    john = order.tolist().index(tiny.to_single_token(" John"))
+    assert shown == f"Ranks of the answer tokens: [[(' Mary', {rank}), (' John', {john})]]\n"
+    tiny.test_prompt(text, " Mary gave", print_details=False)
+    assert capsys.readouterr().out.count("(' ") == 2
+    with pytest.raises(InputError, match="at least one token"):
+        tiny.test_prompt(text, "", prepend_space_to_answer=False)
 
 
 def test_str_tokens_join_to_the_text_and_follow_their_input(tiny: HookedTransformer) -> None:
@@ -111,3 +222,30 @@ def test_a_broken_tokenizer_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelFileError, match="tokenizer files cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_the_tokenizer_answers_as_transformers_do(tiny: HookedTransformer) -> None:
+    tokenizer = tiny.tokenizer
+    ids = tokenizer.encode(PROMPT)
+    assert tokenizer(PROMPT)["input_ids"] == ids
+    assert tokenizer([PROMPT, "When"])["input_ids"] == [ids, tokenizer.encode("When")]
+    assert tokenizer.decode(np.asarray(ids)) == PROMPT
+    assert tokenizer.decode([tokenizer.bos_token_id, *ids], skip_special_tokens=True) == PROMPT
+    assert tokenizer.decode(ids[0]) == "When"
+    assert tokenizer.batch_decode([ids, ids[:1]]) == [PROMPT, "When"]
+    assert len(tokenizer) == tokenizer.vocab_size == len(tokenizer.get_vocab())
+
+
+def test_padding_and_truncation_in_a_tokenizer_file_do_not_touch_prompts(tiny: HookedTransformer) -> None:
+    from tokenizers import Tokenizer as FastTokenizer
+
+    fast = FastTokenizer.from_str(tiny.tokenizer.fast.to_str())
+    fast.enable_truncation(4)
+    fast.enable_padding(length=6)
+    tokenizer = Tokenizer(fast, {"eos_token": "<|endoftext|>"})
+    assert tokenizer.encode(PROMPT) == tiny.tokenizer.encode(PROMPT)
+
+
+def test_what_is_no_fast_tokenizer_is_refused() -> None:
+    with pytest.raises(InputError, match="a dict is not a fast tokenizer"):
+        Tokenizer.from_transformers({})

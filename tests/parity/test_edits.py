@@ -82,8 +82,8 @@ def test_the_numpy_twin_of_the_workflow_gives_the_torch_faces_numbers() -> None:
     from graphlens.torch import HookedTransformer as TorchTransformer
 
     numpy_model, torch_model = (
-        HookedTransformer.from_pretrained("tiny-gpt2"),
-        TorchTransformer.from_pretrained("tiny-gpt2"),
+        HookedTransformer.from_pretrained_no_processing("tiny-gpt2"),
+        TorchTransformer.from_pretrained_no_processing("tiny-gpt2"),
     )
     prompt, other = (f"When John and Mary went to the store, {name} gave a drink to" for name in ("John", "Mary"))
     name, head = "blocks.2.hook_resid_pre", "blocks.1.attn.hook_z"

@@ -166,7 +166,7 @@ def test_a_folder_with_only_bin_weights(odd_checkpoint: Path, tmp_path: Path) ->
     with pytest.raises(ExportError, match=r"only \.bin weights.*safe_serialization"):
         graphlens.export_model(tmp_path / "bin", tmp_path / "out")
     with pytest.raises(ExportError, match=r"only \.bin weights"):
-        graphlens.HookedTransformer.from_pretrained(tmp_path / "bin")
+        graphlens.HookedTransformer.from_pretrained_no_processing(tmp_path / "bin")
 
 
 @pytest.mark.parametrize("architectures", [["BertModel"], ["GPT2ForSequenceClassification"]])
@@ -332,7 +332,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_from_pretrained_exports_once_and_opens_without_torch(odd_checkpoint: Path, cache: Path) -> None:
-    first = graphlens.HookedTransformer.from_pretrained(odd_checkpoint)
+    first = graphlens.HookedTransformer.from_pretrained_no_processing(odd_checkpoint)
     (folder,) = (cache / "hooked").iterdir()
     written = (folder / "model.onnx").stat().st_mtime_ns
     code = (
@@ -342,7 +342,7 @@ def test_from_pretrained_exports_once_and_opens_without_torch(odd_checkpoint: Pa
         "        if name.split('.')[0] in ('torch', 'transformers'): raise ImportError('refused: ' + name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import graphlens, numpy as np\n"
-        "model = graphlens.HookedTransformer.from_pretrained(sys.argv[1])\n"
+        "model = graphlens.HookedTransformer.from_pretrained_no_processing(sys.argv[1])\n"
         "print(float(model(np.arange(5))[0, -1, 3]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(odd_checkpoint)], capture_output=True, text=True)
@@ -376,11 +376,13 @@ def test_without_the_export_packages_the_error_names_the_extra(
 ) -> None:
     monkeypatch.setattr(exporter, "_importable", lambda name: name != "torch")
     with pytest.raises(RuntimeUnavailable, match=r"needs torch.*graphlens-onnx\[export\]"):
-        graphlens.HookedTransformer.from_pretrained(odd_checkpoint)
+        graphlens.HookedTransformer.from_pretrained_no_processing(odd_checkpoint)
 
 
 def test_two_processes_exporting_the_same_model_both_succeed(odd_checkpoint: Path, cache: Path) -> None:
-    code = "import sys, graphlens; graphlens.HookedTransformer.from_pretrained(sys.argv[1]); print('opened')"
+    code = (
+        "import sys, graphlens; graphlens.HookedTransformer.from_pretrained_no_processing(sys.argv[1]); print('opened')"
+    )
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(odd_checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -433,7 +435,7 @@ def test_a_hub_name_opens_from_the_hub_cache_offline(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit = hub_cache(tmp_path / "hub", repo, odd_checkpoint)
-    model = graphlens.HookedTransformer.from_pretrained(name, cache_dir=tmp_path / "hub")
+    model = graphlens.HookedTransformer.from_pretrained_no_processing(name, cache_dir=tmp_path / "hub")
     assert model.cfg.model_name == name
     assert model._engine.manifest.revision == commit
     entry = model._engine.folder / "model.safetensors"

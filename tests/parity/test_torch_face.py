@@ -12,7 +12,8 @@ import torch_reference
 import transformers
 
 import graphlens
-from graphlens.errors import HookResultError
+from graphlens.engine import Plan
+from graphlens.errors import HookResultError, InputError, RuntimeUnavailable
 from graphlens.torch import HookedTransformer
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
@@ -21,7 +22,7 @@ OTHER = "When John and Mary went to the store, Mary gave a drink to"
 
 @pytest.fixture(scope="module")
 def model() -> HookedTransformer:
-    return HookedTransformer.from_pretrained("tiny-gpt2")
+    return HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,8 @@ def test_the_workflow_of_a_transformerlens_script(model: HookedTransformer, refe
 
 
 def test_tensors_share_memory_with_the_run_and_the_numbers_are_the_numpy_faces(model: HookedTransformer) -> None:
-    numpy_model = graphlens.HookedTransformer.from_pretrained("tiny-gpt2")
-    assert numpy_model._engine._plain is model._engine._plain
+    numpy_model = graphlens.HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
+    assert numpy_model._engine.session(Plan()) is model._engine.session(Plan())
     logits, cache = model.run_with_cache(PROMPT)
     numpy_logits, numpy_cache = numpy_model.run_with_cache(PROMPT)
     np.testing.assert_array_equal(logits.numpy(), numpy_logits)
@@ -134,3 +135,75 @@ def test_loss_is_transformers(model: HookedTransformer, reference: Any) -> None:
     tokens = model.to_tokens(PROMPT)
     with torch.no_grad():
         close(model(tokens, return_type="loss"), reference(tokens, labels=tokens).loss)
+
+
+def test_what_a_script_asks_of_a_module_is_answered_or_refused(model: HookedTransformer) -> None:
+    assert model.cfg.dtype == torch.float32
+    tokens = model.to_tokens(PROMPT).to(model.cfg.device)
+    assert tokens.device == model.device == torch.device("cpu")
+    for same in (model.to("cpu"), model.to(torch.device("cpu")), model.to(torch.float32), model.cpu(), model.eval()):
+        assert same is model
+    assert model.train(False) is model.requires_grad_(False) is model
+    for refused in (lambda: model.to("cuda"), lambda: model.to(torch.device("cuda", 1)), model.cuda):
+        with pytest.raises(RuntimeUnavailable, match='providers="cuda"'):
+            refused()
+    with pytest.raises(InputError, match=r"dtype='float16'"):
+        model.to(torch.float16)
+    with pytest.raises(InputError, match="'mps'"):
+        model.to("mps")
+    with pytest.raises(InputError, match="does not train"):
+        model.train()
+    with pytest.raises(InputError, match="no gradients"):
+        model.requires_grad_()
+
+
+def test_weights_are_tensors_over_the_mapped_file_that_a_write_leaves_alone() -> None:
+    model = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
+    assert model.W_E.shape == (700, 128)
+    (mapped,) = model.weights._files.values()
+    start, stop = mapped.bytes.ctypes.data, mapped.bytes.ctypes.data + mapped.bytes.size
+    for weight in (model.W_E, model.W_U, model.blocks[1].attn.W_Q, model.blocks[0].mlp.W_out, model.ln_final.w):
+        assert isinstance(weight, torch.Tensor)
+        assert start <= weight.data_ptr() < stop
+    before, expected = mapped.path.read_bytes(), model(PROMPT)
+    model.W_E[:] = 0
+    assert not model.W_E.any()
+    assert mapped.path.read_bytes() == before
+    assert torch.equal(model(PROMPT), expected)
+
+
+def test_weights_that_can_only_be_mapped_read_only_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    memmap = np.memmap
+
+    def refusing(path: Any, dtype: Any, mode: str) -> Any:
+        if mode == "c":
+            raise OSError("Cannot allocate memory")
+        return memmap(path, dtype=dtype, mode=mode)
+
+    monkeypatch.setattr(np, "memmap", refusing)
+    model = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
+    kept = model.W_E.clone()
+    model.W_E[:] = 0
+    assert torch.equal(model.W_E, kept)
+
+
+def test_factored_matrices_hold_tensors(model: HookedTransformer) -> None:
+    ov = model.blocks[1].attn.OV
+    whole = model.blocks[1].attn.W_V @ model.blocks[1].attn.W_O
+    close(ov.AB, whole)
+    close(ov[2].AB, whole[2])
+    close((ov @ ov.T).AB, whole @ whole.transpose(-1, -2))
+    close((2 * ov).AB, 2 * whole)
+    close((model.W_E @ ov[0]).AB, model.W_E @ whole[0])
+    u, s, v = ov.svd()
+    close(u @ torch.diag_embed(s) @ v.transpose(-1, -2), whole)
+    assert ov.eigenvalues.dtype == torch.complex64
+    assert [type(each) for each in ov] == [type(ov)] * len(ov)
+    assert ov.shape == (4, 128, 128)
+
+
+def test_tokens_may_be_strided_and_bfloat16_is_refused(model: HookedTransformer) -> None:
+    tokens = model.to_tokens([PROMPT, OTHER])
+    assert torch.equal(model(tokens.repeat_interleave(2, 1)[:, ::2]), model(tokens))
+    with pytest.raises(InputError, match="bfloat16"):
+        model.unembed(torch.zeros(1, 128, dtype=torch.bfloat16))

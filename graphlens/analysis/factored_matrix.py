@@ -1,0 +1,222 @@
+"""FactoredMatrix: a product of two matrices, kept as its factors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.analysis.arrays import as_array, working
+from graphlens.errors import InputError
+
+Array = npt.NDArray[Any]
+
+
+class FactoredMatrix:
+    """A [..., l, r] = A [..., l, m] @ B [..., m, r], never multiplied out unless ``AB`` is asked for.
+
+    Leading axes broadcast. Factors are NumPy arrays of at least float32 (torch tensors are read as such), and so is
+    every result. Raises InputError for shapes that do not fit. TransformerLens: ``FactoredMatrix``.
+    """
+
+    # NumPy would otherwise treat `array @ factored` as an array of objects and never ask __rmatmul__.
+    __array_ufunc__ = None
+
+    def __init__(self, A: Any, B: Any) -> None:  # noqa: N803
+        a, b = working(as_array(A)), working(as_array(B))
+        if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+            raise InputError(f"factors of shapes {list(a.shape)} and {list(b.shape)} have no product [l, m] @ [m, r].")
+        try:
+            leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        except ValueError as error:
+            raise InputError(
+                f"the leading axes of factors of shapes {list(a.shape)} and {list(b.shape)} do not broadcast."
+            ) from error
+        self.ldim, self.mdim, self.rdim = a.shape[-2], a.shape[-1], b.shape[-1]
+        self.has_leading_dims = bool(leading)
+        self.shape = (*leading, self.ldim, self.rdim)
+        self.A: Array = np.broadcast_to(a, (*leading, *a.shape[-2:]))
+        self.B: Array = np.broadcast_to(b, (*leading, *b.shape[-2:]))
+
+    def __repr__(self) -> str:
+        return f"FactoredMatrix(shape {list(self.shape)}, inner {self.mdim})"
+
+    # Products
+
+    def __matmul__(self, other: Any) -> Any:
+        """Times a matrix [..., r, n] or FactoredMatrix: a FactoredMatrix; times a vector [r]: an array [..., l]."""
+        if isinstance(other, FactoredMatrix):
+            return (self @ other.A) @ other.B
+        matrix = as_array(other)
+        if matrix.ndim == 0 or matrix.shape[-2 if matrix.ndim > 1 else -1] != self.rdim:
+            raise InputError(f"shape {list(self.shape)} cannot be multiplied by {list(matrix.shape)} from the right.")
+        if matrix.ndim == 1:
+            return (self.A @ (self.B @ matrix)[..., None])[..., 0]
+        # Multiply out on the side that leaves the smaller inner dimension.
+        if self.rdim > self.mdim:
+            return FactoredMatrix(self.A, self.B @ matrix)
+        return FactoredMatrix(self.AB, matrix)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """A matrix [..., n, l] times this: a FactoredMatrix; a vector [l] times this: an array [..., r]."""
+        matrix = as_array(other)
+        if matrix.ndim == 0 or matrix.shape[-1] != self.ldim:
+            raise InputError(f"shape {list(self.shape)} cannot be multiplied by {list(matrix.shape)} from the left.")
+        if matrix.ndim == 1:
+            return ((matrix[None] @ self.A) @ self.B)[..., 0, :]
+        if self.ldim > self.mdim:
+            return FactoredMatrix(matrix @ self.A, self.B)
+        return FactoredMatrix(matrix, self.AB)
+
+    def __mul__(self, scalar: Any) -> FactoredMatrix:
+        """Times one number. Raises InputError for an array of several: use ``@`` for those."""
+        number = as_array(scalar)
+        if number.size != 1:
+            raise InputError(f"* takes one number, not an array of shape {list(number.shape)}; @ multiplies matrices.")
+        return FactoredMatrix(self.A * number.reshape(()).astype(self.A.dtype), self.B)
+
+    __rmul__ = __mul__
+
+    @property
+    def AB(self) -> Array:  # noqa: N802
+        """The matrix itself, [..., l, r]."""
+        return np.asarray(self.A @ self.B)
+
+    @property
+    def BA(self) -> Array:  # noqa: N802
+        """The factors in the other order, [..., m, m]. Raises InputError unless l == r."""
+        if self.ldim != self.rdim:
+            raise InputError(f"BA needs a square matrix, and this one has shape {list(self.shape)}.")
+        return np.asarray(self.B @ self.A)
+
+    @property
+    def T(self) -> FactoredMatrix:  # noqa: N802
+        """The transpose of the last two axes."""
+        return FactoredMatrix(_transposed(self.B), _transposed(self.A))
+
+    # Spectra
+
+    @cached_property
+    def _svd(self) -> tuple[Array, Array, Array]:
+        left, left_values, left_right = np.linalg.svd(self.A, full_matrices=False)
+        right_left, right_values, right = np.linalg.svd(self.B, full_matrices=False)
+        # Only this small middle matrix mixes the two factors: [.., m, m] at most.
+        middle = left_values[..., :, None] * (left_right @ right_left) * right_values[..., None, :]
+        inner_left, values, inner_right = np.linalg.svd(middle, full_matrices=False)
+        return left @ inner_left, values, _transposed(right) @ _transposed(inner_right)
+
+    def svd(self) -> tuple[Array, Array, Array]:
+        """(U [..., l, k], S [..., k] falling, V [..., r, k]), k = min(l, m, r): the matrix is U @ diag(S) @ V.T."""
+        return self._svd
+
+    @property
+    def U(self) -> Array:  # noqa: N802
+        """Left singular vectors, columns of [..., l, k]."""
+        return self._svd[0]
+
+    @property
+    def S(self) -> Array:  # noqa: N802
+        """Singular values [..., k], falling."""
+        return self._svd[1]
+
+    @property
+    def V(self) -> Array:  # noqa: N802
+        """Right singular vectors, columns of [..., r, k]."""
+        return self._svd[2]
+
+    @property
+    def Vh(self) -> Array:  # noqa: N802
+        """``V``, under the name it had in TransformerLens, where it was never transposed either. Deprecated."""
+        warnings.warn("FactoredMatrix.Vh is V, not its transpose: write V.", DeprecationWarning, stacklevel=2)
+        return self.V
+
+    @property
+    def eigenvalues(self) -> Array:
+        """Eigenvalues, complex [..., m]: those of BA, which are AB's but for zeros. Raises InputError if not square."""
+        values = np.linalg.eigvals(self.BA)
+        return values.astype(np.result_type(values.dtype, np.complex64), copy=False)
+
+    def norm(self) -> Array:
+        """Frobenius norm [...]."""
+        return np.asarray(np.sqrt((self.S**2).sum(-1)))
+
+    def make_even(self) -> FactoredMatrix:
+        """The same matrix with the singular values shared evenly between two factors of orthogonal columns and rows."""
+        root = np.sqrt(self.S)
+        return FactoredMatrix(self.U * root[..., None, :], root[..., :, None] * _transposed(self.V))
+
+    def collapse_l(self) -> Array:
+        """diag(S) @ V.T, [..., k, r]: the matrix without its orthogonal left factor, so of the same norms."""
+        return self.S[..., :, None] * _transposed(self.V)
+
+    def collapse_r(self) -> Array:
+        """U @ diag(S), [..., l, k]: the matrix without its orthogonal right factor."""
+        return self.U * self.S[..., None, :]
+
+    # Shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, those of the matrix included."""
+        return len(self.shape)
+
+    @property
+    def pair(self) -> tuple[Array, Array]:
+        """(A, B)."""
+        return self.A, self.B
+
+    def unsqueeze(self, k: int) -> FactoredMatrix:
+        """With a leading axis of one at ``k``."""
+        at = k if k >= 0 else k + self.ndim + 1
+        if not 0 <= at <= self.ndim - 2:
+            raise InputError(f"axis {k} is not a leading axis of shape {list(self.shape)}.")
+        return FactoredMatrix(np.expand_dims(self.A, at), np.expand_dims(self.B, at))
+
+    def get_corner(self, k: int = 3) -> Array:
+        """The first ``k`` entries along every axis."""
+        return (self.A[..., :k, :] @ self.B[..., :, :k])[(slice(k),) * self.ndim]
+
+    def __getitem__(self, idx: Any) -> FactoredMatrix:
+        """Indexes leading axes as an array does, then rows and columns, where an int keeps an axis of one."""
+        index = idx if isinstance(idx, tuple) else (idx,)
+        ellipsis = [i for i, item in enumerate(index) if item is Ellipsis]
+        if ellipsis:
+            missing = self.ndim - sum(item is not None and item is not Ellipsis for item in index)
+            index = (*index[: ellipsis[0]], *[slice(None)] * missing, *index[ellipsis[0] + 1 :])
+        leading: list[Any] = []
+        matrix: list[Any] = []
+        axis = 0
+        for item in index:
+            (leading if axis < self.ndim - 2 or (item is None and not matrix) else matrix).append(item)
+            axis += item is not None
+        if len(matrix) > 2 or any(item is None for item in matrix):
+            raise InputError(f"{idx!r} is too long an index for a FactoredMatrix of shape {list(self.shape)}.")
+        rows, columns = ([*matrix, slice(None), slice(None)])[:2]
+        try:
+            a, b = self.A[tuple(leading)], self.B[tuple(leading)]
+            return FactoredMatrix(a[..., _keeping(rows, self.ldim), :], b[..., _keeping(columns, self.rdim)])
+        except IndexError as error:
+            raise InputError(f"{idx!r} is outside a FactoredMatrix of shape {list(self.shape)}: {error}") from error
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __iter__(self) -> Iterator[FactoredMatrix]:
+        return (self[i] for i in range(len(self)))
+
+
+def _transposed(matrix: Array) -> Array:
+    return np.swapaxes(matrix, -1, -2)
+
+
+def _keeping(index: Any, size: int) -> Any:
+    """An int index of an axis of ``size`` as one that keeps the axis."""
+    if not isinstance(index, (int, np.integer)):
+        return index
+    if not -size <= index < size:
+        raise IndexError(f"index {index} of an axis of {size}")
+    return [int(index)]

@@ -1,0 +1,163 @@
+"""Detecting attention heads by what they attend to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.analysis.arrays import as_array, working
+from graphlens.errors import InputError
+
+Array = npt.NDArray[Any]
+
+
+def _previous_token(tokens: Array) -> Array:
+    return np.eye(len(tokens), k=-1)
+
+
+def _duplicate_token(tokens: Array) -> Array:
+    same: Array = tokens[:, None] == tokens[None, :]
+    return np.tril(same.astype(float), k=-1)
+
+
+def _induction(tokens: Array) -> Array:
+    """Attention to the token after an earlier occurrence of the current one."""
+    pattern = np.zeros((len(tokens), len(tokens)))
+    pattern[:, 1:] = _duplicate_token(tokens)[:, :-1]
+    return pattern
+
+
+HEAD_PATTERNS = {
+    "previous_token_head": _previous_token,
+    "duplicate_token_head": _duplicate_token,
+    "induction_head": _induction,
+}
+
+
+def detect_head(
+    model: Any,
+    seq: str | Sequence[str],
+    detection_pattern: Any,
+    heads: Sequence[tuple[int, int]] | Mapping[int, Sequence[int]] | None = None,
+    cache: Any = None,
+    *,
+    exclude_bos: bool = False,
+    exclude_current_token: bool = False,
+    error_measure: str = "mul",
+) -> Any:
+    """How much each head attends as ``detection_pattern`` says, float32 [L, h]; -1 for heads not in ``heads``.
+
+    ``detection_pattern``: "previous_token_head", "duplicate_token_head", "induction_head", or lower triangular [p, p].
+    ``error_measure`` "mul": the share of attention that lies on the pattern; "abs": 1 minus the mean absolute
+    difference per row, to 3 decimals. ``seq``: a prompt, or a list of prompts to average over; ``cache``: of that one
+    prompt. ``heads``: [(layer, head)] or {layer: [head]}. ``exclude_bos`` and ``exclude_current_token`` leave attention
+    to the first and to the current position out. Raises InputError for anything that does not fit. TransformerLens:
+    ``head_detector.detect_head``.
+    """
+    if error_measure not in ("mul", "abs"):
+        raise InputError(f"error_measure must be 'mul' or 'abs', not {error_measure!r}.")
+    if isinstance(detection_pattern, str) and detection_pattern not in HEAD_PATTERNS:
+        raise InputError(f"{detection_pattern!r} is no known head: {', '.join(HEAD_PATTERNS)}, or a pattern [p, p].")
+    if not isinstance(seq, str) and cache is not None:
+        raise InputError("a cache holds one prompt: pass one string with it, or a list of prompts without it.")
+    prompts = [seq] if isinstance(seq, str) else seq
+    if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError("seq must be a string or a list of strings, at least one.")
+    wanted = _wanted_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
+    scores = [
+        _scores(model, prompt, detection_pattern, wanted, cache, exclude_bos, exclude_current_token, error_measure)
+        for prompt in prompts
+    ]
+    return model._to_user(np.mean(scores, axis=0).astype(np.float32))
+
+
+def _scores(
+    model: Any,
+    prompt: str,
+    detection_pattern: Any,
+    wanted: Mapping[int, list[int]],
+    cache: Any,
+    exclude_bos: bool,
+    exclude_current_token: bool,
+    error_measure: str,
+) -> Array:
+    tokens = model._from_user(model.to_tokens(prompt))
+    length = tokens.shape[-1]
+    if not 1 < length <= model.cfg.n_ctx:
+        raise InputError(
+            f"{prompt!r} is {length} tokens: it takes 2 to {model.cfg.n_ctx} (n_ctx) to compare attention."
+        )
+    expected = _expected(detection_pattern, tokens[0], error_measure)
+    if cache is None:
+        names = [f"blocks.{layer}.attn.hook_pattern" for layer in wanted]
+        _, cache = model.run_with_cache(prompt, names_filter=names, return_type=None) if names else (None, {})
+    scores = np.full((model.cfg.n_layers, model.cfg.n_heads), -1.0)
+    for layer, indices in wanted.items():
+        patterns = working(model._from_user(cache["pattern", layer, "attn"]))
+        if patterns.ndim == 4 and patterns.shape[0] == 1:
+            patterns = patterns[0]
+        if patterns.shape[-2:] != (length, length) or patterns.ndim != 3:
+            raise InputError(
+                f"the cache's pattern of layer {layer} has shape {list(patterns.shape)}, and {prompt!r} is {length} "
+                "tokens: pass the cache of that one prompt."
+            )
+        for head in indices:
+            scores[layer, head] = _score(patterns[head], expected, exclude_bos, exclude_current_token, error_measure)
+    return scores
+
+
+def _expected(detection_pattern: Any, tokens: Array, error_measure: str) -> Array:
+    if isinstance(detection_pattern, str):
+        return HEAD_PATTERNS[detection_pattern](tokens)
+    try:
+        pattern = working(as_array(detection_pattern))
+    except TypeError as error:
+        raise InputError(f"detection_pattern must be a name or an array, not {detection_pattern!r}.") from error
+    size = len(tokens)
+    if pattern.shape != (size, size) or np.triu(pattern, 1).any():
+        raise InputError(
+            f"detection_pattern has shape {list(pattern.shape)}: it must be lower triangular, [{size}, {size}] for "
+            f"this prompt of {size} tokens."
+        )
+    if error_measure == "mul" and not np.isin(pattern, (0, 1)).all():
+        warnings.warn("error_measure 'mul' reads as a share only for patterns of zeros and ones.", stacklevel=4)
+    return pattern
+
+
+def _score(
+    attention: Array, expected: Array, exclude_bos: bool, exclude_current_token: bool, error_measure: str
+) -> float:
+    counted = np.ones_like(attention)
+    if exclude_bos:
+        counted[:, 0] = 0
+    if exclude_current_token:
+        np.fill_diagonal(counted, 0)
+    if error_measure == "abs":
+        return 1 - round(float((np.abs(attention - expected) * counted).mean() * len(attention)), 3)
+    total = float((attention * counted).sum())
+    return float((attention * counted * expected).sum()) / total if total else float("nan")
+
+
+def _wanted_heads(heads: Any, n_layers: int, n_heads: int) -> dict[int, list[int]]:
+    if heads is None:
+        return {layer: list(range(n_heads)) for layer in range(n_layers)}
+    try:
+        pairs = (
+            [(layer, head) for layer, several in heads.items() for head in several]
+            if isinstance(heads, Mapping)
+            else [(layer, head) for layer, head in heads]
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError("heads must be a list of (layer, head) or a dictionary {layer: [head, ...]}.") from error
+    wanted: dict[int, list[int]] = {}
+    for layer, head in pairs:
+        if not 0 <= layer < n_layers or not 0 <= head < n_heads:
+            raise InputError(
+                f"there is no head {head} in layer {layer}: this model has {n_layers} layers of {n_heads} heads."
+            )
+        wanted.setdefault(int(layer), []).append(int(head))
+    return wanted

@@ -1,0 +1,21 @@
+"""The helpers of ``transformer_lens.utils`` and of its analysis modules, in one place. No torch needed."""
+
+from __future__ import annotations
+
+from graphlens.analysis.factored_matrix import FactoredMatrix
+from graphlens.analysis.head_detector import detect_head
+from graphlens.analysis.induction import induction_loss
+from graphlens.analysis.numerics import composition_scores, lm_accuracy, lm_cross_entropy_loss
+from graphlens.analysis.slices import Slice
+from graphlens.hook_points import get_act_name
+
+__all__ = [
+    "FactoredMatrix",
+    "Slice",
+    "composition_scores",
+    "detect_head",
+    "get_act_name",
+    "induction_loss",
+    "lm_accuracy",
+    "lm_cross_entropy_loss",
+]
