@@ -83,7 +83,7 @@ FLAGGED: Mapping[str, str] = {
     "hook_mlp_in": "use_hook_mlp_in",
 }
 # TransformerLens 4's own names (TransformerBridge) for the same points, in a block and outside.
-_BRIDGE_BLOCK: Mapping[str, str] = {
+BRIDGE_BLOCK: Mapping[str, str] = {
     "hook_in": "hook_resid_pre",
     "hook_out": "hook_resid_post",
     "ln2.hook_in": "hook_resid_mid",
@@ -101,7 +101,7 @@ _BRIDGE_BLOCK: Mapping[str, str] = {
     "mlp.out.hook_in": "mlp.hook_post",
     "mlp.hook_out": "hook_mlp_out",
 }
-_BRIDGE: Mapping[str, str] = {
+BRIDGE: Mapping[str, str] = {
     "embed.hook_out": "hook_embed",
     "pos_embed.hook_out": "hook_pos_embed",
     "hook_unembed": "unembed.hook_out",
@@ -123,8 +123,8 @@ def canonical(name: str) -> str:
     """
     layer, rest = split_name(name)
     if layer is None:
-        return _BRIDGE.get(name, name)
-    return f"blocks.{layer}.{_BRIDGE_BLOCK[rest]}" if rest in _BRIDGE_BLOCK else name
+        return BRIDGE.get(name, name)
+    return f"blocks.{layer}.{BRIDGE_BLOCK[rest]}" if rest in BRIDGE_BLOCK else name
 
 
 def all_names(n_layers: int) -> list[str]:

@@ -1,0 +1,96 @@
+"""The constructors as people call them: processing, precision, fine-tunes in memory, tokenizers, fewer layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from lens_oracle import PROCESSING, oracle
+
+import graphlens
+import graphlens.torch
+from graphlens import HookedTransformer
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path_factory.getbasetemp() / "pretrained-cache"))
+
+
+TOKENS = np.random.default_rng(0).integers(0, 101, (2, 9))
+
+
+def test_float64_is_torchs_to_the_last_digits(odd_checkpoint: Path) -> None:
+    model = HookedTransformer.from_pretrained_no_processing(odd_checkpoint, dtype=torch.float64)
+    logits, cache = model.run_with_cache(TOKENS)
+    expected, expected_cache = oracle(odd_checkpoint, dtype=torch.float64).run_with_cache(torch.from_numpy(TOKENS))
+    assert logits.dtype == np.float64
+    for name, reference in {"logits": expected, **dict(expected_cache.items())}.items():
+        value = reference.numpy()
+        found = logits if name == "logits" else cache[name]
+        finite = np.isfinite(value)
+        assert np.abs(found[finite] - value[finite]).max() <= 1e-11 * max(1, np.abs(value[finite]).max()), name
+
+
+@pytest.mark.parametrize("flag", [*PROCESSING, "refactor_factored_attn_matrices"])
+def test_each_processing_flag_gives_transformerlenss_weights(odd_checkpoint: Path, flag: str) -> None:
+    flags = {name: name == flag for name in (*PROCESSING, "refactor_factored_attn_matrices")}
+    model, lens = HookedTransformer.from_pretrained(odd_checkpoint, **flags), oracle(odd_checkpoint, **flags)
+    expected = lens(torch.from_numpy(TOKENS)).numpy()
+    assert np.abs(model(TOKENS) - expected).max() <= 5e-5 * np.abs(expected).max()
+    for name in ("W_E", "W_pos", "W_U", "b_U", "W_in", "b_in", "W_out", "b_out", "b_O"):
+        reference = getattr(lens, name).numpy()
+        assert np.abs(getattr(model, name) - reference).max() <= 5e-5 * max(1, np.abs(reference).max()), name
+    for left, right in (("W_Q", "W_K"), ("W_V", "W_O")):  # an SVD is unique but for signs: compare the products
+        ours, theirs = ((getattr(m, left), getattr(m, right)) for m in (model, lens))
+        product = ours[0] @ (ours[1].swapaxes(-1, -2) if right == "W_K" else ours[1])
+        reference = (theirs[0] @ (theirs[1].mT if right == "W_K" else theirs[1])).numpy()
+        assert np.abs(product - reference).max() <= 5e-5 * max(1, np.abs(reference).max()), left
+
+
+def test_a_fine_tune_in_memory_is_what_runs(odd_checkpoint: Path) -> None:
+    tuned = transformers.GPT2LMHeadModel.from_pretrained(odd_checkpoint, attn_implementation="eager").eval()
+    with torch.no_grad():
+        tuned.transformer.h[1].mlp.c_fc.weight.mul_(1.5)
+        expected = tuned(torch.from_numpy(TOKENS)).logits.numpy()
+    model = HookedTransformer.from_pretrained_no_processing(odd_checkpoint, hf_model=tuned)
+    assert np.abs(model(TOKENS) - expected).max() <= 5e-5 * np.abs(expected).max()
+    plain = HookedTransformer.from_pretrained_no_processing(odd_checkpoint)
+    assert np.abs(plain(TOKENS) - expected).max() > 1e-2
+
+
+def test_the_same_name_opens_from_the_cache_afterwards(odd_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = HookedTransformer.from_pretrained(odd_checkpoint)
+    monkeypatch.setattr("graphlens.exporter._export_staged", None)
+    second = HookedTransformer.from_pretrained(odd_checkpoint)
+    assert second._engine.path == first._engine.path
+    assert first.cfg.processing == PROCESSING
+
+
+def test_a_transformers_tokenizer_can_be_given(odd_checkpoint: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(graphlens.embedded_model())
+    folder = graphlens.embedded_model()
+    given = HookedTransformer.from_pretrained_no_processing(folder, tokenizer=tokenizer)
+    own = HookedTransformer.from_pretrained_no_processing(folder)
+    text = "When John and Mary went to the store"
+    np.testing.assert_array_equal(given.to_tokens(text), own.to_tokens(text))
+
+
+def test_fewer_layers_are_transformerlenss(odd_checkpoint: Path) -> None:
+    model = HookedTransformer.from_pretrained(odd_checkpoint, first_n_layers=2, n_ctx=20)
+    whole = HookedTransformer.from_pretrained(odd_checkpoint)
+    residual = whole(TOKENS, stop_at_layer=2)
+    expected = whole.unembed(whole.ln_final(residual))
+    assert np.abs(model(TOKENS) - expected).max() <= 5e-5 * np.abs(expected).max()
+    assert (model.cfg.n_layers, model.cfg.n_ctx) == (2, 20)
+    with pytest.raises(graphlens.InputError, match=r"21 tokens.*at most 20"):
+        model(np.zeros((1, 21), np.int64))
+
+
+def test_the_torch_face_opens_processed_models(odd_checkpoint: Path) -> None:
+    model = graphlens.torch.HookedTransformer.from_pretrained(odd_checkpoint, device="cpu", dtype=torch.float32)
+    expected = oracle(odd_checkpoint, **dict.fromkeys(PROCESSING, True))(torch.from_numpy(TOKENS))
+    assert (model(torch.from_numpy(TOKENS)) - expected).abs().max() <= 5e-5 * expected.abs().max()
