@@ -217,6 +217,45 @@ def _ablation(model: HookedTransformer, spec: str) -> tuple[str, Any]:
 
 
 @app.command()
+def generate(
+    model: Model,
+    prompt: Prompt,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="How many tokens at most.")] = 20,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")] = None,
+    no_bos: NoBos = False,
+    provider: Provider = None,
+) -> None:
+    """Continue a prompt.
+
+    Example: [bold]graphlens generate gpt2-hooked "Once upon a time" -n 40 --temperature 0.8[/]
+    """
+    opened = _open(model, provider)
+    text = opened.generate(prompt, max_new_tokens, temperature=temperature, prepend_bos=not no_bos, seed=seed)
+    typer.echo(text)
+
+
+@app.command()
+def process(
+    model: Annotated[Path, typer.Argument(help="A hooked folder or model.onnx with unprocessed float32 weights.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    fold_ln: Annotated[bool, typer.Option(help="Fold the norms' weights into what reads them.")] = True,
+    center_writing_weights: Annotated[bool, typer.Option(help="Centre what writes to the residual stream.")] = True,
+    center_unembed: Annotated[bool, typer.Option(help="Centre the logits over the vocabulary.")] = True,
+    fold_value_biases: Annotated[bool, typer.Option(help="Move value biases into output biases.")] = True,
+    refactor: Annotated[bool, typer.Option(help="Make each head's factors even by SVD.")] = False,
+) -> None:
+    """Process a hooked file's weights as TransformerLens does; predictions stay the same.
+
+    Example: [bold]graphlens process gpt2-hooked -o gpt2-processed[/]
+    """
+    from graphlens.surgery import process_weights
+
+    folder = process_weights(model, out, fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor)
+    typer.echo(f"Wrote {folder}")
+
+
+@app.command()
 def check(model: Annotated[Path, typer.Argument(help="A hooked folder or model.onnx.")]) -> None:
     """Check a file from a stranger: what it contains, and every byte of its weights.
 

@@ -75,12 +75,13 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         engine: Engine,
         tokenizer: Tokenizer | None = None,
         default_prepend_bos: bool = True,
-        default_padding_side: str = "right",
+        default_padding_side: str | None = None,
     ) -> None:
         self._engine = engine
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
         self._default_prepend_bos = default_prepend_bos
-        self._default_padding_side = default_padding_side
+        if default_padding_side is not None:  # otherwise the tokenizer's own
+            self._default_padding_side = default_padding_side
         self._flags: set[str] = set()
         self._hooks = HookRegistry(self._names, engine.manifest.config.n_layers)
 
@@ -90,12 +91,12 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         path: str | os.PathLike[str],
         providers: Providers = None,
         default_prepend_bos: bool = True,
-        default_padding_side: str = "right",
+        default_padding_side: str | None = None,
         tokenizer: Any = None,
         n_ctx: int | None = None,
     ) -> Self:
         """Opens a hooked folder or ``model.onnx``. Raises ModelFileError when it is damaged, altered or not hooked."""
-        if default_padding_side not in ("left", "right"):
+        if default_padding_side not in ("left", "right", None):
             raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
         with spinner(f"Opening {path}"):
             engine = Engine(path, providers, n_ctx)

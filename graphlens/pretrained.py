@@ -30,7 +30,7 @@ class Pretrained(NumpyFace):
         device: Any = None,
         dtype: Any = None,
         default_prepend_bos: bool | None = None,
-        default_padding_side: str = "right",
+        default_padding_side: str | None = None,
         first_n_layers: int | None = None,
         n_ctx: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -45,7 +45,8 @@ class Pretrained(NumpyFace):
         afterwards it opens from there without them. The processing flags are TransformerLens's (see process_weights).
         ``hf_model`` is a transformers model in memory (a fine-tune) to use instead of the name's weights; ``tokenizer`` a
         transformers or tokenizers one. ``device`` is "cpu" or "cuda" (or give ``providers``); ``dtype`` "float32",
-        "float64", "float16" or "bfloat16", also as a torch or NumPy dtype. ``first_n_layers`` keeps that many blocks,
+        "float64", "float16" or "bfloat16", also as a torch or NumPy dtype.
+        ``default_padding_side`` None is the tokenizer's. ``first_n_layers`` keeps that many blocks,
         ``n_ctx`` lowers the longest input. ``cache_dir``, ``token`` and ``revision`` are huggingface_hub's.
         Raises ExportError, ModelFileError, and InputError for what ONNX Runtime cannot honour.
         """
