@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
@@ -14,13 +14,13 @@ import numpy.typing as npt
 from graphlens import hook_points
 from graphlens.analysis import numerics
 from graphlens.analysis.activation_cache import ActivationCache
+from graphlens.description import HookedTransformerConfig, HookPointInfo
 from graphlens.engine import Engine
 from graphlens.errors import InputError
 from graphlens.generation import GenerationMethods
 from graphlens.hook_points import NamesFilter
-from graphlens.hooks import NO_GRADIENTS, HookFunction, HookName, HookPoint, HookRegistry, Hooks, hook_table
+from graphlens.hooks import NO_GRADIENTS, HookFunction, HookName, HookPoint, HookRegistry, Hooks
 from graphlens.kv_cache import KeyValueCache
-from graphlens.manifest import ModelConfig
 from graphlens.parameters import ParameterMethods
 from graphlens.pretrained import Pretrained
 from graphlens.requests import RETURN_TYPES, Request
@@ -30,37 +30,6 @@ from graphlens.tokenizer import Tokenizer, load_tokenizer
 
 Array = npt.NDArray[Any]
 TokensOrText = Any
-
-
-@dataclass(frozen=True)
-class HookedTransformerConfig(ModelConfig):
-    """The model's configuration under TransformerLens's attribute names: the file's architecture and this session's
-    choices (``device`` is "cpu" or "cuda"; the ``use_`` flags say which flagged hook points there are)."""
-
-    device: str
-    default_prepend_bos: bool
-    default_padding_side: str
-    tokenizer_prepends_bos: bool | None
-    processing: tuple[str, ...]
-    use_attn_result: bool = False
-    use_split_qkv_input: bool = False
-    use_attn_in: bool = False
-    use_hook_mlp_in: bool = False
-    use_hook_tokens: bool = False
-
-    attn_only = False
-    gated_mlp = False
-    parallel_attn_mlp = False
-    attention_dir = "causal"
-
-
-class HookPointInfo(dict[str, tuple[str, str]]):
-    """Hook points of a model: name -> (shape, dtype). Printed by rich, it is a table."""
-
-    title = "hook points"
-
-    def __rich__(self) -> Any:
-        return hook_table(self, f"{len(self)} {self.title}")
 
 
 class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):

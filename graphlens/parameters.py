@@ -57,7 +57,9 @@ class ParameterMethods(NumpyFace):
 
     def _weight(self, name: str) -> Array:
         if name in self.weights:
-            return self.weights[name]
+            weight = self.weights[name]
+            # A model opened with a lower n_ctx has so many positions.
+            return weight[: self._engine.manifest.config.n_ctx] if name == "pos_embed.W_pos" else weight
         if not self._has_weight(name):
             raise AttributeError(f"this model has no weight {name!r}. List what it has with list(model.weights).")
         config = self._engine.manifest.config

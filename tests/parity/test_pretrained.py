@@ -85,7 +85,7 @@ def test_fewer_layers_are_transformerlenss(odd_checkpoint: Path) -> None:
     residual = whole(TOKENS, stop_at_layer=2)
     expected = whole.unembed(whole.ln_final(residual))
     assert np.abs(model(TOKENS) - expected).max() <= 5e-5 * np.abs(expected).max()
-    assert (model.cfg.n_layers, model.cfg.n_ctx) == (2, 20)
+    assert (model.cfg.n_layers, model.cfg.n_ctx, model.W_pos.shape[0]) == (2, 20, 20)
     with pytest.raises(graphlens.InputError, match=r"21 tokens.*at most 20"):
         model(np.zeros((1, 21), np.int64))
 
