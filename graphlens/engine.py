@@ -139,6 +139,9 @@ class Engine:
         """
         plan = replace(plan or Plan(), python=bool(callbacks))
         session, hooks = self.session(plan), self.hooks(plan)
+        # A segment without blocks reads neither: there is nothing that a mask or a position could change.
+        taken = {*session.inputs, *session.optional_inputs}
+        feeds = {k: v for k, v in feeds.items() if k in taken or k not in ("attention_mask", "position_ids")}
         present = [name for name in session.outputs if name.startswith("present.")]
         wanted = [*([plan.result] if output else []), *(hooks[name].value for name in fetch)]
         # A run that fetches nothing still has to happen: its callbacks may be what it is for.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from graphlens.analysis.arrays import as_array, working
 from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError, UnknownHookPoint
-from graphlens.hook_points import get_act_name
+from graphlens.hook_points import FLAGGED, get_act_name, split_name
 
 Array = npt.NDArray[Any]
 Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
@@ -41,10 +41,11 @@ class Activations(Mapping[str, Any]):
         if name not in self.cache_dict:
             near = difflib.get_close_matches(name, self.cache_dict, n=3, cutoff=0.4)
             hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
-            raise UnknownHookPoint(
-                f"{name!r} is not in this cache of {len(self.cache_dict)} activations.{hint} "
-                "If the model has it, names_filter left it out."
-            )
+            flag = FLAGGED.get(split_name(name)[1])
+            why = "If the model has it, names_filter left it out."
+            if flag is not None:
+                why = f"It exists only while the flag {flag!r} is set: call model.set_{flag}(True) before the run."
+            raise UnknownHookPoint(f"{name!r} is not in this cache of {len(self.cache_dict)} activations.{hint} {why}")
         return self.cache_dict[name]
 
     def __contains__(self, key: object) -> bool:

@@ -259,7 +259,8 @@ def test_the_frequency_penalty_by_its_formula(
         tokens = np.concatenate([tokens, scores.argmax(-1)[:, None]], 1)
     options = {"top_k": 1, "temperature": 2.0, "freq_penalty": freq_penalty, "use_past_kv_cache": use_past_kv_cache}
     np.testing.assert_array_equal(drawn(tiny, start, **options), tokens)
-    assert (freq_penalty == 0) == np.array_equal(tokens, tiny.generate(start, 16, **GREEDY))
+    if freq_penalty >= 0:  # a bonus for repeating can leave a repeating model where it is
+        assert (freq_penalty == 0) == np.array_equal(tokens, tiny.generate(start, 16, **GREEDY))
 
 
 @pytest.mark.parametrize(
@@ -292,12 +293,13 @@ def test_an_end_token_stops_a_sequence_which_goes_on_with_end_tokens(
     use_past_kv_cache: bool, tiny: HookedTransformer
 ) -> None:
     tokens = prompts(tiny, 3, 4)
-    free = tiny.generate(tokens, 32, **GREEDY)
+    draw: dict[str, Any] = {"stop_at_eos": False, "return_type": "tokens", "verbose": False, "seed": 1}
+    free = tiny.generate(tokens, 32, **draw)
     new = free[:, 4:]
     ends = [int(new[0, 3]), int(new[1, 6]), int(new[2, 9])]
     first = [int(np.flatnonzero(np.isin(row, ends))[0]) for row in new]
     assert len(set(first)) > 1, "all sequences end at once, so nothing is filled up"
-    options = {**GREEDY, "stop_at_eos": True, "eos_token_id": ends, "use_past_kv_cache": use_past_kv_cache}
+    options = {**draw, "stop_at_eos": True, "eos_token_id": ends, "use_past_kv_cache": use_past_kv_cache}
     found = tiny.generate(tokens, 32, **options)
     assert found.shape == (3, 4 + max(first) + 1)
     for row, ended, mine in zip(free, first, found, strict=True):
