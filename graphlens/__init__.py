@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graphlens.hook_points import get_act_name
     from graphlens.hooked_transformer import HookedTransformer
     from graphlens.hub import embedded_model
+    from graphlens.interventions import Ablate, Patch, Scale, Steer
 
 __version__ = "0.1.0"
 
@@ -28,10 +29,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "ActivationCache": "graphlens.analysis.activation_cache",
     "HookedTransformer": "graphlens.hooked_transformer",
+    **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.deploy"),
     "embedded_model": "graphlens.hub",
     "export_model": "graphlens.exporter",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
-    "KeyValueCache": "graphlens.kv_cache",
+    **dict.fromkeys(
+        ("KeyValueCache", "HookedTransformerKeyValueCache", "TransformerLensKeyValueCache"), "graphlens.kv_cache"
+    ),
+    **dict.fromkeys(("Ablate", "Patch", "Steer", "Scale"), "graphlens.interventions"),
     "get_act_name": "graphlens.hook_points",
     "process_weights": "graphlens.surgery",
     **dict.fromkeys(
@@ -50,22 +55,31 @@ _HOMES = {
 }
 
 __all__ = [
+    "Ablate",
     "ActivationCache",
     "ExportError",
     "FactoredMatrix",
     "GraphlensError",
     "HookResultError",
     "HookedTransformer",
+    "HookedTransformerKeyValueCache",
     "InputError",
     "KeyValueCache",
     "ModelFileError",
+    "Patch",
     "RuntimeUnavailable",
+    "Scale",
+    "Steer",
+    "TransformerLensKeyValueCache",
     "UnknownHookPoint",
     "VerificationError",
+    "bake_model",
     "embedded_model",
     "export_model",
     "get_act_name",
     "process_weights",
+    "write_adapter",
+    "write_drivable",
 ]
 
 

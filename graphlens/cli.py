@@ -13,6 +13,7 @@ from graphlens.errors import GraphlensError, InputError
 
 if TYPE_CHECKING:
     from graphlens.hooked_transformer import HookedTransformer
+    from graphlens.interventions import Ablate
 
 app = typer.Typer(
     help="Transformers as ONNX files whose internals have names: export, read, edit.",
@@ -26,6 +27,12 @@ Model = Annotated[str, typer.Argument(help="A hooked folder or model.onnx, a che
 Prompt = Annotated[str, typer.Argument(help="The text to run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Provider = Annotated[str | None, typer.Option("--provider", help="'cpu' or 'cuda'; default: CUDA where it works.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")]
+Hooked = Annotated[Path, typer.Argument(help="A hooked folder or model.onnx.")]
+WithPast = Annotated[bool, typer.Option("--with-past", help="Inputs and outputs for a KV cache.")]
+KeepHooks = Annotated[bool, typer.Option("--keep-hooks", help="Keep the hook points as outputs.")]
+SelfContained = Annotated[bool, typer.Option("--self-contained", help="Copy the weights instead of hardlinking them.")]
+Layout = Annotated[str, typer.Option("--layout", help="'plain' or 'transformersjs'.")]
 NoBos = Annotated[bool, typer.Option("--no-bos", help="Do not prepend the BOS token.")]
 
 
@@ -77,14 +84,25 @@ def export(
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+    with_past: WithPast = False,
+    layout: Layout = "plain",
 ) -> None:
     """Export a Hugging Face checkpoint to a hooked folder (needs torch and transformers).
 
+    With --with-past or --layout it becomes a file for other runtimes instead, without hooks: with a KV cache for
+    onnxruntime-genai, or laid out for transformers.js (which wants both).
+
     Example: [bold]graphlens export gpt2 -o gpt2-hooked[/]
     """
-    from graphlens.exporter import export_model, report_lines
+    from graphlens.exporter import cached_export, export_model, report_lines
     from graphlens.terminal import spinner
 
+    if with_past or layout != "plain":
+        from graphlens.deploy import bake_model
+
+        folder = cached_export(model, revision=revision)
+        typer.echo(f"Wrote {bake_model(folder, [], out, with_past=with_past, layout=layout)}")
+        return
     with spinner(f"Exporting {model}"):
         report = export_model(model, out, verify=verify, force=force, revision=revision, announce=typer.echo)
     for line in report_lines(report):
@@ -172,9 +190,9 @@ def run(
 
     opened = _open(model, provider)
     tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
-    edits = [_ablation(opened, spec) for spec in ablate or []]
+    edits = [_ablation(spec) for spec in ablate or []]
     plain = softmax(opened(tokens)[0, -1])
-    edited = softmax(opened.run_with_hooks(tokens, fwd_hooks=edits)[0, -1]) if edits else plain
+    edited = softmax(opened.run_with_interventions(tokens, edits)[0, -1]) if edits else plain
     order = np.argsort(-plain)[:top]
     extra = [i for i in np.argsort(-edited)[:top] if i not in order]
     rows = [(opened.to_string([int(i)]), float(plain[i]), float(edited[i])) for i in [*order, *extra]]
@@ -193,27 +211,14 @@ def run(
     Console().print(table)
 
 
-def _ablation(model: HookedTransformer, spec: str) -> tuple[str, Any]:
-    """``HOOK`` or ``HOOK:HEAD`` -> a hook that sets that part to zero. Raises InputError, UnknownHookPoint."""
+def _ablation(spec: str) -> Ablate:
+    """``HOOK`` or ``HOOK:HEAD`` -> its zero ablation."""
+    from graphlens.interventions import Ablate
+
     name, _, head = spec.partition(":")
-    if name not in model.hook_dict:
-        from graphlens import hook_points
-
-        raise hook_points.unknown(name, list(model.hook_dict), model.cfg.n_layers)
-    if not head:
-        return name, lambda value, hook: value * 0
-    axes = model._engine.manifest.hooks[name].axes
-    axis = next((i for i, axis in enumerate(axes) if axis.endswith("head_index")), None)
-    if axis is None:
-        raise InputError(f"{name!r} has no heads (its axes are {', '.join(axes)}): leave out ':{head}'.")
-    size = model.cfg.n_key_value_heads if axes[axis].startswith("key_value") else model.cfg.n_heads
-    if not head.isdigit() or int(head) >= size:
-        raise InputError(f"{name!r} has heads 0 to {size - 1}, not {head!r}.")
-
-    def zero(value: Any, hook: Any) -> None:
-        value[(slice(None),) * axis + (int(head),)] = 0
-
-    return name, zero
+    if head and not head.isdigit():
+        raise InputError(f"--ablate {spec!r}: after the colon comes a head's number, not {head!r}.")
+    return Ablate(name, heads=int(head) if head else None)
 
 
 @app.command()
@@ -256,6 +261,86 @@ def process(
 
 
 @app.command()
+def bake(
+    model: Hooked,
+    edits: Annotated[Path, typer.Argument(help="Interventions as JSON (graphlens.interventions.save writes it).")],
+    out: Out,
+    with_past: WithPast = False,
+    keep_hooks: KeepHooks = False,
+    self_contained: SelfContained = False,
+    layout: Layout = "plain",
+) -> None:
+    """Write a model with interventions inside: a plain ONNX file that any ONNX Runtime runs.
+
+    Example: [bold]graphlens bake gpt2-hooked edits.json -o gpt2-edited[/]
+    """
+    from graphlens import interventions
+    from graphlens.deploy import bake_model
+
+    folder = bake_model(
+        model,
+        interventions.load(edits),
+        out,
+        with_past=with_past,
+        keep_hooks=keep_hooks,
+        self_contained=self_contained,
+        layout=layout,
+    )
+    typer.echo(f"Wrote {folder}")
+
+
+@app.command()
+def drivable(
+    model: Hooked,
+    gates: Annotated[list[str], typer.Option("--gates", help="Hook points, as names or shell patterns.")],
+    out: Out,
+    kinds: Annotated[
+        str, typer.Option("--kinds", help="Which changes: scale, add, patch; with commas.")
+    ] = "scale,add,patch",
+    required_gates: Annotated[
+        bool, typer.Option("--required-gates", help="Without defaults: JavaScript can't feed optional inputs.")
+    ] = False,
+    with_past: WithPast = False,
+    keep_hooks: KeepHooks = False,
+    self_contained: SelfContained = False,
+) -> None:
+    """Write a model whose hook points can be changed through inputs, from any ONNX Runtime language.
+
+    Example: [bold]graphlens drivable gpt2-hooked --gates "blocks.*.attn.hook_z" -o gpt2-drivable[/]
+    """
+    from graphlens.deploy import write_drivable
+
+    names = write_drivable(
+        model,
+        gates,
+        out,
+        kinds=[kind.strip() for kind in kinds.split(",")],
+        required=required_gates,
+        with_past=with_past,
+        keep_hooks=keep_hooks,
+        self_contained=self_contained,
+    )
+    typer.echo(f"Wrote {out}: {len(names)} gates, the inputs <hook>/" + ", <hook>/".join(_parts(kinds)))
+
+
+def _parts(kinds: str) -> list[str]:
+    from graphlens.gating import PARTS
+
+    return [part for kind in kinds.split(",") for part in PARTS[kind.strip()]]
+
+
+@app.command()
+def strip(model: Hooked, out: Out, self_contained: SelfContained = False) -> None:
+    """Write the plain model of a hooked or drivable file: no hook points as outputs, no gates.
+
+    Example: [bold]graphlens strip gpt2-drivable -o gpt2-plain[/]
+    """
+    from graphlens.deploy import write_stripped
+
+    typer.echo(f"Wrote {write_stripped(model, out, self_contained=self_contained)}")
+
+
+@app.command()
 def check(model: Annotated[Path, typer.Argument(help="A hooked folder or model.onnx.")]) -> None:
     """Check a file from a stranger: what it contains, and every byte of its weights.
 
@@ -272,7 +357,7 @@ def check(model: Annotated[Path, typer.Argument(help="A hooked folder or model.o
 
 @app.command("cache-clear")
 def cache_clear() -> None:
-    """Delete the exports that from_pretrained made in the cache folder (GRAPHLENS_CACHE).
+    """Delete what is in the cache folder (GRAPHLENS_CACHE): the exports that from_pretrained made, and packed weights.
 
     Example: [bold]graphlens cache-clear[/]
     """
@@ -280,10 +365,11 @@ def cache_clear() -> None:
 
     from graphlens.store import cache_root
 
-    folder = cache_root() / "hooked"
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    shutil.rmtree(folder, ignore_errors=True)
-    typer.echo(f"{folder}: removed {size / 1e6:,.1f} MB (hardlinked weights free nothing while the original stays).")
+    for name, remark in (("hooked", " (hardlinked weights free nothing while the original stays)"), ("packed", "")):
+        folder = cache_root() / name
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+        shutil.rmtree(folder, ignore_errors=True)
+        typer.echo(f"{folder}: removed {size / 1e6:,.1f} MB{remark}.")
 
 
 def main() -> None:

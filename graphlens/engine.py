@@ -14,19 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.errors import InputError
+from graphlens.hook_points import split_name
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
-from graphlens.runtime.providers import Providers
+from graphlens.runtime.providers import CPU, Providers, choose_providers
 from graphlens.runtime.sessions import Session, open_session
 from graphlens.weights import WeightStore
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphlens import packing
+
 Array = npt.NDArray[Any]
 LOGITS = "logits"
 RESIDUAL_OUT = "residual_out"
 _MAX_SESSIONS = 6
+Gates = tuple[tuple[str, tuple[str, ...]], ...]  # hook name -> kinds of change, in firing order
 
 # Sessions of this process, shared by every engine over the same file: a second one would hold the weights again.
 _pool: weakref.WeakValueDictionary[tuple[Any, ...], Session] = weakref.WeakValueDictionary()
@@ -37,14 +41,16 @@ _pool_lock = threading.RLock()
 class Plan:
     """What kind of graph a run needs, whatever it is fed: the key of its session.
 
-    ``flags`` of hook points; blocks ``start`` to ``stop`` (see surgery.segment); ``past``: with a KV cache; ``python``:
-    with a callable gate at every hook point; ``bare``: no hook point is an output, so more can be fused.
+    ``flags`` of hook points; blocks ``start`` to ``stop`` (see surgery.segment); ``past``: with a KV cache; ``gates``:
+    which kinds of change are inputs at which hook points (see surgery.with_gates); ``python``: with a callable gate at
+    every hook point; ``bare``: no hook point is an output, so more can be fused.
     """
 
     flags: tuple[str, ...] = ()
     start: int | None = None
     stop: int | None = None
     past: bool = False
+    gates: Gates = ()
     python: bool = False
     bare: bool = False
 
@@ -85,6 +91,8 @@ class Engine:
         self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
         self._sessions: OrderedDict[Plan, Session] = OrderedDict()
         self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
+        self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
+        self.sessions_built = 0
         self._lock = threading.RLock()
 
     @property
@@ -122,7 +130,7 @@ class Engine:
 
     def names(self, plan: Plan) -> list[str]:
         """The hook points a user sees in that graph, in firing order."""
-        return [name for name in self.hooks(replace(plan, python=False, bare=False)) if "@" not in name]
+        return [name for name in self.hooks(replace(plan, gates=(), python=False, bare=False)) if "@" not in name]
 
     def run(
         self,
@@ -131,14 +139,19 @@ class Engine:
         callbacks: Mapping[str, Callback] | None = None,
         output: bool = True,
         plan: Plan | None = None,
+        edits: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> Results:
         """Runs the graph of a plan once. ``output`` asks for logits (or the residual, where the plan stops early).
+
+        ``edits`` maps hook names of the plan's gates to the arrays of the gate by part (see gating.compose); a part left
+        out changes nothing. They apply before the callbacks at the same hook point.
 
         ``callbacks`` maps hook names to functions activation -> activation, called in firing order as the run passes
         them; every fetched activation is the one after its own callback. Raises what a callback raised.
         """
-        plan = replace(plan or Plan(), python=bool(callbacks))
+        plan = self._serving(replace(plan or Plan(), python=bool(callbacks)))
         session, hooks = self.session(plan), self.hooks(plan)
+        feeds = {**feeds, **_gate_feeds(edits or {}, hooks)}
         # A segment without blocks reads neither: there is nothing that a mask or a position could change.
         taken = {*session.inputs, *session.optional_inputs}
         feeds = {k: v for k, v in feeds.items() if k in taken or k not in ("attention_mask", "position_ids")}
@@ -182,6 +195,46 @@ class Engine:
             gates = {gate_input(name): on for name in at.values()}
             return session.run(values, {**feeds, **gates, RUN_INPUT: calls.run_id}, calls.on_start, keep=keep)
 
+    def gates(self, kinds: Mapping[str, tuple[str, ...]], plan: Plan) -> Gates:
+        """The gates of a plan for the kinds of change wanted at hook points, further firings of theirs included."""
+        names = self.hooks(replace(plan, gates=(), python=False, bare=False))
+        return tuple((name, kinds[hook]) for name in names for hook in [name.partition("@")[0]] if hook in kinds)
+
+    def _serving(self, plan: Plan) -> Plan:
+        """The plan whose session serves a plan with gates: its own, an open one with those gates and more of the same
+        hook, or, once the same change was asked for in two blocks, one with the gate in every block.
+
+        A loop over layers thus ends with one session and not with one per layer.
+        """
+        if not plan.gates:
+            return plan
+        with self._lock:
+            if plan in self._sessions:
+                return plan
+            wanted = set(plan.gates)
+            kinds_of = {(split_name(name)[1], kinds) for name, kinds in plan.gates}
+            for other in reversed(self._sessions):
+                there = {(split_name(name)[1], kinds) for name, kinds in other.gates}
+                if (
+                    replace(other, gates=()) == replace(plan, gates=())
+                    and wanted <= set(other.gates)
+                    and there == kinds_of
+                ):
+                    return other
+            for name, kinds in plan.gates:
+                self._gated.setdefault((split_name(name)[1], kinds), set()).add(name)
+            repeated = {kind for kind in kinds_of if len(self._gated[kind]) > 1}
+            if len(plan.gates) > len(kinds_of) or not repeated:
+                return plan
+            # Only blocks' hook points repeat; one outside the blocks is there once.
+            spread = {
+                name: kinds
+                for name in self.hooks(replace(plan, gates=(), python=False, bare=False))
+                for tail, kinds in repeated
+                if split_name(name)[1] == tail
+            }
+            return replace(plan, gates=self.gates({**spread, **dict(plan.gates)}, plan))
+
     def session(self, plan: Plan) -> Session:
         """The session of a plan, opened on first use. A bounded number stays open; the plain one always does."""
         with self._lock:
@@ -194,15 +247,32 @@ class Engine:
             return self._sessions[plan]
 
     def _build(self, plan: Plan) -> Session:
+        library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
+        packed = self._packed(make=plan != Plan())
+        bound = None if packed is None else packed.bind(self._graph(plan))
+        if packed is not None and bound is not None:
+            return open_session(bound, self._asked, packed.folder, library)
         if plan == Plan():
             return open_session(self.path, self._asked)
         import onnx_ir as ir
 
-        library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
         return open_session(ir.to_proto(self._graph(plan)).SerializeToString(), self._asked, self.folder, library)
 
+    def _packed(self, make: bool) -> packing.Packed | None:
+        """The packed weights that sessions on this processor share; made, where asked, for the second session."""
+        if choose_providers(self._asked)[0][0] != CPU:
+            return None
+        from graphlens import packing
+
+        found = packing.find(self.path)
+        if found is None and make:
+            found = packing.make(self.path, sum(file.size for file in self.manifest.files.values()))
+            if found is not None:  # the plain session holds a copy of its own: it is opened again when it is needed
+                self._sessions.pop(Plan(), None)
+        return found
+
     def _graph(self, plan: Plan) -> ir.Model:
-        """The graph of a plan: flags, then the segment, then the cache, then the gates."""
+        """The graph of a plan: flags, then the segment, then the cache, then the gates of data, then those of Python."""
         from graphlens import surgery
 
         with self._lock:
@@ -214,6 +284,8 @@ class Engine:
                     before, step = replace(plan, bare=False), surgery.keep_results
                 elif plan.python:
                     before, step = replace(plan, python=False), surgery.with_python_gates
+                elif plan.gates:
+                    before, step = replace(plan, gates=()), lambda model: surgery.with_gates(model, dict(plan.gates))
                 elif plan.past:
                     before, step = replace(plan, past=False), surgery.with_past
                 elif plan.start is not None or plan.stop is not None:
@@ -234,8 +306,18 @@ class Engine:
         with _pool_lock:
             session = _pool.get(key)
             if session is None:
+                self.sessions_built += 1
                 session = _pool[key] = self._build(plan)
             return session
+
+
+def _gate_feeds(edits: Mapping[str, Mapping[str, Array]], hooks: Mapping[str, HookEntry]) -> dict[str, Array]:
+    """The feeds of the gates, further firings of a hook point (``name@q``) getting the same as the point."""
+    from graphlens.surgery.gates import gate_input
+
+    return {
+        gate_input(name, part): array for name in hooks for part, array in edits.get(name.partition("@")[0], {}).items()
+    }
 
 
 def _in_half(callback: Callback) -> Callback:

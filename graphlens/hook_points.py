@@ -72,6 +72,7 @@ AFTER_BLOCKS: Mapping[str, tuple[str, ...]] = {
     "unembed.hook_in": RESIDUAL,
     "unembed.hook_out": ("batch", "pos", "d_vocab"),
 }
+SCORES = "attn.hook_attn_scores"
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.
 FLAGGED: Mapping[str, str] = {
     "hook_tokens": "use_hook_tokens",
@@ -99,11 +100,13 @@ BRIDGE_BLOCK: Mapping[str, str] = {
     "attn.o.hook_out": "hook_attn_out",
     "mlp.in.hook_out": "mlp.hook_pre",
     "mlp.out.hook_in": "mlp.hook_post",
+    "mlp.out.hook_out": "hook_mlp_out",
     "mlp.hook_out": "hook_mlp_out",
 }
 BRIDGE: Mapping[str, str] = {
     "embed.hook_out": "hook_embed",
     "pos_embed.hook_out": "hook_pos_embed",
+    "ln_final.hook_out": "unembed.hook_in",
     "hook_unembed": "unembed.hook_out",
 }
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -185,7 +188,8 @@ def unknown(name: str, names: Sequence[str], n_layers: int) -> UnknownHookPoint:
 def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> list[str]:
     """The names that ``names_filter`` picks, in firing order.
 
-    None picks all; a string or list picks exactly those names; a callable is asked for each name.
+    None picks all; a string or list picks exactly those names, TransformerLens 4's among them; a callable is asked for
+    each name, and sees only our own.
     Raises UnknownHookPoint for a name that does not exist, and for a filter that picks nothing: TransformerLens gives
     an empty cache there, which reads as success.
     """

@@ -58,6 +58,31 @@ class Session:
         return [value if name in keep else value.numpy() for name, value in zip(outputs, results, strict=True)]
 
 
+def version() -> str:
+    """ONNX Runtime's version."""
+    return str(onnxruntime().__version__)
+
+
+def save_optimised(model: Path, graph: Path, weights: str) -> None:
+    """Writes a graph file as ONNX Runtime optimises it for this processor to ``graph``, and its weights, in their plain
+    and their packed layout, to the file ``weights`` beside it."""
+    ort = onnxruntime()
+    options = _options()
+    options.optimized_model_filepath = str(graph)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    ort.InferenceSession(str(model), options, providers=[CPU])
+
+
+def _options() -> Any:
+    """Session options that print errors only, and take none from a model file."""
+    options = onnxruntime().SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
+    return options
+
+
 def open_session(
     model: Path | bytes,
     providers: Providers = None,
@@ -71,10 +96,7 @@ def open_session(
     """
     ort = onnxruntime()
     names, required = choose_providers(providers)
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    # A model file could otherwise carry its own session options.
-    os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
+    options = _options()
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if custom_ops is not None:

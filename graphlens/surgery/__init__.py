@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from graphlens.surgery.files import check, load, save
+from graphlens.surgery.baking import bake
+from graphlens.surgery.files import check, load, load_plain, save
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.flagged import with_flagged
+from graphlens.surgery.gates import gate_input, with_gates, without_gates
 from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
 from graphlens.surgery.interop import from_graphsurgeon, to_graphsurgeon
 from graphlens.surgery.outputs import expose, keep_results, prune, strip
@@ -16,6 +18,7 @@ from graphlens.surgery.strangers import CheckReport, check_graph
 
 __all__ = [
     "CheckReport",
+    "bake",
     "check",
     "check_graph",
     "ensure_hooks_resolve",
@@ -23,8 +26,10 @@ __all__ = [
     "fingerprint",
     "first_layers",
     "from_graphsurgeon",
+    "gate_input",
     "keep_results",
     "load",
+    "load_plain",
     "process_weights",
     "prune",
     "read_manifest",
@@ -34,6 +39,8 @@ __all__ = [
     "strip",
     "to_graphsurgeon",
     "with_flagged",
+    "with_gates",
     "with_past",
     "with_python_gates",
+    "without_gates",
 ]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ExportError, ModelFileError
+from graphlens.manifest import METADATA_KEY
 from graphlens.surgery.fingerprint import verify_weights
 from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
 from graphlens.surgery.strangers import CheckReport, check_graph, check_size, refuse_sparse
@@ -37,6 +40,29 @@ def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
     By default the graph is checked as a stranger's (see check) and the weights files are compared with the manifest's
     fingerprints. Raises ModelFileError.
     """
+    model, file = _read(path)
+    manifest = read_manifest(model, str(file))
+    if verify:
+        report = check_graph(model, file)
+        unknown = set(report.external_files) - set(manifest.files)
+        if unknown:
+            raise ModelFileError(
+                f"{file}: its manifest has no fingerprint of {sorted(unknown)}. Export the model again."
+            )
+        verify_weights(file.parent, manifest.files)
+    return ensure_hooks_resolve(model, str(file))
+
+
+def load_plain(path: str | os.PathLike[str]) -> ir.Model:
+    """Loads a model that may have no manifest (a baked or drivable file), checked as a stranger's. Raises ModelFileError."""
+    model, file = _read(path)
+    if METADATA_KEY in model.metadata_props:
+        return load(path)
+    check_graph(model, file)
+    return model
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[ir.Model, Path]:
     file = model_path(path)
     check_size(file)
     try:
@@ -48,16 +74,7 @@ def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
         raise
     except Exception as error:  # protobuf and onnx-ir raise many kinds for one cause: the file does not parse
         raise ModelFileError(f"{file}: not an ONNX model, or cut short ({type(error).__name__}: {error}).") from error
-    manifest = read_manifest(model, str(file))
-    if verify:
-        report = check_graph(model, file)
-        unknown = set(report.external_files) - set(manifest.files)
-        if unknown:
-            raise ModelFileError(
-                f"{file}: its manifest has no fingerprint of {sorted(unknown)}. Export the model again."
-            )
-        verify_weights(file.parent, manifest.files)
-    return ensure_hooks_resolve(model, str(file))
+    return model, file
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> Path:
@@ -95,6 +112,15 @@ def weights_files(model: ir.Model) -> dict[str, Path]:
         if isinstance(tensor, ir.ExternalTensor):
             found[str(tensor.location)] = Path(tensor.base_dir) / tensor.location
     return found
+
+
+def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """An external tensor over the mapped file; onnx-ir itself refuses to read a file with a second hard link."""
+    start, dtype = int(tensor.offset or 0), tensor.dtype.numpy()
+    shape = tuple(int(str(size)) for size in tensor.shape)
+    raw = np.memmap(Path(tensor.base_dir) / tensor.location, np.uint8, mode="r")
+    size = math.prod(shape) * dtype.itemsize
+    return ir.Tensor(np.frombuffer(raw[start : start + size], dtype).reshape(shape), name=tensor.name)
 
 
 def write_graph(model: ir.Model, target: Path) -> None:

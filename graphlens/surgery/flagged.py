@@ -130,7 +130,10 @@ class _Rewrite:
         assert dtype is not None
         number = partial(_number, tape, dtype, at)
         for old in ("ln1.hook_scale", "ln1.hook_normalized"):
-            self.values[self.hooks[at + old].value].name = f"{at}{old}/replaced"
+            replaced = self.values[self.hooks[at + old].value]
+            replaced.name = f"{at}{old}/replaced"
+            if replaced in self.graph.outputs:
+                self.graph.outputs.remove(replaced)
 
         def copies(heads: int, name: str) -> ir.Value:
             column = tape.op("Unsqueeze", [residual, number([2], f"{name}/axis", np.int64)])

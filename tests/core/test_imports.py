@@ -21,6 +21,8 @@ LEAVES = {
     "manifest": ("errors",),
     "hook_points": ("errors", "manifest"),
     "weights": ("errors", "manifest"),
+    "interventions": ("errors",),
+    "gating": ("errors", "interventions", "manifest"),
 }
 # Packages each wing may not import, not even inside a function.
 FORBIDDEN = {

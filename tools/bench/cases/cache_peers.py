@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench.children import run_child
-from tools.bench.harness import Case, Findings, Row, Setup, Target, rounds, timed, token_ids
+from tools.bench.harness import Case, Findings, Row, Setup, Target, against_floor, rounds, timed, token_ids, wait_quiet
 
 NINE, FOUR = 1 / 4, 1 / 2.5
 FOUR_VERSION = "4.3.*"
@@ -44,8 +44,11 @@ ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocab, (batch, lengt
 def work():
     with torch.inference_mode():
         return model.run_with_cache(ids)
-count = len(work()[1])
-print(json.dumps(count), file=out, flush=True)
+logits, cache = work()
+from importlib.metadata import version
+facts = [version("transformer-lens"), version("transformers"), len(cache), logits[0, -1].tolist()]
+del logits, cache
+print(json.dumps(facts), file=out, flush=True)
 for line in sys.stdin:
     started = time.perf_counter()
     result = work()
@@ -66,7 +69,7 @@ class _Four:
         self._process = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
-        self.hook_points = self._read()
+        self.version, self.transformers, self.hook_points, self.last_logits = self._read()
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -79,6 +82,7 @@ class _Four:
     def measure(self) -> float:
         """Milliseconds of one call."""
         assert self._process.stdin is not None
+        wait_quiet()  # our session's threads spin a while after a run, and would hold a core meanwhile
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
         return float(self._read())
@@ -145,6 +149,7 @@ def run(setup: Setup) -> Findings:
     if python is not None:
         # First, while this process is small: a child's peak is never below its parent's.
         rows += [_memory(setup, python, *size) for size in sizes]
+    import numpy as np
     import torch
 
     from graphlens import HookedTransformer
@@ -170,13 +175,19 @@ def run(setup: Setup) -> Findings:
         for name, limit in (("3.9", NINE), ("4.3", FOUR)):
             if name not in found:
                 continue
-            row = Row(f"b{batch} s{length}, TransformerLens {name}", "ms", found["ours"], found[name])
-            assert row.ratio is not None
-            target = Target(row.ratio, limit, "x", f"TransformerLens {name}") if (batch, length) == (1, 16) else None
-            rows.append(Row(row.label, "ms", row.ours, row.floor, target))
+            label = f"b{batch} s{length}, TransformerLens {name}"
+            rows.append(against_floor(label, found["ours"], found[name], limit if (batch, length) == (1, 16) else None))
+        logits = model(ids)
+        same = {"3.9": float(np.abs(peer()[0].numpy() - logits).max())}
         if four is not None:
-            notes.append(f"TransformerLens 4.3 caches {four.hook_points} names at b{batch} s{length}.")
+            same["4.3"] = float(np.abs(np.asarray(four.last_logits) - logits[0, -1]).max())
+            notes.append(
+                f"transformer-lens {four.version} with transformers {four.transformers} caches {four.hook_points} names, "
+                f"ours {len(model.hook_dict)}."
+            )
             four.close()
+        differ = ", ".join(f"{name}'s by {difference:.0e}" for name, difference in same.items())
+        notes.append(f"b{batch} s{length}: our logits differ at most from {differ}.")
     return Findings(
         rows,
         "run_with_cache of TransformerLens on the same weights",

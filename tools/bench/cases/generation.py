@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tools.bench.harness import Case, Findings, Row, Setup, Target, rounds, timed, token_ids
+from tools.bench.harness import Case, Findings, Setup, against_floor, rounds, timed, token_ids
 
 NEW_TOKENS = 64
 LIMIT, HOOKED_LIMIT = 1 / 1.5, 1 / 1.3
@@ -49,9 +49,8 @@ def run(setup: Setup) -> Findings:
     same = bool(np.array_equal(ours(), peer().numpy()))
     rows = []
     for label, name, limit in (("no hook", "ours", LIMIT), ("one Python hook at hook_z", "hooked", HOOKED_LIMIT)):
-        row = Row(f"{NEW_TOKENS} new tokens, {label}", "ms", found[name], found["theirs"])
-        assert row.ratio is not None
-        rows.append(Row(row.label, "ms", row.ours, row.floor, Target(row.ratio, limit, "x", "transformers' time")))
+        row = against_floor(f"{NEW_TOKENS} new tokens, {label}", found[name], found["theirs"], limit)
+        rows.append(row)
     speeds = {name: NEW_TOKENS / (sorted(times)[len(times) // 2] / 1e3) for name, times in found.items()}
     return Findings(
         rows,

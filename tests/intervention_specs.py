@@ -1,0 +1,140 @@
+"""Random interventions for the tests, and what they mean, written out with NumPy's own indexing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, hook_points
+from graphlens.interventions import Intervention
+
+FLAG_SETS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("use_attn_result", "use_hook_mlp_in", "use_hook_tokens"),
+    ("use_split_qkv_input",),
+    ("use_attn_in",),
+)
+
+
+def set_flags(model: HookedTransformer, flags: Sequence[str]) -> None:
+    every = {flag for group in FLAG_SETS for flag in group}
+    for flag in sorted(every, key=lambda flag: flag in flags):  # off before on: two of them exclude each other
+        getattr(model, f"set_{flag}")(flag in flags)
+
+
+def shape_of(model: HookedTransformer, hook: str, batch: int, length: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(axes, sizes) of a hook point in a run."""
+    axes = model._engine.hooks(model._plan())[hook].axes
+    sizes = {
+        **hook_points.axis_sizes(model.cfg),
+        "batch": batch,
+        **dict.fromkeys(("pos", "query_pos", "key_pos"), length),
+    }
+    return axes, tuple(sizes[axis] for axis in axes)
+
+
+def fields_of(axes: Sequence[str]) -> list[str | None]:
+    """The field of an intervention that selects along each axis."""
+    names: dict[str, str] = {"batch": "batch", "pos": "positions", "query_pos": "positions"}
+    return [names.get(axis, "heads" if axis.endswith("head_index") else "dims" if i == len(axes) - 1 else None)
+            for i, axis in enumerate(axes)]  # fmt: skip
+
+
+def reference(item: Intervention, x: np.ndarray, axes: Sequence[str], scores: bool) -> np.ndarray:
+    """The activation after one intervention, on a whole run."""
+    index = []
+    for axis, field in enumerate(fields_of(axes)):
+        selection = getattr(item, field) if field else None
+        every = np.arange(x.shape[axis])
+        selection = np.asarray(selection) if isinstance(selection, tuple) else selection
+        index.append(every if selection is None else np.atleast_1d(every[selection]))
+    grid = np.ix_(*index)
+    region = x[grid]
+    try:
+        operand = np.broadcast_to(item.array, x.shape)[grid]
+    except ValueError:
+        operand = np.broadcast_to(item.array, region.shape)
+    operand = operand.astype(x.dtype)
+    new = {"steer": lambda: region + operand, "scale": lambda: region * operand}.get(item.kind, lambda: operand)()
+    if scores:
+        new = np.where(np.isneginf(region), region, new)
+    edited = x.copy()
+    edited[grid] = new
+    return edited
+
+
+def python_hooks(model: HookedTransformer, items: Sequence[Intervention]) -> list[tuple[str, Callable[..., Any]]]:
+    """The same edits as Python hooks."""
+
+    def hook_of(item: Intervention) -> Callable[..., Any]:
+        scores = item.hook.endswith("hook_attn_scores")
+
+        def edit(activation: Any, hook: Any) -> Any:
+            axes = model._engine.hooks(model._plan())[item.hook].axes
+            return reference(item, np.asarray(activation), axes, scores)
+
+        return edit
+
+    return [(item.hook, hook_of(item)) for item in items]
+
+
+@st.composite
+def selections(draw: Callable[..., Any], size: int) -> Any:
+    """A selection along an axis of ``size``: every form there is."""
+    form = draw(st.sampled_from(["all", "all", "int", "negative", "list", "slice", "mask"]))
+    if form == "int":
+        return draw(st.integers(0, size - 1))
+    if form == "negative":
+        return draw(st.integers(-size, -1))
+    if form == "list":
+        return draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True))
+    if form == "slice":
+        start, step = draw(st.integers(0, size - 1)), draw(st.sampled_from([1, 1, 2, 3]))
+        return slice(start - size if draw(st.booleans()) and start else start, None, step)
+    if form == "mask":
+        mask = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+        mask[draw(st.integers(0, size - 1))] = True
+        return mask
+    return None
+
+
+@st.composite
+def interventions(
+    draw: Callable[..., Any], model: HookedTransformer, batch: int, length: int, hooks: Sequence[str]
+) -> Intervention:
+    """One intervention at one of ``hooks``, its operand a number or an array of any shape that fits."""
+    hook = draw(st.sampled_from(hooks))
+    axes, sizes = shape_of(model, hook, batch, length)
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    chosen = {field: draw(selections(size)) for field, size in zip(fields_of(axes), sizes, strict=True) if field}
+    if hook == "hook_tokens":
+        return Patch(hook, rng.integers(0, model.cfg.d_vocab, sizes), **chosen)
+    shape = []
+    for field, size in zip(fields_of(axes), sizes, strict=True):
+        selection = chosen.get(field)
+        whole = selection is None or draw(st.booleans())
+        selected = np.atleast_1d(np.arange(size)[np.asarray(selection) if isinstance(selection, list) else selection])
+        shape.append(1 if draw(st.booleans()) else size if whole else selected.size)
+    kept = shape[draw(st.integers(0, len(shape))) :]  # leading axes may be left out
+    # A mix of a whole axis and as many as are selected is ours alone to read: NumPy needs the one or the other.
+    array: Any = rng.standard_normal(kept).astype(np.float32) if kept else float(rng.standard_normal())
+    kind = draw(st.sampled_from([Ablate, Patch, Steer, Scale]))
+    if hook.endswith("hook_scale"):  # a norm is divided by it
+        array = np.abs(array) + 0.5
+    try:
+        np.broadcast_to(np.empty(kept), sizes)
+    except ValueError:
+        region = tuple(np.atleast_1d(np.arange(size)[np.asarray(s) if isinstance(s, list) else s]).size
+                       if (s := chosen.get(field) if field else None) is not None else size
+                       for field, size in zip(fields_of(axes), sizes, strict=True))  # fmt: skip
+        try:
+            np.broadcast_to(np.empty(kept), region)
+        except ValueError:
+            array = float(rng.standard_normal()) if not hook.endswith("hook_scale") else 0.7
+    options: dict[str, Any] = {"coefficient": float(draw(st.sampled_from([1.0, -0.5])))} if kind is Steer else {}
+    if kind is Steer and hook.endswith("hook_scale"):
+        options = {}
+    return kind(hook, array, **options, **chosen)

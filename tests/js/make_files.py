@@ -1,0 +1,104 @@
+"""Writes the files that other runtimes open, and what Python computes with the same edits, into a new folder.
+
+python tests/js/make_files.py OUT
+
+No figure of the model is written down here or in the tests: all are computed at once, from the model of the day.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, deploy, embedded_model
+from graphlens.deploy import bake_model, write_drivable
+
+PROMPT = "When John and Mary went to the store, John gave a drink to"
+NEW_TOKENS = 16
+MARGIN = 1e-3  # between the two likeliest tokens: what float32 rounding cannot bridge
+
+
+def main(out: Path) -> None:
+    out.mkdir(parents=True)
+    source = embedded_model()
+    model = HookedTransformer.from_onnx(source, "cpu")
+    rng = np.random.default_rng(4)
+    prompt = model.to_tokens(PROMPT)
+    names = [int(model.to_tokens(name, prepend_bos=False)[0, 0]) for name in (" Mary", " John")]
+
+    # Baked: one edit goes into the weights, the others stay as nodes; the last needs a KV cache to tell what is meant.
+    _, cache = model.run_with_cache(prompt)
+    vector = (rng.standard_normal(model.cfg.d_model) * cache["blocks.2.hook_resid_pre"].std()).astype(np.float32)
+    edits = [
+        Ablate("blocks.1.attn.hook_z", heads=2),
+        Steer("blocks.2.hook_resid_pre", vector, positions=slice(4, None)),
+    ]
+    generating = [*edits, Steer("blocks.3.hook_resid_pre", vector[::-1], 0.5, positions="generated")]
+    bake_model(source, edits, out / "baked")
+    bake_model(source, generating, out / "baked-past", with_past=True)
+    bake_model(source, generating, out / "baked-transformersjs", with_past=True, layout="transformersjs")
+    with mock.patch.object(deploy, "_EMBEDDABLE", 0):  # as from 2 GB on: the weights in a file of their own
+        bake_model(source, generating, out / "baked-transformersjs-large", with_past=True, layout="transformersjs")
+
+    # Drivable: JavaScript's runtimes know required inputs only.
+    hook_z, scores = "blocks.1.attn.hook_z", "blocks.2.attn.hook_attn_scores"
+    write_drivable(source, "blocks.*.attn.hook_z", out / "tiny-drivable")
+    write_drivable(source, ["blocks.*.attn.hook_z", scores], out / "tiny-js", required=True)
+
+    tokens = rng.integers(0, model.cfg.d_vocab, (2, 9))
+    added = rng.standard_normal((model.cfg.n_heads, model.cfg.d_head)).astype(np.float32)
+    patch = rng.standard_normal((9, model.cfg.n_heads, model.cfg.d_head)).astype(np.float32)
+    cases: dict[str, Any] = {
+        "plain": [],
+        "baked": edits,
+        "scale": Ablate(hook_z, heads=2),
+        "add": Steer(hook_z, added),
+        "where": Patch(hook_z, patch[3:5], positions=[3, 4], batch=1),
+        "scores": Scale(scores, 0.0),
+    }
+    logits = {name: model.run_with_interventions(tokens, case) for name, case in cases.items()}
+    assert all(np.abs(logits[name] - logits["plain"]).max() > 0.01 for name in cases if name != "plain")
+
+    generated = _greedy(model, prompt, generating)
+    assert generated != _greedy(model, prompt, edits) != _greedy(model, prompt, []), "edits change nothing generated"
+
+    expected = {
+        "prompt": PROMPT,
+        "prompt_tokens": prompt[0].tolist(),
+        "generated": generated,
+        "head": {"hook": hook_z, "index": 2, "n_heads": model.cfg.n_heads, "d_head": model.cfg.d_head},
+        "scores": scores,
+        "tokens": tokens.tolist(),
+        "add": added.ravel().tolist(),
+        "patch": patch.ravel().tolist(),
+        "logits": {name: array.ravel().tolist() for name, array in logits.items()},
+        "runs": _runs(model, prompt, names),
+    }
+    (out / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
+
+
+def _greedy(model: HookedTransformer, prompt: Any, edits: list[Any]) -> list[int]:
+    with model.intervene(edits):
+        found: list[int] = model.generate(prompt, NEW_TOKENS, do_sample=False, verbose=False)[0].tolist()
+    return found
+
+
+def _runs(model: HookedTransformer, prompt: Any, names: list[int]) -> dict[str, Any]:
+    """What the examples of docs/drivable.md show: top token and logit difference, plain and with a head ablated."""
+    found: dict[str, Any] = {}
+    for run, edits in {"plain": [], "ablated": [Ablate("blocks.0.attn.hook_z", heads=1)]}.items():
+        last = model.run_with_interventions(prompt, edits)[0, -1]
+        top = int(last.argmax())
+        assert np.diff(np.sort(last)[-2:])[0] > MARGIN, f"{run}: two tokens are all but equal: choose another head"
+        found[run] = {"top": model.to_string([top]), "difference": float(last[names[0]] - last[names[1]])}
+    assert abs(found["plain"]["difference"] - found["ablated"]["difference"]) > MARGIN, "the head does nothing"
+    return found
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
