@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,11 @@ class HookedTransformerConfig(ModelConfig):
     gated_mlp = False
     parallel_attn_mlp = False
     attention_dir = "causal"
+
+    @property
+    def attn_scale(self) -> float:
+        """sqrt(d_head): what attention scores are divided by, in a model that scales them."""
+        return math.sqrt(self.d_head)
 
 
 class HookPointInfo(dict[str, tuple[str, str]]):

@@ -168,6 +168,12 @@ def _saved(hf_model: Any, name: str, stack: contextlib.ExitStack) -> Source:
     """A transformers model written to a temporary folder, with the tokenizer files of the named folder beside it."""
     if not hasattr(hf_model, "save_pretrained"):
         raise InputError(f"hf_model must be a transformers model, not {type(hf_model).__name__}.")
+    for parameter, tensor in hf_model.named_parameters():
+        if tensor.element_size() > np.dtype(DTYPE).itemsize:
+            raise InputError(
+                f"hf_model's {parameter} is {tensor.dtype}, which {DTYPE} would round, and every model is exported from "
+                f"{DTYPE}: pass hf_model.float(), and dtype= for the precision to compute in."
+            )
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     hf_model.save_pretrained(folder)
     try:

@@ -85,7 +85,11 @@ def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, i
             if axis_name in sizes and axis_name != "1":
                 axis = Axis(axis_name, 0, sizes[axis_name], sizes[axis_name], sizes[axis_name])
                 chosen = order(getattr(item, field) if field else None, axis, item, field)
-                _fits(item, entry.axes, axis_name, axis.size, None if chosen is None else len(chosen))
+                place, shape = entry.axes.index(axis_name) - len(entry.axes), item.array.shape
+                size = shape[place] if -place <= len(shape) else 1
+                selected = axis.size if chosen is None else len(chosen)
+                if size not in (1, axis.size, selected):
+                    raise _misfit(item, entry.axes, axis_name, size, axis.size, None if chosen is None else selected)
         missing = "heads" if item.heads is not None and "heads" not in selected_by(entry.axes).values() else None
         if missing:
             raise InputError(
@@ -179,6 +183,7 @@ def _placed(
     mask: Array | None = None
     value = item.array.reshape((1,) * (rank - item.array.ndim) + item.array.shape)
     fields = selected_by(entry.axes)
+    whole = all(size in (1, axis.total) for size, axis in zip(value.shape, axes, strict=True))
     for index, axis in enumerate(axes):
         selection = getattr(item, fields[axis.name]) if axis.name in fields else None
         if axis.name in POSITION_AXES and is_grid(selection):
@@ -197,7 +202,7 @@ def _placed(
             if not part.any():
                 return None
             mask = part if mask is None else mask & part
-        value = along(item, entry.axes, value, index, axis, chosen)
+        value = along(item, entry.axes, value, index, axis, chosen, whole)
     with np.errstate(over="ignore"):  # it is said below
         cast = value.astype(entry.dtype, copy=False)
     if not item.allow_nonfinite and not np.isfinite(cast).all():
@@ -206,16 +211,25 @@ def _placed(
 
 
 def along(
-    item: Intervention, names: Sequence[str], value: Array, index: int, axis: Axis, chosen: Indices | None
+    item: Intervention,
+    names: Sequence[str],
+    value: Array,
+    index: int,
+    axis: Axis,
+    chosen: Indices | None,
+    whole: bool,
 ) -> Array:
-    """``value`` with its entries along one axis where the run has them."""
+    """``value`` with its entries along one axis where the run has them. ``whole``: it is shaped like the activation,
+    else like the selected part of it. Raises InputError where it has neither size."""
     size = value.shape[index]
     if size == 1:
         return value
-    # A whole axis wins over as many as are selected: the two differ only in the order of a list that names all.
-    if _fits(item, names, axis.name, axis.total, None if chosen is None else len(chosen), size):
+    if whole or chosen is None:
+        if size != axis.total:
+            raise _misfit(item, names, axis.name, size, axis.total, None if chosen is None else len(chosen))
         return value[(slice(None),) * index + (slice(axis.start, axis.start + axis.size),)]
-    assert chosen is not None
+    if size != len(chosen):
+        raise _misfit(item, names, axis.name, size, axis.total, len(chosen))
     places = np.zeros(axis.size, np.int64)
     local = chosen - axis.start
     here = (local >= 0) & (local < axis.size)
@@ -223,23 +237,12 @@ def along(
     return value.take(places, axis=index)
 
 
-def _fits(
-    item: Intervention, names: Sequence[str], axis: str, whole: int, selected: int | None, size: int | None = None
-) -> bool:
-    """Whether the operand has the whole axis (or one entry); False where it has as many as are selected.
-
-    Raises InputError where it has neither."""
-    shape = item.array.shape
-    if size is None:
-        place = names.index(axis) - len(names)
-        size = shape[place] if -place <= len(shape) else 1
-    if size in (1, whole):
-        return True
-    if size == selected:
-        return False
+def _misfit(
+    item: Intervention, names: Sequence[str], axis: str, size: int, whole: int, selected: int | None
+) -> InputError:
     selection = "" if selected is None else f", of which {selected} are selected"
-    raise InputError(
-        f"{label(item)}: its {item.operand} has shape {list(shape)}, which does not fit the activation "
+    return InputError(
+        f"{label(item)}: its {item.operand} has shape {list(item.array.shape)}, which does not fit the activation "
         f"[{', '.join(names)}]: along {axis} it has {size}, and the activation {whole}{selection}."
     )
 

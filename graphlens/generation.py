@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from graphlens.analysis.numerics import softmax
 from graphlens.errors import InputError
+from graphlens.gating import Window
 from graphlens.hooks import HookRegistry
+from graphlens.intervening import InterventionMethods
 from graphlens.kv_cache import KeyValueCache
-from graphlens.requests import RequestMethods
 from graphlens.terminal import steps
 
 Array = npt.NDArray[Any]
@@ -76,7 +77,7 @@ def sample(
     return np.asarray((scores + rng.gumbel(size=scores.shape)).argmax(-1), np.int64)
 
 
-class GenerationMethods(RequestMethods):
+class GenerationMethods(InterventionMethods):
     """The part of HookedTransformer that generates."""
 
     _hooks: HookRegistry
@@ -102,8 +103,11 @@ class GenerationMethods(RequestMethods):
     ) -> Any:
         """Continues text or tokens by up to ``max_new_tokens`` tokens, with the active hooks.
 
-        Prompts of different lengths are padded on the left. After its end token a sequence goes on with end tokens until
-        all have ended. ``do_sample=False`` or ``temperature=0`` takes the likeliest token; ``top_k`` applies before
+        Prompts of different lengths are padded on the left, whatever ``padding_side`` says. For token ids it says, or the
+        model's default does, where PADs at the end of a row are padding; in a batch of one they never are at its right.
+        ``attention_mask`` int [b, prompt] says so exactly. After its end token (with several: the tokenizer's own) a
+        sequence goes on with end tokens until all have ended.
+        ``do_sample=False`` or ``temperature=0`` takes the likeliest token; ``top_k`` applies before
         ``top_p``. With the KV cache, hooks see the whole prompt once and then one position at a time.
         ``return_type``: "str", "tokens" (int64 [b, prompt + new]), or "input", as the input was; text has no special
         tokens. ``seed`` makes the draws repeatable. ``verbose`` shows a progress bar on a terminal.
@@ -139,10 +143,13 @@ class GenerationMethods(RequestMethods):
         attention_mask: Any = None,
         seed: int | None = None,
     ) -> Iterator[Any]:
-        """``generate``, handed out as it comes: the prompt with the first tokens, then up to ``max_tokens_per_yield`` new
-        ones at a time, as tokens [b, n], or as text for one prompt of text.
+        """``generate``, handed out as it comes, as tokens [b, n] of at least ``max_tokens_per_yield``: first the prompt,
+        which counts, with what follows it, then new ones. The last piece has what is left.
 
-        The pieces together are what ``generate`` returns. Raises InputError as it does, before anything is yielded.
+        The pieces together are what ``generate`` returns as tokens. As in TransformerLens, text gives tokens too;
+        TransformerLens does so even for ``return_type="str"``, which here gives text (of one prompt), and takes an end
+        token that it has generated for padding, which generate does not. Raises InputError as generate does, before
+        anything is yielded.
         """
         if max_tokens_per_yield < 1:
             raise InputError(f"max_tokens_per_yield must be at least 1, not {max_tokens_per_yield}.")
@@ -150,6 +157,8 @@ class GenerationMethods(RequestMethods):
             max_new_tokens, stop_at_eos, eos_token_id, do_sample, top_k, top_p, temperature, freq_penalty,
             use_past_kv_cache, prepend_bos, padding_side, verbose, attention_mask, seed,
         )  # fmt: skip
+        if return_type in ("input", "tensor"):  # TransformerLens's names of what it yields
+            return_type = "tokens"
         as_text = self._output_type(input, return_type) == "str"
         if as_text and not isinstance(input, str) and len(input) != 1:
             raise InputError("a stream of text has one prompt; ask for return_type='tokens' for several.")
@@ -180,27 +189,32 @@ class GenerationMethods(RequestMethods):
         text = isinstance(input, str) or (isinstance(input, (list, tuple)) and any(isinstance(i, str) for i in input))
         return "str" if text else "tokens"
 
-    def _ends(self, stop_at_eos: bool, eos_token_id: int | Sequence[int] | None) -> list[int]:
-        """The ids that end a sequence; the first one fills up."""
+    def _ends(self, stop_at_eos: bool, eos_token_id: int | Sequence[int] | None) -> tuple[list[int], int]:
+        """The ids that end a sequence, and the one that fills it up: of several the tokenizer's own, if it has one."""
+        own = None if self.tokenizer is None else self.tokenizer.eos_token_id
         if not stop_at_eos:
-            return []
-        if eos_token_id is not None:
-            return [eos_token_id] if isinstance(eos_token_id, int) else [int(i) for i in eos_token_id]
-        eos = None if self.tokenizer is None else self.tokenizer.eos_token_id
-        if eos is None:
-            raise InputError("this model has no end token: pass eos_token_id=, or stop_at_eos=False.")
-        return [eos]
+            return [], 0
+        if eos_token_id is None:
+            if own is None:
+                raise InputError("this model has no end token: pass eos_token_id=, or stop_at_eos=False.")
+            return [own], own
+        if np.ndim(eos_token_id) == 0:
+            return [int(eos_token_id)], int(eos_token_id)  # type: ignore[arg-type]
+        ends = [int(i) for i in eos_token_id]  # type: ignore[union-attr]
+        if not ends:
+            raise InputError("eos_token_id is an empty list: pass an id, or stop_at_eos=False.")
+        return ends, ends[0] if own is None else own
 
     def _chunks(self, input: Any, options: _Options) -> Iterator[Tokens]:
         """Checks everything, then hands out the prompt [b, p] and each step's tokens [b, 1]."""
         max_new_tokens, temperature = options.max_new_tokens, options.temperature
         top_k, top_p = options.top_k, options.top_p
-        ends = self._ends(options.stop_at_eos, options.eos_token_id)
+        ends, fill = self._ends(options.stop_at_eos, options.eos_token_id)
         if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise InputError(f"temperature >= 0, top_k >= 1, 0 < top_p <= 1: not {temperature}, {top_k}, {top_p}.")
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens={max_new_tokens} is less than none.")
-        prompt, mask = self._tokens_and_mask(input, options.prepend_bos, options.padding_side or "left")
+        prompt, mask = self._prompt(input, options.prepend_bos, self._side(options.padding_side))
         if options.attention_mask is not None:
             mask = self._checked_mask(options.attention_mask, (prompt.shape[0], prompt.shape[1]))
         cfg = self._engine.manifest.config
@@ -211,7 +225,10 @@ class GenerationMethods(RequestMethods):
             )
         seen = np.ones_like(prompt) if mask is None else mask
         if not seen[:, -1].all():
-            raise InputError("the last token of a prompt is padding: pad prompts on the left to continue them.")
+            raise InputError(
+                "the last token of a prompt is padding: pad prompts on the left to continue them (padding_side='left'), or "
+                "say with attention_mask which tokens are padding."
+            )
         rng = np.random.default_rng(options.seed)
         greedy = 0.0 if not options.do_sample else temperature
 
@@ -228,10 +245,10 @@ class GenerationMethods(RequestMethods):
             )
             with bar as progress:
                 for _ in range(max_new_tokens):
-                    logits = self._last_logits(new, cache, whole)
+                    logits = self._last_logits(new, cache, whole, prompt.shape[1], max_new_tokens)
                     chosen = choose(logits, tokens)
                     if ends:
-                        chosen = np.where(finished, ends[0], chosen)
+                        chosen = np.where(finished, fill, chosen)
                         finished |= np.isin(chosen, ends)
                     added = chosen[:, None]
                     tokens = np.concatenate([tokens, added], 1)
@@ -245,8 +262,19 @@ class GenerationMethods(RequestMethods):
 
         return loop()
 
-    def _last_logits(self, new: Tokens, cache: KeyValueCache | None, mask: Tokens) -> Array:
-        """Logits [b, V] after the last token, with the active hooks; ``new`` is all tokens where there is no cache."""
+    def _prompt(self, input: Any, prepend_bos: bool | None, side: str) -> tuple[Tokens, Tokens | None]:
+        """The prompts int64 [b, p], and their mask where there is padding. Text too long is an error: nothing could
+        follow it."""
+        if self._output_type(input, "input") == "str":
+            return self._tokens_and_mask(input, prepend_bos, "left", truncate=False)
+        prompt, mask = self._tokens_and_mask(input, prepend_bos, side, followed=True)
+        # One row has no longer one to be padded to: its end tokens are part of it.
+        return prompt, None if len(prompt) == 1 and side == "right" else mask
+
+    def _last_logits(
+        self, new: Tokens, cache: KeyValueCache | None, mask: Tokens, prompt: int, max_new_tokens: int
+    ) -> Array:
+        """Logits [b, V] after the last token, with the active edits; ``new`` is all tokens where there is no cache."""
         plan = replace(self._plan(), past=cache is not None)
         names: Collection[str] = set(self._engine.names(plan))
         callbacks = self._hooks.callbacks(self._to_user, self._from_user, names)
@@ -256,8 +284,13 @@ class GenerationMethods(RequestMethods):
             feeds["attention_mask"] = mask
         else:
             feeds |= cache.feeds(range(self._engine.manifest.config.n_layers), part)
+        window = Window(
+            new.shape[0], 0 if cache is None else cache.length, new.shape[1], prompt + max_new_tokens, prompt
+        )
+        plan, edits = self._edits(plan, window)
         # Without hooks nothing inside has to be an output, and more of the graph can be fused.
-        results = self._engine.run(feeds, (), callbacks, plan=plan if callbacks else replace(plan, bare=True))
+        plan = plan if callbacks else replace(plan, bare=True)
+        results = self._engine.run(feeds, (), callbacks, plan=plan, edits=edits)
         if cache is not None:
             cache.extend(results.present, part)
         assert results.output is not None
@@ -265,14 +298,15 @@ class GenerationMethods(RequestMethods):
 
 
 def _gathered(chunks: Iterator[Tokens], size: int) -> Iterator[Tokens]:
-    """The prompt with the first ``size`` tokens, then ``size`` tokens at a time."""
+    """The prompt with so many tokens that they are ``size`` together, at least one, then ``size`` tokens at a time.
+    Nothing where no token follows the prompt: TransformerLens's boundaries."""
     held: list[Tokens] = [next(chunks)]
-    new = 0
+    fresh = False
     for chunk in chunks:
         held.append(chunk)
-        new += 1
-        if new == size:
+        fresh = True
+        if sum(piece.shape[1] for piece in held) >= size:
             yield np.concatenate(held, 1)
-            held, new = [], 0
-    if held:
+            held, fresh = [], False
+    if fresh:
         yield np.concatenate(held, 1)

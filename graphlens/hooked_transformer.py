@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Self
 
 import numpy as np
@@ -17,13 +17,14 @@ from graphlens.analysis.activation_cache import ActivationCache
 from graphlens.description import HookedTransformerConfig, HookPointInfo
 from graphlens.engine import Engine
 from graphlens.errors import InputError
+from graphlens.gating import Window
 from graphlens.generation import GenerationMethods
 from graphlens.hook_points import NamesFilter
-from graphlens.hooks import NO_GRADIENTS, HookFunction, HookName, HookPoint, HookRegistry, Hooks
+from graphlens.hooks import NO_GRADIENTS, HookDict, HookFunction, HookName, HookRegistry, Hooks
 from graphlens.kv_cache import KeyValueCache
 from graphlens.parameters import ParameterMethods
 from graphlens.pretrained import Pretrained
-from graphlens.requests import RETURN_TYPES, Request
+from graphlens.requests import RETURN_TYPES, Output, Request
 from graphlens.runtime.providers import Providers
 from graphlens.terminal import spinner
 from graphlens.tokenizer import Tokenizer, load_tokenizer
@@ -77,10 +78,13 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
 
     @property
     def cfg(self) -> HookedTransformerConfig:
-        """The configuration; see HookedTransformerConfig."""
+        """The configuration; see HookedTransformerConfig. ``normalization_type`` is "LNPre" once the norms are folded."""
         flags: dict[str, Any] = dict.fromkeys(self._flags, True)
+        config = self._engine.manifest.config
+        if "fold_ln" in self._engine.manifest.processing:
+            config = replace(config, normalization_type=f"{config.normalization_type}Pre")
         return HookedTransformerConfig(
-            **asdict(self._engine.manifest.config),
+            **asdict(config),
             device="cuda" if self.providers[0].startswith("CUDA") else "cpu",
             default_prepend_bos=self._default_prepend_bos,
             default_padding_side=self._default_padding_side,
@@ -101,8 +105,8 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         return self._engine.providers
 
     @property
-    def hook_dict(self) -> Mapping[str, HookPoint]:
-        """Every hook point by name, in firing order."""
+    def hook_dict(self) -> HookDict:
+        """Every hook point by name, in firing order; TransformerLens 4's names find them too."""
         return self._hooks.points
 
     def hook_points(self) -> HookPointInfo:
@@ -166,11 +170,12 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         prepend: bool = False,
     ) -> None:
         """Adds a hook, for every thread, until ``reset_hooks``. ``name`` may be a function name -> bool; ``prepend`` lets
-        it run before the others; ``level`` is accepted for TransformerLens's signature.
+        it run before the others; a function is asked for our names, not for TransformerLens 4's. ``level`` is a number
+        that ``reset_hooks(level=)`` picks it by; it also goes with a ``with model.hooks`` block of that depth (from 1).
 
         Raises UnknownHookPoint, and InputError for ``dir="bwd"``: there are no gradients yet.
         """
-        self._hooks.add(name, hook, dir, is_permanent, prepend)
+        self._hooks.add(name, hook, dir, is_permanent, prepend, level)
 
     def add_perma_hook(self, name: HookName, hook: HookFunction, dir: str = "fwd") -> None:
         """Adds a hook that ``reset_hooks`` leaves, unless told ``including_permanent=True``."""
@@ -183,11 +188,19 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
-        """Removes added hooks (not those of an enclosing ``with model.hooks``) and empties every ``hook.ctx``."""
+        """Removes added hooks and those of this thread's ``with model.hooks`` blocks, and empties every ``hook.ctx``.
+
+        ``level`` removes those of one level only: that of ``add_hook``, or the depth of a block, from 1. The end of a
+        block puts back the hooks of the blocks around it.
+        """
         if direction in ("fwd", "both"):
-            self._hooks.reset(including_permanent)
+            self._hooks.reset(including_permanent, level)
         if clear_contexts:
-            self._hooks.clear_contexts()
+            self.clear_contexts()
+
+    def clear_contexts(self) -> None:
+        """Empties every ``hook.ctx``."""
+        self._hooks.clear_contexts()
 
     @contextlib.contextmanager
     def hooks(
@@ -220,19 +233,29 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         """Runs a request with the active hooks: (logits or residual, activations), the cache extended."""
         names: Collection[str] = set(self._engine.names(request.plan))
         callbacks = self._hooks.callbacks(self._to_user, self._from_user, names)
-        results = self._engine.run(request.feeds, fetch, callbacks, output, request.plan)
+        batch, new = request.shape
+        start = 0 if request.cache is None else request.cache.length
+        prompt = new if not start else request.cache.prompt  # type: ignore[union-attr]
+        plan, edits = self._edits(request.plan, Window(batch, start, new, start + new, prompt))
+        results = self._engine.run(request.feeds, fetch, callbacks, output, plan, edits)
         if request.cache is not None:
             mask = np.ones(request.shape, np.int64) if request.mask is None else request.mask
-            request.cache.extend(results.present, mask)
+            request.cache.extend(results.present, mask, self._identity)
         return results.output, results.values
 
     def _run(
-        self, input: TokensOrText, names_filter: Any, return_type: str | None, loss_per_token: bool, **options: Any
+        self,
+        names_filter: Any,
+        input: TokensOrText,
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        *forward_args: Any,
+        **forward_options: Any,
     ) -> tuple[Any, dict[str, Array], Request]:
-        """Runs forward; ``names_filter`` False caches nothing."""
+        """Runs forward, whose arguments follow ``names_filter``; that is False to cache nothing."""
         if return_type not in RETURN_TYPES:
             raise InputError(f"return_type must be one of {RETURN_TYPES}, not {return_type!r}.")
-        request = self._request(input, **options)
+        request = self._request(input, *forward_args, **forward_options)
         stops = request.plan.stop is not None
         wants_loss = return_type in ("loss", "both") and not stops
         if wants_loss and request.tokens is None:
@@ -248,7 +271,7 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         loss = self._to_user(
             numerics.lm_cross_entropy_loss(output, request.tokens, request.mask, per_token=loss_per_token)
         )
-        return loss if return_type == "loss" else (self._to_user(output), loss), values, request
+        return loss if return_type == "loss" else Output(self._to_user(output), loss), values, request
 
     def _select(self, names_filter: NamesFilter, request: Request) -> list[str]:
         layers = self._engine.manifest.config.n_layers
@@ -272,39 +295,49 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         padding_side: str | None = None,
         start_at_layer: int | None = None,
         tokens: Any = None,
+        shortformer_pos_embed: None = None,
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
     ) -> Any:
         """Runs the model with the active hooks.
 
+        Text beyond n_ctx is cut, with a UserWarning; token ids that long are an error.
         ``return_type``: "logits" [b, p, V]; "loss", the mean next-token cross-entropy in nats (``loss_per_token``:
-        [b, p-1]); "both", a pair; None, which runs for the hooks alone.
+        [b, p-1]); "both", a pair with names (``.logits``, ``.loss``); None, which runs for the hooks alone.
         ``start_at_layer`` takes the residual stream [b, p, d_model] before that block as ``input`` (``tokens`` may come
         along for the loss); ``stop_at_layer`` returns the residual before that block. Blocks left out are not run.
         ``attention_mask`` int [b, p] is 1 at real tokens, 0 at padding; positions count real tokens only.
-        ``past_kv_cache`` is read and extended. Raises InputError for unusable input, HookResultError, and whatever a
-        hook raised.
+        ``past_kv_cache`` is read and extended; padding on either side is then masked: exactly that of text, and of ids
+        the PADs that end (``padding_side`` "left": begin) a row, unless there is an ``attention_mask``.
+        ``shortformer_pos_embed`` holds TransformerLens's place. Raises InputError for unusable input, HookResultError,
+        and whatever a hook raised.
         """
         return self._run(
-            input,
             False,
+            input,
             return_type,
             loss_per_token,
-            prepend_bos=prepend_bos,
-            padding_side=padding_side,
-            start_at_layer=start_at_layer,
-            tokens=tokens,
-            attention_mask=attention_mask,
-            stop_at_layer=stop_at_layer,
-            past_kv_cache=past_kv_cache,
+            prepend_bos,
+            padding_side,
+            start_at_layer,
+            tokens,
+            shortformer_pos_embed,
+            attention_mask,
+            stop_at_layer,
+            past_kv_cache,
         )[0]
 
     __call__ = forward
 
+    def loss_fn(self, logits: Any, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> Any:
+        """The next-token loss of logits [b, p, V]: forward's own (see utils.lm_cross_entropy_loss)."""
+        return numerics.lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
+
     def run_with_cache(
         self,
         input: TokensOrText,
+        *forward_args: Any,
         names_filter: NamesFilter = None,
         device: Any = None,
         remove_batch_dim: bool = False,
@@ -313,22 +346,21 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         clear_contexts: bool = False,
         pos_slice: Any = None,
         return_cache_object: bool = True,
-        return_type: str | None = "logits",
-        loss_per_token: bool = False,
         **forward_options: Any,
     ) -> tuple[Any, Any]:
-        """Runs the model and returns (output, ActivationCache).
+        """Runs the model and returns (output, ActivationCache). All but the arguments here are forward's.
 
-        ``names_filter``: a hook name, a list of names, or a function name -> bool; None caches everything. ``pos_slice``
-        (an int, slice, array or Slice) keeps those positions of each activation, queries of scores and patterns; an int
-        keeps an axis of 1. Values are those after any active hook. Raises UnknownHookPoint for a name or filter that
-        matches nothing, InputError for ``incl_bwd`` (there are no gradients yet) and for another ``device``.
+        ``names_filter``: a hook name, a list of names, or a function name -> bool, which sees our names alone; None
+        caches everything. ``pos_slice`` (an int, slice, array or Slice) keeps those positions of each activation,
+        queries of scores and patterns; an int keeps an axis of 1, and Slice(int) drops it. Values are those after any
+        active hook. Raises UnknownHookPoint for a name or filter that matches nothing, InputError for ``incl_bwd``
+        (there are no gradients yet) and for another ``device``.
         """
         if incl_bwd:
             raise InputError(NO_GRADIENTS.format(what="incl_bwd"))
         if device is not None and str(device).partition(":")[0] != self.cfg.device:
             raise InputError(f"this model runs on {self.cfg.device}; its activations cannot be put on {device}.")
-        output, values, request = self._run(input, names_filter, return_type, loss_per_token, **forward_options)
+        output, values, request = self._run(names_filter, input, *forward_args, **forward_options)
         if pos_slice is not None:
             entries = self._engine.hooks(request.plan)
             values = {name: _positions(array, entries[name].axes, pos_slice) for name, array in values.items()}
@@ -342,19 +374,21 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
     def run_with_hooks(
         self,
         input: TokensOrText,
+        *forward_args: Any,
         fwd_hooks: Hooks = (),
         bwd_hooks: Hooks = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         **forward_options: Any,
     ) -> Any:
-        """Runs the model with ``fwd_hooks`` [(hook name | name -> bool, function)] added for this run.
+        """Runs the model with ``fwd_hooks`` [(hook name | name -> bool, function)] added for this run. All but the arguments
+        here are forward's.
 
         A function is called as ``function(activation, hook=HookPoint)``; what it returns replaces the activation, None
         keeps it, edits in place count. Raises UnknownHookPoint, HookResultError, and whatever a hook raises.
         """
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-            return self.forward(input, **forward_options)
+            return self.forward(input, *forward_args, **forward_options)
 
 
 def _positions(array: Array, axes: Sequence[str], pos_slice: Any) -> Array:
@@ -365,9 +399,10 @@ def _positions(array: Array, axes: Sequence[str], pos_slice: Any) -> Array:
         chosen = slice(*chosen)
     if axis is None or chosen is None:
         return array
+    dropped = chosen is not pos_slice and isinstance(chosen, (int, np.integer))  # TransformerLens: Slice(2) is not 2
     if isinstance(chosen, (int, np.integer)):
-        chosen = [int(chosen)]
-    index: Any = chosen if isinstance(chosen, slice) else np.asarray(chosen)
+        chosen = int(chosen) if dropped else [int(chosen)]
+    index: Any = chosen if dropped or isinstance(chosen, slice) else np.asarray(chosen)
     try:
         return array[(slice(None),) * axis + (index,)]
     except IndexError as error:

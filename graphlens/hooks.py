@@ -40,24 +40,94 @@ class HookPoint:
         """Empties ``ctx``."""
         self.ctx.clear()
 
-    def add_hook(self, hook: HookFunction, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False) -> None:
+    def add_hook(
+        self,
+        hook: HookFunction,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
         """Adds a hook here until it is reset; see HookedTransformer.add_hook."""
+        self._owner.add(self.name, hook, dir, is_permanent, prepend, level)
+
+    def add_perma_hook(self, hook: HookFunction, dir: str = "fwd") -> None:
+        """Adds a hook here that resetting leaves, unless told ``including_permanent=True``."""
+        self.add_hook(hook, dir, is_permanent=True)
+
+    @property
+    def fwd_hooks(self) -> list[StandingHook]:
+        """The hooks that stand here in this thread, in the order they run. A list of its own: adding to it adds none."""
+        return self._owner.standing(self.name)
+
+    @property
+    def bwd_hooks(self) -> list[StandingHook]:
+        """None: there are no backward hooks."""
+        return []
+
+    def has_hooks(self, dir: str = "both", including_permanent: bool = True, level: int | None = None) -> bool:
+        """Whether a hook of that kind stands here in this thread."""
+        return dir != "bwd" and any(
+            (including_permanent or not hook.is_permanent) and level in (None, hook.context_level)
+            for hook in self.fwd_hooks
+        )
+
+    def remove_hooks(self, dir: str = "fwd", including_permanent: bool = False, level: int | None = None) -> None:
+        """Removes the hooks that stand here; see HookedTransformer.reset_hooks."""
+        if dir != "bwd":
+            self._owner.reset(including_permanent, level, self.name)
+
+    @property
+    def _owner(self) -> HookRegistry:
         if self._registry is None:
             raise InputError(f"the hook point {self.name!r} belongs to no model")
-        self._registry.add(self.name, hook, dir, is_permanent, prepend)
+        return self._registry
 
     def __repr__(self) -> str:
         return f"HookPoint({self.name!r})"
 
 
+class HookDict(dict[str, HookPoint]):
+    """Hook points by name, in firing order. TransformerLens 4's names find them too, and are not among the keys.
+
+    Raises UnknownHookPoint (a KeyError) for a name that is none.
+    """
+
+    def __init__(self, points: Mapping[str, HookPoint], n_layers: int) -> None:
+        super().__init__(points)
+        self._n_layers = n_layers
+
+    def __missing__(self, name: str) -> HookPoint:
+        known = hook_points.canonical(name) if isinstance(name, str) else name
+        if known == name or not super().__contains__(known):
+            raise hook_points.unknown(str(name), list(self), self._n_layers)
+        return self[known]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(hook_points.canonical(name) if isinstance(name, str) else name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The hook point of a name or alias, else ``default``."""
+        return self[name] if name in self else default
+
+
 @dataclass(frozen=True)
-class _Added:
-    """A hook that stands. ``asked`` by its very name, not chosen by a function; then it has to fire."""
+class StandingHook:
+    """A hook that stands. ``asked`` by its very name, not chosen by a function; then it has to fire.
+
+    ``context_level`` is the depth of the ``with`` block it belongs to, from 1, or what ``add_hook(level=)`` said.
+    """
 
     name: str
-    function: HookFunction
+    user_hook: HookFunction
     asked: bool = False
-    permanent: bool = False
+    is_permanent: bool = False
+    context_level: int | None = None
+
+    def goes(self, including_permanent: bool, level: int | None, name: str | None) -> bool:
+        """Whether a reset removes it. As in TransformerLens, one that includes permanent hooks asks for no level."""
+        chosen = including_permanent or (not self.is_permanent and level in (None, self.context_level))
+        return chosen and name in (None, self.name)
 
 
 class HookRegistry:
@@ -66,52 +136,72 @@ class HookRegistry:
     def __init__(self, names: Callable[[], Sequence[str]], n_layers: int) -> None:
         self._names, self._n_layers = names, n_layers
         self._points: dict[str, HookPoint] = {}
-        self._added: tuple[_Added, ...] = ()
+        self._added: tuple[StandingHook, ...] = ()
         # Per thread and task: two of them that share a model must not see each other's hooks.
-        self._active: ContextVar[tuple[_Added, ...]] = ContextVar("hooks", default=())
+        self._active: ContextVar[tuple[StandingHook, ...]] = ContextVar("hooks", default=())
+        self._depth: ContextVar[int] = ContextVar("depth", default=0)
 
     @property
-    def points(self) -> dict[str, HookPoint]:
+    def points(self) -> HookDict:
         """The hook points there are now, in firing order."""
-        return {name: self.point(name) for name in self._names()}
+        return HookDict({name: self.point(name) for name in self._names()}, self._n_layers)
 
     def point(self, name: str) -> HookPoint:
         """The one HookPoint of a name, whose ``ctx`` lives on."""
         return self._points.setdefault(name, HookPoint(name, self))
 
-    def _expand(self, hooks: Hooks, permanent: bool = False) -> list[_Added]:
+    def standing(self, name: str) -> list[StandingHook]:
+        """The hooks at one hook point in this thread, in the order they run."""
+        return [hook for hook in (*self._added, *self._active.get()) if hook.name == name]
+
+    def _expand(self, hooks: Hooks, permanent: bool = False, level: int | None = None) -> list[StandingHook]:
         expanded = []
         names = self._names()
         for name, function in hooks:
             if not callable(function):
                 raise TypeError(f"the hook at {name!r} is not callable but {type(function).__name__}")
             found = hook_points.select(names, name, self._n_layers)
-            expanded += [_Added(n, function, isinstance(name, str), permanent) for n in found]
+            expanded += [StandingHook(n, function, isinstance(name, str), permanent, level) for n in found]
         return expanded
 
     def add(
-        self, name: HookName, function: HookFunction, dir: str = "fwd", permanent: bool = False, prepend: bool = False
+        self,
+        name: HookName,
+        function: HookFunction,
+        dir: str = "fwd",
+        permanent: bool = False,
+        prepend: bool = False,
+        level: int | None = None,
     ) -> None:
         """Adds a hook that stays until it is reset. Raises UnknownHookPoint, InputError for ``dir="bwd"``."""
         if dir == "bwd":
             raise InputError(NO_GRADIENTS.format(what="a backward hook"))
         if dir != "fwd":
             raise InputError(f"dir must be 'fwd' or 'bwd', not {dir!r}.")
-        new = tuple(self._expand([(name, function)], permanent))
+        new = tuple(self._expand([(name, function)], permanent, level))
         self._added = (*new, *self._added) if prepend else (*self._added, *new)
 
-    def reset(self, including_permanent: bool = False) -> None:
-        """Removes the hooks that were added; permanent ones only when asked."""
-        self._added = () if including_permanent else tuple(hook for hook in self._added if hook.permanent)
+    def reset(self, including_permanent: bool = False, level: int | None = None, name: str | None = None) -> None:
+        """Removes the hooks that were added and those of this thread's blocks; permanent ones only when asked, only
+        those of a ``level`` or at one hook point ``name`` where that is given. A block that ends puts back those outside
+        of it."""
+        kept = [hook for hook in self._added if not hook.goes(including_permanent, level, name)]
+        self._added = tuple(kept)
+        self._active.set(tuple(h for h in self._active.get() if not h.goes(including_permanent, level, name)))
 
     @contextlib.contextmanager
     def adding(self, hooks: Hooks) -> Iterator[None]:
         """Adds hooks for the length of the block. Raises UnknownHookPoint before any is added."""
-        token = self._active.set((*self._active.get(), *self._expand(hooks)))
+        depth = self._depth.get() + 1
+        hooks_token = self._active.set((*self._active.get(), *self._expand(hooks, level=depth)))
+        depth_token = self._depth.set(depth)
         try:
             yield
         finally:
-            self._active.reset(token)
+            self._active.reset(hooks_token)
+            self._depth.reset(depth_token)
+            # TransformerLens: hooks that were added at the block's level go with it.
+            self._added = tuple(hook for hook in self._added if not hook.goes(False, depth, None))
 
     def clear_contexts(self) -> None:
         """Empties every hook point's ``ctx``."""
@@ -132,8 +222,8 @@ class HookRegistry:
         at: dict[str, list[HookFunction]] = {}
         for hook in (*self._added, *self._active.get()):
             if hook.name in names:
-                at.setdefault(hook.name, []).append(hook.function)
-            elif hook.asked and not hook.permanent:
+                at.setdefault(hook.name, []).append(hook.user_hook)
+            elif hook.asked and not hook.is_permanent:
                 raise InputError(
                     f"the hook at {hook.name!r} would never fire: this run does not pass it. Its flag was switched off, or "
                     "start_at_layer or stop_at_layer leaves it out."

@@ -119,8 +119,7 @@ class Ablate(Intervention):
     """Puts ``value`` in place of the selected elements: 0 (zero ablation), a mean (mean ablation), or the activation of
     another prompt (resample ablation).
 
-    ``value`` is a number, or an array that broadcasts to the activation; along an axis it may also have as many entries
-    as are selected there.
+    ``value`` is a number, or an array that broadcasts to the activation, or else to the selected part of it.
     """
 
     kind: ClassVar[str] = "ablate"

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens import hook_points
+from graphlens.analysis.arrays import working
 from graphlens.blocks import Block, Component, Embed, Norm, Unembed
 from graphlens.errors import InputError
 from graphlens.faces import NumpyFace
@@ -260,7 +261,8 @@ class ParameterMethods(NumpyFace):
     # What follows from them
 
     def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Any:
-        """The sum of the output biases before layer ``layer`` (n_layers: of all of them), float32 [d_model].
+        """The sum of the output biases before layer ``layer`` (n_layers: of all of them), [d_model]: float64 for a
+        float64 model, else float32.
 
         ``mlp_input`` adds b_O of that layer too; ``include_mlp_biases=False`` leaves out every b_out. Raises InputError
         for a layer outside 0..n_layers, and for ``mlp_input`` past the last one.
@@ -272,7 +274,7 @@ class ParameterMethods(NumpyFace):
         names = [f"blocks.{i}.attn.b_O" for i in range(layer + mlp_input)]
         if include_mlp_biases:
             names += [f"blocks.{i}.mlp.b_out" for i in range(layer)]
-        total = np.zeros(self._engine.manifest.config.d_model, np.float32)
+        total = working(np.zeros(self._engine.manifest.config.d_model, self._engine.manifest.config.dtype))
         for name in names:
             total += self._weight(name)
         return self._to_user(total)
@@ -280,20 +282,21 @@ class ParameterMethods(NumpyFace):
     def all_composition_scores(self, mode: str) -> Any:
         """How far each head's output reaches each later head's query, key or value (``mode`` "Q", "K" or "V").
 
-        float32 [n_layers, n_heads, n_layers, n_heads]: ``|L R| / (|L| |R|)`` (Frobenius) of the first head's OV and the
-        second one's QK, QK^T or OV; 0 unless the second is in a later layer. Raises InputError for another mode.
+        [n_layers, n_heads, n_layers, n_heads], float64 for a float64 model and else float32: ``|L R| / (|L| |R|)``
+        (Frobenius) of the first head's OV and the second one's QK, QK^T or OV; 0 unless the second is in a later layer.
+        Raises InputError for another mode.
         """
         if mode not in ("Q", "K", "V"):
             raise InputError(f"mode must be 'Q', 'K' or 'V', not {mode!r}.")
         first, second = {"Q": ("W_Q", "W_K"), "K": ("W_K", "W_Q"), "V": ("W_V", "W_O")}[mode]
-        outer = self._single("attn.W_O") if mode == "V" else np.swapaxes(self._single(f"attn.{second}"), -2, -1)
+        outer = self._working("attn.W_O") if mode == "V" else np.swapaxes(self._working(f"attn.{second}"), -2, -1)
         # An orthonormal factor changes no Frobenius norm, so each d_model x d_model product shrinks to d_head rows.
-        left = np.linalg.qr(self._single("attn.W_V"), mode="r") @ self._single("attn.W_O")
+        left = np.linalg.qr(self._working("attn.W_V"), mode="r") @ self._working("attn.W_O")
         outer_r = np.linalg.qr(np.swapaxes(outer, -2, -1), mode="r")
-        right = self._single(f"attn.{first}") @ np.swapaxes(outer_r, -2, -1)
+        right = self._working(f"attn.{first}") @ np.swapaxes(outer_r, -2, -1)
         layers, heads, _, width = right.shape
         sizes = np.linalg.norm(left, axis=(-2, -1))[:, :, None, None] * np.linalg.norm(right, axis=(-2, -1))
-        scores = np.zeros((layers, heads, layers, heads), np.float32)
+        scores = np.zeros((layers, heads, layers, heads), right.dtype)
         for layer in range(layers - 1):
             later = np.moveaxis(right[layer + 1 :], 2, 0).reshape(right.shape[2], -1)
             for head in range(heads):
@@ -304,8 +307,8 @@ class ParameterMethods(NumpyFace):
                     )
         return self._to_user(scores)
 
-    def _single(self, name: str) -> Array:
-        return self._stacked(name).astype(np.float32, copy=False)  # linear algebra has no half precision
+    def _working(self, name: str) -> Array:
+        return working(self._stacked(name))  # linear algebra has no half precision
 
     def all_head_labels(self) -> list[str]:
         """["L0H0", "L0H1", ...], layer by layer."""

@@ -10,7 +10,13 @@ from graphlens.faces import NumpyFace
 from graphlens.runtime.providers import Providers
 
 # TransformerLens's other arguments, with the value at which they ask for nothing.
-_ASKS_NOTHING = {"checkpoint_index": None, "checkpoint_value": None, "n_devices": 1, "move_to_device": True}
+_ASKS_NOTHING = {
+    "checkpoint_index": None,
+    "checkpoint_value": None,
+    "checkpoint_label": None,
+    "n_devices": 1,
+    "move_to_device": True,
+}
 
 
 class Pretrained(NumpyFace):
@@ -23,6 +29,7 @@ class Pretrained(NumpyFace):
         fold_ln: bool = True,
         center_writing_weights: bool = True,
         center_unembed: bool = True,
+        *,
         fold_value_biases: bool = True,
         refactor_factored_attn_matrices: bool = False,
         hf_model: Any = None,
@@ -43,6 +50,7 @@ class Pretrained(NumpyFace):
 
         The first time it is exported into the cache folder (``GRAPHLENS_CACHE``), which needs torch and transformers;
         afterwards it opens from there without them. The processing flags are TransformerLens's (see process_weights).
+        What follows ``center_unembed`` is passed by name: TransformerLens's order is another there.
         ``hf_model`` is a transformers model in memory (a fine-tune) to use instead of the name's weights; ``tokenizer`` a
         transformers or tokenizers one. ``device`` is "cpu" or "cuda" (or give ``providers``); ``dtype`` "float32",
         "float64", "float16" or "bfloat16", also as a torch or NumPy dtype.
@@ -88,6 +96,7 @@ class Pretrained(NumpyFace):
         fold_ln: bool = False,
         center_writing_weights: bool = False,
         center_unembed: bool = False,
+        *,
         fold_value_biases: bool = False,
         refactor_factored_attn_matrices: bool = False,
         **options: Any,

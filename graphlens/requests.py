@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,13 @@ from graphlens.text import TextMethods, TokensOrText
 
 Array = npt.NDArray[Any]
 RETURN_TYPES = ("logits", "loss", "both", None)
+
+
+class Output(NamedTuple):
+    """What ``return_type="both"`` gives: logits [b, p, V] and the loss, a scalar or [b, p-1]."""
+
+    logits: Any
+    loss: Any
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,12 @@ class Request:
 class RequestMethods(TextMethods):
     """The part of HookedTransformer that reads the arguments of forward."""
 
+    @functools.cached_property
+    def _identity(self) -> str:
+        """Which model this is, whatever it is called: a digest of its file, which names its weights by their own
+        digests and how they were processed."""
+        return hashlib.sha256(self._engine.path.read_bytes()).hexdigest()
+
     def _request(
         self,
         input: TokensOrText,
@@ -40,30 +55,40 @@ class RequestMethods(TextMethods):
         padding_side: str | None = None,
         start_at_layer: int | None = None,
         tokens: Any = None,
+        shortformer_pos_embed: None = None,
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
     ) -> Request:
-        cfg = self._engine.manifest.config
+        if shortformer_pos_embed is not None:
+            raise InputError("shortformer_pos_embed: no supported model adds its position embeddings to the attention.")
+        cfg, cached = self._engine.manifest.config, past_kv_cache is not None
         start = self._layer("start_at_layer", start_at_layer)
         stop = self._layer("stop_at_layer", stop_at_layer)
         ids: npt.NDArray[np.int64] | None
         feeds: dict[str, Any]
         if start is None:
-            ids, mask = self._tokens_and_mask(input, prepend_bos, padding_side)
+            ids, mask = self._tokens_and_mask(input, prepend_bos, padding_side, cached)
             feeds, shape = {"input_ids": ids}, (ids.shape[0], ids.shape[1])
         else:
             residual = self._residual(input)
             shape = (residual.shape[0], residual.shape[1])
-            ids, mask = (None, None) if tokens is None else self._tokens_and_mask(tokens, prepend_bos, padding_side)
+            ids = mask = None
+            if tokens is not None:
+                ids, mask = self._tokens_and_mask(tokens, prepend_bos, padding_side, cached)
             if ids is not None and ids.shape != shape:
                 raise InputError(f"tokens have shape {list(ids.shape)}; the residual has {list(shape)} positions.")
             feeds = {"residual": residual}
         if attention_mask is not None:
-            mask = self._checked_mask(attention_mask, shape)
-        plan = Plan(tuple(sorted(self._flags)), start, stop, past=past_kv_cache is not None)
+            mask = self._checked_mask(attention_mask, shape, cached)
+        plan = Plan(tuple(sorted(self._flags)), start, stop, past=cached)
         if past_kv_cache is not None:
-            past_kv_cache.check(cfg, *shape)
+            if not isinstance(past_kv_cache, KeyValueCache):
+                raise InputError(
+                    "past_kv_cache must be graphlens's (KeyValueCache.init_cache(model.cfg, batch_size=...)), not a "
+                    f"{type(past_kv_cache).__name__} of {type(past_kv_cache).__module__.partition('.')[0]}."
+                )
+            past_kv_cache.check(cfg, *shape, self._identity)
             whole = np.ones(shape, np.int64) if mask is None else mask
             layers = range(start or 0, cfg.n_layers if stop is None else stop)
             feeds |= past_kv_cache.feeds(layers, whole)
@@ -103,13 +128,14 @@ class RequestMethods(TextMethods):
         return residual
 
     @staticmethod
-    def _checked_mask(attention_mask: Any, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
+    def _checked_mask(attention_mask: Any, shape: tuple[int, int], cached: bool = False) -> npt.NDArray[np.int64]:
+        """The mask as int64 [b, p]. With a KV cache (``cached``) a row may be all padding: others of it are elsewhere."""
         mask = np.atleast_2d(np.asarray(attention_mask))
         if mask.shape != shape:
             raise InputError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(shape)}.")
         if not np.isin(mask, (0, 1)).all():
             raise InputError("attention_mask must hold 1 at real tokens and 0 at padding, and nothing else.")
-        if not mask.any(-1).all():
+        if not cached and not mask.any(-1).all():
             row = int(np.flatnonzero(~mask.any(-1))[0])
             raise InputError(f"attention_mask is 0 everywhere in row {row}: there is nothing to attend to.")
         return mask.astype(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,16 @@ class TextMethods(NumpyFace):
         else:
             self.tokenizer.padding_side = side
 
+    def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
+        """Replaces the tokenizer by a fast transformers one (copied) or one of graphlens's.
+
+        ``default_padding_side`` None is the tokenizer's own. Raises InputError for another kind or side.
+        """
+        side = None if default_padding_side is None else _checked_side(default_padding_side)
+        self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_transformers(tokenizer)
+        if side is not None:
+            self.tokenizer.padding_side = side
+
     # Text to tokens
 
     def to_tokens(
@@ -51,8 +62,9 @@ class TextMethods(NumpyFace):
         """Text -> token ids int64 [b, p]; one string gives b = 1.
 
         ``prepend_bos`` and ``padding_side`` ("right" or "left": where shorter prompts get PAD) default to the model's;
-        ``truncate`` cuts at n_ctx. ``move_to_device`` is TransformerLens's and changes nothing. Raises InputError for a
-        prompt of no tokens, a model without a tokenizer, another padding side.
+        ``truncate`` cuts at n_ctx. ``move_to_device`` is TransformerLens's and changes nothing. An empty string without
+        BOS is no token, p = 0, which a run refuses. Raises InputError for a model without a tokenizer, another padding
+        side.
         """
         return self._to_user(self._token_array(input, prepend_bos, truncate, padding_side))
 
@@ -160,7 +172,7 @@ class TextMethods(NumpyFace):
         if not rows or not all(rows):
             raise InputError(f"every answer needs at least one token; got {answers}.")
         wanted = np.asarray([row[:1] for row in rows] if len(rows) > 1 else rows, np.int64)  # [answers, answer tokens]
-        start = self._token_array(prompt, prepend_bos, truncate=False)
+        start = self._padded(_some(self._rows(prompt, prepend_bos, truncate=False)), "right")
         tokens = np.concatenate([start.repeat(len(wanted), 0), wanted], axis=1)
         model: Any = self
         logits = self._from_user(model.forward(self._to_user(tokens)))[:, start.shape[1] - 1 : -1].astype(np.float32)
@@ -181,10 +193,7 @@ class TextMethods(NumpyFace):
 
     def _rows(self, input: str | Sequence[str], prepend_bos: bool | None, truncate: bool) -> list[list[int]]:
         texts = [input] if isinstance(input, str) else list(input)
-        rows = [self._encode(text, prepend_bos, truncate) for text in texts]
-        if not any(rows):
-            raise InputError("the prompt is empty: it holds no token. Pass some text, or prepend_bos=True.")
-        return rows
+        return [self._encode(text, prepend_bos, truncate) for text in texts]
 
     def _padded(self, rows: Sequence[Sequence[int]], side: str) -> Tokens:
         width, pad = max(map(len, rows)), self._need_tokenizer().pad_token_id
@@ -213,30 +222,49 @@ class TextMethods(NumpyFace):
         return self._tokens_and_mask(input, prepend_bos, padding_side)[0]
 
     def _tokens_and_mask(
-        self, input: TokensOrText, prepend_bos: bool | None, padding_side: str | None = None
+        self,
+        input: TokensOrText,
+        prepend_bos: bool | None,
+        padding_side: str | None = None,
+        followed: bool = False,
+        truncate: bool = True,
     ) -> tuple[Tokens, Tokens | None]:
-        """The tokens of a run, and int64 [b, p] with 0 at padding on the left; None where there is none.
+        """The tokens of a run, and int64 [b, p] with 0 at padding; None where nothing has to be masked.
 
-        Padding on the right needs no mask: causal attention never looks at it.
+        Padding on the right needs a mask only where other tokens follow (``followed``): causal attention never looks at
+        it before. ``truncate`` cuts text at n_ctx and warns of it; ids are never cut.
         """
         side = self._side(padding_side)
+        masked = side == "left" or followed
         if not _is_text(input):
             tokens = self._validated(self._ids(input))
-            return tokens, self._leading_pads(tokens, prepend_bos) if side == "left" else None
-        rows = self._rows(input, prepend_bos, truncate=False)
+            return tokens, self._guessed_mask(tokens, prepend_bos, side) if masked else None
+        rows = _some(self._rows(input, prepend_bos, truncate=False))
+        cfg = self._engine.manifest.config
+        n_ctx = cfg.n_ctx
+        cut = [str(len(row) - n_ctx) for row in rows if len(row) > n_ctx]
+        if truncate and cut:
+            warnings.warn(
+                f"{', '.join(cut)} tokens were cut from the end of the text: {cfg.model_name} takes at most {n_ctx} (n_ctx).",
+                UserWarning,
+                stacklevel=5,  # the caller of forward or run_with_cache
+            )
+            rows = [row[:n_ctx] for row in rows]
         tokens = self._validated(self._padded(rows, side))
-        lengths = np.asarray([len(row) for row in rows])
-        width = tokens.shape[1]
-        if side == "right" or (lengths == width).all():
-            return tokens, None
-        return tokens, (np.arange(width) >= width - lengths[:, None]).astype(np.int64)
+        lengths, index = np.asarray([[len(row)] for row in rows]), np.arange(tokens.shape[1])
+        mask = index >= index.size - lengths if side == "left" else index < lengths
+        return tokens, mask.astype(np.int64) if masked and not mask.all() else None
 
-    def _leading_pads(self, tokens: Tokens, prepend_bos: bool | None) -> Tokens | None:
-        """TransformerLens's guess at a mask from ids alone: a row's leading PADs are padding, except the last of them
-        when BOS has the same id and prompts begin with BOS."""
+    def _guessed_mask(self, tokens: Tokens, prepend_bos: bool | None, side: str) -> Tokens | None:
+        """TransformerLens's guess at a mask from ids alone: on the side of the padding a row's outermost PADs are it;
+        on the left not the last of them when BOS has the same id and prompts begin with BOS."""
         if self.tokenizer is None or self.tokenizer.pad_token_id is None:
             return None
-        mask = np.logical_or.accumulate(tokens != self.tokenizer.pad_token_id, axis=1)
+        real = tokens != self.tokenizer.pad_token_id
+        if side == "right":
+            mask = np.logical_or.accumulate(real[:, ::-1], axis=1)[:, ::-1]
+            return None if mask.all() else mask.astype(np.int64)
+        mask = np.logical_or.accumulate(real, axis=1)
         bos = self._default_prepend_bos if prepend_bos is None else prepend_bos
         if bos and self.tokenizer.bos_token_id == self.tokenizer.pad_token_id:
             mask[:, :-1] |= mask[:, 1:].copy()
@@ -293,6 +321,13 @@ def _is_text(input: Any) -> bool:
     return isinstance(input, str) or (
         isinstance(input, (list, tuple)) and len(input) > 0 and all(isinstance(text, str) for text in input)
     )
+
+
+def _some(rows: list[list[int]]) -> list[list[int]]:
+    """The rows as they are. Raises InputError where none holds a token."""
+    if not any(rows):
+        raise InputError("the prompt is empty: it holds no token. Pass some text, or prepend_bos=True.")
+    return rows
 
 
 def _checked_side(side: str) -> str:

@@ -119,7 +119,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
             fast = _byte_level(folder)
         else:
             return None
-        return Tokenizer(fast, _special_tokens(folder, fast))
+        return Tokenizer(fast, _special_tokens(folder, fast), _padding_side(folder))
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
         raise ModelFileError(f"{folder}: its tokenizer files cannot be read ({error}).") from error
 
@@ -136,6 +136,15 @@ def _byte_level(folder: Path) -> FastTokenizer:
     special = [name for name in ("<|endoftext|>",) if fast.token_to_id(name) is not None]
     fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return fast
+
+
+def _padding_side(folder: Path) -> str:
+    path = folder / "tokenizer_config.json"
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    side = data.get("padding_side") or "right"
+    if side not in ("left", "right"):
+        raise ValueError(f"padding_side is {side!r}, neither 'left' nor 'right'")
+    return str(side)
 
 
 def _special_tokens(folder: Path, fast: FastTokenizer) -> dict[str, str]:

@@ -11,14 +11,23 @@ import numpy.typing as npt
 
 from graphlens import hooked_transformer
 from graphlens.analysis import factored_matrix
+from graphlens.analysis.activation_cache import ActivationCache
 from graphlens.errors import InputError, RuntimeUnavailable
+from graphlens.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
 
 try:
     import torch
 except ImportError as error:
     raise RuntimeUnavailable("graphlens.torch needs torch: pip install 'graphlens-onnx[torch]'.") from error
 
-__all__ = ["FactoredMatrix", "HookedTransformer"]
+__all__ = [
+    "ActivationCache",
+    "FactoredMatrix",
+    "HookedTransformer",
+    "HookedTransformerKeyValueCache",
+    "KeyValueCache",
+    "TransformerLensKeyValueCache",
+]
 
 
 class FactoredMatrix:

@@ -90,7 +90,8 @@ def selections(draw: Callable[..., Any], size: int) -> Any:
     if form == "negative":
         return draw(st.integers(-size, -1))
     if form == "list":
-        return draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True))
+        listed = draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True))
+        return sorted(listed) if len(listed) == size else listed  # of all, an order could be that of either reading
     if form == "slice":
         start, step = draw(st.integers(0, size - 1)), draw(st.sampled_from([1, 1, 2, 3]))
         return slice(start - size if draw(st.booleans()) and start else start, None, step)

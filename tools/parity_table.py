@@ -48,12 +48,13 @@ def render(found: dict[str, tuple[str, float, float]]) -> str:
 
     from graphlens.hook_points import BRIDGE, BRIDGE_BLOCK, FLAGGED
 
-    four = {f"blocks.i.{ours}": f"blocks.i.{name}" for name, ours in BRIDGE_BLOCK.items()}
-    four |= {ours: name for name, ours in BRIDGE.items()}
+    four: dict[str, list[str]] = {}
+    for name, ours in [*BRIDGE.items(), *((f"blocks.i.{a}", f"blocks.i.{b}") for a, b in BRIDGE_BLOCK.items())]:
+        four.setdefault(ours, []).append(f"`{name}`")
     rows = []
     for name, (shape, read, edited) in found.items():
         flag = FLAGGED.get(name.removeprefix("blocks.i."), "")
-        notes = ", ".join(filter(None, [flag and f"`{flag}`", f"4.x: `{four[name]}`" if name in four else ""]))
+        notes = ", ".join(filter(None, [flag and f"`{flag}`", f"4.x: {', '.join(four[name])}" if name in four else ""]))
         cells = (f"`{name}`", f"`{name}`", shape, f"{read:.1e}", "" if name == "logits" else f"{edited:.1e}", notes)
         rows.append("| " + " | ".join(cells) + " |")
     table = "\n".join(rows)
@@ -79,14 +80,47 @@ Measured with {versions}, on {platform.machine()}, {os.cpu_count()} cores.
 
 ## Where graphlens departs on purpose
 
+Hooks and caches:
+
 - A hook on a point whose flag is off raises and names the flag; TransformerLens lets it never fire.
 - A `names_filter` that matches nothing raises with the nearest names; TransformerLens gives an empty cache.
 - `pos_slice` slices the position axis of every hook point; TransformerLens slices the head axis of some.
 - Without split inputs `ln1` runs once and its hook points fire once; TransformerLens runs it three times on the same
   values. With them it fires for queries, keys and values apart, in both.
+- A callable filter is asked for these names, never for TransformerLens 4's.
+- `with model.hooks` concerns the thread that entered it. `reset_hooks` inside removes the block's hooks, and the end of
+  the block puts back those of the blocks around it, which are gone in TransformerLens. Hooks kept by
+  `reset_hooks_end=False` stay until they are reset; in TransformerLens the next `run_with_hooks` removes them.
+- A KV cache belongs to the file that filled it: another one of the same shape is refused. TransformerLens compares the
+  shapes alone.
+
+Text and padding:
+
+- The prompt's padding is known exactly where text was padded; token ids alone fall back on TransformerLens's rule.
+- Text longer than n_ctx is cut with a warning in forward (silently in TransformerLens), and is an error in `generate`.
+- A run of no tokens is an error. `to_str_tokens("", prepend_bos=False)` is `[]`; there it is `[""]`.
+
+Generating:
+
 - With top_k and top_p both given, `generate` applies them one after the other; TransformerLens leaves out top_p.
 - `generate` past n_ctx raises before it starts.
-- The prompt's padding is known exactly where text was padded; token ids alone fall back on TransformerLens's rule.
+- `generate` of token ids whose last one is padding raises, where TransformerLens continues from the padding; in a batch
+  of one, end tokens at the end of the ids are part of it.
+- `generate_stream` yields tokens, as TransformerLens does; `return_type="str"` gives text, and is ignored there.
+  TransformerLens's stream also takes an end token that it has generated for padding, which its `generate` does not.
+- A loss with a KV cache works on every call; in TransformerLens on the first one only.
+
+The configuration and the constructors:
+
+- `cfg.n_key_value_heads` is a number (there None for plain attention); `cfg.tokenizer_prepends_bos` is what the given
+  tokenizer does by itself (TransformerLens replaces the tokenizer by one that prepends); `cfg.attn_scale` is sqrt(d_head)
+  (there -1 for a model that does not scale its scores).
+- `cfg` is read-only: flags are set by `set_use_...`. `cfg.device` of the NumPy face is where the session runs, and on the
+  torch face where tensors come out, the CPU.
+- What follows `center_unembed` in the constructors is passed by name.
+- An `hf_model` in float64 is refused; models are exported from float32, whatever precision they then compute in, and
+  processed in it. `accumulated_bias` of a float64 model is float64.
+- `all_composition_scores` and weight stacks are computed when they are asked for, as copies.
 """
 
 

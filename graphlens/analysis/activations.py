@@ -12,14 +12,17 @@ import numpy.typing as npt
 from graphlens.analysis.arrays import as_array, working
 from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError, UnknownHookPoint
-from graphlens.hook_points import FLAGGED, get_act_name, split_name
+from graphlens.hook_points import FLAGGED, canonical, get_act_name, split_name
 
 Array = npt.NDArray[Any]
 Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
 
 
 class Activations(Mapping[str, Any]):
-    """Activations by hook name, in firing order; ``ActivationCache`` adds what is computed from them."""
+    """Activations by hook name, in firing order; ``ActivationCache`` adds what is computed from them.
+
+    TransformerLens 4's names find them too, and are not among the keys.
+    """
 
     def __init__(self, cache_dict: dict[str, Any], model: Any, has_batch_dim: bool = True) -> None:
         self.cache_dict = cache_dict
@@ -29,6 +32,10 @@ class Activations(Mapping[str, Any]):
     # Lookup
 
     def _name(self, key: Key) -> str:
+        name = self._full_name(key)
+        return name if name in self.cache_dict else canonical(name)
+
+    def _full_name(self, key: Key) -> str:
         if isinstance(key, str):
             return key if key in self.cache_dict else get_act_name(key)
         name, layer, *rest = key

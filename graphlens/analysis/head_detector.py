@@ -85,7 +85,7 @@ def _scores(
     exclude_current_token: bool,
     error_measure: str,
 ) -> Array:
-    tokens = model._from_user(model.to_tokens(prompt))
+    tokens = model._from_user(model.to_tokens(prompt, truncate=False))
     length = tokens.shape[-1]
     if not 1 < length <= model.cfg.n_ctx:
         raise InputError(

@@ -38,9 +38,11 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float, c
 
 def _fitting(logits: Any, tokens: Any) -> tuple[Array, Array]:
     scores, ids = as_array(logits), as_array(tokens)
-    if scores.ndim != 3 or ids.shape != scores.shape[:2]:
-        raise InputError(f"logits {list(scores.shape)} and tokens {list(ids.shape)} are not [b, p, V] and [b, p].")
-    if ids.shape[1] < 2:
+    if scores.ndim not in (2, 3) or ids.shape != scores.shape[:-1]:
+        raise InputError(
+            f"logits {list(scores.shape)} and tokens {list(ids.shape)} are not [b, p, V] and [b, p], nor [p, V] and [p]."
+        )
+    if ids.shape[-1] < 2:
         raise InputError("at least 2 tokens are needed: what is measured is each next token.")
     if not np.issubdtype(ids.dtype, np.integer) or ids.size == 0 or ids.min() < 0 or ids.max() >= scores.shape[-1]:
         raise InputError(f"tokens must be ids from 0 to {scores.shape[-1] - 1}.")
@@ -50,22 +52,23 @@ def _fitting(logits: Any, tokens: Any) -> tuple[Array, Array]:
 def lm_cross_entropy_loss(logits: Any, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> Any:
     """Cross-entropy of each next token, in nats: a scalar mean, or [b, p-1] with ``per_token``.
 
-    logits [b, p, V] float, tokens [b, p] int; ``attention_mask`` [b, p] is 1 at real tokens: a pair with a 0 in it
-    counts for nothing and is 0 per token. Same dtype as the logits, tensors for tensors. Raises InputError for shapes
-    that do not fit, and for a mean over nothing. TransformerLens: ``utils.lm_cross_entropy_loss``.
+    logits [b, p, V] float, tokens [b, p] int, or both without the batch axis; ``attention_mask``, of the tokens' shape,
+    is 1 at real tokens: a pair with a 0 in it counts for nothing and is 0 per token. Same dtype as the logits, tensors
+    for tensors. Raises InputError for shapes that do not fit, and for a mean over nothing. TransformerLens:
+    ``utils.lm_cross_entropy_loss``.
     """
     scores, ids = _fitting(logits, tokens)
-    scores = scores[:, :-1]
+    scores = scores[..., :-1, :]
     highest = scores.max(-1, keepdims=True)
     shifted = working(scores - highest)
-    picked = np.take_along_axis(shifted, ids[:, 1:, None].astype(np.int64, copy=False), axis=-1)[..., 0]
+    picked = np.take_along_axis(shifted, ids[..., 1:, None].astype(np.int64, copy=False), axis=-1)[..., 0]
     losses = np.log(np.exp(shifted, out=shifted).sum(-1)) - picked
     count = losses.size
     if attention_mask is not None:
         mask = as_array(attention_mask)
         if mask.shape != ids.shape:
             raise InputError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(ids.shape)}.")
-        counted = (mask[:, :-1] != 0) & (mask[:, 1:] != 0)
+        counted = (mask[..., :-1] != 0) & (mask[..., 1:] != 0)
         losses, count = np.where(counted, losses, 0), int(counted.sum())
     if per_token:
         return like(logits, losses.astype(as_array(logits).dtype, copy=False))
@@ -77,11 +80,12 @@ def lm_cross_entropy_loss(logits: Any, tokens: Any, attention_mask: Any = None, 
 def lm_accuracy(logits: Any, tokens: Any, per_token: bool = False) -> Any:
     """How often the top logit is the next token: a float32 fraction, or bool [b, p-1] with ``per_token``.
 
-    logits [b, p, V], tokens [b, p] int; tensors for tensors. Raises InputError for shapes that do not fit.
+    logits [b, p, V], tokens [b, p] int, or both without the batch axis; tensors for tensors. Raises InputError for
+    shapes that do not fit.
     TransformerLens: ``utils.lm_accuracy``.
     """
     scores, ids = _fitting(logits, tokens)
-    correct = scores[:, :-1].argmax(-1) == ids[:, 1:]
+    correct = scores[..., :-1, :].argmax(-1) == ids[..., 1:]
     return like(logits, correct if per_token else correct.mean(dtype=np.float32))
 
 

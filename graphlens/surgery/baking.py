@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -106,16 +106,17 @@ class _Baked:
         fixed: np.ndarray | None = None  # the selection along axes whose size is known
         dynamic: list[ir.Value] = []
         gathers: list[tuple[int, ir.Value]] = []
+        whole = self._is_whole(array, fields)
         for index, name in enumerate(self.entry.axes):
             selection = getattr(item, fields[name]) if name in fields else None
             if name not in self.sizes:
-                mask, gather, array = self._along_run(selection, name, index, array, fields.get(name))
+                mask, gather, array = self._along_run(selection, name, index, array, fields.get(name), whole)
                 dynamic += [] if mask is None else [mask]
                 gathers += [] if gather is None else [(index, gather)]
                 continue
             axis = Axis(name, 0, self.sizes[name], self.sizes[name], self.sizes[name])
             chosen = order(selection, axis, item, fields.get(name))
-            array = along(item, self.entry.axes, array, index, axis, chosen)
+            array = along(item, self.entry.axes, array, index, axis, chosen, whole)
             if chosen is not None:
                 flags = np.zeros(axis.size, bool)
                 flags[chosen] = True
@@ -136,6 +137,30 @@ class _Baked:
             "Mul" if isinstance(item, Scale) else "Add", [x, self._gathered(constant(array, "value"), gathers)]
         )
         return changed if not dynamic else op("Where", [self._all(dynamic), changed, x])
+
+    def _is_whole(self, array: np.ndarray, fields: Mapping[str, str]) -> bool:
+        """Whether the operand is shaped like the activation, and not like the selected part of it (see gating.along). Of
+        an axis whose size only a run knows, as many entries as positions are listed are those."""
+        parts = set()  # what the sizes along the axes allow: "whole", "part"
+        for name, size in zip(self.entry.axes, array.shape, strict=True):
+            selection = getattr(self.item, fields[name]) if name in fields else None
+            if size == 1 or selection is None:
+                continue
+            if name in self.sizes:
+                axis = Axis(name, 0, self.sizes[name], self.sizes[name], self.sizes[name])
+                chosen = order(selection, axis, self.item, fields[name])
+                if size != (axis.size if chosen is None else len(chosen)):
+                    return True  # not the selected part; along() says so if it is not the whole either
+                if size != axis.size:
+                    parts.add("part")
+            elif isinstance(selection, slice) and selection != slice(None) and _listed(selection) is None:
+                raise InputError(
+                    f"{label(self.item)}: a file can't tell which {size} positions a value per position is for where "
+                    f"{fields[name]}={selection!r} depends on the length: list them, or give the slice an end."
+                )
+            elif not isinstance(selection, str) and not is_grid(selection) and len(_listed(selection) or ()) == size:
+                parts.add("part")
+        return not parts
 
     def _all(self, masks: Sequence[ir.Value]) -> ir.Value:
         result = masks[0]
@@ -172,7 +197,7 @@ class _Baked:
         return self.scope.op("Reshape", [value, self._integers(shape, "column")])
 
     def _along_run(
-        self, selection: Selection, name: str, index: int, array: np.ndarray, field: str | None
+        self, selection: Selection, name: str, index: int, array: np.ndarray, field: str | None, whole: bool
     ) -> tuple[ir.Value | None, ir.Value | None, np.ndarray]:
         """(mask or None, places to gather the operand at or None, the operand) along an axis."""
         size = array.shape[index]
@@ -208,9 +233,13 @@ class _Baked:
         chosen = _listed(selection)
         if size == 1:
             return column, None, array
-        if chosen is None or size != len(chosen):
+        if whole or chosen is None:
             beyond, places, array = self._whole(indices, index, array)
             return self._all([column, *([] if beyond is None else [beyond])]), places, array
+        if size != len(chosen):
+            raise InputError(
+                f"{label(self.item)}: along {name} its {self.item.operand} has {size} entries, and {len(chosen)} are selected."
+            )
         if ahead and behind:
             raise InputError(f"{label(self.item)}: a value per position needs them all counted from the same end.")
         # As many as are selected: entry i belongs to the i-th listed position.

@@ -239,7 +239,7 @@ def test_tokens_of_logit_attrs(tiny: Any, cache: Any) -> None:
     with pytest.raises(InputError, match="not one"):
         cache.logit_attrs(stack, " the store")
     with pytest.raises(InputError, match="0 to 699"):
-        cache.logit_attrs(stack, 700)
+        cache.logit_attrs(stack, 800)
     with pytest.raises(InputError, match="0 to 699"):
         cache.logit_attrs(stack, -1)
     with pytest.raises(InputError, match="same shape"):
@@ -391,13 +391,21 @@ def test_losses_and_accuracy(tiny: Any, tokens: Any, run: Any) -> None:
     right = logits[:, :-1].argmax(-1) == tokens[:, 1:]
     np.testing.assert_array_equal(utils.lm_accuracy(logits, tokens, per_token=True), right)
     assert utils.lm_accuracy(logits, tokens) == right.mean(dtype=np.float32)
+    for row in range(2):  # without the batch axis
+        alone = utils.lm_cross_entropy_loss(logits[row], tokens[row], mask[row], per_token=True)
+        np.testing.assert_array_equal(alone, masked[row])
+        close(utils.lm_cross_entropy_loss(logits[row], tokens[row]), per_token[row].mean())
+        np.testing.assert_array_equal(utils.lm_accuracy(logits[row], tokens[row], per_token=True), right[row])
+        assert utils.lm_accuracy(logits[row], tokens[row]) == right[row].mean(dtype=np.float32)
     half = utils.lm_cross_entropy_loss(logits.astype(np.float16), tokens)
     assert half.dtype == np.float16
     assert abs(half - expected.mean()) < 1e-2 * expected.mean()
     for wrong in (
         lambda: utils.lm_cross_entropy_loss(logits, tokens[:, :5]),
-        lambda: utils.lm_cross_entropy_loss(logits[0], tokens[0]),
-        lambda: utils.lm_cross_entropy_loss(logits, tokens + 700),
+        lambda: utils.lm_cross_entropy_loss(logits[0], tokens),
+        lambda: utils.lm_cross_entropy_loss(logits[0], tokens[0], mask),
+        lambda: utils.lm_cross_entropy_loss(logits[0, 0], tokens[0, 0]),
+        lambda: utils.lm_cross_entropy_loss(logits, tokens + 800),
         lambda: utils.lm_cross_entropy_loss(logits[:, :1], tokens[:, :1]),
         lambda: utils.lm_cross_entropy_loss(logits, tokens, mask[:1]),
         lambda: utils.lm_cross_entropy_loss(logits, tokens, mask * 0),

@@ -150,9 +150,15 @@ def test_a_function_that_picks_nothing_is_refused(tiny: HookedTransformer, token
 
 @pytest.mark.parametrize("texts", ["", [""], ["", ""]], ids=repr)
 def test_an_empty_prompt_without_bos_is_refused(texts: Any, tiny: HookedTransformer) -> None:
-    for call in (tiny, tiny.to_tokens, tiny.run_with_cache):
+    for call in (tiny, tiny.run_with_cache, tiny.generate):
         with pytest.raises(InputError, match=r"empty.*prepend_bos=True"):
             call(texts, prepend_bos=False)
+    none = tiny.to_tokens(texts, prepend_bos=False)
+    assert (none.shape, none.dtype) == ((len(texts) or 1, 0), np.int64)
+    with pytest.raises(InputError, match="empty"):
+        tiny(none)
+    with pytest.raises(InputError, match=r"empty.*prepend_bos=True"):
+        tiny.test_prompt("", "a", prepend_bos=False)
 
 
 @pytest.mark.parametrize(
@@ -187,11 +193,21 @@ def test_more_tokens_than_the_context_are_refused(tiny: HookedTransformer) -> No
         tiny(np.zeros((2, n_ctx + 1), np.int64))
 
 
-def test_a_long_text_is_refused_rather_than_cut(tiny: HookedTransformer) -> None:
-    text = "a drink to Mary " * 100
-    length = tiny.to_tokens(text, truncate=False).shape[1]
-    with pytest.raises(InputError, match=rf"{length} tokens.*{tiny.cfg.n_ctx} \(n_ctx\)"):
-        tiny(text)
+def test_a_long_text_is_cut_with_a_warning_and_its_ids_are_refused(tiny: HookedTransformer) -> None:
+    text, n_ctx = "a drink to Mary " * 100, tiny.cfg.n_ctx
+    ids = tiny.to_tokens(text, truncate=False)
+    says = rf"^{ids.shape[1] - n_ctx} tokens were cut from the end of the text: .* at most {n_ctx} \(n_ctx\)"
+    for call in (tiny, lambda text: tiny.run_with_cache(text, names_filter="hook_embed")[0]):
+        with pytest.warns(UserWarning, match=says) as caught:
+            logits = call(text)
+        assert caught[0].filename == __file__
+        np.testing.assert_array_equal(logits, tiny(ids[:, :n_ctx]))
+    with pytest.warns(UserWarning, match=rf"^{ids.shape[1] - n_ctx}, 3 tokens were cut"):
+        tiny([text, "a", tiny.to_string(ids[0, 1 : n_ctx + 3])])
+    with pytest.raises(InputError, match=rf"{ids.shape[1]} tokens.*{n_ctx} \(n_ctx\)"):
+        tiny(ids)
+    with pytest.raises(InputError, match=rf"{ids.shape[1]} tokens.*{n_ctx} \(n_ctx\)"):
+        tiny.generate(text)  # nothing could follow it
 
 
 @pytest.mark.parametrize(

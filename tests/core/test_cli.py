@@ -80,8 +80,8 @@ def test_run_shows_the_models_probabilities_and_an_ablations(tiny: HookedTransfo
     ("spec", "message"),
     [
         ("blocks.9.attn.hook_z:1", "blocks.3.attn.hook_z"),
-        ("blocks.0.attn.hook_z:4", "heads 0 to 3"),
-        ("blocks.0.attn.hook_z:x", "heads 0 to 3"),
+        ("blocks.0.attn.hook_z:4", "head_index has 4 (0-3)"),
+        ("blocks.0.attn.hook_z:x", "comes a head's number"),
         ("blocks.0.hook_resid_pre:1", "has no heads"),
     ],
 )

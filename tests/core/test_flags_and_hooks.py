@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from graphlens import HookedTransformer, hook_points, surgery
+from graphlens import HookedTransformer, InputError, UnknownHookPoint, hook_points, surgery
+from graphlens.analysis.slices import Slice
 from graphlens.hook_points import FLAGGED
 
 FLAGS = sorted(set(FLAGGED.values()))
@@ -160,6 +162,167 @@ def test_resetting_leaves_permanent_hooks_unless_told(model: HookedTransformer, 
     assert log == []
 
 
+def test_a_level_says_which_hooks_are_reset(model: HookedTransformer, tokens: np.ndarray) -> None:
+    log: list[str] = []
+
+    def left() -> list[str]:
+        log.clear()
+        model.forward(tokens)
+        return list(log)
+
+    model.add_hook("hook_embed", recorder(log, "one"), level=1)
+    model.hook_dict["hook_embed"].add_hook(recorder(log, "seven"), level=7)
+    model.add_hook("hook_embed", recorder(log, "none"))
+    model.add_perma_hook("hook_embed", recorder(log, "permanent"))
+    model.reset_hooks(level=2)
+    assert left() == ["one", "seven", "none", "permanent"]
+    model.reset_hooks(level=1)
+    assert left() == ["seven", "none", "permanent"]
+    with model.hooks(fwd_hooks=[("hook_embed", recorder(log, "outer"))]):
+        with model.hooks(fwd_hooks=[("hook_embed", recorder(log, "inner"))]):
+            model.add_hook("hook_embed", recorder(log, "of the inner block"), level=2)
+            model.reset_hooks(level=1)
+            assert left() == ["seven", "none", "permanent", "of the inner block", "inner"]
+        assert left() == ["seven", "none", "permanent", "outer"]  # put back as the inner block ends
+    model.reset_hooks(including_permanent=True, level=3)  # all of them, as in TransformerLens
+    assert left() == []
+
+
+def test_resetting_inside_a_block_removes_its_hooks(model: HookedTransformer, tokens: np.ndarray) -> None:
+    log: list[str] = []
+    with model.hooks(fwd_hooks=[("hook_embed", recorder(log, "outer"))]):
+        with model.hooks(fwd_hooks=[("hook_embed", recorder(log, "inner"))]):
+            model.add_hook("hook_embed", recorder(log, "added"))
+            model.reset_hooks()
+            model.forward(tokens)
+            assert log == []
+            with model.hooks(fwd_hooks=[("hook_embed", recorder(log, "later"))]):
+                model.forward(tokens)
+            assert log == ["later"]
+        log.clear()
+        model.forward(tokens)
+        assert log == ["outer"]
+    log.clear()
+    model.forward(tokens)
+    assert log == []
+
+
+def test_another_threads_block_is_left_alone(model: HookedTransformer, tokens: np.ndarray) -> None:
+    log: list[str] = []
+    with model.hooks(fwd_hooks=[("hook_embed", recorder(log, "mine"))]):
+        thread = threading.Thread(target=model.reset_hooks)
+        thread.start()
+        thread.join()
+        model.forward(tokens)
+    assert log == ["mine"]
+
+
+def test_a_hook_point_tells_and_removes_its_hooks(model: HookedTransformer, tokens: np.ndarray) -> None:
+    log: list[str] = []
+    point, other = model.hook_dict["hook_embed"], model.hook_dict["hook_pos_embed"]
+    first, second = recorder(log, "first"), recorder(log, "second")
+    point.add_perma_hook(first)
+    point.add_hook(second, level=4)
+    other.add_hook(recorder(log, "other"))
+    assert [(h.user_hook, h.is_permanent, h.context_level) for h in point.fwd_hooks] == [
+        (first, True, None),
+        (second, False, 4),
+    ]
+    assert point.bwd_hooks == []
+    assert point.has_hooks()
+    assert point.has_hooks("fwd", including_permanent=False, level=4)
+    assert not point.has_hooks("fwd", including_permanent=False, level=3)
+    assert not point.has_hooks("bwd")
+    with model.hooks(fwd_hooks=[("hook_embed", recorder(log, "block"))]):
+        assert [h.context_level for h in point.fwd_hooks] == [None, 4, 1]
+        point.remove_hooks("bwd")
+        point.remove_hooks(level=4)
+        model.forward(tokens)
+        assert log == ["first", "block", "other"]
+    point.remove_hooks()
+    assert [h.user_hook for h in point.fwd_hooks] == [first]
+    point.remove_hooks(including_permanent=True)
+    assert not point.has_hooks()
+    assert other.has_hooks()
+
+
+def test_clear_contexts(model: HookedTransformer) -> None:
+    model.hook_dict["hook_embed"].ctx["seen"] = 1
+    model.clear_contexts()
+    assert model.hook_dict["hook_embed"].ctx == {}
+
+
+# TransformerLens 4's names
+
+
+def test_transformerlens_4_names_find_hook_points_and_activations(model: HookedTransformer, tokens: np.ndarray) -> None:
+    _, cache = model.run_with_cache(tokens)
+    names = list(model.hook_dict)
+    twins = {**hook_points.BRIDGE, **{f"blocks.1.{a}": f"blocks.1.{b}" for a, b in hook_points.BRIDGE_BLOCK.items()}}
+    found = {alias: name for alias, name in twins.items() if name in names}
+    assert {"blocks.1.mlp.out.hook_out", "ln_final.hook_out", "blocks.1.hook_in", "hook_unembed"} <= set(found)
+    for alias, name in found.items():
+        assert model.hook_dict[alias] is model.hook_dict.get(alias) is model.hook_dict[name]
+        assert cache[alias] is cache[name]
+        assert alias in model.hook_dict
+        assert alias in cache
+    assert not set(found) & {*model.hook_dict, *cache, *model.hook_dict.keys(), *cache.keys()}
+    assert model.blocks[1].hook_in is model.hook_dict["blocks.1.hook_resid_pre"]
+    for absent in ("blocks.1.nope", "blocks.9.hook_in", "blocks.1.attn.hook_attn_in"):
+        assert absent not in model.hook_dict
+        assert model.hook_dict.get(absent) is None
+        with pytest.raises(UnknownHookPoint):
+            model.hook_dict[absent]
+        with pytest.raises(KeyError):
+            cache[absent]
+
+
+def test_a_function_is_asked_for_our_names(model: HookedTransformer, tokens: np.ndarray) -> None:
+    asked: list[str] = []
+    model.run_with_cache(tokens, names_filter=lambda name: asked.append(name) or name == "hook_embed")
+    assert asked == list(model.hook_dict)
+
+
+# How a run is called
+
+
+def test_positional_arguments_are_forwards(model: HookedTransformer, tokens: np.ndarray) -> None:
+    loss = model.forward(tokens, return_type="loss", loss_per_token=True)
+    np.testing.assert_array_equal(model.forward(tokens, "loss", True), loss)
+    found, cache = model.run_with_cache(tokens, "loss", True, names_filter="hook_embed")
+    np.testing.assert_array_equal(found, loss)
+    assert list(cache) == ["hook_embed"]
+    np.testing.assert_array_equal(model.run_with_hooks(tokens, "loss", True, fwd_hooks=[]), loss)
+    # TransformerLens's order: a place for shortformer_pos_embed, then the mask.
+    mask = np.asarray([[0, 0, 1, 1, 1, 1], [1] * 6])
+    expected = model.forward(tokens, attention_mask=mask)
+    for found in (
+        model.forward(tokens, "logits", False, None, None, None, None, None, mask),
+        model.run_with_cache(tokens, "logits", False, None, None, None, None, None, mask)[0],
+        model.run_with_hooks(tokens, "logits", False, None, None, None, None, None, mask),
+    ):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InputError, match="shortformer_pos_embed"):
+        model.forward(tokens, shortformer_pos_embed=mask)
+    with pytest.raises(InputError, match="return_type must be one of"):
+        model.run_with_cache(tokens, "hook_embed")  # a filter is named
+    with pytest.raises(TypeError, match="nmaes_filter"):
+        model.run_with_cache(tokens, nmaes_filter=None)
+
+
+def test_both_has_names(model: HookedTransformer, tokens: np.ndarray) -> None:
+    both = model.forward(tokens, return_type="both")
+    logits, loss = both
+    assert both.logits is logits
+    assert both.loss is loss
+    np.testing.assert_array_equal(model.loss_fn(logits, tokens), loss)
+    per_token = model.forward(tokens, return_type="loss", loss_per_token=True)
+    np.testing.assert_array_equal(model.loss_fn(logits, tokens, per_token=True), per_token)
+    mask = np.asarray([[0, 0, 1, 1, 1, 1], [1] * 6])
+    masked = model.forward(tokens, return_type="both", attention_mask=mask)
+    np.testing.assert_array_equal(model.loss_fn(masked.logits, tokens, mask), masked.loss)
+
+
 def test_hooks_may_stay_after_their_run(model: HookedTransformer, tokens: np.ndarray) -> None:
     log: list[str] = []
     model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", recorder(log, "kept"))], reset_hooks_end=False)
@@ -209,6 +372,20 @@ def test_positions_are_sliced_on_their_own_axis(
         axes = hook_points.axes(name)
         axis = axes.index("query_pos" if "query_pos" in axes else "pos")
         np.testing.assert_array_equal(sliced[name], value.take(kept, axis), err_msg=name)
+
+
+def test_a_slice_of_one_position_drops_the_axis(model: HookedTransformer, tokens: np.ndarray) -> None:
+    _, whole = model.run_with_cache(tokens)
+    for position in (2, -1):
+        _, dropped = model.run_with_cache(tokens, pos_slice=Slice(position))
+        _, kept = model.run_with_cache(tokens, pos_slice=position)
+        for name, value in whole.items():
+            axes = hook_points.axes(name)
+            axis = axes.index("query_pos" if "query_pos" in axes else "pos")
+            np.testing.assert_array_equal(dropped[name], value.take(position, axis), err_msg=name)
+            np.testing.assert_array_equal(kept[name], value.take([position], axis), err_msg=name)
+    with pytest.raises(InputError, match="beyond the 6 positions"):
+        model.run_with_cache(tokens, pos_slice=Slice(6))
 
 
 def test_the_batch_axis_can_be_dropped(model: HookedTransformer, tokens: np.ndarray) -> None:

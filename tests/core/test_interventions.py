@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import graphlens
@@ -18,7 +18,7 @@ from graphlens.errors import InputError, UnknownHookPoint
 from tests.intervention_specs import FLAG_SETS, python_hooks, set_flags, shape_of
 from tests.intervention_specs import interventions as random_interventions
 
-few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 MODEL = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
 CFG = MODEL.cfg
 Z, RESID, SCORES = "blocks.1.attn.hook_z", "blocks.2.hook_resid_post", "blocks.1.attn.hook_attn_scores"
@@ -45,6 +45,7 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> N
 # By data as by Python hook
 
 
+@pytest.mark.filterwarnings("ignore:two patches of the same elements")
 @pytest.mark.parametrize("flags", FLAG_SETS, ids=str)
 def test_by_data_as_by_python_hook(flags: tuple[str, ...]) -> None:
     set_flags(MODEL, flags)

@@ -348,7 +348,7 @@ def test_what_a_hook_keeps_stays_its_own(tiny: HookedTransformer, tokens: np.nda
         return activation
 
     tiny.run_with_hooks(tokens, fwd_hooks=[(PRE, keep)])
-    expected = tiny.run_with_cache(tokens, PRE)[1][PRE]
+    expected = tiny.run_with_cache(tokens, names_filter=PRE)[1][PRE]
     for seed in range(5):
         others = np.random.default_rng(seed).integers(0, tiny.cfg.d_vocab, tokens.shape)
         tiny.run_with_hooks(others, fwd_hooks=[(PRE, keep)])
@@ -442,7 +442,7 @@ def test_hooks_fire_in_the_order_of_the_data(tiny: HookedTransformer, tokens: np
 def test_several_hooks_at_one_name_run_in_the_order_they_were_given(
     tiny: HookedTransformer, tokens: np.ndarray
 ) -> None:
-    change = noise(tiny.run_with_cache(tokens, PRE)[1][PRE].shape)
+    change = noise(tiny.run_with_cache(tokens, names_filter=PRE)[1][PRE].shape)
 
     def add(activation: np.ndarray, hook: Any) -> np.ndarray:
         return activation + change

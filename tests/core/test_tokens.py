@@ -79,6 +79,8 @@ def test_the_mask_of_padded_text_comes_from_its_lengths(tiny: HookedTransformer)
     assert (np.diff(mask, axis=1) >= 0).all()
     assert tiny._tokens_and_mask(texts, None, "right")[1] is None
     assert tiny._tokens_and_mask(["When John", "When Mary"], None, "left")[1] is None
+    # On the right it takes other tokens that follow to make a difference.
+    assert tiny._tokens_and_mask(texts[::-1], None, "right", followed=True)[1].tolist() == mask[::-1, ::-1].tolist()
 
 
 def test_a_mask_for_ids_takes_leading_pads_for_padding(tiny: HookedTransformer, left: HookedTransformer) -> None:
@@ -91,6 +93,9 @@ def test_a_mask_for_ids_takes_leading_pads_for_padding(tiny: HookedTransformer, 
     assert left._tokens_and_mask(ids[1:2], None)[1] is None
     assert tiny._tokens_and_mask(ids, None)[1] is None
     assert tiny._tokens_and_mask(ids, None, "left")[1].tolist() == with_bos
+    trailing = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
+    for bos in (None, False):
+        assert tiny._tokens_and_mask(ids, bos, "right", followed=True)[1].tolist() == trailing
 
 
 def test_another_padding_side_is_refused(tiny: HookedTransformer) -> None:
@@ -181,8 +186,8 @@ def test_truncation_at_n_ctx(tiny: HookedTransformer) -> None:
     text = " John" * 500
     assert tiny.to_tokens(text).shape == (1, tiny.cfg.n_ctx)
     assert tiny.to_tokens(text, truncate=False).shape == (1, 501)
-    with pytest.raises(InputError, match="at most 128"):
-        tiny(text)
+    with pytest.warns(UserWarning, match="^373 tokens were cut"):
+        assert tiny(text).shape == (1, tiny.cfg.n_ctx, tiny.cfg.d_vocab)
 
 
 def test_the_older_pair_of_files_gives_the_same_tokens(
@@ -216,6 +221,37 @@ def test_special_tokens_come_from_the_model_config_when_the_tokenizer_names_none
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer is not None
     assert tokenizer.bos_token == tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_the_padding_side_is_the_files(tiny_copy: Path) -> None:
+    path = tiny_copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for said, side in (("left", "left"), ("right", "right"), (None, "right")):
+        path.write_text(json.dumps({**settings, "padding_side": said}), encoding="utf-8")
+        model = HookedTransformer.from_onnx(tiny_copy, "cpu")
+        assert model.tokenizer.padding_side == model.cfg.default_padding_side == side
+        assert (model.to_tokens(["When John", "When"])[1, 0] == model.to_tokens(["When John", "When"])[1, 1]) == (
+            side == "left"
+        )
+    assert HookedTransformer.from_onnx(tiny_copy, "cpu", default_padding_side="left").tokenizer.padding_side == "left"
+    path.write_text(json.dumps({**settings, "padding_side": "top"}), encoding="utf-8")
+    with pytest.raises(ModelFileError, match=r"padding_side is 'top'"):
+        HookedTransformer.from_onnx(tiny_copy, "cpu")
+
+
+def test_a_tokenizer_can_be_set(tiny: HookedTransformer) -> None:
+    model = HookedTransformer(tiny._engine)
+    given = Tokenizer(tiny.tokenizer.fast, {"eos_token": "<|endoftext|>"})
+    model.set_tokenizer(given, default_padding_side="left")
+    assert model.tokenizer is given
+    assert model.cfg.default_padding_side == "left"
+    model.set_tokenizer(given)
+    assert model.cfg.default_padding_side == "left"
+    with pytest.raises(InputError, match="'up'"):
+        model.set_tokenizer(given, "up")
+    with pytest.raises(InputError, match="a dict is not a fast tokenizer"):
+        model.set_tokenizer({})
+    assert model.tokenizer is given
 
 
 def test_a_broken_tokenizer_file_is_said(tmp_path: Path) -> None:

@@ -107,11 +107,13 @@ class Pair:
         assert list(cache) == list(lens_cache), "hook points, or their order, differ"
         yield Difference("logits", relative(logits, lens_logits.numpy(), "logits"), 0.0)
         for name, value in lens_cache.items():
-            edited = self._edited(name, tokens, ids) if edit else 0.0
+            edited = self._edited(name, tokens, ids, mask) if edit else 0.0
             yield Difference(name, relative(cache[name], value.numpy(), name), edited)
 
-    def _edited(self, name: str, tokens: np.ndarray, ids: torch.Tensor) -> float:
+    def _edited(self, name: str, tokens: np.ndarray, ids: torch.Tensor, mask: np.ndarray | None) -> float:
         vocabulary = self.ours.cfg.d_vocab
+        attention = {} if mask is None else {"attention_mask": mask}
+        lens_attention = {} if mask is None else {"attention_mask": torch.from_numpy(mask)}
 
         def ours(activation: np.ndarray, hook: Any) -> np.ndarray:
             return edit_of(name, activation, vocabulary)
@@ -119,8 +121,8 @@ class Pair:
         def theirs(activation: torch.Tensor, hook: Any) -> torch.Tensor:
             return torch.from_numpy(edit_of(name, activation.numpy(), vocabulary))
 
-        found = self.ours.run_with_hooks(tokens, fwd_hooks=[(name, ours)])
-        reference = self.lens.run_with_hooks(ids, fwd_hooks=[(name, theirs)])
+        found = self.ours.run_with_hooks(tokens, fwd_hooks=[(name, ours)], **attention)
+        reference = self.lens.run_with_hooks(ids, fwd_hooks=[(name, theirs)], **lens_attention)
         return relative(found, reference.numpy(), f"an edit at {name}")
 
 

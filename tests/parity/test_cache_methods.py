@@ -284,6 +284,9 @@ def test_losses_and_accuracy(lens: Any) -> None:
             assert isinstance(found, torch.Tensor)
             close(found, expected)
             close(utils.lm_cross_entropy_loss(logits.numpy(), TOKENS, per_token=per_token, **options), expected)
+    for per_token in (False, True):
+        expected = lens_utils.lm_cross_entropy_loss(logits[0], tokens[0], per_token=per_token)
+        close(utils.lm_cross_entropy_loss(logits[0], tokens[0], per_token=per_token), expected)
     tokens[0, 2:] = logits[0, 1:-1].argmax(-1)  # some right, some wrong
     expected = lens_utils.lm_accuracy(logits, tokens, per_token=True)
     assert torch.equal(utils.lm_accuracy(logits, tokens, per_token=True), expected)

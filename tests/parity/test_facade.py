@@ -13,19 +13,21 @@ import torch
 import transformers
 
 import graphlens
+from graphlens import utils
 from graphlens.tokenizer import Tokenizer
 from graphlens.torch import HookedTransformer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformer_lens
-    from lens_oracle import oracle
-    from transformer_lens import evals, head_detector, patching
+    from lens_oracle import PROCESSING, oracle
+    from transformer_lens import evals
     from transformer_lens.utilities import get_attention_mask
     from transformer_lens.utilities import test_prompt as prompt_test
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 OTHER = "When John and Mary went to the store, Mary gave a drink to"
+FOLDER = graphlens.embedded_model()
 STACKS = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "b_Q", "b_K", "b_V", "b_O", "b_in", "b_out")
 
 
@@ -117,7 +119,33 @@ def test_what_follows_from_the_weights(odd: HookedTransformer, odd_lens: Any) ->
         close(odd.tokens_to_residual_directions(tokens), odd_lens.tokens_to_residual_directions(tokens))
 
 
+@pytest.mark.parametrize("processed", [False, True])
+def test_the_configuration(processed: bool) -> None:
+    mine = HookedTransformer.from_pretrained("tiny-gpt2") if processed else HookedTransformer.from_onnx(FOLDER, "cpu")
+    theirs = oracle(FOLDER, tokenizer=True, **dict.fromkeys(PROCESSING, processed))
+    names = "n_layers n_heads d_model d_head d_mlp d_vocab d_vocab_out n_ctx act_fn eps attn_scale normalization_type \
+        attn_only positional_embedding_type dtype default_prepend_bos original_architecture n_params gated_mlp \
+        parallel_attn_mlp attention_dir"
+    for name in names.split():
+        assert getattr(mine.cfg, name) == getattr(theirs.cfg, name), name
+    assert mine.cfg.normalization_type == ("LNPre" if processed else "LN")
+
+
 # Text
+
+
+def test_no_text_is_no_token(model: HookedTransformer, lens: Any) -> None:
+    mine, theirs = (either.to_tokens("", prepend_bos=False) for either in (model, lens))
+    assert mine.shape == theirs.shape == (1, 0)
+    assert mine.dtype == theirs.dtype
+    assert model.to_str_tokens("", prepend_bos=False) == []
+
+
+def test_a_transformers_tokenizer_is_set(lens: Any) -> None:
+    mine = HookedTransformer.from_onnx(FOLDER, "cpu")
+    mine.tokenizer = None
+    mine.set_tokenizer(transformers.AutoTokenizer.from_pretrained(FOLDER), default_padding_side="left")
+    assert torch.equal(mine.to_tokens([PROMPT, "When"]), lens.to_tokens([PROMPT, "When"], padding_side="left"))
 
 
 @pytest.mark.parametrize("bos", [None, True, False])
@@ -133,9 +161,8 @@ def test_tokens(model: HookedTransformer, lens: Any, bos: bool | None, side: str
         lens.tokenizer.padding_side = side
         theirs_mask = get_attention_mask(lens.tokenizer, theirs, bos is not False)
         lens.tokenizer.padding_side = "right"
-        mask = model._tokens_and_mask(mine, bos, side)[1]
-        if side == "left":
-            assert torch.equal(torch.ones_like(mine) if mask is None else torch.from_numpy(mask), theirs_mask)
+        mask = model._tokens_and_mask(mine, bos, side, followed=True)[1]
+        assert torch.equal(torch.ones_like(mine) if mask is None else torch.from_numpy(mask), theirs_mask)
 
 
 def test_single_tokens_and_positions(model: HookedTransformer, lens: Any) -> None:
@@ -168,38 +195,14 @@ def test_test_prompt_prints_transformerlens_ranks(
             lambda a=answer: prompt_test(PROMPT, a, lens, print_details=False),
             lambda a=answer: prompt_test(PROMPT, a, model, print_details=False),
             lambda a=answer: model.test_prompt(PROMPT, a, print_details=False),
+            lambda a=answer: utils.test_prompt(PROMPT, a, model, print_details=False),
         ):
             call()
             lines.append(capsys.readouterr().out)
-        assert lines[0] == lines[1] == lines[2]
+        assert lines[0] == lines[1] == lines[2] == lines[3]
 
 
 # TransformerLens's functions on our model
-
-
-@pytest.mark.parametrize("pattern", ["previous_token_head", "duplicate_token_head", "induction_head"])
-def test_detect_head(model: HookedTransformer, lens: Any, pattern: Any) -> None:
-    for error_measure in ("mul", "abs"):
-        found, expected = (
-            head_detector.detect_head(either, PROMPT, pattern, error_measure=error_measure) for either in (model, lens)
-        )
-        close(found, expected)
-
-
-def metric(either: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    mary, john = either.to_single_token(" Mary"), either.to_single_token(" John")
-    return lambda logits: logits[0, -1, mary] - logits[0, -1, john]
-
-
-@pytest.mark.parametrize(
-    "name", ["get_act_patch_resid_pre", "get_act_patch_attn_head_out_by_pos", "get_act_patch_attn_head_all_pos_every"]
-)
-def test_patching(model: HookedTransformer, lens: Any, name: str) -> None:
-    results = []
-    for either in (model, lens):
-        _, cache = either.run_with_cache(either.to_tokens(" Mary gave a"))
-        results.append(getattr(patching, name)(either, either.to_tokens(" John gave a"), cache, metric(either)))
-    close(*results, tolerance=2e-4)
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +230,11 @@ def test_transformerlens_cache_methods_on_our_activations(
     caches: tuple[Any, Any], read: Callable[[Any], torch.Tensor]
 ) -> None:
     close(read(caches[0]), read(caches[1]), tolerance=2e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.* tokens were cut from the end of the text")
+def test_the_sanity_check_of_a_text_that_is_too_long(model: HookedTransformer, lens: Any) -> None:
+    close(evals.sanity_check(model), evals.sanity_check(lens))
 
 
 def test_evals(model: HookedTransformer, lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:

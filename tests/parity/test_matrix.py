@@ -48,10 +48,10 @@ def test_every_shape_of_input(shape: tuple[int, int], processed: bool, work: Pat
 
 @pytest.mark.parametrize("flags", FLAG_SETS, ids=str)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding(side: str, flags: str, work: Path) -> None:
+def test_padding_read_and_edited(side: str, flags: str, work: Path) -> None:
     pair = remembered_pair("odd, gelu_new", False, work)
     pair.set_flags(FLAG_SETS[flags])
     lengths = np.asarray([8, 5, 1])
     index = np.arange(8)
     mask = (index >= 8 - lengths[:, None]) if side == "left" else (index < lengths[:, None])
-    assert_parity(pair, prompt(pair, 3, 8), edit=False, mask=mask.astype(np.int64))
+    assert_parity(pair, prompt(pair, 3, 8), mask=mask.astype(np.int64))

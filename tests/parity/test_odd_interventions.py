@@ -1,0 +1,73 @@
+"""Interventions on odd-shaped random models and in other precisions: by data, by Python hook and baked are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import Phase, given, reject, settings
+from hypothesis import strategies as st
+
+import graphlens
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer
+from graphlens.errors import InputError
+from tests.intervention_specs import FLAG_SETS, interventions, python_hooks, set_flags
+
+few = settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+
+
+def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    assert found.shape == expected.shape
+    assert np.isfinite(expected).all()
+    assert np.abs(found - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.filterwarnings("ignore:two patches of the same elements")
+@pytest.mark.parametrize("flags", FLAG_SETS, ids=str)
+def test_an_odd_model(flags: tuple[str, ...], odd_hooked: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = HookedTransformer.from_onnx(odd_hooked, "cpu")
+    set_flags(model, flags)
+    names = list(model.hook_dict)
+
+    @few
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 7))
+        tokens = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, model.cfg.d_vocab, (batch, length))
+        items = data.draw(st.lists(interventions(model, batch, length, names), min_size=1, max_size=3))
+        expected = model.run_with_hooks(tokens, fwd_hooks=python_hooks(model, items))
+        close(model.run_with_interventions(tokens, items), expected)
+        try:
+            folder = model.bake(items, tmp_path_factory.mktemp("baked") / "out")
+        except InputError:
+            reject()  # depends on the length of the run: tests/core/test_baking.py holds it to that
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        close(session.run(["logits"], {"input_ids": tokens})[0], expected)
+
+    check()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float16", 1e-2), ("bfloat16", 1e-5)])
+def test_another_precision(
+    dtype: str, tolerance: float, tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
+    model = HookedTransformer.from_pretrained_no_processing(graphlens.embedded_model(), dtype=dtype, device="cpu")
+    vector = np.random.default_rng(1).standard_normal(model.cfg.d_model)
+    items = [
+        Ablate("blocks.1.attn.hook_z", heads=2),
+        Steer("blocks.2.hook_resid_post", vector, 0.5, positions=-1),
+        Scale("blocks.0.mlp.hook_post", 0.5, dims=slice(3, 90)),
+        Patch("blocks.3.attn.hook_q", 0.25, heads=0, positions=[1, 2]),
+    ]
+    expected = model.run_with_hooks(tokens, fwd_hooks=python_hooks(model, items))
+    close(model.run_with_interventions(tokens, items), expected, tolerance)
+    folder = model.bake(items, tmp_path / "out")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    close(session.run(["logits"], {"input_ids": tokens})[0], expected, tolerance)
