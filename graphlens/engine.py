@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.errors import InputError
+from graphlens.errors import InputError, ModelFileError
 from graphlens.hook_points import split_name
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
@@ -251,7 +251,12 @@ class Engine:
         packed = self._packed(make=plan != Plan())
         bound = None if packed is None else packed.bind(self._graph(plan))
         if packed is not None and bound is not None:
-            return open_session(bound, self._asked, packed.folder, library)
+            from graphlens import packing
+
+            try:
+                return open_session(bound, self._asked, packed.folder, library)
+            except ModelFileError:  # whatever is wrong with the copy, the file itself can still be opened
+                packing.discard(packed)
         if plan == Plan():
             return open_session(self.path, self._asked)
         import onnx_ir as ir

@@ -30,6 +30,7 @@ LEAST = 64_000_000  # bytes of weights: below, private copies cost less than the
 LIMIT = 16_000_000_000  # bytes of the cache's packed files; GRAPHLENS_PACKED_LIMIT overrides it, 0 packs nothing
 WEIGHTS, TABLE, GRAPH = "weights.bin", "table.json", "graph.onnx"
 _CHUNK = 1 << 24
+_SMALL = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,18 @@ class Packed:
         """The bytes of a graph (onnx_ir.Model) whose weights are these, or None where it has a large one that is not."""
         import onnx_ir as ir
 
+        from graphlens.surgery.files import mapped
+
+        tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
         proto = ir.to_proto(model)
         for initializer in proto.graph.initializer:
             if not initializer.external_data:
                 continue
             entries = self.weights.get(initializer.name)
+            tensor = tensors[initializer.name]
+            if entries is None and tensor.nbytes <= _SMALL:  # what is not worth packing goes into the graph
+                initializer.CopyFrom(ir.to_proto(mapped(tensor)))
+                continue
             if entries is None:
                 return None
             del initializer.external_data[:]
@@ -103,6 +111,11 @@ def make(model: Path, weights: int) -> Packed | None:
             (stage / GRAPH).replace(stage / "model.onnx")
         return find(model)
     return None
+
+
+def discard(packed: Packed) -> None:
+    """Removes a packed copy that ONNX Runtime refuses: damaged, or not of this machine after all."""
+    shutil.rmtree(packed.folder, ignore_errors=True)
 
 
 def _table(graph: Path, weights: Path, original: Path) -> dict[str, dict[str, str]]:

@@ -390,6 +390,10 @@ def test_the_command_line_bakes_drives_and_strips(tmp_path: Path, tokens: np.nda
     assert "4 gates" in done.stdout
     assert run("strip", tmp_path / "driven", "-o", tmp_path / "plain").returncode == 0
     close(plain_session(tmp_path / "plain").run(None, {"input_ids": tokens})[0], MODEL(tokens), 1e-6)
+    done = run("export", SOURCE, "-o", tmp_path / "past", "--with-past", "--layout", "transformersjs")
+    assert done.returncode == 0, done.stderr
+    session = plain_session(tmp_path / "past" / "onnx")
+    close(session.run(["logits"], feeds_of(session, tokens))[0], MODEL(tokens), 1e-6)
     save(Ablate("blocks.1.attn.hook_zz"), edits)
     done = run("bake", SOURCE, edits, "-o", tmp_path / "other")
     assert done.returncode == 1

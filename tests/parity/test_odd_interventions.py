@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from hypothesis import Phase, given, reject, settings
 from hypothesis import strategies as st
 
@@ -71,3 +72,24 @@ def test_another_precision(
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     close(session.run(["logits"], {"input_ids": tokens})[0], expected, tolerance)
+
+
+def test_the_torch_face_takes_and_gives_tensors(tokens: np.ndarray) -> None:
+    from graphlens.torch import HookedTransformer as TorchModel
+
+    numpy_model, model = (make.from_onnx(graphlens.embedded_model(), "cpu") for make in (HookedTransformer, TorchModel))
+    ids = torch.from_numpy(tokens.copy())
+    _, cache = model.run_with_cache(ids.flip(0))
+    name = "blocks.1.hook_resid_pre"
+    items = [Patch(name, cache[name], positions=torch.tensor([2, 3])), Steer(name, cache[name][0, 0], 2.0)]
+    logits, edited = model.run_with_interventions(ids, items, names_filter=name)
+    assert isinstance(logits, torch.Tensor)
+    assert isinstance(edited[name], torch.Tensor)
+    arrays = [
+        Patch(name, cache[name].numpy(), positions=[2, 3]),
+        Steer(name, cache[name][0, 0].numpy(), 2.0),
+    ]
+    assert items == arrays
+    close(logits.numpy(), numpy_model.run_with_interventions(tokens, arrays), 1e-6)
+    with model.intervene(items):
+        assert isinstance(model.generate(ids, 3, verbose=False, do_sample=False), torch.Tensor)

@@ -1,0 +1,129 @@
+"""Packed weights: sessions that share them compute the same, and a copy that is not right is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graphlens
+from graphlens import Ablate, HookedTransformer, packing
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of its own, in which the embedded model is large enough to be packed."""
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GRAPHLENS_PACKED_LIMIT", raising=False)
+    monkeypatch.setattr(packing, "LEAST", 0)
+    return tmp_path / "cache" / "packed"
+
+
+def results(model: HookedTransformer, tokens: np.ndarray) -> list[np.ndarray]:
+    """What every kind of session gives."""
+    past = graphlens.KeyValueCache.init_cache(model.cfg, batch_size=len(tokens))
+    found = [
+        model(tokens),
+        model.run_with_interventions(tokens, Ablate("blocks.1.attn.hook_z", heads=2)),
+        model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: z * 0.5)]),
+        model(tokens, stop_at_layer=2),
+        model(tokens, past_kv_cache=past),
+        model.generate(tokens, 4, do_sample=False, stop_at_eos=False, return_type="tokens", verbose=False),
+    ]
+    model.set_use_attn_result(True)
+    found.append(model.run_with_interventions(tokens, Ablate("blocks.1.attn.hook_result", heads=2)))
+    return found
+
+
+def opened(tiny_copy: Path) -> HookedTransformer:
+    return HookedTransformer.from_onnx(tiny_copy, "cpu")
+
+
+def test_sessions_that_share_weights_compute_the_same(
+    cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphlens import engine
+
+    monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
+    expected = results(opened(tiny_copy), tokens)
+    assert not cache.exists() or not list(cache.iterdir())
+    engine._pool.clear()
+    monkeypatch.delenv("GRAPHLENS_PACKED_LIMIT")
+    folders: list[Any] = []
+    open_session = engine.open_session
+
+    def noting(model: Any, providers: Any = None, folder: Any = None, library: Any = None) -> Any:
+        folders.append(folder)
+        return open_session(model, providers, folder, library)
+
+    monkeypatch.setattr(engine, "open_session", noting)
+    for again in range(2):
+        model = opened(tiny_copy)
+        for found, wanted in zip(results(model, tokens), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        (folder,) = cache.iterdir()
+        # The very first session is there before the copy is made; all others open over it.
+        assert folders[1 if again == 0 else 0 :].count(folder) == len(folders) - (1 if again == 0 else 0)
+        folders.clear()
+        engine._pool.clear()
+    table = packing.find(tiny_copy / "model.onnx")
+    assert table is not None
+    assert any(key.startswith("prepacked") for entries in table.weights.values() for key in entries)
+
+
+def spoil_blobs(folder: Path) -> None:
+    file = folder / packing.WEIGHTS
+    data = bytearray(file.read_bytes())
+    for entries in packing.find(folder.parent.parent.parent / "tiny" / "model.onnx").weights.values():  # type: ignore[union-attr]
+        for key, value in entries.items():
+            if key.startswith("prepacked"):
+                start, length = map(int, value.split("|")[1].split(";")[:2])
+                data[start : start + length] = bytes(length)
+    file.write_bytes(data)
+
+
+def cut_weights(folder: Path) -> None:
+    (folder / packing.WEIGHTS).write_bytes(b"short")
+
+
+def spoil_table(folder: Path) -> None:
+    (folder / packing.TABLE).write_text("{")
+
+
+@pytest.mark.parametrize("spoil", [spoil_blobs, cut_weights, spoil_table])
+def test_a_spoilt_copy_is_not_used(
+    spoil: Callable[[Path], Any], cache: Path, tiny_copy: Path, tokens: np.ndarray
+) -> None:
+    from graphlens import engine
+
+    item = Ablate("blocks.1.attn.hook_z", heads=2)
+    expected = opened(tiny_copy).run_with_interventions(tokens, item)
+    (folder,) = cache.iterdir()
+    spoil(folder)
+    engine._pool.clear()
+    np.testing.assert_allclose(opened(tiny_copy).run_with_interventions(tokens, item), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_that_cannot_be_written_keeps_no_run_from_happening(
+    cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache.parent).parent.mkdir(exist_ok=True)
+    cache.parent.write_text("not a folder")
+    opened(tiny_copy).run_with_interventions(tokens, Ablate("blocks.1.attn.hook_z", heads=2))
+
+
+def test_the_cache_is_bounded(cache: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (tiny_copy / "model.safetensors").stat().st_size
+    for name in ("a", "b"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "weights.bin").write_bytes(bytes(size))
+    monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", str(int(3.3 * size)))
+    assert packing.make(tiny_copy / "model.onnx", size) is not None
+    assert sum(file.stat().st_size for file in cache.rglob("*")) <= 3.4 * size
+    assert not (cache / "a").exists()
+    assert (cache / "b").exists()
+    monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "1000")
+    assert packing.make(tiny_copy / "model.onnx", size) is None
