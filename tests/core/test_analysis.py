@@ -238,9 +238,9 @@ def test_tokens_of_logit_attrs(tiny: Any, cache: Any) -> None:
     close(cache.logit_attrs(stack, [text, text]), cache.logit_attrs(stack, text))
     with pytest.raises(InputError, match="not one"):
         cache.logit_attrs(stack, " the store")
-    with pytest.raises(InputError, match="0 to 699"):
-        cache.logit_attrs(stack, 800)
-    with pytest.raises(InputError, match="0 to 699"):
+    with pytest.raises(InputError, match=f"0 to {tiny.cfg.d_vocab - 1}"):
+        cache.logit_attrs(stack, tiny.cfg.d_vocab)
+    with pytest.raises(InputError, match=f"0 to {tiny.cfg.d_vocab - 1}"):
         cache.logit_attrs(stack, -1)
     with pytest.raises(InputError, match="same shape"):
         cache.logit_attrs(stack, 5, [5, 7])
@@ -405,7 +405,7 @@ def test_losses_and_accuracy(tiny: Any, tokens: Any, run: Any) -> None:
         lambda: utils.lm_cross_entropy_loss(logits[0], tokens),
         lambda: utils.lm_cross_entropy_loss(logits[0], tokens[0], mask),
         lambda: utils.lm_cross_entropy_loss(logits[0, 0], tokens[0, 0]),
-        lambda: utils.lm_cross_entropy_loss(logits, tokens + 800),
+        lambda: utils.lm_cross_entropy_loss(logits, tokens + tiny.cfg.d_vocab),
         lambda: utils.lm_cross_entropy_loss(logits[:, :1], tokens[:, :1]),
         lambda: utils.lm_cross_entropy_loss(logits, tokens, mask[:1]),
         lambda: utils.lm_cross_entropy_loss(logits, tokens, mask * 0),
@@ -417,7 +417,7 @@ def test_losses_and_accuracy(tiny: Any, tokens: Any, run: Any) -> None:
 
 def test_induction_loss(tiny: Any) -> None:
     loss = utils.induction_loss(tiny, batch_size=2, subseq_len=10)
-    tokens = np.random.default_rng(0).integers(0, 700, (2, 10))
+    tokens = np.random.default_rng(0).integers(0, tiny.cfg.d_vocab, (2, 10))
     tokens = np.concatenate([tokens, tokens], 1)
     tokens[:, 0] = tiny.tokenizer.bos_token_id
     close(loss, utils.lm_cross_entropy_loss(tiny(tokens), tokens, per_token=True)[:, 11:].mean())
