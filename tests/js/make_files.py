@@ -33,7 +33,7 @@ def main(out: Path) -> None:
 
     # Baked: one edit goes into the weights, the others stay as nodes; the last needs a KV cache to tell what is meant.
     _, cache = model.run_with_cache(prompt)
-    vector = (rng.standard_normal(model.cfg.d_model) * cache["blocks.2.hook_resid_pre"].std()).astype(np.float32)
+    vector = (3 * rng.standard_normal(model.cfg.d_model) * cache["blocks.2.hook_resid_pre"].std()).astype(np.float32)
     edits = [
         Ablate("blocks.1.attn.hook_z", heads=2),
         Steer("blocks.2.hook_resid_pre", vector, positions=slice(4, None)),
@@ -91,7 +91,7 @@ def _greedy(model: HookedTransformer, prompt: Any, edits: list[Any]) -> list[int
 def _runs(model: HookedTransformer, prompt: Any, names: list[int]) -> dict[str, Any]:
     """What the examples of docs/drivable.md show: top token and logit difference, plain and with a head ablated."""
     found: dict[str, Any] = {}
-    for run, edits in {"plain": [], "ablated": [Ablate("blocks.0.attn.hook_z", heads=1)]}.items():
+    for run, edits in {"plain": [], "ablated": [Ablate("blocks.1.attn.hook_z", heads=0)]}.items():
         last = model.run_with_interventions(prompt, edits)[0, -1]
         top = int(last.argmax())
         assert np.diff(np.sort(last)[-2:])[0] > MARGIN, f"{run}: two tokens are all but equal: choose another head"

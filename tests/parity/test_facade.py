@@ -238,9 +238,9 @@ def test_the_sanity_check_of_a_text_that_is_too_long(model: HookedTransformer, l
 
 
 def test_evals(model: HookedTransformer, lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # induction_loss draws ids up to 20,000, and this model knows 700.
+    # induction_loss draws ids up to 20,000, and this model knows fewer.
     randint = torch.randint
-    monkeypatch.setattr(torch, "randint", lambda low, high, size: randint(100, 700, size))
+    monkeypatch.setattr(torch, "randint", lambda low, high, size: randint(100, model.cfg.d_vocab, size))
     found = []
     for either in (model, lens):
         torch.manual_seed(0)
