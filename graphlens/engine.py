@@ -241,7 +241,7 @@ class Engine:
             if plan not in self._sessions:
                 self._sessions[plan] = self._pooled(plan)
                 extra = [other for other in self._sessions if other != Plan()]
-                for old in extra[: len(extra) - _MAX_SESSIONS]:
+                for old in extra[: max(0, len(extra) - _MAX_SESSIONS)]:
                     del self._sessions[old]
             self._sessions.move_to_end(plan)
             return self._sessions[plan]
