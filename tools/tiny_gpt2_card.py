@@ -54,7 +54,7 @@ SAMPLE_PROMPTS = (
 # What the card may not fall below, whatever the training run. The aim for unseen templates is 0.98 too; no run has
 # reached it (the card says so).
 MIN_ACCURACY = 0.98
-MIN_TEMPLATE_ACCURACY = 0.9
+MIN_TEMPLATE_ACCURACY = 0.95
 MIN_LOGIT_DIFFERENCE = 3.0
 MIN_INDUCTION = 0.7
 
@@ -431,7 +431,7 @@ Greedy, the prompt first, at most {SAMPLE_TOKENS} tokens:
 By `tools/train_tiny_gpt2.py` with its defaults: {recipe.steps:,} steps of AdamW on {recipe.batch} rows of \
 {recipe.row} tokens (the last
 {recipe.long_steps} steps on half as many rows of {recipe.context}), peak rate {recipe.learning_rate}, \
-{recipe.warmup_steps} warm-up steps and a cosine down to a tenth, weight decay {recipe.weight_decay}, no dropout,
+{recipe.warmup_steps} warm-up steps and a cosine down to a fiftieth, weight decay {recipe.weight_decay}, no dropout,
 seed {recipe.seed}.
 
 - {recipe.repeat_share:.0%} of the rows are one random token sequence said over and over; in the first \

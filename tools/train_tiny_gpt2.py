@@ -33,7 +33,7 @@ class Recipe:
     """All that decides the weights. Lengths are in tokens; ``repeat_share`` is of rows, ``story_share`` of documents."""
 
     seed: int = 0
-    steps: int = 4500
+    steps: int = 5000
     batch: int = 32
     row: int = 64
     context: int = 128
@@ -166,11 +166,11 @@ def training_batches(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[list
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine down to a tenth of the peak."""
+    """Linear warm-up, then a cosine down to a fiftieth of the peak."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    return recipe.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    return recipe.learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
 
 
 def train(recipe: Recipe, tokenizer: Tokenizer) -> GPT2LMHeadModel:
