@@ -100,6 +100,11 @@ def export(
     if with_past or layout != "plain":
         from graphlens.deploy import bake_model
 
+        if force or not verify:
+            raise InputError(
+                "--force and --no-verify are for a hooked export; leave them out with --with-past or --layout."
+            )
+
         folder = cached_export(model, revision=revision)
         typer.echo(f"Wrote {bake_model(folder, [], out, with_past=with_past, layout=layout)}")
         return

@@ -89,19 +89,23 @@ def write_drivable(
     graph = surgery.load(source)
     patterns = [gates] if isinstance(gates, str) else list(gates)
     layers = surgery.read_manifest(graph).config.n_layers
-    possible = hook_points.all_names(layers)
-    flags = {
-        hook_points.FLAGGED.get(hook_points.split_name(n)[1]) for p in patterns for n in fnmatch.filter(possible, p)
-    }
-    plain = list(surgery.read_manifest(graph).hooks)
+    plain, possible = list(surgery.read_manifest(graph).hooks), hook_points.all_names(layers)
+    # A pattern that matches plain hook points means those; one that matches none may mean flagged ones.
     missing = [pattern for pattern in patterns if not fnmatch.filter(plain, pattern)]
-    graph = surgery.with_flagged(graph, {flag for flag in flags if flag} if missing else ())
+    flagged = {hook_points.split_name(name)[1] for pattern in missing for name in fnmatch.filter(possible, pattern)}
+    graph = surgery.with_flagged(graph, {hook_points.FLAGGED[rest] for rest in flagged if rest in hook_points.FLAGGED})
     manifest = surgery.read_manifest(graph)
     names = [name for name in manifest.hooks if "@" not in name]
     chosen = {name for pattern in patterns for name in hook_points.match_glob(names, pattern)}
     if with_past:
         graph = surgery.with_past(graph)
     order = [name for name in names if name in chosen]
+    fires_again = [name for name in order for other in manifest.hooks if other.startswith(f"{name}@")]
+    if fires_again:
+        raise InputError(
+            f"{fires_again[0]!r} fires for queries, keys and values apart beside split inputs, and one gate would reach the "
+            "values alone: write a drivable file for each of the two."
+        )
     wanted = {name: (("patch",) if manifest.hooks[name].dtype.startswith("int") else tuple(kinds)) for name in order}
     driven = surgery.with_gates(graph, wanted, required)
     driven.metadata_props[GATES_KEY] = json.dumps(

@@ -295,9 +295,7 @@ def order(
     beyond = (indices < 0) | (indices >= max(axis.horizon, axis.total))
     if beyond.any() and strict:
         bad = int(asked[beyond][0])
-        raise InputError(
-            f"{said}: there is no {bad}; {axis.name} has {axis.total} ({0}-{axis.total - 1}){_hint(field)}."
-        )
+        raise InputError(f"{said}: there is no {bad}; {axis.name} has {axis.total} (0-{axis.total - 1}){_hint(field)}.")
     return np.where(beyond, _NOWHERE, indices)
 
 

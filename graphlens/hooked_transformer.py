@@ -14,6 +14,7 @@ import numpy.typing as npt
 from graphlens import hook_points
 from graphlens.analysis import numerics
 from graphlens.analysis.activation_cache import ActivationCache
+from graphlens.analysis.slices import of_positions
 from graphlens.description import HookedTransformerConfig, HookPointInfo
 from graphlens.engine import Engine
 from graphlens.errors import InputError
@@ -363,7 +364,7 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         output, values, request = self._run(names_filter, input, *forward_args, **forward_options)
         if pos_slice is not None:
             entries = self._engine.hooks(request.plan)
-            values = {name: _positions(array, entries[name].axes, pos_slice) for name, array in values.items()}
+            values = {name: of_positions(array, entries[name].axes, pos_slice) for name, array in values.items()}
         if clear_contexts:
             self._hooks.clear_contexts()
         cache = ActivationCache({name: self._to_user(array) for name, array in values.items()}, self)
@@ -389,21 +390,3 @@ class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
         """
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self.forward(input, *forward_args, **forward_options)
-
-
-def _positions(array: Array, axes: Sequence[str], pos_slice: Any) -> Array:
-    """The chosen positions of an activation, along its axis ``pos`` or ``query_pos``."""
-    axis = next((i for i, name in enumerate(axes) if name in ("pos", "query_pos")), None)
-    chosen = getattr(pos_slice, "slice", pos_slice)
-    if isinstance(chosen, tuple):
-        chosen = slice(*chosen)
-    if axis is None or chosen is None:
-        return array
-    dropped = chosen is not pos_slice and isinstance(chosen, (int, np.integer))  # TransformerLens: Slice(2) is not 2
-    if isinstance(chosen, (int, np.integer)):
-        chosen = int(chosen) if dropped else [int(chosen)]
-    index: Any = chosen if dropped or isinstance(chosen, slice) else np.asarray(chosen)
-    try:
-        return array[(slice(None),) * axis + (index,)]
-    except IndexError as error:
-        raise InputError(f"pos_slice={pos_slice!r} reaches beyond the {array.shape[axis]} positions.") from error

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from graphlens.errors import ExportError, InputError, ModelFileError
 from graphlens.runtime.sessions import save_optimised, version
 from graphlens.store import cache_root
 from graphlens.surgery.files import staged_folder
@@ -88,14 +89,14 @@ def find(model: Path) -> Packed | None:
 def make(model: Path, weights: int) -> Packed | None:
     """Makes the packed copy for a graph file with ``weights`` bytes of weights; None where it is not worth it, does not
     fit the limit or the disk, or cannot be written."""
-    limit = int(os.environ.get("GRAPHLENS_PACKED_LIMIT", LIMIT))
+    limit = _limit()
     need = int(2.2 * weights)
     if weights < LEAST or need > limit:
         return None
     target = packed_folder(model)
     root = target.parent
     # A cache that cannot be written must not keep a run from happening: the sessions then pack for themselves.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ExportError, ModelFileError):
         root.mkdir(parents=True, exist_ok=True)
         _evict(root, limit - need)
         if shutil.disk_usage(root).free < need + LEAST:
@@ -111,6 +112,16 @@ def make(model: Path, weights: int) -> Packed | None:
             (stage / GRAPH).replace(stage / "model.onnx")
         return find(model)
     return None
+
+
+def _limit() -> int:
+    asked = os.environ.get("GRAPHLENS_PACKED_LIMIT", str(LIMIT))
+    try:
+        return int(float(asked))
+    except ValueError as error:
+        raise InputError(
+            f"GRAPHLENS_PACKED_LIMIT={asked!r}: give a number of bytes, 0 for no packed weights."
+        ) from error
 
 
 def discard(packed: Packed) -> None:
@@ -151,7 +162,9 @@ def _same(one: Any, other: Any) -> bool:
 
 def _evict(root: Path, room: int) -> None:
     """Removes packed copies, the one used longest ago first, until they take at most ``room`` bytes."""
-    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    # Hidden folders are being written by somebody.
+    finished = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(finished, key=lambda path: path.stat().st_mtime)
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
     for folder in folders:
         if sum(sizes.values()) <= room:

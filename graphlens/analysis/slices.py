@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -81,3 +82,16 @@ class Slice:
 
     def __repr__(self) -> str:
         return f"Slice({self.slice!r})"
+
+
+def of_positions(array: npt.NDArray[Any], axes: Sequence[str], pos_slice: SliceInput) -> npt.NDArray[Any]:
+    """The chosen positions of an activation with these named axes: along ``pos`` or ``query_pos``; one that has neither
+    comes back whole. Raises InputError for positions that are not there."""
+    axis = next((i for i, name in enumerate(axes) if name in ("pos", "query_pos")), None)
+    if axis is None:
+        return array
+    chosen = Slice.unwrap(pos_slice)
+    try:
+        return np.asarray(chosen.apply(array, axis))
+    except InputError as error:
+        raise InputError(f"pos_slice={pos_slice!r} reaches beyond the {array.shape[axis]} positions.") from error

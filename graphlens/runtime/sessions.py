@@ -65,14 +65,17 @@ def version() -> str:
 
 def save_optimised(model: Path, graph: Path, weights: str) -> None:
     """Writes a graph file as ONNX Runtime optimises it for this processor to ``graph``, and its weights, in their plain
-    and their packed layout, to the file ``weights`` beside it."""
+    and their packed layout, to the file ``weights`` beside it. Raises ModelFileError where ONNX Runtime cannot."""
     ort = onnxruntime()
     options = _options()
     options.optimized_model_filepath = str(graph)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    ort.InferenceSession(str(model), options, providers=[CPU])
+    try:
+        ort.InferenceSession(str(model), options, providers=[CPU])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise ModelFileError(f"{model}: ONNX Runtime could not save it optimised: {error}") from error
 
 
 def _options() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import Phase, given, reject, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, given, settings
 
 import graphlens
 from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, bake_model, write_adapter, write_drivable
 from graphlens.deploy import write_stripped
 from graphlens.errors import ExportError, InputError, UnknownHookPoint
 from graphlens.interventions import Intervention, save
-from tests.intervention_specs import FLAG_SETS, set_flags
-from tests.intervention_specs import interventions as random_interventions
+from tests.intervention_specs import FLAG_SETS, baked, close, plain_session, runs, set_flags
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 SOURCE = graphlens.embedded_model()
@@ -38,12 +35,6 @@ def no_flags() -> Iterator[None]:
     set_flags(MODEL, ())
 
 
-def plain_session(folder: Path, name: str = "model.onnx") -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
-
-
 def feeds_of(session: onnxruntime.InferenceSession, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """A whole prompt, with an empty cache where there is one."""
     feeds = {"input_ids": tokens}
@@ -56,11 +47,6 @@ def feeds_of(session: onnxruntime.InferenceSession, tokens: np.ndarray) -> dict[
     return feeds
 
 
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
-
-
 @pytest.mark.parametrize("with_past", [False, True])
 @pytest.mark.filterwarnings("ignore:two patches of the same elements")
 @pytest.mark.parametrize("flags", FLAG_SETS, ids=str)
@@ -68,22 +54,12 @@ def test_a_baked_file_does_what_the_run_time_edits_do(
     flags: tuple[str, ...], with_past: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     set_flags(MODEL, flags)
-    names = list(MODEL.hook_dict)
 
     @few
-    @given(st.data())
-    def check(data: st.DataObject) -> None:
-        batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
-        tokens = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, CFG.d_vocab, (batch, length))
-        items = data.draw(st.lists(random_interventions(MODEL, batch, length, names), min_size=1, max_size=3))
-        out = tmp_path_factory.mktemp("baked") / "out"
-        try:
-            folder = MODEL.bake(items, out, with_past=with_past)
-        except InputError as error:
-            # A file can't hold this one, and says so.
-            if not re.search("depends on the length|counted from the same end", str(error)):
-                raise
-            reject()
+    @given(runs(MODEL, list(MODEL.hook_dict)))
+    def check(run: tuple[np.ndarray, list[Intervention]]) -> None:
+        tokens, items = run
+        folder = baked(MODEL, items, tmp_path_factory.mktemp("baked") / "out", with_past=with_past)
         session = plain_session(folder)
         found = session.run(["logits"], feeds_of(session, tokens))[0]
         close(found, MODEL.run_with_interventions(tokens, items))
@@ -364,6 +340,8 @@ def test_edits_that_a_file_cannot_hold(tmp_path: Path) -> None:
         write_drivable(SOURCE, "blocks.9.*", tmp_path / "out")
     with pytest.raises(InputError, match="scale, add, patch"):
         write_drivable(SOURCE, Z, tmp_path / "out", kinds=["multiply"])
+    with pytest.raises(InputError, match="fires for queries, keys and values apart"):
+        write_drivable(SOURCE, ["blocks.1.hook_q_input", "blocks.1.ln1.hook_scale"], tmp_path / "out")
     with pytest.raises(InputError, match="layout 'flat'"):
         bake_model(SOURCE, [], tmp_path / "out", layout="flat")
     with pytest.raises(InputError, match="without hooks"):
@@ -394,6 +372,9 @@ def test_the_command_line_bakes_drives_and_strips(tmp_path: Path, tokens: np.nda
     assert done.returncode == 0, done.stderr
     session = plain_session(tmp_path / "past" / "onnx")
     close(session.run(["logits"], feeds_of(session, tokens))[0], MODEL(tokens), 1e-6)
+    done = run("export", SOURCE, "-o", tmp_path / "other", "--with-past", "--force")
+    assert (done.returncode, (tmp_path / "other").exists()) == (1, False)
+    assert "hooked export" in done.stderr
     save(Ablate("blocks.1.attn.hook_zz"), edits)
     done = run("bake", SOURCE, edits, "-o", tmp_path / "other")
     assert done.returncode == 1

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 import graphlens
 from graphlens import Ablate, HookedTransformer, KeyValueCache, Patch, Scale, Steer, interventions
 from graphlens.errors import InputError, UnknownHookPoint
-from tests.intervention_specs import FLAG_SETS, python_hooks, set_flags, shape_of
-from tests.intervention_specs import interventions as random_interventions
+from tests.intervention_specs import FLAG_SETS, close, python_hooks, runs, set_flags, shape_of
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 MODEL = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
@@ -32,16 +30,6 @@ def no_flags() -> Iterator[None]:
     set_flags(MODEL, ())
 
 
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
-    """Equal but for rounding; where an edit blew the reference up beyond float32, both must have."""
-    assert found.shape == expected.shape
-    assert np.array_equal(np.isnan(found), np.isnan(expected))
-    finite = np.isfinite(expected)
-    assert np.abs(found[finite] - expected[finite]).max(initial=0) <= tolerance * max(
-        1.0, np.abs(expected[finite]).max(initial=0)
-    )
-
-
 # By data as by Python hook
 
 
@@ -49,14 +37,11 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> N
 @pytest.mark.parametrize("flags", FLAG_SETS, ids=str)
 def test_by_data_as_by_python_hook(flags: tuple[str, ...]) -> None:
     set_flags(MODEL, flags)
-    names = list(MODEL.hook_dict)
 
     @few
-    @given(st.data())
-    def check(data: st.DataObject) -> None:
-        batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9))
-        tokens = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, CFG.d_vocab, (batch, length))
-        items = data.draw(st.lists(random_interventions(MODEL, batch, length, names), min_size=1, max_size=3))
+    @given(runs(MODEL, list(MODEL.hook_dict)))
+    def check(run: tuple[np.ndarray, list[Any]]) -> None:
+        tokens, items = run
         expected = MODEL.run_with_hooks(tokens, fwd_hooks=python_hooks(MODEL, items))
         close(MODEL.run_with_interventions(tokens, items), expected)
 
@@ -290,9 +275,9 @@ def test_records_compare_hash_and_print() -> None:
 
 
 @few
-@given(st.data())
-def test_a_json_round_trip_changes_nothing(data: st.DataObject) -> None:
-    items = data.draw(st.lists(random_interventions(MODEL, 2, 5, list(MODEL.hook_dict)), min_size=1, max_size=4))
+@given(runs(MODEL, list(MODEL.hook_dict)))
+def test_a_json_round_trip_changes_nothing(run: tuple[np.ndarray, list[Any]]) -> None:
+    _, items = run
     text, tensors = interventions.to_json(items)
     assert interventions.from_json(text, tensors) == items
 

@@ -11,6 +11,7 @@ import pytest
 
 import graphlens
 from graphlens import Ablate, HookedTransformer, packing
+from graphlens.errors import ExportError, InputError, ModelFileError
 
 
 @pytest.fixture
@@ -127,3 +128,23 @@ def test_the_cache_is_bounded(cache: Path, tiny_copy: Path, monkeypatch: pytest.
     assert (cache / "b").exists()
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "1000")
     assert packing.make(tiny_copy / "model.onnx", size) is None
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ModelFileError("refused"), ExportError("no")]
+)
+def test_a_copy_that_cannot_be_made_keeps_no_run_from_happening(
+    error: Exception, cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(packing, "save_optimised", fail)
+    opened(tiny_copy).run_with_interventions(tokens, Ablate("blocks.1.attn.hook_z", heads=2))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_limit_that_is_no_number_says_so(cache: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "lots")
+    with pytest.raises(InputError, match="number of bytes"):
+        packing.make(tiny_copy / "model.onnx", 10)

@@ -17,7 +17,7 @@ MAKE_FILES = Path(__file__).resolve().parents[1] / "js" / "make_files.py"
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that tests/js opens, and what Python computes with the same edits."""
-    out = tmp_path_factory.mktemp("js") / "work"
+    out = tmp_path_factory.mktemp("js") / "made"
     subprocess.run([sys.executable, MAKE_FILES, out], check=True)
     return out
 

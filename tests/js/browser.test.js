@@ -8,7 +8,7 @@ import { test } from "node:test";
 
 import { chromium } from "playwright-core";
 
-import { assertSameRuns, example, here, work } from "./expected.js";
+import { assertSameRuns, example, here, made } from "./expected.js";
 
 const types = { ".html": "text/html", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json" };
 
@@ -16,7 +16,7 @@ const types = { ".html": "text/html", ".mjs": "text/javascript", ".wasm": "appli
 async function answer(request, response) {
   const { pathname } = new URL(request.url, "http://localhost"); // resolves what dots there are
   try {
-    const root = pathname.startsWith("/node_modules/") ? here : work;
+    const root = pathname.startsWith("/node_modules/") ? here : made;
     const body = pathname === "/" ? example("html") : await readFile(`${root}${pathname}`);
     const type = types[pathname === "/" ? ".html" : extname(pathname)] ?? "application/octet-stream";
     response.writeHead(200, { "Content-Type": type }).end(body);

@@ -4,8 +4,8 @@ import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 export const here = fileURLToPath(new URL(".", import.meta.url));
-export const work = `${here}work`;
-export const expected = JSON.parse(readFileSync(`${work}/expected.json`, "utf8"));
+export const made = `${here}made`;
+export const expected = JSON.parse(readFileSync(`${made}/expected.json`, "utf8"));
 
 /** Asserts that two logits differ by at most 1e-5 times the larger of 1 and the largest reference. */
 export function assertClose(t, values, reference) {

@@ -8,13 +8,13 @@ import { AutoModelForCausalLM, AutoTokenizer, env } from "@huggingface/transform
 import * as ort from "onnxruntime-node";
 import * as web from "onnxruntime-web";
 
-import { assertClose, assertSameRuns, example, expected, work } from "./expected.js";
+import { assertClose, assertSameRuns, example, expected, made } from "./expected.js";
 
 const { tokens, head, logits } = expected;
 const [batch, length] = [tokens.length, tokens[0].length];
 const input_ids = new ort.Tensor("int64", BigInt64Array.from(tokens.flat(), BigInt), [batch, length]);
 
-const open = (folder) => ort.InferenceSession.create(`${work}/${folder}/model.onnx`, { logSeverityLevel: 3 });
+const open = (folder) => ort.InferenceSession.create(`${made}/${folder}/model.onnx`, { logSeverityLevel: 3 });
 const floats = (values, dims) => new ort.Tensor("float32", Float32Array.from(values), dims);
 
 /** 1 in all heads but one, where it is 0. */
@@ -73,7 +73,7 @@ test("onnxruntime-node drops an optional gate without a word", async (t) => {
 });
 
 test("onnxruntime-web refuses an optional gate", async () => {
-  const read = (name) => readFileSync(`${work}/tiny-drivable/${name}`);
+  const read = (name) => readFileSync(`${made}/tiny-drivable/${name}`);
   const externalData = [{ path: "model.safetensors", data: read("model.safetensors") }];
   const session = await web.InferenceSession.create(read("model.onnx"), { externalData, logSeverityLevel: 3 });
   await assert.rejects(session.run({ input_ids, ...gates.scale }), /invalid input/);
@@ -81,7 +81,7 @@ test("onnxruntime-web refuses an optional gate", async () => {
 
 for (const folder of ["baked-transformersjs", "baked-transformersjs-large"]) {
   test(`transformers.js generates Python's tokens from local files: ${folder}`, async () => {
-    Object.assign(env, { allowRemoteModels: false, useFSCache: false, localModelPath: work });
+    Object.assign(env, { allowRemoteModels: false, useFSCache: false, localModelPath: made });
     const tokenizer = await AutoTokenizer.from_pretrained(folder);
     const inputs = tokenizer(`<|endoftext|>${expected.prompt}`);
     assert.deepEqual(Array.from(inputs.input_ids.data, Number), expected.prompt_tokens);
@@ -93,7 +93,7 @@ for (const folder of ["baked-transformersjs", "baked-transformersjs-large"]) {
 }
 
 test("the Node example of docs/drivable.md prints Python's figures", (t) => {
-  writeFileSync(`${work}/example.mjs`, example("js"));
-  const printed = execFileSync(process.execPath, ["example.mjs"], { cwd: work, encoding: "utf8" });
+  writeFileSync(`${made}/example.mjs`, example("js"));
+  const printed = execFileSync(process.execPath, ["example.mjs"], { cwd: made, encoding: "utf8" });
   assertSameRuns(t, JSON.parse(printed));
 });

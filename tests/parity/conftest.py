@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -56,3 +57,19 @@ def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def odd_hooked(odd_checkpoint: Path) -> Path:
     return graphlens.export_model(odd_checkpoint, odd_checkpoint.parent / "hooked").folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The embedded model on the torch face, unprocessed."""
+    from graphlens.torch import HookedTransformer
+
+    return HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
+
+
+@pytest.fixture(scope="module")
+def lens() -> Any:
+    """The embedded model in TransformerLens, with its tokenizer."""
+    from lens_oracle import oracle
+
+    return oracle(graphlens.embedded_model(), tokenizer=True)

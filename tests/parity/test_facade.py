@@ -32,16 +32,6 @@ STACKS = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "b_Q", "b_K", "b_V", "b_O
 
 
 @pytest.fixture(scope="module")
-def model() -> HookedTransformer:
-    return HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
-def lens() -> Any:
-    return oracle(graphlens.embedded_model(), tokenizer=True)
-
-
-@pytest.fixture(scope="module")
 def odd(odd_hooked: Path) -> HookedTransformer:
     return HookedTransformer.from_onnx(odd_hooked, "cpu")
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lens_oracle import oracle
 from transformer_lens import TransformerLensKeyValueCache
 
 import graphlens
@@ -23,11 +22,6 @@ FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_
 @pytest.fixture(scope="module")
 def model() -> HookedTransformer:
     return HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
-
-
-@pytest.fixture(scope="module")
-def lens() -> Any:
-    return oracle(graphlens.embedded_model(), tokenizer=True)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -5,24 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from hypothesis import Phase, given, reject, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, given, settings
 
 import graphlens
 from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer
-from graphlens.errors import InputError
-from tests.intervention_specs import FLAG_SETS, interventions, python_hooks, set_flags
+from graphlens.interventions import Intervention
+from tests.intervention_specs import FLAG_SETS, baked, close, plain_session, python_hooks, runs, set_flags
 
 few = settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
-
-
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
-    assert found.shape == expected.shape
-    assert np.isfinite(expected).all()
-    assert np.abs(found - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
 
 
 @pytest.mark.filterwarnings("ignore:two patches of the same elements")
@@ -30,24 +22,16 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> N
 def test_an_odd_model(flags: tuple[str, ...], odd_hooked: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     model = HookedTransformer.from_onnx(odd_hooked, "cpu")
     set_flags(model, flags)
-    names = list(model.hook_dict)
 
     @few
-    @given(st.data())
-    def check(data: st.DataObject) -> None:
-        batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 7))
-        tokens = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, model.cfg.d_vocab, (batch, length))
-        items = data.draw(st.lists(interventions(model, batch, length, names), min_size=1, max_size=3))
+    @given(runs(model, list(model.hook_dict)))
+    def check(run: tuple[np.ndarray, list[Intervention]]) -> None:
+        tokens, items = run
         expected = model.run_with_hooks(tokens, fwd_hooks=python_hooks(model, items))
+        assert np.isfinite(expected).all()
         close(model.run_with_interventions(tokens, items), expected)
-        try:
-            folder = model.bake(items, tmp_path_factory.mktemp("baked") / "out")
-        except InputError:
-            reject()  # depends on the length of the run: tests/core/test_baking.py holds it to that
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        close(session.run(["logits"], {"input_ids": tokens})[0], expected)
+        folder = baked(model, items, tmp_path_factory.mktemp("baked") / "out")
+        close(plain_session(folder).run(["logits"], {"input_ids": tokens})[0], expected)
 
     check()
 
@@ -68,10 +52,7 @@ def test_another_precision(
     expected = model.run_with_hooks(tokens, fwd_hooks=python_hooks(model, items))
     close(model.run_with_interventions(tokens, items), expected, tolerance)
     folder = model.bake(items, tmp_path / "out")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    close(session.run(["logits"], {"input_ids": tokens})[0], expected, tolerance)
+    close(plain_session(folder).run(["logits"], {"input_ids": tokens})[0], expected, tolerance)
 
 
 def test_the_torch_face_takes_and_gives_tensors(tokens: np.ndarray) -> None:

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 
-import graphlens
 from graphlens.torch import HookedTransformer
 
 with warnings.catch_warnings():
@@ -30,16 +29,6 @@ NAMED = (
 )
 FUNCTIONS = [name for name in dir(patching) if name.startswith("get_act_patch_")]
 HEADS = ("previous_token_head", "duplicate_token_head", "induction_head")
-
-
-@pytest.fixture(scope="module")
-def model() -> HookedTransformer:
-    return HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
-
-
-@pytest.fixture(scope="module")
-def lens() -> Any:
-    return oracle(graphlens.embedded_model(), tokenizer=True)
 
 
 @pytest.fixture(autouse=True)
