@@ -51,10 +51,8 @@ SAMPLE_PROMPTS = (
     "Last night Ben put the blue key in the bag. Then he went to the farm. Later he wanted the key.",
 )
 
-# What the card may not fall below, whatever the training run. The aim for unseen templates is 0.98 too; no run has
-# reached it (the card says so).
+# What the card may not fall below, whatever the training run.
 MIN_ACCURACY = 0.98
-MIN_TEMPLATE_ACCURACY = 0.95
 MIN_LOGIT_DIFFERENCE = 3.0
 MIN_INDUCTION = 0.7
 
@@ -277,7 +275,7 @@ def shortfalls(figures: Figures) -> list[str]:
     """What falls below the floors above, in words."""
     found = []
     for name, scores, least in (
-        ("held-out names and templates", figures.both, MIN_TEMPLATE_ACCURACY),
+        ("held-out names and templates", figures.both, MIN_ACCURACY),
         ("held-out names", figures.new_names, MIN_ACCURACY),
     ):
         if scores.top < least:
@@ -389,7 +387,9 @@ right name's logit is above the other's. Logit difference: right name minus the 
 Training draws from {openings_count:,} openings made of parts. The held-out ones are {len(HELD_OUT_OPENINGS)} openings and \
 {len(HELD_OUT_CLOSINGS)} closings written by hand, of which
 training knows the words and not the frames; none occurs in {2 * N_LEAK_CHECKS:,} training documents, nor does a held-out
-pair of names. The aim is {MIN_ACCURACY} in every row{reached}. The first row by opening:
+pair of names. The aim is {MIN_ACCURACY} in every row{reached}. Two choices were made after seeing such rows: of two
+seeds the better one is here (the other's names alone were at 0.96), and an earlier model's mistakes led to more varied
+training closings; the held-out frames were not touched. The first row by opening:
 
 | held-out opening | accuracy | logit difference |
 |---|---|---|
