@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graphlens.cli_options import (
+    Hooked,
+    Json,
+    KeepHooks,
+    Layout,
+    Model,
+    NoBos,
+    Out,
+    Prompt,
+    Provider,
+    SelfContained,
+    WithPast,
+    open_model,
+    print_json,
+)
 from graphlens.errors import GraphlensError, InputError
+from graphlens.patch_command import patch
 
 if TYPE_CHECKING:
-    from graphlens.hooked_transformer import HookedTransformer
     from graphlens.interventions import Ablate
 
 app = typer.Typer(
@@ -22,31 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-Model = Annotated[str, typer.Argument(help="A hooked folder or model.onnx, a checkpoint folder, or a hub name.")]
-Prompt = Annotated[str, typer.Argument(help="The text to run.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Provider = Annotated[str | None, typer.Option("--provider", help="'cpu' or 'cuda'; default: CUDA where it works.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")]
-Hooked = Annotated[Path, typer.Argument(help="A hooked folder or model.onnx.")]
-WithPast = Annotated[bool, typer.Option("--with-past", help="Inputs and outputs for a KV cache.")]
-KeepHooks = Annotated[bool, typer.Option("--keep-hooks", help="Keep the hook points as outputs.")]
-SelfContained = Annotated[bool, typer.Option("--self-contained", help="Copy the weights instead of hardlinking them.")]
-Layout = Annotated[str, typer.Option("--layout", help="'plain' or 'transformersjs'.")]
-NoBos = Annotated[bool, typer.Option("--no-bos", help="Do not prepend the BOS token.")]
-
-
-def _open(model: str, provider: str | None = None) -> HookedTransformer:
-    from graphlens.hooked_transformer import HookedTransformer
-
-    path = Path(model)
-    if path.is_file() or (path / "model.onnx").is_file():
-        return HookedTransformer.from_onnx(path, provider)
-    return HookedTransformer.from_pretrained_no_processing(model, providers=provider)
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
 
 
 @app.command()
@@ -68,9 +57,9 @@ def demo(
     from graphlens.demo import run_demo, show_demo
     from graphlens.hub import embedded_model
 
-    figures = run_demo(_open(model or str(embedded_model()), provider))
+    figures = run_demo(open_model(model or str(embedded_model()), provider))
     if as_json:
-        _print_json(asdict(figures))
+        print_json(asdict(figures))
     else:
         show_demo(figures, Console())
 
@@ -126,10 +115,10 @@ def hooks(model: Model, as_json: Json = False) -> None:
     from graphlens.hooked_transformer import HookedTransformer
 
     path = Path(model)
-    opened = HookedTransformer(Engine(path)) if path.exists() and _is_hooked(path) else _open(model)
+    opened = HookedTransformer(Engine(path)) if path.exists() and _is_hooked(path) else open_model(model)
     points = opened.hook_points()
     if as_json:
-        _print_json({name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in points.items()})
+        print_json({name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in points.items()})
     else:
         Console().print(points)
 
@@ -157,7 +146,7 @@ def cache(
 
     from graphlens.hook_points import match_glob
 
-    opened = _open(model, provider)
+    opened = open_model(model, provider)
     chosen = match_glob(list(opened.hook_dict), names)
     tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
     _, activations = opened.run_with_cache(tokens, names_filter=chosen, return_type=None)
@@ -193,7 +182,7 @@ def run(
 
     from graphlens.analysis.numerics import softmax
 
-    opened = _open(model, provider)
+    opened = open_model(model, provider)
     tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
     edits = [_ablation(spec) for spec in ablate or []]
     plain = softmax(opened(tokens)[0, -1])
@@ -202,7 +191,7 @@ def run(
     extra = [i for i in np.argsort(-edited)[:top] if i not in order]
     rows = [(opened.to_string([int(i)]), float(plain[i]), float(edited[i])) for i in [*order, *extra]]
     if as_json:
-        _print_json([{"token": token, "probability": p, **({"ablated": q} if edits else {})} for token, p, q in rows])
+        print_json([{"token": token, "probability": p, **({"ablated": q} if edits else {})} for token, p, q in rows])
         return
     from rich.console import Console
     from rich.markup import escape
@@ -226,6 +215,9 @@ def _ablation(spec: str) -> Ablate:
     return Ablate(name, heads=int(head) if head else None)
 
 
+app.command()(patch)
+
+
 @app.command()
 def generate(
     model: Model,
@@ -240,7 +232,7 @@ def generate(
 
     Example: [bold]graphlens generate gpt2-hooked "Once upon a time" -n 40 --temperature 0.8[/]
     """
-    opened = _open(model, provider)
+    opened = open_model(model, provider)
     text = opened.generate(prompt, max_new_tokens, temperature=temperature, prepend_bos=not no_bos, seed=seed)
     typer.echo(text)
 

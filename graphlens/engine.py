@@ -92,6 +92,7 @@ class Engine:
         self._sessions: OrderedDict[Plan, Session] = OrderedDict()
         self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
+        self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
         self.sessions_built = 0
         self._lock = threading.RLock()
 
@@ -246,22 +247,48 @@ class Engine:
             self._sessions.move_to_end(plan)
             return self._sessions[plan]
 
+    def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
+        """A session that computes some values of the plain graph from others (see surgery.cut), kept once opened.
+
+        Raises InputError where the piece needs more of the model than ``inputs``.
+        """
+        key = (tuple(inputs), tuple(outputs))
+        with self._lock:
+            if key not in self._parts:
+                from graphlens import surgery
+
+                piece, frontier = surgery.cut(self._model, inputs, outputs)
+                if frontier:
+                    raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
+                self._parts[key] = self._open(piece, self._packed(make=True), one_of_many=True)
+                self.sessions_built += 1
+            return self._parts[key]
+
     def _build(self, plan: Plan) -> Session:
         library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
         packed = self._packed(make=plan != Plan())
-        bound = None if packed is None else packed.bind(self._graph(plan))
+        if plan == Plan() and packed is None:
+            return open_session(self.path, self._asked)
+        return self._open(self._graph(plan), packed, library)
+
+    def _open(
+        self, graph: ir.Model, packed: packing.Packed | None, library: str | None = None, one_of_many: bool = False
+    ) -> Session:
+        """A session over a graph, with the packed weights where they serve it."""
+        bound = None if packed is None else packed.bind(graph)
         if packed is not None and bound is not None:
             from graphlens import packing
 
             try:
-                return open_session(bound, self._asked, packed.folder, library)
+                return open_session(bound, self._asked, packed.folder, library, one_of_many)
             except ModelFileError:  # whatever is wrong with the copy, the file itself can still be opened
                 packing.discard(packed)
-        if plan == Plan():
+        if graph is self._model:
             return open_session(self.path, self._asked)
         import onnx_ir as ir
 
-        return open_session(ir.to_proto(self._graph(plan)).SerializeToString(), self._asked, self.folder, library)
+        data = ir.to_proto(graph).SerializeToString()
+        return open_session(data, self._asked, self.folder, library, one_of_many)
 
     def _packed(self, make: bool) -> packing.Packed | None:
         """The packed weights that sessions on this processor share; made, where asked, for the second session."""

@@ -24,6 +24,7 @@ from graphlens.hook_points import NamesFilter
 from graphlens.hooks import NO_GRADIENTS, HookDict, HookFunction, HookName, HookRegistry, Hooks
 from graphlens.kv_cache import KeyValueCache
 from graphlens.parameters import ParameterMethods
+from graphlens.path_sweeping import PathMethods
 from graphlens.pretrained import Pretrained
 from graphlens.requests import RETURN_TYPES, Output, Request
 from graphlens.runtime.providers import Providers
@@ -34,7 +35,7 @@ Array = npt.NDArray[Any]
 TokensOrText = Any
 
 
-class HookedTransformer(Pretrained, GenerationMethods, ParameterMethods):
+class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMethods):
     """A hooked model: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``. Tokens are integer arrays [b, p]

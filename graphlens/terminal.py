@@ -36,9 +36,9 @@ class Steps:
     def __init__(self, progress: object, task: object) -> None:
         self._progress, self._task = progress, task
 
-    def advance(self) -> None:
-        """One step done."""
-        self._progress.advance(self._task)  # type: ignore[attr-defined]
+    def advance(self, count: int = 1) -> None:
+        """So many steps done."""
+        self._progress.advance(self._task, count)  # type: ignore[attr-defined]
 
 
 def note(message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -86,15 +88,31 @@ def _options() -> Any:
     return options
 
 
+@functools.cache
+def _share_arena() -> None:
+    """Registers the arena that sessions may share; others keep their own.
+
+    ONNX Runtime gives every session an arena that only grows, so dozens of them would each hold the largest buffers.
+    """
+    ort = onnxruntime()
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    exact = ort.OrtArenaCfg({"arena_extend_strategy": 1})  # as much as is asked for, instead of twice as much each time
+    # Refused where somebody else has registered one: theirs serves as well. Its exceptions share no base class.
+    with contextlib.suppress(Exception):
+        ort.create_and_register_allocator(memory, exact)
+
+
 def open_session(
     model: Path | bytes,
     providers: Providers = None,
     folder: Path | None = None,
     custom_ops: str | None = None,
+    one_of_many: bool = False,
 ) -> Session:
     """Opens a session over a graph file, or over a graph's bytes whose external data lies in ``folder``.
 
-    ``custom_ops`` is a custom-operator library of graphlens's own choosing; a model never names one.
+    ``custom_ops`` is a custom-operator library of graphlens's own choosing; a model never names one. ``one_of_many``:
+    sessions that take turns, and so share one arena and do not spin when idle.
     Raises RuntimeUnavailable for providers that are not there or not active, ModelFileError for a refused file.
     """
     ort = onnxruntime()
@@ -102,6 +120,10 @@ def open_session(
     options = _options()
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if one_of_many:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if custom_ops is not None:
         options.register_custom_ops_library(custom_ops)
     source = str(model) if isinstance(model, Path) else model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphlens.surgery.baking import bake
+from graphlens.surgery.cutting import cut
 from graphlens.surgery.files import check, load, load_plain, save
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.flagged import with_flagged
@@ -21,6 +22,7 @@ __all__ = [
     "bake",
     "check",
     "check_graph",
+    "cut",
     "ensure_hooks_resolve",
     "expose",
     "fingerprint",

@@ -18,6 +18,7 @@ WINGS = ("export", "surgery", "runtime", "analysis")
 LEAVES = {
     "folders": (),
     "errors": (),
+    "terminal": (),
     "manifest": ("errors",),
     "hook_points": ("errors", "manifest"),
     "weights": ("errors", "manifest"),

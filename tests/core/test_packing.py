@@ -12,6 +12,8 @@ import pytest
 import graphlens
 from graphlens import Ablate, HookedTransformer, packing
 from graphlens.errors import ExportError, InputError, ModelFileError
+from graphlens.metrics import LogitDiff
+from graphlens.patching import get_act_patch_resid_pre
 
 
 @pytest.fixture
@@ -34,6 +36,8 @@ def results(model: HookedTransformer, tokens: np.ndarray) -> list[np.ndarray]:
         model(tokens, past_kv_cache=past),
         model.generate(tokens, 4, do_sample=False, stop_at_eos=False, return_type="tokens", verbose=False),
     ]
+    _, cache = model.run_with_cache(tokens)
+    found.append(get_act_patch_resid_pre(model, tokens[:, ::-1], cache, LogitDiff(5, 7)))
     model.set_use_attn_result(True)
     found.append(model.run_with_interventions(tokens, Ablate("blocks.1.attn.hook_result", heads=2)))
     return found
@@ -56,9 +60,9 @@ def test_sessions_that_share_weights_compute_the_same(
     folders: list[Any] = []
     open_session = engine.open_session
 
-    def noting(model: Any, providers: Any = None, folder: Any = None, library: Any = None) -> Any:
+    def noting(model: Any, providers: Any = None, folder: Any = None, *others: Any) -> Any:
         folders.append(folder)
-        return open_session(model, providers, folder, library)
+        return open_session(model, providers, folder, *others)
 
     monkeypatch.setattr(engine, "open_session", noting)
     for again in range(2):

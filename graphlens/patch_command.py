@@ -1,0 +1,167 @@
+"""The ``graphlens patch`` command: activation patching of one pair of prompts, kept in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphlens.cli_options import Json, Model, NoBos, Out, Provider, open_model
+from graphlens.errors import InputError
+
+if TYPE_CHECKING:
+    from graphlens.analysis.sweep_result import SweepResult
+    from graphlens.metrics import Metric
+
+METRICS = ("logit-diff", "probability", "kl")
+INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+
+
+def patch(
+    model: Model,
+    clean: Annotated[str, typer.Option("--clean", help="The prompt whose activations are put in.")],
+    corrupted: Annotated[str, typer.Option("--corrupted", help="The prompt that they are put into; as many tokens.")],
+    answer: Annotated[str, typer.Option("--answer", help='The clean prompt\'s answer, one token: " Mary".')],
+    out: Out,
+    wrong: Annotated[str | None, typer.Option("--wrong", help='The corrupted prompt\'s answer: " John".')] = None,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sites", help="resid_pre (default), attn_out, mlp_out, attn_head_out_all_pos, ...; several times."
+        ),
+    ] = None,
+    metric: Annotated[str, typer.Option("--metric", help="logit-diff, probability or kl.")] = "logit-diff",
+    normalise: Annotated[
+        bool, typer.Option("--normalise/--raw", help="0 at the corrupted prompt's value and 1 at the clean one's.")
+    ] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run kept in --out.")] = False,
+    picture: Annotated[
+        str | None, typer.Option("--picture", help="Also write a picture: png, svg, pdf, html or txt.")
+    ] = None,
+    no_bos: NoBos = False,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Patch activations of one prompt into another's run, one at a time, and show what each restores.
+
+    Example: [bold]graphlens patch gpt2-hooked --clean "Ann and Bob met. Bob gave a book to" --corrupted
+    "Ann and Bob met. Ann gave a book to" --answer " Ann" --wrong " Bob" -o out[/]
+    """
+    _patch_prompts(
+        open_model(model, provider),
+        clean,
+        corrupted,
+        answer,
+        wrong,
+        sites or ["resid_pre"],
+        out,
+        metric,
+        normalise,
+        not no_bos,
+        resume,
+        picture,
+        as_json,
+    )
+
+
+def _patch_prompts(
+    model: Any,
+    clean: str,
+    corrupted: str,
+    answer: str,
+    wrong: str | None,
+    sites: list[str],
+    out: Path,
+    metric: str,
+    normalise: bool,
+    prepend_bos: bool,
+    resume: bool,
+    picture: str | None,
+    as_json: bool,
+) -> None:
+    """Runs the sweeps, one file each in ``out``, and shows them. Exits with 130 after Ctrl-C, what is done being kept."""
+    from rich.console import Console
+
+    from graphlens.analysis.patching import act_patch_sites
+    from graphlens.analysis.sweeps import sweep
+
+    tokens = {"clean": model.to_tokens(clean, prepend_bos), "corrupted": model.to_tokens(corrupted, prepend_bos)}
+    lengths = {name: ids.shape[1] for name, ids in tokens.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(
+            f"the clean prompt has {lengths['clean']} tokens and the corrupted one {lengths['corrupted']}: patching needs "
+            "them position by position. Reword one of them; graphlens run shows a prompt's tokens."
+        )
+    logits, cache = model.run_with_cache(tokens["clean"])
+    measure = _metric(metric, answer, wrong, logits)
+    names = [f"{i} {text!r}" for i, text in enumerate(model.to_str_tokens(tokens["corrupted"][0]))]
+    labels = dict.fromkeys(("pos", "dest_pos", "src_pos"), names)
+    grids = {name: act_patch_sites(model, tokens["corrupted"], name, labels) for name in sites}
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    for name, grid in grids.items():
+        kept = out / name
+        if not resume and kept.with_suffix(".json").exists():
+            raise InputError(f"{kept}.json exists. Go on with it by --resume, or name another folder.")
+        try:
+            found = sweep(
+                model,
+                tokens["corrupted"],
+                grid,
+                cache,
+                measure.normalised() if normalise else measure,
+                save_to=kept,
+                resume=resume,
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"\nInterrupted. {_done(kept)} Go on with the same command and --resume.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        if picture is not None:
+            found.plot(out / f"{name}.{picture}")
+        if as_json:
+            typer.echo((out / f"{name}.json").read_text(), nl=False)
+        else:
+            _show(console, name, found, kept)
+
+
+def _metric(metric: str, answer: str, wrong: str | None, clean_logits: Any) -> Metric:
+    from graphlens.metrics import KLDivergence, LogitDiff, Probability
+
+    if metric == "logit-diff":
+        if wrong is None:
+            raise InputError("a logit difference needs --wrong, the answer that the corrupted prompt calls for.")
+        return LogitDiff(answer, wrong)
+    if metric == "probability":
+        return Probability(answer)
+    if metric == "kl":
+        return KLDivergence(clean_logits)
+    raise InputError(f"--metric {metric!r}: there is {', '.join(METRICS)}.")
+
+
+def _done(kept: Path) -> str:
+    import numpy as np
+
+    from graphlens.analysis.sweep_result import SweepResult
+
+    if not kept.with_suffix(".json").exists():
+        return "Nothing was done yet."
+    values = SweepResult.load(kept).values
+    return f"{int((~np.isnan(values)).sum()):,} of {values.size:,} values are in {kept}.json."
+
+
+def _show(console: Any, name: str, found: SweepResult, kept: Path) -> None:
+    from graphlens.analysis.heat_map import HeatMap
+
+    baselines = ", ".join(
+        f"{which} {float(value):+.3f}" for which, value in found.baselines.items() if value is not None
+    )
+    console.print(f"[bold]{name}[/]: {found.metadata['metrics'][0]}; {baselines}", highlight=False)
+    console.print(HeatMap(found))
+    for labels, value in found.top(5):
+        console.print(
+            f"  {value:+.3f}  {', '.join(f'{axis} {label}' for axis, label in labels.items())}",
+            highlight=False,
+            markup=False,
+        )
+    console.print(f"Kept in {kept}.json and .safetensors", highlight=False)

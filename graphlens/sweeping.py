@@ -1,0 +1,374 @@
+"""Running a sweep: what it needs of the corrupted run, which of its sites can be recomputed, and its metrics' values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens import gating, hook_points, recomputing
+from graphlens.analysis.metrics import Metric
+from graphlens.analysis.sites import Site
+from graphlens.analysis.sources import Source
+from graphlens.errors import GraphlensError, InputError
+from graphlens.gating import Window
+from graphlens.intervening import InterventionMethods
+from graphlens.pieces import Pieces
+from graphlens.recomputing import Corrupted, Recomputation, Variant
+from graphlens.requests import Request
+
+Array = npt.NDArray[Any]
+Measure = Metric | Callable[[Any], Any]
+Done = tuple[list[int], list[Array]]  # indices of sites, and for each metric their values [site] or [site, b]
+MAX_BATCH_TOKENS = 1024
+_PROVED = 1e-4  # of the largest residual: beyond it the pieces are not the model
+
+
+@dataclass
+class SweepRun:
+    """A sweep under way. Iterating computes it: (site indices, their values for each metric) as they are done.
+
+    ``corrupted`` and ``clean`` are the metrics' baselines (clean ones None where the source does not tell them);
+    ``notes`` says why sites went by the general path, one forward per patch; ``quick`` counts those that did not.
+    """
+
+    metrics: list[Measure]
+    corrupted: list[Array]
+    clean: list[Array | None]
+    notes: list[str]
+    quick: int
+    steps: Iterator[Done]
+
+    def __iter__(self) -> Iterator[Done]:
+        return self.steps
+
+
+class SweepMethods(InterventionMethods):
+    """The part of HookedTransformer that runs sweeps for graphlens.patching."""
+
+    def _sweep(
+        self,
+        corrupted: Any,
+        sites: Sequence[Site],
+        source: Source,
+        metrics: Sequence[Measure],
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        recompute: bool = True,
+        **forward_options: Any,
+    ) -> SweepRun:
+        """Checks everything, runs the corrupted prompt once, and hands back the sweep to iterate over."""
+        if max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens={max_batch_tokens}: it must be at least 1.")
+        request, sites = self._whole_prompts(corrupted, forward_options), [self._site(site) for site in sites]
+        return Sweeper(self, request, sites, source, metrics, max_batch_tokens, recompute).start()
+
+    def _whole_prompts(self, corrupted: Any, forward_options: Mapping[str, Any]) -> Request:
+        request = self._request(corrupted, **forward_options)
+        if request.tokens is None or request.plan.stop is not None or request.cache is not None:
+            raise InputError("a sweep runs whole prompts: without start_at_layer, stop_at_layer and past_kv_cache.")
+        return request
+
+    def _site(self, site: Site) -> Site:
+        """The site under its hook point's own name. Raises UnknownHookPoint, InputError for a part that is not there."""
+        (name,) = hook_points.select(self._engine.names(self._plan()), site.hook, self._engine.manifest.config.n_layers)
+        found = Site(name, None, site.position, site.head, site.dims)
+        entry = self._engine.hooks(self._plan())[name]
+        gating.check([found.patch()], entry, hook_points.axis_sizes(self._engine.manifest.config))
+        return found
+
+    def _stands_alone(self, request: Request) -> bool:
+        """Whether runs are the plain model's: no hooks, no interventions."""
+        names = set(self._engine.names(request.plan))
+        return not self._edits(request.plan, Window(1, 0, 1, 1, 1))[1] and not self._hooks.callbacks(  # type: ignore[attr-defined]
+            self._to_user, self._from_user, names
+        )
+
+
+class Sweeper:
+    """One sweep of one model. ``also``: hook points that the corrupted run keeps besides those it needs."""
+
+    def __init__(
+        self,
+        model: Any,
+        request: Request,
+        sites: Sequence[Site],
+        source: Source,
+        metrics: Sequence[Measure],
+        max_tokens: int,
+        recompute: bool,
+        also: Sequence[str] = (),
+    ) -> None:
+        assert request.tokens is not None
+        self._model, self._request, self._sites, self._max_tokens = model, request, sites, max_tokens
+        self._engine = model._engine
+        self._config = self._engine.manifest.config
+        self._batch, self._length = request.shape
+        self._mask = np.ones(request.shape, bool) if request.mask is None else request.mask.astype(bool)
+        self.notes: list[str] = []
+        hooks = list(dict.fromkeys(site.hook for site in sites))
+        quick = [hook for hook in hooks if recompute and hook_points.split_name(hook)[1] in recomputing.STAGES]
+        if not recompute:
+            self.notes.append("recompute=False")
+        elif not model._stands_alone(request):
+            self.notes.append("hooks or interventions are active, which only whole runs honour")
+            quick = []
+        elif len(quick) < len(hooks):
+            others = sorted({hook_points.split_name(hook)[1] for hook in hooks} - set(recomputing.STAGES))
+            self.notes.append(f"no shortcut from {', '.join(others)}")
+        kept = recomputing.needed(quick, self._config.n_layers) if quick else []
+        logits, self._base = model._execute(request, list(dict.fromkeys([*kept, *hooks, *also])), True)
+        mask = request.mask
+        self._patched = {hook: source.value(hook, self._base[hook], mask) for hook in hooks}
+        self._metrics, corrupted, clean = self._baselines(metrics, logits, source)
+        self.corrupted, self.clean = corrupted, clean
+        self._logits = None if all(isinstance(metric, Metric) for metric in self._metrics) else logits
+        self._quick = set(quick)
+
+    def start(self) -> SweepRun:
+        """The sweep, ready to iterate over."""
+        variants: list[Variant] = []
+        idle: list[int] = []
+        general: list[int] = []
+        for index, site in enumerate(self._sites):
+            variant = self._variant(index, site) if site.hook in self._quick else None
+            if variant is not None:
+                variants.append(variant)
+            else:
+                (general if site.hook not in self._quick else idle).append(index)
+        read = self._read()
+        carrier = None
+        if variants:
+            pieces = Pieces(self._engine, self._max_tokens)
+            run = Corrupted(self._base, self._mask, self._patched)
+            carrier = Recomputation(pieces, run, self._config.n_layers, read, self._max_tokens)
+            # What starts after the last position read changes nothing there.
+            idle += [variant.index for variant in variants if variant.start >= carrier.end]
+            variants = [variant for variant in variants if variant.start < carrier.end]
+            why = self._unproved(pieces)
+            if why:
+                self.notes.append(why)
+                general += [variant.index for variant in variants]
+                variants = []
+        quick = len(idle) + len(variants)
+        steps = self._steps(idle, variants, sorted(general), carrier)
+        return SweepRun(self._metrics, self.corrupted, self.clean, self.notes, quick, steps)
+
+    # Metrics
+
+    def _baselines(
+        self, metrics: Sequence[Measure], logits: Array, source: Source
+    ) -> tuple[list[Measure], list[Array], list[Array | None]]:
+        clean_logits = self._clean_logits(source)
+        tokenizer = self._model.to_single_token if self._model.tokenizer is not None else None
+        bound: list[Measure] = []
+        corrupted: list[Array] = []
+        clean: list[Array | None] = []
+        for metric in metrics:
+            plain: Measure = metric
+            if isinstance(metric, Metric):
+                metric = metric.bound(tokenizer)
+                metric.check(self._config.d_vocab)
+                metric.needs(self._batch, self._length)
+                plain = metric.plain
+            here = self._measured(plain, logits)
+            there = None if clean_logits is None else self._measured(plain, clean_logits)
+            if isinstance(metric, Metric):
+                metric = metric.filled(there, here)
+                here = np.asarray(self._measured(metric, logits))
+                there = None if clean_logits is None else self._measured(metric, clean_logits)
+            bound.append(metric)
+            corrupted.append(here)
+            clean.append(there)
+        return bound, corrupted, clean
+
+    def _clean_logits(self, source: Source) -> Array | None:
+        """The clean run's logits, where the source is the cache of one that has them."""
+        activations = getattr(source, "activations", {})
+        shape = (self._batch, self._length, self._config.d_vocab)
+        if "unembed.hook_out" not in activations:
+            return None
+        found = np.asarray(activations["unembed.hook_out"])
+        found = found[None] if found.ndim == 2 else found
+        return found if found.shape == shape else None
+
+    def _measured(self, metric: Measure, logits: Array) -> Array:
+        """A metric of logits [b, p, V]: a scalar, or [b] where it keeps one value for each prompt."""
+        if isinstance(metric, Metric):
+            value = np.asarray(metric(logits))
+        else:
+            given = metric(self._model._to_user(logits))
+            if hasattr(given, "detach"):
+                given = given.detach().cpu().numpy()
+            value = np.asarray(given)
+            if value.size != 1 or value.dtype.kind not in "biuf":
+                raise InputError(
+                    f"the metric returned {type(given).__name__} of shape {list(value.shape)}; it must return one number "
+                    "(average over the batch), or be one of graphlens.metrics with reduction='none'."
+                )
+            value = value.reshape(())
+        if np.isnan(value).any():
+            raise InputError(f"the metric {_called(metric)} is NaN. Does it divide by zero, or take a log of one?")
+        return value
+
+    def _read(self) -> Array | None:
+        """The positions int64 [b, m] that the metrics read; None where one needs all logits, or all positions."""
+        found: list[Array] = []
+        for metric in self._metrics:
+            positions = metric.needs(self._batch, self._length).positions if isinstance(metric, Metric) else None
+            if positions is None:
+                return None
+            found.append(np.broadcast_to(positions, (self._batch, positions.shape[-1])))
+        return np.concatenate(found, 1)
+
+    # The quick path
+
+    def _variant(self, index: int, site: Site) -> Variant | None:
+        """The patched run of a site; None where the patch puts what is there already."""
+        base = self._base[site.hook]
+        entry = self._engine.hooks(self._request.plan)[site.hook]
+        window = Window(self._batch, 0, self._length, self._length, self._length)
+        sizes = hook_points.axis_sizes(self._config)
+        parts = gating.compose([site.patch()], entry, sizes, window)
+        if "where" not in parts:
+            return None
+        chosen = parts["where"]
+        axis = recomputing.position_axis(site.hook)
+        changed = (chosen & self._changed(site.hook)).any(tuple(i for i in range(base.ndim) if i != axis))
+        return Variant(index, site.hook, chosen, int(changed.argmax())) if changed.any() else None
+
+    def _changed(self, hook: str) -> Array:
+        """Which elements the patch would change, bool, shaped like the activation."""
+        if hook not in self.__dict__.setdefault("_differences", {}):
+            self._differences = {hook: np.asarray(self._patched[hook] != self._base[hook])}  # sites come hook by hook
+        found: Array = self._differences[hook]
+        return found
+
+    def _unproved(self, pieces: Pieces) -> str:
+        """Why the pieces are not to be trusted, after running the corrupted prompt through them; "" where they are."""
+        proved = self._engine.__dict__.setdefault("_pieces_proved", {})
+        if "why" not in proved:
+            proved["why"] = self._tried(pieces)
+        found: str = proved["why"]
+        return found
+
+    def _tried(self, pieces: Pieces) -> str:
+        last = f"blocks.{self._config.n_layers - 1}.hook_resid_post"
+        first = min(int(name.split(".")[1]) for name in self._base if name.endswith("hook_resid_pre"))
+        start = self._length // 2
+        hook = f"blocks.{first}.hook_resid_pre"
+        run = Corrupted(self._base, self._mask, {hook: self._base[hook]})
+        whole = Recomputation(pieces, run, self._config.n_layers, None, self._max_tokens)
+        same = Variant(0, hook, np.zeros((1, 1, 1), bool), start)
+        try:
+            ((_, _, found),) = whole.last_residuals([same])
+        except GraphlensError as error:
+            return f"this model does not come apart into blocks ({error})"
+        wanted = self._base[last][:, start:]
+        apart = float(np.abs(found[0] - wanted).max())
+        return "" if apart <= _PROVED * float(np.abs(wanted).max()) else f"the blocks are {apart:.1e} off the model"
+
+    def _steps(
+        self, idle: list[int], variants: list[Variant], general: list[int], carrier: Recomputation | None
+    ) -> Iterator[Done]:
+        if idle:
+            yield idle, [np.broadcast_to(base, (len(idle), *base.shape)) for base in self.corrupted]
+        if carrier is not None:
+            for group in carrier.groups(variants):
+                for indices, start, residual in carrier.last_residuals(group):
+                    yield indices, self._values(carrier, indices, start, residual)
+        for index in general:
+            yield [index], [value[None] for value in self._whole_run(self._sites[index])]
+
+    def _values(self, carrier: Recomputation, indices: list[int], start: int, residual: Array) -> list[Array]:
+        """Each metric's values [variant] or [variant, b] from last residuals [variant, b, m, d_model]."""
+        if self._logits is not None:
+            return self._values_of_logits(carrier, start, residual)
+        offset, found = 0, []
+        hidden = None
+        read = self._read()
+        for metric in self._metrics:
+            assert isinstance(metric, Metric)
+            needs = metric.needs(self._batch, self._length)
+            if read is None:  # all positions of one metric: those before the first are the corrupted run's
+                here = self._with_earlier(residual, start)
+                here = here if needs.positions is None else self._at(here, needs.positions)
+            else:
+                assert needs.positions is not None
+                count = needs.positions.shape[-1]
+                here, offset = residual[:, :, offset : offset + count], offset + count
+            if needs.tokens is None or not self._has_unembedding:
+                values = self._in_slices(carrier, metric, here)
+            else:
+                hidden = self._ended(carrier, here, "unembed.hook_in")
+                values = metric.of(self._columns(hidden, needs.tokens))
+            values = metric.reduced(values)
+            if np.isnan(values).any():
+                raise InputError(
+                    f"the metric {_called(metric)} is NaN at {self._sites[indices[int(np.isnan(values).argmax())]]}."
+                )
+            found.append(values)
+        return found
+
+    @property
+    def _has_unembedding(self) -> bool:
+        return all(self._model._has_weight(f"unembed.{name}") for name in ("W_U", "b_U"))
+
+    def _columns(self, hidden: Array, tokens: Array) -> Array:
+        """Logits [variant, b, m, k] of tokens [b, k] alone."""
+        # Rows of the transpose: taken as columns, the whole matrix would be copied first.
+        columns = self._model._weight("unembed.W_U").T[tokens].astype(hidden.dtype)  # [b, k, D]
+        bias = self._model._weight("unembed.b_U")[tokens].astype(hidden.dtype)
+        found: Array = np.matmul(hidden, columns.transpose(0, 2, 1)) + bias[:, None]
+        return found
+
+    def _ended(self, carrier: Recomputation, residual: Array, output: str) -> Array:
+        flat = residual.reshape(-1, residual.shape[-1])
+        found = carrier._pieces.end(flat, output)
+        return found.reshape(*residual.shape[:-1], -1)
+
+    def _in_slices(self, carrier: Recomputation, metric: Metric, residual: Array) -> Array:
+        """A metric's values [variant, b] through whole logits, no more of them at once than a run of the prompt has."""
+        some = max(1, self._length // residual.shape[2])
+        needs = metric.needs(self._batch, self._length)
+        parts = []
+        for start in range(0, len(residual), some):
+            logits = self._ended(carrier, residual[start : start + some], "logits")
+            if needs.tokens is not None:
+                logits = np.take_along_axis(logits, needs.tokens[None, :, None], -1)
+            parts.append(metric.of(logits))
+        return np.concatenate(parts)
+
+    def _with_earlier(self, residual: Array, start: int) -> Array:
+        """Last residuals of every position, those before ``start`` the corrupted run's."""
+        last = self._base[f"blocks.{self._config.n_layers - 1}.hook_resid_post"][None, :, :start]
+        return np.concatenate([np.broadcast_to(last, (len(residual), *last.shape[1:])), residual], 2)
+
+    def _at(self, residual: Array, positions: Array) -> Array:
+        found: Array = residual[:, np.arange(self._batch)[:, None], positions]
+        return found
+
+    def _values_of_logits(self, carrier: Recomputation, start: int, residual: Array) -> list[Array]:
+        """Values of metrics of which one is a function of whole logits: those before ``start`` are the corrupted run's."""
+        assert self._logits is not None
+        rows = []
+        for variant in residual:
+            logits = np.array(self._logits)
+            logits[:, start:] = self._ended(carrier, variant, "logits")
+            rows.append([self._measured(metric, logits) for metric in self._metrics])
+        return [np.stack(column) for column in zip(*rows, strict=True)]
+
+    # The general path
+
+    def _whole_run(self, site: Site) -> list[Array]:
+        """One forward with the patch."""
+        value = np.broadcast_to(self._patched[site.hook], self._base[site.hook].shape)
+        with self._model.intervene(site.patch(value)):
+            logits, _ = self._model._execute(self._request, (), True)
+        return [self._measured(metric, logits) for metric in self._metrics]
+
+
+def _called(metric: Measure) -> str:
+    return repr(metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__))
