@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphlens.analysis.heat_map import HeatMap
+from graphlens.analysis.metrics import LogitDiff, Metric
 from graphlens.analysis.numerics import log_softmax, softmax
+from graphlens.analysis.patching import act_patch_sites
+from graphlens.analysis.sweep_result import SweepResult
+from graphlens.analysis.sweeps import sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,6 +70,14 @@ class PatchRow:
 
 
 @dataclass(frozen=True)
+class HeadMap:
+    """A number for every head [layer][head], and what it is without an edit."""
+
+    values: tuple[tuple[float, ...], ...]
+    unedited: float
+
+
+@dataclass(frozen=True)
 class Demo:
     """All figures of a demonstration. Logit differences are answer minus wrong at the last position; times in ms."""
 
@@ -81,6 +94,10 @@ class Demo:
     lens: tuple[LensRow, ...]
     ablation: Ablation
     patches: tuple[PatchRow, ...]
+    patched_heads: (
+        HeadMap  # the share restored by patching each head's output, at all positions, into the corrupted run
+    )
+    ablated_heads: HeadMap  # the clean logit difference with each head's output set to zero
 
 
 def run_demo(model: HookedTransformer) -> Demo:
@@ -115,7 +132,16 @@ def run_demo(model: HookedTransformer) -> Demo:
         lens=_lens(model, cache, answer, wrong),
         ablation=_ablate(model, tokens, logits, attended, difference),
         patches=_patch(model, tokens, corrupted, cache, difference, difference(logits), difference(corrupted_logits)),
+        patched_heads=_head_map(model, corrupted, cache, LogitDiff(answer, wrong).normalised()),
+        ablated_heads=_head_map(model, tokens, "zero", LogitDiff(answer, wrong)),
     )
+
+
+def _head_map(model: HookedTransformer, tokens: Any, source: Any, metric: Metric) -> HeadMap:
+    sites = act_patch_sites(model, tokens, "attn_head_out_all_pos")
+    found = sweep(model, tokens, sites, source, metric, verbose=False)
+    rows = tuple(tuple(float(value) for value in row) for row in found.values)
+    return HeadMap(rows, float(found.baselines["corrupted"]))
 
 
 def _attended(model: HookedTransformer, cache: Any, tokens: Any, words: list[str], answer: int) -> Attended:
@@ -223,3 +249,20 @@ def show_demo(demo: Demo, console: Console) -> None:
     for patch in demo.patches:
         patches.add_row(patch.hook, f"{patch.logit_difference:+.2f}", f"{patch.restored:+.0%}")
     console.print(patches)
+    for title, heads_map in (
+        ("[bold]Patch[/] each head's output there instead; what it restores", demo.patched_heads),
+        ("[bold]Ablate[/] each head's output in this run; the logit difference left", demo.ablated_heads),
+    ):
+        values = np.asarray(heads_map.values)
+        layer, number = np.unravel_index(int(np.abs(values - heads_map.unedited).argmax()), values.shape)
+        console.print(f"\n{title}. Most: head {layer}.{number}, {values[layer, number]:+.2f}")
+        console.print(_picture(heads_map))
+
+
+def _picture(heads: HeadMap) -> HeatMap:
+    labels = {
+        "layer": [f"L{i}" for i in range(len(heads.values))],
+        "head": [f"H{i}" for i in range(len(heads.values[0]))],
+    }
+    found = SweepResult(np.asarray(heads.values), ("layer", "head"), labels, {"corrupted": heads.unedited})
+    return HeatMap(found)

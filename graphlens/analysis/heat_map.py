@@ -159,7 +159,7 @@ def _lines(panel: Panel, width: int) -> Iterator[Text]:
     legend = Text()
     for value, text in zip((-1.0, 0.0, 1.0), panel.scale(), strict=True):
         block, style = _block(value, 1.0)
-        legend.append(block, style).append(f" {text}{' (corrupted)' if value == 0 else ''}  ")
+        legend.append(block, style).append(f" {text}{' (unpatched)' if value == 0 else ''}  ")
     if np.isnan(panel.values).any():
         legend.append(f"{NOT_COMPUTED} not computed yet")
     yield legend

@@ -94,6 +94,20 @@ def check_against_the_api(model: HookedTransformer, demo: Demo) -> None:
         assert row.logit_difference == pytest.approx(value, rel=RELATIVE)
         assert row.restored == pytest.approx((value - demo.corrupted) / (demo.clean - demo.corrupted), rel=1e-4)
 
+    for layer, row in enumerate(demo.patched_heads.values):
+        for head, restored in enumerate(row):
+            only = np.arange(model.cfg.n_heads)[:, None] == head
+            z = cache[f"blocks.{layer}.attn.hook_z"]
+            hooks = [(f"blocks.{layer}.attn.hook_z", lambda value, hook, z=z, only=only: np.where(only, z, value))]
+            value = difference(model, model.run_with_hooks(corrupted, fwd_hooks=hooks))
+            share = (value - demo.corrupted) / (demo.clean - demo.corrupted)
+            assert restored == pytest.approx(share, rel=1e-4, abs=1e-5)
+            hooks = [(f"blocks.{layer}.attn.hook_z", lambda value, hook, only=only: np.where(only, 0, value))]
+            value = difference(model, model.run_with_hooks(PROMPT, fwd_hooks=hooks))
+            assert demo.ablated_heads.values[layer][head] == pytest.approx(value, rel=1e-4, abs=1e-4)
+    assert demo.ablated_heads.unedited == pytest.approx(demo.clean, rel=RELATIVE)
+    assert demo.patched_heads.unedited == 0
+
 
 def test_the_figures_are_the_apis(tiny: HookedTransformer, demo: Demo) -> None:
     check_against_the_api(tiny, demo)
@@ -114,6 +128,15 @@ def test_the_embedded_model_solves_the_task(demo: Demo) -> None:
     assert demo.corrupted < -3
     assert demo.patches[0].restored == pytest.approx(1, abs=1e-3)  # the only differing position, before any mixing
     assert abs(demo.patches[-1].restored) < 0.5  # by the last layer the name has moved on
+
+
+def test_patching_finds_a_head_that_ablation_shows_to_matter(demo: Demo) -> None:
+    """The head whose output restores the answer is one without which the answer is lost; hardly any other is."""
+    restored, left = np.asarray(demo.patched_heads.values), np.asarray(demo.ablated_heads.values)
+    found = np.unravel_index(restored.argmax(), restored.shape)
+    assert restored[found] > 0.5
+    assert left[found] < 0 < demo.clean
+    assert int((left < 0).sum()) <= 2
 
 
 def test_every_figure_is_printed(tiny: HookedTransformer, demo: Demo) -> None:

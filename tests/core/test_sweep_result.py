@@ -405,12 +405,12 @@ def test_blocks_are_as_high_as_the_distance_from_the_baseline() -> None:
     assert lines[1].split() == [str(i) for i in range(7)]
     assert lines[2].split() == ["0", *(block * 3 for block in "▁▂▃▄▅▆█")]
     assert lines[3].split() == ["1", "·", *(block * 3 for block in "▄▅▄▃█▁")]
-    assert lines[4] == "▁ -3  ▄ 0 (corrupted)  █ 3  · not computed yet"
+    assert lines[4] == "▁ -3  ▄ 0 (unpatched)  █ 3  · not computed yet"
     moved = blocks(np.array([[-3, -2, -1, 0, 1, 2, 3]]) + 10, corrupted=10)
     assert moved[2] == lines[2]
-    assert moved[3] == "▁ 7  ▄ 10 (corrupted)  █ 13"
+    assert moved[3] == "▁ 7  ▄ 10 (unpatched)  █ 13"
     assert "▄▄▄ ▄▄▄" in "\n".join(blocks([[5, 5]], 5)), "nothing differs from the baseline"
-    assert blocks([[np.nan]], None)[-1] == "▁ -1  ▄ 0 (corrupted)  █ 1  · not computed yet"
+    assert blocks([[np.nan]], None)[-1] == "▁ -1  ▄ 0 (unpatched)  █ 1  · not computed yet"
 
 
 def test_colours_diverge() -> None:
@@ -473,7 +473,7 @@ def test_one_panel_for_each_leading_index() -> None:
     assert [panel.values.shape for panel in one] == [(1, 5), (1, 5)], "metrics do not share a panel"
     assert [panel.values.shape for panel in heat_map.panels(flat().sel(layer=0, position=0))] == [(1, 1)]
     text = said_on(heat_map.HeatMap(deep()))
-    assert text.count("(corrupted)") == 6
+    assert text.count("(unpatched)") == 6
     assert "logit difference, layer 0\n" in text
 
 
@@ -485,7 +485,7 @@ def test_plot_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert flat().plot() is None
     printed = capsys.readouterr().out
     assert "␣café" in printed
-    assert "(corrupted)" in printed
+    assert "(unpatched)" in printed
     assert flat().plot(backend="terminal") is None
     assert capsys.readouterr().out == printed
 
