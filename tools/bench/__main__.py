@@ -77,7 +77,7 @@ def main(
     if case == "list":
         for name in case_names():
             found, summary = load_case(name)
-            console.print(f"[cyan]{name:14}[/] {summary} [dim]({found.model}, {found.repeats} rounds)[/]")
+            console.print(f"[cyan]{name:20}[/] {summary} [dim]({found.model}, {found.repeats} rounds)[/]")
         return
     machine, failures = describe_machine(), dict[str, str]()
     show_machine(machine, console)

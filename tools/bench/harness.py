@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tools.bench.standin import Standin
@@ -73,6 +74,11 @@ class Setup:
 
     model: Standin
     repeats: int
+
+    @property
+    def workdir(self) -> Path:
+        """Where models and environments are kept."""
+        return self.model.workdir.parent
 
     def sizes(self) -> list[tuple[int, int]]:
         """The (batch, sequence) sizes of the reference table, shortened to the model's context."""

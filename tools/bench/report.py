@@ -17,8 +17,9 @@ _ABOUT = """\
 # Benchmarks
 
 Written by `python -m tools.bench all --markdown docs/benchmarks.md`. Weights are random, token ids are seeded. Contenders
-run in one process (or in alternating fresh processes), interleaved, who goes first rotating, after a warm-up; both sides
-use ONNX Runtime's default threads, and the weights are in the page cache. A figure is a median with its 10th to 90th
+run in one process (or in alternating fresh processes; beside other libraries, each in a process of its own that waits for
+its turn), interleaved, who goes first rotating, after a warm-up; all use their default threads, and the weights are in the
+page cache. A figure is a median with its 10th to 90th
 percentile; *ratio* is that of the medians, *paired* the median of the rounds' own ratios, and a target (meant for the
 small model) is held against the larger of the two.
 """

@@ -6,11 +6,13 @@ Everything that needs torch or onnx-ir happens in a process of its own, so that 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tools.bench.children import run_child
 
@@ -42,6 +44,13 @@ class Standin:
     def stripped(self) -> Path:
         """The graph without hooks, weights hardlinked beside it."""
         return _once(self.workdir, "stripped", _strip, self.hooked) / "model.onnx"
+
+    def made(self, kind: str, function: Callable[..., None], *arguments: Any) -> Path:
+        """A folder with another file of the hooked one, which ``function(hooked, folder, *arguments)`` writes, once.
+
+        The function runs in a child (see run_child). ``kind`` names what it makes, arguments included.
+        """
+        return _once(self.workdir, kind, function, self.hooked, *arguments)
 
     @cached_property
     def _config(self) -> dict[str, int]:
@@ -78,6 +87,15 @@ def prepare(model: str, workdir: Path) -> Standin:
     return Standin(given.name, given, workdir / f"{given.name}-{hashlib.sha256(bytes(given)).hexdigest()[:8]}")
 
 
+def resized(model: Standin, layers: int) -> Standin:
+    """A model of random weights with another number of layers and a GPT-2 checkpoint's other sizes."""
+    sizes = json.loads((model.checkpoint / "config.json").read_text())
+    shape = {name: sizes[name] for name in ("n_head", "n_embd", "n_positions", "vocab_size")}
+    name = f"{model.name}-{layers}-layers"
+    home = model.workdir.parent / name
+    return Standin(name, _made_checkpoint(home / "checkpoint", {**shape, "n_layer": layers}), home)
+
+
 def _package() -> Path:
     import graphlens
 
@@ -107,8 +125,8 @@ def _made_checkpoint(folder: Path, shape: dict[str, int]) -> Path:
     return folder
 
 
-def _once(home: Path, kind: str, function: Callable[[str, str], None], source: Path) -> Path:
-    """The folder that ``function(source, folder)`` makes in a child, once for the same code and source.
+def _once(home: Path, kind: str, function: Callable[..., None], source: Path, *arguments: Any) -> Path:
+    """The folder that ``function(source, folder, *arguments)`` makes in a child, once for the same code and source.
 
     What earlier versions left is removed.
     """
@@ -117,7 +135,7 @@ def _once(home: Path, kind: str, function: Callable[[str, str], None], source: P
         home.mkdir(parents=True, exist_ok=True)
         for path in home.glob(f"{kind}-*"):
             shutil.rmtree(path)
-        run_child(function, str(source), str(folder))
+        run_child(function, str(source), str(folder), *arguments)
     return folder
 
 

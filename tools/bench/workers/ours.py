@@ -1,0 +1,65 @@
+"""graphlens, its NumPy face on the CPU."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from tools.bench.workers.protocol import Job, Work, logits_check, opened_twice
+
+
+def _sweep(model: Any, job: Job, kind: str) -> Work:
+    import numpy as np
+
+    from graphlens import patching
+    from graphlens.metrics import LogitDiff
+    from tools.bench.sweeps import KINDS
+
+    hook = KINDS[kind].hook
+    _, clean_cache = model.run_with_cache(np.array(job.tokens), names_filter=lambda name: name.endswith(hook))
+    function = getattr(patching, f"get_act_patch_{kind}")
+    work = partial(function, model, np.array(job.corrupted), clean_cache, LogitDiff(*job.answers))
+    return Work(work, lambda values: {"values": np.asarray(values).tolist()})
+
+
+def prepare(job: Job) -> Work:
+    """Every work."""
+    import numpy as np
+
+    from graphlens import Ablate, HookedTransformer
+
+    ids = np.array(job.tokens)
+    if job.work == "two_variants":
+
+        def open_one(head: int) -> Any:
+            if job.files:
+                return partial(HookedTransformer.from_onnx(job.files[head], "cpu"), ids)
+            edit = Ablate(f"blocks.{job.layer}.attn.hook_z", heads=head)
+            return partial(HookedTransformer.from_onnx(job.hooked, "cpu").run_with_interventions, ids, edit)
+
+        return opened_twice(open_one, lambda variant: variant())
+    model = HookedTransformer.from_onnx(job.hooked, "cpu")
+    if job.work.startswith("sweep:"):
+        return _sweep(model, job, job.work.removeprefix("sweep:"))
+    hook_z, last = f"blocks.{job.layer}.attn.hook_z", f"blocks.{model.cfg.n_layers - 1}.hook_resid_pre"
+    ablation = Ablate(hook_z, heads=0)
+
+    def scale(z: Any, hook: Any) -> Any:
+        return z * 0.5
+
+    filtered = partial(model.run_with_cache, ids, names_filter=lambda name: name.endswith("hook_resid_pre"))
+    generate = partial(
+        model.generate, ids, job.new_tokens, do_sample=False, stop_at_eos=False, verbose=False, return_type="tokens"
+    )
+    return {
+        "forward": Work(partial(model, ids), logits_check),
+        "full_cache": Work(
+            partial(model.run_with_cache, ids), lambda r: logits_check(r[0]), lambda r: {"cached": len(r[1])}
+        ),
+        "filtered_cache": Work(
+            filtered, lambda r: logits_check(r[0]) | {"last resid_pre": r[1][last][0, -1, :8].tolist()}
+        ),
+        "one_hook": Work(partial(model.run_with_hooks, ids, fwd_hooks=[(hook_z, scale)]), logits_check),
+        "edit": Work(partial(model.run_with_interventions, ids, ablation), logits_check),
+        "generation": Work(generate, lambda tokens: {"tokens": tokens[0, -job.new_tokens :].tolist()}),
+    }[job.work]
