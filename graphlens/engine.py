@@ -42,8 +42,9 @@ class Plan:
     """What kind of graph a run needs, whatever it is fed: the key of its session.
 
     ``flags`` of hook points; blocks ``start`` to ``stop`` (see surgery.segment); ``past``: with a KV cache; ``gates``:
-    which kinds of change are inputs at which hook points (see surgery.with_gates); ``python``: with a callable gate at
-    every hook point; ``bare``: no hook point is an output, so more can be fused.
+    which kinds of change are inputs at which hook points (see surgery.with_gates); ``gradients``: the hook points whose
+    gradients are outputs too, from a ``seed`` (see surgery.differentiate); ``python``: with a callable gate at every hook
+    point; ``bare``: no hook point is an output, so more can be fused.
     """
 
     flags: tuple[str, ...] = ()
@@ -51,6 +52,8 @@ class Plan:
     stop: int | None = None
     past: bool = False
     gates: Gates = ()
+    gradients: tuple[str, ...] = ()
+    seed: str = "dense"
     python: bool = False
     bare: bool = False
 
@@ -304,7 +307,7 @@ class Engine:
         return found
 
     def _graph(self, plan: Plan) -> ir.Model:
-        """The graph of a plan: flags, then the segment, then the cache, then the gates of data, then those of Python."""
+        """The graph of a plan: flags, then the segment, the cache, the gates of data, the gradients, those of Python."""
         from graphlens import surgery
 
         with self._lock:
@@ -316,6 +319,9 @@ class Engine:
                     before, step = replace(plan, bare=False), surgery.keep_results
                 elif plan.python:
                     before, step = replace(plan, python=False), surgery.with_python_gates
+                elif plan.gradients:
+                    before = replace(plan, gradients=(), seed=Plan.seed)
+                    step = lambda model: surgery.differentiate(model, plan.gradients, seed=plan.seed)  # noqa: E731
                 elif plan.gates:
                     before, step = replace(plan, gates=()), lambda model: surgery.with_gates(model, dict(plan.gates))
                 elif plan.past:

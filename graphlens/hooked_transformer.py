@@ -16,15 +16,15 @@ from graphlens.analysis import numerics
 from graphlens.analysis.activation_cache import ActivationCache
 from graphlens.analysis.slices import of_positions
 from graphlens.description import HookedTransformerConfig, HookPointInfo
+from graphlens.edge_patching import EdgeMethods
 from graphlens.engine import Engine
 from graphlens.errors import InputError
 from graphlens.gating import Window
 from graphlens.generation import GenerationMethods
 from graphlens.hook_points import NamesFilter
-from graphlens.hooks import NO_GRADIENTS, HookDict, HookFunction, HookName, HookRegistry, Hooks
+from graphlens.hooks import HookDict, HookFunction, HookName, HookRegistry, Hooks
 from graphlens.kv_cache import KeyValueCache
 from graphlens.parameters import ParameterMethods
-from graphlens.path_sweeping import PathMethods
 from graphlens.pretrained import Pretrained
 from graphlens.requests import RETURN_TYPES, Output, Request
 from graphlens.runtime.providers import Providers
@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 TokensOrText = Any
 
 
-class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMethods):
+class HookedTransformer(Pretrained, GenerationMethods, EdgeMethods, ParameterMethods):
     """A hooked model: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``. Tokens are integer arrays [b, p]
@@ -175,7 +175,7 @@ class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMet
         it run before the others; a function is asked for our names, not for TransformerLens 4's. ``level`` is a number
         that ``reset_hooks(level=)`` picks it by; it also goes with a ``with model.hooks`` block of that depth (from 1).
 
-        Raises UnknownHookPoint, and InputError for ``dir="bwd"``: there are no gradients yet.
+        ``dir="bwd"`` adds a backward hook: see ``hooks``. Raises UnknownHookPoint.
         """
         self._hooks.add(name, hook, dir, is_permanent, prepend, level)
 
@@ -195,8 +195,7 @@ class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMet
         ``level`` removes those of one level only: that of ``add_hook``, or the depth of a block, from 1. The end of a
         block puts back the hooks of the blocks around it.
         """
-        if direction in ("fwd", "both"):
-            self._hooks.reset(including_permanent, level)
+        self._hooks.reset(including_permanent, level, dir=direction)
         if clear_contexts:
             self.clear_contexts()
 
@@ -216,15 +215,18 @@ class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMet
 
         They are active in the thread (or asyncio task) that entered the block, so threads can share a model; a thread
         started inside the block has to enter one of its own. With ``reset_hooks_end=False`` they stay, as if added.
+
+        ``bwd_hooks`` are called as ``function(gradient, hook=HookPoint)`` when gradients come by: what they return (an array
+        or a tuple of one) replaces the gradient for all that is computed from it. Gradients come by in ``gradients``, in a
+        forward whose result is a mean loss (``return_type="loss"``), and on the torch face in ``backward()``.
         """
-        if bwd_hooks:
-            raise InputError(NO_GRADIENTS.format(what="bwd_hooks"))
         with contextlib.ExitStack() as stack:
             if reset_hooks_end:
-                stack.enter_context(self._hooks.adding(fwd_hooks))
+                stack.enter_context(self._hooks.adding(fwd_hooks, bwd_hooks))
             else:
-                for name, function in fwd_hooks:
-                    self._hooks.add(name, function)
+                for direction, some in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
+                    for name, function in some:
+                        self._hooks.add(name, function, direction)
             if clear_contexts:
                 stack.callback(self._hooks.clear_contexts)
             yield self
@@ -248,13 +250,14 @@ class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMet
     def _run(
         self,
         names_filter: Any,
+        incl_bwd: bool,
         input: TokensOrText,
         return_type: str | None = "logits",
         loss_per_token: bool = False,
         *forward_args: Any,
         **forward_options: Any,
     ) -> tuple[Any, dict[str, Array], Request]:
-        """Runs forward, whose arguments follow ``names_filter``; that is False to cache nothing."""
+        """Runs forward, whose arguments follow ``incl_bwd``; ``names_filter`` is False to cache nothing."""
         if return_type not in RETURN_TYPES:
             raise InputError(f"return_type must be one of {RETURN_TYPES}, not {return_type!r}.")
         request = self._request(input, *forward_args, **forward_options)
@@ -267,13 +270,27 @@ class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMet
         fetch: list[str] = []
         if names_filter is not False:
             fetch = self._select(names_filter, request)
-        output, values = self._execute(request, fetch, output=stops or return_type is not None)
-        if output is None or stops or return_type == "logits":
-            return None if output is None else self._to_user(output), values, request
-        loss = self._to_user(
-            numerics.lm_cross_entropy_loss(output, request.tokens, request.mask, per_token=loss_per_token)
-        )
-        return loss if return_type == "loss" else Output(self._to_user(output), loss), values, request
+        scalar = return_type == "loss" and wants_loss and not loss_per_token
+        if incl_bwd and not scalar:
+            raise InputError(
+                "incl_bwd runs backward from a scalar: pass return_type='loss' (without loss_per_token), or take "
+                "model.gradients(tokens, metric)."
+            )
+        output: Array | None
+        if incl_bwd or (scalar and self._backward_now()):
+            output, values = self._execute_loss(request, fetch, fetch if incl_bwd else [])
+        else:
+            output, values = self._execute(request, fetch, output=stops or return_type is not None)
+        if output is None:
+            return None, values, request
+        result = self._output_to_user(output, request)
+        if stops or return_type == "logits":
+            return result, values, request
+        loss = self._loss_to_user(result, output, request, loss_per_token)
+        return loss if return_type == "loss" else Output(result, loss), values, request
+
+    def _loss_to_user(self, result: Any, output: Array, request: Request, per_token: bool) -> Any:
+        return self._to_user(numerics.lm_cross_entropy_loss(output, request.tokens, request.mask, per_token=per_token))
 
     def _select(self, names_filter: NamesFilter, request: Request) -> list[str]:
         layers = self._engine.manifest.config.n_layers
@@ -317,6 +334,7 @@ class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMet
         """
         return self._run(
             False,
+            False,
             input,
             return_type,
             loss_per_token,
@@ -355,17 +373,19 @@ class HookedTransformer(Pretrained, GenerationMethods, PathMethods, ParameterMet
         ``names_filter``: a hook name, a list of names, or a function name -> bool, which sees our names alone; None
         caches everything. ``pos_slice`` (an int, slice, array or Slice) keeps those positions of each activation,
         queries of scores and patterns; an int keeps an axis of 1, and Slice(int) drops it. Values are those after any
-        active hook. Raises UnknownHookPoint for a name or filter that matches nothing, InputError for ``incl_bwd``
-        (there are no gradients yet) and for another ``device``.
+        active hook. ``incl_bwd`` (with ``return_type="loss"``) also runs backward from the loss, and keeps each gradient as
+        ``<name>_grad``, after any backward hook. Raises UnknownHookPoint for a name or filter that matches nothing,
+        InputError for ``incl_bwd`` without a scalar and for another ``device``.
         """
-        if incl_bwd:
-            raise InputError(NO_GRADIENTS.format(what="incl_bwd"))
         if device is not None and str(device).partition(":")[0] != self.cfg.device:
             raise InputError(f"this model runs on {self.cfg.device}; its activations cannot be put on {device}.")
-        output, values, request = self._run(names_filter, input, *forward_args, **forward_options)
+        output, values, request = self._run(names_filter, incl_bwd, input, *forward_args, **forward_options)
         if pos_slice is not None:
             entries = self._engine.hooks(request.plan)
-            values = {name: of_positions(array, entries[name].axes, pos_slice) for name, array in values.items()}
+            values = {
+                name: of_positions(array, entries[name.removesuffix("_grad")].axes, pos_slice)
+                for name, array in values.items()
+            }
         if clear_contexts:
             self._hooks.clear_contexts()
         cache = ActivationCache({name: self._to_user(array) for name, array in values.items()}, self)

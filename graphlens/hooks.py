@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from graphlens.runtime.callbacks import Callback
 HookFunction = Callable[..., Any]
 HookName = str | Callable[[str], bool]
 Hooks = Sequence[tuple[HookName, HookFunction]]
-NO_GRADIENTS = "this version of graphlens computes no gradients, so {what} cannot be honoured. Use forward hooks."
+FORWARD, BACKWARD = "fwd", "bwd"
 
 
 class HookPoint:
@@ -62,20 +63,19 @@ class HookPoint:
 
     @property
     def bwd_hooks(self) -> list[StandingHook]:
-        """None: there are no backward hooks."""
-        return []
+        """The backward hooks that stand here in this thread, as ``fwd_hooks``."""
+        return self._owner.standing(self.name, BACKWARD)
 
     def has_hooks(self, dir: str = "both", including_permanent: bool = True, level: int | None = None) -> bool:
         """Whether a hook of that kind stands here in this thread."""
-        return dir != "bwd" and any(
-            (including_permanent or not hook.is_permanent) and level in (None, hook.context_level)
-            for hook in self.fwd_hooks
+        standing = [*(self.fwd_hooks if dir != BACKWARD else []), *(self.bwd_hooks if dir != FORWARD else [])]
+        return any(
+            (including_permanent or not hook.is_permanent) and level in (None, hook.context_level) for hook in standing
         )
 
     def remove_hooks(self, dir: str = "fwd", including_permanent: bool = False, level: int | None = None) -> None:
         """Removes the hooks that stand here; see HookedTransformer.reset_hooks."""
-        if dir != "bwd":
-            self._owner.reset(including_permanent, level, self.name)
+        self._owner.reset(including_permanent, level, self.name, dir)
 
     @property
     def _owner(self) -> HookRegistry:
@@ -123,11 +123,12 @@ class StandingHook:
     asked: bool = False
     is_permanent: bool = False
     context_level: int | None = None
+    dir: str = FORWARD
 
-    def goes(self, including_permanent: bool, level: int | None, name: str | None) -> bool:
+    def goes(self, including_permanent: bool, level: int | None, name: str | None, dir: str = "both") -> bool:
         """Whether a reset removes it. As in TransformerLens, one that includes permanent hooks asks for no level."""
         chosen = including_permanent or (not self.is_permanent and level in (None, self.context_level))
-        return chosen and name in (None, self.name)
+        return chosen and name in (None, self.name) and dir in ("both", self.dir)
 
 
 class HookRegistry:
@@ -140,6 +141,7 @@ class HookRegistry:
         # Per thread and task: two of them that share a model must not see each other's hooks.
         self._active: ContextVar[tuple[StandingHook, ...]] = ContextVar("hooks", default=())
         self._depth: ContextVar[int] = ContextVar("depth", default=0)
+        self._only: ContextVar[tuple[StandingHook, ...] | None] = ContextVar("only", default=None)
 
     @property
     def points(self) -> HookDict:
@@ -150,18 +152,22 @@ class HookRegistry:
         """The one HookPoint of a name, whose ``ctx`` lives on."""
         return self._points.setdefault(name, HookPoint(name, self))
 
-    def standing(self, name: str) -> list[StandingHook]:
-        """The hooks at one hook point in this thread, in the order they run."""
-        return [hook for hook in (*self._added, *self._active.get()) if hook.name == name]
+    def standing(self, name: str | None = None, dir: str = FORWARD) -> list[StandingHook]:
+        """The hooks at one hook point (None: at all) in this thread, in the order they run."""
+        only = self._only.get()
+        every = (*self._added, *self._active.get()) if only is None else only
+        return [hook for hook in every if name in (None, hook.name) and hook.dir == dir]
 
-    def _expand(self, hooks: Hooks, permanent: bool = False, level: int | None = None) -> list[StandingHook]:
+    def _expand(
+        self, hooks: Hooks, permanent: bool = False, level: int | None = None, dir: str = FORWARD
+    ) -> list[StandingHook]:
         expanded = []
         names = self._names()
         for name, function in hooks:
             if not callable(function):
                 raise TypeError(f"the hook at {name!r} is not callable but {type(function).__name__}")
             found = hook_points.select(names, name, self._n_layers)
-            expanded += [StandingHook(n, function, isinstance(name, str), permanent, level) for n in found]
+            expanded += [StandingHook(n, function, isinstance(name, str), permanent, level, dir) for n in found]
         return expanded
 
     def add(
@@ -173,27 +179,32 @@ class HookRegistry:
         prepend: bool = False,
         level: int | None = None,
     ) -> None:
-        """Adds a hook that stays until it is reset. Raises UnknownHookPoint, InputError for ``dir="bwd"``."""
-        if dir == "bwd":
-            raise InputError(NO_GRADIENTS.format(what="a backward hook"))
-        if dir != "fwd":
+        """Adds a hook that stays until it is reset. Raises UnknownHookPoint, InputError for another ``dir``."""
+        if dir not in (FORWARD, BACKWARD):
             raise InputError(f"dir must be 'fwd' or 'bwd', not {dir!r}.")
-        new = tuple(self._expand([(name, function)], permanent, level))
+        new = tuple(self._expand([(name, function)], permanent, level, dir))
         self._added = (*new, *self._added) if prepend else (*self._added, *new)
 
-    def reset(self, including_permanent: bool = False, level: int | None = None, name: str | None = None) -> None:
+    def reset(
+        self,
+        including_permanent: bool = False,
+        level: int | None = None,
+        name: str | None = None,
+        dir: str = "both",
+    ) -> None:
         """Removes the hooks that were added and those of this thread's blocks; permanent ones only when asked, only
-        those of a ``level`` or at one hook point ``name`` where that is given. A block that ends puts back those outside
-        of it."""
-        kept = [hook for hook in self._added if not hook.goes(including_permanent, level, name)]
-        self._added = tuple(kept)
-        self._active.set(tuple(h for h in self._active.get() if not h.goes(including_permanent, level, name)))
+        those of a ``level``, a direction, or at one hook point ``name`` where that is given. A block that ends puts back
+        those outside of it."""
+        asked = (including_permanent, level, name, dir)
+        self._added = tuple(hook for hook in self._added if not hook.goes(*asked))
+        self._active.set(tuple(hook for hook in self._active.get() if not hook.goes(*asked)))
 
     @contextlib.contextmanager
-    def adding(self, hooks: Hooks) -> Iterator[None]:
+    def adding(self, hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[None]:
         """Adds hooks for the length of the block. Raises UnknownHookPoint before any is added."""
         depth = self._depth.get() + 1
-        hooks_token = self._active.set((*self._active.get(), *self._expand(hooks, level=depth)))
+        new = (*self._expand(hooks, level=depth), *self._expand(bwd_hooks, level=depth, dir=BACKWARD))
+        hooks_token = self._active.set((*self._active.get(), *new))
         depth_token = self._depth.set(depth)
         try:
             yield
@@ -202,6 +213,19 @@ class HookRegistry:
             self._depth.reset(depth_token)
             # TransformerLens: hooks that were added at the block's level go with it.
             self._added = tuple(hook for hook in self._added if not hook.goes(False, depth, None))
+
+    def snapshot(self) -> tuple[StandingHook, ...]:
+        """All hooks that stand in this thread now."""
+        return (*self._added, *self._active.get())
+
+    @contextlib.contextmanager
+    def standing_again(self, hooks: tuple[StandingHook, ...]) -> Iterator[None]:
+        """The hooks of a ``snapshot``, and no others, for the length of the block, in this thread."""
+        token = self._only.set(hooks)
+        try:
+            yield
+        finally:
+            self._only.reset(token)
 
     def clear_contexts(self) -> None:
         """Empties every hook point's ``ctx``."""
@@ -220,7 +244,7 @@ class HookRegistry:
         elsewhere: it would silently never fire.
         """
         at: dict[str, list[HookFunction]] = {}
-        for hook in (*self._added, *self._active.get()):
+        for hook in self.standing():
             if hook.name in names:
                 at.setdefault(hook.name, []).append(hook.user_hook)
             elif hook.asked and not hook.is_permanent:
@@ -228,6 +252,15 @@ class HookRegistry:
                     f"the hook at {hook.name!r} would never fire: this run does not pass it. Its flag was switched off, or "
                     "start_at_layer or stop_at_layer leaves it out."
                 )
+        return {name: self._chain(self.point(name), functions, to_user, from_user) for name, functions in at.items()}
+
+    def backward_callbacks(
+        self, to_user: Callable[[npt.NDArray[Any]], Any], from_user: Callable[[Any], npt.NDArray[Any]]
+    ) -> dict[str, Callback]:
+        """One function per hook point with backward hooks: gradient -> gradient."""
+        at: dict[str, list[HookFunction]] = {}
+        for hook in self.standing(dir=BACKWARD):
+            at.setdefault(hook.name, []).append(_untupled(hook.user_hook))
         return {name: self._chain(self.point(name), functions, to_user, from_user) for name, functions in at.items()}
 
     @staticmethod
@@ -243,6 +276,17 @@ class HookRegistry:
             return np.asarray(from_user(value))
 
         return run
+
+
+def _untupled(function: HookFunction) -> HookFunction:
+    """A backward hook whose result may be a tuple of one gradient, as torch's own hooks return it."""
+
+    @functools.wraps(function)
+    def run(gradient: Any, hook: HookPoint) -> Any:
+        result = function(gradient, hook=hook)
+        return result[0] if isinstance(result, tuple) and len(result) == 1 else result
+
+    return run
 
 
 def _check(

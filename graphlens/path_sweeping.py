@@ -45,7 +45,7 @@ class PathMethods(SweepMethods):
     ) -> SweepRun:
         """A sweep over senders, each patched along its direct paths to the receivers (None: the logits) alone."""
         request = self._whole_prompts(corrupted, forward_options)
-        if not self._stands_alone(request):
+        if not self._stands_alone():
             raise InputError("path patching runs the plain model: leave the hooks() or intervene() block first.")
         begins = [_one_of(self._site(site), SENDERS, "a sender") for site in senders]
         ends = None if receivers is None else [_one_of(self._site(site), RECEIVERS, "a receiver") for site in receivers]

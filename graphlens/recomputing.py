@@ -209,6 +209,10 @@ class Recomputation:
         whole = np.concatenate([np.broadcast_to(kept, (len(new), *kept.shape[1:])), new], 2) if start else new
         return whole.reshape(-1, *whole.shape[2:])
 
+    def mask(self) -> Array:
+        """The mask of whole sequences, bool [b or 1, 1, end, end]."""
+        return self._mask(np.broadcast_to(np.arange(self.end), (self.batch, self.end)))
+
     def _mask(self, queries: Array) -> Array:
         """bool [b or 1, 1, queries, end]: which keys the queries at these positions [b, queries] may see."""
         causal = np.arange(self.end) <= queries[:, :, None]

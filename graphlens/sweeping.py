@@ -60,8 +60,8 @@ class SweepMethods(InterventionMethods):
         **forward_options: Any,
     ) -> SweepRun:
         """Checks everything, runs the corrupted prompt once, and hands back the sweep to iterate over."""
-        if max_batch_tokens < 1:
-            raise InputError(f"max_batch_tokens={max_batch_tokens}: it must be at least 1.")
+        if not isinstance(max_batch_tokens, (int, np.integer)) or max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens={max_batch_tokens!r}: it must be at least 1, a number of tokens.")
         request, sites = self._whole_prompts(corrupted, forward_options), [self._site(site) for site in sites]
         return Sweeper(self, request, sites, source, metrics, max_batch_tokens, recompute).start()
 
@@ -76,15 +76,19 @@ class SweepMethods(InterventionMethods):
         (name,) = hook_points.select(self._engine.names(self._plan()), site.hook, self._engine.manifest.config.n_layers)
         found = Site(name, None, site.position, site.head, site.dims)
         entry = self._engine.hooks(self._plan())[name]
-        gating.check([found.patch()], entry, hook_points.axis_sizes(self._engine.manifest.config))
+        value = 0 if entry.dtype.startswith("int") else 0.0  # the source's own come later
+        gating.check([found.patch(value)], entry, hook_points.axis_sizes(self._engine.manifest.config))
         return found
 
-    def _stands_alone(self, request: Request) -> bool:
+    def _standing_edits(self) -> tuple[Any, ...]:
+        """What stands in this thread beside the model: flags, interventions, and hooks by where and what they are."""
+        items = tuple(item for model, some in self._standing.get() if model == id(self) for item in some)
+        hooks = tuple((hook.name, getattr(hook.user_hook, "__qualname__", "")) for hook in self._hooks.standing())  # type: ignore[attr-defined]
+        return (tuple(sorted(self._flags)), tuple(item._state() for item in items), hooks)
+
+    def _stands_alone(self) -> bool:
         """Whether runs are the plain model's: no hooks, no interventions."""
-        names = set(self._engine.names(request.plan))
-        return not self._edits(request.plan, Window(1, 0, 1, 1, 1))[1] and not self._hooks.callbacks(  # type: ignore[attr-defined]
-            self._to_user, self._from_user, names
-        )
+        return not any(self._standing_edits()[1:])
 
 
 class Sweeper:
@@ -112,20 +116,23 @@ class Sweeper:
         quick = [hook for hook in hooks if recompute and hook_points.split_name(hook)[1] in recomputing.STAGES]
         if not recompute:
             self.notes.append("recompute=False")
-        elif not model._stands_alone(request):
+        elif not model._stands_alone():
             self.notes.append("hooks or interventions are active, which only whole runs honour")
             quick = []
         elif len(quick) < len(hooks):
             others = sorted({hook_points.split_name(hook)[1] for hook in hooks} - set(recomputing.STAGES))
             self.notes.append(f"no shortcut from {', '.join(others)}")
         kept = recomputing.needed(quick, self._config.n_layers) if quick else []
+        if quick and not self._proof:
+            kept += recomputing.needed(["blocks.0.hook_resid_pre"], self._config.n_layers)
         logits, self._base = model._execute(request, list(dict.fromkeys([*kept, *hooks, *also])), True)
         mask = request.mask
-        self._patched = {hook: source.value(hook, self._base[hook], mask) for hook in hooks}
+        self._patched = {h: _unmasked(h, source.value(h, self._base[h], mask), self._base[h]) for h in hooks}
         self._metrics, corrupted, clean = self._baselines(metrics, logits, source)
         self.corrupted, self.clean = corrupted, clean
         self._logits = None if all(isinstance(metric, Metric) for metric in self._metrics) else logits
         self._quick = set(quick)
+        self._differences: dict[str, Array] = {}
 
     def start(self) -> SweepRun:
         """The sweep, ready to iterate over."""
@@ -241,24 +248,27 @@ class Sweeper:
 
     def _changed(self, hook: str) -> Array:
         """Which elements the patch would change, bool, shaped like the activation."""
-        if hook not in self.__dict__.setdefault("_differences", {}):
-            self._differences = {hook: np.asarray(self._patched[hook] != self._base[hook])}  # sites come hook by hook
+        if hook not in self._differences:
+            self._differences[hook] = np.asarray(self._patched[hook] != self._base[hook])
         found: Array = self._differences[hook]
         return found
 
     def _unproved(self, pieces: Pieces) -> str:
         """Why the pieces are not to be trusted, after running the corrupted prompt through them; "" where they are."""
-        proved = self._engine.__dict__.setdefault("_pieces_proved", {})
-        if "why" not in proved:
-            proved["why"] = self._tried(pieces)
-        found: str = proved["why"]
+        if not self._proof:
+            self._proof["why"] = self._tried(pieces)
+        return self._proof["why"]
+
+    @property
+    def _proof(self) -> dict[str, str]:
+        """What the engine's first sweep found out; empty until then."""
+        found: dict[str, str] = self._engine.__dict__.setdefault("_pieces_proved", {})
         return found
 
     def _tried(self, pieces: Pieces) -> str:
         last = f"blocks.{self._config.n_layers - 1}.hook_resid_post"
-        first = min(int(name.split(".")[1]) for name in self._base if name.endswith("hook_resid_pre"))
         start = self._length // 2
-        hook = f"blocks.{first}.hook_resid_pre"
+        hook = "blocks.0.hook_resid_pre"
         run = Corrupted(self._base, self._mask, {hook: self._base[hook]})
         whole = Recomputation(pieces, run, self._config.n_layers, None, self._max_tokens)
         same = Variant(0, hook, np.zeros((1, 1, 1), bool), start)
@@ -368,6 +378,11 @@ class Sweeper:
         with self._model.intervene(site.patch(value)):
             logits, _ = self._model._execute(self._request, (), True)
         return [self._measured(metric, logits) for metric in self._metrics]
+
+
+def _unmasked(hook: str, value: Array, base: Array) -> Array:
+    """What is put in an activation's place: at scores masked entries (-inf) stay as they are, as they do at gates."""
+    return np.where(np.isneginf(base), base, value) if hook_points.split_name(hook)[1] == hook_points.SCORES else value
 
 
 def _called(metric: Measure) -> str:

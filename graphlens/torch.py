@@ -13,7 +13,9 @@ from graphlens import hooked_transformer
 from graphlens.analysis import factored_matrix
 from graphlens.analysis.activation_cache import ActivationCache
 from graphlens.errors import InputError, RuntimeUnavailable
+from graphlens.gradients import Seed
 from graphlens.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
+from graphlens.surgery.differentiating import DENSE, SEED
 
 try:
     import torch
@@ -74,12 +76,27 @@ def _tensors(value: Any) -> Any:
     return torch.from_numpy(np.require(value, requirements="W")) if isinstance(value, np.ndarray) else value
 
 
+class _Backward(torch.autograd.Function):  # type: ignore[misc]
+    """Logits whose ``backward()`` runs the gradient graph, and so calls the backward hooks that stood in the forward."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, logits: torch.Tensor, run: Any) -> torch.Tensor:
+        ctx.run = run
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
+        ctx.run(gradients[0].detach().contiguous().cpu().numpy())
+        return None, None, None
+
+
 class HookedTransformer(hooked_transformer.HookedTransformer):
     """graphlens.HookedTransformer, with tensors: same methods, same numbers, no copies on the CPU.
 
     Tensors come out on the CPU, whatever device the session runs on (see ``providers``); those handed in may be
-    anywhere. It computes no gradients. Weights are plain tensors: editing one in place changes what later reads of the
-    weights give, never the model.
+    anywhere. Where backward hooks stand and grad is enabled, logits and a loss have a ``backward()`` that calls them (it
+    runs the forward once more, forward hooks included); no other tensor carries a gradient. Weights are plain tensors:
+    editing one in place changes what later reads of the weights give, never the model.
     """
 
     def _to_user(self, array: npt.NDArray[Any]) -> Any:
@@ -105,6 +122,34 @@ class HookedTransformer(hooked_transformer.HookedTransformer):
             raise InputError("a bfloat16 tensor has no NumPy form: pass value.float().")
         array: npt.NDArray[Any] = value.detach().cpu().numpy()
         return array
+
+    def _backward_now(self) -> bool:
+        return False  # a loss has backward()
+
+    def _output_to_user(self, output: npt.NDArray[Any], request: Any) -> Any:
+        tensor = self._to_user(output)
+        if not torch.is_grad_enabled() or not self._hooks.standing(dir="bwd") or request.plan.stop is not None:
+            return tensor
+        hooks = self._hooks.snapshot()
+
+        def run(gradient: npt.NDArray[Any]) -> None:
+            with self._hooks.standing_again(hooks), torch.no_grad():
+                self._execute_gradients(request, (), (), Seed(DENSE, {SEED: gradient}), output=False)
+
+        anchor = torch.zeros((), requires_grad=True)
+        return _Backward.apply(anchor, tensor, run)
+
+    def _loss_to_user(self, result: Any, output: Any, request: Any, per_token: bool) -> Any:
+        if not result.requires_grad:
+            return super()._loss_to_user(result, output, request, per_token)
+        tokens = torch.from_numpy(request.tokens)
+        losses = torch.nn.functional.cross_entropy(result[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+        counted = torch.ones_like(losses)
+        if request.mask is not None:
+            mask = torch.from_numpy(request.mask) != 0
+            counted = (mask[:, :-1] & mask[:, 1:]).to(losses.dtype)
+        losses = losses * counted
+        return losses if per_token else losses.sum() / counted.sum()
 
     @property
     def cfg(self) -> Any:

@@ -91,3 +91,11 @@ def log_probability(scores: Array, ids: Any) -> Array:
     wanted = ids if np.ndim(ids) == 2 else np.broadcast_to(ids, scores.shape[-3:-2])[:, None]
     highest = scores.max(-1, keepdims=True)
     return (picked(scores, wanted[..., None]) - highest)[..., 0] - np.log(np.exp(scores - highest).sum(-1))  # type: ignore[no-any-return]
+
+
+def one_hot(ids: Any, scores: Array) -> Array:
+    """1 at token ids, an int, [b] or [b, n], of logits [b, n, V], else 0."""
+    wanted = ids if np.ndim(ids) == 2 else np.broadcast_to(ids, scores.shape[:1])[:, None]
+    found = np.zeros(scores.shape)
+    np.put_along_axis(found, np.broadcast_to(wanted, scores.shape[:2])[..., None].astype(np.int64), 1.0, -1)
+    return found

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import like
-from graphlens.analysis.metric_inputs import Record, checked, ids_of, kept, log_probability, picked
-from graphlens.analysis.numerics import log_softmax
+from graphlens.analysis.arrays import as_array, like
+from graphlens.analysis.metric_inputs import Record, checked, ids_of, kept, log_probability, one_hot, picked
+from graphlens.analysis.numerics import log_softmax, softmax
 from graphlens.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -145,6 +145,23 @@ class Metric(Record):
         """Values [..., b] averaged over the prompts [...] or, with reduction "none", as they are."""
         return values.mean(-1) if self.reduction == "mean" else values
 
+    @property
+    def linear(self) -> bool:
+        """Whether its derivative is the same whatever the logits."""
+        return False
+
+    def slopes(self, logits: Any) -> Array:
+        """The derivative of the mean over the prompts with respect to logits [b, n, k or V] (as ``of`` takes them), of
+        their shape, float64. Raises InputError with reduction "none": that is no one number."""
+        if self.reduction != "mean":
+            raise InputError(f"{self!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
+        scores = as_array(logits).astype(np.float64)
+        return self._slopes(scores) / len(scores)
+
+    def _slopes(self, scores: Array) -> Array:
+        """The derivatives of each prompt's value."""
+        raise InputError(f"{type(self).__name__} has no derivative: define _slopes.")
+
     def __call__(self, logits: Any) -> Any:
         """The value of logits [b, p, V]: a float64 scalar, or [b] with reduction "none"; for a tensor, a tensor of its
         dtype and device, through which no gradient flows. Raises InputError for logits that do not fit."""
@@ -215,6 +232,11 @@ class LogitDiff(Metric):
     def _values(self, scores: Array) -> Array:
         return scores[..., 0, 0] - scores[..., 0, 1]
 
+    linear = property(lambda self: True)
+
+    def _slopes(self, scores: Array) -> Array:
+        return np.broadcast_to([1.0, -1.0], scores.shape)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Probability(Metric):
@@ -229,6 +251,11 @@ class Probability(Metric):
 
     def _values(self, scores: Array) -> Array:
         return np.exp(log_probability(scores, self._known("token"))[..., 0])
+
+    def _slopes(self, scores: Array) -> Array:
+        every: Array = softmax(scores)
+        hit = one_hot(self._known("token"), scores)
+        return (every * hit).sum(-1, keepdims=True) * (hit - every)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -262,6 +289,10 @@ class CrossEntropy(Metric):
     def _values(self, scores: Array) -> Array:
         ids = self.target[:, 1:] if self.position is None else self._known("target")
         return -log_probability(scores, ids).mean(-1)  # type: ignore[no-any-return]
+
+    def _slopes(self, scores: Array) -> Array:
+        ids = self.target[:, 1:] if self.position is None else self._known("target")
+        return (softmax(scores) - one_hot(ids, scores)) / scores.shape[1]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -314,6 +345,9 @@ class KLDivergence(Metric):
         # Where the probability is 0, so is the term, even against a logit of -inf.
         ratio = np.where(probabilities > 0, self._expected - log_softmax(scores), 0)
         return (probabilities * ratio).sum(-1).mean(-1)  # type: ignore[no-any-return]
+
+    def _slopes(self, scores: Array) -> Array:
+        return (softmax(scores) - np.exp(self._expected)) / scores.shape[1]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -381,6 +415,14 @@ class Normalised(Metric):
     def of(self, logits: Any) -> Array:
         """The values [..., b] of ``metric``, not normalised: ``reduced`` does that."""
         return self.metric.of(logits)
+
+    linear = property(lambda self: self.metric.linear)
+
+    def slopes(self, logits: Any) -> Array:
+        """The derivative of the normalised value. Raises InputError without both baselines."""
+        if self.clean is None or self.corrupted is None:
+            raise InputError(f"{self!r} lacks a baseline: pass clean and corrupted.")
+        return self.metric.slopes(logits) / (self.clean - self.corrupted)  # type: ignore[no-any-return]
 
     def reduced(self, values: Array) -> Array:
         """Values [..., b] reduced as ``metric`` does, then normalised. Raises InputError without both baselines."""

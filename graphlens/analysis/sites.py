@@ -33,9 +33,10 @@ _FIELDS = {"pos": "position", "dest_pos": "position", "src_pos": "dims", "head":
 class Site:
     """A place to patch: a hook point and a part of its activation.
 
-    ``Site("resid_pre", 3, position=5)`` or ``Site("blocks.3.hook_resid_pre", position=5)``. ``position``, ``head`` and
-    ``dims`` select as an Intervention's positions, heads and dims do: None for all, an int, a slice, a list or a mask.
-    At scores and patterns ``position`` is the query's and ``dims`` the key's; at mlp.hook_post ``dims`` are neurons.
+    ``Site("resid_pre", 3, position=5)``, ``Site("hook_resid_pre", 3, ...)`` or ``Site("blocks.3.hook_resid_pre", ...)``.
+    ``position``, ``head`` and ``dims`` select as an Intervention's positions, heads and dims do: None for all, an int, a
+    slice, a list or a mask. At scores and patterns ``position`` is the query's and ``dims`` the key's; at mlp.hook_post
+    ``dims`` are neurons.
     """
 
     hook: str
@@ -54,9 +55,11 @@ class Site:
         if not isinstance(hook, str):
             raise InputError(f"a site's hook is a name, not {type(hook).__name__}.")
         # Made plain and checked as an intervention's selections are.
-        patch = Patch(get_act_name(hook, layer), 0.0, heads=head, positions=position, dims=dims)
-        for name, value in (("hook", patch.hook), ("position", patch.positions), ("head", patch.heads)):
-            object.__setattr__(self, name, value)
+        inside = layer is not None and ("." in hook or hook.startswith("hook_"))  # "mlp.hook_post" of a layer
+        name = f"blocks.{layer}.{hook}" if inside else get_act_name(hook, layer)
+        patch = Patch(name, 0.0, heads=head, positions=position, dims=dims)
+        for field, value in (("hook", patch.hook), ("position", patch.positions), ("head", patch.heads)):
+            object.__setattr__(self, field, value)
         object.__setattr__(self, "dims", patch.dims)
 
     def patch(self, value: Any = 0.0) -> Patch:

@@ -43,9 +43,9 @@ class Cache:
             ) from error
         if found.ndim == corrupted.ndim - 1:  # a cache whose batch axis was removed
             found = found[None]
-        if found.ndim != corrupted.ndim or any(
-            a not in (1, b) for a, b in zip(found.shape, corrupted.shape, strict=True)
-        ):
+        # A mean may lack a batch; positions are never spread: a prompt of one token would fit every other.
+        sizes = zip(found.shape, corrupted.shape, strict=found.ndim == corrupted.ndim)
+        if found.ndim != corrupted.ndim or any(a != b and (axis or a != 1) for axis, (a, b) in enumerate(sizes)):
             raise InputError(
                 f"{hook!r} has shape {list(found.shape)} in the clean cache and {list(corrupted.shape)} in the corrupted "
                 "run. Clean and corrupted prompts must have the same number of tokens (or be padded to it on the left)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -76,8 +77,9 @@ def sweep(
     Only layers and positions that a patch can reach are computed again, ``max_batch_tokens`` tokens at a time; what cannot
     be so takes one forward per patch, which ``metadata["general_path"]`` explains; ``recompute=False`` takes it always. The
     values are the same. ``save_to`` keeps what is done there every few seconds and at an interruption, and with
-    ``resume=True`` a sweep goes on from it. Raises UnknownHookPoint, and InputError for what does not fit the model, the
-    prompts or each other, and for a metric that is NaN or not one number.
+    ``resume=True`` a sweep goes on from it, if it is the same one (the values of a cache are not compared). Raises
+    UnknownHookPoint, and InputError for what does not fit the model, the prompts or each other, and for a metric that is
+    NaN or not one number.
     """
     places = listed(sites)
     check_processing(model, source)
@@ -88,8 +90,11 @@ def sweep(
         found: Run = model._sweep(corrupted_tokens, [places.sites[i] for i in left], given, measures, **options)
         return found
 
-    def identity(measures: list[Measure]) -> str:
-        return _identity(model, corrupted_tokens, places, given, measures, forward_options)
+    def identity(measures: list[Measure], names: list[str] | None) -> str:
+        edits = model._standing_edits()
+        return _identity(
+            model, corrupted_tokens, places, given, measures, [names, edits, sorted(forward_options.items())]
+        )
 
     return collect(model, places, metric, start, verbose, save_to, resume, identity)
 
@@ -113,12 +118,14 @@ def collect(
     verbose: bool,
     save_to: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    identity: Callable[[list[Measure]], str] | None = None,
+    identity: Callable[[list[Measure], list[str] | None], str] | None = None,
 ) -> SweepResult:
     """Runs what ``start(metrics, indices of the sites left)`` begins, into a result; with progress, saving and resuming."""
     measures, names = _measures(metric)
     batch = _batch_axis(measures)
-    name = None if save_to is None or identity is None else identity(measures)
+    name = None if save_to is None or identity is None else identity(measures, names)
+    if save_to is not None and not saved_files(save_to)[0].parent.is_dir():
+        raise InputError(f"{saved_files(save_to)[0].parent}: no such folder to save the sweep in. Make it first.")
     done = _earlier(save_to, name, resume)
     left = (
         list(range(len(places.sites))) if done is None else np.flatnonzero(np.isnan(_per_site(done, places))).tolist()
@@ -249,14 +256,20 @@ def _identity(model: Any, tokens: Any, sites: Sites, source: Any, metrics: list[
     digest = hashlib.sha256()
     keys = [metric._key() if isinstance(metric, Metric) else () for metric in metrics]
     named = [(type(metric).__name__, _called(metric)) for metric in metrics]
-    source_key = type(source).__name__ if hasattr(source, "activations") else repr(source)
-    for part in (getattr(model, "_identity", ""), shown, sites.sites, source_key, named, keys, sorted(options.items())):
+    source_key = (
+        repr(source)
+        if dataclasses.is_dataclass(source) and not hasattr(source, "activations")
+        else type(source).__name__
+    )
+    for part in (getattr(model, "_identity", ""), shown, sites.sites, source_key, named, keys, options):
         _add(digest, part)
     return digest.hexdigest()[:32]
 
 
 def _add(digest: Any, part: Any) -> None:
     """Adds what a tuple or list holds; bytes (of arrays, perhaps large) as they are."""
+    if hasattr(part, "__array__"):
+        part = np.asarray(part).tolist()  # whole: its repr would leave out the middle
     if isinstance(part, (tuple, list)):
         digest.update(b"(")
         for item in part:

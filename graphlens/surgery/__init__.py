@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphlens.surgery.baking import bake
 from graphlens.surgery.cutting import cut
+from graphlens.surgery.differentiating import differentiate, gradient_output
 from graphlens.surgery.files import check, load, load_plain, save
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.flagged import with_flagged
@@ -23,12 +24,14 @@ __all__ = [
     "check",
     "check_graph",
     "cut",
+    "differentiate",
     "ensure_hooks_resolve",
     "expose",
     "fingerprint",
     "first_layers",
     "from_graphsurgeon",
     "gate_input",
+    "gradient_output",
     "keep_results",
     "load",
     "load_plain",

@@ -22,6 +22,8 @@ def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> tuple
     points inside. The model itself is left as it is. Raises UnknownHookPoint, and InputError for an output that does not
     depend on the inputs.
     """
+    if not inputs or not outputs:
+        raise InputError("a piece goes from some values to others: name at least one of either.")
     manifest = read_manifest(model)
     values = values_by_name(model)
     starts = {name: _resolve(name, values, model) for name in inputs}
@@ -53,6 +55,7 @@ def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> tuple
 
 def _resolve(name: str, values: dict[str, ir.Value], model: ir.Model) -> ir.Value:
     manifest = read_manifest(model)
+    name = name if name in values else hook_points.canonical(name)
     if name in manifest.hooks:
         return values[manifest.hooks[name].value]
     if name in values:

@@ -1,4 +1,4 @@
-"""TransformerLens's own patching and head detection on our model: every function, beside the same one on its own."""
+"""Patching and head detection as TransformerLens has them: its own functions on our model, and ours beside them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import graphlens
+from graphlens import patching as ours
+from graphlens.errors import InputError
+from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff
 from graphlens.torch import HookedTransformer
 
 with warnings.catch_warnings():
@@ -108,6 +113,205 @@ def test_the_generic_function_by_axes(pair: tuple[HookedTransformer, Any]) -> No
     )
     close(found, expected)
     pd.testing.assert_frame_equal(frame, other)
+
+
+# Ours beside TransformerLens's, each on its own model
+
+CLEAN = torch.tensor([[3, 14, 15, 92], [65, 35, 89, 79], [1, 2, 3, 4]])
+CORRUPTED = torch.tensor([[27, 18, 28, 18], [65, 99, 9, 79], [100, 50, 25, 12]])
+METRICS: dict[str, Any] = {
+    "difference": LogitDiff([7, 50, 3], [60, 8, 9]),
+    "difference early": LogitDiff(7, 60, position=[1, -1, 2]),
+    "loss": CrossEntropy(CORRUPTED, position=None),
+    "function": lambda logits: (logits[:, -1, 7] - logits[:, -1, 60]).mean() + logits[1, 2, 5],
+}
+
+
+@pytest.fixture(scope="module")
+def faces(pair: tuple[HookedTransformer, Any], odd_hooked: Path) -> dict[str, Any]:
+    """Our model on both faces, and TransformerLens's."""
+    return {"numpy": graphlens.HookedTransformer.from_onnx(odd_hooked, "cpu"), "torch": pair[0], "lens": pair[1]}
+
+
+def arguments(faces: dict[str, Any], face: str, metric: Any) -> tuple[Any, Any, Any, Any]:
+    """(model, corrupted tokens, the clean run's cache, metric) in the face's own kind."""
+    model, clean, corrupted = faces[face], CLEAN, CORRUPTED
+    if face == "numpy":
+        clean, corrupted = clean.numpy(), corrupted.numpy()
+    return model, corrupted, model.run_with_cache(clean)[1], metric
+
+
+def same(found: Any, expected: torch.Tensor, face: str) -> None:
+    assert isinstance(found, np.ndarray if face == "numpy" else torch.Tensor)
+    close(torch.as_tensor(found), expected)
+
+
+FACES = pytest.mark.parametrize("face", ["numpy", "torch"])
+
+
+def test_ours_are_all_that_transformerlens_has() -> None:
+    public = {name for name in dir(patching) if name.startswith("get_act_patch_") or name.endswith("_patch_setter")}
+    assert public | {"generic_activation_patch"} <= set(ours.__all__)
+
+
+@FACES
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_our_functions(faces: dict[str, Any], name: str, metric: Any, face: str) -> None:
+    found = getattr(ours, name)(*arguments(faces, face, metric))
+    expected = getattr(patching, name)(*arguments(faces, "lens", metric))
+    same(found, expected, face)
+    assert float(expected.std()) > 1e-3, "patching changes nothing, so this tests nothing"
+
+
+def test_a_divergence_of_either(faces: dict[str, Any]) -> None:
+    for face in ("numpy", "torch"):
+        reference = faces["lens"](CLEAN)
+        found, expected = (
+            module.get_act_patch_resid_mid(*arguments(faces, which, KLDivergence(reference)))
+            for module, which in ((ours, face), (patching, "lens"))
+        )
+        same(found, expected, face)
+
+
+@FACES
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.endswith("every")])
+def test_our_functions_index_as_theirs(faces: dict[str, Any], name: str, face: str) -> None:
+    (found, frame), (expected, other) = (
+        getattr(module, name)(*arguments(faces, which, METRICS["difference"]), return_index_df=True)
+        for module, which in ((ours, face), (patching, "lens"))
+    )
+    same(found, expected, face)
+    pd.testing.assert_frame_equal(frame, other)
+
+
+@FACES
+def test_arguments_by_name(faces: dict[str, Any], face: str) -> None:
+    for name, metric_name in (("get_act_patch_attn_out", "patching_metric"), ("get_act_patch_block_every", "metric")):
+        found, expected = (
+            getattr(module, name)(
+                **dict(zip(("model", "corrupted_tokens", "clean_cache", metric_name), given, strict=True))
+            )
+            for module, given in (
+                (ours, arguments(faces, face, METRICS["difference"])),
+                (patching, arguments(faces, "lens", METRICS["difference"])),
+            )
+        )
+        same(found, expected, face)
+
+
+SETTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "layer_pos_patch_setter": ("resid_mid", ("layer", "pos")),
+    "layer_pos_head_vector_patch_setter": ("v", ("layer", "pos", "head_index")),
+    "layer_head_vector_patch_setter": ("k", ("layer", "head")),
+    "layer_head_pattern_patch_setter": ("pattern", ("layer", "head_index")),
+    "layer_head_pos_pattern_patch_setter": ("attn_scores", ("layer", "head", "dest_pos")),
+    "layer_head_dest_src_pos_pattern_patch_setter": ("pattern", ("layer", "head_index", "dest_pos", "src_pos")),
+}
+
+
+@FACES
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("setter", SETTERS)
+def test_our_generic_function_with_each_setter(faces: dict[str, Any], setter: str, metric: Any, face: str) -> None:
+    activation, axes = SETTERS[setter]
+    (found, frame), (expected, other) = (
+        module.generic_activation_patch(
+            *arguments(faces, which, metric),
+            getattr(module, setter),
+            activation,
+            index_axis_names=list(axes),
+            return_index_df=True,
+        )
+        for module, which in ((ours, face), (patching, "lens"))
+    )
+    same(found, expected, face)
+    pd.testing.assert_frame_equal(frame, other)
+
+
+def halfway(corrupted: Any, index: Any, clean: Any) -> Any:
+    """A setter of one's own, which hands back another array."""
+    _, position, head = index
+    mixed = corrupted + 0.0
+    mixed[:, position, head] = (corrupted[:, position, head] + clean[:, position, head]) / 2
+    return mixed
+
+
+def swapped(corrupted: Any, index: Any, clean: Any) -> None:
+    """One that works in place, and puts a position where another was."""
+    _, position, head = index
+    corrupted[:, position, head] = clean[:, position - 1, head - 1]
+
+
+@FACES
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("setter", [halfway, swapped])
+def test_our_generic_function_with_a_setter_of_ones_own(
+    faces: dict[str, Any], setter: Any, metric: Any, face: str
+) -> None:
+    found, expected = (
+        module.generic_activation_patch(
+            *arguments(faces, which, metric), setter, "z", index_axis_names=["layer", "pos", "head"]
+        )
+        for module, which in ((ours, face), (patching, "lens"))
+    )
+    same(found, expected, face)
+    assert float(expected.std()) > 1e-3
+
+
+def test_our_generic_function_with_transformerlenss_setter(faces: dict[str, Any]) -> None:
+    found, expected = (
+        module.generic_activation_patch(
+            *arguments(faces, which, METRICS["difference"]),
+            patching.layer_pos_patch_setter,
+            "mlp_out",
+            index_axis_names=["layer", "pos"],
+        )
+        for module, which in ((ours, "torch"), (patching, "lens"))
+    )
+    same(found, expected, "torch")
+
+
+@FACES
+@pytest.mark.parametrize("setter", ["layer_pos_head_vector_patch_setter", halfway], ids=["its", "one's own"])
+def test_our_generic_function_by_an_index(faces: dict[str, Any], setter: Any, face: str) -> None:
+    index = pd.DataFrame([[0, 1, 4], [2, 2, 0], [1, 0, 3], [2, -1, -2]], columns=["layer", "pos", "head"])
+    (found, frame), (expected, other) = (
+        module.generic_activation_patch(
+            *arguments(faces, which, METRICS["difference early"]),
+            getattr(module, setter) if isinstance(setter, str) else setter,
+            "z",
+            index_df=index.copy(),
+            return_index_df=True,
+        )
+        for module, which in ((ours, face), (patching, "lens"))
+    )
+    assert tuple(found.shape) == (4,)
+    same(found, expected, face)
+    pd.testing.assert_frame_equal(frame, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "either index_axis_names or index_df"),
+        ({"index_axis_names": ["layer"], "index_df": pd.DataFrame([[0]])}, "either index_axis_names or index_df"),
+        ({"index_axis_names": ["layer", "neuron"]}, r"not \['layer', 'neuron'\]"),
+        ({"index_axis_names": ["pos", "layer"]}, r"not \['pos', 'layer'\]"),
+        ({"index_df": pd.DataFrame([], columns=["layer", "pos"])}, "index_df is empty"),
+    ],
+)
+def test_our_generic_function_refuses(faces: dict[str, Any], options: dict[str, Any], says: str) -> None:
+    given = arguments(faces, "torch", METRICS["difference"])
+    with pytest.raises(InputError, match=says):
+        ours.generic_activation_patch(*given, ours.layer_pos_patch_setter, "resid_pre", **options)
+
+
+def test_our_generic_function_refuses_nan(faces: dict[str, Any]) -> None:
+    given = arguments(faces, "torch", lambda logits: logits.sum() * float("nan"))
+    for setter in (ours.layer_pos_head_vector_patch_setter, halfway):
+        with pytest.raises(InputError, match="NaN"):
+            ours.generic_activation_patch(*given, setter, "z", index_axis_names=["layer", "pos", "head"])
 
 
 # Heads

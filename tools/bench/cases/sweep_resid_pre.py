@@ -1,4 +1,7 @@
-"""The activation-patching sweep of the residual stream (layer x position), batch 8, against one forward per patch."""
+"""The activation-patching sweep of the residual stream (layer x position), batch 8, against one forward per patch.
+
+TransformerLens sweeps three layers, evenly spaced; its time is scaled.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from tools.bench.sweep_rows import SweepPlan, run_sweeps
 
 def run(setup: Setup) -> Findings:
     """Milliseconds a sweep, how far its values lie from the loop's, and peak memory."""
-    return run_sweeps(setup, SweepPlan("resid_pre", 8, {FLOOR: 3.5, LENS_4: 15}))
+    return run_sweeps(setup, SweepPlan("resid_pre", 8, {FLOOR: 3.5, LENS_4: 15}, layers=3))
 
 
 CASE = Case(run, repeats=3)

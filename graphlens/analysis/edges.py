@@ -1,0 +1,70 @@
+"""The edges of the residual graph: who writes, who reads, in which order, and circuits made of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+EMBED, LOGITS = "embed", "logits"
+LETTERS = ("q", "k", "v")
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """A component: what it is ("embed", "head", "mlp" or "logits"), in which layer, which head, and as a receiver which
+    input of the head ("q", "k" or "v")."""
+
+    kind: str
+    layer: int = -1
+    head: int = -1
+    letter: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "head":
+            return f"L{self.layer}H{self.head}{f'.{self.letter}' if self.letter else ''}"
+        return f"L{self.layer}MLP" if self.kind == "mlp" else self.kind
+
+    def feeds(self, receiver: Node) -> bool:
+        """Whether what this sender writes reaches the input of a receiver."""
+        if self.kind == EMBED or receiver.kind == LOGITS:
+            return True
+        if self.layer != receiver.layer:
+            return self.layer < receiver.layer
+        return self.kind == "head" and receiver.kind == "mlp"
+
+
+@dataclass(frozen=True, order=True)
+class Edge:
+    """From one sender to one receiver, before its LayerNorm."""
+
+    sender: Node
+    receiver: Node
+
+    def __str__(self) -> str:
+        return f"{self.sender}->{self.receiver}"
+
+
+def senders(n_layers: int, n_heads: int) -> list[Node]:
+    """Who writes to the residual stream, in order: the embeddings, and each layer's heads and MLP."""
+    return [Node(EMBED), *_layered(n_layers, lambda layer: [Node("head", layer, head) for head in range(n_heads)])]
+
+
+def receivers(n_layers: int, n_heads: int, n_key_value_heads: int) -> list[Node]:
+    """Who reads it: q, k and v of each head, each MLP, and the logits."""
+    counts = {"q": n_heads, "k": n_key_value_heads, "v": n_key_value_heads}
+
+    def heads(layer: int) -> list[Node]:
+        return [Node("head", layer, head, letter) for letter in LETTERS for head in range(counts[letter])]
+
+    return [*_layered(n_layers, heads), Node(LOGITS)]
+
+
+def _layered(n_layers: int, heads: object) -> Iterator[Node]:
+    for layer in range(n_layers):
+        yield from heads(layer)  # type: ignore[operator]
+        yield Node("mlp", layer)
+
+
+def edges(writers: Sequence[Node], readers: Sequence[Node]) -> list[Edge]:
+    """Every edge there is, by receiver within sender."""
+    return [Edge(s, r) for s in writers for r in readers if s.feeds(r)]
