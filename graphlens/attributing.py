@@ -14,8 +14,8 @@ from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
 from graphlens.errors import InputError
 from graphlens.gating import Window
+from graphlens.gradient_names import gradient_output
 from graphlens.gradients import GradientMethods
-from graphlens.surgery.differentiating import gradient_output
 from graphlens.sweeping import MAX_BATCH_TOKENS, Done, Sweeper, SweepRun
 
 Array = npt.NDArray[Any]

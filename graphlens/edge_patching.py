@@ -13,9 +13,9 @@ from graphlens.analysis.edges import EMBED, LETTERS, Edge, Node, edges, receiver
 from graphlens.analysis.sources import Cache
 from graphlens.attributing import AttributionMethods
 from graphlens.errors import InputError
+from graphlens.gradient_names import gradient_output
 from graphlens.pieces import Pieces
 from graphlens.recomputing import Corrupted, Recomputation
-from graphlens.surgery.differentiating import gradient_output
 from graphlens.sweeping import MAX_BATCH_TOKENS, Sweeper
 
 Array = npt.NDArray[Any]

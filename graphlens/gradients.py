@@ -12,10 +12,10 @@ import numpy.typing as npt
 from graphlens.analysis.metrics import Metric
 from graphlens.errors import InputError
 from graphlens.gating import Window
+from graphlens.gradient_names import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOKENS, SPARSE, gradient_output
 from graphlens.hooks import BACKWARD, HookRegistry
 from graphlens.path_sweeping import PathMethods
 from graphlens.requests import Request
-from graphlens.surgery.differentiating import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOKENS, SPARSE, gradient_output
 
 Array = npt.NDArray[Any]
 
@@ -107,9 +107,11 @@ class GradientMethods(PathMethods):
         assert logits is not None
         return logits, found
 
+    _backward_later = False  # whether results have ``backward()``; torch's do
+
     def _backward_now(self) -> bool:
-        """Whether a forward with a scalar result has backward hooks to call: here yes, where nothing has ``backward()``."""
-        return bool(self._hooks.standing(dir=BACKWARD))
+        """Whether a forward with a scalar result has backward hooks to call."""
+        return not self._backward_later and bool(self._hooks.standing(dir=BACKWARD))
 
     def _output_to_user(self, output: Array, request: Request) -> Any:
         return self._to_user(output)

@@ -407,7 +407,17 @@ class HookedTransformer(Pretrained, GenerationMethods, EdgeMethods, ParameterMet
         here are forward's.
 
         A function is called as ``function(activation, hook=HookPoint)``; what it returns replaces the activation, None
-        keeps it, edits in place count. Raises UnknownHookPoint, HookResultError, and whatever a hook raises.
+        keeps it, edits in place count. ``bwd_hooks`` (see ``hooks``) need ``return_type="loss"`` here, since arrays have no
+        ``backward()``; tensors have. Raises UnknownHookPoint, HookResultError, and whatever a hook raises.
         """
+        if (
+            bwd_hooks
+            and not self._backward_later
+            and (forward_args or (forward_options.get("return_type"),))[0] != "loss"
+        ):
+            raise InputError(
+                "bwd_hooks would never fire: pass return_type='loss', whose gradients then come by, or use "
+                "model.gradients(tokens, metric) inside model.hooks(bwd_hooks=...)."
+            )
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self.forward(input, *forward_args, **forward_options)

@@ -13,9 +13,9 @@ from graphlens import hooked_transformer
 from graphlens.analysis import factored_matrix
 from graphlens.analysis.activation_cache import ActivationCache
 from graphlens.errors import InputError, RuntimeUnavailable
+from graphlens.gradient_names import DENSE, SEED
 from graphlens.gradients import Seed
 from graphlens.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
-from graphlens.surgery.differentiating import DENSE, SEED
 
 try:
     import torch
@@ -123,8 +123,7 @@ class HookedTransformer(hooked_transformer.HookedTransformer):
         array: npt.NDArray[Any] = value.detach().cpu().numpy()
         return array
 
-    def _backward_now(self) -> bool:
-        return False  # a loss has backward()
+    _backward_later = True
 
     def _output_to_user(self, output: npt.NDArray[Any], request: Any) -> Any:
         tensor = self._to_user(output)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from graphlens.gradient_names import gradient_output
 from graphlens.surgery.baking import bake
 from graphlens.surgery.cutting import cut
-from graphlens.surgery.differentiating import differentiate, gradient_output
+from graphlens.surgery.differentiating import differentiate
 from graphlens.surgery.files import check, load, load_plain, save
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.flagged import with_flagged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -10,19 +11,12 @@ import onnx_ir.passes.common as common_passes
 
 from graphlens import hook_points
 from graphlens.errors import InputError
+from graphlens.gradient_names import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOKENS, SEEDS, SPARSE, gradient_output
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.surgery.derivatives import CONSTANT, RULES, Builder, Gradient, Rule, dims
 from graphlens.surgery.hooked_graph import LOGITS, ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
 
-SEED = "gradient_seed"
-SEED_POSITIONS, SEED_TOKENS = "gradient_seed_positions", "gradient_seed_tokens"
-DENSE, SPARSE, LOSS = SEEDS = ("dense", "sparse", "loss")
 _UNEMBEDDED = "unembed.hook_in"
-
-
-def gradient_output(hook: str) -> str:
-    """The name of the output that holds the gradient with respect to a hook point."""
-    return f"{hook}_grad"
 
 
 def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: str = DENSE) -> ir.Model:
@@ -68,7 +62,11 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     for name, value in reversed(targets.items()):  # the order in which they are computed
         if value not in named:
             gradient = found.get(value)
-            whole = b.op("Expand", b.constant(0.0, value), b.shape_of(value)) if gradient is None else gradient.value
+            if gradient is None:
+                warnings.warn(f"{of!r} does not depend on {name!r}: its gradient is 0.", stacklevel=2)
+                whole = b.op("Expand", b.constant(0.0, value), b.shape_of(value))
+            else:
+                whole = gradient.value
             whole.name, whole.shape, whole.type = gradient_output(name), value.shape, value.type
             named[value] = gradient_output(name)
             graph.outputs.append(whole)

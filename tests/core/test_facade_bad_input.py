@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from graphlens import HookedTransformer, surgery
-from graphlens.errors import ExportError, InputError, UnknownHookPoint
+from graphlens.errors import ExportError, HookResultError, InputError, UnknownHookPoint
 from graphlens.folders import TOKENIZER_FILES
 from graphlens.hook_points import FLAGGED
 from graphlens.kv_cache import KeyValueCache
+from graphlens.metrics import LogitDiff
 
 FLAGS = sorted(set(FLAGGED.values()))
 
@@ -306,17 +307,37 @@ def test_attn_in_and_split_inputs_exclude_each_other(model: HookedTransformer) -
 @pytest.mark.parametrize(
     ("call", "what"),
     [
-        (lambda model, tokens: model.run_with_hooks(tokens, bwd_hooks=[("hook_embed", keep)]), "bwd_hooks"),
-        (lambda model, tokens: model.hooks(bwd_hooks=[("hook_embed", keep)]).__enter__(), "bwd_hooks"),
-        (lambda model, tokens: model.run_with_cache(tokens, incl_bwd=True), "incl_bwd"),
-        (lambda model, tokens: model.add_hook("hook_embed", keep, dir="bwd"), "a backward hook"),
-        (lambda model, tokens: model.add_perma_hook("hook_embed", keep, dir="bwd"), "a backward hook"),
-        (lambda model, tokens: model.hook_dict["hook_embed"].add_hook(keep, dir="bwd"), "a backward hook"),
+        (lambda model, tokens: model.run_with_hooks(tokens, bwd_hooks=[("hook_embed", keep)]), "would never fire"),
+        (lambda model, tokens: model.run_with_hooks(tokens, "logits", bwd_hooks=[("hook_embed", keep)]), "never fire"),
+        (lambda model, tokens: model.run_with_cache(tokens, incl_bwd=True), "incl_bwd runs backward from a scalar"),
+        (lambda model, tokens: model.run_with_cache(tokens, return_type="both", incl_bwd=True), "scalar"),
+        (lambda model, tokens: model.gradients(tokens, keep), "'keep' has no derivative"),
+        (lambda model, tokens: model.gradients(tokens, LogitDiff(5, 7), start_at_layer=1), "residual"),
+        (lambda model, tokens: model.gradients(tokens, LogitDiff(5, 7), stop_at_layer=1), "whole prompts"),
+        (lambda model, tokens: model.gradients(tokens, LogitDiff(5, 900)), "token ids go from 0 to 799"),
+        (lambda model, tokens: model.gradients(tokens, Shapeless()), r"gave \[2, 3\]"),
     ],
 )
-def test_gradients_are_refused(call: Any, what: str, model: HookedTransformer, tokens: np.ndarray) -> None:
-    with pytest.raises(InputError, match=rf"computes no gradients, so {what} cannot be honoured\. Use forward hooks"):
+def test_gradients_that_cannot_be(call: Any, what: str, model: HookedTransformer, tokens: np.ndarray) -> None:
+    with pytest.raises(InputError, match=what):
         call(model, tokens)
+
+
+class Shapeless:
+    """A metric of one's own whose derivative is not of the logits' shape."""
+
+    def gradient(self, logits: Any) -> Any:
+        return np.zeros((2, 3))
+
+
+def test_a_backward_hook_at_no_hook_point_is_refused(model: HookedTransformer) -> None:
+    with pytest.raises(UnknownHookPoint, match="hook_embd"):
+        model.add_hook("hook_embd", keep, dir="bwd")
+    with (
+        pytest.raises(HookResultError, match="shape"),
+        model.hooks(bwd_hooks=[("hook_embed", lambda g, hook: g[:1, :1])]),
+    ):
+        model.gradients(np.arange(6).reshape(2, 3), LogitDiff(5, 7), "hook_embed")
 
 
 def test_another_direction_is_refused(model: HookedTransformer) -> None:

@@ -19,6 +19,7 @@ LEAVES = {
     "folders": (),
     "errors": (),
     "terminal": (),
+    "gradient_names": (),
     "manifest": ("errors",),
     "hook_points": ("errors", "manifest"),
     "weights": ("errors", "manifest"),
