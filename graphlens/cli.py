@@ -24,7 +24,7 @@ from graphlens.cli_options import (
     print_json,
 )
 from graphlens.errors import GraphlensError, InputError
-from graphlens.patch_command import patch
+from graphlens.patch_command import attribute, patch
 
 if TYPE_CHECKING:
     from graphlens.interventions import Ablate
@@ -216,6 +216,7 @@ def _ablation(spec: str) -> Ablate:
 
 
 app.command()(patch)
+app.command()(attribute)
 
 
 @app.command()

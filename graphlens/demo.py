@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphlens.analysis.attribution import attribution_patch
 from graphlens.analysis.heat_map import HeatMap
 from graphlens.analysis.metrics import LogitDiff, Metric
 from graphlens.analysis.numerics import log_softmax, softmax
@@ -97,6 +99,7 @@ class Demo:
     patched_heads: (
         HeadMap  # the share restored by patching each head's output, at all positions, into the corrupted run
     )
+    estimated_heads: HeadMap  # the first of these as attribution patching estimates it, from one gradient
     ablated_heads: HeadMap  # the clean logit difference with each head's output set to zero
 
 
@@ -133,13 +136,16 @@ def run_demo(model: HookedTransformer) -> Demo:
         ablation=_ablate(model, tokens, logits, attended, difference),
         patches=_patch(model, tokens, corrupted, cache, difference, difference(logits), difference(corrupted_logits)),
         patched_heads=_head_map(model, corrupted, cache, LogitDiff(answer, wrong).normalised()),
+        estimated_heads=_head_map(model, corrupted, cache, LogitDiff(answer, wrong).normalised(), attribution_patch),
         ablated_heads=_head_map(model, tokens, "zero", LogitDiff(answer, wrong)),
     )
 
 
-def _head_map(model: HookedTransformer, tokens: Any, source: Any, metric: Metric) -> HeadMap:
+def _head_map(
+    model: HookedTransformer, tokens: Any, source: Any, metric: Metric, by: Callable[..., SweepResult] = sweep
+) -> HeadMap:
     sites = act_patch_sites(model, tokens, "attn_head_out_all_pos")
-    found = sweep(model, tokens, sites, source, metric, verbose=False)
+    found = by(model, tokens, sites, source, metric, verbose=False)
     rows = tuple(tuple(float(value) for value in row) for row in found.values)
     return HeadMap(rows, float(found.baselines["corrupted"]))
 
@@ -251,6 +257,7 @@ def show_demo(demo: Demo, console: Console) -> None:
     console.print(patches)
     for title, heads_map in (
         ("[bold]Patch[/] each head's output there instead; what it restores", demo.patched_heads),
+        ("[bold]Estimate[/] that for all heads at once, from one gradient", demo.estimated_heads),
         ("[bold]Ablate[/] each head's output in this run; the logit difference left", demo.ablated_heads),
     ):
         values = np.asarray(heads_map.values)

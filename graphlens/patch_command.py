@@ -1,7 +1,8 @@
-"""The ``graphlens patch`` command: activation patching of one pair of prompts, kept in a folder."""
+"""``graphlens patch`` and ``graphlens attribute``: a pair of prompts, patched or estimated, kept in a folder."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from graphlens.cli_options import Json, Model, NoBos, Out, Provider, open_model
 from graphlens.errors import InputError
 
 if TYPE_CHECKING:
+    from graphlens.analysis.sites import Sites
     from graphlens.analysis.sweep_result import SweepResult
     from graphlens.metrics import Metric
 
@@ -48,72 +50,124 @@ def patch(
     Example: [bold]graphlens patch gpt2-hooked --clean "Ann and Bob met. Bob gave a book to" --corrupted
     "Ann and Bob met. Ann gave a book to" --answer " Ann" --wrong " Bob" -o out[/]
     """
-    _patch_prompts(
-        open_model(model, provider),
-        clean,
-        corrupted,
-        answer,
-        wrong,
-        sites or ["resid_pre"],
-        out,
-        metric,
-        normalise,
-        not no_bos,
-        resume,
-        picture,
-        as_json,
-    )
+    asked = _prepare(open_model(model, provider), clean, corrupted, answer, wrong, metric, normalise, not no_bos)
+    _patch_prompts(asked, sites or ["resid_pre"], out, resume, picture, as_json)
 
 
-def _patch_prompts(
+def attribute(
+    model: Model,
+    clean: Annotated[str, typer.Option("--clean", help="The prompt whose activations would be put in.")],
+    corrupted: Annotated[str, typer.Option("--corrupted", help="The prompt they would be put into; as many tokens.")],
+    answer: Annotated[str, typer.Option("--answer", help='The clean prompt\'s answer, one token: " Mary".')],
+    out: Out,
+    wrong: Annotated[str | None, typer.Option("--wrong", help='The corrupted prompt\'s answer: " John".')] = None,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option("--sites", help="attn_head_out_by_pos (default), resid_pre, mlp_out, ...; several times."),
+    ] = None,
+    metric: Annotated[str, typer.Option("--metric", help="logit-diff, probability or kl.")] = "logit-diff",
+    normalise: Annotated[
+        bool, typer.Option("--normalise/--raw", help="0 at the corrupted prompt's value and 1 at the clean one's.")
+    ] = True,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Integrated gradients with so many steps.")] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Patch for real too, and show how far it is off.")] = False,
+    picture: Annotated[
+        str | None, typer.Option("--picture", help="Also write a picture: png, svg, pdf, html or txt.")
+    ] = None,
+    no_bos: NoBos = False,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Estimate every patch at once, from one forward and backward (attribution patching).
+
+    Example: [bold]graphlens attribute gpt2-hooked --clean "Ann and Bob met. Bob gave a book to" --corrupted
+    "Ann and Bob met. Ann gave a book to" --answer " Ann" --wrong " Bob" -o out[/]
+    """
+    from rich.console import Console
+
+    from graphlens.analysis.attribution import attribution_patch, compare_with_sweep
+    from graphlens.analysis.sweeps import sweep
+
+    console = Console()
+    asked = _prepare(open_model(model, provider), clean, corrupted, answer, wrong, metric, normalise, not no_bos)
+    grids = asked.grids(sites or ["attn_head_out_by_pos"])
+    out.mkdir(parents=True, exist_ok=True)
+    for name, grid in grids.items():
+        kept = out / f"{name}-estimate"
+        found = attribution_patch(asked.model, asked.corrupted, grid, asked.cache, asked.measure, steps=steps)
+        found.save(kept)
+        if picture is not None:
+            found.plot(out / f"{kept.name}.{picture}")
+        if as_json:
+            typer.echo(kept.with_suffix(".json").read_text(), nl=False)
+        else:
+            _show(console, f"{name}, estimated", found, kept)
+        if compare:
+            exact = sweep(asked.model, asked.corrupted, grid, asked.cache, asked.measure)
+            exact.save(out / name)
+            typer.echo(f"Against the patches themselves: {compare_with_sweep(found, exact, 5)}", err=as_json)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A pair of prompts and a metric, ready to patch."""
+
+    model: Any
+    corrupted: Any
+    cache: Any
+    measure: Metric
+
+    def grids(self, names: list[str]) -> dict[str, Sites]:
+        """The sites of each name, positions labelled by their tokens."""
+        from graphlens.analysis.patching import act_patch_sites
+
+        tokens = [f"{i} {text!r}" for i, text in enumerate(self.model.to_str_tokens(self.corrupted[0]))]
+        labels = dict.fromkeys(("pos", "dest_pos", "src_pos"), tokens)
+        return {name: act_patch_sites(self.model, self.corrupted, name, labels) for name in names}
+
+
+def _prepare(
     model: Any,
     clean: str,
     corrupted: str,
     answer: str,
     wrong: str | None,
-    sites: list[str],
-    out: Path,
     metric: str,
     normalise: bool,
     prepend_bos: bool,
-    resume: bool,
-    picture: str | None,
-    as_json: bool,
-) -> None:
-    """Runs the sweeps, one file each in ``out``, and shows them. Exits with 130 after Ctrl-C, what is done being kept."""
-    from rich.console import Console
-
-    from graphlens.analysis.patching import act_patch_sites
-    from graphlens.analysis.sweeps import sweep
-
+) -> _Asked:
     tokens = {"clean": model.to_tokens(clean, prepend_bos), "corrupted": model.to_tokens(corrupted, prepend_bos)}
     lengths = {name: ids.shape[1] for name, ids in tokens.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(
             f"the clean prompt has {lengths['clean']} tokens and the corrupted one {lengths['corrupted']}: patching needs "
-            "them position by position. Reword one of them; graphlens run shows a prompt's tokens."
+            "them position by position. Reword one of them."
         )
     logits, cache = model.run_with_cache(tokens["clean"])
     measure = _metric(metric, answer, wrong, logits)
-    names = [f"{i} {text!r}" for i, text in enumerate(model.to_str_tokens(tokens["corrupted"][0]))]
-    labels = dict.fromkeys(("pos", "dest_pos", "src_pos"), names)
-    grids = {name: act_patch_sites(model, tokens["corrupted"], name, labels) for name in sites}
+    if normalise:
+        plain = measure.bound(model.to_single_token)
+        measure = plain.normalised(float(plain(logits)), float(plain(model(tokens["corrupted"]))))
+    return _Asked(model, tokens["corrupted"], cache, measure)
+
+
+def _patch_prompts(
+    asked: _Asked, sites: list[str], out: Path, resume: bool, picture: str | None, as_json: bool
+) -> None:
+    """Runs the sweeps, one file each in ``out``, and shows them. Exits with 130 after Ctrl-C, what is done being kept."""
+    from graphlens.analysis.sweeps import sweep
+
+    grids = asked.grids(sites)
     out.mkdir(parents=True, exist_ok=True)
+    from rich.console import Console
+
     console = Console()
     for name, grid in grids.items():
         kept = out / name
         if not resume and kept.with_suffix(".json").exists():
             raise InputError(f"{kept}.json exists. Go on with it by --resume, or name another folder.")
         try:
-            found = sweep(
-                model,
-                tokens["corrupted"],
-                grid,
-                cache,
-                measure.normalised() if normalise else measure,
-                save_to=kept,
-                resume=resume,
-            )
+            found = sweep(asked.model, asked.corrupted, grid, asked.cache, asked.measure, save_to=kept, resume=resume)
         except KeyboardInterrupt:
             typer.echo(f"\nInterrupted. {_done(kept)} Go on with the same command and --resume.", err=True)
             raise typer.Exit(INTERRUPTED) from None

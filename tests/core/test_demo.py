@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from graphlens import HookedTransformer, surgery
 from graphlens.demo import ANSWER, CORRUPTED, PROMPT, WRONG, Demo, run_demo, show_demo
+from graphlens.metrics import LogitDiff
 from graphlens.surgery.files import write_graph
 from graphlens.surgery.hooked_graph import read_manifest, write_manifest
 
@@ -105,6 +106,13 @@ def check_against_the_api(model: HookedTransformer, demo: Demo) -> None:
             hooks = [(f"blocks.{layer}.attn.hook_z", lambda value, hook, only=only: np.where(only, 0, value))]
             value = difference(model, model.run_with_hooks(PROMPT, fwd_hooks=hooks))
             assert demo.ablated_heads.values[layer][head] == pytest.approx(value, rel=1e-4, abs=1e-4)
+    metric = LogitDiff(model.to_single_token(ANSWER), model.to_single_token(WRONG))
+    gradients = model.gradients(CORRUPTED, metric.normalised(demo.clean, demo.corrupted))
+    _, base = model.run_with_cache(CORRUPTED)
+    for layer, row in enumerate(demo.estimated_heads.values):
+        name = f"blocks.{layer}.attn.hook_z"
+        expected = ((cache[name] - base[name]) * gradients[name]).sum((0, 1, 3), dtype=np.float64)
+        assert list(row) == pytest.approx(list(expected), rel=1e-4, abs=1e-5)
     assert demo.ablated_heads.unedited == pytest.approx(demo.clean, rel=RELATIVE)
     assert demo.patched_heads.unedited == 0
 
