@@ -36,7 +36,7 @@ class DirectPaths:
         """(layer, the residual before that block [b, pos, d_model]) for every layer after the sender up to ``last``;
         layer n_layers is what the unembedding reads."""
         at, stage = sender.entry
-        sender = replace(sender, start=0)  # what is carried has every position
+        sender = replace(sender, start=0, stop=None)  # what is carried has every position
         arrays = self._entries.entering(sender)
         batch, length = self._run.tokens.shape
         if stage == Stage.MIXED:

@@ -71,20 +71,24 @@ def needed(hooks: Sequence[str], n_layers: int) -> list[str]:
             kept.add(f"{at}attn.hook_q")
         if stage == Stage.BETWEEN or rest in _NEURONS:
             kept.add(f"{at}hook_resid_mid")
-        if stage == Stage.AFTER:
+        if stage in (Stage.MIXED, Stage.BETWEEN, Stage.AFTER):
             kept.add(f"{at}hook_resid_post")
+        entered = (block or 0) + (0 if stage == Stage.BEFORE else 1)
+        if stage != Stage.HEADS and entered < n_layers:
+            kept.add(f"blocks.{entered}.attn.hook_q")
     return sorted(kept)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A patched run: the hook point, which of its elements are patched (a mask that broadcasts to the activation), and
-    the first position that changes."""
+    """A patched run: the hook point, which of its elements are patched (a mask that broadcasts to the activation), the
+    first position that changes there, and the one after the last (None: all from the first on may)."""
 
     index: int
     hook: str
     chosen: Array
     start: int
+    stop: int | None = None
 
     @property
     def entry(self) -> tuple[int, Stage]:
@@ -155,8 +159,15 @@ class Recomputation:
         entering: dict[tuple[int, Stage], list[Variant]] = {}
         for variant in group:
             layer, stage = variant.entry
-            key = (layer + 1, Stage.BEFORE) if stage == Stage.AFTER else (layer, stage)
-            entering.setdefault(key, []).append(variant)
+            few = variant.stop is not None and variant.stop < self.end
+            if stage == Stage.AFTER or (few and stage in (Stage.MIXED, Stage.BETWEEN)):
+                layer, stage = (
+                    layer + 1,
+                    Stage.BEFORE,
+                )  # attention is done with: the rest of the block, where it changes
+            if few and stage == Stage.BEFORE and layer < self._layers:
+                stage = Stage.HEADS  # with q, k and v computed where they change
+            entering.setdefault((layer, stage), []).append(variant)
         blocks: _Blocks = {}
         for layer in range(min(layer for layer, _ in entering), self._layers):
             narrow = self._narrow and layer == self._layers - 1
@@ -237,14 +248,43 @@ class Recomputation:
         narrow: bool = False,
     ) -> None:
         """Adds the variants that enter here to the blocks of their first positions."""
-        here: dict[tuple[int, str], list[Variant]] = {}
+        here: dict[tuple[int, int, str], list[Variant]] = {}
         for variant in entering.get((layer, stage), ()):
-            here.setdefault((variant.start, variant.hook), []).append(variant)
-        for (start, hook), variants in here.items():
+            stop = self.end if variant.stop is None else min(variant.stop, self.end)
+            here.setdefault((variant.start, stop, variant.hook), []).append(variant)
+        for (start, stop, hook), variants in here.items():
             arrays = self._arrays(hook, start, variants)
+            at, own = variants[0].entry
+            if own in (Stage.MIXED, Stage.BETWEEN) and at < layer:
+                arrays = {"resid": self._finished(at, start, stop, arrays)}
+            if own != Stage.HEADS and stage == Stage.HEADS:
+                arrays |= self._begun(layer, start, stop, arrays["resid"])
             if narrow:
                 arrays = {name: self._at_read(array, start) for name, array in arrays.items()}
             blocks.setdefault(start, _Block()).join([variant.index for variant in variants], arrays)
+
+    def _finished(self, layer: int, start: int, stop: int, arrays: Mapping[str, Array]) -> Array:
+        """The residual after a block from a position on, where only those before ``stop`` change."""
+        few = {name: array[:, :, : stop - start] for name, array in arrays.items()}
+        shape = next(iter(few.values())).shape[:3]
+        flat = {name: np.ascontiguousarray(array).reshape(-1, *array.shape[3:]) for name, array in few.items()}
+        between = flat["mid"] if "mid" in flat else self._pieces.between(layer, flat["z"], flat["resid"])
+        return self._replaced(f"blocks.{layer}.hook_resid_post", start, self._pieces.after(layer, between), shape)
+
+    def _begun(self, layer: int, start: int, stop: int, residual: Array) -> dict[str, Array]:
+        """q, k and v of a block from a position on, where only those before ``stop`` change."""
+        few = np.ascontiguousarray(residual[:, :, : stop - start])
+        found = self._pieces.queries_keys_values(layer, few.reshape(-1, few.shape[-1]))
+        return {
+            letter: self._replaced(f"blocks.{layer}.attn.hook_{letter}", start, new, few.shape[:3])
+            for letter, new in zip("qkv", found, strict=True)
+        }
+
+    def _replaced(self, name: str, start: int, new: Array, shape: tuple[int, ...]) -> Array:
+        """What the corrupted run has from a position on [variant, b, ...], its first ones replaced by ``new``."""
+        whole = np.repeat(self._kept(name, start), shape[0], 0)
+        whole[:, :, : shape[2]] = new.reshape(*shape, *new.shape[1:])
+        return whole
 
     def _kept(self, name: str, start: int) -> Array:
         """What the corrupted run has from a position on [1, b, positions, ...]."""

@@ -244,7 +244,10 @@ class Sweeper:
         chosen = parts["where"]
         axis = recomputing.position_axis(site.hook)
         changed = (chosen & self._changed(site.hook)).any(tuple(i for i in range(base.ndim) if i != axis))
-        return Variant(index, site.hook, chosen, int(changed.argmax())) if changed.any() else None
+        if not changed.any():
+            return None
+        places = np.flatnonzero(changed)
+        return Variant(index, site.hook, chosen, int(places[0]), int(places[-1]) + 1)
 
     def _changed(self, hook: str) -> Array:
         """Which elements the patch would change, bool, shaped like the activation."""

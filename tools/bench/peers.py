@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,9 @@ class Compared:
     notes: Sequence[str]
 
 
+ALONE = "GRAPHLENS_BENCH_ALONE"  # set: no environments of others are made, for smoke runs
+
+
 def compare(
     jobs: Mapping[Peer, Job], repeats: int, workdir: Path, warmup: int = 1, agree: Agree | None = None
 ) -> Compared:
@@ -163,6 +167,9 @@ def start(jobs: Mapping[Peer, Job], workdir: Path, stack: ExitStack) -> tuple[di
     for peer, job in jobs.items():
         if not peer.can(job.work):
             notes.append(f"{peer.name} NOT MEASURED: it has no {job.work}.")
+            continue
+        if os.environ.get(ALONE) and peer not in (OURS, FLOOR):
+            notes.append(f"{peer.name} NOT MEASURED: {ALONE} is set.")
             continue
         try:
             workers[peer.name] = stack.enter_context(Worker(peer, job, workdir))
