@@ -187,7 +187,6 @@ def test_a_part_is_opened_once(tiny_copy: Any) -> None:
         ([Z], "blocks.1.attn.hook_v"),
         ([MID], "blocks.1.hook_attn_out"),
         (["mask"], "hook_embed"),
-        ([], "logits"),
     ],
 )
 def test_an_output_that_does_not_depend_on_the_inputs_is_refused(
@@ -196,6 +195,12 @@ def test_an_output_that_does_not_depend_on_the_inputs_is_refused(
     with pytest.raises(InputError) as error:
         surgery.cut(model, inputs, [output])
     assert f"{output!r} does not depend on {', '.join(map(repr, inputs))}" in str(error.value)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [([], ["logits"]), ([Z], [])])
+def test_a_piece_without_beginning_or_end_is_refused(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
+    with pytest.raises(InputError, match="name at least one of either"):
+        surgery.cut(model, inputs, outputs)
 
 
 @pytest.mark.parametrize(

@@ -65,11 +65,14 @@ def run_all(options: list[str], console: Console) -> tuple[list[Report], dict[st
 
 
 def main(
-    case: Annotated[str, typer.Argument(help="A case's name, 'list', or 'all'.")],
+    case: Annotated[str, typer.Argument(help="A case's name, 'list', 'all', or 'page' (of reports by --from).")],
     model: Annotated[str | None, typer.Option(help="small, large, tiny, or a folder. Default: the case's own.")] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Measured rounds. Default: the case's own.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write all samples here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown page here.")] = None,
+    reports_from: Annotated[
+        list[Path] | None, typer.Option("--from", help="A report that --json wrote; several times.")
+    ] = None,
     workdir: Annotated[Path, typer.Option(help="Where models are made and kept.")] = WORKDIR,
 ) -> None:
     """Measure graphlens against bare ONNX Runtime in the same run. Targets are shown; nothing fails over one."""
@@ -80,8 +83,16 @@ def main(
             console.print(f"[cyan]{name:20}[/] {summary} [dim]({found.model}, {found.repeats} rounds)[/]")
         return
     machine, failures = describe_machine(), dict[str, str]()
+    if case == "page":
+        reports = [Report.from_dict(item) for path in reports_from or () for item in json.loads(path.read_text())]
+        if not reports:
+            raise typer.BadParameter("a page is made of reports: name them by --from.")
+        machine = dict(reports[0].machine)
     show_machine(machine, console)
-    if case == "all":
+    if case == "page":
+        for report in reports:
+            show(report, console)
+    elif case == "all":
         options = ["--workdir", str(workdir), *(["--model", model] if model else [])]
         options += ["--repeats", str(repeats)] if repeats else []
         reports, failures = run_all(options, console)

@@ -16,7 +16,8 @@ _COLUMNS = ("", "graphlens", "floor", "ratio", "paired", "target", "")
 _ABOUT = """\
 # Benchmarks
 
-Written by `python -m tools.bench all --markdown docs/benchmarks.md`. Weights are random, token ids are seeded. Contenders
+Written by `python -m tools.bench`: `all --markdown PAGE`, or one case after the other with `--json FILE`, then
+`page --from FILE ... --markdown PAGE`. Weights are random, token ids are seeded. Contenders
 run in one process (or in alternating fresh processes; beside other libraries, each in a process of its own that waits for
 its turn), interleaved, who goes first rotating, after a warm-up; all use their default threads, and the weights are in the
 page cache. A figure is a median with its 10th to 90th

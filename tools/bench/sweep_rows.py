@@ -23,12 +23,13 @@ _NOISE = 1e-5  # of the metric's scale: what single precision alone may make of 
 @dataclass(frozen=True)
 class SweepPlan:
     """A kind of sweep, its batch, how many times faster than each contender it should be, and how many layers the slow
-    contenders sweep (None: all); their times are scaled to all."""
+    contenders sweep (None: all), whose times are scaled to all; ``slow`` are those contenders."""
 
     kind: str
     batch: int
     faster: Mapping[Peer, float]
     layers: int | None = None
+    slow: tuple[Peer, ...] = (LENS_4, LENS_9)
 
 
 def run_sweeps(setup: Setup, *plans: SweepPlan) -> Findings:
@@ -70,7 +71,7 @@ def sweep_jobs(setup: Setup, plan: SweepPlan) -> dict[Peer, Job]:
         prompts.answers,
     )
     part = replace(job, layers=even_layers(model.n_layers, plan.layers))
-    return {OURS: job, FLOOR: job, LENS_4: part, LENS_9: part}
+    return {OURS: job, FLOOR: job, **dict.fromkeys(plan.slow, part)}
 
 
 def sweep_agreement(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:

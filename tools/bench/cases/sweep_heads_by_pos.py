@@ -12,7 +12,7 @@ from tools.bench.sweep_rows import SweepPlan, run_sweeps
 
 def run(setup: Setup) -> Findings:
     """Milliseconds a sweep, how far its values lie from the loop's, and peak memory."""
-    return run_sweeps(setup, SweepPlan("attn_head_out_by_pos", 1, {FLOOR: 8, LENS_4: 30}, layers=2))
+    return run_sweeps(setup, SweepPlan("attn_head_out_by_pos", 1, {FLOOR: 8, LENS_4: 30}, layers=2, slow=(LENS_4,)))
 
 
 CASE = Case(run, repeats=3)
