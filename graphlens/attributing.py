@@ -16,6 +16,7 @@ from graphlens.errors import InputError
 from graphlens.gating import Window
 from graphlens.gradient_names import gradient_output
 from graphlens.gradients import GradientMethods
+from graphlens.hooks import BACKWARD
 from graphlens.sweeping import MAX_BATCH_TOKENS, Done, Sweeper, SweepRun
 
 Array = npt.NDArray[Any]
@@ -29,6 +30,7 @@ class AttributionMethods(GradientMethods):
     ) -> SweepRun:
         """An estimate of a sweep: each site's value is the corrupted baseline plus difference times gradient."""
         request = self._whole_prompts(corrupted, options)
+        self._refuse_backward_hooks()
         found = [self._site(site) for site in sites]
         entries = self._engine.hooks(request.plan)
         for site in found:
@@ -37,6 +39,10 @@ class AttributionMethods(GradientMethods):
                     f"{site.hook!r} holds {entries[site.hook].dtype}: there is no gradient with respect to it."
                 )
         return _Attributer(self, request, found, source, metrics, MAX_BATCH_TOKENS, False).estimate(steps)
+
+    def _refuse_backward_hooks(self) -> None:
+        if self._hooks.standing(dir=BACKWARD):
+            raise InputError("attribution takes gradients as they are: leave the block with bwd_hooks first.")
 
 
 class _Attributer(Sweeper):
@@ -58,7 +64,10 @@ class _Attributer(Sweeper):
             rows = []
             for place, metric in enumerate(self._metrics):
                 gradient = at_once[place][hook] if at_once is not None else self._averaged(hook, metric, steps)
-                rows.append(self._sums(hook, by_hook[hook], self._apart(hook) * gradient) + self.corrupted[place])
+                rows.append(
+                    self._sums(hook, by_hook[hook], self._apart(hook).astype(np.float64) * gradient)
+                    + self.corrupted[place]
+                )
             yield by_hook[hook], rows
 
     def _gradients(self, hooks: Sequence[str], metric: Any) -> dict[str, Array]:

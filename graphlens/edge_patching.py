@@ -38,18 +38,37 @@ class EdgeMethods(AttributionMethods):
     def _edge_run(self, corrupted: Any, cache: Mapping[str, Any], metric: Any, **options: Any) -> EdgeRun:
         """Runs the corrupted prompt and reads the clean cache at every sender. Raises InputError, UnknownHookPoint."""
         request = self._whole_prompts(corrupted, options)
+        self._refuse_backward_hooks()
         if not self._stands_alone():
             raise InputError("edges are of the plain model: leave the hooks() or intervene() block first.")
         config = self._engine.manifest.config
         layers = config.n_layers
         names = [f"blocks.{layer}.{n}" for layer in range(layers) for n in _KEPT]
         sweeper = Sweeper(self, request, (), Cache(cache), [metric], MAX_BATCH_TOKENS, True, names)
+        self._prove_sum(sweeper._base)
         source = Cache(cache)
         written = ["blocks.0.hook_resid_pre"]
         written += [f"blocks.{layer}.{name}" for layer in range(layers) for name in ("attn.hook_z", "hook_mlp_out")]
         clean = {name: source.value(name, sweeper._base[name], request.mask) for name in written}
         readers = receivers(layers, config.n_heads, config.n_key_value_heads or config.n_heads)
         return EdgeRun(edges(senders(layers, config.n_heads), readers), sweeper._base, clean, sweeper)
+
+    def _prove_sum(self, base: Mapping[str, Array]) -> None:
+        """Raises InputError unless the residual is the sum of what senders and biases write: edges are of such a model."""
+        config = self._engine.manifest.config
+        total = base["blocks.0.hook_resid_pre"].astype(np.float64)
+        for layer in range(config.n_layers):
+            heads = self._heads_written(layer, base[f"blocks.{layer}.attn.hook_z"])
+            bias = self._weight(f"blocks.{layer}.attn.b_O")  # type: ignore[attr-defined]
+            total += sum(heads.values()) + bias + base[f"blocks.{layer}.hook_mlp_out"]
+        end = base[f"blocks.{config.n_layers - 1}.hook_resid_post"]
+        apart = float(np.abs(total - end).max())
+        limit = _SUMS[config.dtype] if config.dtype in _SUMS else _SUMS["float32"]
+        if apart > limit * float(np.abs(end).max()):
+            raise InputError(
+                f"this model's residual stream is not the sum of its components ({apart:.1e} off): it holds edits, so its edges "
+                "are not what its weights say. Attribute the model without them."
+            )
 
     def _written(self, run: EdgeRun) -> dict[Node, Array]:
         """What each sender writes in the clean run less what in the corrupted one [b, pos, d_model]."""
@@ -138,6 +157,7 @@ class EdgeMethods(AttributionMethods):
         return pieces.end(residual.reshape(-1, residual.shape[-1]), "logits").reshape(*residual.shape[:2], -1)
 
 
+_SUMS = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-6}  # of the largest residual
 _READ = ("hook_q_input", "hook_k_input", "hook_v_input")
 _KEPT = (
     "hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z", "hook_resid_mid", "hook_mlp_out",

@@ -333,7 +333,8 @@ class Engine:
                     before, step = Plan(), lambda model: surgery.with_flagged(model, plan.flags)
                 self._graphs[plan] = step(self._graph(before))
                 while len(self._graphs) > 2 * _MAX_SESSIONS:
-                    self._graphs.popitem(last=False)
+                    old, _ = self._graphs.popitem(last=False)
+                    self._hooks.pop(old, None)
             self._graphs.move_to_end(plan)
             return self._graphs[plan]
 

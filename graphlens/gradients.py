@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.analysis.arrays import as_array
 from graphlens.analysis.metrics import Metric
 from graphlens.errors import InputError
 from graphlens.gating import Window
@@ -16,6 +18,7 @@ from graphlens.gradient_names import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOK
 from graphlens.hooks import BACKWARD, HookRegistry
 from graphlens.path_sweeping import PathMethods
 from graphlens.requests import Request
+from graphlens.runtime.callbacks import Callback
 
 Array = npt.NDArray[Any]
 
@@ -39,17 +42,30 @@ class GradientMethods(PathMethods):
         ``input`` and ``forward_options`` are forward's (whole prompts). ``metric``: one of graphlens.metrics with a mean over
         the batch, or an object with ``gradient(logits) -> d/d(logits)`` [b, p, V], for a metric of one's own.
         ``names`` as in run_with_cache; None is every hook point of floats. Gradients are total, through everything that
-        depends on the activation, and those of runs with the active interventions and hooks, backward hooks included.
+        depends on the activation, and those of runs with the active interventions and backward hooks. A forward hook in
+        Python has no derivative: gradients pass it as if it had added a constant, with a UserWarning if it changed anything.
         A metric whose derivative depends on the logits takes a forward first, in which forward hooks are called too.
         Raises UnknownHookPoint, and InputError for a metric without a derivative and for hook points of integers.
         """
         request = self._whole_prompts(input, forward_options)
         asked = self._select(names, request)  # type: ignore[attr-defined]
-        entries = self._engine.hooks(request.plan)
         if names is None or callable(names):
-            asked = [name for name in asked if entries[name].dtype.startswith("float")]
+            asked = [name for name in asked if name in self._differentiable(request)]
+        if not asked:
+            raise InputError("names picks no hook point of floats: there is nothing to differentiate.")
         _, found = self._execute_gradients(request, (), asked, self._seed(request, metric), output=False)
-        return {name: self._to_user(found[gradient_output(name)]) for name in asked}
+        values = {name: found[gradient_output(name)] for name in asked}
+        seen: set[int] = set()
+        for name, value in values.items():  # hook points that share a value get arrays of their own
+            values[name] = value.copy() if id(value) in seen else value
+            seen.add(id(value))
+        return {name: self._to_user(value) for name, value in values.items()}
+
+    def _differentiable(self, request: Request) -> set[str]:
+        """The hook points that have one gradient in such a run: of floats, and fired once."""
+        entries = self._engine.hooks(request.plan)
+        several = {name.partition("@")[0] for name in entries if "@" in name}
+        return {name for name in entries if entries[name].dtype.startswith("float")} - several
 
     def _seed(self, request: Request, metric: Any) -> Seed:
         """The gradient of a metric with respect to the logits."""
@@ -63,11 +79,13 @@ class GradientMethods(PathMethods):
                     "an object with gradient(logits), or on the torch face metric(model(tokens)).backward()."
                 )
             logits, _ = self._execute(request, (), True)  # type: ignore[attr-defined]
-            dense = np.asarray(metric.gradient(logits))
-            if dense.shape != (batch, length, width) or not np.isfinite(dense).all():
+            dense = as_array(metric.gradient(self._to_user(logits)))
+            if dense.shape != (batch, length, width):
                 raise InputError(
-                    f"gradient(logits) gave {list(dense.shape)}, which must be the logits' {[batch, length, width]} and finite."
+                    f"gradient(logits) gave {list(dense.shape)}; it must have the logits' shape, {[batch, length, width]}."
                 )
+            if not np.isfinite(dense).all():
+                raise InputError("gradient(logits) gave NaN or infinities.")
             return Seed(DENSE, {SEED: dense.astype(dtype)})
         metric = metric.bound(self.to_single_token if self.tokenizer is not None else None)
         metric.check(width)
@@ -93,7 +111,9 @@ class GradientMethods(PathMethods):
     ) -> tuple[Array, dict[str, Array]]:
         """(logits, activations and the gradients of the mean next-token loss as ``<name>_grad``)."""
         if request.cache is not None or request.tokens is None:
-            raise InputError("gradients are of whole prompts of tokens: without past_kv_cache and start_at_layer.")
+            raise InputError(
+                "gradients are of whole prompts: without past_kv_cache, and with start_at_layer pass tokens= for the loss."
+            )
         counted = np.ones((request.shape[0], request.shape[1] - 1), bool)
         if request.mask is not None:
             counted = (request.mask[:, :-1] != 0) & (request.mask[:, 1:] != 0)
@@ -101,8 +121,7 @@ class GradientMethods(PathMethods):
         weights[:, :-1] = counted / counted.sum()
         targets = np.roll(request.tokens, -1, axis=1)
         seed = Seed(LOSS, {SEED: weights, SEED_TOKENS: targets})
-        entries = self._engine.hooks(request.plan)
-        wrt = [name for name in wrt if entries[name].dtype.startswith("float")]
+        wrt = [name for name in wrt if name in self._differentiable(request)]
         logits, found = self._execute_gradients(request, fetch, wrt, seed, output=True)
         assert logits is not None
         return logits, found
@@ -124,19 +143,47 @@ class GradientMethods(PathMethods):
         Gradients of ``wrt`` are handed back; those of backward hooks are computed for them.
         """
         passed: Collection[str] = set(self._engine.names(request.plan))
-        backward = self._hooks.backward_callbacks(self._to_user, self._from_user)
-        for name in backward:
-            if name not in passed:
-                raise InputError(f"the backward hook at {name!r} would never fire: this run does not pass it.")
+        possible = self._differentiable(request)
+        for name in wrt:
+            if name not in possible and self._engine.hooks(request.plan)[name].dtype.startswith("float"):
+                raise InputError(
+                    f"{name!r} fires for queries, keys and values apart while inputs are split, so it has no one gradient: "
+                    "switch use_split_qkv_input and use_attn_in off, or take hook_q_input, hook_k_input and hook_v_input."
+                )
+        backward = self._hooks.backward_callbacks(self._to_user, self._from_user, possible)
+        changing: list[str] = []
+        forward = self._hooks.callbacks(self._to_user, self._from_user, passed)
         callbacks = {
-            **self._hooks.callbacks(self._to_user, self._from_user, passed),
+            **{name: _noting(name, callback, changing) for name, callback in forward.items()},
             **{gradient_output(name): callback for name, callback in backward.items()},
         }
         chosen = {*wrt, *backward}
         order = [name for name in self._engine.names(request.plan) if name in chosen]
         batch, length = request.shape
         plan, edits = self._edits(request.plan, Window(batch, 0, length, length, length))
+        if not order:  # nothing asked for, and no backward hook
+            results = self._engine.run(request.feeds, fetch, callbacks, output, plan, edits)
+            return results.output, results.values
         plan = replace(plan, gradients=tuple(order), seed=seed.kind)
         wanted = [*fetch, *(gradient_output(name) for name in reversed(order) if name in set(wrt))]
         results = self._engine.run({**request.feeds, **seed.feeds}, wanted, callbacks, output, plan, edits)
+        if changing:
+            warnings.warn(
+                f"the forward hook at {changing[0]!r} changed its activation: a Python function has no derivative, so gradients "
+                "pass it as if it had added a constant. Use interventions (model.intervene) for edits that count.",
+                stacklevel=3,
+            )
         return results.output, results.values
+
+
+def _noting(name: str, callback: Callback, changing: list[str]) -> Callback:
+    """A callback that notes whether it changes what it is given."""
+
+    def run(activation: Array) -> Array:
+        before = activation.copy()
+        after = callback(activation)
+        if not np.array_equal(before, after, equal_nan=True):
+            changing.append(name)
+        return after
+
+    return run

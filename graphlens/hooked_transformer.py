@@ -410,14 +410,12 @@ class HookedTransformer(Pretrained, GenerationMethods, EdgeMethods, ParameterMet
         keeps it, edits in place count. ``bwd_hooks`` (see ``hooks``) need ``return_type="loss"`` here, since arrays have no
         ``backward()``; tensors have. Raises UnknownHookPoint, HookResultError, and whatever a hook raises.
         """
-        if (
-            bwd_hooks
-            and not self._backward_later
-            and (forward_args or (forward_options.get("return_type"),))[0] != "loss"
-        ):
+        given = dict(zip(("return_type", "loss_per_token"), forward_args, strict=False)) | forward_options
+        scalar = given.get("return_type") == "loss" and not given.get("loss_per_token")
+        if bwd_hooks and not self._backward_later and (not scalar or given.get("stop_at_layer") is not None):
             raise InputError(
-                "bwd_hooks would never fire: pass return_type='loss', whose gradients then come by, or use "
-                "model.gradients(tokens, metric) inside model.hooks(bwd_hooks=...)."
+                "bwd_hooks would never fire: pass return_type='loss' (one number, of a whole run), whose gradients then come "
+                "by, or use model.gradients(tokens, metric) inside model.hooks(bwd_hooks=...)."
             )
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self.forward(input, *forward_args, **forward_options)

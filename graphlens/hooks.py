@@ -255,12 +255,22 @@ class HookRegistry:
         return {name: self._chain(self.point(name), functions, to_user, from_user) for name, functions in at.items()}
 
     def backward_callbacks(
-        self, to_user: Callable[[npt.NDArray[Any]], Any], from_user: Callable[[Any], npt.NDArray[Any]]
+        self,
+        to_user: Callable[[npt.NDArray[Any]], Any],
+        from_user: Callable[[Any], npt.NDArray[Any]],
+        names: Collection[str],
     ) -> dict[str, Callback]:
-        """One function per hook point with backward hooks: gradient -> gradient."""
+        """One function per hook point with backward hooks: gradient -> gradient. ``names`` are those that have one in this
+        run. Raises InputError for a hook that was asked for by name and stands elsewhere."""
         at: dict[str, list[HookFunction]] = {}
         for hook in self.standing(dir=BACKWARD):
-            at.setdefault(hook.name, []).append(_untupled(hook.user_hook))
+            if hook.name in names:
+                at.setdefault(hook.name, []).append(_untupled(hook.user_hook))
+            elif hook.asked and not hook.is_permanent:
+                raise InputError(
+                    f"the backward hook at {hook.name!r} would never fire: this run does not pass it, it holds integers, or it "
+                    "fires several times (ln1, with inputs split)."
+                )
         return {name: self._chain(self.point(name), functions, to_user, from_user) for name, functions in at.items()}
 
     @staticmethod

@@ -104,7 +104,7 @@ def attribute(
             _show(console, f"{name}, estimated", found, kept)
         if compare:
             exact = sweep(asked.model, asked.corrupted, grid, asked.cache, asked.measure)
-            exact.save(out / name)
+            exact.save(out / f"{name}-exact")
             typer.echo(f"Against the patches themselves: {compare_with_sweep(found, exact, 5)}", err=as_json)
 
 

@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 Measure = Metric | Callable[[Any], Any]
 Done = tuple[list[int], list[Array]]  # indices of sites, and for each metric their values [site] or [site, b]
 MAX_BATCH_TOKENS = 1024
+_PROBES = 8  # tokens
 _PROVED = 1e-4  # of the largest residual: beyond it the pieces are not the model
 
 
@@ -132,6 +133,8 @@ class Sweeper:
         self.corrupted, self.clean = corrupted, clean
         self._logits = None if all(isinstance(metric, Metric) for metric in self._metrics) else logits
         self._quick = set(quick)
+        tokens = np.linspace(0, self._config.d_vocab - 1, _PROBES, dtype=np.int64)
+        self._probe = logits[:, -1:, tokens].copy()  # what W_U alone must give too
         self._differences: dict[str, Array] = {}
 
     def start(self) -> SweepRun:
@@ -260,6 +263,7 @@ class Sweeper:
         """Why the pieces are not to be trusted, after running the corrupted prompt through them; "" where they are."""
         if not self._proof:
             self._proof["why"] = self._tried(pieces)
+            self._proof["unembedding"] = "" if self._proof["why"] else self._tried_unembedding(pieces)
         return self._proof["why"]
 
     @property
@@ -282,6 +286,17 @@ class Sweeper:
         wanted = self._base[last][:, start:]
         apart = float(np.abs(found[0] - wanted).max())
         return "" if apart <= _PROVED * float(np.abs(wanted).max()) else f"the blocks are {apart:.1e} off the model"
+
+    def _tried_unembedding(self, pieces: Pieces) -> str:
+        """ "W_U" where the logits are unembed.hook_in times W_U plus b_U, and nothing besides; else ""."""
+        if not all(self._model._has_weight(f"unembed.{name}") for name in ("W_U", "b_U")):
+            return ""
+        last = self._base[f"blocks.{self._config.n_layers - 1}.hook_resid_post"][:, -1]
+        tokens = np.linspace(0, self._config.d_vocab - 1, _PROBES, dtype=np.int64)
+        hidden = pieces.end(np.ascontiguousarray(last), "unembed.hook_in")[None, :, None]
+        found = self._columns(hidden, np.broadcast_to(tokens, (self._batch, _PROBES)))[0]
+        apart = float(np.abs(found - self._probe).max())
+        return "W_U" if apart <= _PROVED * max(float(np.abs(self._probe).max()), 1e-3) else ""
 
     def _steps(
         self, idle: list[int], variants: list[Variant], general: list[int], carrier: Recomputation | None
@@ -327,7 +342,7 @@ class Sweeper:
 
     @property
     def _has_unembedding(self) -> bool:
-        return all(self._model._has_weight(f"unembed.{name}") for name in ("W_U", "b_U"))
+        return self._proof.get("unembedding") == "W_U"
 
     def _columns(self, hidden: Array, tokens: Array) -> Array:
         """Logits [variant, b, m, k] of tokens [b, k] alone."""

@@ -129,11 +129,25 @@ class HookedTransformer(hooked_transformer.HookedTransformer):
         tensor = self._to_user(output)
         if not torch.is_grad_enabled() or not self._hooks.standing(dir="bwd") or request.plan.stop is not None:
             return tensor
-        hooks = self._hooks.snapshot()
+        if request.cache is not None:
+            raise InputError(
+                "backward hooks do not go with a KV cache: gradients are of whole prompts. Leave out past_kv_cache, or run under "
+                "torch.no_grad()."
+            )
+        hooks, standing = self._hooks.snapshot(), self._standing.get()
+        # Of its own: what was handed in may change before backward() is called.
+        feeds = {
+            name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in request.feeds.items()
+        }
+        kept = replace(request, feeds=feeds)
 
         def run(gradient: npt.NDArray[Any]) -> None:
-            with self._hooks.standing_again(hooks), torch.no_grad():
-                self._execute_gradients(request, (), (), Seed(DENSE, {SEED: gradient}), output=False)
+            token = self._standing.set(standing)
+            try:
+                with self._hooks.standing_again(hooks), torch.no_grad():
+                    self._execute_gradients(kept, (), (), Seed(DENSE, {SEED: gradient}), output=False)
+            finally:
+                self._standing.reset(token)
 
         anchor = torch.zeros((), requires_grad=True)
         return _Backward.apply(anchor, tensor, run)
@@ -141,7 +155,7 @@ class HookedTransformer(hooked_transformer.HookedTransformer):
     def _loss_to_user(self, result: Any, output: Any, request: Any, per_token: bool) -> Any:
         if not result.requires_grad:
             return super()._loss_to_user(result, output, request, per_token)
-        tokens = torch.from_numpy(request.tokens)
+        tokens = torch.from_numpy(np.array(request.tokens))
         losses = torch.nn.functional.cross_entropy(result[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
         counted = torch.ones_like(losses)
         if request.mask is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.analysis.arrays import as_array
 from graphlens.analysis.metrics import LogitDiff
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import as_source
@@ -41,7 +42,7 @@ def attribution_patch(
     q and k seem not to matter), at large patches such as the residual stream's first layers, and at MLP 0, which acts as
     a second embedding. ``compare_with_sweep`` measures it.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
         raise InputError(f"steps={steps!r}: it is 0, or how many gradients to average.")
     places = listed(sites)
     check_processing(model, source)
@@ -117,9 +118,11 @@ def edge_attribution(
     ``steps``: gradients averaged between the corrupted embeddings and the clean ones (EAP-IG: Hanna et al. 2024).
     ``clean_cache`` needs blocks.0.hook_resid_pre, hook_z and hook_mlp_out. Raises UnknownHookPoint and InputError.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
         raise InputError(f"steps={steps!r}: it is 0, or how many gradients to average.")
     check_processing(model, clean_cache)
+    if isinstance(metric, (list, tuple, dict)):
+        raise InputError("edges are scored by one metric, not by several.")
     run = model._edge_run(corrupted_tokens, clean_cache, metric, **forward_options)
     bound = run.sweeper._metrics[0]
     values = model._edge_scores(run, bound, steps)
@@ -155,10 +158,15 @@ def faithfulness(
     check_processing(model, clean_cache)
     run = model._edge_run(corrupted_tokens, clean_cache, metric, **forward_options)
     known = {str(edge): edge for edge in run.edges}
-    if not circuits:
-        raise InputError("there is no circuit to measure.")
+    if not isinstance(circuits, Mapping) or not circuits:
+        raise InputError("circuits maps names to edges: {'mine': ['embed->logits']}, say; there is none to measure.")
+    if getattr(metric, "reduction", "mean") != "mean":
+        raise InputError(f"{metric!r} is a number for each prompt; faithfulness is of one: reduction='mean'.")
     values = []
-    for name, labels in circuits.items():
+    for name, edges in circuits.items():
+        if isinstance(edges, str):
+            raise InputError(f"circuit {name!r} is the text {edges!r}: give a list of edges.")
+        labels = list(dict.fromkeys(edges))
         unknown = [label for label in labels if label not in known]
         if unknown:
             raise InputError(
@@ -181,10 +189,10 @@ def direct_logit_attribution(model: Any, input: Any, metric: LogitDiff, **forwar
     ``input`` and ``forward_options`` are forward's. Elhage et al. 2021; TransformerLens: ``logit_attrs``.
     Raises InputError for another metric.
     """
-    if not isinstance(metric, LogitDiff):
-        raise InputError(f"direct logit attribution is of a LogitDiff, not of {type(metric).__name__}.")
+    if not isinstance(metric, LogitDiff) or metric.reduction != "mean":
+        raise InputError(f"direct logit attribution is of a LogitDiff with a mean, not of {type(metric).__name__}.")
     logits, cache = model.run_with_cache(input, **forward_options)
-    plain = np.asarray(logits)
+    plain = as_array(logits)
     metric = metric.bound(model.to_single_token if model.tokenizer is not None else None)
     metric.check(plain.shape[-1])
     needs = metric.needs(*plain.shape[:2])
@@ -206,5 +214,11 @@ def direct_logit_attribution(model: Any, input: Any, metric: LogitDiff, **forwar
     constant = b_u[:, 0] - b_u[:, 1] + (0 if bias is None else (direction * np.asarray(bias, np.float64)).sum(-1))
     names = list(labels)
     values[names.index("bias")] += constant.mean()
-    metadata = {"model": model.cfg.model_name, "metrics": [metric.name], "total": float(metric(plain))}
+    total = float(metric(plain))
+    if abs(values.sum() - total) > 1e-2 * max(float(np.abs(values).max()), abs(total)):
+        raise InputError(
+            f"the components sum to {values.sum():.4g} and the metric is {total:.4g}: interventions, hooks or edits in the file "
+            "change the residual stream or the logits on the way. Attribute the run without them."
+        )
+    metadata = {"model": model.cfg.model_name, "metrics": [metric.name], "total": total}
     return SweepResult(values, ("component",), {"component": names}, {"corrupted": 0.0}, metadata)

@@ -255,7 +255,7 @@ def _identity(model: Any, tokens: Any, sites: Sites, source: Any, metrics: list[
     shown = tokens if isinstance(tokens, str) else np.asarray(tokens).tolist()
     digest = hashlib.sha256()
     keys = [metric._key() if isinstance(metric, Metric) else () for metric in metrics]
-    named = [(type(metric).__name__, _called(metric)) for metric in metrics]
+    named = [(type(metric).__name__, _called(metric), _code(metric)) for metric in metrics]
     source_key = (
         repr(source)
         if dataclasses.is_dataclass(source) and not hasattr(source, "activations")
@@ -264,6 +264,12 @@ def _identity(model: Any, tokens: Any, sites: Sites, source: Any, metrics: list[
     for part in (getattr(model, "_identity", ""), shown, sites.sites, source_key, named, keys, options):
         _add(digest, part)
     return digest.hexdigest()[:32]
+
+
+def _code(metric: Measure) -> Any:
+    """What a function does, as far as its own code says: two lambdas have the same name."""
+    code = getattr(metric, "__code__", None)
+    return None if code is None else (code.co_code, repr(code.co_consts), repr(code.co_names))
 
 
 def _add(digest: Any, part: Any) -> None:

@@ -408,5 +408,7 @@ def _joined(
     return [Gradient(part) if needed else None for part, needed in zip(parts, needs, strict=True)]
 
 
+# Rules that read what their node gave, beside what it took.
+READS_ITS_OUTPUT = ("Sqrt", "Exp", "Reciprocal", "Tanh", "Sigmoid", "Relu", "Div", "Softmax", "Where")
 # What does not change when an activation changes a little: no gradient passes.
 CONSTANT = ("IsNaN", "Shape", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Not")

@@ -13,8 +13,9 @@ from graphlens import hook_points
 from graphlens.errors import InputError
 from graphlens.gradient_names import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOKENS, SEEDS, SPARSE, gradient_output
 from graphlens.manifest import HookEntry, Manifest
-from graphlens.surgery.derivatives import CONSTANT, RULES, Builder, Gradient, Rule, dims
+from graphlens.surgery.derivatives import CONSTANT, READS_ITS_OUTPUT, RULES, Builder, Gradient, Rule, dims
 from graphlens.surgery.hooked_graph import LOGITS, ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
+from graphlens.surgery.splice import splice
 
 _UNEMBEDDED = "unembed.hook_in"
 
@@ -38,16 +39,23 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     """
     manifest = read_manifest(model)
     asked = _checked(manifest, wrt, of, seed)
-    model = _with_shapes(model.clone())
+    taken = {str(value.name) for value in model.graph.inputs}
+    if SEED in taken or (of == LOGITS and LOGITS not in values_by_name(model)):
+        why = "it is differentiated already" if SEED in taken else "it has no logits: name a hook point as of"
+        raise InputError(f"this graph cannot be differentiated so: {why}.")
+    model = _with_shapes(_apart(model, manifest))
+    manifest = read_manifest(model)
     graph, values = model.graph, values_by_name(model)
     targets = {name: values[manifest.hooks[name].value] for name in asked}
     logits = end = values[LOGITS if of == LOGITS else manifest.hooks[of].value]
     assert end.type is not None
     b = Builder(end.type.dtype)
-    spread: Callable[[], ir.Value] | None = None
     if seed == SPARSE:
         end = values[manifest.hooks[_UNEMBEDDED].value]
         given, spread = _sparse_seed(b, graph, end, logits)
+        if logits in targets.values() or not _is_product(end, logits):
+            # Something between the unembedding and the logits has a derivative of its own, or a hook.
+            end, given = logits, spread()
     elif seed == LOSS:
         given = _loss_seed(b, graph, logits)
     else:
@@ -55,8 +63,6 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
         graph.inputs.append(given)
     backward = _Backward(b, graph, set(targets.values()), _nearest(manifest.hooks, graph))
     found = backward.run(end, given)
-    if spread is not None and logits in targets.values():
-        found[logits] = Gradient(b.op("Identity", spread()))
     named: dict[ir.Value, str] = {}
     entries = dict(manifest.hooks)
     for name, value in reversed(targets.items()):  # the order in which they are computed
@@ -76,6 +82,21 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     return ensure_hooks_resolve(model, "the gradient graph")
 
 
+def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
+    """A copy in which no rule reads what it gave at a hook point: a Python hook spliced there later changes that."""
+    values = values_by_name(model)
+    first: dict[str, str] = {}
+    for name, entry in manifest.hooks.items():
+        first.setdefault(entry.value, name)
+    read = [
+        name
+        for value, name in first.items()
+        for node in [values[value].producer()]
+        if node is not None and node.op_type in READS_ITS_OUTPUT
+    ]
+    return splice(model, {name: lambda value, scope: scope.op("Identity", [value]) for name in read})
+
+
 def _with_shapes(model: ir.Model) -> ir.Model:
     """The model with the shapes and types that its edits left out, in place."""
     if any(value.shape is None or value.type is None for node in model.graph for value in node.outputs):
@@ -87,7 +108,7 @@ def _with_shapes(model: ir.Model) -> ir.Model:
 def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str) -> list[str]:
     """The hook points asked for, in firing order."""
     names = list(manifest.hooks)
-    asked = set(wrt)
+    asked = {wrt} if isinstance(wrt, str) else set(wrt)
     for name in (*asked, *([] if of == LOGITS else [of])):
         if name not in manifest.hooks:
             raise hook_points.unknown(name, names, manifest.config.n_layers)
@@ -130,14 +151,32 @@ def _sparse_seed(
 
     def spread() -> ir.Value:
         width = b.constant(dims(logits)[-1])
-        zero_one = b.op("Cast", b.constant([0, 1]), to=int(end.type.dtype))  # type: ignore[union-attr]
-        chosen = b.op("OneHot", tokens, width, zero_one, axis=-1)  # [b, m, k, V]
+        # ONNX Runtime has no OneHot of every float: of integers, then cast.
+        ones = b.op("OneHot", tokens, width, b.constant([0, 1]), axis=-1)  # [b, m, k, V]
+        chosen = b.op("Cast", ones, to=int(end.type.dtype))  # type: ignore[union-attr]
         every = b.op(
             "ReduceSum", b.op("Mul", chosen, b.op("Unsqueeze", seed, b.constant([3]))), b.constant([2]), keepdims=0
         )
         return b.op("MatMul", placed, every)
 
     return b.op("MatMul", placed, summed), spread  # [b, pos, m] @ [b, m, D]
+
+
+def _is_product(end: ir.Value, logits: ir.Value) -> bool:
+    """Whether the logits are ``end`` times one matrix, perhaps plus a constant: nothing else in between."""
+    value, products = logits, 0
+    while value is not end:
+        node = value.producer()
+        if node is None or node.op_type not in ("Gemm", "MatMul", "Add", "Reshape", "Identity"):
+            return False
+        products += node.op_type in ("Gemm", "MatMul")
+        inputs = [other for other in node.inputs if other is not None]
+        if node.op_type == "Add":
+            inputs = [other for other in inputs if not other.is_initializer() or other.is_graph_input()]
+            if len(inputs) != 1:
+                return False
+        value = inputs[0]
+    return products == 1
 
 
 def _unembedding(end: ir.Value) -> tuple[ir.Value, bool]:
@@ -162,8 +201,8 @@ def _loss_seed(b: Builder, graph: ir.Graph, logits: ir.Value) -> ir.Value:
     targets = ir.Value(name=SEED_TOKENS, shape=shape, type=ir.TensorType(ir.DataType.INT64))
     weights = ir.Value(name=SEED, shape=shape, type=logits.type)
     graph.inputs.extend([targets, weights])
-    zero_one = b.op("Cast", b.constant([0, 1]), to=int(logits.type.dtype))
-    hit = b.op("OneHot", targets, b.constant(dims(logits)[-1]), zero_one, axis=-1)
+    ones = b.op("OneHot", targets, b.constant(dims(logits)[-1]), b.constant([0, 1]), axis=-1)
+    hit = b.op("Cast", ones, to=int(logits.type.dtype))
     apart = b.op("Sub", b.op("Softmax", logits, axis=-1), hit)
     return b.op("Mul", apart, b.op("Unsqueeze", weights, b.constant([2])))
 

@@ -251,7 +251,7 @@ def test_bad_input(model: HookedTransformer, cache: Any) -> None:
         faithfulness(model, CORRUPTED, cache, METRIC, {"mine": ["L2MLP->L0H0.q"]})
     with pytest.raises(InputError, match="n=10000"):
         circuit(edge_attribution(model, CORRUPTED, cache, METRIC), 10000)
-    with pytest.raises(InputError, match="LogitDiff, not of Probability"):
+    with pytest.raises(InputError, match="LogitDiff with a mean, not of Probability"):
         direct_logit_attribution(model, CLEAN, Probability(" Mary"))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="edges are of the plain model"), model.intervene(Patch("hook_embed", 0.0)):
         edge_attribution(model, CORRUPTED, cache, METRIC)

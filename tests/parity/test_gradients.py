@@ -231,3 +231,38 @@ def test_bad_input(pair: tuple[HookedTransformer, Any]) -> None:
         model.run_with_cache(TOKENS, incl_bwd=True)
     with pytest.raises(InputError, match="scalar"):
         model.run_with_cache(TOKENS, return_type="loss", loss_per_token=True, incl_bwd=True)
+
+
+def test_float64_takes_every_kind_of_seed(odd_checkpoint: Path) -> None:
+    """ONNX Runtime has no OneHot of float64 values."""
+    model = HookedTransformer.from_pretrained_no_processing(str(odd_checkpoint), dtype="float64")
+    lens = oracle(odd_checkpoint, dtype=torch.float64)
+    loss = autograd(lens, lambda x: cross_entropy(x[:, :-1].flatten(0, 1), torch.from_numpy(TOKENS)[:, 1:].flatten()))
+    _, cache = model.run_with_cache(TOKENS, return_type="loss", incl_bwd=True)
+    for name, expected in loss.items():
+        found = cache[f"{name}_grad"]
+        assert float(np.abs(found - expected).max()) <= 1e-9 * float(np.abs(expected).max()), name
+    difference = autograd(lens, lambda x: (x[:, -1, 7] - x[:, -1, 60]).mean())
+    for name, found in model.gradients(TOKENS, LogitDiff(7, 60)).items():
+        assert float(np.abs(found - difference[name]).max()) <= 1e-9 * float(np.abs(difference[name]).max()), name
+
+
+def test_backward_remembers_what_stood_in_the_forward(odd_hooked: Path) -> None:
+    """Interventions that have ended by then, and tokens that have been written over since."""
+    from graphlens import Ablate
+
+    model = TorchTransformer.from_onnx(odd_hooked, "cpu")
+    edit, name, seen = Ablate("blocks.1.hook_mlp_out"), "blocks.0.hook_resid_mid", dict[str, torch.Tensor]()
+    model.add_hook(name, lambda gradient, hook: seen.__setitem__(hook.name, gradient.clone()), dir="bwd")
+    tokens = torch.from_numpy(TOKENS.copy())
+    with torch.enable_grad():
+        logits = model.run_with_interventions(tokens, edit)
+        tokens[:] = 0
+        (logits[:, -1, 7] - logits[:, -1, 60]).mean().backward()
+    plain = HookedTransformer.from_onnx(odd_hooked, "cpu")
+    with plain.intervene(edit):
+        expected = plain.gradients(TOKENS, LogitDiff(7, 60), [name])[name]
+    assert float(np.abs(seen[name].numpy() - expected).max()) <= 1e-5 * float(np.abs(expected).max())
+    cache = graphlens.KeyValueCache.init_cache(plain.cfg, batch_size=len(TOKENS))
+    with torch.enable_grad(), pytest.raises(InputError, match="KV cache"):
+        model(torch.from_numpy(TOKENS), past_kv_cache=cache)
