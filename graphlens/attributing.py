@@ -31,7 +31,7 @@ class AttributionMethods(GradientMethods):
         """An estimate of a sweep: each site's value is the corrupted baseline plus difference times gradient."""
         request = self._whole_prompts(corrupted, options)
         self._refuse_backward_hooks()
-        found = [self._site(site) for site in sites]
+        found = self._resolved_sites(sites)
         entries = self._engine.hooks(request.plan)
         for site in found:
             if not entries[site.hook].dtype.startswith("float"):
@@ -101,8 +101,17 @@ class _Attributer(Sweeper):
         sizes = hook_points.axis_sizes(self._config)
         folded: dict[tuple[int, ...], Array] = {}
         found = []
+        fields = gating.selected_by(entry.axes)
         for index in indices:
-            chosen = gating.compose([self._sites[index].patch()], entry, sizes, window).get("where")
+            site = self._sites[index]
+            at = _plain_index(site, [fields.get(axis) for axis in entry.axes], product.shape)
+            if at is not None:  # most sites are one position or one head: no mask is needed
+                rest = tuple(axis for axis, place in enumerate(at) if place == slice(None))
+                if rest not in folded:
+                    folded[rest] = product.sum(rest, keepdims=True, dtype=np.float64)
+                found.append(float(folded[rest][tuple(0 if axis in rest else at[axis] for axis in range(len(at)))]))
+                continue
+            chosen = gating.compose([site.patch()], entry, sizes, window).get("where")
             if chosen is None:
                 found.append(0.0)
                 continue
@@ -112,3 +121,18 @@ class _Attributer(Sweeper):
                 folded[rest] = product.sum(rest, keepdims=True, dtype=np.float64)
             found.append(float(folded[rest][np.broadcast_to(chosen, folded[rest].shape)].sum()))
         return np.asarray(found)
+
+
+def _plain_index(site: Site, fields: Sequence[str | None], shape: Sequence[int]) -> list[Any] | None:
+    """The site as an index, one int or ``slice(None)`` for each axis; None where it takes more than that, or is not there."""
+    selections = {"positions": site.position, "heads": site.head, "dims": site.dims}
+    found: list[Any] = []
+    for field, size in zip(fields, shape, strict=True):
+        selection = selections.get(field or "")
+        if selection is None:
+            found.append(slice(None))
+        elif isinstance(selection, int) and -size <= selection < size:
+            found.append(selection)
+        else:
+            return None
+    return found

@@ -47,8 +47,10 @@ class PathMethods(SweepMethods):
         request = self._whole_prompts(corrupted, forward_options)
         if not self._stands_alone():
             raise InputError("path patching runs the plain model: leave the hooks() or intervene() block first.")
-        begins = [_one_of(self._site(site), SENDERS, "a sender") for site in senders]
-        ends = None if receivers is None else [_one_of(self._site(site), RECEIVERS, "a receiver") for site in receivers]
+        begins = [_one_of(site, SENDERS, "a sender") for site in self._resolved_sites(senders)]
+        ends = None
+        if receivers is not None:
+            ends = [_one_of(site, RECEIVERS, "a receiver") for site in self._resolved_sites(receivers)]
         layers = self._engine.manifest.config.n_layers
         also = [*DirectPaths.needed(layers), *(site.hook for site in ends or ())]
         sweeper = _PathSweeper(self, request, begins, source, metrics, MAX_BATCH_TOKENS, True, also)

@@ -63,7 +63,7 @@ class SweepMethods(InterventionMethods):
         """Checks everything, runs the corrupted prompt once, and hands back the sweep to iterate over."""
         if not isinstance(max_batch_tokens, (int, np.integer)) or max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens={max_batch_tokens!r}: it must be at least 1, a number of tokens.")
-        request, sites = self._whole_prompts(corrupted, forward_options), [self._site(site) for site in sites]
+        request, sites = self._whole_prompts(corrupted, forward_options), self._resolved_sites(sites)
         return Sweeper(self, request, sites, source, metrics, max_batch_tokens, recompute).start()
 
     def _whole_prompts(self, corrupted: Any, forward_options: Mapping[str, Any]) -> Request:
@@ -72,13 +72,23 @@ class SweepMethods(InterventionMethods):
             raise InputError("a sweep runs whole prompts: without start_at_layer, stop_at_layer and past_kv_cache.")
         return request
 
-    def _site(self, site: Site) -> Site:
-        """The site under its hook point's own name. Raises UnknownHookPoint, InputError for a part that is not there."""
-        (name,) = hook_points.select(self._engine.names(self._plan()), site.hook, self._engine.manifest.config.n_layers)
-        found = Site(name, None, site.position, site.head, site.dims)
-        entry = self._engine.hooks(self._plan())[name]
-        value = 0 if entry.dtype.startswith("int") else 0.0  # the source's own come later
-        gating.check([found.patch(value)], entry, hook_points.axis_sizes(self._engine.manifest.config))
+    def _resolved_sites(self, sites: Sequence[Site]) -> list[Site]:
+        """The sites under their hook points' own names. Raises UnknownHookPoint, InputError for a part that is not there."""
+        names, entries = self._engine.names(self._plan()), self._engine.hooks(self._plan())
+        config = self._engine.manifest.config
+        sizes = hook_points.axis_sizes(config)
+        known: dict[str, str] = {}
+        found = []
+        for site in sites:
+            if site.hook not in known:
+                (known[site.hook],) = hook_points.select(names, site.hook, config.n_layers)
+            name = known[site.hook]
+            site = site if name == site.hook else Site(name, None, site.position, site.head, site.dims)
+            entry = entries[name]
+            if not _plainly_there(site, entry.axes, sizes):
+                value = 0 if entry.dtype.startswith("int") else 0.0  # the source's own come later
+                gating.check([site.patch(value)], entry, sizes)
+            found.append(site)
         return found
 
     def _standing_edits(self) -> tuple[Any, ...]:
@@ -396,6 +406,17 @@ class Sweeper:
         with self._model.intervene(site.patch(value)):
             logits, _ = self._model._execute(self._request, (), True)
         return [self._measured(metric, logits) for metric in self._metrics]
+
+
+def _plainly_there(site: Site, axes: Sequence[str], sizes: Mapping[str, int]) -> bool:
+    """Whether a site takes at most one head and one of the last axis, both there: most do, and thousands come at once."""
+    heads = next((sizes[axis] for axis in axes if axis.endswith("head_index")), 0)
+    last = sizes.get(axes[-1], 0)
+    return (
+        (site.head is None or (isinstance(site.head, int) and 0 <= site.head < heads))
+        and (site.position is None or (isinstance(site.position, int) and "pos" in " ".join(axes)))
+        and (site.dims is None or (isinstance(site.dims, int) and 0 <= site.dims < last))
+    )
 
 
 def _unmasked(hook: str, value: Array, base: Array) -> Array:
