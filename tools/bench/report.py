@@ -112,7 +112,8 @@ def to_markdown(reports: Iterable[Report], failures: Mapping[str, str], machine:
     for report in reports:
         lines = [f"| {' | '.join(_COLUMNS)} |", f"|---|{'---:|' * (len(_COLUMNS) - 2)}---|"]
         lines += [f"| {' | '.join(_cells(row))} |" for row in report.findings.rows]
-        heading = f"## {report.case}\n\n{report.summary} Model: {report.model}, {report.repeats} rounds.\n\n"
+        version = report.machine.get("graphlens", "")
+        heading = f"## {report.case}\n\n{report.summary} Model: {report.model}, {report.repeats} rounds, {version}.\n\n"
         notes = "".join(f"\n- {note}" for note in _notes(report))
         parts.append(heading + "\n".join(lines) + "\n" + (notes + "\n" if notes else ""))
     parts += [f"## {case}\n\nGave no figures: {reason}\n" for case, reason in failures.items()]
