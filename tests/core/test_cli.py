@@ -119,7 +119,7 @@ def test_check_accepts_the_embedded_model_and_refuses_an_altered_one(tiny_folder
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    commands = ("demo", "export", "hooks", "cache", "run", "patch", "check", "cache-clear")
+    commands = ("demo", "export", "hooks", "cache", "run", "patch", "attribute", "check", "cache-clear")
     listing = graphlens("--help").stdout
     for command in commands:
         assert command in listing

@@ -14,10 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from graphlens import HookedTransformer
+from graphlens.attribution import attribution_patch
 from graphlens.cli import app
 from graphlens.metrics import KLDivergence, LogitDiff, Probability
 from graphlens.patching import (
     SweepResult,
+    act_patch_sites,
     get_act_patch_attn_head_out_all_pos,
     get_act_patch_mlp_out,
     get_act_patch_resid_pre,
@@ -139,3 +141,23 @@ def test_prompts_of_different_lengths(tiny_folder: Path, tmp_path: Path) -> None
     assert done.exit_code == 1
     assert "15 tokens" in str(done.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_attribute_keeps_the_estimate_and_compares_it(
+    tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path
+) -> None:
+    given = command(tiny_folder, tmp_path, *ANSWERS, "--sites", "mlp_out", "--compare", "--raw")
+    done = run("attribute", *given[1:])
+    assert done.exit_code == 0, done.output
+    assert "correlation" in done.output
+    _, cache = tiny.run_with_cache(CLEAN)
+    sites = act_patch_sites(tiny, tiny.to_tokens(CORRUPTED), "mlp_out")
+    metric = LogitDiff(" Mary", " John")
+    expected = attribution_patch(tiny, CORRUPTED, sites, cache, metric, verbose=False)
+    np.testing.assert_allclose(SweepResult.load(tmp_path / "mlp_out-estimate").values, expected.values, atol=1e-5)
+    exact = get_act_patch_mlp_out(tiny, tiny.to_tokens(CORRUPTED), cache, metric)
+    np.testing.assert_allclose(SweepResult.load(tmp_path / "mlp_out-exact").values, exact, atol=1e-5)
+    assert not (tmp_path / "mlp_out.json").exists(), "that name is graphlens patch's"
+    refused = run("attribute", *command(tiny_folder, tmp_path, "--answer", " Mary", "--metric", "accuracy")[1:])
+    assert refused.exit_code == 1
+    assert "--metric 'accuracy'" in str(refused.exception)
