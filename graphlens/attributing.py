@@ -12,12 +12,13 @@ from graphlens import gating, hook_points
 from graphlens.analysis.metrics import Metric
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
+from graphlens.analysis.sweeps import MAX_BATCH_TOKENS
 from graphlens.errors import InputError
 from graphlens.gating import Window
 from graphlens.gradient_names import gradient_output
 from graphlens.gradients import GradientMethods
 from graphlens.hooks import BACKWARD
-from graphlens.sweeping import MAX_BATCH_TOKENS, Done, Sweeper, SweepRun
+from graphlens.sweeping import Done, Sweeper, SweepRun
 
 Array = npt.NDArray[Any]
 

@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from graphlens.analysis.edges import EMBED, LETTERS, Edge, Node, edges, receivers, senders
 from graphlens.analysis.sources import Cache
+from graphlens.analysis.sweeps import MAX_BATCH_TOKENS
 from graphlens.attributing import AttributionMethods
 from graphlens.errors import InputError
 from graphlens.gradient_names import gradient_output
 from graphlens.pieces import Pieces
 from graphlens.recomputing import Corrupted, Recomputation
-from graphlens.sweeping import MAX_BATCH_TOKENS, Sweeper
+from graphlens.sweeping import Sweeper
 
 Array = npt.NDArray[Any]
 _FLAGS = ("use_hook_mlp_in", "use_split_qkv_input")

@@ -155,12 +155,12 @@ def _patch_prompts(
     asked: _Asked, sites: list[str], out: Path, resume: bool, picture: str | None, as_json: bool
 ) -> None:
     """Runs the sweeps, one file each in ``out``, and shows them. Exits with 130 after Ctrl-C, what is done being kept."""
+    from rich.console import Console
+
     from graphlens.analysis.sweeps import sweep
 
     grids = asked.grids(sites)
     out.mkdir(parents=True, exist_ok=True)
-    from rich.console import Console
-
     console = Console()
     for name, grid in grids.items():
         kept = out / name

@@ -9,13 +9,14 @@ import numpy.typing as npt
 
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
+from graphlens.analysis.sweeps import MAX_BATCH_TOKENS, Measure
 from graphlens.direct_paths import DirectPaths
 from graphlens.errors import InputError
 from graphlens.hook_points import split_name
 from graphlens.interventions import Patch
 from graphlens.pieces import Pieces
 from graphlens.recomputing import Corrupted
-from graphlens.sweeping import MAX_BATCH_TOKENS, Done, Measure, Sweeper, SweepMethods, SweepRun
+from graphlens.sweeping import Done, Sweeper, SweepMethods, SweepRun
 
 Array = npt.NDArray[Any]
 SENDERS = (

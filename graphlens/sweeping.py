@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from graphlens import gating, hook_points, recomputing
 from graphlens.analysis.metrics import Metric
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
+from graphlens.analysis.sweeps import MAX_BATCH_TOKENS, Measure
 from graphlens.errors import GraphlensError, InputError
 from graphlens.gating import Window
 from graphlens.intervening import InterventionMethods
@@ -21,9 +22,7 @@ from graphlens.recomputing import Corrupted, Recomputation, Variant
 from graphlens.requests import Request
 
 Array = npt.NDArray[Any]
-Measure = Metric | Callable[[Any], Any]
 Done = tuple[list[int], list[Array]]  # indices of sites, and for each metric their values [site] or [site, b]
-MAX_BATCH_TOKENS = 1024
 _PROBES = 8  # tokens
 _PROVED = 1e-4  # of the largest residual: beyond it the pieces are not the model
 
@@ -143,8 +142,8 @@ class Sweeper:
         self.corrupted, self.clean = corrupted, clean
         self._logits = None if all(isinstance(metric, Metric) for metric in self._metrics) else logits
         self._quick = set(quick)
-        tokens = np.linspace(0, self._config.d_vocab - 1, _PROBES, dtype=np.int64)
-        self._probe = logits[:, -1:, tokens].copy()  # what W_U alone must give too
+        self._probed = np.linspace(0, self._config.d_vocab - 1, _PROBES, dtype=np.int64)
+        self._probe = logits[:, -1:, self._probed].copy()  # what W_U alone must give too
         self._differences: dict[str, Array] = {}
 
     def start(self) -> SweepRun:
@@ -302,9 +301,8 @@ class Sweeper:
         if not all(self._model._has_weight(f"unembed.{name}") for name in ("W_U", "b_U")):
             return ""
         last = self._base[f"blocks.{self._config.n_layers - 1}.hook_resid_post"][:, -1]
-        tokens = np.linspace(0, self._config.d_vocab - 1, _PROBES, dtype=np.int64)
         hidden = pieces.end(np.ascontiguousarray(last), "unembed.hook_in")[None, :, None]
-        found = self._columns(hidden, np.broadcast_to(tokens, (self._batch, _PROBES)))[0]
+        found = self._columns(hidden, np.broadcast_to(self._probed, (self._batch, _PROBES)))[0]
         apart = float(np.abs(found - self._probe).max())
         return "W_U" if apart <= _PROVED * max(float(np.abs(self._probe).max()), 1e-3) else ""
 
@@ -325,7 +323,6 @@ class Sweeper:
         if self._logits is not None:
             return self._values_of_logits(carrier, start, residual)
         offset, found = 0, []
-        hidden = None
         read = self._read()
         for metric in self._metrics:
             assert isinstance(metric, Metric)

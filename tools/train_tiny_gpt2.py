@@ -3,7 +3,7 @@
     python tools/train_tiny_gpt2.py [--steps N] [--seed S] [--out FOLDER]
 
 Everything is seeded: the same seed, steps, thread count and library versions on the same kind of machine give the
-same files, byte for byte. Needs torch, transformers and tokenizers; takes half an hour on one CPU core.
+same files, byte for byte. Needs torch, transformers and tokenizers; takes some 20 minutes on one CPU core.
 """
 
 from __future__ import annotations

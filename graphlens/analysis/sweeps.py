@@ -37,21 +37,6 @@ class Run(Protocol):
     def __iter__(self) -> Iterator[tuple[list[int], list[Array]]]: ...
 
 
-class Runner(Protocol):
-    """What a sweep needs of a model."""
-
-    def _sweep(
-        self,
-        corrupted: Any,
-        sites: Any,
-        source: Any,
-        metrics: Any,
-        max_batch_tokens: int,
-        recompute: bool,
-        **options: Any,
-    ) -> Run: ...
-
-
 def sweep(
     model: Any,
     corrupted_tokens: Any,
