@@ -19,28 +19,34 @@ if TYPE_CHECKING:
 METRICS = ("logit-diff", "probability", "kl")
 INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 
+Clean = Annotated[str, typer.Option("--clean", help="The prompt whose activations are put in.")]
+Corrupted = Annotated[str, typer.Option("--corrupted", help="The prompt that they are put into; as many tokens.")]
+Answer = Annotated[str, typer.Option("--answer", help='The clean prompt\'s answer, one token: " Mary".')]
+Wrong = Annotated[str | None, typer.Option("--wrong", help='The corrupted prompt\'s answer: " John".')]
+MetricName = Annotated[str, typer.Option("--metric", help="logit-diff, probability or kl.")]
+Normalise = Annotated[
+    bool, typer.Option("--normalise/--raw", help="0 at the corrupted prompt's value and 1 at the clean one's.")
+]
+Picture = Annotated[str | None, typer.Option("--picture", help="Also write a picture: png, svg, pdf, html or txt.")]
+
 
 def patch(
     model: Model,
-    clean: Annotated[str, typer.Option("--clean", help="The prompt whose activations are put in.")],
-    corrupted: Annotated[str, typer.Option("--corrupted", help="The prompt that they are put into; as many tokens.")],
-    answer: Annotated[str, typer.Option("--answer", help='The clean prompt\'s answer, one token: " Mary".')],
+    clean: Clean,
+    corrupted: Corrupted,
+    answer: Answer,
     out: Out,
-    wrong: Annotated[str | None, typer.Option("--wrong", help='The corrupted prompt\'s answer: " John".')] = None,
+    wrong: Wrong = None,
     sites: Annotated[
         list[str] | None,
         typer.Option(
             "--sites", help="resid_pre (default), attn_out, mlp_out, attn_head_out_all_pos, ...; several times."
         ),
     ] = None,
-    metric: Annotated[str, typer.Option("--metric", help="logit-diff, probability or kl.")] = "logit-diff",
-    normalise: Annotated[
-        bool, typer.Option("--normalise/--raw", help="0 at the corrupted prompt's value and 1 at the clean one's.")
-    ] = True,
+    metric: MetricName = "logit-diff",
+    normalise: Normalise = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run kept in --out.")] = False,
-    picture: Annotated[
-        str | None, typer.Option("--picture", help="Also write a picture: png, svg, pdf, html or txt.")
-    ] = None,
+    picture: Picture = None,
     no_bos: NoBos = False,
     provider: Provider = None,
     as_json: Json = False,
@@ -56,24 +62,20 @@ def patch(
 
 def attribute(
     model: Model,
-    clean: Annotated[str, typer.Option("--clean", help="The prompt whose activations would be put in.")],
-    corrupted: Annotated[str, typer.Option("--corrupted", help="The prompt they would be put into; as many tokens.")],
-    answer: Annotated[str, typer.Option("--answer", help='The clean prompt\'s answer, one token: " Mary".')],
+    clean: Clean,
+    corrupted: Corrupted,
+    answer: Answer,
     out: Out,
-    wrong: Annotated[str | None, typer.Option("--wrong", help='The corrupted prompt\'s answer: " John".')] = None,
+    wrong: Wrong = None,
     sites: Annotated[
         list[str] | None,
         typer.Option("--sites", help="attn_head_out_by_pos (default), resid_pre, mlp_out, ...; several times."),
     ] = None,
-    metric: Annotated[str, typer.Option("--metric", help="logit-diff, probability or kl.")] = "logit-diff",
-    normalise: Annotated[
-        bool, typer.Option("--normalise/--raw", help="0 at the corrupted prompt's value and 1 at the clean one's.")
-    ] = True,
+    metric: MetricName = "logit-diff",
+    normalise: Normalise = True,
     steps: Annotated[int, typer.Option("--steps", min=0, help="Integrated gradients with so many steps.")] = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Patch for real too, and show how far it is off.")] = False,
-    picture: Annotated[
-        str | None, typer.Option("--picture", help="Also write a picture: png, svg, pdf, html or txt.")
-    ] = None,
+    picture: Picture = None,
     no_bos: NoBos = False,
     provider: Provider = None,
     as_json: Json = False,
@@ -121,7 +123,7 @@ class _Asked:
         """The sites of each name, positions labelled by their tokens."""
         from graphlens.analysis.patching import act_patch_sites
 
-        tokens = [f"{i} {text!r}" for i, text in enumerate(self.model.to_str_tokens(self.corrupted[0]))]
+        tokens = [f"{text}_{i}" for i, text in enumerate(self.model.to_str_tokens(self.corrupted[0]))]
         labels = dict.fromkeys(("pos", "dest_pos", "src_pos"), tokens)
         return {name: act_patch_sites(self.model, self.corrupted, name, labels) for name in names}
 

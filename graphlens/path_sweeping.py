@@ -87,7 +87,7 @@ class _PathSweeper(Sweeper):
             *_, (_, residual) = paths.residuals(sender, self._config.n_layers)
             flat = residual.reshape(-1, residual.shape[-1])
             logits = pieces.end(flat, "logits").reshape(*residual.shape[:2], -1)
-            yield [index], [self._measured(metric, logits)[None] for metric in self._metrics]
+            yield [index], [self._measuring.of(metric, logits)[None] for metric in self._metrics]
 
     def _to_heads(self, paths: DirectPaths, receivers: Sequence[Site]) -> Iterator[Done]:
         at: dict[int, list[Site]] = {}
@@ -107,4 +107,4 @@ class _PathSweeper(Sweeper):
                 continue
             with self._model.intervene(patches):
                 logits, _ = self._model._execute(self._request, (), True)
-            yield [index], [self._measured(metric, logits)[None] for metric in self._metrics]
+            yield [index], [self._measuring.of(metric, logits)[None] for metric in self._metrics]

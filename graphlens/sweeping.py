@@ -17,6 +17,7 @@ from graphlens.analysis.sweeps import MAX_BATCH_TOKENS, Measure
 from graphlens.errors import GraphlensError, InputError
 from graphlens.gating import Window
 from graphlens.intervening import InterventionMethods
+from graphlens.measuring import Measuring, called
 from graphlens.pieces import Pieces
 from graphlens.recomputing import Corrupted, Recomputation, Variant
 from graphlens.requests import Request
@@ -138,8 +139,9 @@ class Sweeper:
         logits, self._base = model._execute(request, list(dict.fromkeys([*kept, *hooks, *also])), True)
         mask = request.mask
         self._patched = {h: _unmasked(h, source.value(h, self._base[h], mask), self._base[h]) for h in hooks}
-        self._metrics, corrupted, clean = self._baselines(metrics, logits, source)
-        self.corrupted, self.clean = corrupted, clean
+        self._measuring = Measuring(model, request.shape, metrics, logits, source)
+        self._metrics = self._measuring.metrics
+        self.corrupted, self.clean = self._measuring.corrupted, self._measuring.clean
         self._logits = None if all(isinstance(metric, Metric) for metric in self._metrics) else logits
         self._quick = set(quick)
         self._probed = np.linspace(0, self._config.d_vocab - 1, _PROBES, dtype=np.int64)
@@ -157,7 +159,7 @@ class Sweeper:
                 variants.append(variant)
             else:
                 (general if site.hook not in self._quick else idle).append(index)
-        read = self._read()
+        read = self._measuring.read()
         carrier = None
         if variants:
             pieces = Pieces(self._engine, self._max_tokens)
@@ -174,73 +176,6 @@ class Sweeper:
         quick = len(idle) + len(variants)
         steps = self._steps(idle, variants, sorted(general), carrier)
         return SweepRun(self._metrics, self.corrupted, self.clean, self.notes, quick, steps)
-
-    # Metrics
-
-    def _baselines(
-        self, metrics: Sequence[Measure], logits: Array, source: Source
-    ) -> tuple[list[Measure], list[Array], list[Array | None]]:
-        clean_logits = self._clean_logits(source)
-        tokenizer = self._model.to_single_token if self._model.tokenizer is not None else None
-        bound: list[Measure] = []
-        corrupted: list[Array] = []
-        clean: list[Array | None] = []
-        for metric in metrics:
-            plain: Measure = metric
-            if isinstance(metric, Metric):
-                metric = metric.bound(tokenizer)
-                metric.check(self._config.d_vocab)
-                metric.needs(self._batch, self._length)
-                plain = metric.plain
-            here = self._measured(plain, logits)
-            there = None if clean_logits is None else self._measured(plain, clean_logits)
-            if isinstance(metric, Metric):
-                metric = metric.filled(there, here)
-                here = np.asarray(self._measured(metric, logits))
-                there = None if clean_logits is None else self._measured(metric, clean_logits)
-            bound.append(metric)
-            corrupted.append(here)
-            clean.append(there)
-        return bound, corrupted, clean
-
-    def _clean_logits(self, source: Source) -> Array | None:
-        """The clean run's logits, where the source is the cache of one that has them."""
-        activations = getattr(source, "activations", {})
-        shape = (self._batch, self._length, self._config.d_vocab)
-        if "unembed.hook_out" not in activations:
-            return None
-        found = np.asarray(activations["unembed.hook_out"])
-        found = found[None] if found.ndim == 2 else found
-        return found if found.shape == shape else None
-
-    def _measured(self, metric: Measure, logits: Array) -> Array:
-        """A metric of logits [b, p, V]: a scalar, or [b] where it keeps one value for each prompt."""
-        if isinstance(metric, Metric):
-            value = np.asarray(metric(logits))
-        else:
-            given = metric(self._model._to_user(logits))
-            if hasattr(given, "detach"):
-                given = given.detach().cpu().numpy()
-            value = np.asarray(given)
-            if value.size != 1 or value.dtype.kind not in "biuf":
-                raise InputError(
-                    f"the metric returned {type(given).__name__} of shape {list(value.shape)}; it must return one number "
-                    "(average over the batch), or be one of graphlens.metrics with reduction='none'."
-                )
-            value = value.reshape(())
-        if np.isnan(value).any():
-            raise InputError(f"the metric {_called(metric)} is NaN. Does it divide by zero, or take a log of one?")
-        return value
-
-    def _read(self) -> Array | None:
-        """The positions int64 [b, m] that the metrics read; None where one needs all logits, or all positions."""
-        found: list[Array] = []
-        for metric in self._metrics:
-            positions = metric.needs(self._batch, self._length).positions if isinstance(metric, Metric) else None
-            if positions is None:
-                return None
-            found.append(np.broadcast_to(positions, (self._batch, positions.shape[-1])))
-        return np.concatenate(found, 1)
 
     # The quick path
 
@@ -323,7 +258,7 @@ class Sweeper:
         if self._logits is not None:
             return self._values_of_logits(carrier, start, residual)
         offset, found = 0, []
-        read = self._read()
+        read = self._measuring.read()
         for metric in self._metrics:
             assert isinstance(metric, Metric)
             needs = metric.needs(self._batch, self._length)
@@ -342,7 +277,7 @@ class Sweeper:
             values = metric.reduced(values)
             if np.isnan(values).any():
                 raise InputError(
-                    f"the metric {_called(metric)} is NaN at {self._sites[indices[int(np.isnan(values).argmax())]]}."
+                    f"the metric {called(metric)} is NaN at {self._sites[indices[int(np.isnan(values).argmax())]]}."
                 )
             found.append(values)
         return found
@@ -392,7 +327,7 @@ class Sweeper:
         for variant in residual:
             logits = np.array(self._logits)
             logits[:, start:] = self._ended(carrier, variant, "logits")
-            rows.append([self._measured(metric, logits) for metric in self._metrics])
+            rows.append([self._measuring.of(metric, logits) for metric in self._metrics])
         return [np.stack(column) for column in zip(*rows, strict=True)]
 
     # The general path
@@ -402,7 +337,7 @@ class Sweeper:
         value = np.broadcast_to(self._patched[site.hook], self._base[site.hook].shape)
         with self._model.intervene(site.patch(value)):
             logits, _ = self._model._execute(self._request, (), True)
-        return [self._measured(metric, logits) for metric in self._metrics]
+        return [self._measuring.of(metric, logits) for metric in self._metrics]
 
 
 def _plainly_there(site: Site, axes: Sequence[str], sizes: Mapping[str, int]) -> bool:
@@ -419,7 +354,3 @@ def _plainly_there(site: Site, axes: Sequence[str], sizes: Mapping[str, int]) ->
 def _unmasked(hook: str, value: Array, base: Array) -> Array:
     """What is put in an activation's place: at scores masked entries (-inf) stay as they are, as they do at gates."""
     return np.where(np.isneginf(base), base, value) if hook_points.split_name(hook)[1] == hook_points.SCORES else value
-
-
-def _called(metric: Measure) -> str:
-    return repr(metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__))

@@ -3,7 +3,8 @@
     python tools/train_tiny_gpt2.py [--steps N] [--seed S] [--out FOLDER]
 
 Everything is seeded: the same seed, steps, thread count and library versions on the same kind of machine give the
-same files, byte for byte. Needs torch, transformers and tokenizers; takes some 20 minutes on one CPU core.
+same files, byte for byte. Needs torch, transformers and tokenizers; takes some 13 minutes on two cores
+(AMD EPYC; it prints the time).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Recipe:
     repeat_min: int = 4
     repeat_max: int = 30
     story_share: float = 0.3
-    threads: int = 1
+    threads: int = 2
 
 
 def train_tokenizer(recipe: Recipe, documents: int = 6000) -> Tokenizer:

@@ -174,7 +174,7 @@ def faithfulness(
                 "'embed->L0MLP', 'L1MLP->logits'."
             )
         logits = model._circuit_logits(run, [known[label] for label in labels])
-        values.append(run.sweeper._measured(run.sweeper._metrics[0], logits))
+        values.append(run.sweeper._measuring.of(run.sweeper._metrics[0], logits))
     baselines = {"corrupted": run.sweeper.corrupted[0], "clean": run.sweeper.clean[0]}
     names = {"circuit": [str(name) for name in circuits]}
     return SweepResult(np.stack(values), ("circuit",), names, baselines, {"model": model.cfg.model_name})

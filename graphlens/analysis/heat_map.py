@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 BACKENDS = {"terminal": (".txt",), "matplotlib": (".png", ".svg", ".pdf"), "plotly": (".html",)}
 BLOCKS = "▁▂▃▄▅▆█"  # an odd number: the middle one is the baseline
 BELOW, AT, ABOVE = (33, 102, 172), (150, 150, 150), (202, 40, 54)
-ROW_LABEL, COLUMN_LABEL, NARROWEST, GAP = 18, 8, 3, 1  # widths in a terminal, in cells
+ROW_LABEL, COLUMN_LABEL, LEGIBLE, NARROWEST, GAP = 18, 8, 6, 3, 1  # widths in a terminal, in cells
 TEXT_WIDTH = 120  # of a .txt
 MAX_PANELS = 64  # of a figure
 
@@ -141,7 +141,7 @@ def _lines(panel: Panel, width: int) -> Iterator[Text]:
     margin = min(ROW_LABEL, width // 3, max(map(cell_len, (*panel.rows, panel.row_axis))))
     room = max(width - margin - GAP, NARROWEST + GAP)
     widest = min(COLUMN_LABEL, max(map(cell_len, panel.columns)))
-    cell = max(NARROWEST, min(widest, room // len(panel.columns) - GAP))
+    cell = max(NARROWEST, min(widest, max(LEGIBLE, room // len(panel.columns) - GAP)))
     beside = max(1, room // (cell + GAP))
     if panel.column_axis:
         yield Text(f"{_fitted(panel.row_axis, margin)} {panel.column_axis} →", style="dim")

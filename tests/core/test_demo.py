@@ -143,8 +143,10 @@ def test_patching_finds_a_head_that_ablation_shows_to_matter(demo: Demo) -> None
     restored, left = np.asarray(demo.patched_heads.values), np.asarray(demo.ablated_heads.values)
     found = np.unravel_index(restored.argmax(), restored.shape)
     assert restored[found] > 0.5
-    assert left[found] < 0 < demo.clean
-    assert int((left < 0).sum()) <= 2
+    lost = left < 0.05 * demo.clean
+    assert demo.clean > 3
+    assert lost[found]
+    assert int(lost.sum()) <= 3
 
 
 def test_every_figure_is_printed(tiny: HookedTransformer, demo: Demo) -> None:

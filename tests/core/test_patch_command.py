@@ -57,9 +57,9 @@ def test_it_keeps_what_the_api_gives(tiny: HookedTransformer, tiny_folder: Path,
         found = SweepResult.load(tmp_path / "out" / name)
         np.testing.assert_allclose(found.values, function(tiny, tokens, cache, metric), atol=1e-6)
     found = SweepResult.load(tmp_path / "out" / "resid_pre")
-    assert found.labels["pos"][10] == "10 ' Mary'"
+    assert found.labels["pos"][10] == " Mary_10"
     assert found.baselines == {"clean": 1.0, "corrupted": 0.0}
-    assert found.top(1)[0][0]["pos"] in ("10 ' Mary'", "14 ' to'")
+    assert found.top(1)[0][0]["pos"] in (" Mary_10", " to_14")
 
 
 @pytest.mark.parametrize("metric", ["probability", "kl"])
