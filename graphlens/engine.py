@@ -18,7 +18,7 @@ from graphlens.hook_points import split_name
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
 from graphlens.runtime.providers import CPU, Providers, choose_providers
-from graphlens.runtime.sessions import Session, open_session
+from graphlens.runtime.sessions import Chain, Session, open_session
 from graphlens.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 LOGITS = "logits"
 RESIDUAL_OUT = "residual_out"
 _MAX_SESSIONS = 6
-Gates = tuple[tuple[str, tuple[str, ...]], ...]  # hook name -> kinds of change, in firing order
+Gates = tuple[tuple[str, tuple[str, ...]], ...]  # hook name -> kinds of change, firings of a hook point together
 
 # Sessions of this process, shared by every engine over the same file: a second one would hold the weights again.
 _pool: weakref.WeakValueDictionary[tuple[Any, ...], Session] = weakref.WeakValueDictionary()
@@ -94,8 +94,10 @@ class Engine:
         self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
         self._sessions: OrderedDict[Plan, Session] = OrderedDict()
         self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
+        self._fired: dict[Plan, Mapping[str, Sequence[str]]] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
+        self._end: Session | None = None  # logits from what the unembedding reads
         self.sessions_built = 0
         self._lock = threading.RLock()
 
@@ -134,7 +136,7 @@ class Engine:
 
     def names(self, plan: Plan) -> list[str]:
         """The hook points a user sees in that graph, in firing order."""
-        return [name for name in self.hooks(replace(plan, gates=(), python=False, bare=False)) if "@" not in name]
+        return list(self._firings(_ungated(plan)))
 
     def run(
         self,
@@ -153,13 +155,14 @@ class Engine:
         ``callbacks`` maps hook names to functions activation -> activation, called in firing order as the run passes
         them; every fetched activation is the one after its own callback. Raises what a callback raised.
         """
-        plan = self._serving(replace(plan or Plan(), python=bool(callbacks)))
+        plan = plan or Plan()
+        gate_feeds = _gate_feeds(edits, plan.gates) if edits else {}
+        plan = self._serving(replace(plan, python=True) if callbacks else plan)
         session, hooks = self.session(plan), self.hooks(plan)
-        feeds = {**feeds, **_gate_feeds(edits or {}, hooks)}
+        feeds = {**feeds, **gate_feeds}
         # A segment without blocks reads neither: there is nothing that a mask or a position could change.
-        taken = {*session.inputs, *session.optional_inputs}
-        feeds = {k: v for k, v in feeds.items() if k in taken or k not in ("attention_mask", "position_ids")}
-        present = [name for name in session.outputs if name.startswith("present.")]
+        feeds = {k: v for k, v in feeds.items() if k in session.feedable or k not in ("attention_mask", "position_ids")}
+        present = [name for name in session.outputs if name.startswith("present.")] if plan.past else []
         wanted = [*([plan.result] if output else []), *(hooks[name].value for name in fetch)]
         # A run that fetches nothing still has to happen: its callbacks may be what it is for.
         values = list(dict.fromkeys(wanted)) or [plan.result]
@@ -201,8 +204,19 @@ class Engine:
 
     def gates(self, kinds: Mapping[str, tuple[str, ...]], plan: Plan) -> Gates:
         """The gates of a plan for the kinds of change wanted at hook points, further firings of theirs included."""
-        names = self.hooks(replace(plan, gates=(), python=False, bare=False))
-        return tuple((name, kinds[hook]) for name in names for hook in [name.partition("@")[0]] if hook in kinds)
+        firings = self._firings(_ungated(plan))
+        if len(kinds) > 1:
+            return tuple((name, kinds[hook]) for hook, names in firings.items() if hook in kinds for name in names)
+        return tuple((name, some) for hook, some in kinds.items() for name in firings.get(hook, ()))
+
+    def _firings(self, plan: Plan) -> Mapping[str, Sequence[str]]:
+        """Hook name -> the names of all its firings in the graph of a plan, itself first, in firing order."""
+        if plan not in self._fired:
+            found: dict[str, list[str]] = {}
+            for name in self.hooks(plan):
+                found.setdefault(name.partition("@")[0], []).append(name)
+            self._fired[plan] = found
+        return self._fired[plan]
 
     def _serving(self, plan: Plan) -> Plan:
         """The plan whose session serves a plan with gates: its own, an open one with those gates and more of the same
@@ -233,7 +247,7 @@ class Engine:
             # Only blocks' hook points repeat; one outside the blocks is there once.
             spread = {
                 name: kinds
-                for name in self.hooks(replace(plan, gates=(), python=False, bare=False))
+                for name in self.hooks(_ungated(plan))
                 for tail, kinds in repeated
                 if split_name(name)[1] == tail
             }
@@ -272,12 +286,40 @@ class Engine:
         packed = self._packed(make=plan != Plan())
         if plan == Plan() and packed is None:
             return open_session(self.path, self._asked)
-        return self._open(self._graph(plan), packed, library)
+        graph = self._graph(plan)
+        if packed is not None and _ends_plainly(plan):
+            return self._with_shared_end(graph, packed)
+        return self._open(graph, packed, library)
+
+    def _with_shared_end(self, graph: ir.Model, packed: packing.Packed) -> Session:
+        """A session over a graph whose unembedding is a session of its own, the same for all such graphs.
+
+        Opening one takes time in proportion to its weights, packed before or not, and a third of them are the unembedding's.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        from graphlens import surgery
+        from graphlens.surgery.outputs import UNEMBEDDED
+
+        with ThreadPoolExecutor(1) as beside:  # ONNX Runtime lets other threads run while it opens a session
+            if self._end is None:
+                end, frontier = surgery.cut(self._model, [UNEMBEDDED], [LOGITS])
+                assert not frontier, f"logits need more than {UNEMBEDDED}: {frontier}"
+                opening = beside.submit(self._open, end, packed, one_of_many=True)
+                self.sessions_built += 1
+            body = self._open(surgery.without_logits(graph), packed)
+            if self._end is None:
+                self._end = opening.result()
+        return Chain(body, self._end, surgery.read_manifest(graph).hooks[UNEMBEDDED].value)
 
     def _open(
-        self, graph: ir.Model, packed: packing.Packed | None, library: str | None = None, one_of_many: bool = False
+        self,
+        graph: ir.Model,
+        packed: packing.Packed | None,
+        library: str | None = None,
+        one_of_many: bool = False,
     ) -> Session:
-        """A session over a graph, with the packed weights where they serve it."""
+        """A session over a graph, with the packed weights where they serve it ."""
         bound = None if packed is None else packed.bind(graph)
         if packed is not None and bound is not None:
             from graphlens import packing
@@ -335,6 +377,7 @@ class Engine:
                 while len(self._graphs) > 2 * _MAX_SESSIONS:
                     old, _ = self._graphs.popitem(last=False)
                     self._hooks.pop(old, None)
+                    self._fired.pop(old, None)
             self._graphs.move_to_end(plan)
             return self._graphs[plan]
 
@@ -350,12 +393,27 @@ class Engine:
             return session
 
 
-def _gate_feeds(edits: Mapping[str, Mapping[str, Array]], hooks: Mapping[str, HookEntry]) -> dict[str, Array]:
+def _ends_plainly(plan: Plan) -> bool:
+    """Whether a plan's graph has gates, and ends in an unembedding as the plain one does."""
+    whole = plan.stop is None and not plan.gradients and not plan.python
+    return whole and bool(plan.gates) and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)
+
+
+def _ungated(plan: Plan) -> Plan:
+    """The plan without what does not change its hook points."""
+    if not (plan.gates or plan.python or plan.bare):
+        return plan
+    return replace(plan, gates=(), python=False, bare=False)
+
+
+def _gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[str, Array]:
     """The feeds of the gates, further firings of a hook point (``name@q``) getting the same as the point."""
     from graphlens.surgery.gates import gate_input
 
     return {
-        gate_input(name, part): array for name in hooks for part, array in edits.get(name.partition("@")[0], {}).items()
+        gate_input(name, part): array
+        for name, _ in gates
+        for part, array in edits.get(name.partition("@")[0], {}).items()
     }
 
 

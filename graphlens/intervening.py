@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy.typing as npt
 
@@ -22,6 +24,8 @@ from graphlens.requests import RequestMethods
 Array = npt.NDArray[Any]
 Interventions = Iterable[Intervention] | Intervention
 Edits = Mapping[str, Mapping[str, Array]]
+Result = TypeVar("Result")
+_KEPT = 1_000_000  # bytes of interventions
 
 
 class InterventionMethods(RequestMethods):
@@ -29,6 +33,14 @@ class InterventionMethods(RequestMethods):
 
     # Per thread and task, as hooks are. One variable for all models: their entries are told apart by the model.
     _standing: ContextVar[tuple[tuple[int, tuple[Intervention, ...]], ...]] = ContextVar("interventions", default=())
+
+    @functools.cached_property
+    def _last_resolved(self) -> _Last[tuple[Intervention, ...]]:
+        return _Last()
+
+    @functools.cached_property
+    def _last_edits(self) -> _Last[tuple[Plan, Edits]]:
+        return _Last()
 
     @contextlib.contextmanager
     def intervene(self, interventions: Interventions, strict: bool = True) -> Iterator[Self]:
@@ -40,7 +52,9 @@ class InterventionMethods(RequestMethods):
         ``generate`` adds. Active in the thread (or asyncio task) that entered the block.
         Raises UnknownHookPoint, and InputError for what the model has not or what cannot fit, before anything runs.
         """
-        items = self._resolved(checked(interventions), strict)
+        items = checked(interventions)
+        # Each call checks its edits; the same ones on the same graph were checked last time.
+        items = self._last_resolved.of(items, (strict, self._plan()), lambda: self._resolved(items, strict))
         token = self._standing.set((*self._standing.get(), (id(self), items)))
         try:
             yield self
@@ -64,7 +78,8 @@ class InterventionMethods(RequestMethods):
         other values, positions, heads and coefficients reuse it (see ``model.sessions``). ``fwd_hooks`` are Python hooks
         of the same run, and ``forward_options`` those of forward.
         """
-        with self.intervene(interventions, strict), self.hooks(fwd_hooks):  # type: ignore[attr-defined]
+        hooked = self.hooks(fwd_hooks) if fwd_hooks else contextlib.nullcontext()  # type: ignore[attr-defined]
+        with self.intervene(interventions, strict), hooked:
             if names_filter is None:
                 return self.forward(input, return_type=return_type, **forward_options)  # type: ignore[attr-defined]
             return self.run_with_cache(  # type: ignore[attr-defined]
@@ -117,9 +132,12 @@ class InterventionMethods(RequestMethods):
 
     def _edits(self, plan: Plan, window: Window) -> tuple[Plan, Edits]:
         """A run's plan with the gates of the standing interventions, and their arrays for this run."""
-        items = [item for model, some in self._standing.get() if model == id(self) for item in some]
+        items = tuple(item for model, some in self._standing.get() if model == id(self) for item in some)
         if not items:
             return plan, {}
+        return self._last_edits.of(items, (plan, window), lambda: self._composed(items, plan, window))
+
+    def _composed(self, items: Sequence[Intervention], plan: Plan, window: Window) -> tuple[Plan, Edits]:
         entries, passed = self._engine.hooks(plan), set(self._engine.names(plan))
         sizes = hook_points.axis_sizes(self._engine.manifest.config)
         by_hook = _by_hook(items)
@@ -132,6 +150,28 @@ class InterventionMethods(RequestMethods):
         edits = {hook: gating.compose(some, entries[hook], sizes, window) for hook, some in by_hook.items()}
         wanted = {hook: gating.kinds(some) for hook, some in by_hook.items()}
         return replace(plan, gates=self._engine.gates(wanted, plan)), edits
+
+
+class _Last(Generic[Result]):
+    """What was last made of some interventions and a key: a loop over prompts asks for the same again and again.
+
+    Nothing is kept of interventions that are large.
+    """
+
+    def __init__(self) -> None:
+        self._entry: tuple[Sequence[Intervention], Any, Result] | None = None
+
+    def of(self, items: Sequence[Intervention], key: Any, make: Callable[[], Result]) -> Result:
+        """What ``make`` gave for these very items and an equal key, called if that was not the last time."""
+        entry = self._entry
+        if entry is not None:
+            known, known_key, result = entry
+            if len(known) == len(items) and all(map(operator.is_, known, items)) and known_key == key:
+                return result
+        result = make()
+        small = sum(item.array.nbytes for item in items) <= _KEPT
+        self._entry = (items, key, result) if small else None  # the items too, so that no new object passes for one
+        return result
 
 
 def _by_hook(items: Iterable[Intervention]) -> dict[str, list[Intervention]]:

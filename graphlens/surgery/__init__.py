@@ -12,7 +12,7 @@ from graphlens.surgery.flagged import with_flagged
 from graphlens.surgery.gates import gate_input, with_gates, without_gates
 from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
 from graphlens.surgery.interop import from_graphsurgeon, to_graphsurgeon
-from graphlens.surgery.outputs import expose, keep_results, prune, strip
+from graphlens.surgery.outputs import expose, keep_results, prune, strip, without_logits
 from graphlens.surgery.processing import process_weights
 from graphlens.surgery.python_gates import with_python_gates
 from graphlens.surgery.segments import first_layers, segment, with_past
@@ -49,4 +49,5 @@ __all__ = [
     "with_past",
     "with_python_gates",
     "without_gates",
+    "without_logits",
 ]

@@ -10,6 +10,8 @@ import onnx_ir.passes.common as common_passes
 from graphlens import hook_points
 from graphlens.surgery.hooked_graph import LOGITS, ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
 
+UNEMBEDDED = "unembed.hook_in"
+
 
 def _resolve(model: ir.Model, names: Iterable[str]) -> list[str]:
     """Hook names (or ``logits``) -> the distinct values that carry them, in firing order."""
@@ -74,3 +76,16 @@ def keep_results(model: ir.Model) -> ir.Model:
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
     return ensure_hooks_resolve(model)
+
+
+def without_logits(model: ir.Model) -> ir.Model:
+    """A copy that stops where the unembedding begins: what that reads is an output in place of ``logits``.
+
+    Raises UnknownHookPoint where the model has no ``unembed.hook_in``.
+    """
+    (end,) = _resolve(model, [UNEMBEDDED])
+    kept = [str(value.name) for value in model.graph.outputs if value.name not in (LOGITS, end)]
+    model = model.clone()
+    _set_outputs(model, [*kept, end])
+    common_passes.RemoveUnusedNodesPass()(model)
+    return model

@@ -48,6 +48,34 @@ def test_by_data_as_by_python_hook(flags: tuple[str, ...]) -> None:
     check()
 
 
+def test_the_same_edits_on_one_run_after_another(tokens: np.ndarray) -> None:
+    """What is remembered of the last call's edits is used for no other run: lengths, flags, strictness, models."""
+    item = Ablate(Z, heads=1, positions=-1)
+    other = Ablate(Z, heads=1, positions=5)
+    for ids in (tokens, tokens[:, :4], tokens[:1], tokens, tokens[:, ::-1].copy()):
+        fresh = MODEL.run_with_interventions(ids, Ablate(Z, heads=1, positions=-1))
+        for _ in range(2):
+            np.testing.assert_array_equal(MODEL.run_with_interventions(ids, item), fresh)
+        assert not np.allclose(fresh, MODEL(ids), atol=1e-4)
+        np.testing.assert_array_equal(MODEL.run_with_interventions(ids, [item, item]), fresh)
+    whole = MODEL.run_with_interventions(tokens, other)
+    np.testing.assert_array_equal(MODEL.run_with_interventions(tokens, item), whole)
+    with pytest.raises(InputError, match="there is no 5"):
+        MODEL.run_with_interventions(tokens[:, :4], other)
+    np.testing.assert_array_equal(
+        MODEL.run_with_interventions(tokens[:, :4], other, strict=False), MODEL(tokens[:, :4])
+    )
+    with pytest.raises(InputError, match="there is no 5"):
+        MODEL.run_with_interventions(tokens[:, :4], other)
+    flagged = Ablate("blocks.1.attn.hook_result", heads=1)
+    for _ in range(2):
+        set_flags(MODEL, ("use_attn_result",))
+        assert not np.allclose(MODEL.run_with_interventions(tokens, flagged), MODEL(tokens), atol=1e-4)
+        set_flags(MODEL, ())
+        with pytest.raises(UnknownHookPoint):
+            MODEL.run_with_interventions(tokens, flagged)
+
+
 @pytest.mark.parametrize(
     "name", [n for n in MODEL.hook_dict if n.startswith(("blocks.1.", "hook", "ln_final", "unembed"))]
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import graphlens
-from graphlens import Ablate, HookedTransformer, packing
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, packing
 from graphlens.errors import ExportError, InputError, ModelFileError
 from graphlens.metrics import LogitDiff
 from graphlens.patching import get_act_patch_resid_pre
@@ -77,6 +77,82 @@ def test_sessions_that_share_weights_compute_the_same(
     table = packing.find(tiny_copy / "model.onnx")
     assert table is not None
     assert any(key.startswith("prepacked") for entries in table.weights.values() for key in entries)
+
+
+EDITS: dict[str, list[Any]] = {
+    "in a block": [Ablate("blocks.1.attn.hook_z", heads=2)],
+    "before the unembedding": [Scale("unembed.hook_in", 1.5)],
+    "at the final norm": [Steer("ln_final.hook_normalized", 0.3)],
+    "at the logits": [Steer("unembed.hook_out", 2.0, dims=5)],
+    "at both ends": [Ablate("blocks.0.hook_resid_pre", dims=3), Patch("unembed.hook_out", 1.0, positions=0)],
+}
+
+
+@pytest.mark.parametrize("items", EDITS.values(), ids=EDITS)
+def test_edits_where_the_unembedding_is_a_session_of_its_own(
+    items: list[Any], cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is read of the run: both sides of the cut, one, or neither, under a KV cache too."""
+    from graphlens import engine
+
+    def everything() -> list[np.ndarray]:
+        model = opened(tiny_copy)
+        logits, kept = model.run_with_interventions(tokens, items, names_filter=lambda name: True)
+        some = ["unembed.hook_in", "unembed.hook_out", "blocks.2.hook_resid_post"]
+        values = [model.run_with_interventions(tokens, items, names_filter=name)[1][name] for name in some]
+        none = model.run_with_interventions(tokens, items, names_filter=some[2], return_type=None)[1][some[2]]
+        past = graphlens.KeyValueCache.init_cache(model.cfg, batch_size=len(tokens))
+        halves = [
+            model.run_with_interventions(half, items[:1], past_kv_cache=past) for half in np.array_split(tokens, 2, 1)
+        ]
+        plain = model.run_with_interventions(tokens, items)
+        np.testing.assert_array_equal(plain, logits)
+        np.testing.assert_array_equal(kept["unembed.hook_out"], logits)
+        return [logits, *kept.values(), *values, none, *halves]
+
+    found = everything()
+    engine._pool.clear()
+    monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
+    monkeypatch.setattr(packing, "find", lambda model: None)
+    for mine, wanted in zip(found, everything(), strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_kinds_of_gates_share_the_session_of_the_unembedding(
+    cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphlens import engine
+
+    opened_graphs: list[Any] = []
+    open_session = engine.open_session
+    monkeypatch.setattr(engine, "open_session", lambda *given: opened_graphs.append(given[0]) or open_session(*given))
+    model = opened(tiny_copy)
+    model(tokens)
+    kinds = [
+        Ablate("blocks.1.attn.hook_z"),
+        Steer("blocks.1.hook_resid_post", 1.0),
+        Scale("blocks.2.hook_mlp_out", 2.0),
+    ]
+    counts = []
+    for kind in kinds:
+        opened_graphs.clear()
+        model.run_with_interventions(tokens, kind)
+        counts.append(len(opened_graphs))
+    assert counts == [2, 1, 1]
+    opened_graphs.clear()
+    model.run_with_interventions(tokens, Steer("unembed.hook_out", 2.0))  # what is behind the cut keeps the whole
+    assert len(opened_graphs) == 1
+
+
+def test_two_threads_that_open_the_first_gates_at_once(cache: Path, tiny_copy: Path, tokens: np.ndarray) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = opened(tiny_copy)
+    kinds = [Ablate("blocks.1.attn.hook_z"), Steer("blocks.1.hook_resid_post", 1.0)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda kind: model.run_with_interventions(tokens, kind), kinds))
+    for kind, logits in zip(kinds, found, strict=True):
+        np.testing.assert_allclose(logits, opened(tiny_copy).run_with_interventions(tokens, kind), rtol=1e-6, atol=1e-6)
 
 
 def spoil_blobs(folder: Path) -> None:
