@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 Interventions = Iterable[Intervention] | Intervention
 Edits = Mapping[str, Mapping[str, Array]]
 Result = TypeVar("Result")
-_KEPT = 1_000_000  # bytes of interventions
+_KEPT, _FEW = 500_000, 16  # bytes of interventions; calls
 
 
 class InterventionMethods(RequestMethods):
@@ -35,12 +35,12 @@ class InterventionMethods(RequestMethods):
     _standing: ContextVar[tuple[tuple[int, tuple[Intervention, ...]], ...]] = ContextVar("interventions", default=())
 
     @functools.cached_property
-    def _last_resolved(self) -> _Last[tuple[Intervention, ...]]:
-        return _Last()
+    def _resolved_before(self) -> _Remembered[tuple[Intervention, ...]]:
+        return _Remembered()
 
     @functools.cached_property
-    def _last_edits(self) -> _Last[tuple[Plan, Edits]]:
-        return _Last()
+    def _composed_before(self) -> _Remembered[tuple[Plan, Edits]]:
+        return _Remembered()
 
     @contextlib.contextmanager
     def intervene(self, interventions: Interventions, strict: bool = True) -> Iterator[Self]:
@@ -53,8 +53,8 @@ class InterventionMethods(RequestMethods):
         Raises UnknownHookPoint, and InputError for what the model has not or what cannot fit, before anything runs.
         """
         items = checked(interventions)
-        # Each call checks its edits; the same ones on the same graph were checked last time.
-        items = self._last_resolved.of(items, (strict, self._plan()), lambda: self._resolved(items, strict))
+        # Each call checks its edits; the same ones on the same graph were checked before.
+        items = self._resolved_before.of(items, (strict, self._plan()), lambda: self._resolved(items, strict))
         token = self._standing.set((*self._standing.get(), (id(self), items)))
         try:
             yield self
@@ -135,7 +135,7 @@ class InterventionMethods(RequestMethods):
         items = tuple(item for model, some in self._standing.get() if model == id(self) for item in some)
         if not items:
             return plan, {}
-        return self._last_edits.of(items, (plan, window), lambda: self._composed(items, plan, window))
+        return self._composed_before.of(items, (plan, window), lambda: self._composed(items, plan, window))
 
     def _composed(self, items: Sequence[Intervention], plan: Plan, window: Window) -> tuple[Plan, Edits]:
         entries, passed = self._engine.hooks(plan), set(self._engine.names(plan))
@@ -152,25 +152,26 @@ class InterventionMethods(RequestMethods):
         return replace(plan, gates=self._engine.gates(wanted, plan)), edits
 
 
-class _Last(Generic[Result]):
-    """What was last made of some interventions and a key: a loop over prompts asks for the same again and again.
+class _Remembered(Generic[Result]):
+    """What was made of some interventions and a key, of the last few asked for: a loop asks for the same again and again.
 
     Nothing is kept of interventions that are large.
     """
 
     def __init__(self) -> None:
-        self._entry: tuple[Sequence[Intervention], Any, Result] | None = None
+        self._entries: OrderedDict[Any, tuple[Sequence[Intervention], Result]] = OrderedDict()
 
     def of(self, items: Sequence[Intervention], key: Any, make: Callable[[], Result]) -> Result:
-        """What ``make`` gave for these very items and an equal key, called if that was not the last time."""
-        entry = self._entry
-        if entry is not None:
-            known, known_key, result = entry
-            if len(known) == len(items) and all(map(operator.is_, known, items)) and known_key == key:
-                return result
+        """What ``make`` gave for these very items and an equal key, called if that is not remembered."""
+        entry = (tuple(map(id, items)), key)
+        found = self._entries.get(entry)
+        if found is not None:
+            return found[1]
         result = make()
-        small = sum(item.array.nbytes for item in items) <= _KEPT
-        self._entry = (items, key, result) if small else None  # the items too, so that no new object passes for one
+        if sum(item.array.nbytes for item in items) <= _KEPT:
+            self._entries[entry] = (items, result)  # the items too: while they live, no other has their ids
+            while len(self._entries) > _FEW:
+                self._entries.popitem(last=False)
         return result
 
 
