@@ -68,6 +68,11 @@ class Standin:
         return self._config["n_ctx"]
 
     @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return self._config["d_model"]
+
+    @property
     def d_vocab(self) -> int:
         """The number of token ids."""
         return self._config["d_vocab"]
@@ -166,4 +171,4 @@ def _read_config(hooked: str) -> dict[str, int]:
     from graphlens import surgery
 
     config = surgery.read_manifest(surgery.load(hooked, verify=False)).config
-    return {"n_layers": config.n_layers, "n_ctx": config.n_ctx, "d_vocab": config.d_vocab}
+    return {"n_layers": config.n_layers, "n_ctx": config.n_ctx, "d_model": config.d_model, "d_vocab": config.d_vocab}

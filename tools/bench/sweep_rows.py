@@ -17,19 +17,25 @@ from tools.bench.workers.protocol import Job
 
 DIFFERENCE_LIMIT = 10.0  # millionths of the metric's scale
 MEMORY_LIMIT = 1.6  # times a full cache's peak
+_PROMPTS = {
+    False: "Of clean and corrupted tokens, only the first is the same.",
+    True: "Clean and corrupted tokens differ at one position, two thirds through.",
+}
 _NOISE = 1e-5  # of the metric's scale: what single precision alone may make of it
 
 
 @dataclass(frozen=True)
 class SweepPlan:
     """A kind of sweep, its batch, how many times faster than each contender it should be, and how many layers the slow
-    contenders sweep (None: all), whose times are scaled to all; ``slow`` are those contenders."""
+    contenders sweep (None: all), whose times are scaled to all; ``slow`` are those contenders. ``one_token``: the prompts
+    differ at one position alone."""
 
     kind: str
     batch: int
     faster: Mapping[Peer, float]
     layers: int | None = None
     slow: tuple[Peer, ...] = (LENS_4, LENS_9)
+    one_token: bool = False
 
 
 def run_sweeps(setup: Setup, *plans: SweepPlan) -> Findings:
@@ -53,13 +59,14 @@ def run_sweeps(setup: Setup, *plans: SweepPlan) -> Findings:
         notes.append(f"{_title(plan)}: values up to {scale:.2g}; a patch moves the metric by up to {effect:.2g}.")
         notes += [note for note in found.notes if note not in notes]
     floor_is = "plain ONNX Runtime, one forward per patch; or the contender that a row names, in a process of its own"
-    return Findings(rows, floor_is, (*notes, "Of clean and corrupted tokens, only the first is the same.", MKL_NOTE))
+    differ = {plan.one_token: _PROMPTS[plan.one_token] for plan in plans}
+    return Findings(rows, floor_is, (*notes, *differ.values(), MKL_NOTE))
 
 
 def sweep_jobs(setup: Setup, plan: SweepPlan) -> dict[Peer, Job]:
     """What each contender sweeps."""
     model, kind = setup.model, KINDS[plan.kind]
-    prompts = random_prompts(model.d_vocab, plan.batch, min(LENGTH, model.n_ctx))
+    prompts = random_prompts(model.d_vocab, plan.batch, min(LENGTH, model.n_ctx), plan.one_token)
     gated = model.made(f"gated.{kind.hook}.patch", write_gated, f"blocks.*.{kind.hook}", "patch")
     job = Job(
         f"sweep:{plan.kind}",

@@ -65,12 +65,18 @@ class Prompts:
     answers: tuple[int, int]
 
 
-def random_prompts(vocabulary: int, batch: int, length: int = LENGTH) -> Prompts:
-    """Seeded prompts that begin with the same token and differ at every other position, so that nothing is shared."""
+def random_prompts(vocabulary: int, batch: int, length: int = LENGTH, one_token: bool = False) -> Prompts:
+    """Seeded prompts that begin with the same token and differ at every other position, so that nothing is shared.
+
+    ``one_token``: they differ at one position alone, two thirds through, as prompts with another name there do.
+    """
     draw = np.random.default_rng(0)
     clean = draw.integers(1, vocabulary, (batch, length))
     corrupted = (clean - 1 + draw.integers(1, vocabulary - 1, clean.shape)) % (vocabulary - 1) + 1
     clean[:, 0] = corrupted[:, 0] = 0
+    if one_token:
+        same = np.arange(length) != 2 * length // 3
+        corrupted[:, same] = clean[:, same]
     correct, incorrect = draw.choice(vocabulary, 2, replace=False).tolist()
     return Prompts(clean, corrupted, (correct, incorrect))
 
