@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.errors import InputError, ModelFileError
+from graphlens.errors import InputError
 from graphlens.hook_points import split_name
 from graphlens.manifest import HookEntry, Manifest
+from graphlens.opening import Opener
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
-from graphlens.runtime.providers import CPU, Providers, choose_providers
-from graphlens.runtime.sessions import Chain, Session, open_session
+from graphlens.runtime.providers import Providers
+from graphlens.runtime.sessions import Chain, Session
 from graphlens.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Engine:
             if not 1 <= n_ctx <= longest:
                 raise InputError(f"n_ctx={n_ctx}: this model has position embeddings for 1 to {longest} tokens.")
             self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
+        size = sum(file.size for file in self.manifest.files.values())
+        self._opener = Opener(self.path, self._model, providers, size)
         self.weights = WeightStore(self.folder, self.manifest.weights)
         self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
         self._sessions: OrderedDict[Plan, Session] = OrderedDict()
@@ -97,7 +100,6 @@ class Engine:
         self._fired: dict[Plan, Mapping[str, Sequence[str]]] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
-        self._end: Session | None = None  # logits from what the unembedding reads
         self.sessions_built = 0
         self._lock = threading.RLock()
 
@@ -205,9 +207,7 @@ class Engine:
     def gates(self, kinds: Mapping[str, tuple[str, ...]], plan: Plan) -> Gates:
         """The gates of a plan for the kinds of change wanted at hook points, further firings of theirs included."""
         firings = self._firings(_ungated(plan))
-        if len(kinds) > 1:
-            return tuple((name, kinds[hook]) for hook, names in firings.items() if hook in kinds for name in names)
-        return tuple((name, some) for hook, some in kinds.items() for name in firings.get(hook, ()))
+        return tuple((name, kinds[hook]) for hook, names in firings.items() if hook in kinds for name in names)
 
     def _firings(self, plan: Plan) -> Mapping[str, Sequence[str]]:
         """Hook name -> the names of all its firings in the graph of a plan, itself first, in firing order."""
@@ -277,19 +277,16 @@ class Engine:
                 piece, frontier = surgery.cut(self._model, inputs, outputs)
                 if frontier:
                     raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
-                self._parts[key] = self._open(piece, self._packed(make=True), one_of_many=True)
+                self._parts[key] = self._opener.open(piece, self._packed(make=True), one_of_many=True)
                 self.sessions_built += 1
             return self._parts[key]
 
     def _build(self, plan: Plan) -> Session:
         library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
-        packed = self._packed(make=plan != Plan())
-        if plan == Plan() and packed is None:
-            return open_session(self.path, self._asked)
-        graph = self._graph(plan)
+        packed, graph = self._packed(make=plan != Plan()), self._graph(plan)
         if packed is not None and _ends_plainly(plan):
             return self._with_shared_end(graph, packed)
-        return self._open(graph, packed, library)
+        return self._opener.open(graph, packed, library)
 
     def _with_shared_end(self, graph: ir.Model, packed: packing.Packed) -> Session:
         """A session over a graph whose unembedding is a session of its own, the same for all such graphs.
@@ -302,48 +299,18 @@ class Engine:
         from graphlens.surgery.outputs import UNEMBEDDED
 
         with ThreadPoolExecutor(1) as beside:  # ONNX Runtime lets other threads run while it opens a session
-            if self._end is None:
-                end, frontier = surgery.cut(self._model, [UNEMBEDDED], [LOGITS])
-                assert not frontier, f"logits need more than {UNEMBEDDED}: {frontier}"
-                opening = beside.submit(self._open, end, packed, one_of_many=True)
-                self.sessions_built += 1
-            body = self._open(surgery.without_logits(graph), packed)
-            if self._end is None:
-                self._end = opening.result()
-        return Chain(body, self._end, surgery.read_manifest(graph).hooks[UNEMBEDDED].value)
-
-    def _open(
-        self,
-        graph: ir.Model,
-        packed: packing.Packed | None,
-        library: str | None = None,
-        one_of_many: bool = False,
-    ) -> Session:
-        """A session over a graph, with the packed weights where they serve it ."""
-        bound = None if packed is None else packed.bind(graph)
-        if packed is not None and bound is not None:
-            from graphlens import packing
-
+            body = beside.submit(self._opener.open, surgery.without_logits(graph), packed)
             try:
-                return open_session(bound, self._asked, packed.folder, library, one_of_many)
-            except ModelFileError:  # whatever is wrong with the copy, the file itself can still be opened
-                packing.discard(packed)
-        if graph is self._model:
-            return open_session(self.path, self._asked)
-        import onnx_ir as ir
-
-        data = ir.to_proto(graph).SerializeToString()
-        return open_session(data, self._asked, self.folder, library, one_of_many)
+                end = self.part([UNEMBEDDED], [LOGITS])
+            except InputError:  # there is more in this file between the two: a gate, say
+                return self._opener.open(graph, packed)
+            return Chain(body.result(), end, surgery.read_manifest(graph).hooks[UNEMBEDDED].value)
 
     def _packed(self, make: bool) -> packing.Packed | None:
-        """The packed weights that sessions on this processor share; made, where asked, for the second session."""
-        if choose_providers(self._asked)[0][0] != CPU:
-            return None
-        from graphlens import packing
-
-        found = packing.find(self.path)
+        """The packed weights that sessions share; made, where asked, for the second session."""
+        found = self._opener.packed()
         if found is None and make:
-            found = packing.make(self.path, sum(file.size for file in self.manifest.files.values()))
+            found = self._opener.pack()
             if found is not None:  # the plain session holds a copy of its own: it is opened again when it is needed
                 self._sessions.pop(Plan(), None)
         return found

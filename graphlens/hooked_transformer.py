@@ -27,7 +27,6 @@ from graphlens.kv_cache import KeyValueCache
 from graphlens.parameters import ParameterMethods
 from graphlens.pretrained import Pretrained
 from graphlens.requests import RETURN_TYPES, Output, Request
-from graphlens.runtime.callbacks import Callback
 from graphlens.runtime.providers import Providers
 from graphlens.terminal import spinner
 from graphlens.tokenizer import Tokenizer, load_tokenizer
@@ -236,10 +235,8 @@ class HookedTransformer(Pretrained, GenerationMethods, EdgeMethods, ParameterMet
 
     def _execute(self, request: Request, fetch: Sequence[str], output: bool) -> tuple[Array | None, dict[str, Array]]:
         """Runs a request with the active hooks: (logits or residual, activations), the cache extended."""
-        callbacks: dict[str, Callback] = {}
-        if self._hooks.standing():
-            names: Collection[str] = set(self._engine.names(request.plan))
-            callbacks = self._hooks.callbacks(self._to_user, self._from_user, names)
+        names: Collection[str] = set(self._engine.names(request.plan))
+        callbacks = self._hooks.callbacks(self._to_user, self._from_user, names)
         batch, new = request.shape
         start = 0 if request.cache is None else request.cache.length
         prompt = new if not start else request.cache.prompt  # type: ignore[union-attr]

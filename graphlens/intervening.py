@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 Interventions = Iterable[Intervention] | Intervention
 Edits = Mapping[str, Mapping[str, Array]]
 Result = TypeVar("Result")
-_KEPT, _FEW = 500_000, 16  # bytes of interventions; calls
+_KEPT, _FEW = 500_000, 16  # bytes of one result; results
 
 
 class InterventionMethods(RequestMethods):
@@ -36,11 +36,11 @@ class InterventionMethods(RequestMethods):
 
     @functools.cached_property
     def _resolved_before(self) -> _Remembered[tuple[Intervention, ...]]:
-        return _Remembered()
+        return _Remembered(lambda found: 0)
 
     @functools.cached_property
     def _composed_before(self) -> _Remembered[tuple[Plan, Edits]]:
-        return _Remembered()
+        return _Remembered(lambda found: sum(a.nbytes for parts in found[1].values() for a in parts.values()))
 
     @contextlib.contextmanager
     def intervene(self, interventions: Interventions, strict: bool = True) -> Iterator[Self]:
@@ -78,8 +78,7 @@ class InterventionMethods(RequestMethods):
         other values, positions, heads and coefficients reuse it (see ``model.sessions``). ``fwd_hooks`` are Python hooks
         of the same run, and ``forward_options`` those of forward.
         """
-        hooked = self.hooks(fwd_hooks) if fwd_hooks else contextlib.nullcontext()  # type: ignore[attr-defined]
-        with self.intervene(interventions, strict), hooked:
+        with self.intervene(interventions, strict), self.hooks(fwd_hooks):  # type: ignore[attr-defined]
             if names_filter is None:
                 return self.forward(input, return_type=return_type, **forward_options)  # type: ignore[attr-defined]
             return self.run_with_cache(  # type: ignore[attr-defined]
@@ -155,10 +154,11 @@ class InterventionMethods(RequestMethods):
 class _Remembered(Generic[Result]):
     """What was made of some interventions and a key, of the last few asked for: a loop asks for the same again and again.
 
-    Nothing is kept of interventions that are large.
+    What is large is not kept: ``size`` tells the bytes of a result beyond those of the interventions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: Callable[[Result], int]) -> None:
+        self._size = size
         self._entries: OrderedDict[Any, tuple[Sequence[Intervention], Result]] = OrderedDict()
 
     def of(self, items: Sequence[Intervention], key: Any, make: Callable[[], Result]) -> Result:
@@ -168,7 +168,7 @@ class _Remembered(Generic[Result]):
         if found is not None:
             return found[1]
         result = make()
-        if sum(item.array.nbytes for item in items) <= _KEPT:
+        if sum(item.array.nbytes for item in items) + self._size(result) <= _KEPT:
             self._entries[entry] = (items, result)  # the items too: while they live, no other has their ids
             while len(self._entries) > _FEW:
                 self._entries.popitem(last=False)

@@ -60,8 +60,13 @@ class Session:
             name: ort.OrtValue.ortvalue_from_numpy(arrays[name]) if name in arrays else value
             for name, value in feeds.items()
         }
-        results = self._session.run_with_ort_values(list(outputs), values, options)
+        results = self._results(list(outputs), values, options)
         return [value if name in keep else value.numpy() for name, value in zip(outputs, results, strict=True)]
+
+    def _results(self, outputs: Sequence[str], values: Mapping[str, Any], options: Any) -> list[Any]:
+        """The named outputs, in order, of OrtValues by name, as OrtValues."""
+        found: list[Any] = self._session.run_with_ort_values(outputs, values, options)
+        return found
 
 
 class Chain(Session):
@@ -73,24 +78,14 @@ class Chain(Session):
         self.inputs, self.optional_inputs, self.feedable = first.inputs, first.optional_inputs, first.feedable
         self.outputs = [*last.outputs, *first.outputs]
 
-    def run(
-        self,
-        outputs: Sequence[str],
-        feeds: Mapping[str, Any],
-        on_start: Callable[[Callable[[], None]], None] | None = None,
-        keep: Collection[str] = (),
-    ) -> list[Any]:
-        """As of one session."""
+    def _results(self, outputs: Sequence[str], values: Mapping[str, Any], options: Any) -> list[Any]:
         late = [name for name in outputs if name in self._last.outputs]
         early = [name for name in outputs if name not in late]
         asked = list(dict.fromkeys([*early, *([self._between] if late else [])]))
-        found = dict(zip(asked, self._first.run(asked, feeds, on_start, {*keep, self._between}), strict=True))
-        handed = found.get(self._between)
+        found = dict(zip(asked, self._first._results(asked, values, options), strict=True))
         if late:
-            given = self._last.run(late, {self._last.inputs[0]: handed}, on_start, keep)
+            given = self._last._results(late, {self._last.inputs[0]: found[self._between]}, options)
             found.update(zip(late, given, strict=True))
-        if self._between in early and self._between not in keep:
-            found[self._between] = handed.numpy()  # type: ignore[union-attr]
         return [found[name] for name in outputs]
 
 

@@ -34,7 +34,7 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("graphlens.runtime.sessions.open_session", "graphlens.runtime.open_session"):
         monkeypatch.setattr(name, fail)
-    monkeypatch.setattr("graphlens.engine.open_session", fail)
+    monkeypatch.setattr("graphlens.opening.open_session", fail)
     monkeypatch.setattr("onnxruntime.InferenceSession", fail)
 
 

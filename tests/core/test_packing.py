@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import graphlens
-from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, packing
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, packing, surgery
 from graphlens.errors import ExportError, InputError, ModelFileError
 from graphlens.metrics import LogitDiff
 from graphlens.patching import get_act_patch_resid_pre
+from graphlens.runtime.sessions import Chain
+from tests.intervention_specs import python_hooks
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def opened(tiny_copy: Path) -> HookedTransformer:
 def test_sessions_that_share_weights_compute_the_same(
     cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphlens import engine
+    from graphlens import engine, opening
 
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
     expected = results(opened(tiny_copy), tokens)
@@ -58,13 +60,13 @@ def test_sessions_that_share_weights_compute_the_same(
     engine._pool.clear()
     monkeypatch.delenv("GRAPHLENS_PACKED_LIMIT")
     folders: list[Any] = []
-    open_session = engine.open_session
+    open_session = opening.open_session
 
     def noting(model: Any, providers: Any = None, folder: Any = None, *others: Any) -> Any:
         folders.append(folder)
         return open_session(model, providers, folder, *others)
 
-    monkeypatch.setattr(engine, "open_session", noting)
+    monkeypatch.setattr(opening, "open_session", noting)
     for again in range(2):
         model = opened(tiny_copy)
         for found, wanted in zip(results(model, tokens), expected, strict=True):
@@ -95,7 +97,7 @@ def test_edits_where_the_unembedding_is_a_session_of_its_own(
     """Whatever is read of the run: both sides of the cut, one, or neither, under a KV cache too."""
     from graphlens import engine
 
-    def everything() -> list[np.ndarray]:
+    def everything(apart: bool) -> list[np.ndarray]:
         model = opened(tiny_copy)
         logits, kept = model.run_with_interventions(tokens, items, names_filter=lambda name: True)
         some = ["unembed.hook_in", "unembed.hook_out", "blocks.2.hook_resid_post"]
@@ -108,24 +110,29 @@ def test_edits_where_the_unembedding_is_a_session_of_its_own(
         plain = model.run_with_interventions(tokens, items)
         np.testing.assert_array_equal(plain, logits)
         np.testing.assert_array_equal(kept["unembed.hook_out"], logits)
+        gated = {plan: model._engine.session(plan) for plan in model.sessions if plan.gates}
+        assert gated
+        for plan, session in gated.items():
+            at_the_end = any(name == "unembed.hook_out" for name, _ in plan.gates)
+            assert isinstance(session, Chain) == (apart and not at_the_end)
         return [logits, *kept.values(), *values, none, *halves]
 
-    found = everything()
+    found = everything(apart=True)
     engine._pool.clear()
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
     monkeypatch.setattr(packing, "find", lambda model: None)
-    for mine, wanted in zip(found, everything(), strict=True):
+    for mine, wanted in zip(found, everything(apart=False), strict=True):
         np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_kinds_of_gates_share_the_session_of_the_unembedding(
     cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphlens import engine
+    from graphlens import opening
 
     opened_graphs: list[Any] = []
-    open_session = engine.open_session
-    monkeypatch.setattr(engine, "open_session", lambda *given: opened_graphs.append(given[0]) or open_session(*given))
+    open_session = opening.open_session
+    monkeypatch.setattr(opening, "open_session", lambda *given: opened_graphs.append(given[0]) or open_session(*given))
     model = opened(tiny_copy)
     model(tokens)
     kinds = [
@@ -144,7 +151,9 @@ def test_kinds_of_gates_share_the_session_of_the_unembedding(
     assert len(opened_graphs) == 1
 
 
-def test_two_threads_that_open_the_first_gates_at_once(cache: Path, tiny_copy: Path, tokens: np.ndarray) -> None:
+def test_two_threads_that_open_the_first_gates_at_once(
+    cache: Path, tiny_copy: Path, tokens: np.ndarray, tiny: HookedTransformer
+) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     model = opened(tiny_copy)
@@ -152,7 +161,24 @@ def test_two_threads_that_open_the_first_gates_at_once(cache: Path, tiny_copy: P
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(lambda kind: model.run_with_interventions(tokens, kind), kinds))
     for kind, logits in zip(kinds, found, strict=True):
-        np.testing.assert_allclose(logits, opened(tiny_copy).run_with_interventions(tokens, kind), rtol=1e-6, atol=1e-6)
+        expected = tiny.run_with_hooks(tokens, fwd_hooks=python_hooks(tiny, [kind]))
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_with_more_at_its_end_stays_whole(
+    cache: Path, tiny_copy: Path, tokens: np.ndarray, tiny: HookedTransformer
+) -> None:
+    """A file's own gate at the logits is an input that the unembedding alone would lack."""
+    path = tiny_copy / "model.onnx"
+    gated = surgery.with_gates(surgery.load(path), {"unembed.hook_out": ("add",)})
+    path.unlink()
+    surgery.save(gated, path)
+    item = Ablate("blocks.1.attn.hook_z", heads=2)
+    model = opened(tiny_copy)
+    found = model.run_with_interventions(tokens, item)
+    assert cache.exists()
+    assert not any(isinstance(model._engine.session(plan), Chain) for plan in model.sessions)
+    np.testing.assert_allclose(found, tiny.run_with_interventions(tokens, item), rtol=1e-5, atol=1e-5)
 
 
 def spoil_blobs(folder: Path) -> None:

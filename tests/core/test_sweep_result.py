@@ -454,6 +454,18 @@ def test_labels_are_abbreviated_and_escaped() -> None:
     assert "[bold]x…" in wide
 
 
+def test_labels_stay_legible_where_columns_are_many() -> None:
+    """They are wrapped below each other rather than cut to a letter."""
+    tokens = [f" token{i}_{i}" for i in range(15)]
+    result = SweepResult(np.zeros((2, 15)), ("layer", "pos"), {"layer": ["0", "1"], "pos": tokens}, {"corrupted": 0.0})
+    text = said_on(heat_map.HeatMap(result), 60)
+    assert text.count("␣toke…") == 15
+    assert max(map(len, text.splitlines())) <= 60
+    # Short labels need no more than they are wide.
+    short = SweepResult(np.zeros((2, 15)), ("layer", "head"), {"layer": ["0", "1"], "head": list("abcdefghijklmno")})
+    assert said_on(heat_map.HeatMap(short), 80).count("a   b") == 1
+
+
 def test_one_panel_for_each_leading_index() -> None:
     found = heat_map.panels(deep().sel(batch=1))
     assert [panel.title for panel in found] == ["logit difference", "KL divergence"]

@@ -1,0 +1,60 @@
+"""Opening sessions over a file's graphs: over the packed weights where they serve, else over the file's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphlens.errors import ModelFileError
+from graphlens.runtime.providers import CPU, Providers, choose_providers
+from graphlens.runtime.sessions import Session, open_session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphlens import packing
+
+
+class Opener:
+    """What opens the file at ``path``, whose graph ``model`` is, and graphs made of it; ``weights`` counts their bytes."""
+
+    def __init__(self, path: Path, model: ir.Model, providers: Providers, weights: int) -> None:
+        self._path, self._model, self._providers, self._weights = path, model, providers, weights
+
+    def packed(self) -> packing.Packed | None:
+        """The packed weights that sessions on this processor share, if they were made."""
+        from graphlens import packing
+
+        return packing.find(self._path) if self._on_cpu() else None
+
+    def pack(self) -> packing.Packed | None:
+        """Makes them; None where that is not worth it or not possible (see packing.make)."""
+        from graphlens import packing
+
+        return packing.make(self._path, self._weights) if self._on_cpu() else None
+
+    def _on_cpu(self) -> bool:
+        return choose_providers(self._providers)[0][0] == CPU
+
+    def open(
+        self,
+        graph: ir.Model,
+        packed: packing.Packed | None,
+        custom_ops: str | None = None,
+        one_of_many: bool = False,
+    ) -> Session:
+        """A session over a graph; see runtime.open_session for the last two. Raises what that raises."""
+        bound = None if packed is None else packed.bind(graph)
+        if packed is not None and bound is not None:
+            from graphlens import packing
+
+            try:
+                return open_session(bound, self._providers, packed.folder, custom_ops, one_of_many)
+            except ModelFileError:  # whatever is wrong with the copy, the file itself can still be opened
+                packing.discard(packed)
+        if graph is self._model:
+            return open_session(self._path, self._providers)
+        import onnx_ir as ir
+
+        data = ir.to_proto(graph).SerializeToString()
+        return open_session(data, self._providers, self._path.parent, custom_ops, one_of_many)
