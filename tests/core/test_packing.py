@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import graphlens
-from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, packing, surgery
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, engine, packing, surgery
 from graphlens.errors import ExportError, InputError, ModelFileError
 from graphlens.metrics import LogitDiff
 from graphlens.patching import get_act_patch_resid_pre
@@ -25,6 +26,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("GRAPHLENS_PACKED_LIMIT", raising=False)
     monkeypatch.setattr(packing, "LEAST", 0)
     return tmp_path / "cache" / "packed"
+
+
+def forget_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is opened from here on is opened anew. Sessions of the other tests' models are known again afterwards."""
+    monkeypatch.setattr(engine, "_pool", weakref.WeakValueDictionary())
 
 
 def results(model: HookedTransformer, tokens: np.ndarray) -> list[np.ndarray]:
@@ -52,12 +58,12 @@ def opened(tiny_copy: Path) -> HookedTransformer:
 def test_sessions_that_share_weights_compute_the_same(
     cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphlens import engine, opening
+    from graphlens import opening
 
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
     expected = results(opened(tiny_copy), tokens)
     assert not cache.exists() or not list(cache.iterdir())
-    engine._pool.clear()
+    forget_sessions(monkeypatch)
     monkeypatch.delenv("GRAPHLENS_PACKED_LIMIT")
     folders: list[Any] = []
     open_session = opening.open_session
@@ -75,7 +81,7 @@ def test_sessions_that_share_weights_compute_the_same(
         # The very first session is there before the copy is made; all others open over it.
         assert folders[1 if again == 0 else 0 :].count(folder) == len(folders) - (1 if again == 0 else 0)
         folders.clear()
-        engine._pool.clear()
+        forget_sessions(monkeypatch)
     table = packing.find(tiny_copy / "model.onnx")
     assert table is not None
     assert any(key.startswith("prepacked") for entries in table.weights.values() for key in entries)
@@ -95,7 +101,6 @@ def test_edits_where_the_unembedding_is_a_session_of_its_own(
     items: list[Any], cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is read of the run: both sides of the cut, one, or neither, under a KV cache too."""
-    from graphlens import engine
 
     def everything(apart: bool) -> list[np.ndarray]:
         model = opened(tiny_copy)
@@ -118,7 +123,7 @@ def test_edits_where_the_unembedding_is_a_session_of_its_own(
         return [logits, *kept.values(), *values, none, *halves]
 
     found = everything(apart=True)
-    engine._pool.clear()
+    forget_sessions(monkeypatch)
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
     monkeypatch.setattr(packing, "find", lambda model: None)
     for mine, wanted in zip(found, everything(apart=False), strict=True):
@@ -202,15 +207,17 @@ def spoil_table(folder: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [spoil_blobs, cut_weights, spoil_table])
 def test_a_spoilt_copy_is_not_used(
-    spoil: Callable[[Path], Any], cache: Path, tiny_copy: Path, tokens: np.ndarray
+    spoil: Callable[[Path], Any],
+    cache: Path,
+    tiny_copy: Path,
+    tokens: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from graphlens import engine
-
     item = Ablate("blocks.1.attn.hook_z", heads=2)
     expected = opened(tiny_copy).run_with_interventions(tokens, item)
     (folder,) = cache.iterdir()
     spoil(folder)
-    engine._pool.clear()
+    forget_sessions(monkeypatch)
     np.testing.assert_allclose(opened(tiny_copy).run_with_interventions(tokens, item), expected, rtol=1e-5, atol=1e-5)
 
 
