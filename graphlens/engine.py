@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.errors import InputError
-from graphlens.hook_points import split_name
+from graphlens.hook_points import UNEMBEDDED, split_name
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.opening import Opener
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
@@ -45,7 +45,7 @@ class Plan:
     ``flags`` of hook points; blocks ``start`` to ``stop`` (see surgery.segment); ``past``: with a KV cache; ``gates``:
     which kinds of change are inputs at which hook points (see surgery.with_gates); ``gradients``: the hook points whose
     gradients are outputs too, from a ``seed`` (see surgery.differentiate); ``python``: with a callable gate at every hook
-    point; ``bare``: no hook point is an output, so more can be fused.
+    point; ``bare``: no hook point is an output, so more can be fused; ``body``: it ends where the unembedding begins.
     """
 
     flags: tuple[str, ...] = ()
@@ -57,6 +57,7 @@ class Plan:
     seed: str = "dense"
     python: bool = False
     bare: bool = False
+    body: bool = False
 
     @property
     def result(self) -> str:
@@ -133,7 +134,12 @@ class Engine:
         if plan not in self._hooks:
             from graphlens import surgery
 
-            self._hooks[plan] = surgery.read_manifest(self._graph(plan)).hooks
+            graph = self._graph(replace(plan, body=self._ends_plainly(plan)))
+            hooks = surgery.read_manifest(graph).hooks
+            if self._ends_plainly(plan):  # what fires after the body is as it was
+                last = {name: entry for name, entry in self.hooks(_ungated(plan)).items() if name not in hooks}
+                hooks = {**hooks, **last}
+            self._hooks[plan] = hooks
         return self._hooks[plan]
 
     def names(self, plan: Plan) -> list[str]:
@@ -155,17 +161,27 @@ class Engine:
         out changes nothing. They apply before the callbacks at the same hook point.
 
         ``callbacks`` maps hook names to functions activation -> activation, called in firing order as the run passes
-        them; every fetched activation is the one after its own callback. Raises what a callback raised.
+        them; every fetched activation is the one after its own callback. Raises what a callback raised, and InputError for
+        a hook point that the file does not return.
         """
         plan = plan or Plan()
         gate_feeds = _gate_feeds(edits, plan.gates) if edits else {}
-        plan = self._serving(replace(plan, python=True) if callbacks else plan)
+        plan = replace(plan, python=True) if callbacks else plan
+        if plan.gates and not (fetch or plan.python or plan.gradients):
+            plan = replace(plan, bare=True)
+        plan = self._serving(plan)
         session, hooks = self.session(plan), self.hooks(plan)
         feeds = {**feeds, **gate_feeds}
         # A segment without blocks reads neither: there is nothing that a mask or a position could change.
         feeds = {k: v for k, v in feeds.items() if k in session.feedable or k not in ("attention_mask", "position_ids")}
         present = [name for name in session.outputs if name.startswith("present.")] if plan.past else []
         wanted = [*([plan.result] if output else []), *(hooks[name].value for name in fetch)]
+        if not session.readable.issuperset(wanted):
+            lost = [name for name in wanted if name not in session.readable]
+            raise InputError(
+                f"{lost[0]!r} ({len(lost)} of {len(wanted)} asked for) is not an output of {self.path}: the file was pruned, "
+                "stripped or exposes other hook points. Ask for those it has, or export the model again."
+            )
         # A run that fetches nothing still has to happen: its callbacks may be what it is for.
         values = list(dict.fromkeys(wanted)) or [plan.result]
         kept = {*present}
@@ -283,28 +299,31 @@ class Engine:
 
     def _build(self, plan: Plan) -> Session:
         library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
-        packed, graph = self._packed(make=plan != Plan()), self._graph(plan)
-        if packed is not None and _ends_plainly(plan):
-            return self._with_shared_end(graph, packed)
-        return self._opener.open(graph, packed, library)
+        packed = self._packed(make=plan != Plan())
+        if packed is not None and self._ends_plainly(plan):
+            return self._with_shared_end(plan, packed)
+        return self._opener.open(self._graph(plan), packed, library)
 
-    def _with_shared_end(self, graph: ir.Model, packed: packing.Packed) -> Session:
-        """A session over a graph whose unembedding is a session of its own, the same for all such graphs.
+    def _with_shared_end(self, plan: Plan, packed: packing.Packed) -> Session:
+        """A session over a plan's graph whose unembedding is a session of its own, the same for all such graphs.
 
         Opening one takes time in proportion to its weights, packed before or not, and a third of them are the unembedding's.
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        from graphlens import surgery
-        from graphlens.surgery.outputs import UNEMBEDDED
-
+        graph = self._graph(replace(plan, body=True))
         with ThreadPoolExecutor(1) as beside:  # ONNX Runtime lets other threads run while it opens a session
-            body = beside.submit(self._opener.open, surgery.without_logits(graph), packed)
+            body = beside.submit(self._opener.open, graph, packed)
             try:
                 end = self.part([UNEMBEDDED], [LOGITS])
             except InputError:  # there is more in this file between the two: a gate, say
-                return self._opener.open(graph, packed)
-            return Chain(body.result(), end, surgery.read_manifest(graph).hooks[UNEMBEDDED].value)
+                return self._opener.open(self._graph(plan), packed)
+            return Chain(body.result(), end, self.hooks(plan)[UNEMBEDDED].value)
+
+    def _ends_plainly(self, plan: Plan) -> bool:
+        """Whether a plan's graph has gates, and ends in an unembedding as the plain one does."""
+        whole = plan.stop is None and not plan.gradients and not plan.python and UNEMBEDDED in self.manifest.hooks
+        return whole and bool(plan.gates) and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)
 
     def _packed(self, make: bool) -> packing.Packed | None:
         """The packed weights that sessions share; made, where asked, for the second session."""
@@ -316,7 +335,8 @@ class Engine:
         return found
 
     def _graph(self, plan: Plan) -> ir.Model:
-        """The graph of a plan: flags, then the segment, the cache, the gates of data, the gradients, those of Python."""
+        """The graph of a plan: flags, then the segment, the cache, what is left out, the gates of data, the gradients, the
+        gates of Python. What costs the same for every kind of gate comes first, and is kept."""
         from graphlens import surgery
 
         with self._lock:
@@ -324,15 +344,17 @@ class Engine:
                 return self._model
             if plan not in self._graphs:
                 step: Callable[[ir.Model], ir.Model]
-                if plan.bare:
-                    before, step = replace(plan, bare=False), surgery.keep_results
-                elif plan.python:
+                if plan.python:
                     before, step = replace(plan, python=False), surgery.with_python_gates
                 elif plan.gradients:
                     before = replace(plan, gradients=(), seed=Plan.seed)
                     step = lambda model: surgery.differentiate(model, plan.gradients, seed=plan.seed)  # noqa: E731
                 elif plan.gates:
                     before, step = replace(plan, gates=()), lambda model: surgery.with_gates(model, dict(plan.gates))
+                elif plan.body:
+                    before, step = replace(plan, body=False), surgery.without_logits
+                elif plan.bare:
+                    before, step = replace(plan, bare=False), surgery.keep_results
                 elif plan.past:
                     before, step = replace(plan, past=False), surgery.with_past
                 elif plan.start is not None or plan.stop is not None:
@@ -343,7 +365,7 @@ class Engine:
                 self._graphs[plan] = step(self._graph(before))
                 while len(self._graphs) > 2 * _MAX_SESSIONS:
                     old, _ = self._graphs.popitem(last=False)
-                    self._hooks.pop(old, None)
+                    self._hooks.pop(replace(old, body=False), None)
                     self._fired.pop(old, None)
             self._graphs.move_to_end(plan)
             return self._graphs[plan]
@@ -358,12 +380,6 @@ class Engine:
                 self.sessions_built += 1
                 session = _pool[key] = self._build(plan)
             return session
-
-
-def _ends_plainly(plan: Plan) -> bool:
-    """Whether a plan's graph has gates, and ends in an unembedding as the plain one does."""
-    whole = plan.stop is None and not plan.gradients and not plan.python
-    return whole and bool(plan.gates) and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)
 
 
 def _ungated(plan: Plan) -> Plan:

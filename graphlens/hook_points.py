@@ -73,6 +73,7 @@ AFTER_BLOCKS: Mapping[str, tuple[str, ...]] = {
     "unembed.hook_out": ("batch", "pos", "d_vocab"),
 }
 SCORES = "attn.hook_attn_scores"
+UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.
 FLAGGED: Mapping[str, str] = {
     "hook_tokens": "use_hook_tokens",

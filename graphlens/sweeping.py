@@ -236,7 +236,7 @@ class Sweeper:
         if not all(self._model._has_weight(f"unembed.{name}") for name in ("W_U", "b_U")):
             return ""
         last = self._base[f"blocks.{self._config.n_layers - 1}.hook_resid_post"][:, -1]
-        hidden = pieces.end(np.ascontiguousarray(last), "unembed.hook_in")[None, :, None]
+        hidden = pieces.end(np.ascontiguousarray(last), hook_points.UNEMBEDDED)[None, :, None]
         found = self._columns(hidden, np.broadcast_to(self._probed, (self._batch, _PROBES)))[0]
         apart = float(np.abs(found - self._probe).max())
         return "W_U" if apart <= _PROVED * max(float(np.abs(self._probe).max()), 1e-3) else ""
@@ -272,7 +272,7 @@ class Sweeper:
             if needs.tokens is None or not self._has_unembedding:
                 values = self._in_slices(carrier, metric, here)
             else:
-                hidden = self._ended(carrier, here, "unembed.hook_in")
+                hidden = self._ended(carrier, here, hook_points.UNEMBEDDED)
                 values = metric.of(self._columns(hidden, needs.tokens))
             values = metric.reduced(values)
             if np.isnan(values).any():

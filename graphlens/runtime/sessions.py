@@ -32,6 +32,7 @@ class Session:
         self.optional_inputs: list[str] = [value.name for value in session.get_overridable_initializers()]
         self.outputs: list[str] = [value.name for value in session.get_outputs()]
         self.feedable = frozenset((*self.inputs, *self.optional_inputs))
+        self.readable = frozenset(self.outputs)
 
     def run(
         self,
@@ -77,6 +78,7 @@ class Chain(Session):
         self.providers = first.providers
         self.inputs, self.optional_inputs, self.feedable = first.inputs, first.optional_inputs, first.feedable
         self.outputs = [*last.outputs, *first.outputs]
+        self.readable = frozenset(self.outputs)
 
     def _results(self, outputs: Sequence[str], values: Mapping[str, Any], options: Any) -> list[Any]:
         late = [name for name in outputs if name in self._last.outputs]

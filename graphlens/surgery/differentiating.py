@@ -15,7 +15,6 @@ from graphlens.gradient_names import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOK
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.surgery.derivatives import CONSTANT, READS_ITS_OUTPUT, RULES, Builder, Gradient, Rule, dims
 from graphlens.surgery.hooked_graph import LOGITS, ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
-from graphlens.surgery.outputs import UNEMBEDDED
 from graphlens.surgery.splice import splice
 
 
@@ -50,7 +49,7 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     assert end.type is not None
     b = Builder(end.type.dtype)
     if seed == SPARSE:
-        end = values[manifest.hooks[UNEMBEDDED].value]
+        end = values[manifest.hooks[hook_points.UNEMBEDDED].value]
         given, spread = _sparse_seed(b, graph, end, logits)
         if logits in targets.values() or not _is_product(end, logits):
             # Something between the unembedding and the logits has a derivative of its own, or a hook.

@@ -10,8 +10,6 @@ import onnx_ir.passes.common as common_passes
 from graphlens import hook_points
 from graphlens.surgery.hooked_graph import LOGITS, ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
 
-UNEMBEDDED = "unembed.hook_in"
-
 
 def _resolve(model: ir.Model, names: Iterable[str]) -> list[str]:
     """Hook names (or ``logits``) -> the distinct values that carry them, in firing order."""
@@ -63,6 +61,10 @@ def prune(model: ir.Model, outputs: Iterable[str]) -> ir.Model:
         if not value.uses() and not value.is_graph_output():
             model.graph.initializers.pop(str(value.name), None)
             model.graph.inputs.remove(value)
+    return _without_lost_hooks(model)
+
+
+def _without_lost_hooks(model: ir.Model) -> ir.Model:
     manifest, alive = read_manifest(model), values_by_name(model).keys()
     write_manifest(model, manifest.with_hooks({n: h for n, h in manifest.hooks.items() if h.value in alive}))
     return ensure_hooks_resolve(model)
@@ -83,9 +85,9 @@ def without_logits(model: ir.Model) -> ir.Model:
 
     Raises UnknownHookPoint where the model has no ``unembed.hook_in``.
     """
-    (end,) = _resolve(model, [UNEMBEDDED])
+    (end,) = _resolve(model, [hook_points.UNEMBEDDED])
     kept = [str(value.name) for value in model.graph.outputs if value.name not in (LOGITS, end)]
     model = model.clone()
     _set_outputs(model, [*kept, end])
     common_passes.RemoveUnusedNodesPass()(model)
-    return model
+    return _without_lost_hooks(model)

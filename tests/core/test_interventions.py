@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import Phase, given, settings
 
 import graphlens
-from graphlens import Ablate, HookedTransformer, KeyValueCache, Patch, Scale, Steer, interventions
+from graphlens import Ablate, HookedTransformer, KeyValueCache, Patch, Scale, Steer, interventions, surgery
 from graphlens.errors import InputError, UnknownHookPoint
 from tests.intervention_specs import FLAG_SETS, close, python_hooks, runs, set_flags, shape_of
 
@@ -274,6 +275,41 @@ def test_a_loop_over_layers_ends_with_one_session(tokens: np.ndarray, tiny_copy:
             expected = MODEL.run_with_hooks(tokens, fwd_hooks=python_hooks(MODEL, [item]))
             close(model.run_with_interventions(tokens, item), expected)
     assert model._engine.sessions_built - before == 2  # the first layer's, then one for all
+
+
+def test_an_edited_run_that_reads_nothing_has_a_graph_without_hook_points_of_its_own(
+    tokens: np.ndarray, tiny_copy: Path
+) -> None:
+    model, item = HookedTransformer.from_onnx(tiny_copy, "cpu"), Ablate(Z, heads=2)
+    expected = MODEL.run_with_hooks(tokens, fwd_hooks=python_hooks(MODEL, [item]))
+    for _ in range(2):
+        close(model.run_with_interventions(tokens, item), expected)
+        (plan,) = model.sessions
+        assert plan.bare
+        assert model._engine.session(plan).outputs == ["logits"]
+    for _ in range(2):  # one that reads has one that serves whatever is read
+        logits, cache = model.run_with_interventions(tokens, item, names_filter=[Z, RESID])
+        close(logits, expected)
+        assert not cache[Z][:, :, 2].any()
+        close(
+            model.run_with_interventions(tokens, item, names_filter="unembed.hook_out")[1]["unembed.hook_out"], expected
+        )
+        assert model.sessions == [plan, replace(plan, bare=False)]
+    assert model._engine.sessions_built == 2
+
+
+def test_edits_of_a_file_that_was_pruned(tokens: np.ndarray, tiny_copy: Path) -> None:
+    path = tiny_copy / "model.onnx"
+    pruned = surgery.prune(surgery.load(path), [RESID])
+    path.unlink()
+    surgery.save(pruned, path)
+    model, item = HookedTransformer.from_onnx(tiny_copy, "cpu"), Ablate(Z, heads=2)
+    expected = MODEL.run_with_interventions(tokens, item, names_filter=RESID)[1][RESID]
+    close(model.run_with_interventions(tokens, item, None, names_filter=RESID)[1][RESID], expected)
+    with pytest.raises(InputError, match=r"'logits' \(1 of 1 asked for\) is not an output.*pruned"):
+        model.run_with_interventions(tokens, item)
+    with pytest.raises(InputError, match=r"'hook_embed' .*is not an output.*pruned"):
+        model.run_with_cache(tokens, return_type=None)
 
 
 def test_sessions_are_bounded(tokens: np.ndarray) -> None:

@@ -26,6 +26,7 @@ from graphlens.surgery.hooked_graph import write_manifest
 from graphlens.weights import SafetensorsFile
 
 POST, PRE = "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"
+END = "unembed.hook_in"
 WEIGHTS = "model.safetensors"
 
 
@@ -74,6 +75,10 @@ def plus(amount: float, label: str = "amount") -> Any:
 
 def times(amount: float, label: str = "amount") -> Any:
     return lambda value, scope: scope.op("Mul", [value, scope.constant(np.float32(amount), label)])
+
+
+def half(activation: np.ndarray, hook: Any) -> np.ndarray:
+    return activation * np.float32(0.5)
 
 
 def noise(shape: Sequence[int]) -> np.ndarray:
@@ -364,6 +369,36 @@ def test_an_edit_survives_pruning_and_pruning_an_edit(
         np.testing.assert_array_equal(
             run(changed, tiny_folder, tokens, [name])[name], full["blocks.1.hook_resid_post"] + np.float32(1)
         )
+
+
+@pytest.mark.parametrize("name", ["hook_embed", POST, PRE, "blocks.3.attn.hook_k", "ln_final.hook_scale", END])
+def test_a_gate_works_alike_before_and_after_what_is_left_out(
+    name: str, model: ir.Model, tiny: HookedTransformer, tiny_folder: Path, tokens: np.ndarray
+) -> None:
+    """Graphs are made fewer outputs first, gates last: what is shared by all kinds of gates is made once."""
+    gate, rank = {name: ("scale",)}, len(surgery.read_manifest(model).hooks[name].axes)
+    feeds = {"input_ids": tokens, f"{name}/scale": np.full((1,) * rank, 0.5, np.float32)}
+    orders = {
+        "logits": (
+            surgery.with_gates(surgery.keep_results(model), gate),
+            surgery.keep_results(surgery.with_gates(model, gate)),
+        ),
+        END: (
+            surgery.with_gates(surgery.without_logits(surgery.keep_results(model)), gate),
+            surgery.without_logits(surgery.with_gates(model, gate)),
+        ),
+    }
+    with tiny.hooks([(name, half)]):
+        logits, cache = tiny.run_with_cache(tokens, names_filter=END)
+    for result, graphs in orders.items():
+        for graph in graphs:
+            hooks = surgery.read_manifest(graph).hooks
+            assert ("unembed.hook_out" in hooks) == (result == "logits")
+            value = hooks[result].value if result in hooks else result
+            (found,) = open_session(serialised(graph), "cpu", tiny_folder).run([value], feeds)
+            assert_near(found, logits if result == "logits" else cache[END])
+    bare = orders["logits"][0]
+    assert [value.name for value in bare.graph.outputs] == ["logits"]
 
 
 def test_a_pass_that_loses_a_hook_point_is_caught(model: ir.Model) -> None:
