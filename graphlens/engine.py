@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.errors import InputError
-from graphlens.hook_points import UNEMBEDDED, split_name
+from graphlens.footprint import Footprint
+from graphlens.hook_points import UNEMBEDDED, axis_sizes, split_name
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.opening import Opener
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
@@ -31,6 +32,7 @@ Array = npt.NDArray[Any]
 LOGITS = "logits"
 RESIDUAL_OUT = "residual_out"
 _MAX_SESSIONS = 6
+_SMALL = 1 << 26  # bytes of activations that are nothing to worry about, however small the weights
 Gates = tuple[tuple[str, tuple[str, ...]], ...]  # hook name -> kinds of change, firings of a hook point together
 
 # Sessions of this process, shared by every engine over the same file: a second one would hold the weights again.
@@ -100,6 +102,7 @@ class Engine:
         self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
         self._fired: dict[Plan, Mapping[str, Sequence[str]]] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
+        self._footprints: dict[Plan, Footprint] = {}
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
         self.sessions_built = 0
         self._lock = threading.RLock()
@@ -167,8 +170,9 @@ class Engine:
         plan = plan or Plan()
         gate_feeds = _gate_feeds(edits, plan.gates) if edits else {}
         plan = replace(plan, python=True) if callbacks else plan
-        if plan.gates and not (fetch or plan.python or plan.gradients):
-            plan = replace(plan, bare=True)
+        if not (fetch or plan.gradients):
+            few_read = bool(plan.gates) and not plan.python  # edited runs mostly read nothing
+            plan = replace(plan, bare=plan.bare or few_read or self._outweighs(plan, feeds))
         plan = self._serving(plan)
         session, hooks = self.session(plan), self.hooks(plan)
         feeds = {**feeds, **gate_feeds}
@@ -224,6 +228,19 @@ class Engine:
         """The gates of a plan for the kinds of change wanted at hook points, further firings of theirs included."""
         firings = self._firings(_ungated(plan))
         return tuple((name, kinds[hook]) for hook, names in firings.items() if hook in kinds for name in names)
+
+    def _outweighs(self, plan: Plan, feeds: Mapping[str, Any]) -> bool:
+        """Whether the hook points of a run come to more than the weights, all of which a session of its own might load.
+
+        ONNX Runtime keeps what is an output until the run ends, fetched or not.
+        """
+        plan = _ungated(plan)
+        if plan not in self._footprints:
+            held = [entry for entry in self.hooks(plan).values() if entry.value != LOGITS]
+            self._footprints[plan] = Footprint.of(held, axis_sizes(self.manifest.config))
+        batch, pos = np.shape(feeds["input_ids" if plan.start is None else "residual"])[:2]
+        keys = np.shape(feeds["attention_mask"])[1] if "attention_mask" in feeds else pos
+        return self._footprints[plan].of_run(batch, pos, keys) > max(self._opener.weights, _SMALL)
 
     def _firings(self, plan: Plan) -> Mapping[str, Sequence[str]]:
         """Hook name -> the names of all its firings in the graph of a plan, itself first, in firing order."""

@@ -19,7 +19,7 @@ class Opener:
     """What opens the file at ``path``, whose graph ``model`` is, and graphs made of it; ``weights`` counts their bytes."""
 
     def __init__(self, path: Path, model: ir.Model, providers: Providers, weights: int) -> None:
-        self._path, self._model, self._providers, self._weights = path, model, providers, weights
+        self._path, self._model, self._providers, self.weights = path, model, providers, weights
 
     def packed(self) -> packing.Packed | None:
         """The packed weights that sessions on this processor share, if they were made."""
@@ -31,7 +31,7 @@ class Opener:
         """Makes them; None where that is not worth it or not possible (see packing.make)."""
         from graphlens import packing
 
-        return packing.make(self._path, self._weights) if self._on_cpu() else None
+        return packing.make(self._path, self.weights) if self._on_cpu() else None
 
     def _on_cpu(self) -> bool:
         return choose_providers(self._providers)[0][0] == CPU
