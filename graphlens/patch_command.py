@@ -93,6 +93,10 @@ def attribute(
     console = Console()
     asked = _prepare(open_model(model, provider), clean, corrupted, answer, wrong, metric, normalise, not no_bos)
     grids = asked.grids(sites or ["attn_head_out_by_pos"])
+    written = [f"{name}-{kind}" for name in grids for kind in (("estimate", "exact") if compare else ("estimate",))]
+    for kept in (out / name for name in written):
+        if kept.with_suffix(".json").exists():
+            raise InputError(f"{kept}.json exists. Name another folder.")
     out.mkdir(parents=True, exist_ok=True)
     for name, grid in grids.items():
         kept = out / f"{name}-estimate"

@@ -158,6 +158,14 @@ def test_attribute_keeps_the_estimate_and_compares_it(
     exact = get_act_patch_mlp_out(tiny, tiny.to_tokens(CORRUPTED), cache, metric)
     np.testing.assert_allclose(SweepResult.load(tmp_path / "mlp_out-exact").values, exact, atol=1e-5)
     assert not (tmp_path / "mlp_out.json").exists(), "that name is graphlens patch's"
+    (tmp_path / "mlp_out-estimate.json").rename(tmp_path / "elsewhere.json")
+    for left, option in (("mlp_out-exact.json", "--compare"), ("mlp_out-estimate.json", "--raw")):
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        again = run("attribute", *command(tiny_folder, tmp_path, *ANSWERS, "--sites", "mlp_out", option)[1:])
+        assert again.exit_code == 1
+        assert f"{tmp_path / left} exists" in str(again.exception)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        (tmp_path / left).rename(tmp_path / "mlp_out-estimate.json")
     refused = run("attribute", *command(tiny_folder, tmp_path, "--answer", " Mary", "--metric", "accuracy")[1:])
     assert refused.exit_code == 1
     assert "--metric 'accuracy'" in str(refused.exception)
