@@ -19,7 +19,7 @@ from graphlens.hook_points import UNEMBEDDED, axis_sizes, split_name
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.opening import Opener
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
-from graphlens.runtime.providers import Providers
+from graphlens.runtime.providers import CPU, Providers
 from graphlens.runtime.sessions import Chain, Session
 from graphlens.weights import WeightStore
 
@@ -114,8 +114,13 @@ class Engine:
 
     @property
     def providers(self) -> list[str]:
-        """The execution providers that are active, first choice first."""
-        return self.session(Plan()).providers
+        """The execution providers that are active, first choice first. Opens a session only where one tells: the CPU is
+        always there, and any open session knows."""
+        with self._lock:
+            open_ = next(iter(self._sessions.values()), None)
+        if open_ is None and self._opener.asked_providers == [CPU]:
+            return [CPU]
+        return (open_ or self.session(Plan())).providers
 
     @property
     def dtype(self) -> str:

@@ -33,8 +33,13 @@ class Opener:
 
         return packing.make(self._path, self.weights) if self._on_cpu() else None
 
+    @property
+    def asked_providers(self) -> list[str]:
+        """The providers that a session is opened with. Raises RuntimeUnavailable for one that is not there."""
+        return choose_providers(self._providers)[0]
+
     def _on_cpu(self) -> bool:
-        return choose_providers(self._providers)[0][0] == CPU
+        return self.asked_providers[0] == CPU
 
     def open(
         self,

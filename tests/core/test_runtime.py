@@ -154,6 +154,26 @@ def test_the_opened_model_says_where_it_runs(tiny: HookedTransformer) -> None:
     assert tiny.cfg.device == "cpu"
 
 
+def test_on_the_cpu_saying_so_opens_no_session(tiny_copy: Path, tokens: np.ndarray) -> None:
+    model = HookedTransformer.from_onnx(tiny_copy, "cpu")
+    assert model.providers == [CPU]
+    assert model.cfg.device == "cpu"
+    assert model.sessions == []
+    model.generate(tokens, 2, do_sample=False, verbose=False, return_type="tokens")
+    assert model.cfg.device == "cpu"
+    assert [plan.past for plan in model.sessions] == [True]
+
+
+@pytest.mark.usefixtures("cuda_build")
+def test_where_cuda_was_built_in_a_session_says_whether_it_is_active(
+    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: FakeSession([CUDA, CPU]))
+    assert HookedTransformer.from_onnx(tiny_copy, "cuda").cfg.device == "cuda"
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: FakeSession([CPU]))
+    assert HookedTransformer.from_onnx(tiny_copy).cfg.device == "cpu"
+
+
 # Packages that are missing
 
 
