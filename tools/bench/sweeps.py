@@ -68,7 +68,7 @@ class Prompts:
 def random_prompts(vocabulary: int, batch: int, length: int = LENGTH, one_token: bool = False) -> Prompts:
     """Seeded prompts that begin with the same token and differ at every other position, so that nothing is shared.
 
-    ``one_token``: they differ at one position alone, two thirds through, as prompts with another name there do.
+    ``one_token``: they differ at one position alone, two thirds through (10 of 15), as prompts with another name there do.
     """
     draw = np.random.default_rng(0)
     clean = draw.integers(1, vocabulary, (batch, length))

@@ -1,7 +1,8 @@
 """Sweeps of batch 8 over prompts that differ in one token: the pairs that most patching is done on.
 
-A patch where both prompts are the same changes nothing, and is not computed. TransformerLens sweeps three layers, evenly
-spaced; its time is scaled.
+Those of TransformerLens's own demonstration of its patching functions (Activation_Patching_in_TL_Demo) are of this shape: 8
+prompts of 15 tokens, another name at position 10 and the rest the same. A patch where both prompts are the same changes
+nothing, and is not computed. TransformerLens sweeps three layers, evenly spaced; its time is scaled.
 """
 
 from __future__ import annotations
