@@ -18,6 +18,7 @@ from graphlens.footprint import Footprint
 from graphlens.hook_points import UNEMBEDDED, axis_sizes, split_name
 from graphlens.manifest import HookEntry, Manifest
 from graphlens.opening import Opener
+from graphlens.plan import LOGITS, Gates, Plan
 from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
 from graphlens.runtime.providers import CPU, Providers
 from graphlens.runtime.sessions import Chain, Session
@@ -29,42 +30,12 @@ if TYPE_CHECKING:
     from graphlens import packing
 
 Array = npt.NDArray[Any]
-LOGITS = "logits"
-RESIDUAL_OUT = "residual_out"
 _MAX_SESSIONS = 6
 _SMALL = 1 << 26  # bytes of activations that are nothing to worry about, however small the weights
-Gates = tuple[tuple[str, tuple[str, ...]], ...]  # hook name -> kinds of change, firings of a hook point together
 
 # Sessions of this process, shared by every engine over the same file: a second one would hold the weights again.
 _pool: weakref.WeakValueDictionary[tuple[Any, ...], Session] = weakref.WeakValueDictionary()
 _pool_lock = threading.RLock()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What kind of graph a run needs, whatever it is fed: the key of its session.
-
-    ``flags`` of hook points; blocks ``start`` to ``stop`` (see surgery.segment); ``past``: with a KV cache; ``gates``:
-    which kinds of change are inputs at which hook points (see surgery.with_gates); ``gradients``: the hook points whose
-    gradients are outputs too, from a ``seed`` (see surgery.differentiate); ``python``: with a callable gate at every hook
-    point; ``bare``: no hook point is an output, so more can be fused; ``body``: it ends where the unembedding begins.
-    """
-
-    flags: tuple[str, ...] = ()
-    start: int | None = None
-    stop: int | None = None
-    past: bool = False
-    gates: Gates = ()
-    gradients: tuple[str, ...] = ()
-    seed: str = "dense"
-    python: bool = False
-    bare: bool = False
-    body: bool = False
-
-    @property
-    def result(self) -> str:
-        """The output that the run is for."""
-        return LOGITS if self.stop is None else RESIDUAL_OUT
 
 
 @dataclass(frozen=True)
@@ -142,17 +113,17 @@ class Engine:
         if plan not in self._hooks:
             from graphlens import surgery
 
-            graph = self._graph(replace(plan, body=self._ends_plainly(plan)))
-            hooks = surgery.read_manifest(graph).hooks
-            if self._ends_plainly(plan):  # what fires after the body is as it was
-                last = {name: entry for name, entry in self.hooks(_ungated(plan)).items() if name not in hooks}
+            plainly = self._ends_plainly(plan)
+            hooks = surgery.read_manifest(self._graph(replace(plan, body=plainly))).hooks
+            if plainly:  # what fires after the body is as it was
+                last = {name: entry for name, entry in self.hooks(plan.ungated).items() if name not in hooks}
                 hooks = {**hooks, **last}
             self._hooks[plan] = hooks
         return self._hooks[plan]
 
     def names(self, plan: Plan) -> list[str]:
         """The hook points a user sees in that graph, in firing order."""
-        return list(self._firings(_ungated(plan)))
+        return list(self._firings(plan.ungated))
 
     def run(
         self,
@@ -231,7 +202,7 @@ class Engine:
 
     def gates(self, kinds: Mapping[str, tuple[str, ...]], plan: Plan) -> Gates:
         """The gates of a plan for the kinds of change wanted at hook points, further firings of theirs included."""
-        firings = self._firings(_ungated(plan))
+        firings = self._firings(plan.ungated)
         return tuple((name, kinds[hook]) for hook, names in firings.items() if hook in kinds for name in names)
 
     def _outweighs(self, plan: Plan, feeds: Mapping[str, Any]) -> bool:
@@ -239,7 +210,7 @@ class Engine:
 
         ONNX Runtime keeps what is an output until the run ends, fetched or not.
         """
-        plan = _ungated(plan)
+        plan = plan.ungated
         if plan not in self._footprints:
             held = [entry for entry in self.hooks(plan).values() if entry.value != LOGITS]
             self._footprints[plan] = Footprint.of(held, axis_sizes(self.manifest.config))
@@ -285,7 +256,7 @@ class Engine:
             # Only blocks' hook points repeat; one outside the blocks is there once.
             spread = {
                 name: kinds
-                for name in self.hooks(_ungated(plan))
+                for name in self.hooks(plan.ungated)
                 for tail, kinds in repeated
                 if split_name(name)[1] == tail
             }
@@ -402,13 +373,6 @@ class Engine:
                 self.sessions_built += 1
                 session = _pool[key] = self._build(plan)
             return session
-
-
-def _ungated(plan: Plan) -> Plan:
-    """The plan without what does not change its hook points."""
-    if not (plan.gates or plan.python or plan.bare):
-        return plan
-    return replace(plan, gates=(), python=False, bare=False)
 
 
 def _gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[str, Array]:

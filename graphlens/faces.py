@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.engine import Engine, Plan
+from graphlens.engine import Engine
+from graphlens.plan import Plan
 
 Array = npt.NDArray[Any]
 

@@ -15,10 +15,10 @@ from typing import Any, Generic, Self, TypeVar
 import numpy.typing as npt
 
 from graphlens import gating, hook_points
-from graphlens.engine import Plan
 from graphlens.errors import InputError
 from graphlens.gating import Window
 from graphlens.interventions import Intervention, checked
+from graphlens.plan import Plan
 from graphlens.requests import RequestMethods
 
 Array = npt.NDArray[Any]

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.engine import Plan
 from graphlens.errors import InputError
 from graphlens.kv_cache import KeyValueCache
+from graphlens.plan import Plan
 from graphlens.text import TextMethods, TokensOrText
 
 Array = npt.NDArray[Any]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from graphlens import HookedTransformer, KeyValueCache, Steer, engine
-from graphlens.engine import LOGITS, Plan
 from graphlens.footprint import Footprint
 from graphlens.hook_points import axis_sizes
+from graphlens.plan import LOGITS, Plan
 
 FLAGS = ["use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_hook_tokens"]
 Z = "blocks.1.attn.hook_z"

@@ -113,7 +113,7 @@ def test_edits_where_the_unembedding_is_a_session_of_its_own(
             model.run_with_interventions(half, items[:1], past_kv_cache=past) for half in np.array_split(tokens, 2, 1)
         ]
         plain = model.run_with_interventions(tokens, items)
-        np.testing.assert_array_equal(plain, logits)
+        np.testing.assert_allclose(plain, logits, rtol=1e-5, atol=1e-5)  # a graph of its own, fused otherwise
         np.testing.assert_array_equal(kept["unembed.hook_out"], logits)
         gated = {plan: model._engine.session(plan) for plan in model.sessions if plan.gates}
         assert gated
