@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from graphlens.file.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from graphlens.analysis.activation_cache import ActivationCache
+    from graphlens.analysis.cache.activation_cache import ActivationCache
+    from graphlens.edits.kinds import Ablate, Patch, Scale, Steer
     from graphlens.errors import (
         ExportError,
         GraphlensError,
@@ -17,27 +20,25 @@ if TYPE_CHECKING:
         UnknownHookPoint,
         VerificationError,
     )
-    from graphlens.exporter import export_model
-    from graphlens.hook_points import get_act_name
-    from graphlens.hooked_transformer import HookedTransformer
-    from graphlens.hub import embedded_model
-    from graphlens.interventions import Ablate, Patch, Scale, Steer
+    from graphlens.file.names import get_act_name
+    from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.pipelines.export import export_model
+    from graphlens.pipelines.hub import embedded_model
 
-__version__ = "0.1.0"
 
 # Loaded on first use: importing graphlens costs milliseconds.
 _HOMES = {
-    "ActivationCache": "graphlens.analysis.activation_cache",
-    "HookedTransformer": "graphlens.hooked_transformer",
-    **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.deploy"),
-    "embedded_model": "graphlens.hub",
-    "export_model": "graphlens.exporter",
+    "ActivationCache": "graphlens.analysis.cache.activation_cache",
+    "HookedTransformer": "graphlens.model.hooked_transformer",
+    **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
+    "embedded_model": "graphlens.pipelines.hub",
+    "export_model": "graphlens.pipelines.export",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
     **dict.fromkeys(
-        ("KeyValueCache", "HookedTransformerKeyValueCache", "TransformerLensKeyValueCache"), "graphlens.kv_cache"
+        ("KeyValueCache", "HookedTransformerKeyValueCache", "TransformerLensKeyValueCache"), "graphlens.model.kv_cache"
     ),
-    **dict.fromkeys(("Ablate", "Patch", "Steer", "Scale"), "graphlens.interventions"),
-    "get_act_name": "graphlens.hook_points",
+    **dict.fromkeys(("Ablate", "Patch", "Steer", "Scale"), "graphlens.edits.kinds"),
+    "get_act_name": "graphlens.file.names",
     "process_weights": "graphlens.surgery",
     **dict.fromkeys(
         (

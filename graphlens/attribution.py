@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from graphlens.analysis.attribution import (
-    Comparison,
-    attribution_patch,
-    circuit,
-    compare_with_sweep,
-    direct_logit_attribution,
-    edge_attribution,
-    faithfulness,
-)
+from graphlens.analysis.compare import Comparison, circuit, compare_with_sweep
+from graphlens.experiments.attribution import attribution_patch, direct_logit_attribution
+from graphlens.experiments.circuits import edge_attribution, faithfulness
 
 __all__ = [
     "Comparison",

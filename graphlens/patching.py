@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from graphlens.analysis.patching import (
+from graphlens.analysis.result import SweepResult
+from graphlens.analysis.sites import Site, Sites, grid
+from graphlens.analysis.sources import Cache, Mean, Noise, Zero
+from graphlens.experiments.act_patch import (
     act_patch_sites,
     generic_activation_patch,
     get_act_patch_attn_head_all_pos_every,
@@ -30,11 +33,8 @@ from graphlens.analysis.patching import (
     layer_pos_head_vector_patch_setter,
     layer_pos_patch_setter,
 )
-from graphlens.analysis.paths import path_patch
-from graphlens.analysis.sites import Site, Sites, grid
-from graphlens.analysis.sources import Cache, Mean, Noise, Zero
-from graphlens.analysis.sweep_result import SweepResult
-from graphlens.analysis.sweeps import sweep
+from graphlens.experiments.paths import path_patch
+from graphlens.experiments.sweep import sweep
 
 __all__ = [
     "Cache",

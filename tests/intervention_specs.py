@@ -12,8 +12,9 @@ import onnxruntime
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, hook_points
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer
 from graphlens.errors import InputError
+from graphlens.file.names import axis_sizes
 from graphlens.interventions import Intervention
 
 FLAG_SETS: tuple[tuple[str, ...], ...] = (
@@ -34,7 +35,7 @@ def shape_of(model: HookedTransformer, hook: str, batch: int, length: int) -> tu
     """(axes, sizes) of a hook point in a run."""
     axes = model._engine.hooks(model._plan())[hook].axes
     sizes = {
-        **hook_points.axis_sizes(model.cfg),
+        **axis_sizes(model.cfg),
         "batch": batch,
         **dict.fromkeys(("pos", "query_pos", "key_pos"), length),
     }

@@ -1,1 +1,1 @@
-"""Analysis: what is done with activations once they are arrays. NumPy only."""
+"""What is computed from activations and logits once they are arrays."""

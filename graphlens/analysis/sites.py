@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graphlens.edits.kinds import Patch, Selection
 from graphlens.errors import InputError
-from graphlens.hook_points import get_act_name, split_name
-from graphlens.interventions import Patch, Selection
+from graphlens.file.names import get_act_name, split_name
 
 # The grids of TransformerLens's get_act_patch_* functions: the activation, and what the result runs over.
 _BY_POSITION, _BY_HEAD = ("layer", "pos"), ("layer", "head")

@@ -1,1 +1,1 @@
-"""Export: from a checkpoint folder to a hooked graph. The only wing that imports torch and transformers."""
+"""How a transformers module becomes a graph: tracing, checkpoints, a file for each model family."""

@@ -10,13 +10,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer
 
-from graphlens import hook_points
 from graphlens.errors import ExportError
 from graphlens.export.trace import HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
-from graphlens.manifest import HookEntry
+from graphlens.file.manifest import HookEntry
+from graphlens.file.names import axes_of, firing_order
 
 if TYPE_CHECKING:
-    from graphlens.weights import TensorEntry
+    from graphlens.file.safetensors import TensorEntry
 
 IR_VERSION = 10
 LOGITS = "logits"
@@ -88,12 +88,12 @@ def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
     model.opset_imports.pop(HOOK_DOMAIN, None)
     hooks: dict[str, HookEntry] = {}
     named: dict[int, str] = {}
-    for name in hook_points.firing_order(carried, n_layers):
+    for name in firing_order(carried, n_layers):
         value = carried[name]
         if id(value) not in named:
             named[id(value)] = value.name = LOGITS if value.is_graph_output() else name
         dtype = str(value.dtype).lower() if value.dtype is not None else "unknown"
-        hooks[name] = HookEntry(named[id(value)], hook_points.axes(name), _NUMPY_NAMES.get(dtype, dtype))
+        hooks[name] = HookEntry(named[id(value)], axes_of(name), _NUMPY_NAMES.get(dtype, dtype))
     if len(hooks) != len(carried):
         raise ExportError(
             f"internal error: traced hook points without a known name: {sorted(set(carried) - set(hooks))}"

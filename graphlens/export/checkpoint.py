@@ -10,8 +10,8 @@ from typing import Any
 
 from graphlens.errors import ExportError, ModelFileError
 from graphlens.export.families import FAMILIES, Family, family_for
-from graphlens.manifest import ModelConfig
-from graphlens.weights import SafetensorsFile, TensorEntry
+from graphlens.file.manifest import ModelConfig
+from graphlens.file.safetensors import SafetensorsFile, TensorEntry
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graphlens.manifest import ModelConfig, WeightView
+from graphlens.file.manifest import ModelConfig, WeightView
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from graphlens.gradient_names import gradient_output
-from graphlens.surgery.baking import bake
-from graphlens.surgery.cutting import cut
-from graphlens.surgery.differentiating import differentiate
+from graphlens.file.io_names import gradient_output
+from graphlens.surgery.bake import bake
+from graphlens.surgery.cut import cut
+from graphlens.surgery.differentiate import differentiate
 from graphlens.surgery.files import check, load, load_plain, save
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.flagged import with_flagged
 from graphlens.surgery.gates import gate_input, with_gates, without_gates
-from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
-from graphlens.surgery.interop import from_graphsurgeon, to_graphsurgeon
+from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
+from graphlens.surgery.graphsurgeon import from_graphsurgeon, to_graphsurgeon
 from graphlens.surgery.outputs import expose, keep_results, prune, strip, without_logits
-from graphlens.surgery.processing import process_weights
+from graphlens.surgery.process import process_weights
 from graphlens.surgery.python_gates import with_python_gates
 from graphlens.surgery.segments import first_layers, segment, with_past
 from graphlens.surgery.splice import splice
-from graphlens.surgery.strangers import CheckReport, check_graph
+from graphlens.surgery.untrusted import CheckReport, check_graph
 
 __all__ = [
     "CheckReport",

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
-import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphlens.errors import ExportError, ModelFileError
-from graphlens.manifest import METADATA_KEY
+from graphlens.errors import ModelFileError
+from graphlens.file.folder import MODEL_FILE, link_or_copy, model_path, writing
+from graphlens.file.manifest import METADATA_KEY
 from graphlens.surgery.fingerprint import verify_weights
-from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest
-from graphlens.surgery.strangers import CheckReport, check_graph, check_size, refuse_sparse
-
-MODEL_FILE = "model.onnx"
-
-
-def model_path(path: str | os.PathLike[str]) -> Path:
-    """The graph file of a hooked folder, or the path itself when it is a file. Raises ModelFileError if neither."""
-    found = Path(path)
-    if found.is_dir():
-        found = found / MODEL_FILE
-    if not found.is_file():
-        raise ModelFileError(f"{found}: no such file. A hooked folder holds {MODEL_FILE}; make one: graphlens export.")
-    return found
+from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
+from graphlens.surgery.untrusted import CheckReport, check_graph, check_size, refuse_sparse
 
 
 def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
@@ -135,66 +121,6 @@ def write_graph(model: ir.Model, target: Path) -> None:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def link_or_copy(source: Path, target: Path) -> bool:
-    """Gives ``target`` the bytes of ``source``: a hardlink to the resolved file, else a copy. True when it copied.
-
-    Never a symlink: ONNX Runtime refuses one that leaves the folder. An existing ``target`` is replaced.
-    """
-    blob = source.resolve(strict=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        try:
-            os.link(blob, partial)
-            copied = False
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
-                raise
-            shutil.copyfile(blob, partial)
-            copied = True
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return copied
-
-
-@contextlib.contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Turns a failure to write into an ExportError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        advice = {
-            errno.ENOSPC: "The disk is full: free some space, or choose another folder.",
-            errno.EDQUOT: "Your disk quota is used up: free some space, or choose another folder.",
-            errno.EACCES: "You may not write there: choose another folder.",
-            errno.EPERM: "You may not write there: choose another folder.",
-            errno.EROFS: "That file system is read-only: choose another folder.",
-        }.get(error.errno or 0, "Choose another folder, or mend this one.")
-        raise ExportError(f"{target}: could not be written ({error.strerror or error}). {advice}") from error
-
-
-@contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that becomes ``target`` at the end, whole, or vanishes on an error.
-
-    ``target`` must be absent or empty, unless another process put the same thing there meanwhile: then theirs stays.
-    """
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
-        stage.mkdir()
-    try:
-        yield stage
-        with writing(target):
-            try:
-                os.replace(stage, target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / MODEL_FILE).is_file():
-                    raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def check(path: str | os.PathLike[str]) -> CheckReport:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from graphlens.errors import ModelFileError
-from graphlens.manifest import WeightFile
-from graphlens.weights import SafetensorsFile
+from graphlens.file.manifest import WeightFile
+from graphlens.file.safetensors import SafetensorsFile
 
 _SAMPLES = 8  # windows per tensor
 _WINDOW = 16  # bytes per window

@@ -15,19 +15,19 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnx_ir.tape import Tape
 
-from graphlens import hook_points
 from graphlens.errors import InputError
-from graphlens.manifest import HookEntry, Manifest, WeightView
-from graphlens.surgery.hooked_graph import (
+from graphlens.file.manifest import HookEntry, Manifest, WeightView
+from graphlens.file.names import BLOCK, FLAGGED, HEAD_RESIDUAL, axes_of, firing_order
+from graphlens.file.safetensors import SafetensorsFile
+from graphlens.surgery.graph import (
     INPUT_IDS,
     ensure_hooks_resolve,
     read_manifest,
     values_by_name,
     write_manifest,
 )
-from graphlens.weights import SafetensorsFile
 
-FLAGS = tuple(dict.fromkeys(hook_points.FLAGGED.values()))
+FLAGS = tuple(dict.fromkeys(FLAGGED.values()))
 
 
 def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
@@ -77,7 +77,7 @@ class _Rewrite:
         self.graph.outputs.extend(value for value in self._added if value not in known)
         common_passes.RemoveUnusedNodesPass()(self.model)
         self.graph.sort()
-        order = hook_points.firing_order(self.hooks, self.manifest.config.n_layers)
+        order = firing_order(self.hooks, self.manifest.config.n_layers)
         write_manifest(self.model, self.manifest.with_hooks({name: self.hooks[name] for name in order}))
         return ensure_hooks_resolve(self.model, "the graph with flagged hook points")
 
@@ -118,7 +118,7 @@ class _Rewrite:
         copy.shape, copy.type = value.shape, value.type
         for node, index in uses:
             node.replace_input_with(index, copy)
-        self._declare(name, copy, hook_points.axes(name), dtype)
+        self._declare(name, copy, axes_of(name), dtype)
         self._install(tape, f"{name}/")
 
     def split_inputs(self, layer: int, split: bool) -> None:
@@ -139,7 +139,7 @@ class _Rewrite:
             column = tape.op("Unsqueeze", [residual, number([2], f"{name}/axis", np.int64)])
             copy = tape.op("Expand", [column, number([1, 1, heads, 1], f"{name}/heads", np.int64)])
             self._shape(copy, residual, heads, cfg.d_model)
-            self._declare(at + name, copy, hook_points.BLOCK[name], cfg.dtype)
+            self._declare(at + name, copy, BLOCK[name], cfg.dtype)
             return copy
 
         def norm(x: ir.Value, suffix: str, heads: str) -> ir.Value:
@@ -191,7 +191,7 @@ class _Rewrite:
         product = tape.op("MatMul", [tape.op("Transpose", [z], {"perm": [0, 2, 1, 3]}), weight])
         result = tape.op("Transpose", [product], {"perm": [0, 2, 1, 3]})
         self._shape(result, z, cfg.n_heads, cfg.d_model)
-        self._declare(f"{at}attn.hook_result", result, hook_points.HEAD_RESIDUAL, cfg.dtype)
+        self._declare(f"{at}attn.hook_result", result, HEAD_RESIDUAL, cfg.dtype)
         axis = tape.initializer(ir.tensor(np.asarray([2], np.int64)), name=f"{at}result/axis")
         total = tape.op("ReduceSum", [result, axis], {"keepdims": 0})
         bias = self._weights.value(f"{at}attn.b_O", tape)

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphlens import hook_points
+from graphlens.edits.gate import PARTS
 from graphlens.errors import InputError
-from graphlens.gating import PARTS
-from graphlens.surgery.hooked_graph import read_manifest
+from graphlens.file.names import SCORES, split_name
+from graphlens.surgery.graph import read_manifest
 from graphlens.surgery.splice import Edit, Scope, splice
 
 
@@ -41,7 +41,7 @@ def with_gates(model: ir.Model, gates: Mapping[str, Sequence[str]], required: bo
 
 def keep_masked(before: ir.Value, after: ir.Value, scope: Scope) -> ir.Value:
     """``after``, but with the masked entries (-inf) of attention scores as they were ``before``."""
-    if hook_points.split_name(scope.hook)[1] != hook_points.SCORES:
+    if split_name(scope.hook)[1] != SCORES:
         return after
     masked = scope.op("IsInf", [before], detect_positive=0)
     return scope.op("Where", [masked, before, after])

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphlens import hook_points
-from graphlens.surgery.hooked_graph import LOGITS, ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
+from graphlens.file.names import UNEMBEDDED, unknown_hook
+from graphlens.surgery.graph import LOGITS, ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
 
 
 def _resolve(model: ir.Model, names: Iterable[str]) -> list[str]:
@@ -18,7 +18,7 @@ def _resolve(model: ir.Model, names: Iterable[str]) -> list[str]:
     wanted = set()
     for name in names:
         if name != LOGITS and name not in manifest.hooks:
-            raise hook_points.unknown(name, known, manifest.config.n_layers)
+            raise unknown_hook(name, known, manifest.config.n_layers)
         wanted.add(name)
     carried = [manifest.hooks[name].value for name in known if name in wanted]
     return list(dict.fromkeys([*carried, *([LOGITS] if LOGITS in wanted else [])]))
@@ -85,7 +85,7 @@ def without_logits(model: ir.Model) -> ir.Model:
 
     Raises UnknownHookPoint where the model has no ``unembed.hook_in``.
     """
-    (end,) = _resolve(model, [hook_points.UNEMBEDDED])
+    (end,) = _resolve(model, [UNEMBEDDED])
     kept = [str(value.name) for value in model.graph.outputs if value.name not in (LOGITS, end)]
     model = model.clone()
     _set_outputs(model, [*kept, end])

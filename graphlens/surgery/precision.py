@@ -15,12 +15,12 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.errors import ExportError
-from graphlens.folders import copy_settings
-from graphlens.manifest import Manifest, ModelConfig
+from graphlens.file.folder import copy_settings
+from graphlens.file.manifest import Manifest, ModelConfig
+from graphlens.file.safetensors import SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
-from graphlens.surgery.hooked_graph import ensure_hooks_resolve, read_manifest, write_manifest
-from graphlens.weights import SafetensorsFile, TensorEntry, write_safetensors
+from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest, write_manifest
 
 WEIGHTS_FILE = "weights.{dtype}.safetensors"
 _TYPES: dict[str, tuple[ir.DataType, str, Any]] = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphlens.surgery.hooked_graph import read_manifest
+from graphlens.surgery.graph import read_manifest
 from graphlens.surgery.splice import Edit, Scope, splice
 
 CALLBACK_DOMAIN = "ai.onnx.contrib"  # the domain onnxruntime-extensions serves Python operators in

@@ -8,10 +8,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnx_ir.tape import Tape
 
-from graphlens import hook_points
 from graphlens.errors import InputError
-from graphlens.manifest import HookEntry, Manifest
-from graphlens.surgery.hooked_graph import (
+from graphlens.file.manifest import HookEntry, Manifest
+from graphlens.file.names import BEFORE_BLOCKS, split_name
+from graphlens.surgery.graph import (
     INPUT_IDS,
     LOGITS,
     ensure_hooks_resolve,
@@ -19,7 +19,7 @@ from graphlens.surgery.hooked_graph import (
     values_by_name,
     write_manifest,
 )
-from graphlens.surgery.preamble import head_from_residual, head_with_past
+from graphlens.surgery.inputs import head_from_residual, head_with_past
 
 RESIDUAL = "residual"  # the input of a graph that starts at a layer
 STOPPED = "residual_out"  # the output of one that stops at a layer
@@ -72,10 +72,10 @@ def segment(model: ir.Model, start: int | None = None, stop: int | None = None) 
 
 
 def _inside(name: str, layers: int, start: int | None, stop: int | None) -> bool:
-    layer, rest = hook_points.split_name(name)
+    layer, rest = split_name(name)
     if layer is not None:
         return (start or 0) <= layer < (layers if stop is None else stop)
-    return start is None if rest in hook_points.BEFORE_BLOCKS else stop is None
+    return start is None if rest in BEFORE_BLOCKS else stop is None
 
 
 def _residual_value(manifest: Manifest, layer: int) -> str:
@@ -183,7 +183,7 @@ def first_layers(model: ir.Model, count: int) -> ir.Model:
     last, new_last = (values[_residual_value(manifest, layer)] for layer in (layers, count))
     model.graph.outputs.clear()
     last.replace_all_uses_with(new_last)
-    hooks = {name: entry for name, entry in manifest.hooks.items() if (hook_points.split_name(name)[0] or 0) < count}
+    hooks = {name: entry for name, entry in manifest.hooks.items() if (split_name(name)[0] or 0) < count}
     weights = {
         name: view
         for name, view in manifest.weights.items()

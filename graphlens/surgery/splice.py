@@ -10,8 +10,8 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from graphlens import hook_points
-from graphlens.surgery.hooked_graph import (
+from graphlens.file.names import unknown_hook
+from graphlens.surgery.graph import (
     ensure_hooks_resolve,
     optional_input,
     read_manifest,
@@ -92,7 +92,7 @@ def splice(model: ir.Model, edits: Mapping[str, Edit]) -> ir.Model:
     names, layers = list(manifest.hooks), manifest.config.n_layers
     for name in edits:
         if name not in manifest.hooks:
-            raise hook_points.unknown(name, names, layers)
+            raise unknown_hook(name, names, layers)
     model = model.clone()
     values = values_by_name(model)
     hooks = dict(manifest.hooks)

@@ -11,7 +11,7 @@ import pytest
 
 import graphlens
 from graphlens import utils
-from graphlens.analysis.activation_cache import ActivationCache
+from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.errors import GraphlensError, InputError, UnknownHookPoint
 from graphlens.utils import FactoredMatrix, Slice
 

@@ -15,7 +15,7 @@ import pytest
 
 from graphlens import HookedTransformer
 from graphlens.errors import GraphlensError, HookResultError, InputError, UnknownHookPoint
-from graphlens.folders import TOKENIZER_FILES
+from graphlens.file.folder import TOKENIZER_FILES
 
 
 class Boom(Exception):

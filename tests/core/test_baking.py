@@ -277,7 +277,7 @@ def test_the_transformersjs_layout_holds_its_weights(tokens: np.ndarray, tmp_pat
 def test_large_weights_lie_beside_the_transformersjs_graph(
     tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphlens.deploy._EMBEDDABLE", 1_000_000)
+    monkeypatch.setattr("graphlens.pipelines.deploy._EMBEDDABLE", 1_000_000)
     folder = bake_model(SOURCE, [], tmp_path / "out", with_past=True, layout="transformersjs")
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model.onnx_data"]
     settings_ = json.loads((folder / "config.json").read_text())["transformers.js_config"]
@@ -354,7 +354,7 @@ def test_the_command_line_bakes_drives_and_strips(tmp_path: Path, tokens: np.nda
     import sys
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "graphlens.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "graphlens", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     items = [Ablate(Z, heads=2), Steer(RESID, VECTOR, positions=1)]

@@ -17,7 +17,7 @@ PROMPT = "When John and Mary went to the store, John gave a drink to"
 
 
 def graphlens(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "graphlens.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "graphlens", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
 

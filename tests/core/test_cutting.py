@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from graphlens import HookedTransformer, surgery
+from graphlens.engine.block_pieces import Pieces
 from graphlens.errors import InputError, UnknownHookPoint
-from graphlens.pieces import Pieces
 from graphlens.runtime import open_session
 from tests.intervention_specs import close
 

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ModelFileError
+from graphlens.file.safetensors import SafetensorsFile
 from graphlens.surgery.fingerprint import quick_fingerprint
-from graphlens.weights import SafetensorsFile
 
 Change = Callable[[onnx.ModelProto], Any]
 MODEL, WEIGHTS = "model.onnx", "model.safetensors"
@@ -34,7 +34,7 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("graphlens.runtime.sessions.open_session", "graphlens.runtime.open_session"):
         monkeypatch.setattr(name, fail)
-    monkeypatch.setattr("graphlens.opening.open_session", fail)
+    monkeypatch.setattr("graphlens.engine.opener.open_session", fail)
     monkeypatch.setattr("onnxruntime.InferenceSession", fail)
 
 

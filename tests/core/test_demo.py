@@ -13,10 +13,10 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from graphlens import HookedTransformer, surgery
-from graphlens.demo import ANSWER, CORRUPTED, PROMPT, WRONG, Demo, run_demo, show_demo
+from graphlens.cli.demo import ANSWER, CORRUPTED, PROMPT, WRONG, Demo, run_demo, show_demo
 from graphlens.metrics import LogitDiff
 from graphlens.surgery.files import write_graph
-from graphlens.surgery.hooked_graph import read_manifest, write_manifest
+from graphlens.surgery.graph import read_manifest, write_manifest
 
 RELATIVE = 1e-5
 

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 
 from graphlens import Ablate, HookedTransformer, InputError, Patch, Steer, UnknownHookPoint, embedded_model, surgery
-from graphlens.gradient_names import SEED, SEED_POSITIONS, SEED_TOKENS
+from graphlens.file.io_names import SEED, SEED_POSITIONS, SEED_TOKENS
 from graphlens.metrics import CrossEntropy, LogitDiff, Probability
-from graphlens.surgery.derivatives import RULES, Builder
+from graphlens.surgery.rules import RULES, Builder
 
 Array = npt.NDArray[Any]
 TOKENS = np.array([[5, 90, 411, 7, 23], [8, 8, 300, 65, 12]])
@@ -224,7 +224,7 @@ def derivative(
     )
     y.shape = ir.Shape(shape)
     b = Builder(dtype)
-    from graphlens.surgery.derivatives import Gradient
+    from graphlens.surgery.rules import Gradient
 
     seed = b.op("Expand", b.constant(1.0, y), b.constant(list(shape)))
     (gradient, *_) = RULES[kind](b, node, [Gradient(seed)], [True, *[False] * len(others)])

@@ -13,10 +13,10 @@ import pytest
 
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ExportError, HookResultError, InputError, UnknownHookPoint
-from graphlens.folders import TOKENIZER_FILES
-from graphlens.hook_points import FLAGGED
-from graphlens.kv_cache import KeyValueCache
+from graphlens.file.folder import TOKENIZER_FILES
+from graphlens.file.names import FLAGGED
 from graphlens.metrics import LogitDiff
+from graphlens.model.kv_cache import KeyValueCache
 
 FLAGS = sorted(set(FLAGGED.values()))
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphlens import HookedTransformer, InputError, UnknownHookPoint, hook_points, surgery
+from graphlens import HookedTransformer, InputError, UnknownHookPoint, surgery
 from graphlens.analysis.slices import Slice
-from graphlens.hook_points import FLAGGED
+from graphlens.file.names import BRIDGE, BRIDGE_BLOCK, FLAGGED, axes_of, axis_sizes, firing_order
 
 FLAGS = sorted(set(FLAGGED.values()))
 SPLIT, MLP_IN = "use_split_qkv_input", "use_hook_mlp_in"
@@ -53,14 +53,14 @@ def test_hook_points_follow_their_flag(flag: str, model: HookedTransformer, toke
     set_flags(model, flag)
     assert getattr(model.cfg, flag)
     assert set(model.hook_dict) == {*plain, *names}
-    assert list(model.hook_dict) == hook_points.firing_order([*plain, *names], model.cfg.n_layers)
+    assert list(model.hook_dict) == firing_order([*plain, *names], model.cfg.n_layers)
     described = model.hook_points()
     assert list(described) == list(model.hook_dict)
     logits, cache = model.run_with_cache(tokens)
     assert list(cache) == list(described)
-    sizes = {"batch": 2, "pos": 6, **hook_points.axis_sizes(model.cfg)}
+    sizes = {"batch": 2, "pos": 6, **axis_sizes(model.cfg)}
     for name in names:
-        assert cache[name].shape == tuple(sizes[axis] for axis in hook_points.axes(name))
+        assert cache[name].shape == tuple(sizes[axis] for axis in axes_of(name))
         assert str(cache[name].dtype) == described[name][1]
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     getattr(model, f"set_{flag}")(False)
@@ -258,7 +258,7 @@ def test_clear_contexts(model: HookedTransformer) -> None:
 def test_transformerlens_4_names_find_hook_points_and_activations(model: HookedTransformer, tokens: np.ndarray) -> None:
     _, cache = model.run_with_cache(tokens)
     names = list(model.hook_dict)
-    twins = {**hook_points.BRIDGE, **{f"blocks.1.{a}": f"blocks.1.{b}" for a, b in hook_points.BRIDGE_BLOCK.items()}}
+    twins = {**BRIDGE, **{f"blocks.1.{a}": f"blocks.1.{b}" for a, b in BRIDGE_BLOCK.items()}}
     found = {alias: name for alias, name in twins.items() if name in names}
     assert {"blocks.1.mlp.out.hook_out", "ln_final.hook_out", "blocks.1.hook_in", "hook_unembed"} <= set(found)
     for alias, name in found.items():
@@ -369,7 +369,7 @@ def test_positions_are_sliced_on_their_own_axis(
     np.testing.assert_array_equal(sliced_logits, logits)
     assert list(sliced) == list(whole)
     for name, value in whole.items():
-        axes = hook_points.axes(name)
+        axes = axes_of(name)
         axis = axes.index("query_pos" if "query_pos" in axes else "pos")
         np.testing.assert_array_equal(sliced[name], value.take(kept, axis), err_msg=name)
 
@@ -380,7 +380,7 @@ def test_a_slice_of_one_position_drops_the_axis(model: HookedTransformer, tokens
         _, dropped = model.run_with_cache(tokens, pos_slice=Slice(position))
         _, kept = model.run_with_cache(tokens, pos_slice=position)
         for name, value in whole.items():
-            axes = hook_points.axes(name)
+            axes = axes_of(name)
             axis = axes.index("query_pos" if "query_pos" in axes else "pos")
             np.testing.assert_array_equal(dropped[name], value.take(position, axis), err_msg=name)
             np.testing.assert_array_equal(kept[name], value.take([position], axis), err_msg=name)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphlens import HookedTransformer, KeyValueCache, Steer, engine
-from graphlens.footprint import Footprint
-from graphlens.hook_points import axis_sizes
-from graphlens.plan import LOGITS, Plan
+from graphlens import HookedTransformer, KeyValueCache, Steer
+from graphlens.engine import engine
+from graphlens.engine.footprint import Footprint
+from graphlens.engine.plan import LOGITS, Plan
+from graphlens.file.names import axis_sizes
 
 FLAGS = ["use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_hook_tokens"]
 Z = "blocks.1.attn.hook_z"

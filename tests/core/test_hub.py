@@ -11,7 +11,7 @@ from huggingface_hub import errors
 
 import graphlens
 from graphlens.errors import ExportError
-from graphlens.hub import resolve
+from graphlens.pipelines.hub import resolve
 
 RESPONSE = SimpleNamespace(headers={}, request=None)
 

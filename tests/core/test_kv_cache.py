@@ -12,8 +12,8 @@ import pytest
 
 import graphlens
 from graphlens import HookedTransformer, InputError, process_weights, surgery
-from graphlens.hook_points import FLAGGED
-from graphlens.kv_cache import KeyValueCache
+from graphlens.file.names import FLAGGED
+from graphlens.model.kv_cache import KeyValueCache
 
 FIRST = ["When John and Mary went", "The", "Once upon"]
 SECOND = [" to", " cat", " a"]  # one token each
@@ -152,7 +152,7 @@ def edited_copy(folder: Path, out: Path) -> Path:
     save_file(arrays, out / "model.safetensors", metadata={"format": "pt"})
     model = surgery.load(out, verify=False)
     manifest = surgery.read_manifest(model)
-    from graphlens.surgery.hooked_graph import write_manifest
+    from graphlens.surgery.graph import write_manifest
 
     write_manifest(model, manifest.with_files({name: surgery.fingerprint(out / name) for name in manifest.files}))
     return surgery.save(model, out.with_name("saved")).parent

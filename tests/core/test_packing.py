@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import graphlens
-from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, engine, packing, surgery
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, surgery
+from graphlens.engine import engine, packed_weights
 from graphlens.errors import ExportError, InputError, ModelFileError
 from graphlens.metrics import LogitDiff
 from graphlens.patching import get_act_patch_resid_pre
@@ -24,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of its own, in which the embedded model is large enough to be packed."""
     monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GRAPHLENS_PACKED_LIMIT", raising=False)
-    monkeypatch.setattr(packing, "LEAST", 0)
+    monkeypatch.setattr(packed_weights, "LEAST", 0)
     return tmp_path / "cache" / "packed"
 
 
@@ -58,7 +59,7 @@ def opened(tiny_copy: Path) -> HookedTransformer:
 def test_sessions_that_share_weights_compute_the_same(
     cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphlens import opening
+    from graphlens.engine import opener as opening
 
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
     expected = results(opened(tiny_copy), tokens)
@@ -82,7 +83,7 @@ def test_sessions_that_share_weights_compute_the_same(
         assert folders[1 if again == 0 else 0 :].count(folder) == len(folders) - (1 if again == 0 else 0)
         folders.clear()
         forget_sessions(monkeypatch)
-    table = packing.find(tiny_copy / "model.onnx")
+    table = packed_weights.find(tiny_copy / "model.onnx")
     assert table is not None
     assert any(key.startswith("prepacked") for entries in table.weights.values() for key in entries)
 
@@ -125,7 +126,7 @@ def test_edits_where_the_unembedding_is_a_session_of_its_own(
     found = everything(apart=True)
     forget_sessions(monkeypatch)
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
-    monkeypatch.setattr(packing, "find", lambda model: None)
+    monkeypatch.setattr(packed_weights, "find", lambda model: None)
     for mine, wanted in zip(found, everything(apart=False), strict=True):
         np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
 
@@ -133,7 +134,7 @@ def test_edits_where_the_unembedding_is_a_session_of_its_own(
 def test_kinds_of_gates_share_the_session_of_the_unembedding(
     cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphlens import opening
+    from graphlens.engine import opener as opening
 
     opened_graphs: list[Any] = []
     open_session = opening.open_session
@@ -187,9 +188,9 @@ def test_a_file_with_more_at_its_end_stays_whole(
 
 
 def spoil_blobs(folder: Path) -> None:
-    file = folder / packing.WEIGHTS
+    file = folder / packed_weights.WEIGHTS
     data = bytearray(file.read_bytes())
-    for entries in packing.find(folder.parent.parent.parent / "tiny" / "model.onnx").weights.values():  # type: ignore[union-attr]
+    for entries in packed_weights.find(folder.parent.parent.parent / "tiny" / "model.onnx").weights.values():  # type: ignore[union-attr]
         for key, value in entries.items():
             if key.startswith("prepacked"):
                 start, length = map(int, value.split("|")[1].split(";")[:2])
@@ -198,11 +199,11 @@ def spoil_blobs(folder: Path) -> None:
 
 
 def cut_weights(folder: Path) -> None:
-    (folder / packing.WEIGHTS).write_bytes(b"short")
+    (folder / packed_weights.WEIGHTS).write_bytes(b"short")
 
 
 def spoil_table(folder: Path) -> None:
-    (folder / packing.TABLE).write_text("{")
+    (folder / packed_weights.TABLE).write_text("{")
 
 
 @pytest.mark.parametrize("spoil", [spoil_blobs, cut_weights, spoil_table])
@@ -235,12 +236,12 @@ def test_the_cache_is_bounded(cache: Path, tiny_copy: Path, monkeypatch: pytest.
         (cache / name).mkdir(parents=True)
         (cache / name / "weights.bin").write_bytes(bytes(size))
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", str(int(3.3 * size)))
-    assert packing.make(tiny_copy / "model.onnx", size) is not None
+    assert packed_weights.make(tiny_copy / "model.onnx", size) is not None
     assert sum(file.stat().st_size for file in cache.rglob("*")) <= 3.4 * size
     assert not (cache / "a").exists()
     assert (cache / "b").exists()
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "1000")
-    assert packing.make(tiny_copy / "model.onnx", size) is None
+    assert packed_weights.make(tiny_copy / "model.onnx", size) is None
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_a_copy_that_cannot_be_made_keeps_no_run_from_happening(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(packing, "save_optimised", fail)
+    monkeypatch.setattr(packed_weights, "save_optimised", fail)
     opened(tiny_copy).run_with_interventions(tokens, Ablate("blocks.1.attn.hook_z", heads=2))
     assert list(cache.iterdir()) == []
 
@@ -260,4 +261,4 @@ def test_a_copy_that_cannot_be_made_keeps_no_run_from_happening(
 def test_a_limit_that_is_no_number_says_so(cache: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "lots")
     with pytest.raises(InputError, match="number of bytes"):
-        packing.make(tiny_copy / "model.onnx", 10)
+        packed_weights.make(tiny_copy / "model.onnx", 10)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from graphlens import HookedTransformer, InputError
-from graphlens.hook_points import get_act_name
-from graphlens.manifest import WeightView
-from graphlens.weights import TensorEntry, WeightStore, write_safetensors
+from graphlens.file.manifest import WeightView
+from graphlens.file.names import get_act_name
+from graphlens.file.safetensors import TensorEntry, WeightStore, write_safetensors
 
 
 def test_a_layers_weights_are_views_of_the_file_and_stacks_are_copies(tiny: HookedTransformer) -> None:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from graphlens import HookedTransformer
 from graphlens.attribution import attribution_patch
-from graphlens.cli import app
+from graphlens.cli.app import app
+from graphlens.experiments.recompute import Recomputation
 from graphlens.metrics import KLDivergence, LogitDiff, Probability
 from graphlens.patching import (
     SweepResult,
@@ -24,7 +25,6 @@ from graphlens.patching import (
     get_act_patch_mlp_out,
     get_act_patch_resid_pre,
 )
-from graphlens.recomputing import Recomputation
 
 CLEAN = "When John and Mary went to the store, John gave a drink to"
 CORRUPTED = "When John and Mary went to the store, Mary gave a drink to"
@@ -42,7 +42,7 @@ def run(*arguments: str) -> Any:
 def test_it_keeps_what_the_api_gives(tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path) -> None:
     sites = ("--sites", "resid_pre", "--sites", "attn_head_out_all_pos")
     done = subprocess.run(
-        [sys.executable, "-m", "graphlens.cli", *command(tiny_folder, tmp_path / "out", *ANSWERS, *sites)],
+        [sys.executable, "-m", "graphlens", *command(tiny_folder, tmp_path / "out", *ANSWERS, *sites)],
         capture_output=True,
         text=True,
     )

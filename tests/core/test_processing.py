@@ -10,7 +10,7 @@ import pytest
 from graphlens import HookedTransformer, process_weights, surgery
 from graphlens.analysis.numerics import log_softmax
 from graphlens.surgery.precision import convert_into
-from graphlens.surgery.processing import STEPS
+from graphlens.surgery.process import STEPS
 
 
 @pytest.fixture(scope="module")

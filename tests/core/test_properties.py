@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import graphlens
-from graphlens import HookedTransformer, hook_points
-from graphlens.kv_cache import KeyValueCache
+from graphlens import HookedTransformer
+from graphlens.file.names import BRIDGE, BRIDGE_BLOCK, canonical
+from graphlens.model.kv_cache import KeyValueCache
 
 few = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 MODEL = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
@@ -20,8 +21,8 @@ CFG = MODEL.cfg
 LAYERS = CFG.n_layers
 NAMES = list(MODEL.hook_dict)
 TWINS = [
-    *hook_points.BRIDGE,
-    *(f"blocks.1.{name}" for name, twin in hook_points.BRIDGE_BLOCK.items() if f"blocks.1.{twin}" in NAMES),
+    *BRIDGE,
+    *(f"blocks.1.{name}" for name, twin in BRIDGE_BLOCK.items() if f"blocks.1.{twin}" in NAMES),
 ]
 
 
@@ -80,7 +81,7 @@ def test_a_hook_that_gives_back_what_it_got_is_no_hook(tokens: np.ndarray, name:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_a_hook_on_another_name_of_a_point_is_a_hook_on_the_point(name: str, tokens: np.ndarray) -> None:
-    twin = hook_points.canonical(name)
+    twin = canonical(name)
     assert twin != name
     expected = MODEL.run_with_hooks(tokens, fwd_hooks=[(twin, shake)])
     np.testing.assert_array_equal(MODEL.run_with_hooks(tokens, fwd_hooks=[(name, shake)]), expected)

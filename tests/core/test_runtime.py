@@ -19,8 +19,8 @@ import onnxruntime
 import pytest
 
 from graphlens import HookedTransformer
+from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, RuntimeUnavailable
-from graphlens.plan import Plan
 from graphlens.runtime import callbacks, choose_providers, open_session
 from graphlens.runtime.providers import require_active
 

@@ -19,11 +19,11 @@ import pytest
 
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ExportError, ModelFileError, UnknownHookPoint
-from graphlens.manifest import Manifest
+from graphlens.file.manifest import Manifest
+from graphlens.file.safetensors import SafetensorsFile
 from graphlens.runtime import open_session
 from graphlens.surgery.fingerprint import fingerprint, quick_fingerprint
-from graphlens.surgery.hooked_graph import write_manifest
-from graphlens.weights import SafetensorsFile
+from graphlens.surgery.graph import write_manifest
 
 POST, PRE = "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"
 END = "unembed.hook_in"

@@ -19,9 +19,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from graphlens.analysis import heat_map, sweep_result
-from graphlens.analysis.sweep_result import SweepResult
+from graphlens.analysis import result as sweep_result
+from graphlens.analysis.result import SweepResult
 from graphlens.errors import InputError, RuntimeUnavailable
+from graphlens.views import heat_map
 
 few = settings(max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 RNG = np.random.default_rng(11)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import graphlens
 from graphlens import Ablate, HookedTransformer, Patch, Scale
-from graphlens.analysis import sweeps
 from graphlens.errors import InputError, UnknownHookPoint
+from graphlens.experiments import sweep as sweeps
+from graphlens.experiments.recompute import STAGES
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability, normalised
 from graphlens.patching import (
     Cache,
@@ -30,7 +31,6 @@ from graphlens.patching import (
     grid,
     sweep,
 )
-from graphlens.recomputing import STAGES
 from tests.intervention_specs import fields_of, selections, shape_of
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphlens import HookedTransformer, InputError, ModelFileError
-from graphlens.tokenizer import Tokenizer, load_tokenizer
+from graphlens.file.tokenizer import Tokenizer, load_tokenizer
 
 PROMPT = "When John and Mary went to the store"
 

@@ -15,8 +15,8 @@ from lens_oracle import PROCESSING, oracle
 
 import graphlens
 from graphlens import utils
-from graphlens.analysis.activation_cache import ActivationCache
-from graphlens.analysis.induction import repeated_tokens
+from graphlens.analysis.cache.activation_cache import ActivationCache
+from graphlens.experiments.induction import repeated_tokens
 from graphlens.torch import HookedTransformer as TorchTransformer
 
 with warnings.catch_warnings():

@@ -216,7 +216,7 @@ def test_nan_weights_fail_verification_and_leave_nothing(odd_checkpoint: Path, t
 def test_verification_refuses_a_wrong_graph(
     damage: str, message: str, odd_checkpoint: Path, odd_hooked: Path, tmp_path: Path
 ) -> None:
-    from graphlens.verify import verify_export
+    from graphlens.pipelines.verify import verify_export
 
     folder = Path(shutil.copytree(odd_hooked, tmp_path / "wrong"))
     model = surgery.load(folder)

@@ -14,7 +14,7 @@ import transformers
 
 import graphlens
 from graphlens import utils
-from graphlens.tokenizer import Tokenizer
+from graphlens.file.tokenizer import Tokenizer
 from graphlens.torch import HookedTransformer
 
 with warnings.catch_warnings():

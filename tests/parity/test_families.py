@@ -14,7 +14,7 @@ from graphlens.export import build
 from graphlens.export.families import GPT2, Family, Tap
 from graphlens.export.trace import trace
 from graphlens.runtime import open_session
-from graphlens.surgery.hooked_graph import values_by_name
+from graphlens.surgery.graph import values_by_name
 
 LLAMA: Family = replace(
     GPT2,

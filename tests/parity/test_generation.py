@@ -16,8 +16,8 @@ from torch_reference import ODD_CONFIG
 
 import graphlens
 from graphlens import HookedTransformer
-from graphlens.generation import sample
-from graphlens.kv_cache import KeyValueCache
+from graphlens.model.generate import sample
+from graphlens.model.kv_cache import KeyValueCache
 
 NEW = 64
 GREEDY: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "return_type": "tokens", "verbose": False}

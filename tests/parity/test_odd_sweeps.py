@@ -12,9 +12,9 @@ import torch
 from lens_oracle import oracle
 
 import graphlens
+from graphlens.experiments.recompute import STAGES
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
 from graphlens.patching import Noise, Site, grid, sweep
-from graphlens.recomputing import STAGES
 from graphlens.torch import HookedTransformer
 from tests.core.test_cutting import pieces_are_the_model
 from tests.intervention_specs import reference, shape_of

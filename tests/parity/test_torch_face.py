@@ -12,8 +12,8 @@ import torch_reference
 import transformers
 
 import graphlens
+from graphlens.engine.plan import Plan
 from graphlens.errors import HookResultError, InputError, RuntimeUnavailable
-from graphlens.plan import Plan
 from graphlens.torch import HookedTransformer
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"

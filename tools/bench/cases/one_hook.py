@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tools.bench.harness import Case, Findings, Setup, against_floor, floor_session, rounds, timed, token_ids
 
 if TYPE_CHECKING:
-    from graphlens.hooks import Hooks
+    from graphlens.model.hooks import Hooks
 
 LIMIT = 1.15
 

@@ -1,0 +1,1 @@
+"""The activations of one run, and everything that is computed from them."""

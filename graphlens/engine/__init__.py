@@ -1,0 +1,1 @@
+"""Which graph and which session serve a run: plan, graph, session."""

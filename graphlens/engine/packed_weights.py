@@ -1,0 +1,181 @@
+"""One packed copy of a model's weights for all its sessions, in the cache folder.
+
+ONNX Runtime lays matrices out for its kernels when a session opens, a private copy per session (some 400 MB for GPT-2
+small). It can save the copy once and map it in every session over the same graph or another with the same weights. The
+saved copy depends on the machine and on ONNX Runtime's version, so it lives in the cache and never in an exported folder.
+Without it everything works, slower and larger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphlens.errors import ExportError, InputError, ModelFileError
+from graphlens.file.folder import cache_root, staged_folder
+from graphlens.runtime.sessions import save_optimised, version
+from graphlens.views.progress import spinner
+
+FORMAT = 1
+LEAST = 64_000_000  # bytes of weights: below, private copies cost less than the disk they would save
+LIMIT = 16_000_000_000  # bytes of the cache's packed files; GRAPHLENS_PACKED_LIMIT overrides it, 0 packs nothing
+WEIGHTS, TABLE, GRAPH = "weights.bin", "table.json", "graph.onnx"
+_CHUNK = 1 << 24
+_SMALL = 1 << 16  # bytes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed copy: its folder, and for each weight its external data (ONNX's keys and values)."""
+
+    folder: Path
+    weights: dict[str, dict[str, str]]
+
+    def bind(self, model: Any) -> bytes | None:
+        """The bytes of a graph (onnx_ir.Model) whose weights are these, or None where it has a large one that is not."""
+        import onnx_ir as ir
+
+        from graphlens.surgery.files import mapped
+
+        tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+        proto = ir.to_proto(model)
+        for initializer in proto.graph.initializer:
+            if not initializer.external_data:
+                continue
+            entries = self.weights.get(initializer.name)
+            tensor = tensors[initializer.name]
+            if entries is None and tensor.nbytes <= _SMALL:  # what is not worth packing goes into the graph
+                initializer.CopyFrom(ir.to_proto(mapped(tensor)))
+                continue
+            if entries is None:
+                return None
+            del initializer.external_data[:]
+            for key, value in entries.items():
+                entry = initializer.external_data.add()
+                entry.key, entry.value = key, value
+        data: bytes = proto.SerializeToString()
+        return data
+
+
+def packed_folder(model: Path) -> Path:
+    """Where the packed copy for a graph file lives: keyed by the graph (which holds its weights' fingerprints), ONNX
+    Runtime's version and the processor."""
+    digest = hashlib.sha256(json.dumps([FORMAT, version(), platform.machine(), _processor()]).encode())
+    digest.update(model.read_bytes())
+    return cache_root() / "packed" / digest.hexdigest()[:24]
+
+
+def find(model: Path) -> Packed | None:
+    """The packed copy for a graph file, if there is one."""
+    folder = packed_folder(model)
+    try:
+        table = json.loads((folder / TABLE).read_text())
+        os.utime(folder)  # the one used longest ago is the first to go
+    except (OSError, ValueError):
+        return None
+    return Packed(folder, table)
+
+
+def make(model: Path, weights: int) -> Packed | None:
+    """Makes the packed copy for a graph file with ``weights`` bytes of weights; None where it is not worth it, does not
+    fit the limit or the disk, or cannot be written."""
+    limit = _limit()
+    need = int(2.2 * weights)
+    if weights < LEAST or need > limit:
+        return None
+    target = packed_folder(model)
+    root = target.parent
+    # A cache that cannot be written must not keep a run from happening: the sessions then pack for themselves.
+    with contextlib.suppress(OSError, ExportError, ModelFileError):
+        root.mkdir(parents=True, exist_ok=True)
+        _evict(root, limit - need)
+        if shutil.disk_usage(root).free < need + LEAST:
+            return None
+        with (
+            spinner(f"Packing weights into {root} (once; removed by graphlens cache-clear)"),
+            staged_folder(target) as stage,
+        ):
+            save_optimised(model, stage / GRAPH, WEIGHTS)
+            table = _table(stage / GRAPH, stage / WEIGHTS, model)
+            (stage / TABLE).write_text(json.dumps(table))
+            # What staged_folder takes for a sign of another process's finished work.
+            (stage / GRAPH).replace(stage / "model.onnx")
+        return find(model)
+    return None
+
+
+def _limit() -> int:
+    asked = os.environ.get("GRAPHLENS_PACKED_LIMIT", str(LIMIT))
+    try:
+        return int(float(asked))
+    except ValueError as error:
+        raise InputError(
+            f"GRAPHLENS_PACKED_LIMIT={asked!r}: give a number of bytes, 0 for no packed weights."
+        ) from error
+
+
+def discard(packed: Packed) -> None:
+    """Removes a packed copy that ONNX Runtime refuses: damaged, or not of this machine after all."""
+    shutil.rmtree(packed.folder, ignore_errors=True)
+
+
+def _table(graph: Path, weights: Path, original: Path) -> dict[str, dict[str, str]]:
+    """Weight -> its external data in the packed file, for those that are the original's byte for byte."""
+    import onnx
+
+    saved = {item.name: item for item in onnx.load(graph, load_external_data=False).graph.initializer}
+    packed = np.memmap(weights, np.uint8, mode="r")
+    found = {}
+    for item in onnx.load(original, load_external_data=False).graph.initializer:
+        mine = {entry.key: entry.value for entry in item.external_data}
+        other = saved.get(item.name)
+        theirs = {} if other is None else {entry.key: entry.value for entry in other.external_data}
+        if other is None or not mine or not theirs or (other.dims, other.data_type) != (item.dims, item.data_type):
+            continue
+        start, begin, length = int(mine.get("offset", 0)), int(theirs["offset"]), int(theirs["length"])
+        source = np.memmap(original.parent / mine["location"], np.uint8, mode="r", offset=0)
+        if int(mine["length"]) != length or not _same(source[start : start + length], packed[begin : begin + length]):
+            continue
+        entries = {key: value for key, value in theirs.items() if not key.startswith("prepacked")}
+        blobs = [value for key, value in theirs.items() if key.startswith("prepacked")]
+        # A matrix of a Gemm in this graph may be one of a MatMul in another: the layout is the same.
+        forms = list(dict.fromkeys(f"{kind}+{blob.partition('+')[2]}" for blob in blobs for kind in ("Gemm", "MatMul")))
+        found[item.name] = {**entries, **{f"prepacked_{index}": form for index, form in enumerate(forms)}}
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    return all(
+        np.array_equal(one[at : at + _CHUNK], other[at : at + _CHUNK]) for at in range(0, max(len(one), 1), _CHUNK)
+    )
+
+
+def _evict(root: Path, room: int) -> None:
+    """Removes packed copies, the one used longest ago first, until they take at most ``room`` bytes."""
+    # Hidden folders are being written by somebody.
+    finished = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(finished, key=lambda path: path.stat().st_mtime)
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+    for folder in folders:
+        if sum(sizes.values()) <= room:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        del sizes[folder]
+
+
+def _processor() -> str:
+    """What decides the layout: the processor's model and features."""
+    wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in wanted}))
+    return platform.processor()

@@ -1,0 +1,1 @@
+"""Many runs for one question: sweeps, path patching, attribution, circuits, head detection."""

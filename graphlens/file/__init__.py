@@ -1,0 +1,1 @@
+"""A hooked folder as data: names of hook points and graph inputs, manifest, weights, tokenizer, safe writing."""

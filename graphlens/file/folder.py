@@ -1,0 +1,116 @@
+"""Model folders on disk: what lies in one, where the cache is, and how a file or a folder is put in place whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from graphlens.errors import ExportError, ModelFileError
+
+MODEL_FILE = "model.onnx"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+SETTINGS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+
+
+def model_path(path: str | os.PathLike[str]) -> Path:
+    """The graph file of a hooked folder, or the path itself when it is a file. Raises ModelFileError if neither."""
+    found = Path(path)
+    if found.is_dir():
+        found = found / MODEL_FILE
+    if not found.is_file():
+        raise ModelFileError(f"{found}: no such file. A hooked folder holds {MODEL_FILE}; make one: graphlens export.")
+    return found
+
+
+def copy_settings(source: Path, target: Path) -> None:
+    """Copies those files that ``source`` has to ``target``."""
+    for file in SETTINGS:
+        if (source / file).is_file() and source.resolve() != target.resolve():
+            shutil.copyfile(source / file, target / file)
+
+
+def cache_root() -> Path:
+    """The cache folder: ``GRAPHLENS_CACHE``, else graphlens's folder in the user's cache directory."""
+    chosen = os.environ.get("GRAPHLENS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "graphlens"
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Gives ``target`` the bytes of ``source``: a hardlink to the resolved file, else a copy. True when it copied.
+
+    Never a symlink: ONNX Runtime refuses one that leaves the folder. An existing ``target`` is replaced.
+    """
+    blob = source.resolve(strict=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        try:
+            os.link(blob, partial)
+            copied = False
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+                raise
+            shutil.copyfile(blob, partial)
+            copied = True
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return copied
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns a failure to write into an ExportError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "The disk is full: free some space, or choose another folder.",
+            errno.EDQUOT: "Your disk quota is used up: free some space, or choose another folder.",
+            errno.EACCES: "You may not write there: choose another folder.",
+            errno.EPERM: "You may not write there: choose another folder.",
+            errno.EROFS: "That file system is read-only: choose another folder.",
+        }.get(error.errno or 0, "Choose another folder, or mend this one.")
+        raise ExportError(f"{target}: could not be written ({error.strerror or error}). {advice}") from error
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes ``target`` at the end, whole, or vanishes on an error.
+
+    ``target`` must be absent or empty, unless another process put the same thing there meanwhile: then theirs stays.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+        stage.mkdir()
+    try:
+        yield stage
+        with writing(target):
+            try:
+                os.replace(stage, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / MODEL_FILE).is_file():
+                    raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,268 @@
+"""The vocabulary of hook points: TransformerLens's names, their axes, their firing order, and how to look them up.
+
+Names and shapes follow ``HookedTransformer`` of TransformerLens 3.9.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from graphlens.errors import UnknownHookPoint
+
+if TYPE_CHECKING:
+    from graphlens.file.manifest import ModelConfig
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+RESIDUAL = ("batch", "pos", "d_model")
+HEADS = ("batch", "pos", "head_index", "d_head")
+KEY_VALUE_HEADS = ("batch", "pos", "key_value_head_index", "d_head")
+ATTENTION = ("batch", "head_index", "query_pos", "key_pos")
+SCALE = ("batch", "pos", "1")
+NEURONS = ("batch", "pos", "d_mlp")
+HEAD_RESIDUAL = ("batch", "pos", "head_index", "d_model")
+KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
+
+# Axes of unflagged and flagged hook points, in firing order. A name with "@" is a further firing of the name before it:
+# with split inputs ln1 runs on queries, keys and values apart, and the cache keeps the last.
+BEFORE_BLOCKS: Mapping[str, tuple[str, ...]] = {
+    "hook_tokens": ("batch", "pos"),
+    "hook_embed": RESIDUAL,
+    "hook_pos_embed": RESIDUAL,
+}
+BLOCK: Mapping[str, tuple[str, ...]] = {
+    "hook_resid_pre": RESIDUAL,
+    "hook_attn_in": HEAD_RESIDUAL,
+    "hook_q_input": HEAD_RESIDUAL,
+    "hook_k_input": KEY_VALUE_RESIDUAL,
+    "hook_v_input": KEY_VALUE_RESIDUAL,
+    "ln1.hook_scale@q": SCALE,
+    "ln1.hook_normalized@q": RESIDUAL,
+    "ln1.hook_scale@k": SCALE,
+    "ln1.hook_normalized@k": RESIDUAL,
+    "ln1.hook_scale": SCALE,
+    "ln1.hook_normalized": RESIDUAL,
+    "attn.hook_q": HEADS,
+    "attn.hook_k": KEY_VALUE_HEADS,
+    "attn.hook_v": KEY_VALUE_HEADS,
+    "attn.hook_rot_q": HEADS,
+    "attn.hook_rot_k": KEY_VALUE_HEADS,
+    "attn.hook_attn_scores": ATTENTION,
+    "attn.hook_pattern": ATTENTION,
+    "attn.hook_z": HEADS,
+    "attn.hook_result": HEAD_RESIDUAL,
+    "hook_attn_out": RESIDUAL,
+    "hook_resid_mid": RESIDUAL,
+    "hook_mlp_in": RESIDUAL,
+    "ln2.hook_scale": SCALE,
+    "ln2.hook_normalized": RESIDUAL,
+    "mlp.hook_pre": NEURONS,
+    "mlp.hook_pre_linear": NEURONS,
+    "mlp.hook_post": NEURONS,
+    "hook_mlp_out": RESIDUAL,
+    "hook_resid_post": RESIDUAL,
+}
+AFTER_BLOCKS: Mapping[str, tuple[str, ...]] = {
+    "ln_final.hook_scale": SCALE,
+    "ln_final.hook_normalized": RESIDUAL,
+    "unembed.hook_in": RESIDUAL,
+    "unembed.hook_out": ("batch", "pos", "d_vocab"),
+}
+SCORES = "attn.hook_attn_scores"
+UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
+# Hook points that exist only while a flag is set: they are not in a plain hooked file.
+FLAGGED: Mapping[str, str] = {
+    "hook_tokens": "use_hook_tokens",
+    "hook_attn_in": "use_attn_in",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "attn.hook_result": "use_attn_result",
+    "hook_mlp_in": "use_hook_mlp_in",
+}
+# TransformerLens 4's own names (TransformerBridge) for the same points, in a block and outside.
+BRIDGE_BLOCK: Mapping[str, str] = {
+    "hook_in": "hook_resid_pre",
+    "hook_out": "hook_resid_post",
+    "ln2.hook_in": "hook_resid_mid",
+    "attn.hook_out": "hook_attn_out",
+    "attn.hook_attn_in": "hook_attn_in",
+    "attn.hook_q_input": "hook_q_input",
+    "attn.hook_k_input": "hook_k_input",
+    "attn.hook_v_input": "hook_v_input",
+    "attn.q.hook_out": "attn.hook_q",
+    "attn.k.hook_out": "attn.hook_k",
+    "attn.v.hook_out": "attn.hook_v",
+    "attn.o.hook_in": "attn.hook_z",
+    "attn.o.hook_out": "hook_attn_out",
+    "mlp.in.hook_out": "mlp.hook_pre",
+    "mlp.out.hook_in": "mlp.hook_post",
+    "mlp.out.hook_out": "hook_mlp_out",
+    "mlp.hook_out": "hook_mlp_out",
+}
+BRIDGE: Mapping[str, str] = {
+    "embed.hook_out": "hook_embed",
+    "pos_embed.hook_out": "hook_pos_embed",
+    "ln_final.hook_out": "unembed.hook_in",
+    "hook_unembed": "unembed.hook_out",
+}
+_BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+def split_name(name: str) -> tuple[int | None, str]:
+    """``blocks.3.attn.hook_z`` -> (3, ``attn.hook_z``); a name outside the blocks -> (None, name)."""
+    match = _BLOCK_NAME.fullmatch(name)
+    return (int(match[1]), match[2]) if match else (None, name)
+
+
+def canonical(name: str) -> str:
+    """The name of a hook point that TransformerLens 4 calls ``name``; any other name is handed back as it is.
+
+    >>> canonical("blocks.2.attn.q.hook_out")
+    'blocks.2.attn.hook_q'
+    """
+    layer, rest = split_name(name)
+    if layer is None:
+        return BRIDGE.get(name, name)
+    return f"blocks.{layer}.{BRIDGE_BLOCK[rest]}" if rest in BRIDGE_BLOCK else name
+
+
+def all_names(n_layers: int) -> list[str]:
+    """Every hook name an architecture may have, flagged ones included, in firing order."""
+    blocks = [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in BLOCK]
+    return [*BEFORE_BLOCKS, *blocks, *AFTER_BLOCKS]
+
+
+def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
+    """``names`` (each a hook name of an ``n_layers`` model) sorted into firing order."""
+    wanted = set(names)
+    return [name for name in all_names(n_layers) if name in wanted]
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+    """The named axes of a hook point's activation, e.g. ``("batch", "pos", "d_model")``."""
+    layer, rest = split_name(name)
+    table = {**BEFORE_BLOCKS, **AFTER_BLOCKS} if layer is None else BLOCK
+    return table[rest]
+
+
+def axis_sizes(config: ModelConfig) -> dict[str, int]:
+    """The sizes of the axes that do not depend on the input."""
+    return {
+        "1": 1,
+        "d_model": config.d_model,
+        "d_head": config.d_head,
+        "d_mlp": config.d_mlp,
+        "d_vocab": config.d_vocab,
+        "head_index": config.n_heads,
+        "key_value_head_index": config.n_key_value_heads,
+    }
+
+
+def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookPoint:
+    """The error for a name that is no hook point: says why it is none, and offers the nearest that exist."""
+    layer, rest = split_name(name)
+    if rest in FLAGGED and (layer is None) == (rest == "hook_tokens") and (layer or 0) < n_layers:
+        return UnknownHookPoint(
+            f"{name!r} exists only while the flag {FLAGGED[rest]!r} is set: call model.set_{FLAGGED[rest]}(True) first."
+        )
+    why = "is not a hook point of this model."
+    if layer is not None and layer >= n_layers and rest in BLOCK:
+        why = f"this model has {n_layers} layers (0-{n_layers - 1})."
+    # A wrong layer, a wrong sublayer or a typo: compare whole names, then the part after the block.
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if layer is not None and layer >= n_layers:
+        near = [other for other in [f"blocks.{n_layers - 1}.{rest}"] if other in names] or near
+    if not near:
+        tail = name.rsplit(".", 1)[-1]
+        near = [other for other in names if tail and tail in other][:3] or difflib.get_close_matches(
+            name, names, n=3, cutoff=0.2
+        )
+    hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+    return UnknownHookPoint(f"{name!r}: {why}{hint} List them with model.hook_points().")
+
+
+def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> list[str]:
+    """The names that ``names_filter`` picks, in firing order.
+
+    None picks all; a string or list picks exactly those names, TransformerLens 4's among them; a callable is asked for
+    each name, and sees only our own.
+    Raises UnknownHookPoint for a name that does not exist, and for a filter that picks nothing: TransformerLens gives
+    an empty cache there, which reads as success.
+    """
+    if names_filter is None:
+        return list(names)
+    if callable(names_filter):
+        picked = [name for name in names if names_filter(name)]
+        if not picked:
+            raise UnknownHookPoint(
+                f"names_filter matches none of the {len(names)} hook points of this model. "
+                f"They look like {names[0]!r} and {names[min(len(names) - 1, 10)]!r}; "
+                "list them with model.hook_points()."
+            )
+        return picked
+    wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+    if not wanted:
+        raise UnknownHookPoint("names_filter is an empty list: it would cache nothing. Pass None to cache everything.")
+    known = set(names)
+    for name in wanted:
+        if not isinstance(name, str):
+            raise TypeError(f"names_filter must hold strings, not {type(name).__name__}")
+    wanted = [name if name in known else canonical(name) for name in wanted]
+    for name in wanted:
+        if name not in known:
+            raise unknown_hook(name, names, n_layers)
+    picked_names = set(wanted)
+    return [name for name in names if name in picked_names]
+
+
+def match_glob(names: Sequence[str], pattern: str) -> list[str]:
+    """The names that a shell-style pattern matches (``*`` also crosses dots). Raises UnknownHookPoint for none."""
+    picked = fnmatch.filter(names, pattern)
+    if not picked:
+        near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3)
+        hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+        raise UnknownHookPoint(f"The pattern {pattern!r} matches no hook point of this model.{hint}")
+    return picked
+
+
+_ATTN = ("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores")
+_MLP = ("pre", "post", "mid", "pre_linear")
+_NAME_ALIASES = {
+    "attn": "pattern",
+    "attn_logits": "attn_scores",
+    "key": "k",
+    "query": "q",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_mid": "mid",
+    "mlp_post": "post",
+}
+_LAYER_TYPES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
+
+
+def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
+    """A hook name from a shorthand: ``get_act_name("resid_pre", 3)`` -> ``blocks.3.hook_resid_pre``.
+
+    Same rules as TransformerLens's ``utils.get_act_name``: full names pass through, ``"k6"`` carries its layer,
+    ``"scale4ln1"`` its layer and sublayer; scale and normalized without a layer are ln_final's.
+    """
+    if ("." in name or name.startswith("hook_")) and layer is None and layer_type is None:
+        return name
+    match = re.fullmatch(r"([a-z_]+)(\d+)([a-z]?.*)", name)
+    if match is not None:
+        name, layer, layer_type = match[1], int(match[2]), match[3] or layer_type
+    name = _NAME_ALIASES.get(name, name)
+    layer_type = _LAYER_TYPES.get(layer_type or "", layer_type)
+    if name in _ATTN:
+        layer_type = "attn"
+    elif name in _MLP:
+        layer_type = "mlp"
+    elif name in ("scale", "normalized") and layer is None:
+        layer_type = "ln_final"
+    parts = [] if layer is None else [f"blocks.{layer}"]
+    return ".".join([*parts, *([layer_type] if layer_type else []), f"hook_{name}"])

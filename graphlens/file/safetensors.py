@@ -1,0 +1,169 @@
+"""Safetensors files as bytes: where each tensor lies, views of it without a copy, and how to write one by streaming."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.errors import ModelFileError
+from graphlens.file.manifest import WeightView
+
+# safetensors dtype name -> NumPy dtype; bfloat16 has none and stays raw 16-bit words.
+NUMPY_DTYPES: Mapping[str, str] = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+    "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor's place: ``offset`` and ``length`` in bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+class SafetensorsFile:
+    """A safetensors file, mapped read-only. Raises ModelFileError for one that is missing, short or malformed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.size = path.stat().st_size
+            with path.open("rb") as file:
+                prefix = file.read(8)
+                length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+                if not 2 <= length <= min(_MAX_HEADER, self.size - 8):
+                    raise ModelFileError(f"{path}: not a safetensors file, or cut short (its header does not fit).")
+                self.header = prefix + file.read(length)
+        except FileNotFoundError as error:
+            raise ModelFileError(f"{path}: the weights file is missing. Export the model again.") from error
+        try:
+            self.entries = self._entries(json.loads(self.header[8:]), len(self.header))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelFileError(f"{path}: malformed safetensors header ({error}).") from error
+        end = max((entry.offset + entry.length for entry in self.entries.values()), default=0)
+        if end > self.size:
+            raise ModelFileError(f"{path}: cut short: {self.size:,} bytes where its header promises {end:,}.")
+
+    @staticmethod
+    def _entries(header: dict[str, Any], base: int) -> dict[str, TensorEntry]:
+        entries = {}
+        for name, info in header.items():
+            if name == "__metadata__":
+                continue
+            start, stop = info["data_offsets"]
+            if not all(type(number) is int for number in (start, stop, *info["shape"])):
+                raise ValueError(f"tensor {name!r} has offsets or sizes that are not integers")
+            entry = TensorEntry(info["dtype"], tuple(info["shape"]), base + start, stop - start)
+            if start < 0 or stop < start or any(size < 0 for size in entry.shape):
+                raise ValueError(f"tensor {name!r} has impossible offsets or sizes")
+            entries[name] = entry
+        return entries
+
+    @cached_property
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """The whole file, mapped."""
+        return np.memmap(self.path, dtype=np.uint8, mode="r")
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """A read-only view of one tensor in the mapped file (bfloat16 as uint16 words)."""
+        if name not in self.entries:
+            raise ModelFileError(f"{self.path}: holds no tensor {name!r}.")
+        entry = self.entries[name]
+        if entry.dtype not in NUMPY_DTYPES:
+            raise ModelFileError(f"{self.path}: tensor {name!r} has dtype {entry.dtype}, which graphlens cannot read.")
+        raw = self.bytes[entry.offset : entry.offset + entry.length]
+        return np.frombuffer(raw, dtype=NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+class _PrivateMapping(SafetensorsFile):
+    """A safetensors file mapped copy-on-write where the system grants that, else read-only.
+
+    torch has no read-only tensors: over a read-only mapping, a write through one would crash the process.
+    """
+
+    @cached_property
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """The whole file, mapped."""
+        try:
+            return np.memmap(self.path, dtype=np.uint8, mode="c")
+        except OSError:  # a file larger than the memory that may be promised
+            return np.memmap(self.path, dtype=np.uint8, mode="r")
+
+
+class WeightStore(Mapping[str, npt.NDArray[Any]]):
+    """A model's weights under TransformerLens's names, as read-only views of its mapped files, opened on first use.
+
+    Values have the file's dtype, except bfloat16, which NumPy lacks: those are float32 copies, exact.
+    """
+
+    def __init__(self, folder: Path, views: Mapping[str, WeightView]) -> None:
+        self._folder, self._views = folder, views
+        self._files: dict[str, SafetensorsFile] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._views
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        view = self._views[name]
+        if view.file not in self._files:
+            self._files[view.file] = _PrivateMapping(self._folder / view.file)
+        file = self._files[view.file]
+        array = file.array(view.tensor).view()
+        if file.entries[view.tensor].dtype == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        array.flags.writeable = False
+        return apply_view(array, view)
+
+
+def apply_view(array: npt.NDArray[Any], view: WeightView) -> npt.NDArray[Any]:
+    """The strided view of a stored tensor that a weight is: writing to it writes to the tensor."""
+    if view.take is not None:
+        axis, part, parts = view.take
+        size = array.shape[axis] // parts
+        array = array[(slice(None),) * axis + (slice(part * size, (part + 1) * size),)]
+    if view.shape is not None:
+        shaped = array.view()
+        shaped.shape = view.shape  # unlike reshape, this raises where it would have to copy
+        array = shaped
+    return array if view.permute is None else array.transpose(view.permute)
+
+
+def write_safetensors(path: Path, entries: Mapping[str, TensorEntry], arrays: Iterable[npt.NDArray[Any]]) -> None:
+    """Writes a safetensors file tensor by tensor, so that memory holds one of them at a time.
+
+    ``entries`` gives dtype, shape and length (its offsets are ignored), ``arrays`` the data in the same order.
+    """
+    header: dict[str, Any] = {}
+    position = 0
+    for name, entry in entries.items():
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [position, position + entry.length],
+        }
+        position += entry.length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in arrays:
+            np.ascontiguousarray(array).tofile(file)

@@ -1,0 +1,111 @@
+"""Keys and values of the tokens a model has seen, kept between calls where they were computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.errors import InputError
+from graphlens.file.manifest import ModelConfig
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class KeyValueCache:
+    """What ``forward(past_kv_cache=...)`` reads and extends (TransformerLens: ``TransformerLensKeyValueCache``).
+
+    ``present`` maps ``present.N.key|value`` to ONNX Runtime values [b, heads, past, d_head]; ``mask`` int64 [b, past]
+    is 1 at real tokens. A frozen cache is read and not extended. A cache belongs to the batch it was made for, and from
+    its first run on to the file (``owner``, a digest) that filled it: another file's keys mean something else, however
+    alike the two are.
+    """
+
+    config: ModelConfig
+    mask: npt.NDArray[np.int64]
+    present: dict[str, Any] = field(default_factory=dict)
+    frozen: bool = False
+    prompt: int = 0  # how many positions the first run put in
+    owner: str = ""
+
+    @classmethod
+    def init_cache(cls, cfg: ModelConfig, device: Any = None, batch_size: int = 1) -> Self:
+        """An empty cache; ``cfg`` is ``model.cfg``. ``device`` is accepted for TransformerLens's signature."""
+        # On the torch face cfg.dtype is a torch.dtype.
+        plain = replace(cfg, dtype=str(cfg.dtype).removeprefix("torch."))
+        return cls(plain, np.zeros((batch_size, 0), np.int64))
+
+    @property
+    def batch_size(self) -> int:
+        """The number of sequences."""
+        return int(self.mask.shape[0])
+
+    @property
+    def length(self) -> int:
+        """The number of positions held, padding included."""
+        return int(self.mask.shape[1])
+
+    def freeze(self) -> None:
+        """From now on runs read the cache and do not extend it."""
+        self.frozen = True
+
+    def unfreeze(self) -> None:
+        """From now on runs extend the cache again."""
+        self.frozen = False
+
+    def check(self, cfg: ModelConfig, batch: int, new: int, owner: str) -> None:
+        """Raises InputError for a cache of another model or batch, or one that has no room for ``new`` positions."""
+        ours, theirs = ((c.n_layers, c.n_key_value_heads, c.d_head, c.model_name, c.dtype) for c in (cfg, self.config))
+        if ours != theirs:
+            raise InputError(
+                f"this cache was made for {self.config.model_name} ({theirs[0]} layers, {theirs[1]} heads of {theirs[2]}), "
+                f"and the model is {cfg.model_name} ({ours[0]} layers, {ours[1]} heads of {ours[2]})."
+            )
+        if self.owner not in ("", owner):
+            raise InputError(
+                f"this cache was filled by another model named {self.config.model_name}, of the same shape (other weights, "
+                "other processing, an edited graph): make a cache per model."
+            )
+        if batch != self.batch_size:
+            raise InputError(
+                f"the cache holds {self.batch_size} sequences and the input {batch}: make a cache per batch."
+            )
+        if self.length + new > cfg.n_ctx:
+            raise InputError(
+                f"{self.length} cached positions and {new} new ones are more than {cfg.model_name} takes: {cfg.n_ctx} (n_ctx)."
+            )
+
+    def feeds(self, layers: range, mask: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """The feeds of a run over new positions with ``mask`` int64 [b, new]: past, whole mask and positions."""
+        total = np.concatenate([self.mask, mask], 1)
+        feeds: dict[str, Any] = {
+            "attention_mask": total,
+            "position_ids": np.maximum(total.cumsum(-1) - 1, 0)[:, self.length :],
+        }
+        cfg = self.config
+        nothing = np.zeros((self.batch_size, cfg.n_key_value_heads, self.length, cfg.d_head), cfg.dtype)
+        for layer in layers:
+            for part in ("key", "value"):
+                held = self.present.get(f"present.{layer}.{part}")
+                if held is None and self.length:
+                    raise InputError(
+                        f"the cache holds nothing of layer {layer}: it was filled by a run that skipped it."
+                    )
+                feeds[f"past_key_values.{layer}.{part}"] = nothing if held is None else held
+        return feeds
+
+    def extend(self, present: dict[str, Any], mask: npt.NDArray[np.int64], owner: str = "") -> None:
+        """Takes over what a run of the model ``owner`` returned, unless frozen."""
+        if not self.frozen:
+            self.owner = owner
+            self.prompt = self.prompt or int(mask.shape[1])
+            self.present = dict(present)
+            self.mask = np.concatenate([self.mask, mask], 1)
+
+
+# As TransformerLens calls it: 2.x and 3.x.
+HookedTransformerKeyValueCache = KeyValueCache
+TransformerLensKeyValueCache = KeyValueCache

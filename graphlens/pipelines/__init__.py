@@ -1,0 +1,1 @@
+"""Jobs from folder to folder: export, verify, download, cache, bake, deploy."""

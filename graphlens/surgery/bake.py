@@ -1,0 +1,336 @@
+"""Interventions as part of a graph: a file that is edited, whatever runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from graphlens.edits import gate
+from graphlens.edits.files import to_json
+from graphlens.edits.gate import Axis, along, is_grid, label, order, selected_by
+from graphlens.edits.kinds import Ablate, Intervention, Patch, Scale, Selection, hooks_of
+from graphlens.errors import InputError
+from graphlens.file.manifest import METADATA_KEY, HookEntry
+from graphlens.file.names import axis_sizes, select
+from graphlens.surgery.fold import Folded, fold
+from graphlens.surgery.gates import keep_masked
+from graphlens.surgery.graph import ATTENTION_MASK, ensure_hooks_resolve, read_manifest
+from graphlens.surgery.outputs import keep_results
+from graphlens.surgery.segments import with_past as add_past
+from graphlens.surgery.splice import Edit, Scope, splice
+
+EDITS_KEY = "graphlens.interventions"  # what was baked, in the file's metadata
+_UNSEEN = 2**40  # a length that no sequence reaches
+
+
+def bake(
+    model: ir.Model,
+    interventions: Sequence[Intervention],
+    *,
+    with_past: bool = False,
+    keep_hooks: bool = False,
+) -> tuple[ir.Model, Folded]:
+    """A copy with the interventions inside, and the weights that they changed: tensor name -> array, per weights file.
+
+    Where an edit is the same at every position it goes into the weights and costs nothing when it runs; elsewhere it
+    becomes nodes. Positions beyond the sequence of a run are ignored then. Without ``keep_hooks`` the graph returns
+    ``logits`` (and ``present.*``), has no manifest, and needs none. The model must have the flagged hook points that the
+    interventions name (see with_flagged). Raises UnknownHookPoint and InputError.
+    """
+    manifest = read_manifest(model)
+    names, config = list(manifest.hooks), manifest.config
+    sizes = axis_sizes(config)
+    items = []
+    for item in interventions:
+        (name,) = select(names, item.hook, config.n_layers)
+        items.append(item.at(name))
+    by_hook = {hook: [item for item in items if item.hook == hook] for hook in hooks_of(items)}
+    for hook, some in by_hook.items():
+        gate.check(some, manifest.hooks[hook], sizes)
+    folded: Folded = {}
+    if not keep_hooks:
+        by_hook, folded = fold(model, manifest, by_hook)
+    if with_past:
+        model = add_past(model)
+    edits = {
+        name: _edit(by_hook[hook], manifest.hooks[name], sizes, with_past)
+        for name in names
+        for hook in [name.partition("@")[0]]
+        if hook in by_hook
+    }
+    model = splice(model, edits)  # splice copies, also where there is nothing to edit
+    if not keep_hooks:
+        model = keep_results(model)
+        del model.metadata_props[METADATA_KEY]
+        common_passes.RemoveUnusedNodesPass()(model)
+    else:
+        ensure_hooks_resolve(model, "the baked graph")
+    if items:
+        model.metadata_props[EDITS_KEY] = _described(items)
+    return model, folded
+
+
+def _described(items: Sequence[Intervention]) -> str:
+    """The interventions as compact JSON; of arrays only their names, dtypes and shapes."""
+    text, tensors = to_json(items)
+    data = json.loads(text)
+    data["tensors"] = {name: f"{array.dtype}{list(array.shape)}" for name, array in tensors.items()}
+    return json.dumps(data, separators=(",", ":"))
+
+
+def _edit(items: Sequence[Intervention], entry: HookEntry, sizes: dict[str, int], past: bool) -> Edit:
+    def edit(value: ir.Value, scope: Scope) -> ir.Value:
+        result = value
+        for item in items:
+            result = _Baked(item, entry, sizes, past, scope, value).apply(result)
+        return result if result is value else keep_masked(value, result, scope)
+
+    return edit
+
+
+class _Baked:
+    """One intervention being written as nodes. ``like`` is the unedited activation, whose shape tells the sizes."""
+
+    def __init__(
+        self, item: Intervention, entry: HookEntry, sizes: dict[str, int], past: bool, scope: Scope, like: ir.Value
+    ) -> None:
+        self.item, self.entry, self.sizes, self.past, self.scope, self.like = item, entry, sizes, past, scope, like
+        self.rank = len(entry.axes)
+        self.dtype = like.dtype
+
+    def apply(self, x: ir.Value) -> ir.Value:
+        item, fields = self.item, selected_by(self.entry.axes)
+        array = item.array.reshape((1,) * (self.rank - item.array.ndim) + item.array.shape)
+        fixed: np.ndarray | None = None  # the selection along axes whose size is known
+        dynamic: list[ir.Value] = []
+        gathers: list[tuple[int, ir.Value]] = []
+        whole = self._is_whole(array, fields)
+        for index, name in enumerate(self.entry.axes):
+            selection = getattr(item, fields[name]) if name in fields else None
+            if name not in self.sizes:
+                mask, gather, array = self._along_run(selection, name, index, array, fields.get(name), whole)
+                dynamic += [] if mask is None else [mask]
+                gathers += [] if gather is None else [(index, gather)]
+                continue
+            axis = Axis(name, 0, self.sizes[name], self.sizes[name], self.sizes[name])
+            chosen = order(selection, axis, item, fields.get(name))
+            array = along(item, self.entry.axes, array, index, axis, chosen, whole)
+            if chosen is not None:
+                flags = np.zeros(axis.size, bool)
+                flags[chosen] = True
+                flags = flags.reshape((1,) * index + (-1,) + (1,) * (self.rank - index - 1))
+                fixed = flags if fixed is None else fixed & flags
+        assert self.dtype is not None
+        array = array.astype(self.dtype.numpy())
+        op, constant = self.scope.op, self.scope.constant
+        if isinstance(item, (Ablate, Patch)):
+            mask = self._all(
+                [constant(np.ones((1,) * self.rank, bool) if fixed is None else fixed, "chosen"), *dynamic]
+            )
+            return op("Where", [mask, self._gathered(constant(array, "value"), gathers), x])
+        neutral = array.dtype.type(1 if isinstance(item, Scale) else 0)
+        if fixed is not None:
+            array = np.where(fixed, array, neutral)
+        changed = op(
+            "Mul" if isinstance(item, Scale) else "Add", [x, self._gathered(constant(array, "value"), gathers)]
+        )
+        return changed if not dynamic else op("Where", [self._all(dynamic), changed, x])
+
+    def _is_whole(self, array: np.ndarray, fields: Mapping[str, str]) -> bool:
+        """Whether the operand is shaped like the activation, and not like the selected part of it (see gate.along). Of
+        an axis whose size only a run knows, as many entries as positions are listed are those."""
+        parts = set()  # what the sizes along the axes allow: "whole", "part"
+        for name, size in zip(self.entry.axes, array.shape, strict=True):
+            selection = getattr(self.item, fields[name]) if name in fields else None
+            if size == 1 or selection is None:
+                continue
+            if name in self.sizes:
+                axis = Axis(name, 0, self.sizes[name], self.sizes[name], self.sizes[name])
+                chosen = order(selection, axis, self.item, fields[name])
+                if size != (axis.size if chosen is None else len(chosen)):
+                    return True  # not the selected part; along() says so if it is not the whole either
+                if size != axis.size:
+                    parts.add("part")
+            elif isinstance(selection, slice) and selection != slice(None) and _listed(selection) is None:
+                raise InputError(
+                    f"{label(self.item)}: a file can't tell which {size} positions a value per position is for where "
+                    f"{fields[name]}={selection!r} depends on the length: list them, or give the slice an end."
+                )
+            elif not isinstance(selection, str) and not is_grid(selection) and len(_listed(selection) or ()) == size:
+                parts.add("part")
+        return not parts
+
+    def _all(self, masks: Sequence[ir.Value]) -> ir.Value:
+        result = masks[0]
+        for mask in masks[1:]:
+            result = self.scope.op("And", [result, mask])
+        return result
+
+    def _gathered(self, value: ir.Value, gathers: Sequence[tuple[int, ir.Value]]) -> ir.Value:
+        for index, places in gathers:
+            value = self.scope.op("Gather", [value, places], axis=index)
+        return value
+
+    # Along an axis whose size only a run knows
+
+    def _integers(self, numbers: object, name: str) -> ir.Value:
+        return self.scope.constant(np.asarray(numbers, np.int64), name)
+
+    def _indices(self, name: str, index: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """(indices int64 [n] from the start of the sequence, total int64 [], first index int64 []) along an axis."""
+        op = self.scope.op
+        size = op("Squeeze", [op("Shape", [self.like], start=index, end=index + 1)])
+        zero, one = self._integers(0, "zero"), self._integers(1, "one")
+        if self.past and name in gate.POSITION_AXES:
+            mask = next(value for value in self.scope.graph.inputs if value.name == ATTENTION_MASK)
+            total = op("Squeeze", [op("Shape", [mask], start=1, end=2)])
+            start = op("Sub", [total, size])
+            return op("Range", [start, total, one]), total, start
+        return op("Range", [zero, size, one]), size, zero
+
+    def _column(self, value: ir.Value, index: int) -> ir.Value:
+        """[n] as an axis of the activation."""
+        shape = [1] * self.rank
+        shape[index] = -1
+        return self.scope.op("Reshape", [value, self._integers(shape, "column")])
+
+    def _along_run(
+        self, selection: Selection, name: str, index: int, array: np.ndarray, field: str | None, whole: bool
+    ) -> tuple[ir.Value | None, ir.Value | None, np.ndarray]:
+        """(mask or None, places to gather the operand at or None, the operand) along an axis."""
+        size = array.shape[index]
+        if selection is None and size == 1:
+            return None, None, array
+        op = self.scope.op
+        indices, total, start = self._indices(name, index)
+        if is_grid(selection):
+            return self._grid(selection, indices, index), *self._whole(indices, index, array)[1:]
+        if selection in ("prompt", "generated"):
+            if not self.past:
+                raise InputError(
+                    f"{label(self.item)}: positions={selection!r} needs a file with past keys and values (with_past): "
+                    "without them a run can't tell the prompt from what was generated."
+                )
+            prompt = op("Equal", [start, self._integers(0, "zero")])
+            flag = prompt if selection == "prompt" else op("Not", [prompt])
+            mask = op("Reshape", [flag, self._integers([1] * self.rank, "scalar")])
+            return mask, *self._whole(indices, index, array)[1:]
+        if selection is None:
+            return self._whole(indices, index, array)
+        ahead, behind = _split(selection, self.item, field)
+        parts = []
+        if isinstance(selection, slice):
+            parts.append(self._slice(selection, indices, total))
+        else:
+            if ahead:
+                parts.append(self._member(indices, ahead))
+            if behind:
+                parts.append(self._member(op("Sub", [indices, total]), behind))
+        mask = parts[0] if len(parts) == 1 else op("Or", parts)
+        column = self._column(mask, index)
+        chosen = _listed(selection)
+        if size == 1:
+            return column, None, array
+        if whole or chosen is None:
+            beyond, places, array = self._whole(indices, index, array)
+            return self._all([column, *([] if beyond is None else [beyond])]), places, array
+        if size != len(chosen):
+            raise InputError(
+                f"{label(self.item)}: along {name} its {self.item.operand} has {size} entries, and {len(chosen)} are selected."
+            )
+        if ahead and behind:
+            raise InputError(f"{label(self.item)}: a value per position needs them all counted from the same end.")
+        # As many as are selected: entry i belongs to the i-th listed position.
+        table = np.zeros(max(abs(i) for i in chosen) + 1, np.int64)
+        for place, position in enumerate(chosen):
+            table[position if ahead else -position] = place
+        counted = indices if ahead else op("Sub", [total, indices])
+        inside = op("Min", [counted, self._integers(len(table) - 1, "last")])
+        return column, op("Gather", [self._integers(table, "places"), inside]), array
+
+    def _whole(
+        self, indices: ir.Value, index: int, array: np.ndarray
+    ) -> tuple[ir.Value | None, ir.Value | None, np.ndarray]:
+        """An operand with an entry for each index from the start; what lies beyond them stays as it is."""
+        size = array.shape[index]
+        if size == 1:
+            return None, None, array
+        inside = self.scope.op("Less", [indices, self._integers(size, "size")])
+        places = self.scope.op("Min", [indices, self._integers(size - 1, "last")])
+        return self._column(inside, index), places, array
+
+    def _member(self, indices: ir.Value, wanted: Sequence[int]) -> ir.Value:
+        """bool [n]: which indices are wanted."""
+        op = self.scope.op
+        if len(wanted) == 1:
+            return op("Equal", [indices, self._integers(wanted[0], "position")])
+        equal = op(
+            "Equal", [op("Unsqueeze", [indices, self._integers([1], "axis")]), self._integers(wanted, "positions")]
+        )
+        count = op(
+            "ReduceMax", [op("Cast", [equal], to=int(ir.DataType.INT32)), self._integers([1], "axis")], keepdims=0
+        )
+        return op("Cast", [count], to=int(ir.DataType.BOOL))
+
+    def _slice(self, chosen: slice, indices: ir.Value, total: ir.Value) -> ir.Value:
+        """bool [n]: which indices a slice of the sequence holds, by Python's rules."""
+        op = self.scope.op
+        step = 1 if chosen.step is None else chosen.step
+        zero = self._integers(0, "zero")
+
+        def bound(number: int) -> ir.Value:
+            given = self._integers(number, "bound")
+            return given if number >= 0 else op("Max", [op("Add", [total, given]), zero])
+
+        if step > 0:
+            first = zero if chosen.start is None else bound(chosen.start)
+            conditions = [op("GreaterOrEqual", [indices, first])]
+            if chosen.stop is not None:
+                conditions.append(op("Less", [indices, bound(chosen.stop)]))
+            away = op("Sub", [indices, first])
+        else:
+            last = op("Sub", [total, self._integers(1, "one")])
+            first = last if chosen.start is None else op("Min", [bound(chosen.start), last])
+            conditions = [op("LessOrEqual", [indices, first])]
+            if chosen.stop is not None:
+                conditions.append(op("Greater", [indices, bound(chosen.stop)]))
+            away = op("Sub", [first, indices])
+        if abs(step) > 1:
+            conditions.append(op("Equal", [op("Mod", [away, self._integers(abs(step), "step")]), zero]))
+        return self._all(conditions)
+
+    def _grid(self, selection: Selection, indices: ir.Value, index: int) -> ir.Value:
+        """A mask [batch, pos] at the positions of the run; False beyond it."""
+        op = self.scope.op
+        grid = np.asarray(selection, bool)
+        longer = np.concatenate([grid, np.zeros((len(grid), 1), bool)], 1)
+        inside = op("Min", [indices, self._integers(grid.shape[1], "last")])
+        taken = op("Gather", [self.scope.constant(longer, "grid"), inside], axis=1)
+        shape = [1] * self.rank
+        shape[0], shape[index] = len(grid), -1
+        return op("Reshape", [taken, self._integers(shape, "column")])
+
+
+def _listed(selection: Selection) -> list[int] | None:
+    """The positions a selection lists, in its order; None where their number depends on the run."""
+    if isinstance(selection, slice):
+        if selection.stop is None or selection.stop < 0 or (selection.start or 0) < 0 or (selection.step or 1) < 0:
+            return None
+        return list(range(*selection.indices(_UNSEEN)))
+    if isinstance(selection, tuple) and isinstance(selection[0], bool):
+        return [int(i) for i in np.flatnonzero(selection)]
+    return [selection] if isinstance(selection, int) else [int(i) for i in selection]
+
+
+def _split(selection: Selection, item: Intervention, field: str | None) -> tuple[list[int], list[int]]:
+    """A list's positions counted from the start, and those counted from the end."""
+    if isinstance(selection, slice):
+        return [0], []
+    listed = _listed(selection) or []
+    if not listed:
+        raise InputError(f"{label(item)}: {field}={selection!r} selects nothing.")
+    return [i for i in listed if i >= 0], [i for i in listed if i < 0]

@@ -1,0 +1,319 @@
+"""Weight processing: TransformerLens's rewrites of the weights that leave the model's predictions as they are.
+
+A hooked file goes in and another comes out, with a weights file of its own; no torch. The arithmetic is in float32 with
+means taken in float64.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graphlens.errors import ExportError, InputError
+from graphlens.file.folder import copy_settings, model_path, staged_folder, writing
+from graphlens.file.manifest import HookEntry, Manifest, WeightView
+from graphlens.file.safetensors import SafetensorsFile, TensorEntry, apply_view, write_safetensors
+from graphlens.surgery.files import load, write_graph
+from graphlens.surgery.fingerprint import fingerprint
+from graphlens.surgery.graph import LOGITS, ensure_hooks_resolve, read_manifest, write_manifest
+
+Array = npt.NDArray[Any]
+WEIGHTS_FILE = "processed.safetensors"
+STEPS = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
+_UNEMBED, _UNEMBED_BIAS = "unembed.weight", "unembed.bias"
+
+
+def process_weights(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    fold_ln: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = True,
+    fold_value_biases: bool = True,
+    refactor_factored_attn_matrices: bool = False,
+) -> Path:
+    """Writes a hooked folder ``out`` with the weights of the hooked file ``path`` processed; returns it. Needs no torch.
+
+    In TransformerLens's order: ``fold_ln`` moves the norms' weights and biases into what reads them and centres that
+    (a norm's output is then its hook_normalized); ``center_writing_weights`` centres what writes to the residual stream;
+    ``center_unembed`` centres the logits over the vocabulary, a constant per position; ``fold_value_biases`` moves b_V
+    into b_O; ``refactor_factored_attn_matrices`` makes each head's factors even by SVD.
+    Predictions stay the same. Raises ModelFileError, and ExportError for a model processed before, one that does not
+    store float32, or an ``out`` that is not empty.
+    """
+    asked = (
+        fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices,
+    )  # fmt: skip
+    chosen = tuple(step for step, on in zip(STEPS, asked, strict=True) if on)
+    target = Path(out).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ExportError(f"{target}: exists and is not empty. Choose another folder.")
+    with staged_folder(target) as stage, writing(target):
+        process_into(model_path(path), stage, chosen)
+    return target
+
+
+def process_into(source: Path, stage: Path, steps: Sequence[str]) -> None:
+    """Writes the processed model of the file ``source`` into the folder ``stage``."""
+    if set(steps) - set(STEPS):
+        raise InputError(f"unknown processing {sorted(set(steps) - set(STEPS))[0]!r}: there is {', '.join(STEPS)}.")
+    model = load(source)
+    manifest = read_manifest(model)
+    _check(source, manifest)
+    work = _Processing(model, manifest, source.parent, steps)
+    work.write(stage / WEIGHTS_FILE)
+    work.rebind(stage)
+    write_graph(ensure_hooks_resolve(model, "the processed graph"), stage / "model.onnx")
+    copy_settings(source.parent, stage)
+
+
+def _check(source: Path, manifest: Manifest) -> None:
+    config = manifest.config
+    if manifest.processing:
+        raise ExportError(f"{source}: its weights are processed already ({', '.join(manifest.processing)}).")
+    if config.dtype != "float32":
+        raise ExportError(f"{source}: holds {config.dtype} weights. Process the float32 model, then convert it.")
+    if config.normalization_type != "LN":
+        raise ExportError(
+            f"{source}: weight processing knows LayerNorm, and this model has {config.normalization_type}."
+        )
+
+
+class _Processing:
+    """One model being processed, a block in memory at a time."""
+
+    def __init__(self, model: ir.Model, manifest: Manifest, folder: Path, steps: Sequence[str]) -> None:
+        self.model, self.manifest, self.steps = model, manifest, steps
+        self._files = {name: SafetensorsFile(folder / name) for name in manifest.files}
+        self._views = dict(manifest.weights)
+        self._initializers = {
+            (str(value.const_value.location), int(value.const_value.offset or 0)): value
+            for value in model.graph.initializers.values()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        }
+        self._folded = "fold_ln" in steps
+        # W_U gets a tensor of its own, since the embedding it may be tied to is not processed as it is.
+        self._views["unembed.W_U"] = replace(self._views["unembed.W_U"], tensor=_UNEMBED)
+        self._has_bias = self._folded or "unembed.b_U" in self._views
+        if self._has_bias:
+            file = self._views["unembed.W_U"].file
+            self._views["unembed.b_U"] = WeightView(file, _UNEMBED_BIAS)
+        self._dropped = {name for name in self._views if self._folded and name.split(".")[-2].startswith("ln")}
+
+    def _key(self, name: str) -> str:
+        return self._views[name].tensor
+
+    def _source(self, name: str) -> Array:
+        """A writable copy of the stored tensor that holds a weight."""
+        view = self.manifest.weights[name]
+        return np.array(self._files[view.file].array(view.tensor))
+
+    def _groups(self) -> Iterator[list[str]]:
+        """Weight names of the embeddings, of each block, and of the end."""
+        yield [name for name in ("embed.W_E", "pos_embed.W_pos") if name in self._views]
+        for layer in range(self.manifest.config.n_layers):
+            yield [name for name in self._views if name.startswith(f"blocks.{layer}.")]
+        yield [name for name in ("ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U") if name in self._views]
+
+    def _processed(self) -> Iterator[tuple[str, Array]]:
+        for names in self._groups():
+            tensors: dict[str, Array] = {}
+            weights: dict[str, Array] = {}
+            for name in names:
+                key = self._key(name)
+                if key not in tensors:
+                    made = name == "unembed.b_U" and name not in self.manifest.weights
+                    vocabulary = self.manifest.config.d_vocab
+                    tensors[key] = np.zeros(vocabulary, np.float32) if made else self._source(name)
+                weights[name.split(".", 2)[2] if name.startswith("blocks.") else name] = apply_view(
+                    tensors[key], self._views[name]
+                )
+            _process(weights, self.steps)
+            dropped = {self._key(name) for name in names if name in self._dropped}
+            yield from ((key, array) for key, array in tensors.items() if key not in dropped)
+
+    def write(self, path: Path) -> None:
+        """Writes the processed tensors, block by block."""
+        entries: dict[str, TensorEntry] = {}
+        for name in (name for group in self._groups() for name in group):
+            key, view = self._key(name), self.manifest.weights.get(name)
+            if name in self._dropped or key in entries:
+                continue
+            shape = (
+                (self.manifest.config.d_vocab,) if view is None else self._files[view.file].entries[view.tensor].shape
+            )
+            entries[key] = TensorEntry("F32", shape, 0, int(np.prod(shape)) * 4)
+        order = iter(entries)
+
+        def arrays() -> Iterator[Array]:
+            for key, array in self._processed():
+                assert key == next(order)
+                yield array
+
+        write_safetensors(path, entries, arrays())
+
+    def rebind(self, folder: Path) -> None:
+        """Points the graph at the new file, in place, and takes out of it what is folded."""
+        path = folder / WEIGHTS_FILE
+        entries = SafetensorsFile(path).entries
+
+        def tensor(key: str, name: str) -> ir.ExternalTensor:
+            entry = entries[key]
+            return ir.ExternalTensor(
+                WEIGHTS_FILE,
+                entry.offset,
+                entry.length,
+                ir.DataType.FLOAT,
+                shape=ir.Shape(entry.shape),
+                name=name,
+                base_dir=str(folder),
+            )
+
+        graph = self.model.graph
+        hooks = dict(self.manifest.hooks)
+        old = {name: self._initializer(name) for name in self.manifest.weights}
+        for name in self._dropped:
+            _skip(self.model, old[name], hooks)
+        self._untie(old["unembed.W_U"], tensor)
+        bound = {id(value): name for name, value in old.items() if name not in (*self._dropped, "unembed.W_U")}
+        for value in list(graph.initializers.values()):
+            if id(value) in bound:
+                value.const_value = tensor(self._key(bound[id(value)]), str(value.name))
+        views = {
+            name: replace(view, file=WEIGHTS_FILE) for name, view in self._views.items() if name not in self._dropped
+        }
+        write_manifest(
+            self.model,
+            replace(
+                self.manifest,
+                hooks=hooks,
+                weights=views,
+                files={WEIGHTS_FILE: fingerprint(path)},
+                processing=tuple(self.steps),
+            ),
+        )
+
+    def _initializer(self, name: str) -> ir.Value:
+        view = self.manifest.weights[name]
+        return self._initializers[view.file, self._files[view.file].entries[view.tensor].offset]
+
+    def _untie(self, shared: ir.Value, tensor: Any) -> None:
+        """Gives the unembedding an initializer of its own, with its bias."""
+        graph = self.model.graph
+        (node,) = (node for node, _ in shared.uses() if node.op_type != "Gather")
+        if node.op_type != "Gemm":
+            raise ExportError(f"internal error: the unembedding is a {node.op_type}, not a Gemm")
+
+        def initializer(key: str) -> ir.Value:
+            content = tensor(key, key)
+            value = ir.Value(name=key, shape=content.shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=content)
+            graph.initializers[key] = value
+            return value
+
+        inputs = [value if value is not shared else initializer(_UNEMBED) for value in node.inputs[:2]]
+        if self._has_bias:
+            inputs.append(initializer(_UNEMBED_BIAS))
+        output = node.outputs[0]
+        new = ir.Node("", "Gemm", inputs, list(node.attributes.values()), num_outputs=1, name=node.name)
+        new.outputs[0].shape, new.outputs[0].type = output.shape, output.type
+        graph.insert_after(node, new)
+        output.replace_all_uses_with(new.outputs[0])
+        name = output.name
+        graph.remove(node, safe=True)
+        new.outputs[0].name = name
+        if not shared.uses():
+            del graph.initializers[str(shared.name)]
+
+
+def _skip(model: ir.Model, weight: ir.Value, hooks: dict[str, HookEntry]) -> None:
+    """Removes the one node that applies a norm's weight or bias; what it gave becomes what it took, hooks included."""
+    ((node, index),) = weight.uses()
+    (kept,) = (value for i, value in enumerate(node.inputs) if i != index)
+    gone = node.outputs[0]
+    assert kept is not None
+    assert gone.name != LOGITS
+    for name, entry in hooks.items():
+        if entry.value == gone.name:
+            hooks[name] = replace(entry, value=str(kept.name))
+    outputs = [value for value in model.graph.outputs if value is not gone]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(outputs)
+    gone.replace_all_uses_with(kept)
+    model.graph.remove(node, safe=True)
+    del model.graph.initializers[str(weight.name)]
+
+
+def _centre(weight: Array, axis: int) -> None:
+    weight -= weight.mean(axis, keepdims=True, dtype=np.float64).astype(weight.dtype)
+
+
+def _process(weights: Mapping[str, Array], steps: Sequence[str]) -> None:
+    """Processes one group of weights in place, whatever of them it holds."""
+    if "fold_ln" in steps:
+        for norm, readers in (("ln1", "QKV"), ("ln2", None), ("ln_final", None)):
+            if f"{norm}.w" not in weights:
+                continue
+            if readers is not None:
+                pairs = [(f"attn.W_{letter}", f"attn.b_{letter}") for letter in readers]
+            else:
+                pairs = [("mlp.W_in", "mlp.b_in")] if norm == "ln2" else [("unembed.W_U", "unembed.b_U")]
+            for matrix, bias in pairs:
+                if bias not in weights:
+                    raise ExportError(f"fold_ln needs {bias!r}, which this model does not have.")
+                weights[bias][...] += weights[f"{norm}.b"] @ weights[matrix]
+                weights[matrix][...] *= weights[f"{norm}.w"][:, None]
+                _centre(weights[matrix], -2)
+    if "center_writing_weights" in steps:
+        for name in ("embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out"):
+            if name in weights:
+                _centre(weights[name], -1)
+    if "center_unembed" in steps:
+        for name in ("unembed.W_U", "unembed.b_U"):
+            if name in weights:
+                _centre(weights[name], -1)
+    if "attn.W_O" not in weights:
+        return
+    if "fold_value_biases" in steps or "refactor_factored_attn_matrices" in steps:
+        weights["attn.b_O"][...] += np.einsum("hd,hdD->D", weights["attn.b_V"], weights["attn.W_O"])
+        weights["attn.b_V"][...] = 0
+    if "refactor_factored_attn_matrices" in steps:
+        _refactor(weights)
+
+
+def _refactor(weights: Mapping[str, Array]) -> None:
+    """Rewrites each head's W_Q W_K^T and W_V W_O by their singular value decompositions, in place."""
+    rank = weights["attn.W_Q"].shape[-1]
+    queries, keys = (
+        np.concatenate([weights[f"attn.W_{letter}"], weights[f"attn.b_{letter}"][:, None, :]], 1).astype(np.float64)
+        for letter in "QK"
+    )
+    left, scale, right = _svd_of_product(queries, keys)
+    root = np.sqrt(scale[:, None, :rank])
+    for letter, factor in (("Q", left[..., :rank] * root), ("K", right[..., :rank] * root)):
+        weights[f"attn.W_{letter}"][...] = factor[:, :-1]
+        weights[f"attn.b_{letter}"][...] = factor[:, -1]
+    outputs = weights["attn.W_O"].transpose(0, 2, 1).astype(np.float64)
+    left, scale, right = _svd_of_product(weights["attn.W_V"].astype(np.float64), outputs)
+    weights["attn.W_V"][...] = left[..., :rank] * scale[:, None, :rank]
+    weights["attn.W_O"][...] = right[..., :rank].transpose(0, 2, 1)
+
+
+def _svd_of_product(a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """The singular vectors and values of a b^T, from the small matrices that are left when a and b are made
+    orthogonal: left [h, m, r], scale [h, r], right [h, n, r]."""
+    (a_basis, a_core), (b_basis, b_core) = np.linalg.qr(a), np.linalg.qr(b)
+    left, scale, right = np.linalg.svd(a_core @ b_core.transpose(0, 2, 1), full_matrices=False)
+    return a_basis @ left, scale, b_basis @ right.transpose(0, 2, 1)
