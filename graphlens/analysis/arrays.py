@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+# The user's kind of array: NumPy's in graphlens, torch.Tensor in graphlens.torch.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    ArrayT = TypeVar("ArrayT", default=Array)
+    ArrayT_co = TypeVar("ArrayT_co", default=Array, covariant=True)
+else:  # a default is for type checkers alone, so typing_extensions need not be installed
+    from typing import TypeVar
+
+    ArrayT = TypeVar("ArrayT")
+    ArrayT_co = TypeVar("ArrayT_co", covariant=True)
+
+
+class Border(Protocol[ArrayT_co]):
+    """How arrays cross to the user and back; graphlens.model.border has the two ways there are."""
+
+    def to_user(self, array: Array) -> ArrayT_co:
+        """The user's kind of array, over the same memory where that is possible."""
+
+    def from_user(self, value: object) -> Array:
+        """The NumPy array of what a user handed in. Raises TypeError for anything that is no array."""
 
 
 def as_array(value: Any) -> Array:

@@ -1,10 +1,41 @@
-"""What the inputs and outputs of a differentiated graph are called."""
+"""What the inputs and outputs of a hooked graph are called, whatever was done to it."""
 
 from __future__ import annotations
 
+# Inputs of the whole model: tokens int64 [b, p], and what may be fed beside them.
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+POSITION_IDS = "position_ids"
+# The residual stream [b, p, d_model] that a segment of blocks starts from, and the one that it ends with.
+RESIDUAL_IN = "residual"
+RESIDUAL_OUT = "residual_out"
+LOGITS = "logits"
+# A KV cache: the two parts of what is kept of a layer.
+KEY_AND_VALUE = ("key", "value")
+PRESENT = "present."
+
+# Gradients: the kinds of seed, and the inputs that a seed is fed through.
 DENSE, SPARSE, LOSS = SEEDS = ("dense", "sparse", "loss")
 SEED = "gradient_seed"
 SEED_POSITIONS, SEED_TOKENS = "gradient_seed_positions", "gradient_seed_tokens"
+
+
+def past_input(layer: int | str, part: str) -> str:
+    """The input that takes the earlier keys or values of a layer.
+
+    >>> past_input(3, "key")
+    'past_key_values.3.key'
+    """
+    return f"past_key_values.{layer}.{part}"
+
+
+def present_output(layer: int | str, part: str) -> str:
+    """The output that gives the keys or values of a layer, earlier ones included.
+
+    >>> present_output(3, "value")
+    'present.3.value'
+    """
+    return f"{PRESENT}{layer}.{part}"
 
 
 def gradient_output(hook: str) -> str:

@@ -119,6 +119,15 @@ def split_name(name: str) -> tuple[int | None, str]:
     return (int(match[1]), match[2]) if match else (None, name)
 
 
+def in_block(layer: int, name: str) -> str:
+    """The full name of a block's hook point, weight or part.
+
+    >>> in_block(3, "attn.hook_z")
+    'blocks.3.attn.hook_z'
+    """
+    return f"blocks.{layer}.{name}"
+
+
 def canonical(name: str) -> str:
     """The name of a hook point that TransformerLens 4 calls ``name``; any other name is handed back as it is.
 
