@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphlens.file.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from graphlens.analysis.cache.activation_cache import ActivationCache
+    from graphlens.analysis.factored_matrix import FactoredMatrix
     from graphlens.edits.kinds import Ablate, Patch, Scale, Steer
     from graphlens.errors import (
         ExportError,
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     )
     from graphlens.file.names import get_act_name
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
+    from graphlens.pipelines.deploy import bake_model, write_adapter, write_drivable
     from graphlens.pipelines.export import export_model
     from graphlens.pipelines.hub import embedded_model
-
+    from graphlens.surgery.process import process_weights
 
 # Loaded on first use: importing graphlens costs milliseconds.
 _HOMES = {
@@ -84,10 +87,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'graphlens' has no attribute {name!r}")
+if not TYPE_CHECKING:  # for type checkers a name that is not above is an error
+
+    def __getattr__(name: str) -> object:
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'graphlens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,9 @@
-"""Every error graphlens raises on purpose. Each says what happened, to which object, and what to do."""
+"""Every error graphlens raises on purpose, and how it warns. Each says what happened, to which object, what to do."""
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class GraphlensError(Exception):
@@ -37,3 +40,19 @@ class VerificationError(ExportError):
 
 class RuntimeUnavailable(GraphlensError, ImportError):
     """A package, an execution provider or an extra that this call needs is not there or not active."""
+
+
+def warn(message: str) -> None:
+    """Warns with a UserWarning that points at the line of the user's code which led here.
+
+    Args:
+        message: What to tell.
+    """
+    level, frame = 2, sys._getframe(1)
+    # A ``with`` block of ours runs through contextlib, which is no code of the user's either.
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "graphlens",
+        "contextlib",
+    ):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level - 1)

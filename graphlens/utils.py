@@ -8,7 +8,7 @@ from graphlens.analysis.slices import Slice
 from graphlens.experiments.heads import detect_head
 from graphlens.experiments.induction import induction_loss
 from graphlens.file.names import get_act_name
-from graphlens.model.text import test_prompt
+from graphlens.model.methods.text import test_prompt
 
 __all__ = [
     "FactoredMatrix",

@@ -49,6 +49,22 @@ def _fitting(logits: Any, tokens: Any) -> tuple[Array, Array]:
     return scores, ids
 
 
+def counted_pairs(attention_mask: Array | None, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Which pairs of neighbouring tokens count in a loss: those of two real tokens.
+
+    Args:
+        attention_mask: int [..., p], 1 at real tokens; None where all are.
+        shape: The tokens' shape, [..., p].
+
+    Returns:
+        bool [..., p-1].
+    """
+    if attention_mask is None:
+        return np.ones((*shape[:-1], shape[-1] - 1), np.bool_)
+    found: npt.NDArray[np.bool_] = (attention_mask[..., :-1] != 0) & (attention_mask[..., 1:] != 0)
+    return found
+
+
 def lm_cross_entropy_loss(logits: Any, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> Any:
     """Cross-entropy of each next token, in nats: a scalar mean, or [b, p-1] with ``per_token``.
 

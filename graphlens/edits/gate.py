@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,11 @@ class Window:
     new: int
     horizon: int
     prompt: int
+
+    @classmethod
+    def whole(cls, batch: int, length: int) -> Self:
+        """The tokens of a run over whole prompts, ``batch`` of ``length`` positions, without a KV cache."""
+        return cls(batch, 0, length, length, length)
 
     @property
     def total(self) -> int:

@@ -7,17 +7,32 @@ by token, so they take tokens of any sequences and positions together, as rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.engine.engine import Engine
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
 
 Array = npt.NDArray[Any]
 
 
-class Pieces:
+@dataclass
+class Proof:
+    """What the first use of a model's pieces found out.
+
+    Attributes:
+        why: Why they are not to be trusted; "" where they are; None where nobody has looked.
+        unembedding: "W_U" where the logits are unembed.hook_in times W_U plus b_U.
+    """
+
+    why: str | None = None
+    unembedding: str = ""
+
+
+class BlockPieces:
     """A model in pieces. ``max_rows``: how many tokens a piece is given at once."""
 
     def __init__(self, engine: Engine, max_rows: int) -> None:
@@ -37,19 +52,19 @@ class Pieces:
             pieces.append([result[0] for result in session.run(session.outputs, feeds)])
         return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
-    def queries_keys_values(self, layer: int, residual: Array) -> list[Array]:
+    def qkv(self, layer: int, residual: Array) -> list[Array]:
         """q, k, v [tokens, heads, d_head] from the residual before a block [tokens, d_model]."""
         at = f"blocks.{layer}."
         outputs = [f"{at}attn.hook_{letter}" for letter in "qkv"]
         return self._rows([f"{at}hook_resid_pre"], outputs, [residual])
 
-    def attention(self, layer: int, q: Array, k: Array, v: Array, mask: Array) -> Array:
+    def z(self, layer: int, q: Array, k: Array, v: Array, mask: Array) -> Array:
         """z [rows, queries, heads, d_head] from q [rows, queries, ...], k and v [rows, keys, ...] and bool ``mask``
         [rows or 1, 1, queries, keys], True where a query may look."""
         at = f"blocks.{layer}.attn.hook_"
         return self._attend([f"{at}q", f"{at}k", f"{at}v", "mask"], layer, [q, k, v, mask])
 
-    def attention_from(self, hook: str, layer: int, weights: Array, v: Array) -> Array:
+    def z_from(self, hook: str, layer: int, weights: Array, v: Array) -> Array:
         """z from attention scores or a pattern [rows, heads, queries, keys] at ``hook``, and v [rows, keys, ...]."""
         return self._attend([hook, f"blocks.{layer}.attn.hook_v"], layer, [weights, v])
 
@@ -63,17 +78,17 @@ class Pieces:
             parts.append(session.run(session.outputs, dict(zip(inputs, here, strict=True)))[0])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def between(self, layer: int, z: Array, residual: Array) -> Array:
+    def resid_mid(self, layer: int, z: Array, residual: Array) -> Array:
         """The residual between attention and MLP, from z and the residual before the block (all [tokens, ...])."""
         at = f"blocks.{layer}."
         return self._rows([f"{at}attn.hook_z", f"{at}hook_resid_pre"], [f"{at}hook_resid_mid"], [z, residual])[0]
 
-    def after(self, layer: int, between: Array) -> Array:
+    def resid_post(self, layer: int, between: Array) -> Array:
         """The residual after a block from the one between attention and MLP [tokens, d_model]."""
         at = f"blocks.{layer}."
         return self._rows([f"{at}hook_resid_mid"], [f"{at}hook_resid_post"], [between])[0]
 
-    def after_from(self, hook: str, layer: int, neurons: Array, between: Array) -> Array:
+    def resid_post_from(self, hook: str, layer: int, neurons: Array, between: Array) -> Array:
         """The residual after a block from the MLP's activations [tokens, d_mlp] at ``hook``, before or after the
         activation function, and the residual between."""
         at = f"blocks.{layer}."

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.engine.block_pieces import Proof
 from graphlens.engine.footprint import Footprint
 from graphlens.engine.opener import Opener
 from graphlens.engine.plan import LOGITS, Gates, Plan
@@ -76,6 +77,7 @@ class Engine:
         self._footprints: dict[Plan, Footprint] = {}
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
         self.sessions_built = 0
+        self.proof = Proof()
         self._lock = threading.RLock()
 
     @property

@@ -8,54 +8,83 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
 
+from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.sites import GRIDS, Site, Sites, grid
 from graphlens.errors import InputError
-from graphlens.experiments.sweep import Measure, sweep
+from graphlens.experiments.sweep import sweep
+from graphlens.experiments.sweep_metrics import Measure
 from graphlens.file.names import get_act_name
+from graphlens.model.text import is_text
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+    from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.hooks import HookPoint
+    from graphlens.model.text import Input
+
+Clean = Mapping[Any, Any]  # the clean run's cache
 Setter = Callable[[Any, Sequence[int], Any], Any]
+
+
+class Indexed(Protocol):
+    """An array that can be read and edited by index."""
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+    def __setitem__(self, index: Any, value: Any, /) -> None: ...
+
+
+IndexedT = TypeVar("IndexedT", bound=Indexed)
 AXES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos")
 
 
 # Setters: what each puts in place is also known as a Site
 
 
-def layer_pos_patch_setter(corrupted_activation: Any, index: Sequence[int], clean_activation: Any) -> Any:
+def layer_pos_patch_setter(
+    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
+) -> IndexedT:
     """Patches a position: ``index`` is (layer, position)."""
     _, position = index
     corrupted_activation[:, position, ...] = clean_activation[:, position, ...]
     return corrupted_activation
 
 
-def layer_pos_head_vector_patch_setter(corrupted_activation: Any, index: Sequence[int], clean_activation: Any) -> Any:
+def layer_pos_head_vector_patch_setter(
+    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
+) -> IndexedT:
     """Patches a head's vector (q, k, v, z) at a position: ``index`` is (layer, position, head)."""
     _, position, head = index
     corrupted_activation[:, position, head] = clean_activation[:, position, head]
     return corrupted_activation
 
 
-def layer_head_vector_patch_setter(corrupted_activation: Any, index: Sequence[int], clean_activation: Any) -> Any:
+def layer_head_vector_patch_setter(
+    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
+) -> IndexedT:
     """Patches a head's vectors at all positions: ``index`` is (layer, head)."""
     _, head = index
     corrupted_activation[:, :, head] = clean_activation[:, :, head]
     return corrupted_activation
 
 
-def layer_head_pattern_patch_setter(corrupted_activation: Any, index: Sequence[int], clean_activation: Any) -> Any:
+def layer_head_pattern_patch_setter(
+    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
+) -> IndexedT:
     """Patches a head's whole pattern: ``index`` is (layer, head)."""
     _, head = index
     corrupted_activation[:, head] = clean_activation[:, head]
     return corrupted_activation
 
 
-def layer_head_pos_pattern_patch_setter(corrupted_activation: Any, index: Sequence[int], clean_activation: Any) -> Any:
+def layer_head_pos_pattern_patch_setter(
+    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
+) -> IndexedT:
     """Patches a head's pattern at a query's position: ``index`` is (layer, head, destination)."""
     _, head, destination = index
     corrupted_activation[:, head, destination] = clean_activation[:, head, destination]
@@ -63,15 +92,15 @@ def layer_head_pos_pattern_patch_setter(corrupted_activation: Any, index: Sequen
 
 
 def layer_head_dest_src_pos_pattern_patch_setter(
-    corrupted_activation: Any, index: Sequence[int], clean_activation: Any
-) -> Any:
+    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
+) -> IndexedT:
     """Patches one entry of a head's pattern: ``index`` is (layer, head, destination, source)."""
     _, head, destination, source = index
     corrupted_activation[:, head, destination, source] = clean_activation[:, head, destination, source]
     return corrupted_activation
 
 
-_PARTS: dict[Any, tuple[str, ...]] = {
+_PARTS: Mapping[Setter, tuple[str, ...]] = {
     layer_pos_patch_setter: ("position",),
     layer_pos_head_vector_patch_setter: ("position", "head"),
     layer_head_vector_patch_setter: ("head",),
@@ -82,23 +111,38 @@ _PARTS: dict[Any, tuple[str, ...]] = {
 
 
 def generic_activation_patch(
-    model: Any,
-    corrupted_tokens: Any,
-    clean_cache: Any,
+    model: HookedTransformer[ArrayT],
+    corrupted_tokens: Input[ArrayT],
+    clean_cache: Clean,
     patching_metric: Measure,
     patch_setter: Setter,
     activation_name: str,
     index_axis_names: Sequence[str] | None = None,
-    index_df: Any = None,
+    index_df: pd.DataFrame | None = None,
     return_index_df: bool = False,
-) -> Any:
-    """Patches an activation at many indices, one at a time, and measures each: float32, shaped like the index axes.
+) -> ArrayT | tuple[ArrayT, pd.DataFrame]:
+    """Patches an activation at many indices, one at a time, and measures each.
 
-    ``patch_setter(corrupted_activation, index, clean_activation)`` edits the first in place or returns it; any function
-    will do, and takes one forward with a Python hook per index; this module's own are recomputed as ``sweep`` does.
-    ``index_axis_names``: which of "layer", "pos", "head", "head_index", "dest_pos", "src_pos" to run over; or
-    ``index_df``, a pandas table of indices, whose results are flat. ``return_index_df`` also returns that table (pandas).
-    Raises UnknownHookPoint and InputError as ``sweep`` does. TransformerLens: ``patching.generic_activation_patch``.
+    TransformerLens: ``patching.generic_activation_patch``.
+
+    Args:
+        model: The model.
+        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them.
+        clean_cache: The clean run's cache.
+        patching_metric: A function of logits [b, p, V] to a number, or one of graphlens.metrics.
+        patch_setter: ``patch_setter(corrupted_activation, index, clean_activation)`` edits the first in place or returns
+            it. Any function will do, and takes one forward with a Python hook per index; this module's own are
+            recomputed as ``sweep`` does.
+        activation_name: A short name ("resid_pre", "z").
+        index_axis_names: Which of "layer", "pos", "head", "head_index", "dest_pos", "src_pos" to run over.
+        index_df: A pandas table of indices instead, whose results are flat.
+        return_index_df: Whether that table is returned too (pandas).
+
+    Returns:
+        float32, shaped like the index axes; with ``return_index_df`` the pair of it and the table.
+
+    Raises:
+        UnknownHookPoint: As ``sweep`` does, and InputError.
     """
     indices, shape, columns = _indices(model, corrupted_tokens, index_axis_names, index_df, activation_name)
     parts = _PARTS.get(patch_setter)
@@ -111,20 +155,27 @@ def generic_activation_patch(
         found = _one_by_one(
             model, corrupted_tokens, clean_cache, patching_metric, patch_setter, activation_name, indices
         )
-    result = model._to_user(np.ascontiguousarray(found.reshape(shape), np.float32))
+    result = model.border.to_user(np.ascontiguousarray(found.reshape(shape), np.float32))
     return (result, _table(indices, columns)) if return_index_df else result
 
 
 def _one_by_one(
-    model: Any, tokens: Any, cache: Any, metric: Measure, setter: Setter, name: str, indices: Sequence[Sequence[int]]
+    model: HookedTransformer[ArrayT],
+    tokens: Input[ArrayT],
+    cache: Clean,
+    metric: Measure,
+    setter: Setter,
+    name: str,
+    indices: Sequence[Sequence[int]],
 ) -> Array:
     values = []
     for index in indices:
         hook_name = get_act_name(name, index[0])
         clean = cache[hook_name]
 
-        def patch(activation: Any, hook: Any, index: Sequence[int] = index, clean: Any = clean) -> Any:
-            return setter(activation, index, clean)
+        def patch(activation: ArrayT, hook: HookPoint, index: Sequence[int] = index, clean: ArrayT = clean) -> ArrayT:
+            changed: ArrayT = setter(activation, index, clean)
+            return changed
 
         values.append(float(metric(model.run_with_hooks(tokens, fwd_hooks=[(hook_name, patch)]))))
     if np.isnan(values).any():
@@ -133,12 +184,17 @@ def _one_by_one(
 
 
 def _indices(
-    model: Any, tokens: Any, names: Sequence[str] | None, table: Any, activation: str
+    model: HookedTransformer[ArrayT],
+    tokens: Input[ArrayT],
+    names: Sequence[str] | None,
+    table: pd.DataFrame | None,
+    activation: str,
 ) -> tuple[list[tuple[int, ...]], tuple[int, ...], list[str]]:
     """(every index, the result's shape, the axes)."""
     if (names is None) == (table is None):
         raise InputError("give either index_axis_names or index_df.")
-    if names is None:
+    if names is None or table is not None:
+        assert table is not None
         rows = [tuple(int(i) for i in row) for row in table.to_numpy().tolist()]
         if not rows:
             raise InputError("index_df is empty: there is nothing to patch.")
@@ -151,31 +207,42 @@ def _indices(
     return list(itertools.product(*map(range, sizes))), sizes, list(names)
 
 
-def _ranges(model: Any, tokens: Any, activation: str) -> dict[str, range]:
+def _ranges(model: HookedTransformer[ArrayT], tokens: Input[ArrayT], activation: str) -> dict[str, range]:
     cfg = model.cfg
-    length = model.to_tokens(tokens).shape[-1] if isinstance(tokens, (str, list)) else np.shape(tokens)[-1]
+    text = model.runner.text
+    length = (text.padded(tokens) if is_text(tokens) else text.ids(tokens)).shape[-1]
     heads = cfg.n_key_value_heads if activation in ("k", "v") and cfg.n_key_value_heads else cfg.n_heads
     positions = dict.fromkeys(("pos", "dest_pos", "src_pos"), range(length))
     return {"layer": range(cfg.n_layers), "head": range(heads), **positions}
 
 
-def _table(rows: Sequence[Sequence[int]], columns: Sequence[str]) -> Any:
+def _table(rows: Sequence[Sequence[int]], columns: Sequence[str]) -> pd.DataFrame:
     try:
-        import pandas as pd  # type: ignore[import-untyped]
+        import pandas
     except ImportError as error:
         raise InputError("return_index_df needs pandas: pip install pandas.") from error
-    return pd.DataFrame(list(rows), columns=list(columns))
+    return pandas.DataFrame(list(rows), columns=list(columns))
 
 
 # The named functions
 
 
 def act_patch_sites(
-    model: Any, corrupted_tokens: Any, name: str, labels: Mapping[str, Sequence[str]] | None = None
+    model: HookedTransformer[ArrayT],
+    corrupted_tokens: Input[ArrayT],
+    name: str,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Sites:
-    """The sites of a ``get_act_patch_*`` function, by the rest of its name ("resid_pre", "attn_head_out_all_pos").
+    """The sites of a ``get_act_patch_*`` function.
 
-    ``labels`` are what to call an axis's entries in the result: ``{"pos": model.to_str_tokens(prompt)}``.
+    Args:
+        model: The model.
+        corrupted_tokens: The prompts, whose length counts.
+        name: The rest of the function's name ("resid_pre", "attn_head_out_all_pos").
+        labels: What to call an axis's entries in the result: ``{"pos": model.to_str_tokens(prompt)}``.
+
+    Raises:
+        InputError: For a name that is none.
     """
     if name not in GRIDS:
         raise InputError(f"no sites are called {name!r}: there are {', '.join(GRIDS)}.")
@@ -183,58 +250,127 @@ def act_patch_sites(
     return grid(activation, axes, _ranges(model, corrupted_tokens, activation), labels or {})
 
 
-def _act_patch(
+class ActPatch(Protocol):
+    """A ``get_act_patch_*`` function: TransformerLens's arguments and results."""
+
+    @overload
+    def __call__(
+        self,
+        model: HookedTransformer[ArrayT],
+        corrupted_tokens: Input[ArrayT],
+        clean_cache: Clean,
+        patching_metric: Measure,
+        return_index_df: Literal[False] = False,
+    ) -> ArrayT: ...
+
+    @overload
+    def __call__(
+        self,
+        model: HookedTransformer[ArrayT],
+        corrupted_tokens: Input[ArrayT],
+        clean_cache: Clean,
+        patching_metric: Measure,
+        return_index_df: Literal[True],
+    ) -> tuple[ArrayT, pd.DataFrame]: ...
+
+
+def _act_patch(name: str, what: str) -> ActPatch:
+    """The function that patches over the grid of that name."""
+    axes = GRIDS[name][1]
+
+    def act_patch(
+        model: HookedTransformer[ArrayT],
+        corrupted_tokens: Input[ArrayT],
+        clean_cache: Clean,
+        patching_metric: Measure,
+        return_index_df: bool = False,
+    ) -> Any:
+        result = model.border.to_user(_patched(name, model, corrupted_tokens, clean_cache, patching_metric))
+        if not return_index_df:
+            return result
+        sites = act_patch_sites(model, corrupted_tokens, name)
+        columns = [{"head": "head_index"}.get(axis, axis) if "pattern" in name else axis for axis in sites.axes]
+        return result, _table(list(itertools.product(*map(range, sites.shape))), columns)
+
+    act_patch.__name__ = act_patch.__qualname__ = f"get_act_patch_{name}"
+    act_patch.__doc__ = f"""Patches {what}, one after the other. TransformerLens: the same name.
+
+    Args:
+        model: The model.
+        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them.
+        clean_cache: The clean run's cache.
+        patching_metric: A function of logits [b, p, V] to a number, or one of graphlens.metrics.
+        return_index_df: Whether a table of the indices is returned too (pandas).
+
+    Returns:
+        The metric of each patched run, float32 [{", ".join(axes)}].
+
+    Raises:
+        UnknownHookPoint: Where the cache lacks a hook point.
+        InputError: For what does not fit the model, the prompts or each other.
+    """
+    return act_patch
+
+
+def _patched(
     name: str,
-    model: Any,
-    corrupted_tokens: Any,
-    clean_cache: Any,
+    model: HookedTransformer[ArrayT],
+    corrupted_tokens: Input[ArrayT],
+    clean_cache: Clean,
     patching_metric: Measure,
-    return_index_df: bool = False,
-) -> Any:
+) -> Array:
     sites = act_patch_sites(model, corrupted_tokens, name)
     values = sweep(model, corrupted_tokens, sites, clean_cache, patching_metric).values
-    result = model._to_user(np.ascontiguousarray(values, np.float32))
-    if not return_index_df:
-        return result
-    axes = [{"head": "head_index"}.get(axis, axis) if "pattern" in name else axis for axis in sites.axes]
-    return result, _table(list(itertools.product(*map(range, sites.shape))), axes)
+    return np.ascontiguousarray(values, np.float32)
 
 
-get_act_patch_resid_pre = partial(_act_patch, "resid_pre")
-get_act_patch_resid_mid = partial(_act_patch, "resid_mid")
-get_act_patch_attn_out = partial(_act_patch, "attn_out")
-get_act_patch_mlp_out = partial(_act_patch, "mlp_out")
-get_act_patch_attn_head_out_by_pos = partial(_act_patch, "attn_head_out_by_pos")
-get_act_patch_attn_head_q_by_pos = partial(_act_patch, "attn_head_q_by_pos")
-get_act_patch_attn_head_k_by_pos = partial(_act_patch, "attn_head_k_by_pos")
-get_act_patch_attn_head_v_by_pos = partial(_act_patch, "attn_head_v_by_pos")
-get_act_patch_attn_head_pattern_by_pos = partial(_act_patch, "attn_head_pattern_by_pos")
-get_act_patch_attn_head_pattern_dest_src_pos = partial(_act_patch, "attn_head_pattern_dest_src_pos")
-get_act_patch_attn_head_out_all_pos = partial(_act_patch, "attn_head_out_all_pos")
-get_act_patch_attn_head_q_all_pos = partial(_act_patch, "attn_head_q_all_pos")
-get_act_patch_attn_head_k_all_pos = partial(_act_patch, "attn_head_k_all_pos")
-get_act_patch_attn_head_v_all_pos = partial(_act_patch, "attn_head_v_all_pos")
-get_act_patch_attn_head_pattern_all_pos = partial(_act_patch, "attn_head_pattern_all_pos")
+get_act_patch_resid_pre = _act_patch("resid_pre", "the residual stream before each layer, by position")
+get_act_patch_resid_mid = _act_patch("resid_mid", "the residual stream between attention and MLP, by position")
+get_act_patch_attn_out = _act_patch("attn_out", "each layer's attention output, by position")
+get_act_patch_mlp_out = _act_patch("mlp_out", "each layer's MLP output, by position")
+get_act_patch_attn_head_out_by_pos = _act_patch("attn_head_out_by_pos", "each head's output z, by position")
+get_act_patch_attn_head_q_by_pos = _act_patch("attn_head_q_by_pos", "each head's queries, by position")
+get_act_patch_attn_head_k_by_pos = _act_patch("attn_head_k_by_pos", "each head's keys, by position")
+get_act_patch_attn_head_v_by_pos = _act_patch("attn_head_v_by_pos", "each head's values, by position")
+get_act_patch_attn_head_pattern_by_pos = _act_patch(
+    "attn_head_pattern_by_pos", "each head's pattern, by the query's position"
+)
+get_act_patch_attn_head_pattern_dest_src_pos = _act_patch(
+    "attn_head_pattern_dest_src_pos", "each entry of each head's pattern"
+)
+get_act_patch_attn_head_out_all_pos = _act_patch(
+    "attn_head_out_all_pos", "each head's output z, at all positions together"
+)
+get_act_patch_attn_head_q_all_pos = _act_patch("attn_head_q_all_pos", "each head's queries, at all positions together")
+get_act_patch_attn_head_k_all_pos = _act_patch("attn_head_k_all_pos", "each head's keys, at all positions together")
+get_act_patch_attn_head_v_all_pos = _act_patch("attn_head_v_all_pos", "each head's values, at all positions together")
+get_act_patch_attn_head_pattern_all_pos = _act_patch("attn_head_pattern_all_pos", "each head's whole pattern")
 
 
-def _stacked(model: Any, arrays: Sequence[Any]) -> Any:
-    return model._to_user(np.stack([np.asarray(array) for array in arrays]))
+def _stacked(model: HookedTransformer[ArrayT], arrays: Sequence[Any]) -> ArrayT:
+    return model.border.to_user(np.stack([np.asarray(array) for array in arrays]))
 
 
-def get_act_patch_attn_head_all_pos_every(model: Any, corrupted_tokens: Any, clean_cache: Any, metric: Measure) -> Any:
+def get_act_patch_attn_head_all_pos_every(
+    model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
+) -> ArrayT:
     """z, q, k, v and pattern of each head, at all positions: [5, layer, head]."""
     names = [f"attn_head_{part}_all_pos" for part in ("out", "q", "k", "v", "pattern")]
-    return _stacked(model, [_act_patch(name, model, corrupted_tokens, clean_cache, metric) for name in names])
+    return _stacked(model, [_patched(name, model, corrupted_tokens, clean_cache, metric) for name in names])
 
 
-def get_act_patch_attn_head_by_pos_every(model: Any, corrupted_tokens: Any, clean_cache: Any, metric: Measure) -> Any:
+def get_act_patch_attn_head_by_pos_every(
+    model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
+) -> ArrayT:
     """z, q, k, v and pattern of each head by position (the pattern's: the query's): [5, layer, position, head]."""
     names = [f"attn_head_{part}_by_pos" for part in ("out", "q", "k", "v", "pattern")]
-    found = [np.asarray(_act_patch(name, model, corrupted_tokens, clean_cache, metric)) for name in names]
+    found = [np.asarray(_patched(name, model, corrupted_tokens, clean_cache, metric)) for name in names]
     return _stacked(model, [*found[:4], found[4].transpose(0, 2, 1)])
 
 
-def get_act_patch_block_every(model: Any, corrupted_tokens: Any, clean_cache: Any, metric: Measure) -> Any:
+def get_act_patch_block_every(
+    model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
+) -> ArrayT:
     """resid_pre, attn_out and mlp_out by position: [3, layer, position]."""
     names = ("resid_pre", "attn_out", "mlp_out")
-    return _stacked(model, [_act_patch(name, model, corrupted_tokens, clean_cache, metric) for name in names])
+    return _stacked(model, [_patched(name, model, corrupted_tokens, clean_cache, metric) for name in names])

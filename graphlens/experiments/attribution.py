@@ -1,149 +1,32 @@
-"""Attribution: the runs that first-order estimates of patches are made of, and the sums that they are."""
+"""Attribution: first-order estimates of patches from gradients, and what components write to the logits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.analysis.arrays import as_array
+from graphlens.analysis.arrays import Array, as_array
 from graphlens.analysis.metrics import LogitDiff, Metric
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import Source, as_source
 from graphlens.edits import gate
-from graphlens.edits.gate import Window
 from graphlens.errors import InputError
-from graphlens.experiments.sweep import MAX_BATCH_TOKENS, Measure, check_processing, collect
-from graphlens.experiments.sweep_run import Done, Sweeper, SweepRun
+from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
+from graphlens.experiments.sweep import check_processing, collect
+from graphlens.experiments.sweep_metrics import Measure
+from graphlens.experiments.sweep_run import Done, SweepRun
 from graphlens.file.io_names import gradient_output
-from graphlens.file.names import axis_sizes
-from graphlens.model.backward import GradientMethods
-from graphlens.model.hooks import BACKWARD
 
-Array = npt.NDArray[Any]
-
-
-class AttributionMethods(GradientMethods):
-    """The part of HookedTransformer that estimates patches for graphlens.attribution."""
-
-    def _attributions(
-        self, corrupted: Any, sites: Sequence[Site], source: Source, metrics: Sequence[Any], steps: int, **options: Any
-    ) -> SweepRun:
-        """An estimate of a sweep: each site's value is the corrupted baseline plus difference times gradient."""
-        request = self._whole_prompts(corrupted, options)
-        self._refuse_backward_hooks()
-        found = self._resolved_sites(sites)
-        entries = self._engine.hooks(request.plan)
-        for site in found:
-            if not entries[site.hook].dtype.startswith("float"):
-                raise InputError(
-                    f"{site.hook!r} holds {entries[site.hook].dtype}: there is no gradient with respect to it."
-                )
-        return _Attributer(self, request, found, source, metrics, MAX_BATCH_TOKENS, False).estimate(steps)
-
-    def _refuse_backward_hooks(self) -> None:
-        if self._hooks.standing(dir=BACKWARD):
-            raise InputError("attribution takes gradients as they are: leave the block with bwd_hooks first.")
-
-
-class _Attributer(Sweeper):
-    """One estimate of a sweep."""
-
-    def estimate(self, steps: int) -> SweepRun:
-        """Ready to iterate over. ``steps`` 0 takes the gradient at the corrupted run alone, else the mean of as many
-        between it and the patched one, at midpoints."""
-        self.notes.clear()
-        return SweepRun(self._metrics, self.corrupted, self.clean, [], len(self._sites), self._estimates(steps))
-
-    def _estimates(self, steps: int) -> Iterator[Done]:
-        by_hook: dict[str, list[int]] = {}
-        for index, site in enumerate(self._sites):
-            by_hook.setdefault(site.hook, []).append(index)
-        hooks = list(by_hook)
-        at_once = [self._gradients(hooks, metric) for metric in self._metrics] if not steps else None
-        for hook in hooks:
-            rows = []
-            for place, metric in enumerate(self._metrics):
-                gradient = at_once[place][hook] if at_once is not None else self._averaged(hook, metric, steps)
-                rows.append(
-                    self._sums(hook, by_hook[hook], self._apart(hook).astype(np.float64) * gradient)
-                    + self.corrupted[place]
-                )
-            yield by_hook[hook], rows
-
-    def _gradients(self, hooks: Sequence[str], metric: Any) -> dict[str, Array]:
-        if isinstance(metric, Metric) and metric.reduction != "mean":
-            raise InputError(f"{metric!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
-        seed = self._model._seed(self._request, metric)
-        _, found = self._model._execute_gradients(self._request, (), hooks, seed, output=False)
-        return {hook: found[gradient_output(hook)] for hook in hooks}
-
-    def _averaged(self, hook: str, metric: Any, steps: int) -> Array:
-        """The mean of the gradients on the straight way from the corrupted activation to the patched one."""
-        base, apart = self._base[hook], self._apart(hook)
-        total: Array | None = None
-        for step in range(steps):
-            value = np.where(self._changed(hook), base + apart * ((step + 0.5) / steps), base).astype(base.dtype)
-            with self._model.intervene(Site(hook).patch(value)):
-                gradient = self._gradients([hook], metric)[hook].astype(np.float64)
-            total = gradient if total is None else total + gradient
-        assert total is not None
-        return total / steps
-
-    def _apart(self, hook: str) -> Array:
-        """What the patch adds to the activation; 0 at masked scores, which are -inf in both runs."""
-        with np.errstate(invalid="ignore"):
-            return np.where(self._changed(hook), self._patched[hook] - self._base[hook], 0)
-
-    def _sums(self, hook: str, indices: Sequence[int], product: Array) -> Array:
-        """The sum of a product over each site."""
-        entry = self._engine.hooks(self._request.plan)[hook]
-        window = Window(self._batch, 0, self._length, self._length, self._length)
-        sizes = axis_sizes(self._config)
-        folded: dict[tuple[int, ...], Array] = {}
-        found = []
-        fields = gate.selected_by(entry.axes)
-        for index in indices:
-            site = self._sites[index]
-            at = _plain_index(site, [fields.get(axis) for axis in entry.axes], product.shape)
-            if at is not None:  # most sites are one position or one head: no mask is needed
-                rest = tuple(axis for axis, place in enumerate(at) if place == slice(None))
-                if rest not in folded:
-                    folded[rest] = product.sum(rest, keepdims=True, dtype=np.float64)
-                found.append(float(folded[rest][tuple(0 if axis in rest else at[axis] for axis in range(len(at)))]))
-                continue
-            chosen = gate.compose([site.patch()], entry, sizes, window).get("where")
-            if chosen is None:
-                found.append(0.0)
-                continue
-            # Along axes of which a site takes all, the product is summed once for all sites.
-            rest = tuple(axis for axis, size in enumerate(chosen.shape) if size == 1)
-            if rest not in folded:
-                folded[rest] = product.sum(rest, keepdims=True, dtype=np.float64)
-            found.append(float(folded[rest][np.broadcast_to(chosen, folded[rest].shape)].sum()))
-        return np.asarray(found)
-
-
-def _plain_index(site: Site, fields: Sequence[str | None], shape: Sequence[int]) -> list[Any] | None:
-    """The site as an index, one int or ``slice(None)`` for each axis; None where it takes more than that, or is not there."""
-    selections = {"positions": site.position, "heads": site.head, "dims": site.dims}
-    found: list[Any] = []
-    for field, size in zip(fields, shape, strict=True):
-        selection = selections.get(field or "")
-        if selection is None:
-            found.append(slice(None))
-        elif isinstance(selection, int) and -size <= selection < size:
-            found.append(selection)
-        else:
-            return None
-    return found
+if TYPE_CHECKING:
+    from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.runner import Runner
 
 
 def attribution_patch(
-    model: Any,
+    model: HookedTransformer[Any],
     corrupted_tokens: Any,
     sites: Iterable[Site] | Site | Sites,
     source: Any,
@@ -153,45 +36,68 @@ def attribution_patch(
     verbose: bool = True,
     **forward_options: Any,
 ) -> SweepResult:
-    """Estimates what ``sweep`` would find, from one forward and backward: the corrupted baseline plus
-    (source - corrupted) . gradient, summed over each site (attribution patching: Nanda 2023, Syed et al. 2023).
+    """Estimates what ``sweep`` would find, from one forward and backward (attribution patching).
 
-    The arguments are those of ``sweep``; a metric needs a derivative (see ``model.gradients``) and the mean over the batch.
-    ``steps``: the mean of that many gradients on the straight way to the patched activation of the whole hook point, at
-    midpoints (integrated gradients: Sundararajan et al. 2017), a forward and backward each for every hook point.
+    A site's estimate is the corrupted baseline plus (source - corrupted) . gradient, summed over the site: Nanda 2023,
+    Syed et al. 2023. It is an approximation, and poor where the model bends: at saturated attention (whose gradient
+    vanishes, so that q and k seem not to matter), at large patches such as the residual stream's first layers, and at
+    MLP 0, which acts as a second embedding. ``compare_with_sweep`` measures it.
 
-    This is an approximation. It is poor where the model bends: at saturated attention (whose gradient vanishes, so that
-    q and k seem not to matter), at large patches such as the residual stream's first layers, and at MLP 0, which acts as
-    a second embedding. ``compare_with_sweep`` measures it.
+    Args:
+        model: The model.
+        corrupted_tokens: See ``sweep``, as for ``sites`` and ``source``.
+        sites: See there.
+        source: See there.
+        metric: See there; it needs a derivative (see ``model.gradients``) and the mean over the batch.
+        steps: 0 takes the gradient at the corrupted run; else the mean of that many gradients on the straight way to
+            the patched activation of the whole hook point, at midpoints (integrated gradients: Sundararajan et al.
+            2017), a forward and backward each for every hook point.
+        verbose: Whether a terminal shows a progress bar.
+        **forward_options: Those of ``forward``.
+
+    Raises:
+        UnknownHookPoint: For a hook point that is not there.
+        InputError: For what does not fit the model, the prompts or each other.
     """
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
-        raise InputError(f"steps={steps!r}: it is 0, or how many gradients to average.")
+    checked_steps(steps)
     places = listed(sites)
-    check_processing(model, source)
+    check_processing(model.cfg, source)
     given = as_source(source)
 
-    def start(measures: list[Measure], left: list[int]) -> Any:
-        return model._attributions(
-            corrupted_tokens, [places.sites[i] for i in left], given, measures, steps, **forward_options
-        )
+    def start(measures: list[Measure], left: list[int]) -> SweepRun:
+        some = [places.sites[i] for i in left]
+        return start_attribution(model.runner, corrupted_tokens, some, given, measures, steps, **forward_options)
 
-    return collect(model, places, metric, start, verbose)
+    return collect(model.runner, places, metric, start, verbose)
 
 
-def direct_logit_attribution(model: Any, input: Any, metric: LogitDiff, **forward_options: Any) -> SweepResult:
-    """What each component writes to a logit difference directly: heads, MLPs, embeddings and biases, [component].
+def direct_logit_attribution(
+    model: HookedTransformer[Any], input: Any, metric: LogitDiff, **forward_options: Any
+) -> SweepResult:
+    """What each component writes to a logit difference directly: heads, MLPs, embeddings and biases.
 
     Each output, centred and divided by the final norm's scale of this run, times the norm's weight and the difference of
     the two tokens' columns of W_U, averaged over the prompts. The values sum to the metric (to which "bias", all biases
-    together, belongs). Direct effects alone: what later components make of an output is not in it.
-    ``input`` and ``forward_options`` are forward's. Elhage et al. 2021; TransformerLens: ``logit_attrs``.
-    Raises InputError for another metric.
+    together, belongs). Direct effects alone: what later components make of an output is not in it. Elhage et al. 2021;
+    TransformerLens: ``logit_attrs``.
+
+    Args:
+        model: The model.
+        input: As in ``forward``.
+        metric: The logit difference, with the mean over the prompts.
+        **forward_options: Those of ``forward``.
+
+    Returns:
+        An axis "component".
+
+    Raises:
+        InputError: For another metric, and for a run whose components do not sum to it.
     """
     if not isinstance(metric, LogitDiff) or metric.reduction != "mean":
         raise InputError(f"direct logit attribution is of a LogitDiff with a mean, not of {type(metric).__name__}.")
     logits, cache = model.run_with_cache(input, **forward_options)
     plain = as_array(logits)
-    metric = metric.bound(model.to_single_token if model.tokenizer is not None else None)
+    metric = model.runner.bound(metric)
     metric.check(plain.shape[-1])
     needs = metric.needs(*plain.shape[:2])
     assert needs.tokens is not None
@@ -220,3 +126,127 @@ def direct_logit_attribution(model: Any, input: Any, metric: LogitDiff, **forwar
         )
     metadata = {"model": model.cfg.model_name, "metrics": [metric.name], "total": total}
     return SweepResult(values, ("component",), {"component": names}, {"corrupted": 0.0}, metadata)
+
+
+def start_attribution(
+    runner: Runner[Any],
+    corrupted: Any,
+    sites: Sequence[Site],
+    source: Source,
+    metrics: Sequence[Measure],
+    steps: int,
+    **forward_options: Any,
+) -> SweepRun:
+    """An estimate of a sweep, ready to iterate over; see ``attribution_patch``."""
+    request = runner.whole_prompts(corrupted, **forward_options)
+    refuse_backward_hooks(runner)
+    found = resolved_sites(runner, sites)
+    entries = runner.engine.hooks(request.plan)
+    for site in found:
+        if not entries[site.hook].dtype.startswith("float"):
+            raise InputError(
+                f"{site.hook!r} holds {entries[site.hook].dtype}: there is no gradient with respect to it."
+            )
+    run = CorruptedRun.of(runner, request, found, source, metrics)
+    return SweepRun.of(run, [], len(found), _estimates(run, steps))
+
+
+def refuse_backward_hooks(runner: Runner[Any]) -> None:
+    """Raises InputError where a backward hook is active: attribution takes gradients as they are."""
+    if runner.hooks.active(dir="bwd"):
+        raise InputError("attribution takes gradients as they are: leave the block with bwd_hooks first.")
+
+
+def checked_steps(steps: int) -> int:
+    """The number of gradients to average, as it is. Raises InputError for what is no number of them."""
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
+        raise InputError(f"steps={steps!r}: it is 0, or how many gradients to average.")
+    return int(steps)
+
+
+def _estimates(run: CorruptedRun, steps: int) -> Iterator[Done]:
+    by_hook: dict[str, list[int]] = {}
+    for index, site in enumerate(run.sites):
+        by_hook.setdefault(site.hook, []).append(index)
+    hooks, metrics, corrupted = list(by_hook), run.measuring.metrics, run.measuring.corrupted
+    at_once = [_gradients(run, hooks, metric) for metric in metrics] if not steps else None
+    for hook in hooks:
+        rows = []
+        for place, metric in enumerate(metrics):
+            if at_once is not None:
+                gradient = at_once[place][hook]
+            else:
+                gradient = _averaged(run, hook, hooks, metric, steps)
+            rows.append(_sums(run, by_hook[hook], _apart(run, hook).astype(np.float64) * gradient) + corrupted[place])
+        yield by_hook[hook], rows
+
+
+def _gradients(run: CorruptedRun, hooks: Sequence[str], metric: Measure) -> dict[str, Array]:
+    """The gradient of a metric with respect to hook points, in a run with what is active."""
+    if isinstance(metric, Metric) and metric.reduction != "mean":
+        raise InputError(f"{metric!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
+    runner = run.runner
+    found = runner.run_backward(run.request, runner.seed(run.request, metric), hooks).values
+    return {hook: found[gradient_output(hook)] for hook in hooks}
+
+
+def _averaged(run: CorruptedRun, hook: str, hooks: Sequence[str], metric: Measure, steps: int) -> Array:
+    """The mean of the gradients on the straight way from the corrupted activation to the patched one.
+
+    All hook points share one graph, with a gate and a gradient at each: one session serves them all.
+    """
+    base, apart = run.activations[hook], _apart(run, hook)
+    total = np.zeros(base.shape)
+    for step in range(steps):
+        value = np.where(run.changed(hook), base + apart * ((step + 0.5) / steps), base).astype(base.dtype)
+        with run.runner.edits.sharing(hooks), run.runner.editing(Site(hook).patch(value)):
+            total += _gradients(run, hooks, metric)[hook]
+    return total / steps
+
+
+def _apart(run: CorruptedRun, hook: str) -> Array:
+    """What the patch adds to the activation; 0 at masked scores, which are -inf in both runs."""
+    with np.errstate(invalid="ignore"):
+        return np.where(run.changed(hook), run.patched[hook] - run.activations[hook], 0)
+
+
+def _sums(run: CorruptedRun, indices: Sequence[int], product: Array) -> Array:
+    """The sum of a product, shaped like the activation, over each of some sites of one hook point."""
+    axes = run.entry(run.sites[indices[0]].hook).axes
+    fields = gate.selected_by(axes)
+    folded: dict[tuple[int, ...], Array] = {}
+
+    def summed(rest: tuple[int, ...]) -> Array:
+        """The product summed over axes of which a site takes all: once for all sites."""
+        if rest not in folded:
+            folded[rest] = product.sum(rest, keepdims=True, dtype=np.float64)
+        return folded[rest]
+
+    found = []
+    for index in indices:
+        site = run.sites[index]
+        at = _plain_index(site, [fields.get(axis) for axis in axes], product.shape)
+        if at is not None:  # most sites are one position or one head: no mask is needed
+            rest = tuple(axis for axis, place in enumerate(at) if place is None)
+            found.append(float(summed(rest)[tuple(0 if place is None else place for place in at)]))
+            continue
+        chosen = run.chosen(site)
+        if chosen is None:
+            found.append(0.0)
+            continue
+        whole = summed(tuple(axis for axis, size in enumerate(chosen.shape) if size == 1))
+        found.append(float(whole[np.broadcast_to(chosen, whole.shape)].sum()))
+    return np.asarray(found)
+
+
+def _plain_index(site: Site, fields: Sequence[str | None], shape: Sequence[int]) -> list[int | None] | None:
+    """The site as an index for each axis (None: all of it); None where it takes more than that, or is not there."""
+    selections = {"positions": site.position, "heads": site.head, "dims": site.dims}
+    found: list[int | None] = []
+    for field, size in zip(fields, shape, strict=True):
+        selection = selections.get(field or "")
+        if selection is None or (isinstance(selection, int) and -size <= selection < size):
+            found.append(selection)
+        else:
+            return None
+    return found

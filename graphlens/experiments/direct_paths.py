@@ -4,65 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy.typing as npt
-
-from graphlens.engine.block_pieces import Pieces
-from graphlens.experiments.recompute import Corrupted, Recomputation, Stage, Variant
-
-Array = npt.NDArray[Any]
+from graphlens.analysis.arrays import Array
+from graphlens.engine.block_pieces import BlockPieces
+from graphlens.experiments.recompute import Kept, Recomputation
+from graphlens.experiments.stages import Stage, Variant
+from graphlens.file.names import in_block
 
 
 class DirectPaths:
     """Residual streams that differ from the corrupted run's by what one sender writes, and by what MLPs make of it.
 
-    ``frozen_mlps``: MLPs write what they wrote in the corrupted run; else they are computed again from the changed
-    residual. Heads always write what they wrote.
+    Heads always write what they wrote in the corrupted run.
+
+    Args:
+        pieces: The model in pieces.
+        kept: What is kept of the corrupted run.
+        n_layers: The number of blocks.
+        frozen_mlps: Whether MLPs too write what they wrote; else they are computed again from the changed residual.
+        max_tokens: How many tokens are computed at once.
     """
 
-    def __init__(self, pieces: Pieces, run: Corrupted, n_layers: int, frozen_mlps: bool, max_tokens: int) -> None:
-        self._pieces, self._run, self._layers = pieces, run, n_layers
+    def __init__(self, pieces: BlockPieces, kept: Kept, n_layers: int, frozen_mlps: bool, max_tokens: int) -> None:
+        self._pieces, self._kept, self._layers = pieces, kept, n_layers
         self._frozen = frozen_mlps
-        self._entries = Recomputation(pieces, run, n_layers, None, max_tokens)
+        self._entries = Recomputation(pieces, kept, n_layers, None, max_tokens)
 
     @staticmethod
     def needed(n_layers: int) -> list[str]:
-        """The activations of the corrupted run that it reads, besides the senders' own."""
+        """The activations of the corrupted run that are read, besides the senders' own."""
         names = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
-        return [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in names]
+        return [in_block(layer, name) for layer in range(n_layers) for name in names]
 
     def residuals(self, sender: Variant, last: int) -> Iterator[tuple[int, Array]]:
-        """(layer, the residual before that block [b, pos, d_model]) for every layer after the sender up to ``last``;
-        layer n_layers is what the unembedding reads."""
+        """The residual stream before every layer after the sender, up to ``last``.
+
+        Yields:
+            (layer, [b, p, d_model]); layer n_layers is what the unembedding reads.
+        """
         at, stage = sender.entry
         sender = replace(sender, start=0, stop=None)  # what is carried has every position
         arrays = self._entries.entering(sender)
-        batch, length = self._run.tokens.shape
-        if stage == Stage.MIXED:
-            flat = [arrays[name].reshape(-1, *arrays[name].shape[3:]) for name in ("z", "resid")]
-            change = self._pieces.between(at, *flat).reshape(batch, length, -1) - self._kept(at, "hook_resid_mid")
-        elif stage == Stage.BETWEEN:
-            change = arrays["mid"][0] - self._kept(at, "hook_resid_mid")
-        elif stage == Stage.AFTER:
-            change = arrays["resid"][0] - self._kept(at, "hook_resid_post")
+        batch, length = self._kept.tokens.shape
+        if stage == Stage.Z:
+            rows = [arrays[name].reshape(-1, *arrays[name].shape[3:]) for name in ("z", "resid_pre")]
+            change = self._pieces.resid_mid(at, *rows).reshape(batch, length, -1) - self._of(at, "hook_resid_mid")
+        elif stage == Stage.RESID_MID:
+            change = arrays["resid_mid"][0] - self._of(at, "hook_resid_mid")
+        elif stage == Stage.RESID_POST:
+            change = arrays["resid_pre"][0] - self._of(at, "hook_resid_post")
         else:
-            change = arrays["resid"][0] - self._kept(at, "hook_resid_pre")
-            yield at, arrays["resid"][0]
+            change = arrays["resid_pre"][0] - self._of(at, "hook_resid_pre")
+            yield at, arrays["resid_pre"][0]
         for layer in range(at, last):
-            before_mlp = stage not in (Stage.AFTER,) or layer > at
+            before_mlp = stage != Stage.RESID_POST or layer > at
             if before_mlp and not self._frozen and change.any():
-                between = self._kept(layer, "hook_resid_mid") + change
-                after = self._pieces.after(layer, between.reshape(-1, between.shape[-1])).reshape(between.shape)
-                change = after - self._kept(layer, "hook_resid_post")
-            yield layer + 1, self._kept(layer, "hook_resid_post") + change
+                middle = self._of(layer, "hook_resid_mid") + change
+                after = self._pieces.resid_post(layer, middle.reshape(-1, middle.shape[-1])).reshape(middle.shape)
+                change = after - self._of(layer, "hook_resid_post")
+            yield layer + 1, self._of(layer, "hook_resid_post") + change
 
-    def _kept(self, layer: int, name: str) -> Array:
-        found: Array = self._run.activations[f"blocks.{layer}.{name}"]
-        return found
+    def _of(self, layer: int, name: str) -> Array:
+        return self._kept.activations[in_block(layer, name)]
 
     def receivers(self, layer: int, residual: Array) -> Sequence[Array]:
-        """q, k, v [b, pos, heads, d_head] of a block from the residual before it."""
-        flat = residual.reshape(-1, residual.shape[-1])
-        found = self._pieces.queries_keys_values(layer, flat)
+        """q, k, v [b, p, heads, d_head] of a block from the residual stream before it [b, p, d_model]."""
+        found = self._pieces.qkv(layer, residual.reshape(-1, residual.shape[-1]))
         return [array.reshape(*residual.shape[:2], *array.shape[1:]) for array in found]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.analysis.arrays import as_array, working
-from graphlens.errors import InputError
+from graphlens.analysis.arrays import Array, ArrayT, as_array, working
+from graphlens.errors import InputError, warn
+from graphlens.file.names import in_block
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    from graphlens.model.hooked_transformer import HookedTransformer
 
 
 def _previous_token(tokens: Array) -> Array:
@@ -39,7 +39,7 @@ HEAD_PATTERNS = {
 
 
 def detect_head(
-    model: Any,
+    model: HookedTransformer[ArrayT],
     seq: str | Sequence[str],
     detection_pattern: Any,
     heads: Sequence[tuple[int, int]] | Mapping[int, Sequence[int]] | None = None,
@@ -48,7 +48,7 @@ def detect_head(
     exclude_bos: bool = False,
     exclude_current_token: bool = False,
     error_measure: str = "mul",
-) -> Any:
+) -> ArrayT:
     """How much each head attends as ``detection_pattern`` says, float32 [L, h]; -1 for heads not in ``heads``.
 
     ``detection_pattern``: "previous_token_head", "duplicate_token_head", "induction_head", or lower triangular [p, p].
@@ -72,11 +72,11 @@ def detect_head(
         _scores(model, prompt, detection_pattern, wanted, cache, exclude_bos, exclude_current_token, error_measure)
         for prompt in prompts
     ]
-    return model._to_user(np.mean(scores, axis=0).astype(np.float32))
+    return model.border.to_user(np.mean(scores, axis=0).astype(np.float32))
 
 
 def _scores(
-    model: Any,
+    model: HookedTransformer[ArrayT],
     prompt: str,
     detection_pattern: Any,
     wanted: Mapping[int, list[int]],
@@ -85,7 +85,7 @@ def _scores(
     exclude_current_token: bool,
     error_measure: str,
 ) -> Array:
-    tokens = model._from_user(model.to_tokens(prompt, truncate=False))
+    tokens = model.border.from_user(model.to_tokens(prompt, truncate=False))
     length = tokens.shape[-1]
     if not 1 < length <= model.cfg.n_ctx:
         raise InputError(
@@ -93,11 +93,11 @@ def _scores(
         )
     expected = _expected(detection_pattern, tokens[0], error_measure)
     if cache is None:
-        names = [f"blocks.{layer}.attn.hook_pattern" for layer in wanted]
+        names = [in_block(layer, "attn.hook_pattern") for layer in wanted]
         _, cache = model.run_with_cache(prompt, names_filter=names, return_type=None) if names else (None, {})
     scores = np.full((model.cfg.n_layers, model.cfg.n_heads), -1.0)
     for layer, indices in wanted.items():
-        patterns = working(model._from_user(cache["pattern", layer, "attn"]))
+        patterns = working(model.border.from_user(cache["pattern", layer, "attn"]))
         if patterns.ndim == 4 and patterns.shape[0] == 1:
             patterns = patterns[0]
         if patterns.shape[-2:] != (length, length) or patterns.ndim != 3:
@@ -124,7 +124,7 @@ def _expected(detection_pattern: Any, tokens: Array, error_measure: str) -> Arra
             f"this prompt of {size} tokens."
         )
     if error_measure == "mul" and not np.isin(pattern, (0, 1)).all():
-        warnings.warn("error_measure 'mul' reads as a share only for patterns of zeros and ones.", stacklevel=4)
+        warn("error_measure 'mul' reads as a share only for patterns of zeros and ones.")
     return pattern
 
 

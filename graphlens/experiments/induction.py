@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphlens.analysis import numerics
+from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.errors import InputError
 
+if TYPE_CHECKING:
+    from graphlens.model.hooked_transformer import HookedTransformer
 
-def repeated_tokens(model: Any, batch_size: int, subseq_len: int, prepend_bos: bool, seed: int) -> numerics.Array:
+
+def repeated_tokens(
+    model: HookedTransformer[ArrayT], batch_size: int, subseq_len: int, prepend_bos: bool, seed: int
+) -> Array:
     """Random tokens, twice over: int64 [batch_size, 2 * subseq_len]. BOS, where asked for, takes the first place."""
     vocabulary = model.cfg.d_vocab
     # The first and the last ids of a vocabulary are special or rare; a small one has none to spare.
@@ -25,12 +31,12 @@ def repeated_tokens(model: Any, batch_size: int, subseq_len: int, prepend_bos: b
 
 
 def induction_loss(
-    model: Any,
+    model: HookedTransformer[ArrayT],
     batch_size: int = 4,
     subseq_len: int | None = None,
     prepend_bos: bool | None = None,
     seed: int = 0,
-) -> Any:
+) -> ArrayT:
     """Mean next-token loss, in nats, on the second half of random tokens that repeat: low in a model with induction
     heads, about log(d_vocab) or more without. A scalar.
 
@@ -47,7 +53,9 @@ def induction_loss(
     tokens = repeated_tokens(model, batch_size, length, bos, seed)
     # A prompt at a time: the logits of a whole batch are the largest thing here.
     losses = [
-        numerics.lm_cross_entropy_loss(model._from_user(model(row[None])), row[None], per_token=True)[:, length + 1 :]
+        numerics.lm_cross_entropy_loss(model.border.from_user(model(row[None])), row[None], per_token=True)[
+            :, length + 1 :
+        ]
         for row in tokens
     ]
-    return model._to_user(np.asarray(np.concatenate(losses).mean()))
+    return model.border.to_user(np.asarray(np.concatenate(losses).mean()))

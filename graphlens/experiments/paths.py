@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, grid, listed
 from graphlens.analysis.sources import Source, as_source
 from graphlens.edits.kinds import Patch
-from graphlens.engine.block_pieces import Pieces
+from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
+from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
 from graphlens.experiments.direct_paths import DirectPaths
-from graphlens.experiments.recompute import Corrupted
-from graphlens.experiments.sweep import MAX_BATCH_TOKENS, Measure, check_processing, collect
-from graphlens.experiments.sweep_run import Done, Sweeper, SweepMethods, SweepRun
+from graphlens.experiments.proof import prove
+from graphlens.experiments.recompute import MAX_BATCH_TOKENS
+from graphlens.experiments.sweep import check_processing, collect
+from graphlens.experiments.sweep_metrics import Measure
+from graphlens.experiments.sweep_run import Done, SweepRun, kept_for
+from graphlens.file.io_names import LOGITS
 from graphlens.file.names import split_name
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.runner import Runner
+
 SENDERS = (
     "hook_embed",
     "hook_pos_embed",
@@ -30,92 +35,11 @@ SENDERS = (
     "hook_mlp_out",
 )
 RECEIVERS = ("attn.hook_q", "attn.hook_k", "attn.hook_v")
-
-
-class PathMethods(SweepMethods):
-    """The part of HookedTransformer that patches paths for graphlens.patching."""
-
-    def _paths(
-        self,
-        corrupted: Any,
-        senders: Sequence[Site],
-        receivers: Sequence[Site] | None,
-        source: Source,
-        metrics: Sequence[Measure],
-        frozen_mlps: bool,
-        **forward_options: Any,
-    ) -> SweepRun:
-        """A sweep over senders, each patched along its direct paths to the receivers (None: the logits) alone."""
-        request = self._whole_prompts(corrupted, forward_options)
-        if not self._stands_alone():
-            raise InputError("path patching runs the plain model: leave the hooks() or intervene() block first.")
-        begins = [_one_of(site, SENDERS, "a sender") for site in self._resolved_sites(senders)]
-        ends = None
-        if receivers is not None:
-            ends = [_one_of(site, RECEIVERS, "a receiver") for site in self._resolved_sites(receivers)]
-        layers = self._engine.manifest.config.n_layers
-        also = [*DirectPaths.needed(layers), *(site.hook for site in ends or ())]
-        sweeper = _PathSweeper(self, request, begins, source, metrics, MAX_BATCH_TOKENS, True, also)
-        return sweeper.along(ends, frozen_mlps)
-
-
-def _one_of(site: Site, hooks: Sequence[str], what: str) -> Site:
-    if split_name(site.hook)[1] not in hooks:
-        raise InputError(f"{site.hook!r} cannot be {what} of a path: it is one of {', '.join(hooks)}.")
-    return site
-
-
-class _PathSweeper(Sweeper):
-    """One sweep over senders."""
-
-    def along(self, receivers: Sequence[Site] | None, frozen_mlps: bool) -> SweepRun:
-        """The sweep, ready to iterate over."""
-        pieces = Pieces(self._engine, self._max_tokens)
-        why = self._unproved(pieces)
-        if why:
-            raise InputError(f"path patching needs a model that comes apart into blocks: {why}.")
-        run = Corrupted(self._base, self._mask, self._patched)
-        paths = DirectPaths(pieces, run, self._config.n_layers, frozen_mlps, self._max_tokens)
-        steps = self._to_logits(paths, pieces) if receivers is None else self._to_heads(paths, receivers)
-        return SweepRun(self._metrics, self.corrupted, self.clean, self.notes, len(self._sites), steps)
-
-    def _to_logits(self, paths: DirectPaths, pieces: Pieces) -> Iterator[Done]:
-        for index, site in enumerate(self._sites):
-            sender = self._variant(index, site)
-            if sender is None:
-                yield [index], [base[None] for base in self.corrupted]
-                continue
-            *_, (_, residual) = paths.residuals(sender, self._config.n_layers)
-            flat = residual.reshape(-1, residual.shape[-1])
-            logits = pieces.end(flat, "logits").reshape(*residual.shape[:2], -1)
-            yield [index], [self._measuring.of(metric, logits)[None] for metric in self._metrics]
-
-    def _to_heads(self, paths: DirectPaths, receivers: Sequence[Site]) -> Iterator[Done]:
-        at: dict[int, list[Site]] = {}
-        for receiver in receivers:
-            at.setdefault(receiver.layer or 0, []).append(receiver)
-        for index, site in enumerate(self._sites):
-            sender = self._variant(index, site)
-            patches: list[Patch] = []
-            reached = {} if sender is None else dict(paths.residuals(sender, max(at)))
-            for layer, residual in reached.items():
-                if layer not in at:
-                    continue
-                found = dict(zip(RECEIVERS, paths.receivers(layer, residual), strict=True))
-                patches += [receiver.patch(found[split_name(receiver.hook)[1]]) for receiver in at[layer]]
-            if not patches:  # no receiver comes after it
-                yield [index], [base[None] for base in self.corrupted]
-                continue
-            with self._model.intervene(patches):
-                logits, _ = self._model._execute(self._request, (), True)
-            yield [index], [self._measuring.of(metric, logits)[None] for metric in self._metrics]
-
-
 MLPS = ("frozen", "recomputed")
 
 
 def path_patch(
-    model: Any,
+    model: HookedTransformer[Any],
     corrupted_tokens: Any,
     source: Any,
     metric: Measure | Iterable[Measure] | Mapping[str, Measure],
@@ -129,12 +53,25 @@ def path_patch(
     """Patches each sender's output along its direct paths to the receivers alone, and measures what that does.
 
     The sender writes what ``source`` holds for it; every other head writes what it wrote in the corrupted run; the
-    receivers read what then reaches them; and the run is the corrupted one but for that. ``receivers``: "logits", or
-    Sites of q, k and v (``Site("q", 9, head=6)``), which are all patched together. ``senders``: Sites of z, attn_out,
-    mlp_out, mlp post or the embeddings, or a ``grid``; every head by default ([layer, head]).
-    ``mlps``: "frozen", so that a path is through the residual stream alone (Goldowsky-Dill et al. 2023's direct effect),
-    or "recomputed", so that it may pass through MLPs (Wang et al. 2022, "Interpretability in the Wild", appendix B).
-    LayerNorms are computed again in either. The rest is as in ``sweep``.
+    receivers read what then reaches them; and the run is the corrupted one but for that. LayerNorms are computed again.
+
+    Args:
+        model: The model.
+        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them.
+        source: What the senders write; see ``sweep``.
+        metric: What is measured; see ``sweep``.
+        receivers: "logits", or Sites of q, k and v (``Site("q", 9, head=6)``), which are all patched together.
+        senders: Sites of z, attn_out, mlp_out, mlp post or the embeddings, or a ``grid``; every head by default
+            ([layer, head]).
+        mlps: "frozen", so that a path is through the residual stream alone (the direct effect of Goldowsky-Dill et al.
+            2023), or "recomputed", so that it may pass through MLPs (Wang et al. 2022, "Interpretability in the Wild",
+            appendix B).
+        verbose: Whether a terminal shows a progress bar.
+        **forward_options: Those of ``forward``.
+
+    Raises:
+        UnknownHookPoint: For a hook point that is not there.
+        InputError: For what does not fit the model, the prompts or each other.
     """
     if mlps not in MLPS:
         raise InputError(f"mlps={mlps!r}: it is {' or '.join(map(repr, MLPS))}.")
@@ -145,10 +82,11 @@ def path_patch(
     if isinstance(receivers, str) and receivers != "logits":
         raise InputError(f"receivers={receivers!r}: give 'logits', or Sites of q, k and v.")
     ends = None if isinstance(receivers, str) else listed(receivers).sites
-    check_processing(model, source)
+    check_processing(model.cfg, source)
 
-    def start(measures: list[Measure], left: list[int]) -> Any:
-        return model._paths(
+    def start(measures: list[Measure], left: list[int]) -> SweepRun:
+        return start_paths(
+            model.runner,
             corrupted_tokens,
             [places.sites[i] for i in left],
             ends,
@@ -158,4 +96,78 @@ def path_patch(
             **forward_options,
         )
 
-    return collect(model, places, metric, start, verbose)
+    return collect(model.runner, places, metric, start, verbose)
+
+
+def start_paths(
+    runner: Runner[Any],
+    corrupted: Any,
+    senders: Sequence[Site],
+    receivers: Sequence[Site] | None,
+    source: Source,
+    metrics: Sequence[Measure],
+    frozen_mlps: bool,
+    **forward_options: Any,
+) -> SweepRun:
+    """A sweep over senders, each patched along its direct paths to the receivers (None: the logits) alone.
+
+    Raises:
+        InputError: For sites that cannot be senders or receivers, and for a model that does not come apart into blocks.
+    """
+    request = runner.whole_prompts(corrupted, **forward_options)
+    if not runner.active().plain:
+        raise InputError("path patching runs the plain model: leave the hooks() or intervene() block first.")
+    begins = [_one_of(site, SENDERS, "a sender") for site in resolved_sites(runner, senders)]
+    ends = None
+    if receivers is not None:
+        ends = [_one_of(site, RECEIVERS, "a receiver") for site in resolved_sites(runner, receivers)]
+    hooks = list(dict.fromkeys(site.hook for site in begins))
+    keep = [*kept_for(runner, hooks), *DirectPaths.needed(runner.config.n_layers), *(site.hook for site in ends or ())]
+    run = CorruptedRun.of(runner, request, begins, source, metrics, keep)
+    pieces = BlockPieces(runner.engine, MAX_BATCH_TOKENS)
+    why = prove(run, pieces, MAX_BATCH_TOKENS).why
+    if why:
+        raise InputError(f"path patching needs a model that comes apart into blocks: {why}.")
+    paths = DirectPaths(pieces, run.kept(), run.n_layers, frozen_mlps, MAX_BATCH_TOKENS)
+    steps = _to_logits(run, paths, pieces) if ends is None else _to_heads(run, paths, ends)
+    return SweepRun.of(run, [], len(begins), steps)
+
+
+def _one_of(site: Site, hooks: Sequence[str], what: str) -> Site:
+    if split_name(site.hook)[1] not in hooks:
+        raise InputError(f"{site.hook!r} cannot be {what} of a path: it is one of {', '.join(hooks)}.")
+    return site
+
+
+def _to_logits(run: CorruptedRun, paths: DirectPaths, pieces: BlockPieces) -> Iterator[Done]:
+    """Each sender along its direct path to the logits."""
+    for index in range(len(run.sites)):
+        sender = run.variant(index)
+        if sender is None:
+            yield [index], [base[None] for base in run.measuring.corrupted]
+            continue
+        *_, (_, residual) = paths.residuals(sender, run.n_layers)
+        logits = pieces.end(residual.reshape(-1, residual.shape[-1]), LOGITS).reshape(*residual.shape[:2], -1)
+        yield [index], [run.measuring.of(metric, logits)[None] for metric in run.measuring.metrics]
+
+
+def _to_heads(run: CorruptedRun, paths: DirectPaths, receivers: Sequence[Site]) -> Iterator[Done]:
+    """Each sender along its direct paths to the receivers, which are patched in a run of the model."""
+    at: dict[int, list[Site]] = {}
+    for receiver in receivers:
+        at.setdefault(receiver.layer or 0, []).append(receiver)
+    for index in range(len(run.sites)):
+        sender = run.variant(index)
+        patches: list[Patch] = []
+        reached = {} if sender is None else dict(paths.residuals(sender, max(at)))
+        for layer, residual in reached.items():
+            if layer not in at:
+                continue
+            found = dict(zip(RECEIVERS, paths.receivers(layer, residual), strict=True))
+            patches += [receiver.patch(found[split_name(receiver.hook)[1]]) for receiver in at[layer]]
+        if not patches:  # no receiver comes after it
+            yield [index], [base[None] for base in run.measuring.corrupted]
+            continue
+        with run.runner.editing(patches):
+            logits = run.runner.run(run.request).logits
+        yield [index], [run.measuring.of(metric, logits)[None] for metric in run.measuring.metrics]

@@ -6,43 +6,38 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from graphlens.analysis.arrays import Array
 from graphlens.analysis.metrics import Metric
 from graphlens.analysis.result import SweepResult, saved_files
 from graphlens.analysis.sites import Site, Sites, listed
-from graphlens.analysis.sources import as_source
+from graphlens.analysis.sources import Source, as_source
 from graphlens.errors import InputError
+from graphlens.experiments.recompute import MAX_BATCH_TOKENS
+from graphlens.experiments.sweep_metrics import Measure
+from graphlens.experiments.sweep_run import SweepRun, start_sweep
 from graphlens.views.progress import note, steps
 
-Array = npt.NDArray[Any]
-Measure = Metric | Callable[[Any], Any]
-MAX_BATCH_TOKENS = 1024
+if TYPE_CHECKING:
+    from graphlens.model.config import HookedTransformerConfig
+    from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.runner import Runner
+
+Metrics = Measure | Iterable[Measure] | Mapping[str, Measure]
 _SAVE_EVERY = 5.0  # seconds
 
 
-class Run(Protocol):
-    """A sweep under way (graphlens.experiments.sweep_run.SweepRun)."""
-
-    metrics: list[Measure]
-    corrupted: list[Array]
-    clean: list[Array | None]
-    notes: list[str]
-    quick: int
-
-    def __iter__(self) -> Iterator[tuple[list[int], list[Array]]]: ...
-
-
 def sweep(
-    model: Any,
+    model: HookedTransformer[Any],
     corrupted_tokens: Any,
     sites: Iterable[Site] | Site | Sites,
     source: Any,
-    metric: Measure | Iterable[Measure] | Mapping[str, Measure],
+    metric: Metrics,
     *,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     recompute: bool = True,
@@ -51,61 +46,81 @@ def sweep(
     resume: bool = False,
     **forward_options: Any,
 ) -> SweepResult:
-    """Patches each site in turn into the run of ``corrupted_tokens`` and measures what that does.
+    """Patches each site in turn into the run of the corrupted prompts, and measures what that does.
 
-    ``corrupted_tokens``: tokens [b, p] or text, as forward takes them, and ``forward_options`` forward's own
-    (attention_mask, prepend_bos, padding_side). ``sites``: a Site, a list of them (an axis "site"), or a ``grid``.
-    ``source``: what is put there: a cache of the clean run, "zero", "mean", "noise" or Noise(...). ``metric``: one of
-    graphlens.metrics, which lets the sweep compute only the logits it reads, or a function of logits [b, p, V] to a
-    number; several, as a list or by name, make a first axis "metric"; reduction="none" makes a last axis "batch".
+    Only layers and positions that a patch can reach are computed again; what cannot be so takes one forward per patch,
+    which ``metadata["general_path"]`` explains. The values are the same.
 
-    Only layers and positions that a patch can reach are computed again, ``max_batch_tokens`` tokens at a time; what cannot
-    be so takes one forward per patch, which ``metadata["general_path"]`` explains; ``recompute=False`` takes it always. The
-    values are the same. ``save_to`` keeps what is done there every few seconds and at an interruption, and with
-    ``resume=True`` a sweep goes on from it, if it is the same one (the values of a cache are not compared). Raises
-    UnknownHookPoint, and InputError for what does not fit the model, the prompts or each other, and for a metric that is
-    NaN or not one number.
+    Args:
+        model: The model.
+        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them.
+        sites: A Site, a list of them (an axis "site"), or a ``grid``.
+        source: What is put there: a cache of the clean run, "zero", "mean", "noise" or Noise(...).
+        metric: One of graphlens.metrics, which lets the sweep compute only the logits it reads, or a function of logits
+            [b, p, V] to a number; several, as a list or by name, make a first axis "metric"; reduction="none" makes a
+            last axis "batch".
+        max_batch_tokens: How many tokens are computed at once.
+        recompute: False takes one forward per patch always.
+        verbose: Whether a terminal shows a progress bar.
+        save_to: Where to keep what is done, every few seconds and at an interruption.
+        resume: Whether to go on from what ``save_to`` holds, if it is the same sweep (the values of a cache are not
+            compared).
+        **forward_options: Those of ``forward``: attention_mask, prepend_bos, padding_side.
+
+    Raises:
+        UnknownHookPoint: For a hook point that is not there.
+        InputError: For what does not fit the model, the prompts or each other, and for a metric that is NaN or not one
+            number.
     """
     places = listed(sites)
-    check_processing(model, source)
-    given = as_source(source)
-    options = {"max_batch_tokens": max_batch_tokens, "recompute": recompute, **forward_options}
+    check_processing(model.cfg, source)
+    given, runner = as_source(source), model.runner
 
-    def start(measures: list[Measure], left: list[int]) -> Run:
-        found: Run = model._sweep(corrupted_tokens, [places.sites[i] for i in left], given, measures, **options)
-        return found
-
-    def identity(measures: list[Measure], names: list[str] | None) -> str:
-        edits = model._standing_edits()
-        return _identity(
-            model, corrupted_tokens, places, given, measures, [names, edits, sorted(forward_options.items())]
+    def start(measures: list[Measure], left: list[int]) -> SweepRun:
+        some = [places.sites[i] for i in left]
+        return start_sweep(
+            runner, corrupted_tokens, some, given, measures, max_batch_tokens, recompute, **forward_options
         )
 
-    return collect(model, places, metric, start, verbose, save_to, resume, identity)
+    def identity(measures: list[Measure], names: list[str] | None) -> str:
+        options: list[object] = [names, runner.active().key(), sorted(forward_options.items())]
+        return _identity(runner, corrupted_tokens, places, given, measures, options)
+
+    return collect(runner, places, metric, start, verbose, save_to, resume, identity)
 
 
-def check_processing(model: Any, source: Any) -> None:
-    """Raises InputError for a cache of a model whose weights were processed otherwise."""
+def check_processing(cfg: HookedTransformerConfig, source: object) -> None:
+    """Raises InputError for a cache of a model whose weights were processed otherwise than ``cfg`` says."""
     others = getattr(getattr(source, "model", None), "cfg", None)
-    mine = getattr(model.cfg, "processing", None)
-    if others is not None and getattr(others, "processing", mine) != mine:
+    if others is not None and getattr(others, "processing", cfg.processing) != cfg.processing:
         raise InputError(
             f"this cache was made by a model with other weight processing ({_said(others.processing)}) than this one "
-            f"({_said(mine)}): its activations mean something else. Make it with this model."
+            f"({_said(cfg.processing)}): its activations mean something else. Make it with this model."
         )
 
 
 def collect(
-    model: Any,
+    runner: Runner[Any],
     places: Sites,
-    metric: Any,
-    start: Callable[[list[Measure], list[int]], Run],
+    metric: Metrics,
+    start: Callable[[list[Measure], list[int]], SweepRun],
     verbose: bool,
     save_to: str | os.PathLike[str] | None = None,
     resume: bool = False,
     identity: Callable[[list[Measure], list[str] | None], str] | None = None,
 ) -> SweepResult:
-    """Runs what ``start(metrics, indices of the sites left)`` begins, into a result; with progress, saving and resuming."""
+    """Runs a sweep into a result, with progress, saving and resuming.
+
+    Args:
+        runner: Runs the model.
+        places: The sites.
+        metric: See ``sweep``, as for what has no line here.
+        start: Begins the sweep over metrics and the indices of the sites that are left.
+        verbose: See there.
+        save_to: See there.
+        resume: See there.
+        identity: Tells a saved sweep from any other.
+    """
     measures, names = _measures(metric)
     batch = _batch_axis(measures)
     name = None if save_to is None or identity is None else identity(measures, names)
@@ -119,10 +134,10 @@ def collect(
         assert done is not None
         return done
     run = start(measures, left)
-    result = _Result(places, names, batch, run, model, name, done)
+    result = _Result(places, names, batch, run, runner.config.model_name, name, done)
     saved = time.monotonic()
     try:
-        with steps("Patching", len(places.sites)) if verbose else _Silent() as progress:
+        with steps("Patching", len(places.sites)) if verbose else nullcontext(_Silent()) as progress:
             progress.advance(len(places.sites) - len(left))
             for indices, values in run:
                 result.fill([left[i] for i in indices], values)
@@ -138,14 +153,12 @@ def collect(
     return result.made()
 
 
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+
 class _Silent:
     """A progress bar that nobody sees."""
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     def advance(self, count: int = 1) -> None:
         """Nothing."""
@@ -159,13 +172,13 @@ class _Result:
         sites: Sites,
         names: list[str] | None,
         batch: bool,
-        run: Run,
-        model: Any,
+        run: SweepRun,
+        model_name: str,
         identity: str | None,
         done: SweepResult | None,
     ) -> None:
         self._sites, self._names, self._batch, self._run = sites, names, batch, run
-        self._identity, self._model_name = identity, str(model.cfg.model_name)
+        self._identity, self._model_name = identity, model_name
         size = run.corrupted[0].shape if batch else ()
         self._values = np.full((len(run.metrics), len(sites.sites), *size), np.nan)
         self.started = done is not None
@@ -202,7 +215,7 @@ class _Result:
         return SweepResult(values, axes, labels, baselines, metadata)
 
 
-def _measures(metric: Any) -> tuple[list[Measure], list[str] | None]:
+def _measures(metric: Metrics) -> tuple[list[Measure], list[str] | None]:
     """(the metrics, their names where they were given as several)."""
     if isinstance(metric, Metric) or callable(metric):
         return [metric], None
@@ -228,11 +241,18 @@ def _batch_axis(metrics: list[Measure]) -> bool:
     return kept.pop()
 
 
-def _said(processing: Any) -> str:
+def _said(processing: Iterable[str]) -> str:
     return ", ".join(processing) if processing else "none"
 
 
-def _identity(model: Any, tokens: Any, sites: Sites, source: Any, metrics: list[Measure], options: Any) -> str:
+def _identity(
+    runner: Runner[Any],
+    tokens: Any,
+    sites: Sites,
+    source: Source,
+    metrics: list[Measure],
+    options: list[object],
+) -> str:
     """What a saved result must agree with to be gone on with: a digest of the sweep's definition.
 
     Of a cache only the kind is in it: its values would have to be read.
@@ -246,18 +266,18 @@ def _identity(model: Any, tokens: Any, sites: Sites, source: Any, metrics: list[
         if dataclasses.is_dataclass(source) and not hasattr(source, "activations")
         else type(source).__name__
     )
-    for part in (getattr(model, "_identity", ""), shown, sites.sites, source_key, named, keys, options):
+    for part in (runner.identity, shown, sites.sites, source_key, named, keys, options):
         _add(digest, part)
     return digest.hexdigest()[:32]
 
 
-def _code(metric: Measure) -> Any:
+def _code(metric: Measure) -> tuple[bytes, str, str] | None:
     """What a function does, as far as its own code says: two lambdas have the same name."""
     code = getattr(metric, "__code__", None)
     return None if code is None else (code.co_code, repr(code.co_consts), repr(code.co_names))
 
 
-def _add(digest: Any, part: Any) -> None:
+def _add(digest: _Digest, part: object) -> None:
     """Adds what a tuple or list holds; bytes (of arrays, perhaps large) as they are."""
     if hasattr(part, "__array__"):
         part = np.asarray(part).tolist()  # whole: its repr would leave out the middle
@@ -271,7 +291,7 @@ def _add(digest: Any, part: Any) -> None:
         digest.update(b"\0")
 
 
-def _earlier(save_to: Any, identity: str | None, resume: bool) -> SweepResult | None:
+def _earlier(save_to: str | os.PathLike[str] | None, identity: str | None, resume: bool) -> SweepResult | None:
     """The saved part of the same sweep; None without one. Raises InputError for that of another."""
     if not resume:
         return None

@@ -1,43 +1,61 @@
-"""Measuring the metrics of a sweep: bound to the model's tokenizer, their baselines, and their values of whole logits."""
+"""The metrics of a sweep: bound to the model's tokenizer, with their baselines, and measured of whole logits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from graphlens.analysis.arrays import Array, as_array
 from graphlens.analysis.metrics import Metric
 from graphlens.analysis.sources import Source
 from graphlens.errors import InputError
-from graphlens.experiments.sweep import Measure
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
+
+# One of graphlens.metrics, or a function of logits [b, p, V], the user's kind of array, to one number.
+Measure = Metric | Callable[[Any], Any]
 
 
 class Measuring:
-    """The metrics of one sweep of prompts of ``shape`` (batch, length), of which ``logits`` are the corrupted run's.
+    """The metrics of one sweep.
 
-    ``metrics`` have token ids in place of text, and the baselines that a normalised one lacked; ``corrupted`` and
-    ``clean`` are their values of both runs (clean ones None where the source is not the cache of a whole run).
-    Raises InputError for a metric that does not fit the prompts or the model, or is NaN.
+    Args:
+        runner: Runs the model.
+        shape: The prompts' (batch, length).
+        metrics: What is measured.
+        logits: The corrupted run's, [b, p, V].
+        source: Where patched values come from; the cache of a whole clean run tells the clean values.
+
+    Attributes:
+        metrics: The metrics, with token ids in place of text, and the baselines that a normalised one lacked.
+        corrupted: Their values of the corrupted run.
+        clean: Their values of the clean run; None where the source does not tell them.
+
+    Raises:
+        InputError: For a metric that does not fit the prompts or the model, or is NaN.
     """
 
     def __init__(
-        self, model: Any, shape: tuple[int, int], metrics: Sequence[Measure], logits: Array, source: Source
+        self,
+        runner: Runner[Any],
+        shape: tuple[int, int],
+        metrics: Sequence[Measure],
+        logits: Array,
+        source: Source,
     ) -> None:
-        self._model, self._shape = model, shape
-        self._d_vocab = model.cfg.d_vocab
+        self._runner, self._shape = runner, shape
+        self._d_vocab = runner.config.d_vocab
         self.metrics: list[Measure] = []
         self.corrupted: list[Array] = []
         self.clean: list[Array | None] = []
         clean_logits = self._clean_logits(source)
-        tokenizer = model.to_single_token if model.tokenizer is not None else None
         for metric in metrics:
             plain: Measure = metric
             if isinstance(metric, Metric):
-                metric = metric.bound(tokenizer)
+                metric = runner.bound(metric)
                 metric.check(self._d_vocab)
                 metric.needs(*shape)
                 plain = metric.plain
@@ -65,10 +83,8 @@ class Measuring:
         if isinstance(metric, Metric):
             value = np.asarray(metric(logits))
         else:
-            given = metric(self._model._to_user(logits))
-            if hasattr(given, "detach"):
-                given = given.detach().cpu().numpy()
-            value = np.asarray(given)
+            given = metric(self._runner.border.to_user(logits))
+            value = as_array(given)
             if value.size != 1 or value.dtype.kind not in "biuf":
                 raise InputError(
                     f"the metric returned {type(given).__name__} of shape {list(value.shape)}; it must return one number "

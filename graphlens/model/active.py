@@ -1,146 +1,180 @@
-"""Running with interventions: which stand in this thread, and what they come to in a run."""
+"""What is active in a thread: values that each thread and asyncio task has of its own, and interventions among them."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Generic, TypeVar, cast
 
-import numpy.typing as npt
-
+from graphlens.analysis.arrays import Array
 from graphlens.edits import gate
 from graphlens.edits.gate import Window
-from graphlens.edits.kinds import Intervention, checked
+from graphlens.edits.kinds import Intervention
+from graphlens.engine.engine import Engine
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
 from graphlens.file.names import axis_sizes, select
-from graphlens.model.request import RequestMethods
 
-Array = npt.NDArray[Any]
-Interventions = Iterable[Intervention] | Intervention
-Edits = Mapping[str, Mapping[str, Array]]
+Edits = Mapping[str, Mapping[str, Array]]  # hook name -> the arrays of its gate, by part
+Value = TypeVar("Value")
 Result = TypeVar("Result")
-_KEPT, _FEW = 500_000, 16  # bytes of one result; results
+_KEPT, _FEW = 500_000, 16  # bytes of one remembered result; how many of them are kept
+
+# One variable for all owners: a context never forgets a variable, so one of each model's own would outlive the model.
+_values: ContextVar[Mapping[int, object]] = ContextVar(
+    "graphlens", default=MappingProxyType({})
+)  # it cannot be changed
+_owners = itertools.count()
 
 
-class InterventionMethods(RequestMethods):
-    """The part of HookedTransformer that edits runs by data."""
+class PerThread(Generic[Value]):
+    """A value that each thread and each asyncio task has of its own.
 
-    # Per thread and task, as hooks are. One variable for all models: their entries are told apart by the model.
-    _standing: ContextVar[tuple[tuple[int, tuple[Intervention, ...]], ...]] = ContextVar("interventions", default=())
+    Two threads that share a model must not see each other's hooks and interventions.
 
-    @functools.cached_property
-    def _resolved_before(self) -> _Remembered[tuple[Intervention, ...]]:
-        return _Remembered(lambda found: 0)
+    Args:
+        default: The value where none was set.
+    """
 
-    @functools.cached_property
-    def _composed_before(self) -> _Remembered[tuple[Plan, Edits]]:
-        return _Remembered(lambda found: sum(a.nbytes for parts in found[1].values() for a in parts.values()))
+    def __init__(self, default: Value) -> None:
+        self._default = default
+        self._key = next(_owners)
+
+    def get(self) -> Value:
+        """The value in this thread."""
+        return cast(Value, _values.get().get(self._key, self._default))
+
+    def set(self, value: Value) -> None:
+        """Sets the value in this thread. The default is not kept, so that nothing stays of an owner that is gone."""
+        others = {key: other for key, other in _values.get().items() if key != self._key}
+        _values.set(others if value == self._default else {**others, self._key: value})
 
     @contextlib.contextmanager
-    def intervene(self, interventions: Interventions, strict: bool = True) -> Iterator[Self]:
-        """Applies interventions to every call inside the ``with`` block, ``generate`` included, with no Python in the run.
-
-        Blocks nest; those at one hook point apply in order, outer ones first, and before Python hooks there. Cached
-        values are those after the edits. ``strict=False`` ignores positions beyond the sequence. Under a KV cache
-        positions count from the first token, and ``positions="prompt"`` or ``"generated"`` tells the prompt from what
-        ``generate`` adds. Active in the thread (or asyncio task) that entered the block.
-        Raises UnknownHookPoint, and InputError for what the model has not or what cannot fit, before anything runs.
-        """
-        items = checked(interventions)
-        # Each call checks its edits; the same ones on the same graph were checked before.
-        items = self._resolved_before.of(items, (strict, self._plan()), lambda: self._resolved(items, strict))
-        token = self._standing.set((*self._standing.get(), (id(self), items)))
+    def during(self, value: Value) -> Iterator[None]:
+        """The value in this thread for the length of a ``with`` block; then what it was before."""
+        before = self.get()
+        self.set(value)
         try:
-            yield self
+            yield
         finally:
-            self._standing.reset(token)
+            self.set(before)
 
-    def run_with_interventions(
-        self,
-        input: Any,
-        interventions: Interventions,
-        return_type: str | None = "logits",
-        names_filter: Any = None,
-        fwd_hooks: Any = (),
-        strict: bool = True,
-        **forward_options: Any,
-    ) -> Any:
-        """Runs the model once with interventions (see ``intervene``) and returns what ``return_type`` names; with a
-        ``names_filter`` (a hook name, a list, or a function name -> bool) the pair of it and an ActivationCache.
 
-        The interventions are inputs of the graph. A session is opened for each *kind* of change at a set of hook points;
-        other values, positions, heads and coefficients reuse it (see ``model.sessions``). ``fwd_hooks`` are Python hooks
-        of the same run, and ``forward_options`` those of forward.
-        """
-        with self.intervene(interventions, strict), self.hooks(fwd_hooks):  # type: ignore[attr-defined]
-            if names_filter is None:
-                return self.forward(input, return_type=return_type, **forward_options)  # type: ignore[attr-defined]
-            return self.run_with_cache(  # type: ignore[attr-defined]
-                input, names_filter=names_filter, return_type=return_type, **forward_options
-            )
+@dataclass(frozen=True)
+class Active:
+    """What is active in a thread beside the plain model.
 
-    def bake(
-        self,
-        interventions: Interventions,
-        out_dir: str | os.PathLike[str],
-        *,
-        with_past: bool = False,
-        keep_hooks: bool = False,
-        self_contained: bool = False,
-        layout: str = "plain",
-    ) -> Path:
-        """Writes the folder ``out_dir``: this model with the interventions inside, a file that runs without graphlens
-        (see graphlens.bake_model, which also says what the arguments mean). Returns the folder.
-        """
-        from graphlens.pipelines.deploy import bake_model
+    Attributes:
+        flags: The flags that are set, sorted.
+        interventions: The interventions of the ``with`` blocks around, outer ones first.
+        hooks: Where forward hooks are, and the functions' names.
+    """
 
-        return bake_model(
-            self._engine.path,
-            interventions,
-            out_dir,
-            with_past=with_past,
-            keep_hooks=keep_hooks,
-            self_contained=self_contained,
-            layout=layout,
-            flags=sorted(self._flags),
+    flags: tuple[str, ...]
+    interventions: tuple[Intervention, ...]
+    hooks: tuple[tuple[str, str], ...]
+
+    @property
+    def plain(self) -> bool:
+        """True if no hook and no intervention is active, so that runs are the plain model's."""
+        return not self.interventions and not self.hooks
+
+    def key(self) -> tuple[object, ...]:
+        """All of it in plain values, for a digest."""
+        return self.flags, tuple(item._state() for item in self.interventions), self.hooks
+
+
+class ActiveEdits:
+    """The interventions that are active on one model in this thread, and what they come to in a run.
+
+    Args:
+        engine: The model's engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._items: PerThread[tuple[Intervention, ...]] = PerThread(())
+        self._shared: PerThread[tuple[str, ...]] = PerThread(())
+        self._resolved: _Remembered[tuple[Intervention, ...]] = _Remembered(lambda found: 0)
+        self._composed: _Remembered[tuple[Plan, Edits]] = _Remembered(
+            lambda found: sum(array.nbytes for parts in found[1].values() for array in parts.values())
         )
 
     @property
-    def sessions(self) -> list[Plan]:
-        """The kinds of graph that have an open session, least recently used first. At most seven stay open."""
-        return self._engine.open_sessions
+    def items(self) -> tuple[Intervention, ...]:
+        """The active interventions, those of outer blocks first."""
+        return self._items.get()
 
-    def _resolved(self, items: Sequence[Intervention], strict: bool) -> tuple[Intervention, ...]:
+    @contextlib.contextmanager
+    def adding(self, items: Sequence[Intervention], plan: Plan, strict: bool) -> Iterator[None]:
+        """Adds interventions for the length of the block.
+
+        Args:
+            items: The interventions.
+            plan: The plan of whole runs, whose hook points there are.
+            strict: False ignores positions beyond the sequence.
+
+        Raises:
+            UnknownHookPoint: For a hook point that is not there.
+            InputError: For what the model lacks, or what cannot fit; before anything runs.
+        """
+        # Each call of a loop checks its edits; the same ones on the same graph were checked before.
+        found = self._resolved.of(items, (strict, plan), lambda: self._resolve(items, plan, strict))
+        with self._items.during((*self.items, *found)):
+            yield
+
+    @contextlib.contextmanager
+    def only(self, items: tuple[Intervention, ...]) -> Iterator[None]:
+        """These interventions, checked before, and no others, for the length of the block."""
+        with self._items.during(items):
+            yield
+
+    @contextlib.contextmanager
+    def sharing(self, hooks: Sequence[str]) -> Iterator[None]:
+        """Runs inside the block have a gate that patches at each of these hook points, whether an intervention uses it.
+
+        Runs that each patch another of them then share one graph and one session.
+        """
+        with self._shared.during(tuple(hooks)):
+            yield
+
+    def gates(self, plan: Plan, window: Window) -> tuple[Plan, Edits]:
+        """The plan of a run with the gates of the active interventions, and the arrays that they are fed.
+
+        Args:
+            plan: The plan without gates.
+            window: The tokens of the run.
+
+        Raises:
+            InputError: For an intervention that this run does not pass, or that does not fit it.
+        """
+        items = self.items
+        if not items:
+            return plan, {}
+        shared = self._shared.get()
+        return self._composed.of(items, (plan, window, shared), lambda: self._compose(items, plan, window, shared))
+
+    def _resolve(self, items: Sequence[Intervention], plan: Plan, strict: bool) -> tuple[Intervention, ...]:
         """The interventions under the hook points' own names, checked against the model."""
-        entries, config = self._engine.hooks(self._plan()), self._engine.manifest.config
-        names = self._engine.names(self._plan())
+        entries, names, config = self._engine.hooks(plan), self._engine.names(plan), self._engine.manifest.config
         resolved = []
         for item in items:
             (name,) = select(names, item.hook, config.n_layers)
             resolved.append(item.at(name, strict))
-        sizes = axis_sizes(config)
         for hook, some in _by_hook(resolved).items():
-            gate.check(some, entries[hook], sizes)
+            gate.check(some, entries[hook], axis_sizes(config))
         return tuple(resolved)
 
-    def _edits(self, plan: Plan, window: Window) -> tuple[Plan, Edits]:
-        """A run's plan with the gates of the standing interventions, and their arrays for this run."""
-        items = tuple(item for model, some in self._standing.get() if model == id(self) for item in some)
-        if not items:
-            return plan, {}
-        return self._composed_before.of(items, (plan, window), lambda: self._composed(items, plan, window))
-
-    def _composed(self, items: Sequence[Intervention], plan: Plan, window: Window) -> tuple[Plan, Edits]:
+    def _compose(
+        self, items: Sequence[Intervention], plan: Plan, window: Window, shared: Sequence[str]
+    ) -> tuple[Plan, Edits]:
         entries, passed = self._engine.hooks(plan), set(self._engine.names(plan))
-        sizes = axis_sizes(self._engine.manifest.config)
-        by_hook = _by_hook(items)
+        sizes, by_hook = axis_sizes(self._engine.manifest.config), _by_hook(items)
         for hook in by_hook:
             if hook not in passed:
                 raise InputError(
@@ -148,21 +182,22 @@ class InterventionMethods(RequestMethods):
                     "off, or start_at_layer or stop_at_layer leaves it out."
                 )
         edits = {hook: gate.compose(some, entries[hook], sizes, window) for hook, some in by_hook.items()}
-        wanted = {hook: gate.kinds(some) for hook, some in by_hook.items()}
+        wanted = {**dict.fromkeys(shared, ("patch",)), **{hook: gate.kinds(some) for hook, some in by_hook.items()}}
         return replace(plan, gates=self._engine.gates(wanted, plan)), edits
 
 
 class _Remembered(Generic[Result]):
-    """What was made of some interventions and a key, of the last few asked for: a loop asks for the same again and again.
+    """The last few results made of some interventions and a key: a loop asks for the same again and again.
 
-    What is large is not kept: ``size`` tells the bytes of a result beyond those of the interventions.
+    Args:
+        size: The bytes of a result beyond those of the interventions; what is large is not kept.
     """
 
     def __init__(self, size: Callable[[Result], int]) -> None:
         self._size = size
-        self._entries: OrderedDict[Any, tuple[Sequence[Intervention], Result]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[Sequence[Intervention], Result]] = OrderedDict()
 
-    def of(self, items: Sequence[Intervention], key: Any, make: Callable[[], Result]) -> Result:
+    def of(self, items: Sequence[Intervention], key: Hashable, make: Callable[[], Result]) -> Result:
         """What ``make`` gave for these very items and an equal key, called if that is not remembered."""
         entry = (tuple(map(id, items)), key)
         found = self._entries.get(entry)

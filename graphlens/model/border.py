@@ -1,33 +1,104 @@
-"""What every part of a model object stands on: its engine, and how arrays cross the border to the user and back."""
+"""How arrays cross to the user and back: all in which ``graphlens.torch`` differs from ``graphlens``."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.engine.engine import Engine
-from graphlens.engine.plan import Plan
+from graphlens.analysis import numerics
+from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.factored_matrix import FactoredMatrix
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    from graphlens.model.config import HookedTransformerConfig
+    from graphlens.model.request import Request
+    from graphlens.model.runner import Runner
 
 
-class NumpyFace:
-    """Arrays in and out as they are; graphlens.torch overrides both conversions."""
+class Border(ABC, Generic[ArrayT]):
+    """One kind of array in and out of a model.
 
-    _engine: Engine
-    _flags: set[str]
+    Attributes:
+        backward_later: True if results have a ``backward()`` that calls the backward hooks of their run; False if
+            only a call that itself runs backward does.
+    """
 
-    def _plan(self) -> Plan:
-        """The plan of a whole run with the flags that are set."""
-        return Plan(tuple(sorted(self._flags)))
+    backward_later = False
 
-    def _to_user(self, array: Array) -> Any:
+    @abstractmethod
+    def to_user(self, array: Array) -> ArrayT:
+        """The user's kind of array, over the same memory."""
+
+    @abstractmethod
+    def from_user(self, value: object) -> Array:
+        """The NumPy array of what a user handed in.
+
+        Raises:
+            TypeError: For anything that is no array.
+        """
+
+    @abstractmethod
+    def weight_to_user(self, array: Array) -> ArrayT:
+        """A weight, which is a read-only view of a mapped file, as the user's kind of array."""
+
+    @abstractmethod
+    def factored(self, left: Array, right: Array) -> FactoredMatrix:
+        """The product of two weights, kept as its factors."""
+
+    @abstractmethod
+    def finish(self, output: Array, request: Request, runner: Runner[ArrayT]) -> ArrayT:
+        """The result of a forward, logits [b, p, V] or a residual stream, as the user gets it."""
+
+    @abstractmethod
+    def loss(self, result: ArrayT, output: Array, request: Request, per_token: bool) -> ArrayT:
+        """The next-token loss of a forward: a scalar, or [b, p-1] with ``per_token``.
+
+        Args:
+            result: The logits as the user gets them.
+            output: The same logits as an array.
+            request: The run, whose tokens and mask count.
+            per_token: Whether to keep one loss for each position.
+        """
+
+    @abstractmethod
+    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
+        """The configuration as code for this kind of array reads it."""
+
+
+@dataclass(frozen=True)
+class NumpyBorder(Border[Array]):
+    """NumPy arrays, handed over as they are."""
+
+    def to_user(self, array: Array) -> Array:
+        """The array itself."""
         return array
 
-    def _from_user(self, value: Any) -> Array:
-        """The array of what a user handed in. Raises TypeError for anything that is not one."""
+    def from_user(self, value: object) -> Array:
+        """The array itself."""
         if not isinstance(value, np.ndarray):
             raise TypeError(type(value).__name__)
         return value
+
+    def weight_to_user(self, array: Array) -> Array:
+        """The read-only view itself."""
+        return array
+
+    def factored(self, left: Array, right: Array) -> FactoredMatrix:
+        """A FactoredMatrix of arrays."""
+        return FactoredMatrix(left, right)
+
+    def finish(self, output: Array, request: Request, runner: Runner[Array]) -> Array:
+        """The output itself."""
+        return output
+
+    def loss(self, result: Array, output: Array, request: Request, per_token: bool) -> Array:
+        """The loss as an array; see ``utils.lm_cross_entropy_loss``."""
+        found: Array = numerics.lm_cross_entropy_loss(output, request.tokens, request.mask, per_token=per_token)
+        return found
+
+    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
+        """The configuration itself."""
+        return cfg

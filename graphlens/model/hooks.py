@@ -1,29 +1,36 @@
-"""Python hooks on a model: which functions stand at which hook points, and what they may return."""
+"""Python hooks on a model: which functions are active at which hook points, and what they may return."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
 
+from graphlens.analysis.arrays import Array, Border
 from graphlens.errors import HookResultError, InputError
 from graphlens.file.names import canonical, select, split_name, unknown_hook
+from graphlens.model.active import PerThread
 from graphlens.runtime.callbacks import Callback
 
+# Called as ``function(activation, hook=HookPoint)``; the activation is the user's kind of array, and None keeps it.
 HookFunction = Callable[..., Any]
 HookName = str | Callable[[str], bool]
 Hooks = Sequence[tuple[HookName, HookFunction]]
+Default = TypeVar("Default")
 FORWARD, BACKWARD = "fwd", "bwd"
 
 
 class HookPoint:
-    """What a hook function receives as ``hook``: where it is, and a place to keep things between calls."""
+    """What a hook function receives as ``hook``: where it is, and a place to keep things between calls.
+
+    Attributes:
+        name: The hook point's name.
+        ctx: A dictionary of the user's, kept until ``clear_context``.
+    """
 
     def __init__(self, name: str, registry: HookRegistry | None = None) -> None:
         self.name = name
@@ -31,7 +38,11 @@ class HookPoint:
         self._registry = registry
 
     def layer(self) -> int:
-        """The index of the block this hook point is in. Raises ValueError outside the blocks."""
+        """The index of the block that this hook point is in.
+
+        Raises:
+            ValueError: Outside the blocks.
+        """
         layer, _ = split_name(self.name)
         if layer is None:
             raise ValueError(f"{self.name!r} is not in a block")
@@ -57,24 +68,30 @@ class HookPoint:
         self.add_hook(hook, dir, is_permanent=True)
 
     @property
-    def fwd_hooks(self) -> list[StandingHook]:
-        """The hooks that stand here in this thread, in the order they run. A list of its own: adding to it adds none."""
-        return self._owner.standing(self.name)
+    def fwd_hooks(self) -> list[ActiveHook]:
+        """The hooks active here in this thread, in the order they run. A list of its own: adding to it adds none."""
+        return self._owner.active(self.name)
 
     @property
-    def bwd_hooks(self) -> list[StandingHook]:
-        """The backward hooks that stand here in this thread, as ``fwd_hooks``."""
-        return self._owner.standing(self.name, BACKWARD)
+    def bwd_hooks(self) -> list[ActiveHook]:
+        """The backward hooks active here in this thread, as ``fwd_hooks``."""
+        return self._owner.active(self.name, BACKWARD)
 
     def has_hooks(self, dir: str = "both", including_permanent: bool = True, level: int | None = None) -> bool:
-        """Whether a hook of that kind stands here in this thread."""
-        standing = [*(self.fwd_hooks if dir != BACKWARD else []), *(self.bwd_hooks if dir != FORWARD else [])]
+        """True if a hook of that kind is active here in this thread.
+
+        Args:
+            dir: "fwd", "bwd" or "both".
+            including_permanent: Whether permanent hooks count.
+            level: Count those of one level only; see HookedTransformer.add_hook.
+        """
+        active = [*(self.fwd_hooks if dir != BACKWARD else []), *(self.bwd_hooks if dir != FORWARD else [])]
         return any(
-            (including_permanent or not hook.is_permanent) and level in (None, hook.context_level) for hook in standing
+            (including_permanent or not hook.is_permanent) and level in (None, hook.context_level) for hook in active
         )
 
     def remove_hooks(self, dir: str = "fwd", including_permanent: bool = False, level: int | None = None) -> None:
-        """Removes the hooks that stand here; see HookedTransformer.reset_hooks."""
+        """Removes the hooks that are active here; see HookedTransformer.reset_hooks."""
         self._owner.reset(including_permanent, level, self.name, dir)
 
     @property
@@ -90,7 +107,8 @@ class HookPoint:
 class HookDict(dict[str, HookPoint]):
     """Hook points by name, in firing order. TransformerLens 4's names find them too, and are not among the keys.
 
-    Raises UnknownHookPoint (a KeyError) for a name that is none.
+    Raises:
+        UnknownHookPoint: (a KeyError) for a name that is none.
     """
 
     def __init__(self, points: Mapping[str, HookPoint], n_layers: int) -> None:
@@ -106,16 +124,28 @@ class HookDict(dict[str, HookPoint]):
     def __contains__(self, name: object) -> bool:
         return super().__contains__(canonical(name) if isinstance(name, str) else name)
 
-    def get(self, name: str, default: Any = None) -> Any:
+    @overload
+    def get(self, name: str, default: None = None, /) -> HookPoint | None: ...
+
+    @overload
+    def get(self, name: str, default: HookPoint | Default, /) -> HookPoint | Default: ...
+
+    def get(self, name: str, default: HookPoint | Default | None = None, /) -> HookPoint | Default | None:
         """The hook point of a name or alias, else ``default``."""
         return self[name] if name in self else default
 
 
 @dataclass(frozen=True)
-class StandingHook:
-    """A hook that stands. ``asked`` by its very name, not chosen by a function; then it has to fire.
+class ActiveHook:
+    """A hook function at a hook point.
 
-    ``context_level`` is the depth of the ``with`` block it belongs to, from 1, or what ``add_hook(level=)`` said.
+    Attributes:
+        name: The hook point's name.
+        user_hook: The function.
+        asked: True if it was added under this very name and not chosen by a function; then it has to fire.
+        is_permanent: True if resetting leaves it.
+        context_level: The depth of the ``with`` block it belongs to, from 1, or what ``add_hook(level=)`` said.
+        dir: "fwd" or "bwd".
     """
 
     name: str
@@ -126,22 +156,26 @@ class StandingHook:
     dir: str = FORWARD
 
     def goes(self, including_permanent: bool, level: int | None, name: str | None, dir: str = "both") -> bool:
-        """Whether a reset removes it. As in TransformerLens, one that includes permanent hooks asks for no level."""
+        """True if such a reset removes it. As in TransformerLens, a reset of permanent hooks asks for no level."""
         chosen = including_permanent or (not self.is_permanent and level in (None, self.context_level))
         return chosen and name in (None, self.name) and dir in ("both", self.dir)
 
 
 class HookRegistry:
-    """The hooks of one model: those added to it, and those of the ``with`` blocks of each thread, in order."""
+    """The hooks of one model: those added to it, and those of the ``with`` blocks of each thread, in order.
+
+    Args:
+        names: Gives the hook points there are now, in firing order.
+        n_layers: The number of blocks.
+    """
 
     def __init__(self, names: Callable[[], Sequence[str]], n_layers: int) -> None:
         self._names, self._n_layers = names, n_layers
         self._points: dict[str, HookPoint] = {}
-        self._added: tuple[StandingHook, ...] = ()
-        # Per thread and task: two of them that share a model must not see each other's hooks.
-        self._active: ContextVar[tuple[StandingHook, ...]] = ContextVar("hooks", default=())
-        self._depth: ContextVar[int] = ContextVar("depth", default=0)
-        self._only: ContextVar[tuple[StandingHook, ...] | None] = ContextVar("only", default=None)
+        self._added: tuple[ActiveHook, ...] = ()
+        self._blocks: PerThread[tuple[ActiveHook, ...]] = PerThread(())  # hooks of the blocks around
+        self._depth: PerThread[int] = PerThread(0)
+        self._only: PerThread[tuple[ActiveHook, ...] | None] = PerThread(None)
 
     @property
     def points(self) -> HookDict:
@@ -152,22 +186,47 @@ class HookRegistry:
         """The one HookPoint of a name, whose ``ctx`` lives on."""
         return self._points.setdefault(name, HookPoint(name, self))
 
-    def standing(self, name: str | None = None, dir: str = FORWARD) -> list[StandingHook]:
+    def find(self, name: str) -> HookPoint | None:
+        """The hook point of a name or TransformerLens 4 alias, None where there is none now."""
+        known = canonical(name)
+        return self.point(known) if known in self._names() else None
+
+    def need(self, name: str) -> HookPoint:
+        """The hook point of a name, for an attribute.
+
+        Raises:
+            AttributeError: Where there is none now; it offers the nearest.
+        """
+        found = self.find(name)
+        if found is None:
+            raise AttributeError(str(unknown_hook(name, list(self._names()), self._n_layers)))
+        return found
+
+    def active(self, name: str | None = None, dir: str = FORWARD) -> list[ActiveHook]:
         """The hooks at one hook point (None: at all) in this thread, in the order they run."""
+        return [hook for hook in self.snapshot() if name in (None, hook.name) and hook.dir == dir]
+
+    def snapshot(self) -> tuple[ActiveHook, ...]:
+        """All hooks that are active in this thread now, of both directions."""
         only = self._only.get()
-        every = (*self._added, *self._active.get()) if only is None else only
-        return [hook for hook in every if name in (None, hook.name) and hook.dir == dir]
+        return (*self._added, *self._blocks.get()) if only is None else only
+
+    @contextlib.contextmanager
+    def only(self, hooks: tuple[ActiveHook, ...]) -> Iterator[None]:
+        """The hooks of a ``snapshot``, and no others, for the length of the block, in this thread."""
+        with self._only.during(hooks):
+            yield
 
     def _expand(
         self, hooks: Hooks, permanent: bool = False, level: int | None = None, dir: str = FORWARD
-    ) -> list[StandingHook]:
+    ) -> list[ActiveHook]:
         expanded = []
         names = self._names()
         for name, function in hooks:
             if not callable(function):
                 raise TypeError(f"the hook at {name!r} is not callable but {type(function).__name__}")
             found = select(names, name, self._n_layers)
-            expanded += [StandingHook(n, function, isinstance(name, str), permanent, level, dir) for n in found]
+            expanded += [ActiveHook(n, function, isinstance(name, str), permanent, level, dir) for n in found]
         return expanded
 
     def add(
@@ -179,7 +238,12 @@ class HookRegistry:
         prepend: bool = False,
         level: int | None = None,
     ) -> None:
-        """Adds a hook that stays until it is reset. Raises UnknownHookPoint, InputError for another ``dir``."""
+        """Adds a hook that stays until it is reset; see HookedTransformer.add_hook.
+
+        Raises:
+            UnknownHookPoint: For a name that is none.
+            InputError: For another ``dir``.
+        """
         if dir not in (FORWARD, BACKWARD):
             raise InputError(f"dir must be 'fwd' or 'bwd', not {dir!r}.")
         new = tuple(self._expand([(name, function)], permanent, level, dir))
@@ -192,107 +256,105 @@ class HookRegistry:
         name: str | None = None,
         dir: str = "both",
     ) -> None:
-        """Removes the hooks that were added and those of this thread's blocks; permanent ones only when asked, only
-        those of a ``level``, a direction, or at one hook point ``name`` where that is given. A block that ends puts back
-        those outside of it."""
+        """Removes the hooks that were added and those of this thread's blocks; see HookedTransformer.reset_hooks.
+
+        Args:
+            including_permanent: Whether permanent ones go too.
+            level: Only those of one level.
+            name: Only those at one hook point.
+            dir: "fwd", "bwd" or "both".
+        """
         asked = (including_permanent, level, name, dir)
         self._added = tuple(hook for hook in self._added if not hook.goes(*asked))
-        self._active.set(tuple(hook for hook in self._active.get() if not hook.goes(*asked)))
+        self._blocks.set(tuple(hook for hook in self._blocks.get() if not hook.goes(*asked)))
 
     @contextlib.contextmanager
     def adding(self, hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[None]:
-        """Adds hooks for the length of the block. Raises UnknownHookPoint before any is added."""
+        """Adds hooks for the length of the block.
+
+        Raises:
+            UnknownHookPoint: For a name that is none, before any hook is added.
+        """
         depth = self._depth.get() + 1
         new = (*self._expand(hooks, level=depth), *self._expand(bwd_hooks, level=depth, dir=BACKWARD))
-        hooks_token = self._active.set((*self._active.get(), *new))
-        depth_token = self._depth.set(depth)
         try:
-            yield
+            with self._blocks.during((*self._blocks.get(), *new)), self._depth.during(depth):
+                yield
         finally:
-            self._active.reset(hooks_token)
-            self._depth.reset(depth_token)
             # TransformerLens: hooks that were added at the block's level go with it.
             self._added = tuple(hook for hook in self._added if not hook.goes(False, depth, None))
-
-    def snapshot(self) -> tuple[StandingHook, ...]:
-        """All hooks that stand in this thread now."""
-        return (*self._added, *self._active.get())
-
-    @contextlib.contextmanager
-    def standing_again(self, hooks: tuple[StandingHook, ...]) -> Iterator[None]:
-        """The hooks of a ``snapshot``, and no others, for the length of the block, in this thread."""
-        token = self._only.set(hooks)
-        try:
-            yield
-        finally:
-            self._only.reset(token)
 
     def clear_contexts(self) -> None:
         """Empties every hook point's ``ctx``."""
         for point in self._points.values():
             point.clear_context()
 
-    def callbacks(
-        self,
-        to_user: Callable[[npt.NDArray[Any]], Any],
-        from_user: Callable[[Any], npt.NDArray[Any]],
-        names: Collection[str],
-    ) -> dict[str, Callback]:
-        """One function per hooked name, running its hooks in order on the user's kind of array.
+    def callbacks(self, border: Border[Any], names: Collection[str]) -> dict[str, Callback]:
+        """One function activation -> activation for each hooked name of a run, which calls the hooks there in order.
 
-        ``names`` are the hook points of this run. Raises InputError for a hook that was asked for by name and stands
-        elsewhere: it would silently never fire.
+        Args:
+            border: How activations cross to the user.
+            names: The hook points that the run passes.
+
+        Raises:
+            InputError: For a hook asked for by name that this run does not pass: it would silently never fire.
         """
+        return self._chained(
+            border,
+            names,
+            FORWARD,
+            "the hook at {!r} would never fire: this run does not pass it. Its flag was switched off, or "
+            "start_at_layer or stop_at_layer leaves it out.",
+        )
+
+    def backward_callbacks(self, border: Border[Any], names: Collection[str]) -> dict[str, Callback]:
+        """One function gradient -> gradient for each hook point with backward hooks.
+
+        Args:
+            border: How gradients cross to the user.
+            names: The hook points that have one gradient in the run.
+
+        Raises:
+            InputError: For a hook asked for by name at another one.
+        """
+        return self._chained(
+            border,
+            names,
+            BACKWARD,
+            "the backward hook at {!r} would never fire: this run does not pass it, it holds integers, or it fires "
+            "several times (ln1, with inputs split).",
+        )
+
+    def _chained(self, border: Border[Any], names: Collection[str], dir: str, idle: str) -> dict[str, Callback]:
         at: dict[str, list[HookFunction]] = {}
-        for hook in self.standing():
+        for hook in self.active(dir=dir):
             if hook.name in names:
-                at.setdefault(hook.name, []).append(hook.user_hook)
+                function = hook.user_hook if dir == FORWARD else _untupled(hook.user_hook)
+                at.setdefault(hook.name, []).append(function)
             elif hook.asked and not hook.is_permanent:
-                raise InputError(
-                    f"the hook at {hook.name!r} would never fire: this run does not pass it. Its flag was switched off, or "
-                    "start_at_layer or stop_at_layer leaves it out."
-                )
-        return {name: self._chain(self.point(name), functions, to_user, from_user) for name, functions in at.items()}
+                raise InputError(idle.format(hook.name))
+        return {name: _chain(self.point(name), functions, border) for name, functions in at.items()}
 
-    def backward_callbacks(
-        self,
-        to_user: Callable[[npt.NDArray[Any]], Any],
-        from_user: Callable[[Any], npt.NDArray[Any]],
-        names: Collection[str],
-    ) -> dict[str, Callback]:
-        """One function per hook point with backward hooks: gradient -> gradient. ``names`` are those that have one in this
-        run. Raises InputError for a hook that was asked for by name and stands elsewhere."""
-        at: dict[str, list[HookFunction]] = {}
-        for hook in self.standing(dir=BACKWARD):
-            if hook.name in names:
-                at.setdefault(hook.name, []).append(_untupled(hook.user_hook))
-            elif hook.asked and not hook.is_permanent:
-                raise InputError(
-                    f"the backward hook at {hook.name!r} would never fire: this run does not pass it, it holds integers, or it "
-                    "fires several times (ln1, with inputs split)."
-                )
-        return {name: self._chain(self.point(name), functions, to_user, from_user) for name, functions in at.items()}
 
-    @staticmethod
-    def _chain(point: HookPoint, functions: Sequence[HookFunction], to_user: Any, from_user: Any) -> Callback:
-        def run(activation: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            shape, dtype = activation.shape, activation.dtype  # before a hook can change them in place
-            value = to_user(activation)
-            for function in functions:
-                result = function(value, hook=point)
-                if result is not None:
-                    value = result
-                _check(from_user, value, shape, dtype, point, function)
-            return np.asarray(from_user(value))
+def _chain(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any]) -> Callback:
+    def run(activation: Array) -> Array:
+        shape, dtype = activation.shape, activation.dtype  # before a hook can change them in place
+        value = border.to_user(activation)
+        for function in functions:
+            result = function(value, hook=point)
+            if result is not None:
+                value = result
+            _check(border, value, shape, dtype, point, function)
+        return np.asarray(border.from_user(value))
 
-        return run
+    return run
 
 
 def _untupled(function: HookFunction) -> HookFunction:
     """A backward hook whose result may be a tuple of one gradient, as torch's own hooks return it."""
 
     @functools.wraps(function)
-    def run(gradient: Any, hook: HookPoint) -> Any:
+    def run(gradient: object, hook: HookPoint) -> object:
         result = function(gradient, hook=hook)
         return result[0] if isinstance(result, tuple) and len(result) == 1 else result
 
@@ -300,16 +362,17 @@ def _untupled(function: HookFunction) -> HookFunction:
 
 
 def _check(
-    from_user: Any,
-    value: Any,
+    border: Border[Any],
+    value: object,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     point: HookPoint,
     function: HookFunction,
 ) -> None:
+    """Raises HookResultError for what is no array of the activation's shape and dtype."""
     name = getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", repr(function))
     try:
-        array = from_user(value)
+        array = border.from_user(value)
     except TypeError as error:
         raise HookResultError(
             f"the hook {name!r} at {point.name!r} returned a {type(value).__name__}, not an array."

@@ -8,7 +8,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.edits.gate import Window
 from graphlens.errors import InputError
+from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.manifest import ModelConfig
 
 Array = npt.NDArray[Any]
@@ -78,23 +80,28 @@ class KeyValueCache:
                 f"{self.length} cached positions and {new} new ones are more than {cfg.model_name} takes: {cfg.n_ctx} (n_ctx)."
             )
 
+    def window(self, new: int, horizon: int | None = None) -> Window:
+        """Where ``new`` positions lie in the sequences of this cache, which may grow to ``horizon`` positions."""
+        prompt = self.prompt if self.length else new
+        return Window(self.batch_size, self.length, new, self.length + new if horizon is None else horizon, prompt)
+
     def feeds(self, layers: range, mask: npt.NDArray[np.int64]) -> dict[str, Any]:
         """The feeds of a run over new positions with ``mask`` int64 [b, new]: past, whole mask and positions."""
         total = np.concatenate([self.mask, mask], 1)
         feeds: dict[str, Any] = {
-            "attention_mask": total,
-            "position_ids": np.maximum(total.cumsum(-1) - 1, 0)[:, self.length :],
+            ATTENTION_MASK: total,
+            POSITION_IDS: np.maximum(total.cumsum(-1) - 1, 0)[:, self.length :],
         }
         cfg = self.config
         nothing = np.zeros((self.batch_size, cfg.n_key_value_heads, self.length, cfg.d_head), cfg.dtype)
         for layer in layers:
-            for part in ("key", "value"):
-                held = self.present.get(f"present.{layer}.{part}")
+            for part in KEY_AND_VALUE:
+                held = self.present.get(present_output(layer, part))
                 if held is None and self.length:
                     raise InputError(
                         f"the cache holds nothing of layer {layer}: it was filled by a run that skipped it."
                     )
-                feeds[f"past_key_values.{layer}.{part}"] = nothing if held is None else held
+                feeds[past_input(layer, part)] = nothing if held is None else held
         return feeds
 
     def extend(self, present: dict[str, Any], mask: npt.NDArray[np.int64], owner: str = "") -> None:

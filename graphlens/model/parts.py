@@ -6,43 +6,43 @@ They hold nothing but a name: every attribute is looked up when it is asked for,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic
 
 import numpy as np
+import numpy.typing as npt
 
 from graphlens.analysis import numerics
-from graphlens.file.names import unknown_hook
-
-if TYPE_CHECKING:
-    from graphlens.model.hooked_transformer import HookedTransformer
+from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.factored_matrix import FactoredMatrix
+from graphlens.model.runner import Runner
 
 
 @dataclass(frozen=True, repr=False)
-class Component:
+class Component(Generic[ArrayT]):
     """A part of the model: its weights and hook points are attributes, under TransformerLens's names.
 
     Weights are read-only views of the mapped file, nothing copied (on the torch face, tensors over such views). Raises
     AttributeError for what the part does not have, and on assignment.
     """
 
-    _model: HookedTransformer
+    _runner: Runner[ArrayT]
     _prefix: str
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while it is unpickled there is no _model to ask
+        if name.startswith("_"):  # while it is unpickled there is no _runner to ask
             raise AttributeError(name)
         full = f"{self._prefix}.{name}"
-        if self._model._has_weight(full):
-            return self._model._weight_to_user(self._model._weight(full))
-        if full in self._model.hook_dict:
-            return self._model.hook_dict[full]
+        if full in self._runner.weights:
+            return self._runner.weight(full)
+        found = self._runner.hooks.find(full)
+        if found is not None:
+            return found
         if name.startswith("hook_"):
-            names, config = list(self._model.hook_dict), self._model._engine.manifest.config
-            raise AttributeError(str(unknown_hook(full, names, config.n_layers)))
+            return self._runner.hooks.need(full)
         raise AttributeError(f"{self._prefix} of this model has no {name!r}. It has: {', '.join(self._own_names())}.")
 
     def _own_names(self) -> list[str]:
-        known = [*self._model._weight_names(), *self._model.hook_dict]
+        known = [*self._runner.weights.names(), *self._runner.names()]
         start = f"{self._prefix}."
         return list(dict.fromkeys(name[len(start) :].split(".")[0] for name in known if name.startswith(start)))
 
@@ -54,87 +54,88 @@ class Component:
 
 
 @dataclass(frozen=True, repr=False)
-class Norm(Component):
+class Norm(Component[ArrayT]):
     """LayerNorm or RMSNorm; ``w`` [d_model] and ``b`` [d_model] are absent once they are folded into what follows."""
 
-    def __call__(self, residual: Any) -> Any:
+    def __call__(self, residual: ArrayT) -> ArrayT:
         """The norm of a residual stream [..., d_model]: normalised, then scaled by ``w`` and shifted by ``b`` if they
         are there. Same shape and dtype."""
-        model, config = self._model, self._model._engine.manifest.config
-        x = model._from_user(residual)
+        runner, config, stored = self._runner, self._runner.config, self._runner.weights.stored
+        x = runner.border.from_user(residual)
         normal = numerics.layer_norm(
             x.astype(np.result_type(x, np.float32), copy=False),  # half precision overflows in the squares
-            model.weights.get(f"{self._prefix}.w"),
-            model.weights.get(f"{self._prefix}.b"),
+            stored.get(f"{self._prefix}.w"),
+            stored.get(f"{self._prefix}.b"),
             config.eps,
             centre=config.normalization_type.startswith("LN"),
         )
-        return model._to_user(normal.astype(x.dtype, copy=False))
+        return runner.border.to_user(normal.astype(x.dtype, copy=False))
 
 
 @dataclass(frozen=True, repr=False)
-class Embed(Component):
+class Embed(Component[ArrayT]):
     """The token embedding: ``W_E`` [d_vocab, d_model]."""
 
-    def __call__(self, tokens: Any) -> Any:
+    def __call__(self, tokens: npt.ArrayLike | ArrayT) -> ArrayT:
         """The embeddings [..., d_model] of token ids of any shape. Raises InputError for ids outside the vocabulary."""
-        return self._model._to_user(self._model._weight(f"{self._prefix}.W_E")[self._model._token_ids(tokens)])
+        ids = self._runner.text.token_ids(tokens)
+        return self._runner.border.to_user(self._runner.weights[f"{self._prefix}.W_E"][ids])
 
 
 @dataclass(frozen=True, repr=False)
-class Unembed(Component):
+class Unembed(Component[ArrayT]):
     """The unembedding: ``W_U`` [d_model, d_vocab] and ``b_U`` [d_vocab] (zeros where the model has none)."""
 
-    def __call__(self, residual: Any) -> Any:
+    def __call__(self, residual: ArrayT) -> ArrayT:
         """Logits [..., d_vocab] of a residual stream [..., d_model] that the final norm has been applied to."""
-        model = self._model
-        x = model._from_user(residual)
-        logits = x @ model._weight(f"{self._prefix}.W_U")
-        bias = model.weights.get(f"{self._prefix}.b_U")
-        return model._to_user(np.asarray(logits if bias is None else logits + bias).astype(x.dtype, copy=False))
+        runner = self._runner
+        x = runner.border.from_user(residual)
+        logits = x @ runner.weights[f"{self._prefix}.W_U"]
+        bias = runner.weights.stored.get(f"{self._prefix}.b_U")
+        return runner.border.to_user(np.asarray(logits if bias is None else logits + bias).astype(x.dtype, copy=False))
 
 
 @dataclass(frozen=True, repr=False)
-class Attention(Component):
+class Attention(Component[ArrayT]):
     """Attention: ``W_Q``, ``W_K``, ``W_V`` [h, d_model, d_head], ``W_O`` [h, d_head, d_model], ``b_Q``, ``b_K``,
     ``b_V`` [h, d_head], ``b_O`` [d_model]."""
 
     @property
-    def QK(self) -> Any:  # noqa: N802
+    def QK(self) -> FactoredMatrix:  # noqa: N802
         """W_Q W_K^T per head: a FactoredMatrix [h, d_model, d_model]."""
-        return self._model._factored(
-            self._model._weight(f"{self._prefix}.W_Q"),
-            np.swapaxes(self._model._weight(f"{self._prefix}.W_K"), -2, -1),
+        return self._runner.border.factored(
+            self._runner.weights[f"{self._prefix}.W_Q"],
+            np.swapaxes(self._runner.weights[f"{self._prefix}.W_K"], -2, -1),
         )
 
     @property
-    def OV(self) -> Any:  # noqa: N802
+    def OV(self) -> FactoredMatrix:  # noqa: N802
         """W_V W_O per head: a FactoredMatrix [h, d_model, d_model]."""
-        return self._model._factored(
-            self._model._weight(f"{self._prefix}.W_V"), self._model._weight(f"{self._prefix}.W_O")
+        return self._runner.border.factored(
+            self._runner.weights[f"{self._prefix}.W_V"], self._runner.weights[f"{self._prefix}.W_O"]
         )
 
 
 @dataclass(frozen=True, repr=False)
-class Block(Component):
+class Block(Component[ArrayT]):
     """One layer: ``attn``, ``mlp``, ``ln1``, ``ln2`` and the layer's own hook points."""
 
     @property
-    def attn(self) -> Attention:
+    def attn(self) -> Attention[ArrayT]:
         """The attention layer."""
-        return Attention(self._model, f"{self._prefix}.attn")
+        return Attention(self._runner, f"{self._prefix}.attn")
 
     @property
-    def mlp(self) -> Component:
+    def mlp(self) -> Component[ArrayT]:
         """The MLP: ``W_in`` [d_model, d_mlp], ``b_in`` [d_mlp], ``W_out`` [d_mlp, d_model], ``b_out`` [d_model]."""
-        return Component(self._model, f"{self._prefix}.mlp")
+        return Component(self._runner, f"{self._prefix}.mlp")
 
     @property
-    def ln1(self) -> Norm:
+    def ln1(self) -> Norm[ArrayT]:
         """The norm before attention."""
-        return Norm(self._model, f"{self._prefix}.ln1")
+        return Norm(self._runner, f"{self._prefix}.ln1")
 
     @property
-    def ln2(self) -> Norm:
+    def ln2(self) -> Norm[ArrayT]:
         """The norm before the MLP."""
-        return Norm(self._model, f"{self._prefix}.ln2")
+        return Norm(self._runner, f"{self._prefix}.ln2")

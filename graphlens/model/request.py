@@ -4,97 +4,161 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.edits.gate import Window
+from graphlens.engine.engine import Engine
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
 from graphlens.model.kv_cache import KeyValueCache
-from graphlens.model.text import TextMethods, TokensOrText
+from graphlens.model.text import Input, Text, Tokens
 
-Array = npt.NDArray[Any]
 RETURN_TYPES = ("logits", "loss", "both", None)
 
 
-class Output(NamedTuple):
-    """What ``return_type="both"`` gives: logits [b, p, V] and the loss, a scalar or [b, p-1]."""
+class Output(NamedTuple, Generic[ArrayT]):
+    """What ``return_type="both"`` gives.
 
-    logits: Any
-    loss: Any
+    Attributes:
+        logits: [b, p, V].
+        loss: A scalar, or [b, p-1] with ``loss_per_token``.
+    """
+
+    logits: ArrayT
+    loss: ArrayT
+
+
+class ForwardOptions(TypedDict, Generic[ArrayT], total=False):
+    """The arguments of ``forward`` after ``return_type`` and ``loss_per_token``; see there."""
+
+    prepend_bos: bool | None
+    padding_side: str | None
+    start_at_layer: int | None
+    tokens: Input[ArrayT] | None
+    shortformer_pos_embed: None
+    attention_mask: npt.ArrayLike | ArrayT | None
+    stop_at_layer: int | None
+    past_kv_cache: KeyValueCache | None
 
 
 @dataclass(frozen=True)
 class Request:
-    """One run: its plan and feeds, the tokens int64 [b, p] (None when it starts from a residual without any), the mask
-    int64 [b, p] that was given or inferred, and the cache to extend."""
+    """One run.
+
+    Attributes:
+        plan: The kind of graph it needs, without what is active.
+        feeds: The inputs of the graph.
+        tokens: int64 [b, p]; None where the run starts from a residual stream and no tokens were given.
+        mask: int64 [b, p], 1 at real tokens, as it was given or inferred; None where nothing is masked.
+        cache: The KV cache to extend, if any.
+        owner: The model that the cache belongs to from now on.
+        shape: (b, p).
+        window: Where the tokens lie in their sequences, for edits by position.
+        bare: True if no activation is read, so that more of the graph may be fused.
+    """
 
     plan: Plan
-    feeds: dict[str, Any]
-    tokens: npt.NDArray[np.int64] | None
-    mask: npt.NDArray[np.int64] | None
+    feeds: Mapping[str, Any]
+    tokens: Tokens | None
+    mask: Tokens | None
     cache: KeyValueCache | None
+    owner: str
     shape: tuple[int, int]
+    window: Window
+    bare: bool = False
 
 
-class RequestMethods(TextMethods):
-    """The part of HookedTransformer that reads the arguments of forward."""
+class Reader(Generic[ArrayT]):
+    """Reads the arguments of ``forward`` into requests.
+
+    Args:
+        engine: The model's engine.
+        text: Its tokens and text.
+    """
+
+    def __init__(self, engine: Engine, text: Text[ArrayT]) -> None:
+        self._engine, self._text = engine, text
 
     @functools.cached_property
-    def _identity(self) -> str:
+    def identity(self) -> str:
         """Which model this is, whatever it is called: a digest of its file, which names its weights by their own
         digests and how they were processed."""
         return hashlib.sha256(self._engine.path.read_bytes()).hexdigest()
 
-    def _request(
+    def request(
         self,
-        input: TokensOrText,
+        flags: tuple[str, ...],
+        input: Input[ArrayT],
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
         start_at_layer: int | None = None,
-        tokens: Any = None,
+        tokens: Input[ArrayT] | None = None,
         shortformer_pos_embed: None = None,
-        attention_mask: Any = None,
+        attention_mask: npt.ArrayLike | ArrayT | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
     ) -> Request:
+        """The request of a call of ``forward`` with these arguments, under flags.
+
+        Raises:
+            InputError: For arguments that do not fit the model or each other.
+        """
         if shortformer_pos_embed is not None:
             raise InputError("shortformer_pos_embed: no supported model adds its position embeddings to the attention.")
         cfg, cached = self._engine.manifest.config, past_kv_cache is not None
         start = self._layer("start_at_layer", start_at_layer)
         stop = self._layer("stop_at_layer", stop_at_layer)
-        ids: npt.NDArray[np.int64] | None
+        ids: Tokens | None
         feeds: dict[str, Any]
         if start is None:
-            ids, mask = self._tokens_and_mask(input, prepend_bos, padding_side, cached)
-            feeds, shape = {"input_ids": ids}, (ids.shape[0], ids.shape[1])
+            ids, mask = self._text.tokens_and_mask(input, prepend_bos, padding_side, cached)
+            feeds, shape = {INPUT_IDS: ids}, (ids.shape[0], ids.shape[1])
         else:
             residual = self._residual(input)
             shape = (residual.shape[0], residual.shape[1])
             ids = mask = None
             if tokens is not None:
-                ids, mask = self._tokens_and_mask(tokens, prepend_bos, padding_side, cached)
+                ids, mask = self._text.tokens_and_mask(tokens, prepend_bos, padding_side, cached)
             if ids is not None and ids.shape != shape:
                 raise InputError(f"tokens have shape {list(ids.shape)}; the residual has {list(shape)} positions.")
-            feeds = {"residual": residual}
+            feeds = {RESIDUAL_IN: residual}
         if attention_mask is not None:
-            mask = self._checked_mask(attention_mask, shape, cached)
-        plan = Plan(tuple(sorted(self._flags)), start, stop, past=cached)
+            mask = checked_mask(attention_mask, shape, cached)
+        plan = Plan(flags, start, stop, past=cached)
+        window = Window.whole(*shape)
         if past_kv_cache is not None:
             if not isinstance(past_kv_cache, KeyValueCache):
                 raise InputError(
                     "past_kv_cache must be graphlens's (KeyValueCache.init_cache(model.cfg, batch_size=...)), not a "
                     f"{type(past_kv_cache).__name__} of {type(past_kv_cache).__module__.partition('.')[0]}."
                 )
-            past_kv_cache.check(cfg, *shape, self._identity)
+            past_kv_cache.check(cfg, *shape, self.identity)
             whole = np.ones(shape, np.int64) if mask is None else mask
             layers = range(start or 0, cfg.n_layers if stop is None else stop)
             feeds |= past_kv_cache.feeds(layers, whole)
+            window = past_kv_cache.window(shape[1])
         elif mask is not None:
-            feeds["attention_mask"] = mask
-        return Request(plan, feeds, ids, mask, past_kv_cache, shape)
+            feeds[ATTENTION_MASK] = mask
+        owner = self.identity if cached else ""
+        return Request(plan, feeds, ids, mask, past_kv_cache, owner, shape, window)
+
+    def whole_prompts(self, flags: tuple[str, ...], input: Input[ArrayT], **forward_options: Any) -> Request:
+        """A request over whole prompts, as sweeps and gradients take them.
+
+        Raises:
+            InputError: For a run of some layers only, or with a KV cache; and what ``request`` raises.
+        """
+        request = self.request(flags, input, **forward_options)
+        if request.tokens is None or request.plan.stop is not None or request.cache is not None:
+            raise InputError("a sweep runs whole prompts: without start_at_layer, stop_at_layer and past_kv_cache.")
+        return request
 
     def _layer(self, argument: str, layer: int | None) -> int | None:
         """A layer counted from the start. Raises InputError for one that the model has not."""
@@ -108,10 +172,10 @@ class RequestMethods(TextMethods):
             )
         return index
 
-    def _residual(self, input: Any) -> Array:
+    def _residual(self, input: object) -> Array:
         cfg = self._engine.manifest.config
         try:
-            residual = self._from_user(input)
+            residual = self._text.border.from_user(input)
         except TypeError as error:
             raise InputError(
                 f"with start_at_layer the input is the residual stream there, an array [batch, pos, {cfg.d_model}], not "
@@ -127,15 +191,24 @@ class RequestMethods(TextMethods):
             raise InputError(f"{residual.shape[1]} positions, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx).")
         return residual
 
-    @staticmethod
-    def _checked_mask(attention_mask: Any, shape: tuple[int, int], cached: bool = False) -> npt.NDArray[np.int64]:
-        """The mask as int64 [b, p]. With a KV cache (``cached``) a row may be all padding: others of it are elsewhere."""
-        mask = np.atleast_2d(np.asarray(attention_mask))
-        if mask.shape != shape:
-            raise InputError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(shape)}.")
-        if not np.isin(mask, (0, 1)).all():
-            raise InputError("attention_mask must hold 1 at real tokens and 0 at padding, and nothing else.")
-        if not cached and not mask.any(-1).all():
-            row = int(np.flatnonzero(~mask.any(-1))[0])
-            raise InputError(f"attention_mask is 0 everywhere in row {row}: there is nothing to attend to.")
-        return mask.astype(np.int64)
+
+def checked_mask(attention_mask: object, shape: tuple[int, int], cached: bool = False) -> Tokens:
+    """An attention mask as int64 [b, p].
+
+    Args:
+        attention_mask: What the user gave.
+        shape: The tokens' shape.
+        cached: True with a KV cache, where a row may be all padding: others of it are elsewhere.
+
+    Raises:
+        InputError: For another shape, other values than 0 and 1, and a row without a real token.
+    """
+    mask = np.atleast_2d(np.asarray(attention_mask))
+    if mask.shape != shape:
+        raise InputError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(shape)}.")
+    if not np.isin(mask, (0, 1)).all():
+        raise InputError("attention_mask must hold 1 at real tokens and 0 at padding, and nothing else.")
+    if not cached and not mask.any(-1).all():
+        row = int(np.flatnonzero(~mask.any(-1))[0])
+        raise InputError(f"attention_mask is 0 everywhere in row {row}: there is nothing to attend to.")
+    return mask.astype(np.int64)

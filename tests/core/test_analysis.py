@@ -215,10 +215,9 @@ def test_logit_attributions_sum_to_the_logit_difference(tiny: Any, run: Any, pos
 
 def with_weights(model: Any, weights: dict[str, Any]) -> Any:
     """The model with other weights, to the methods that read them."""
-    changed = copy.copy(model)
-    changed._engine = copy.copy(model._engine)
-    changed._engine.weights = {**model.weights, **weights}
-    return changed
+    engine = copy.copy(model.runner.engine)
+    engine.weights = {**model.weights, **weights}
+    return type(model)(engine, model.tokenizer)
 
 
 def test_tokens_of_logit_attrs(tiny: Any, cache: Any) -> None:

@@ -251,7 +251,7 @@ def test_other_values_positions_heads_and_coefficients_build_no_session(tokens: 
     model = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
     rng = np.random.default_rng(0)
     model.run_with_interventions(tokens, [Ablate(Z, heads=0), Steer(RESID, rng.standard_normal(CFG.d_model))])
-    before = model._engine.sessions_built
+    before = model.runner.engine.sessions_built
     results = []
     for head, position, coefficient in itertools.product(range(4), (0, -1, slice(2, 4)), (0.5, 2.0)):
         items = [
@@ -259,7 +259,7 @@ def test_other_values_positions_heads_and_coefficients_build_no_session(tokens: 
             Steer(RESID, rng.standard_normal(CFG.d_model), coefficient, batch=0),
         ]
         results.append(model.run_with_interventions(tokens, items))
-    assert model._engine.sessions_built == before
+    assert model.runner.engine.sessions_built == before
     assert len({result.tobytes() for result in results}) == len(results)
     gated = [plan for plan in model.sessions if plan.gates]
     assert [plan.gates for plan in gated] == [((Z, ("patch",)), (RESID, ("add",)))]
@@ -268,13 +268,13 @@ def test_other_values_positions_heads_and_coefficients_build_no_session(tokens: 
 def test_a_loop_over_layers_ends_with_one_session(tokens: np.ndarray, tiny_copy: Path) -> None:
     model = HookedTransformer.from_onnx(tiny_copy, "cpu")  # its sessions are nobody else's
     model(tokens)
-    before = model._engine.sessions_built
+    before = model.runner.engine.sessions_built
     for _ in range(3):
         for layer in range(CFG.n_layers):
             item = Ablate(f"blocks.{layer}.attn.hook_z", heads=2)
             expected = MODEL.run_with_hooks(tokens, fwd_hooks=python_hooks(MODEL, [item]))
             close(model.run_with_interventions(tokens, item), expected)
-    assert model._engine.sessions_built - before == 2  # the first layer's, then one for all
+    assert model.runner.engine.sessions_built - before == 2  # the first layer's, then one for all
 
 
 def test_an_edited_run_that_reads_nothing_has_a_graph_without_hook_points_of_its_own(
@@ -286,7 +286,7 @@ def test_an_edited_run_that_reads_nothing_has_a_graph_without_hook_points_of_its
         close(model.run_with_interventions(tokens, item), expected)
         (plan,) = model.sessions
         assert plan.bare
-        assert model._engine.session(plan).outputs == ["logits"]
+        assert model.runner.engine.session(plan).outputs == ["logits"]
     for _ in range(2):  # one that reads has one that serves whatever is read
         logits, cache = model.run_with_interventions(tokens, item, names_filter=[Z, RESID])
         close(logits, expected)
@@ -295,7 +295,7 @@ def test_an_edited_run_that_reads_nothing_has_a_graph_without_hook_points_of_its
             model.run_with_interventions(tokens, item, names_filter="unembed.hook_out")[1]["unembed.hook_out"], expected
         )
         assert model.sessions == [plan, replace(plan, bare=False)]
-    assert model._engine.sessions_built == 2
+    assert model.runner.engine.sessions_built == 2
 
 
 def test_edits_of_a_file_that_was_pruned(tokens: np.ndarray, tiny_copy: Path) -> None:

@@ -222,9 +222,11 @@ def test_opening_a_file_twice_shares_one_session(tiny_copy: Path, tokens: np.nda
     places = [tiny_copy, tiny_copy / "model.onnx", tiny_copy.parent / "link", os.path.relpath(tiny_copy)]
     for place in places:
         other = HookedTransformer.from_onnx(place, "cpu")
-        assert other._engine.session(Plan()) is model._engine.session(Plan())
-        assert other._engine.session(Plan(python=True)) is model._engine.session(Plan(python=True))
-    assert HookedTransformer.from_onnx(tiny_copy, [CPU])._engine.session(Plan()) is not model._engine.session(Plan())
+        assert other.runner.engine.session(Plan()) is model.runner.engine.session(Plan())
+        assert other.runner.engine.session(Plan(python=True)) is model.runner.engine.session(Plan(python=True))
+    assert HookedTransformer.from_onnx(tiny_copy, [CPU])._engine.session(Plan()) is not model.runner.engine.session(
+        Plan()
+    )
 
 
 def test_a_file_that_changed_gets_a_session_of_its_own(tiny_copy: Path, tokens: np.ndarray) -> None:
@@ -234,7 +236,7 @@ def test_a_file_that_changed_gets_a_session_of_its_own(tiny_copy: Path, tokens: 
     (tiny_copy / "new.onnx").write_bytes(data)
     os.replace(tiny_copy / "new.onnx", tiny_copy / "model.onnx")
     other = HookedTransformer.from_onnx(tiny_copy, "cpu")
-    assert other._engine.session(Plan()) is not model._engine.session(Plan())
+    assert other.runner.engine.session(Plan()) is not model.runner.engine.session(Plan())
     np.testing.assert_array_equal(other(tokens), before)
 
 
@@ -243,7 +245,10 @@ def test_a_session_goes_with_the_last_model_that_uses_it(tiny_copy: Path, tokens
     for opened in (model, other):
         opened.run_with_hooks(tokens, fwd_hooks=[(PRE, lambda x, hook: x)])
         opened(tokens)
-    sessions = [weakref.ref(model._engine.session(Plan())), weakref.ref(model._engine.session(Plan(python=True)))]
+    sessions = [
+        weakref.ref(model.runner.engine.session(Plan())),
+        weakref.ref(model.runner.engine.session(Plan(python=True))),
+    ]
     del model, opened
     gc.collect()
     assert all(session() is not None for session in sessions)
@@ -555,7 +560,7 @@ def test_a_function_picks_the_hook_points_to_hook(tiny: HookedTransformer, token
 
 def test_a_hook_may_run_the_model_itself(tiny: HookedTransformer, tiny_folder: Path, tokens: np.ndarray) -> None:
     inner = HookedTransformer.from_onnx(tiny_folder, "cpu")
-    assert inner._engine.session(Plan(python=True)) is tiny._engine.session(Plan(python=True))
+    assert inner.runner.engine.session(Plan(python=True)) is tiny.runner.engine.session(Plan(python=True))
     others = np.asarray(tokens[:, ::-1])
 
     def double(activation: np.ndarray, hook: Any) -> np.ndarray:
@@ -616,7 +621,7 @@ def test_runs_at_the_same_time_each_see_their_own_hooks(
 ) -> None:
     expected = expected_of(tiny, tokens)
     models = [HookedTransformer.from_onnx(tiny_folder, "cpu") for _ in EDITS]
-    assert len({id(model._engine.session(Plan(python=True))) for model in models}) == 1
+    assert len({id(model.runner.engine.session(Plan(python=True))) for model in models}) == 1
     together = threading.Barrier(len(EDITS), timeout=30)
 
     def work(index: int) -> list[np.ndarray]:

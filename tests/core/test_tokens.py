@@ -20,8 +20,8 @@ PROMPT = "When John and Mary went to the store"
 @pytest.fixture
 def left(tiny: HookedTransformer) -> HookedTransformer:
     """A model of its own whose tokenizer pads on the left."""
-    model = HookedTransformer(tiny._engine)
-    model._default_padding_side = "left"
+    model = HookedTransformer(tiny.runner.engine)
+    model.runner.text.default_padding_side = "left"
     return model
 
 
@@ -30,7 +30,7 @@ def test_strings_get_bos_unless_told_otherwise(tiny: HookedTransformer) -> None:
     assert tokens.dtype == np.int64
     assert tokens[0, 0] == tiny.tokenizer.bos_token_id
     np.testing.assert_array_equal(tokens[:, 1:], tiny.to_tokens(PROMPT, prepend_bos=False))
-    without = HookedTransformer(tiny._engine, default_prepend_bos=False)
+    without = HookedTransformer(tiny.runner.engine, default_prepend_bos=False)
     np.testing.assert_array_equal(without.to_tokens(PROMPT), tokens[:, 1:])
     assert tiny.cfg.default_prepend_bos
     assert tiny.cfg.tokenizer_prepends_bos is False
@@ -70,17 +70,20 @@ def test_padding_on_the_left_puts_bos_right_before_the_text(tiny: HookedTransfor
 
 def test_the_mask_of_padded_text_comes_from_its_lengths(tiny: HookedTransformer) -> None:
     texts = ["<|endoftext|><|endoftext|> John", "When John and Mary"]
-    tokens, mask = tiny._tokens_and_mask(texts, None, "left")
+    tokens, mask = tiny.runner.text.tokens_and_mask(texts, None, "left")
     np.testing.assert_array_equal(tokens, tiny.to_tokens(texts, padding_side="left"))
     lengths = [tiny.to_tokens(text).shape[1] for text in texts]
     assert mask is not None
     assert mask.dtype == np.int64
     assert mask.sum(1).tolist() == lengths
     assert (np.diff(mask, axis=1) >= 0).all()
-    assert tiny._tokens_and_mask(texts, None, "right")[1] is None
-    assert tiny._tokens_and_mask(["When John", "When Mary"], None, "left")[1] is None
+    assert tiny.runner.text.tokens_and_mask(texts, None, "right")[1] is None
+    assert tiny.runner.text.tokens_and_mask(["When John", "When Mary"], None, "left")[1] is None
     # On the right it takes other tokens that follow to make a difference.
-    assert tiny._tokens_and_mask(texts[::-1], None, "right", followed=True)[1].tolist() == mask[::-1, ::-1].tolist()
+    assert (
+        tiny.runner.text.tokens_and_mask(texts[::-1], None, "right", followed=True)[1].tolist()
+        == mask[::-1, ::-1].tolist()
+    )
 
 
 def test_a_mask_for_ids_takes_leading_pads_for_padding(tiny: HookedTransformer, left: HookedTransformer) -> None:
@@ -88,22 +91,26 @@ def test_a_mask_for_ids_takes_leading_pads_for_padding(tiny: HookedTransformer, 
     assert tiny.tokenizer.pad_token_id == tiny.tokenizer.bos_token_id == 0
     with_bos = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]
     without = [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
-    assert left._tokens_and_mask(ids, None)[1].tolist() == with_bos
-    assert left._tokens_and_mask(ids, False)[1].tolist() == without
-    assert left._tokens_and_mask(ids[1:2], None)[1] is None
-    assert tiny._tokens_and_mask(ids, None)[1] is None
-    assert tiny._tokens_and_mask(ids, None, "left")[1].tolist() == with_bos
+    assert left.runner.text.tokens_and_mask(ids, None)[1].tolist() == with_bos
+    assert left.runner.text.tokens_and_mask(ids, False)[1].tolist() == without
+    assert left.runner.text.tokens_and_mask(ids[1:2], None)[1] is None
+    assert tiny.runner.text.tokens_and_mask(ids, None)[1] is None
+    assert tiny.runner.text.tokens_and_mask(ids, None, "left")[1].tolist() == with_bos
     trailing = [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
     for bos in (None, False):
-        assert tiny._tokens_and_mask(ids, bos, "right", followed=True)[1].tolist() == trailing
+        assert tiny.runner.text.tokens_and_mask(ids, bos, "right", followed=True)[1].tolist() == trailing
 
 
 def test_another_padding_side_is_refused(tiny: HookedTransformer) -> None:
-    for call in (tiny.to_tokens, tiny.to_str_tokens, lambda text, padding_side: tiny._tokens(text, None, padding_side)):
+    for call in (
+        tiny.to_tokens,
+        tiny.to_str_tokens,
+        lambda text, padding_side: tiny.runner.text.tokens_and_mask(text, None, padding_side)[0],
+    ):
         with pytest.raises(InputError, match="'middle'"):
             call(PROMPT, padding_side="middle")
     with pytest.raises(InputError, match="'up'"):
-        tiny._default_padding_side = "up"
+        tiny.runner.text.default_padding_side = "up"
 
 
 def test_the_position_of_a_token(tiny: HookedTransformer) -> None:
@@ -240,7 +247,7 @@ def test_the_padding_side_is_the_files(tiny_copy: Path) -> None:
 
 
 def test_a_tokenizer_can_be_set(tiny: HookedTransformer) -> None:
-    model = HookedTransformer(tiny._engine)
+    model = HookedTransformer(tiny.runner.engine)
     given = Tokenizer(tiny.tokenizer.fast, {"eos_token": "<|endoftext|>"})
     model.set_tokenizer(given, default_padding_side="left")
     assert model.tokenizer is given

@@ -250,10 +250,9 @@ def test_the_torch_face_takes_and_gives_tensors(lens: Any, odd_hooked: Path) -> 
 
 def with_weights_of(lens: Any, model: Any) -> Any:
     """The model with TransformerLens's processed weights, to the methods that read them."""
-    changed = copy.copy(model)
-    changed._engine = copy.copy(model._engine)
-    changed._engine.weights = {name: value.numpy() for name, value in lens.state_dict().items()}
-    return changed
+    engine = copy.copy(model.runner.engine)
+    engine.weights = {name: value.numpy() for name, value in lens.state_dict().items()}
+    return type(model)(engine, model.tokenizer)
 
 
 @each_position

@@ -67,8 +67,8 @@ def test_an_untied_head_is_used(tmp_path: Path) -> None:
     model = graphlens.HookedTransformer.from_onnx(folder)
     tensors = load_file(tmp_path / "checkpoint" / "model.safetensors")
     assert not np.array_equal(tensors["lm_head.weight"], tensors["transformer.wte.weight"])
-    np.testing.assert_array_equal(model._engine.weights["unembed.W_U"], tensors["lm_head.weight"].T)
-    np.testing.assert_array_equal(model._engine.weights["embed.W_E"], tensors["transformer.wte.weight"])
+    np.testing.assert_array_equal(model.runner.engine.weights["unembed.W_U"], tensors["lm_head.weight"].T)
+    np.testing.assert_array_equal(model.runner.engine.weights["embed.W_E"], tensors["transformer.wte.weight"])
 
 
 def test_an_untied_head_that_is_missing_is_an_error(odd_checkpoint: Path, tmp_path: Path) -> None:
@@ -437,8 +437,8 @@ def test_a_hub_name_opens_from_the_hub_cache_offline(
     commit = hub_cache(tmp_path / "hub", repo, odd_checkpoint)
     model = graphlens.HookedTransformer.from_pretrained_no_processing(name, cache_dir=tmp_path / "hub")
     assert model.cfg.model_name == name
-    assert model._engine.manifest.revision == commit
-    entry = model._engine.folder / "model.safetensors"
+    assert model.runner.engine.manifest.revision == commit
+    entry = model.runner.engine.folder / "model.safetensors"
     assert not entry.is_symlink()
     blobs = {path.stat().st_ino for path in (tmp_path / "hub").rglob("blobs/*")}
     assert entry.stat().st_ino in blobs

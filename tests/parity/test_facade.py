@@ -151,7 +151,7 @@ def test_tokens(model: HookedTransformer, lens: Any, bos: bool | None, side: str
         lens.tokenizer.padding_side = side
         theirs_mask = get_attention_mask(lens.tokenizer, theirs, bos is not False)
         lens.tokenizer.padding_side = "right"
-        mask = model._tokens_and_mask(mine, bos, side, followed=True)[1]
+        mask = model.runner.text.tokens_and_mask(mine, bos, side, followed=True)[1]
         assert torch.equal(torch.ones_like(mine) if mask is None else torch.from_numpy(mask), theirs_mask)
 
 

@@ -12,7 +12,7 @@ import torch
 from lens_oracle import oracle
 
 import graphlens
-from graphlens.experiments.recompute import STAGES
+from graphlens.experiments.stages import STAGES
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
 from graphlens.patching import Noise, Site, grid, sweep
 from graphlens.torch import HookedTransformer

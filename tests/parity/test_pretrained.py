@@ -127,7 +127,7 @@ def test_the_same_name_opens_from_the_cache_afterwards(odd_checkpoint: Path, mon
     first = HookedTransformer.from_pretrained(odd_checkpoint)
     monkeypatch.setattr("graphlens.pipelines.export._export_staged", None)
     second = HookedTransformer.from_pretrained(odd_checkpoint)
-    assert second._engine.path == first._engine.path
+    assert second.runner.engine.path == first.runner.engine.path
     assert first.cfg.processing == PROCESSING
 
 

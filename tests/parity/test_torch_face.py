@@ -81,7 +81,7 @@ def test_the_workflow_of_a_transformerlens_script(model: HookedTransformer, refe
 
 def test_tensors_share_memory_with_the_run_and_the_numbers_are_the_numpy_faces(model: HookedTransformer) -> None:
     numpy_model = graphlens.HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
-    assert numpy_model._engine.session(Plan()) is model._engine.session(Plan())
+    assert numpy_model.runner.engine.session(Plan()) is model.runner.engine.session(Plan())
     logits, cache = model.run_with_cache(PROMPT)
     numpy_logits, numpy_cache = numpy_model.run_with_cache(PROMPT)
     np.testing.assert_array_equal(logits.numpy(), numpy_logits)
@@ -89,7 +89,7 @@ def test_tensors_share_memory_with_the_run_and_the_numbers_are_the_numpy_faces(m
         np.testing.assert_array_equal(cache[name].numpy(), value)
     assert model.to_tokens(PROMPT).dtype == torch.int64
     array = numpy_cache["hook_embed"]
-    assert model._from_user(model._to_user(array)).ctypes.data == array.ctypes.data
+    assert model.border.from_user(model.border.to_user(array)).ctypes.data == array.ctypes.data
 
 
 def test_hooks_may_edit_in_place_return_none_or_a_numpy_array(model: HookedTransformer) -> None:

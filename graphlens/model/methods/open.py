@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Self
+from typing import Any, Generic, Self
 
+from graphlens.analysis.arrays import ArrayT
+from graphlens.engine.engine import Engine
 from graphlens.errors import InputError
-from graphlens.model.border import NumpyFace
+from graphlens.file.tokenizer import Tokenizer
+from graphlens.model.runner import Runner
 from graphlens.runtime.providers import Providers
+from graphlens.views.progress import spinner
 
 # TransformerLens's other arguments, with the value at which they ask for nothing.
 _ASKS_NOTHING = {
@@ -19,8 +23,51 @@ _ASKS_NOTHING = {
 }
 
 
-class Pretrained(NumpyFace):
+class OpenMethods(Generic[ArrayT]):
     """The part of HookedTransformer that finds, exports, processes and opens a model."""
+
+    runner: Runner[ArrayT]
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | None = None,
+        default_prepend_bos: bool = True,
+        default_padding_side: str | None = None,
+    ) -> None:
+        raise NotImplementedError  # HookedTransformer's
+
+    @classmethod
+    def from_onnx(
+        cls,
+        path: str | os.PathLike[str],
+        providers: Providers = None,
+        default_prepend_bos: bool = True,
+        default_padding_side: str | None = None,
+        tokenizer: Any = None,
+        n_ctx: int | None = None,
+    ) -> Self:
+        """Opens a hooked folder or ``model.onnx``.
+
+        Args:
+            path: The folder or file.
+            providers: "cpu", "cuda", ONNX Runtime's provider names, or None for CUDA where it works.
+            default_prepend_bos: Whether text gets a BOS token where a call does not say.
+            default_padding_side: "right" or "left"; None is the tokenizer's own.
+            tokenizer: A transformers or graphlens tokenizer in place of the folder's.
+            n_ctx: Lowers the longest input.
+
+        Raises:
+            ModelFileError: When the file is damaged, altered or not hooked.
+            InputError: For another padding side or ``n_ctx``.
+        """
+        if default_padding_side not in ("left", "right", None):
+            raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
+        with spinner(f"Opening {path}"):
+            engine = Engine(path, providers, n_ctx)
+            if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+                tokenizer = Tokenizer.from_transformers(tokenizer)
+            return cls(engine, tokenizer, default_prepend_bos, default_padding_side)
 
     @classmethod
     def from_pretrained(
@@ -46,17 +93,37 @@ class Pretrained(NumpyFace):
         providers: Providers = None,
         **unsupported: Any,
     ) -> Self:
-        """Opens a model by hub name, TransformerLens alias, checkpoint folder or hooked folder, its weights processed.
+        """Opens a model by name or folder, its weights processed. TransformerLens: the same name.
 
         The first time it is exported into the cache folder (``GRAPHLENS_CACHE``), which needs torch and transformers;
-        afterwards it opens from there without them. The processing flags are TransformerLens's (see process_weights).
-        What follows ``center_unembed`` is passed by name: TransformerLens's order is another there.
-        ``hf_model`` is a transformers model in memory (a fine-tune) to use instead of the name's weights; ``tokenizer`` a
-        transformers or tokenizers one. ``device`` is "cpu" or "cuda" (or give ``providers``); ``dtype`` "float32",
-        "float64", "float16" or "bfloat16", also as a torch or NumPy dtype.
-        ``default_padding_side`` None is the tokenizer's. ``first_n_layers`` keeps that many blocks,
-        ``n_ctx`` lowers the longest input. ``cache_dir``, ``token`` and ``revision`` are huggingface_hub's.
-        Raises ExportError, ModelFileError, and InputError for what ONNX Runtime cannot honour.
+        afterwards it opens from there without them. What follows ``center_unembed`` is passed by name: TransformerLens's
+        order is another there.
+
+        Args:
+            model_name: A hub name, a TransformerLens alias, a checkpoint folder or a hooked folder.
+            fold_ln: A processing flag of TransformerLens's, as the others; see process_weights.
+            center_writing_weights: See there.
+            center_unembed: See there.
+            fold_value_biases: See there.
+            refactor_factored_attn_matrices: See there.
+            hf_model: A transformers model in memory (a fine-tune) to use instead of the name's weights.
+            tokenizer: A transformers or tokenizers one in place of the checkpoint's.
+            device: "cpu" or "cuda"; or give ``providers``.
+            dtype: "float32", "float64", "float16" or "bfloat16", also as a torch or NumPy dtype.
+            default_prepend_bos: Whether text gets a BOS token where a call does not say; None for yes.
+            default_padding_side: "right" or "left"; None is the tokenizer's own.
+            first_n_layers: Keeps that many blocks.
+            n_ctx: Lowers the longest input.
+            cache_dir: huggingface_hub's.
+            revision: huggingface_hub's.
+            token: huggingface_hub's.
+            providers: ONNX Runtime's provider names; see from_onnx.
+            **unsupported: TransformerLens's other arguments, at the values that ask for nothing.
+
+        Raises:
+            ExportError: For a name or checkpoint that cannot be had or exported.
+            ModelFileError: For a hooked folder that is damaged.
+            InputError: For what ONNX Runtime cannot honour.
         """
         for name, value in unsupported.items():
             if name not in _ASKS_NOTHING or value not in (_ASKS_NOTHING[name], None):
@@ -80,7 +147,7 @@ class Pretrained(NumpyFace):
             first_n_layers=first_n_layers,
             hf_model=hf_model,
         )
-        return cls.from_onnx(  # type: ignore[attr-defined,no-any-return]
+        return cls.from_onnx(
             folder,
             _providers(device, providers),
             default_prepend_bos=True if default_prepend_bos is None else default_prepend_bos,

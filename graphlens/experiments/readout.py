@@ -1,0 +1,120 @@
+"""What metrics are of residual streams that were computed again: through the logits they read, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphlens.analysis.arrays import Array
+from graphlens.analysis.metrics import Metric
+from graphlens.engine.block_pieces import BlockPieces
+from graphlens.errors import InputError
+from graphlens.experiments.corrupted_run import CorruptedRun
+from graphlens.experiments.sweep_metrics import called
+from graphlens.file.io_names import LOGITS
+from graphlens.file.names import UNEMBEDDED, in_block
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
+
+
+def columns(runner: Runner[Any], hidden: Array, tokens: Array) -> Array:
+    """Logits of some tokens alone: the product with their columns of W_U, plus b_U.
+
+    Args:
+        runner: Has the weights.
+        hidden: unembed.hook_in, [variant, b, m, d_model].
+        tokens: int64 [b, k].
+
+    Returns:
+        [variant, b, m, k].
+    """
+    # Rows of the transpose: taken as columns, the whole matrix would be copied first.
+    taken = runner.weights["unembed.W_U"].T[tokens].astype(hidden.dtype)  # [b, k, D]
+    bias = runner.weights["unembed.b_U"][tokens].astype(hidden.dtype)
+    found: Array = np.matmul(hidden, taken.transpose(0, 2, 1)) + bias[:, None]
+    return found
+
+
+class Readout:
+    """The metrics of a sweep, of last residual streams.
+
+    Args:
+        run: The corrupted run, which has the metrics.
+        pieces: The model in pieces.
+        by_columns: Whether the logits of some tokens may be computed from W_U's columns alone.
+    """
+
+    def __init__(self, run: CorruptedRun, pieces: BlockPieces, by_columns: bool) -> None:
+        self._run, self._pieces, self._by_columns = run, pieces, by_columns
+
+    def values(self, indices: Sequence[int], start: int, residual: Array) -> list[Array]:
+        """Each metric's values, [variant] or [variant, b].
+
+        Args:
+            indices: The sites of the variants, for an error.
+            start: The variants' first position.
+            residual: Last residual streams [variant, b, m, d_model]: at the positions that the metrics read, metric
+                after metric, or from ``start`` on where one reads all.
+
+        Raises:
+            InputError: For a metric that is NaN.
+        """
+        run, read = self._run, self._run.measuring.read()
+        if run.logits is not None:
+            return self._of_whole_logits(run.logits, start, residual)
+        offset, found = 0, []
+        for metric in run.measuring.metrics:
+            assert isinstance(metric, Metric)
+            needs = metric.needs(run.batch, run.length)
+            if read is None:  # all positions of one metric: those before the first are the corrupted run's
+                here = self._with_earlier(residual, start)
+                here = here if needs.positions is None else here[:, np.arange(run.batch)[:, None], needs.positions]
+            else:
+                assert needs.positions is not None
+                count = needs.positions.shape[-1]
+                here, offset = residual[:, :, offset : offset + count], offset + count
+            if needs.tokens is None or not self._by_columns:
+                values = self._in_slices(metric, here)
+            else:
+                values = metric.of(columns(run.runner, self._end(here, UNEMBEDDED), needs.tokens))
+            values = metric.reduced(values)
+            if np.isnan(values).any():
+                raise InputError(
+                    f"the metric {called(metric)} is NaN at {run.sites[indices[int(np.isnan(values).argmax())]]}."
+                )
+            found.append(values)
+        return found
+
+    def _end(self, residual: Array, output: str) -> Array:
+        found = self._pieces.end(residual.reshape(-1, residual.shape[-1]), output)
+        return found.reshape(*residual.shape[:-1], -1)
+
+    def _in_slices(self, metric: Metric, residual: Array) -> Array:
+        """A metric's values [variant, b] through whole logits, no more of them at once than a run of the prompt has."""
+        run = self._run
+        some = max(1, run.length // residual.shape[2])
+        needs = metric.needs(run.batch, run.length)
+        parts = []
+        for start in range(0, len(residual), some):
+            logits = self._end(residual[start : start + some], LOGITS)
+            if needs.tokens is not None:
+                logits = np.take_along_axis(logits, needs.tokens[None, :, None], -1)
+            parts.append(metric.of(logits))
+        return np.concatenate(parts)
+
+    def _with_earlier(self, residual: Array, start: int) -> Array:
+        """Last residual streams of every position, those before ``start`` the corrupted run's."""
+        last = self._run.activations[in_block(self._run.n_layers - 1, "hook_resid_post")][None, :, :start]
+        return np.concatenate([np.broadcast_to(last, (len(residual), *last.shape[1:])), residual], 2)
+
+    def _of_whole_logits(self, corrupted: Array, start: int, residual: Array) -> list[Array]:
+        """Values of metrics of which one is a function of whole logits: those before ``start`` are the corrupted run's."""
+        rows = []
+        for variant in residual:
+            logits = np.array(corrupted)
+            logits[:, start:] = self._end(variant, LOGITS)
+            rows.append([self._run.measuring.of(metric, logits) for metric in self._run.measuring.metrics])
+        return [np.stack(column) for column in zip(*rows, strict=True)]

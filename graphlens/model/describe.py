@@ -1,0 +1,37 @@
+"""What a model says of itself now: its configuration, and its table of hook points."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from graphlens.file.names import axis_sizes
+from graphlens.model.config import HookedTransformerConfig, HookPointInfo
+from graphlens.model.runner import Runner
+
+
+def config(runner: Runner[Any]) -> HookedTransformerConfig:
+    """The configuration of a model with the flags that are set."""
+    manifest, text = runner.engine.manifest, runner.text
+    architecture = manifest.config
+    if "fold_ln" in manifest.processing:
+        architecture = replace(architecture, normalization_type=f"{architecture.normalization_type}Pre")
+    flags: dict[str, Any] = dict.fromkeys(runner.flags.names, True)
+    return HookedTransformerConfig(
+        **asdict(architecture),
+        device="cuda" if runner.engine.providers[0].startswith("CUDA") else "cpu",
+        default_prepend_bos=text.default_prepend_bos,
+        default_padding_side=text.default_padding_side,
+        tokenizer_prepends_bos=None if text.tokenizer is None else text.tokenizer.prepends_bos,
+        processing=manifest.processing,
+        **flags,
+    )
+
+
+def hook_points(runner: Runner[Any]) -> HookPointInfo:
+    """Every hook point there is with the flags that are set: name -> (shape, dtype)."""
+    sizes = {axis: str(size) for axis, size in axis_sizes(runner.config).items()}
+    info, entries = HookPointInfo(), runner.engine.hooks(runner.plan())
+    for name in runner.names():
+        info[name] = (f"[{', '.join(sizes.get(axis, axis) for axis in entries[name].axes)}]", entries[name].dtype)
+    return info

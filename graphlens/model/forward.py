@@ -1,0 +1,108 @@
+"""One forward as a user asks for it: what ``return_type``, ``names_filter`` and ``incl_bwd`` come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, Literal
+
+from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.slices import SliceInput
+from graphlens.errors import InputError
+from graphlens.file.names import NamesFilter
+from graphlens.model.hooks import BACKWARD, Hooks
+from graphlens.model.request import RETURN_TYPES, ForwardOptions, Output, Request
+from graphlens.model.runner import Runner
+from graphlens.model.text import Input
+
+
+class CacheOptions(ForwardOptions[ArrayT], total=False):
+    """The arguments of ``run_with_cache`` that are its own, and those of ``forward``; see there."""
+
+    loss_per_token: bool
+    names_filter: NamesFilter
+    device: Any
+    remove_batch_dim: bool
+    incl_bwd: bool
+    reset_hooks_end: bool
+    clear_contexts: bool
+    pos_slice: SliceInput
+
+
+class HookOptions(ForwardOptions[ArrayT], total=False):
+    """The arguments of ``run_with_hooks`` that are its own, and those of ``forward``; see there."""
+
+    loss_per_token: bool
+    fwd_hooks: Hooks
+    bwd_hooks: Hooks
+    reset_hooks_end: bool
+    clear_contexts: bool
+
+
+@dataclass(frozen=True)
+class Forwarded(Generic[ArrayT]):
+    """What a forward gave.
+
+    Attributes:
+        result: What ``return_type`` asked for.
+        values: Activations, and gradients as ``<name>_grad``, by name.
+        request: The run.
+    """
+
+    result: ArrayT | Output[ArrayT] | None
+    values: dict[str, Array]
+    request: Request
+
+
+def run_forward(
+    runner: Runner[ArrayT],
+    names_filter: NamesFilter | Literal[False],
+    incl_bwd: bool,
+    input: Input[ArrayT],
+    return_type: str | None = "logits",
+    loss_per_token: bool = False,
+    *forward_args: Any,
+    **forward_options: Any,
+) -> Forwarded[ArrayT]:
+    """Runs ``forward``, whose arguments follow ``incl_bwd``.
+
+    Args:
+        runner: Runs the model.
+        names_filter: Which activations are wanted; False for none.
+        incl_bwd: Whether their gradients of the loss are wanted too.
+        input: See ``HookedTransformer.forward``, as for what follows.
+        return_type: See there.
+        loss_per_token: See there.
+        *forward_args: See there.
+        **forward_options: See there.
+
+    Raises:
+        InputError: For arguments that do not go together, and what Runner.request and Runner.run raise.
+    """
+    if return_type not in RETURN_TYPES:
+        raise InputError(f"return_type must be one of {RETURN_TYPES}, not {return_type!r}.")
+    request = runner.request(input, *forward_args, **forward_options)
+    stops = request.plan.stop is not None
+    wants_loss = return_type in ("loss", "both") and not stops
+    if wants_loss and request.tokens is None:
+        raise InputError("a loss needs the tokens: with start_at_layer pass them as tokens=.")
+    if wants_loss and request.shape[1] < 2:
+        raise InputError("a loss needs at least 2 tokens: it is that of each next token.")
+    fetch = [] if names_filter is False else runner.select(names_filter, request)
+    scalar = return_type == "loss" and wants_loss and not loss_per_token
+    if incl_bwd and not scalar:
+        raise InputError(
+            "incl_bwd runs backward from a scalar: pass return_type='loss' (without loss_per_token), or take "
+            "model.gradients(tokens, metric)."
+        )
+    backward_now = not runner.border.backward_later and bool(runner.hooks.active(dir=BACKWARD))
+    if incl_bwd or (scalar and backward_now):
+        ran = runner.run_loss(request, fetch, fetch if incl_bwd else [])
+    else:
+        ran = runner.run(request, fetch, output=stops or return_type is not None)
+    if ran.output is None:
+        return Forwarded(None, ran.values, request)
+    result = runner.border.finish(ran.output, request, runner)
+    if stops or return_type == "logits":
+        return Forwarded(result, ran.values, request)
+    loss = runner.border.loss(result, ran.output, request, loss_per_token)
+    return Forwarded(loss if return_type == "loss" else Output(result, loss), ran.values, request)

@@ -1,0 +1,207 @@
+"""The methods of HookedTransformer that say what is active: flags, Python hooks, interventions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Generic, Self
+
+from graphlens.analysis.arrays import ArrayT
+from graphlens.engine.plan import Plan
+from graphlens.model.hooks import HookDict, HookFunction, HookName, Hooks
+from graphlens.model.runner import Interventions, Runner
+
+
+class EditMethods(Generic[ArrayT]):
+    """The part of HookedTransformer that adds and removes flags, hooks and interventions."""
+
+    runner: Runner[ArrayT]
+
+    # Flags
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """Whether each head's output ``attn.hook_result`` [b, p, head, d_model] is a hook point."""
+        self.runner.flags.set("use_attn_result", use_attn_result)
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """Whether each head reads a residual of its own for q, k and v: ``hook_{q,k,v}_input`` [b, p, head, d_model]."""
+        self.runner.flags.set("use_split_qkv_input", use_split_qkv_input)
+
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Whether each head reads a residual of its own: ``hook_attn_in`` [b, p, head, d_model]."""
+        self.runner.flags.set("use_attn_in", use_attn_in)
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Whether the residual that the MLP reads is a hook point: ``hook_mlp_in`` [b, p, d_model]."""
+        self.runner.flags.set("use_hook_mlp_in", use_hook_mlp_in)
+
+    def set_use_hook_tokens(self, use_hook_tokens: bool) -> None:
+        """Whether the tokens that are embedded are a hook point: ``hook_tokens`` int64 [b, p]."""
+        self.runner.flags.set("use_hook_tokens", use_hook_tokens)
+
+    # Hooks
+
+    @property
+    def hook_dict(self) -> HookDict:
+        """Every hook point by name, in firing order; TransformerLens 4's names find them too."""
+        return self.runner.hooks.points
+
+    def add_hook(
+        self,
+        name: HookName,
+        hook: HookFunction,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Adds a hook, for every thread, until ``reset_hooks``. TransformerLens: the same name.
+
+        Args:
+            name: A hook point, or a function name -> bool, which is asked for our names, not TransformerLens 4's.
+            hook: Called as ``hook(activation, hook=HookPoint)``; what it returns replaces the activation, None keeps
+                it.
+            dir: "fwd", or "bwd" for a backward hook; see ``hooks``.
+            is_permanent: Whether ``reset_hooks`` leaves it.
+            level: A number that ``reset_hooks(level=)`` picks it by; it also goes with a ``with model.hooks`` block of
+                that depth (from 1).
+            prepend: Whether it runs before the hooks that are there.
+
+        Raises:
+            UnknownHookPoint: For a name that is none.
+            InputError: For another ``dir``.
+        """
+        self.runner.hooks.add(name, hook, dir, is_permanent, prepend, level)
+
+    def add_perma_hook(self, name: HookName, hook: HookFunction, dir: str = "fwd") -> None:
+        """Adds a hook that ``reset_hooks`` leaves, unless told ``including_permanent=True``."""
+        self.runner.hooks.add(name, hook, dir, permanent=True)
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: str = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Removes added hooks and those of this thread's ``with model.hooks`` blocks. TransformerLens: the same name.
+
+        The end of a block puts back the hooks of the blocks around it.
+
+        Args:
+            clear_contexts: Whether every ``hook.ctx`` is emptied.
+            direction: "fwd", "bwd" or "both".
+            including_permanent: Whether permanent hooks go too.
+            level: Only those of one level: that of ``add_hook``, or the depth of a block, from 1.
+        """
+        self.runner.hooks.reset(including_permanent, level, dir=direction)
+        if clear_contexts:
+            self.clear_contexts()
+
+    def clear_contexts(self) -> None:
+        """Empties every ``hook.ctx``."""
+        self.runner.hooks.clear_contexts()
+
+    @contextlib.contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[Self]:
+        """Adds hooks to every call inside the ``with`` block. TransformerLens: the same name.
+
+        They are active in the thread (or asyncio task) that entered the block, so threads can share a model; a thread
+        started inside the block has to enter one of its own.
+
+        Args:
+            fwd_hooks: (hook name or function name -> bool, function) pairs; see ``run_with_hooks``.
+            bwd_hooks: The same, called as ``function(gradient, hook=HookPoint)`` when gradients are computed: what they
+                return (an array or a tuple of one) replaces the gradient for all that is computed from it. Gradients
+                are computed in ``gradients``, in a forward whose result is a mean loss (``return_type="loss"``), and on
+                the torch face in ``backward()``.
+            reset_hooks_end: False lets them stay, as if added.
+            clear_contexts: Whether each ``hook.ctx`` is emptied after the block.
+
+        Raises:
+            UnknownHookPoint: For a name that is none.
+        """
+        with contextlib.ExitStack() as stack:
+            if reset_hooks_end:
+                stack.enter_context(self.runner.hooks.adding(fwd_hooks, bwd_hooks))
+            else:
+                for direction, some in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
+                    for name, function in some:
+                        self.runner.hooks.add(name, function, direction)
+            if clear_contexts:
+                stack.callback(self.runner.hooks.clear_contexts)
+            yield self
+
+    # Interventions
+
+    @contextlib.contextmanager
+    def intervene(self, interventions: Interventions, strict: bool = True) -> Iterator[Self]:
+        """Applies interventions to every call inside the ``with`` block, ``generate`` included, with no Python in the run.
+
+        Blocks nest; those at one hook point apply in order, outer ones first, and before Python hooks there. Cached
+        values are those after the edits. Under a KV cache positions count from the first token, and
+        ``positions="prompt"`` or ``"generated"`` tells the prompt from what ``generate`` adds. Active in the thread (or
+        asyncio task) that entered the block.
+
+        Args:
+            interventions: One Ablate, Patch, Steer or Scale, or several.
+            strict: False ignores positions beyond the sequence.
+
+        Raises:
+            UnknownHookPoint: For a hook point that is not there.
+            InputError: For what the model lacks or what cannot fit, before anything runs.
+        """
+        with self.runner.editing(interventions, strict):
+            yield self
+
+    def bake(
+        self,
+        interventions: Interventions,
+        out_dir: str | os.PathLike[str],
+        *,
+        with_past: bool = False,
+        keep_hooks: bool = False,
+        self_contained: bool = False,
+        layout: str = "plain",
+    ) -> Path:
+        """Writes this model with the interventions inside: a file that runs without graphlens.
+
+        Args:
+            interventions: One Ablate, Patch, Steer or Scale, or several.
+            out_dir: The folder to write.
+            with_past: See graphlens.bake_model, as for the arguments after it.
+            keep_hooks: See there.
+            self_contained: See there.
+            layout: See there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ExportError: For a folder that is not empty or cannot be written; and what ``intervene`` raises.
+        """
+        from graphlens.pipelines.deploy import bake_model
+
+        return bake_model(
+            self.runner.engine.path,
+            interventions,
+            out_dir,
+            with_past=with_past,
+            keep_hooks=keep_hooks,
+            self_contained=self_contained,
+            layout=layout,
+            flags=self.runner.flags.names,
+        )
+
+    @property
+    def sessions(self) -> list[Plan]:
+        """The kinds of graph that have an open session, least recently used first. At most seven stay open."""
+        return self.runner.engine.open_sessions

@@ -1,0 +1,159 @@
+"""The methods of HookedTransformer that generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Generic
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.analysis.arrays import ArrayT
+from graphlens.errors import InputError
+from graphlens.model.generate import Generation, Options, gathered, holds_text
+from graphlens.model.runner import Runner
+from graphlens.model.text import Input, Tokens
+
+_RETURN_TYPES = ("input", "str", "tokens")
+
+
+class GenerateMethods(Generic[ArrayT]):
+    """The part of HookedTransformer that generates."""
+
+    runner: Runner[ArrayT]
+
+    def generate(
+        self,
+        input: Input[ArrayT] = "",
+        max_new_tokens: int = 10,
+        stop_at_eos: bool = True,
+        eos_token_id: int | Sequence[int] | None = None,
+        do_sample: bool = True,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        freq_penalty: float = 0.0,
+        use_past_kv_cache: bool = True,
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        return_type: str | None = "input",
+        verbose: bool = True,
+        attention_mask: npt.ArrayLike | ArrayT | None = None,
+        seed: int | None = None,
+    ) -> str | list[str] | ArrayT:
+        """Continues text or tokens, with the active hooks and interventions. TransformerLens: the same name.
+
+        With the KV cache, hooks see the whole prompt once and then one position at a time. After its end token a
+        sequence goes on with end tokens (of several, the tokenizer's own) until all sequences have ended.
+
+        Args:
+            input: Prompts as text or as token ids [b, p] or [p].
+            max_new_tokens: How many tokens to add at most.
+            stop_at_eos: Whether an end token ends a sequence.
+            eos_token_id: The end token, or several; None for the tokenizer's.
+            do_sample: False takes the likeliest token.
+            top_k: Draw from that many likeliest tokens; applies before ``top_p``.
+            top_p: Draw from the likeliest tokens that reach this probability together.
+            temperature: The logits are divided by it; 0 takes the likeliest token.
+            freq_penalty: Subtracted from a token's score for each time that it occurred.
+            use_past_kv_cache: Whether keys and values are kept between the steps.
+            prepend_bos: Whether text gets a BOS token; None for the model's default.
+            padding_side: Where PADs at the end of a row of token ids are padding; None for the model's default. In a
+                batch of one they never are at its right. Text of different lengths is always padded on the left.
+            return_type: "str", "tokens", or "input", as the input was.
+            verbose: Whether a terminal shows a progress bar.
+            attention_mask: int [b, prompt], 1 at real tokens; says exactly what is padding.
+            seed: Makes the draws repeatable.
+
+        Returns:
+            Text without special tokens (a list for several prompts), or token ids int64 [b, prompt + new].
+
+        Raises:
+            InputError: For unusable input or options, and for a prompt that leaves no room within n_ctx.
+        """
+        kind = _output_type(input, return_type)
+        options = Options(
+            max_new_tokens, stop_at_eos, eos_token_id, do_sample, top_k, top_p, temperature, freq_penalty,
+            use_past_kv_cache, prepend_bos, padding_side, verbose, attention_mask, seed,
+        )  # fmt: skip
+        generation = Generation(self.runner, input, options)
+        all_tokens = np.concatenate(list(generation.chunks()), 1)
+        if kind == "tokens":
+            return self.runner.border.to_user(all_tokens)
+        texts = [self._text(row) for row in all_tokens]
+        return texts[0] if len(texts) == 1 else texts
+
+    def generate_stream(
+        self,
+        input: Input[ArrayT] = "",
+        max_new_tokens: int = 10,
+        max_tokens_per_yield: int = 25,
+        stop_at_eos: bool = True,
+        eos_token_id: int | Sequence[int] | None = None,
+        do_sample: bool = True,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        freq_penalty: float = 0.0,
+        use_past_kv_cache: bool = True,
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        return_type: str | None = "input",
+        verbose: bool = True,
+        attention_mask: npt.ArrayLike | ArrayT | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str | ArrayT]:
+        """``generate``, handed out as it comes. TransformerLens: the same name.
+
+        The pieces together are what ``generate`` returns as tokens. TransformerLens gives tokens even for
+        ``return_type="str"``, and takes an end token that it has generated for padding; here neither is so.
+
+        Args:
+            input: Prompts; see ``generate``, as for all arguments that are not here.
+            max_tokens_per_yield: How many tokens a piece has at least. The first piece begins with the prompt, which
+                counts; the last one has what is left.
+            return_type: "tokens" (also for "input"), or "str" for the text of one prompt.
+
+        Yields:
+            Token ids int64 [b, n], or text.
+
+        Raises:
+            InputError: As ``generate`` does, before anything is yielded.
+        """
+        if max_tokens_per_yield < 1:
+            raise InputError(f"max_tokens_per_yield must be at least 1, not {max_tokens_per_yield}.")
+        if return_type in ("input", "tensor"):  # TransformerLens's names of what it yields
+            return_type = "tokens"
+        as_text = _output_type(input, return_type) == "str"
+        if as_text and isinstance(input, (list, tuple)) and len(input) != 1:
+            raise InputError("a stream of text has one prompt; ask for return_type='tokens' for several.")
+        options = Options(
+            max_new_tokens, stop_at_eos, eos_token_id, do_sample, top_k, top_p, temperature, freq_penalty,
+            use_past_kv_cache, prepend_bos, padding_side, verbose, attention_mask, seed,
+        )  # fmt: skip
+        generation = Generation(self.runner, input, options)
+        return self._stream(gathered(generation.chunks(), max_tokens_per_yield), as_text)
+
+    def _stream(self, pieces: Iterator[Tokens], as_text: bool) -> Iterator[str | ArrayT]:
+        said, every = "", np.zeros((1, 0), np.int64)
+        for piece in pieces:
+            if not as_text:
+                yield self.runner.border.to_user(piece)
+                continue
+            every = np.concatenate([every, piece], 1)
+            # A token may hold half a character: what does not decode yet waits for the next piece.
+            text = self._text(every[0]).rstrip("\ufffd")
+            said, new = text, text[len(said) :]
+            if new:
+                yield new
+
+    def _text(self, tokens: Tokens) -> str:
+        return self.runner.text.need_tokenizer().decode(tokens.tolist(), skip_special_tokens=True)
+
+
+def _output_type(input: object, return_type: str | None) -> str:
+    if return_type not in _RETURN_TYPES:
+        raise InputError(f"return_type must be one of {_RETURN_TYPES}, not {return_type!r}.")
+    if return_type != "input":
+        return return_type
+    return "str" if holds_text(input) else "tokens"

@@ -1,0 +1,283 @@
+"""The methods of HookedTransformer that turn text into tokens and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.analysis import numerics
+from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.errors import InputError
+from graphlens.file.tokenizer import Tokenizer
+from graphlens.model.runner import Runner
+from graphlens.model.text import Input, Tokens, checked_side, is_text, some
+
+if TYPE_CHECKING:
+    from graphlens.model.hooked_transformer import HookedTransformer
+
+
+class TextMethods(Generic[ArrayT]):
+    """The part of HookedTransformer that turns text into tokens and back."""
+
+    runner: Runner[ArrayT]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None for a model without one, which takes token ids only."""
+        return self.runner.text.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        self.runner.text.tokenizer = tokenizer
+
+    def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
+        """Replaces the tokenizer. TransformerLens: the same name.
+
+        Args:
+            tokenizer: A fast transformers one, which is copied, or one of graphlens's.
+            default_padding_side: "right" or "left"; None is the tokenizer's own.
+
+        Raises:
+            InputError: For another kind or side.
+        """
+        side = None if default_padding_side is None else checked_side(default_padding_side)
+        new = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_transformers(tokenizer)
+        self.runner.text.tokenizer = new
+        if side is not None:
+            new.padding_side = side
+
+    # Text to tokens
+
+    def to_tokens(
+        self,
+        input: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        move_to_device: bool = True,
+        truncate: bool = True,
+    ) -> ArrayT:
+        """Text as token ids. TransformerLens: the same name.
+
+        Args:
+            input: One text, or several, the shorter ones padded.
+            prepend_bos: Whether they get a BOS token; None for the model's default.
+            padding_side: "right" or "left", where shorter ones get PAD; None for the model's default.
+            move_to_device: TransformerLens's; changes nothing.
+            truncate: Whether they are cut at n_ctx.
+
+        Returns:
+            int64 [b, p]; one string gives b = 1. An empty string without BOS is no token, p = 0, which a run refuses.
+
+        Raises:
+            InputError: For a model without a tokenizer, and another padding side.
+        """
+        return self.runner.border.to_user(self.runner.text.padded(input, prepend_bos, truncate, padding_side))
+
+    def to_single_token(self, string: str) -> int:
+        """The id of a string that is exactly one token. TransformerLens: the same name.
+
+        Raises:
+            InputError: When it is none or several.
+        """
+        return self.runner.text.single_token(string)
+
+    def get_token_position(
+        self,
+        single_token: str | int,
+        input: Input[ArrayT],
+        mode: str = "first",
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+    ) -> int:
+        """The position of a token in a prompt. TransformerLens: the same name.
+
+        Args:
+            single_token: An id, or a string that is one token.
+            input: A text, or ids [p] or [1, p].
+            mode: "first" or "last" occurrence.
+            prepend_bos: Whether text gets a BOS token; None for the model's default.
+            padding_side: Where text is padded; None for the model's default.
+
+        Raises:
+            InputError: When the token is not there, and for several prompts.
+        """
+        if mode not in ("first", "last"):
+            raise InputError(f"mode must be 'first' or 'last', not {mode!r}.")
+        text = self.runner.text
+        token = text.single_token(single_token) if isinstance(single_token, str) else int(single_token)
+        rows = text.padded(input, prepend_bos, True, padding_side) if is_text(input) else text.ids(input)
+        if rows.shape[0] != 1:
+            raise InputError(f"get_token_position takes one prompt, not {rows.shape[0]}.")
+        found = np.flatnonzero(rows[0] == token)
+        if found.size == 0:
+            known = text.tokenizer is not None and 0 <= token < text.tokenizer.vocab_size
+            shown = f" ({text.of_each([token])[0]!r})" if known else ""
+            raise InputError(f"token {token}{shown} does not occur in the prompt of {rows.shape[1]} tokens.")
+        return int(found[0 if mode == "first" else -1])
+
+    def tokens_to_residual_directions(self, tokens: npt.ArrayLike | ArrayT) -> ArrayT:
+        """The columns of W_U that tokens are read off with. TransformerLens: the same name.
+
+        These are directions of the residual stream only where the final norm is folded (``fold_ln``).
+
+        Args:
+            tokens: An id, a string that is one token, or ids of any shape.
+
+        Returns:
+            A copy, [..., d_model] for tokens of shape [...]; a single id in any shape gives [d_model].
+
+        Raises:
+            InputError: For ids outside the vocabulary, and strings that are not one token.
+        """
+        text = self.runner.text
+        ids = text.token_ids(text.single_token(tokens) if isinstance(tokens, str) else tokens)
+        rows = self.runner.engine.weights["unembed.W_U"].T
+        return self.runner.border.to_user(np.array(rows[ids.reshape(()) if ids.size == 1 else ids]))
+
+    # Tokens to text
+
+    def to_string(self, tokens: npt.ArrayLike | ArrayT) -> str | list[str]:
+        """The text of token ids. TransformerLens: the same name.
+
+        Args:
+            tokens: One id or ids [p], which give a text; ids [b, p] give a list of texts.
+
+        Raises:
+            InputError: For ids that are no tokens.
+        """
+        tokenizer, ids = self.runner.text.need_tokenizer(), self.runner.text.token_ids(tokens, decoding=True)
+        if ids.ndim > 2:
+            raise InputError(f"tokens must have shape [batch, pos] or [pos], not {list(ids.shape)}.")
+        if ids.ndim == 2:
+            return [tokenizer.decode(row) for row in ids.tolist()]
+        return tokenizer.decode(np.atleast_1d(ids).tolist())
+
+    def to_str_tokens(
+        self, input: Input[ArrayT], prepend_bos: bool | None = None, padding_side: str | None = None
+    ) -> list[str] | list[list[str]]:
+        """The text of each token. TransformerLens: the same name.
+
+        Args:
+            input: A string or ids [p], which give a list; several strings or ids [b, p] give a list of lists. Strings
+                are cut at n_ctx and not padded.
+            prepend_bos: Whether text gets a BOS token; None for the model's default.
+            padding_side: TransformerLens's; checked, and changes nothing.
+
+        Raises:
+            InputError: For ids that are no tokens.
+        """
+        text = self.runner.text
+        checked_side(padding_side or "right")
+        if isinstance(input, str):
+            return text.of_each(text.encode(input, prepend_bos, truncate=True))
+        if is_text(input):
+            return [text.of_each(text.encode(each, prepend_bos, truncate=True)) for each in input]
+        ids = text.token_ids(input, decoding=True)
+        if ids.ndim == 2 and ids.shape[0] > 1:
+            return [text.of_each(row) for row in ids.tolist()]
+        if ids.ndim > 2:
+            raise InputError(f"tokens must have shape [batch, pos] or [pos], not {list(ids.shape)}.")
+        return text.of_each(ids.reshape(-1).tolist())
+
+    def to_single_str_token(self, int_token: int) -> str:
+        """The text of one token id. TransformerLens: the same name.
+
+        Raises:
+            InputError: For an id outside the vocabulary.
+        """
+        ids = self.runner.text.token_ids(int_token, decoding=True)
+        if ids.size != 1:
+            raise InputError(f"to_single_str_token takes one token id, not {ids.size}.")
+        return self.runner.text.of_each(ids.reshape(-1).tolist())[0]
+
+    # A look at a prompt
+
+    def test_prompt(
+        self,
+        prompt: str,
+        answer: str | Sequence[str],
+        prepend_space_to_answer: bool = True,
+        print_details: bool = True,
+        prepend_bos: bool | None = None,
+        top_k: int = 10,
+    ) -> None:
+        """Prints how well the model completes a prompt, with what is active. TransformerLens: the same name.
+
+        Each answer token's rank, logit (its unit) and probability, and the likeliest tokens in its place.
+
+        Args:
+            prompt: The prompt.
+            answer: The right answer; several are compared by their first tokens.
+            prepend_space_to_answer: Whether answers get the space that they lack.
+            print_details: False prints the ranks alone.
+            prepend_bos: Whether the prompt gets a BOS token; None for the model's default.
+            top_k: How many of the likeliest tokens to print.
+
+        Raises:
+            InputError: For an empty answer or a prompt too long.
+        """
+        text = self.runner.text
+        answers = [answer] if isinstance(answer, str) else list(answer)
+        if prepend_space_to_answer:
+            answers = [each if each.startswith(" ") else f" {each}" for each in answers]
+        rows = [text.need_tokenizer().encode(each) for each in answers]
+        if not rows or not all(rows):
+            raise InputError(f"every answer needs at least one token; got {answers}.")
+        wanted = np.asarray([row[:1] for row in rows] if len(rows) > 1 else rows, np.int64)  # [answers, answer tokens]
+        start = np.asarray([some([text.encode(prompt, prepend_bos, truncate=False)])[0]], np.int64)
+        tokens = np.concatenate([start.repeat(len(wanted), 0), wanted], axis=1)
+        logits = self.runner.run(self.runner.request(tokens)).logits[:, start.shape[1] - 1 : -1].astype(np.float32)
+        _print_completions(text.of_each, start[0], wanted, logits, top_k if print_details else None)
+
+
+def _print_completions(
+    of_each: Callable[[Sequence[int]], list[str]], prompt: Tokens, wanted: Tokens, logits: Array, top_k: int | None
+) -> None:
+    """Prints ``test_prompt``'s findings: wanted [answers, a], logits [answers, a, V]; ``top_k`` None for ranks alone."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+
+    def line(logit: float, probability: float, token: str) -> str:
+        return escape(f"Logit: {logit:6.2f}  Prob: {probability:7.2%}  Token: {token!r}")
+
+    answers = [of_each(row) for row in wanted.tolist()]
+    if top_k is not None:
+        console.print(escape(f"Prompt tokens: {of_each(prompt.tolist())}"))
+        console.print(escape(f"Answer tokens: {answers if len(answers) > 1 else answers[0]}"))
+    ranks: list[list[tuple[str, int]]] = []
+    for at in range(wanted.shape[1]):
+        here, probabilities = logits[:, at], numerics.softmax(logits[:, at])
+        order = np.argsort(-here, axis=-1, kind="stable")
+        ranks.append([])
+        for i, token in enumerate(wanted[:, at].tolist()):
+            rank = int(np.flatnonzero(order[i] == token)[0])
+            ranks[-1].append((answers[i][at], rank))
+            if top_k is not None:
+                shown = line(here[i, token], probabilities[i, token], answers[i][at])
+                console.print(f"[b]Rank: {rank:<6} {shown}[/b]")
+        for place, token in enumerate(order[0, : top_k or 0].tolist()):
+            shown = line(here[0, token], probabilities[0, token], of_each([token])[0])
+            console.print(f"Top {place:<7} {shown}")
+    found = ranks if len(answers) > 1 else [row[0] for row in ranks]
+    console.print(f"[b]Ranks of the answer tokens:[/b] {escape(str(found))}")
+
+
+def test_prompt(
+    prompt: str,
+    answer: str | Sequence[str],
+    model: HookedTransformer[Any],
+    prepend_space_to_answer: bool = True,
+    print_details: bool = True,
+    prepend_bos: bool | None = None,
+    top_k: int = 10,
+) -> None:
+    """Prints how well ``model`` completes ``prompt``: ``model.test_prompt``, with TransformerLens's arguments."""
+    model.test_prompt(prompt, answer, prepend_space_to_answer, print_details, prepend_bos, top_k)
+
+
+test_prompt.__test__ = False  # type: ignore[attr-defined]  # or pytest takes it for a test where it is imported

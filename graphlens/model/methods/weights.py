@@ -1,0 +1,282 @@
+"""The weights of HookedTransformer: its parts, every weight property, and what follows from the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Generic
+
+import numpy as np
+
+from graphlens.analysis.arrays import Array, ArrayT, working
+from graphlens.analysis.factored_matrix import FactoredMatrix
+from graphlens.errors import InputError
+from graphlens.file.names import in_block
+from graphlens.model.hooks import HookPoint
+from graphlens.model.parts import Block, Component, Embed, Norm, Unembed
+from graphlens.model.runner import Runner
+
+
+class WeightMethods(Generic[ArrayT]):
+    """The part of HookedTransformer that reads weights.
+
+    The weights of one layer (``model.blocks[i].attn.W_Q``) and the unstacked ones (``W_E``, ``W_U``) are views of the
+    mapped files: reading them copies nothing. Those stacked over layers (``W_Q``) are copies. The model runs from its
+    own file, so no edit of an array changes what it computes.
+    """
+
+    runner: Runner[ArrayT]
+
+    @property
+    def weights(self) -> Mapping[str, Array]:
+        """Weights by TransformerLens name, as NumPy arrays: read-only views of the mapped files."""
+        return self.runner.engine.weights
+
+    # Parts
+
+    @property
+    def embed(self) -> Embed[ArrayT]:
+        """The token embedding, with ``W_E``; call it on tokens."""
+        return Embed(self.runner, "embed")
+
+    @property
+    def pos_embed(self) -> Component[ArrayT]:
+        """The positional embedding, with ``W_pos``."""
+        return Component(self.runner, "pos_embed")
+
+    @property
+    def blocks(self) -> list[Block[ArrayT]]:
+        """The layers; see ``Block``."""
+        # Not kept: they point back at the model, and a cycle would hold its session until the garbage collector runs.
+        return [Block(self.runner, f"blocks.{layer}") for layer in range(self.runner.config.n_layers)]
+
+    @property
+    def ln_final(self) -> Norm[ArrayT]:
+        """The final norm: ``model.ln_final(residual)`` [..., d_model], same shape."""
+        return Norm(self.runner, "ln_final")
+
+    @property
+    def unembed(self) -> Unembed[ArrayT]:
+        """The unembedding: ``model.unembed(normalised)``, [..., d_model] -> logits [..., d_vocab]."""
+        return Unembed(self.runner, "unembed")
+
+    @property
+    def hook_embed(self) -> HookPoint:
+        """The hook point of that name."""
+        return self.runner.hooks.need("hook_embed")
+
+    @property
+    def hook_pos_embed(self) -> HookPoint:
+        """The hook point of that name. Raises AttributeError for a model without positional embeddings."""
+        return self.runner.hooks.need("hook_pos_embed")
+
+    @property
+    def hook_tokens(self) -> HookPoint:
+        """The hook point of that name. Raises AttributeError while its flag is not set."""
+        return self.runner.hooks.need("hook_tokens")
+
+    # Every weight
+
+    def named_parameters(self) -> Iterator[tuple[str, ArrayT]]:
+        """(TransformerLens name, array) of every weight, one at a time; views of the mapped file.
+
+        Biases that the checkpoint lacks are zeros. Tied weights come under each of their names.
+        """
+        for name in self.runner.weights.names():
+            yield name, self.runner.weight(name)
+
+    def parameters(self) -> Iterator[ArrayT]:
+        """The arrays of ``named_parameters()``."""
+        return (array for _, array in self.named_parameters())
+
+    def state_dict(self) -> dict[str, ArrayT]:
+        """Every weight by its TransformerLens name."""
+        return dict(self.named_parameters())
+
+    @property
+    def n_params_total(self) -> int:
+        """The number of all parameters, embeddings, biases and norms included; tied ones count twice."""
+        return sum(self.runner.weights[name].size for name in self.runner.weights.names())
+
+    @property
+    def W_E(self) -> ArrayT:  # noqa: N802
+        """Token embedding [d_vocab, d_model]."""
+        return self.runner.weight("embed.W_E")
+
+    @property
+    def W_pos(self) -> ArrayT:  # noqa: N802
+        """Positional embedding [n_ctx, d_model]. Raises AttributeError for a model without one."""
+        return self.runner.weight("pos_embed.W_pos")
+
+    @property
+    def W_E_pos(self) -> ArrayT:  # noqa: N802
+        """W_E above W_pos [d_vocab + n_ctx, d_model]; a copy."""
+        return self.runner.border.to_user(
+            np.concatenate([self.runner.weights["embed.W_E"], self.runner.weights["pos_embed.W_pos"]])
+        )
+
+    @property
+    def W_U(self) -> ArrayT:  # noqa: N802
+        """Unembedding [d_model, d_vocab]."""
+        return self.runner.weight("unembed.W_U")
+
+    @property
+    def b_U(self) -> ArrayT:  # noqa: N802
+        """Unembedding bias [d_vocab]; zeros where the model has none."""
+        return self.runner.weight("unembed.b_U")
+
+    @property
+    def W_Q(self) -> ArrayT:  # noqa: N802
+        """Query weights [n_layers, n_heads, d_model, d_head]; a copy, as is every stack over layers."""
+        return self.runner.border.to_user(self.runner.weights.stacked("attn.W_Q"))
+
+    @property
+    def W_K(self) -> ArrayT:  # noqa: N802
+        """Key weights [n_layers, n_heads, d_model, d_head]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("attn.W_K"))
+
+    @property
+    def W_V(self) -> ArrayT:  # noqa: N802
+        """Value weights [n_layers, n_heads, d_model, d_head]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("attn.W_V"))
+
+    @property
+    def W_O(self) -> ArrayT:  # noqa: N802
+        """Output weights of the heads [n_layers, n_heads, d_head, d_model]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("attn.W_O"))
+
+    @property
+    def W_in(self) -> ArrayT:  # noqa: N802
+        """MLP input weights [n_layers, d_model, d_mlp]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("mlp.W_in"))
+
+    @property
+    def W_gate(self) -> ArrayT | None:  # noqa: N802
+        """MLP gate weights [n_layers, d_model, d_mlp], a copy; None for a model without gates."""
+        return (
+            self.runner.border.to_user(self.runner.weights.stacked("mlp.W_gate"))
+            if in_block(0, "mlp.W_gate") in self.runner.weights
+            else None
+        )
+
+    @property
+    def W_out(self) -> ArrayT:  # noqa: N802
+        """MLP output weights [n_layers, d_mlp, d_model]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("mlp.W_out"))
+
+    @property
+    def b_Q(self) -> ArrayT:  # noqa: N802
+        """Query biases [n_layers, n_heads, d_head]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("attn.b_Q"))
+
+    @property
+    def b_K(self) -> ArrayT:  # noqa: N802
+        """Key biases [n_layers, n_heads, d_head]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("attn.b_K"))
+
+    @property
+    def b_V(self) -> ArrayT:  # noqa: N802
+        """Value biases [n_layers, n_heads, d_head]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("attn.b_V"))
+
+    @property
+    def b_O(self) -> ArrayT:  # noqa: N802
+        """Attention output biases [n_layers, d_model]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("attn.b_O"))
+
+    @property
+    def b_in(self) -> ArrayT:
+        """MLP input biases [n_layers, d_mlp]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("mlp.b_in"))
+
+    @property
+    def b_out(self) -> ArrayT:
+        """MLP output biases [n_layers, d_model]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked("mlp.b_out"))
+
+    @property
+    def QK(self) -> FactoredMatrix:  # noqa: N802
+        """W_Q W_K^T of every head: a FactoredMatrix [n_layers, n_heads, d_model, d_model]."""
+        return self.runner.border.factored(
+            self.runner.weights.stacked("attn.W_Q"), np.swapaxes(self.runner.weights.stacked("attn.W_K"), -2, -1)
+        )
+
+    @property
+    def OV(self) -> FactoredMatrix:  # noqa: N802
+        """W_V W_O of every head: a FactoredMatrix [n_layers, n_heads, d_model, d_model]."""
+        return self.runner.border.factored(
+            self.runner.weights.stacked("attn.W_V"), self.runner.weights.stacked("attn.W_O")
+        )
+
+    # What follows from them
+
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> ArrayT:
+        """The sum of the output biases before a layer. TransformerLens: the same name.
+
+        Args:
+            layer: 0 to n_layers, where n_layers means all of them.
+            mlp_input: Whether to add b_O of that layer too.
+            include_mlp_biases: Whether every b_out counts.
+
+        Returns:
+            [d_model], float64 for a float64 model, else float32.
+
+        Raises:
+            InputError: For a layer outside 0..n_layers, and for ``mlp_input`` past the last one.
+        """
+        n_layers = self.runner.config.n_layers
+        if not 0 <= layer <= n_layers or (mlp_input and layer == n_layers):
+            last = n_layers - 1 if mlp_input else n_layers
+            raise InputError(f"layer must be from 0 to {last}{' with mlp_input' if mlp_input else ''}, not {layer}.")
+        names = [f"blocks.{i}.attn.b_O" for i in range(layer + mlp_input)]
+        if include_mlp_biases:
+            names += [f"blocks.{i}.mlp.b_out" for i in range(layer)]
+        total = working(np.zeros(self.runner.config.d_model, self.runner.config.dtype))
+        for name in names:
+            total += self.runner.weights[name]
+        return self.runner.border.to_user(total)
+
+    def all_composition_scores(self, mode: str) -> ArrayT:
+        """How far each head's output reaches each later head's query, key or value. TransformerLens: the same name.
+
+        Args:
+            mode: "Q", "K" or "V".
+
+        Returns:
+            [n_layers, n_heads, n_layers, n_heads], float64 for a float64 model and else float32: ``|L R| / (|L| |R|)``
+            (Frobenius norms) of the first head's OV and the second one's QK, QK^T or OV; 0 unless the second is in a
+            later layer. Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+
+        Raises:
+            InputError: For another mode.
+        """
+        if mode not in ("Q", "K", "V"):
+            raise InputError(f"mode must be 'Q', 'K' or 'V', not {mode!r}.")
+        first, second = {"Q": ("W_Q", "W_K"), "K": ("W_K", "W_Q"), "V": ("W_V", "W_O")}[mode]
+        outer = (
+            self.runner.weights.computing("attn.W_O")
+            if mode == "V"
+            else np.swapaxes(self.runner.weights.computing(f"attn.{second}"), -2, -1)
+        )
+        # An orthonormal factor changes no Frobenius norm, so each d_model x d_model product shrinks to d_head rows.
+        left = np.linalg.qr(self.runner.weights.computing("attn.W_V"), mode="r") @ self.runner.weights.computing(
+            "attn.W_O"
+        )
+        outer_r = np.linalg.qr(np.swapaxes(outer, -2, -1), mode="r")
+        right = self.runner.weights.computing(f"attn.{first}") @ np.swapaxes(outer_r, -2, -1)
+        layers, heads, _, width = right.shape
+        sizes = np.linalg.norm(left, axis=(-2, -1))[:, :, None, None] * np.linalg.norm(right, axis=(-2, -1))
+        scores = np.zeros((layers, heads, layers, heads), right.dtype)
+        for layer in range(layers - 1):
+            later = np.moveaxis(right[layer + 1 :], 2, 0).reshape(right.shape[2], -1)
+            for head in range(heads):
+                squares = ((left[layer, head] @ later) ** 2).reshape(-1, layers - layer - 1, heads, width)
+                with np.errstate(invalid="ignore"):  # a head of zeros has no score: nan, as in TransformerLens
+                    scores[layer, head, layer + 1 :] = (
+                        np.sqrt(squares.sum(axis=(0, 3))) / sizes[layer, head, layer + 1 :]
+                    )
+        return self.runner.border.to_user(scores)
+
+    def all_head_labels(self) -> list[str]:
+        """["L0H0", "L0H1", ...], layer by layer."""
+        config = self.runner.config
+        return [f"L{layer}H{head}" for layer in range(config.n_layers) for head in range(config.n_heads)]

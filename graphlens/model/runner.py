@@ -1,0 +1,293 @@
+"""One run with what is active: every forward, backward, step of generation and patch of a sweep goes through here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.metrics import Metric
+from graphlens.edits.kinds import Intervention, checked
+from graphlens.engine.engine import Engine
+from graphlens.engine.plan import Plan
+from graphlens.errors import InputError, warn
+from graphlens.file.io_names import gradient_output
+from graphlens.file.manifest import ModelConfig
+from graphlens.file.names import NamesFilter, select
+from graphlens.file.tokenizer import Tokenizer
+from graphlens.model import backward
+from graphlens.model.active import Active, ActiveEdits
+from graphlens.model.backward import Differentiated, Seed
+from graphlens.model.border import Border
+from graphlens.model.hooks import ActiveHook, HookRegistry
+from graphlens.model.request import Reader, Request
+from graphlens.model.text import Input, Text
+from graphlens.model.weights import Weights
+
+Interventions = Iterable[Intervention] | Intervention
+MetricT = TypeVar("MetricT", bound=Metric)
+_EXCLUDE_EACH_OTHER = {"use_attn_in": "use_split_qkv_input", "use_split_qkv_input": "use_attn_in"}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run gave, as arrays.
+
+    Attributes:
+        output: Logits [b, p, V], or the residual stream [b, p, d_model] where the run stops early; None if it was not
+            asked for.
+        values: Activations, and gradients as ``<name>_grad``, by name, after the hooks and interventions there.
+    """
+
+    output: Array | None
+    values: dict[str, Array]
+
+    @property
+    def logits(self) -> Array:
+        """The output of a run that was asked for it."""
+        assert self.output is not None, "the run was not asked for its output"
+        return self.output
+
+
+class Flags:
+    """The flags that are set: each adds hook points to the graph."""
+
+    def __init__(self) -> None:
+        self._on: set[str] = set()
+
+    def set(self, flag: str, on: bool) -> None:
+        """Sets or unsets a flag.
+
+        Raises:
+            InputError: For one that excludes another that is set.
+        """
+        other = _EXCLUDE_EACH_OTHER.get(flag)
+        if on and other in self._on:
+            raise InputError(f"{flag} and {other} exclude each other: call model.set_{other}(False) first.")
+        (self._on.add if on else self._on.discard)(flag)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The flags that are set, sorted."""
+        return tuple(sorted(self._on))
+
+
+class Runner(Generic[ArrayT]):
+    """Runs a model with the hooks, interventions and flags that are active in this thread.
+
+    Args:
+        engine: The hooked file, ready to run.
+        border: How arrays cross to the user.
+        tokenizer: None for a model without one.
+        default_prepend_bos: Whether text gets a BOS token where a call does not say.
+
+    Attributes:
+        engine: See above.
+        border: See above.
+        text: Its tokens and text.
+        weights: Its weights by name.
+        flags: Which flagged hook points there are.
+        hooks: Its Python hooks.
+        edits: Its interventions.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        border: Border[ArrayT],
+        tokenizer: Tokenizer | None = None,
+        default_prepend_bos: bool = True,
+    ) -> None:
+        self.engine, self.border = engine, border
+        self.text: Text[ArrayT] = Text(engine, border, tokenizer, default_prepend_bos)
+        self.weights = Weights(engine)
+        self.flags = Flags()
+        self.hooks = HookRegistry(self.names, engine.manifest.config.n_layers)
+        self.edits = ActiveEdits(engine)
+        self._reader = Reader(engine, self.text)
+
+    # What there is
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture."""
+        return self.engine.manifest.config
+
+    @property
+    def identity(self) -> str:
+        """A digest that tells this model from any other, whatever they are called."""
+        return self._reader.identity
+
+    def plan(self) -> Plan:
+        """The plan of whole runs with the flags that are set, without what else is active."""
+        return Plan(self.flags.names)
+
+    def names(self) -> list[str]:
+        """The hook points there are now, in firing order."""
+        return self.engine.names(self.plan())
+
+    def weight(self, name: str) -> ArrayT:
+        """A weight as the user's kind of array. Raises AttributeError for a name that there is no weight of."""
+        return self.border.weight_to_user(self.weights[name])
+
+    def select(self, names_filter: NamesFilter, request: Request) -> list[str]:
+        """The hook points that a ``names_filter`` picks of those that a run passes, in firing order.
+
+        Raises:
+            UnknownHookPoint: For a name that is none, and for a filter that matches nothing.
+            InputError: For a name that this run leaves out.
+        """
+        layers, passed = self.config.n_layers, self.engine.names(request.plan)
+        if isinstance(names_filter, (str, list, tuple)):
+            asked = select(self.names(), names_filter, layers)
+            left_out = [name for name in asked if name not in set(passed)]
+            if left_out:
+                raise InputError(
+                    f"{left_out[0]!r} is not computed in this run: start_at_layer or stop_at_layer leaves it out."
+                )
+            return asked
+        return select(passed, names_filter, layers) if passed else []
+
+    def bound(self, metric: MetricT) -> MetricT:
+        """A metric with token ids in place of text. Raises InputError where there is text and no tokenizer."""
+        return metric.bound(self.text.single_token if self.text.tokenizer is not None else None)
+
+    # What is active
+
+    def active(self) -> Active:
+        """What is active in this thread beside the plain model."""
+        hooks = tuple((hook.name, getattr(hook.user_hook, "__qualname__", "")) for hook in self.hooks.active())
+        return Active(self.flags.names, self.edits.items, hooks)
+
+    @contextlib.contextmanager
+    def editing(self, interventions: Interventions, strict: bool = True) -> Iterator[None]:
+        """Adds interventions to every run inside the ``with`` block; see HookedTransformer.intervene."""
+        with self.edits.adding(checked(interventions), self.plan(), strict):
+            yield
+
+    def snapshot(self) -> Snapshot:
+        """The hooks and interventions that are active now, to run with later."""
+        return Snapshot(self.hooks.snapshot(), self.edits.items)
+
+    @contextlib.contextmanager
+    def as_in(self, snapshot: Snapshot) -> Iterator[None]:
+        """What was active in a snapshot, and nothing else, for the length of the block, in this thread."""
+        with self.hooks.only(snapshot.hooks), self.edits.only(snapshot.interventions):
+            yield
+
+    # Running
+
+    def request(self, input: Input[ArrayT], *forward_args: Any, **forward_options: Any) -> Request:
+        """The request of a call of ``forward``, whose arguments from ``prepend_bos`` on these are."""
+        return self._reader.request(self.flags.names, input, *forward_args, **forward_options)
+
+    def whole_prompts(self, input: Input[ArrayT], **forward_options: Any) -> Request:
+        """A request over whole prompts. Raises InputError for one over some layers only, or with a KV cache."""
+        return self._reader.whole_prompts(self.flags.names, input, **forward_options)
+
+    def run(self, request: Request, fetch: Sequence[str] = (), output: bool = True) -> Ran:
+        """Runs a request once with what is active, and extends its KV cache.
+
+        Args:
+            request: The run.
+            fetch: The hook points whose activations are wanted.
+            output: Whether the logits (or the residual stream, where it stops early) are.
+
+        Raises:
+            InputError: For a hook or intervention that this run does not pass.
+            HookResultError: For what a hook returned; and whatever a hook raises.
+        """
+        callbacks = self.hooks.callbacks(self.border, set(self.engine.names(request.plan)))
+        plan, edits = self.edits.gates(request.plan, request.window)
+        if request.bare and not callbacks:
+            plan = replace(plan, bare=True)
+        results = self.engine.run(request.feeds, fetch, callbacks, output, plan, edits)
+        if request.cache is not None:
+            mask = np.ones(request.shape, np.int64) if request.mask is None else request.mask
+            request.cache.extend(results.present, mask, request.owner)
+        return Ran(results.output, results.values)
+
+    def run_backward(
+        self,
+        request: Request,
+        seed: Seed,
+        wrt: Sequence[str],
+        fetch: Sequence[str] = (),
+        output: bool = False,
+    ) -> Ran:
+        """Runs a request forward and backward with what is active.
+
+        Args:
+            request: The run.
+            seed: What goes backward from the logits.
+            wrt: The hook points whose gradients are wanted; those of active backward hooks are computed for them.
+            fetch: The hook points whose activations are wanted.
+            output: Whether the logits are.
+
+        Returns:
+            Gradients are among the values as ``<name>_grad``.
+
+        Raises:
+            InputError: For a hook point that fires several times, and what ``run`` raises.
+        """
+        possible = self.differentiable(request.plan)
+        for name in wrt:
+            if name not in possible and self.engine.hooks(request.plan)[name].dtype.startswith("float"):
+                raise InputError(
+                    f"{name!r} fires for queries, keys and values apart while inputs are split, so it has no one gradient: "
+                    "switch use_split_qkv_input and use_attn_in off, or take hook_q_input, hook_k_input and hook_v_input."
+                )
+        backward_hooks = self.hooks.backward_callbacks(self.border, possible)
+        names = self.engine.names(request.plan)
+        changing: list[str] = []
+        callbacks = {
+            **{
+                name: backward.noting(name, callback, changing)
+                for name, callback in self.hooks.callbacks(self.border, set(names)).items()
+            },
+            **{gradient_output(name): callback for name, callback in backward_hooks.items()},
+        }
+        chosen = {*wrt, *backward_hooks}
+        order = [name for name in names if name in chosen]
+        plan, edits = self.edits.gates(request.plan, request.window)
+        if not order:  # nothing asked for, and no backward hook
+            results = self.engine.run(request.feeds, fetch, callbacks, output, plan, edits)
+            return Ran(results.output, results.values)
+        plan = replace(plan, gradients=tuple(order), seed=seed.kind)
+        wanted = [*fetch, *(gradient_output(name) for name in reversed(order) if name in set(wrt))]
+        results = self.engine.run({**request.feeds, **seed.feeds}, wanted, callbacks, output, plan, edits)
+        if changing:
+            warn(
+                f"the forward hook at {changing[0]!r} changed its activation: a Python function has no derivative, so "
+                "gradients pass it as if it had added a constant. Use interventions (model.intervene) for edits that count."
+            )
+        return Ran(results.output, results.values)
+
+    def run_loss(self, request: Request, fetch: Sequence[str], wrt: Sequence[str]) -> Ran:
+        """Runs a request forward, and backward from its mean next-token loss: with logits, activations and gradients.
+
+        Hook points of ``wrt`` that have no gradient are left out.
+        """
+        seed = backward.loss_seed(request, self.config.dtype)
+        possible = self.differentiable(request.plan)
+        return self.run_backward(request, seed, [name for name in wrt if name in possible], fetch, output=True)
+
+    def seed(self, request: Request, metric: Differentiated[ArrayT]) -> Seed:
+        """The gradient of a metric with respect to the logits of a run; see backward.metric_seed."""
+        return backward.metric_seed(self, request, metric)
+
+    def differentiable(self, plan: Plan) -> set[str]:
+        """The hook points that have one gradient in runs of a plan."""
+        return backward.differentiable(self.engine, plan)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The hooks and interventions that were active at some time in some thread."""
+
+    hooks: tuple[ActiveHook, ...]
+    interventions: tuple[Intervention, ...]

@@ -1,0 +1,154 @@
+"""Tensors in and out of a model: over the arrays' own memory on the CPU, with a ``backward()`` where hooks ask for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from graphlens.analysis import factored_matrix, numerics
+from graphlens.analysis.arrays import Array
+from graphlens.analysis.numerics import counted_pairs
+from graphlens.errors import InputError
+from graphlens.model.backward import Seed
+from graphlens.model.border import Border
+from graphlens.model.config import HookedTransformerConfig
+from graphlens.model.hooks import BACKWARD
+from graphlens.model.request import Request
+from graphlens.model.runner import Runner
+
+
+class FactoredMatrix:
+    """graphlens's FactoredMatrix with tensors in and out: the same attributes and methods."""
+
+    def __init__(self, A: Any, B: Any) -> None:  # noqa: N803
+        self._arrays = factored_matrix.FactoredMatrix(A, B)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        value = getattr(self._arrays, name)
+        return (lambda *args, **options: _tensors(value(*args, **options))) if callable(value) else _tensors(value)
+
+    def __matmul__(self, other: Any) -> Any:
+        return _tensors(self._arrays @ getattr(other, "_arrays", other))
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return _tensors(self._arrays.__rmatmul__(other))
+
+    def __mul__(self, scalar: Any) -> Any:
+        return _tensors(self._arrays * scalar)
+
+    __rmul__ = __mul__
+
+    def __getitem__(self, idx: Any) -> Any:
+        return _tensors(self._arrays[idx])
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(_tensors, self._arrays)
+
+    def __repr__(self) -> str:
+        return repr(self._arrays)
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, factored_matrix.FactoredMatrix):
+        return FactoredMatrix(value.A, value.B)
+    if isinstance(value, tuple):
+        return value if all(isinstance(size, int) for size in value) else tuple(map(_tensors, value))
+    return torch.from_numpy(np.require(value, requirements="W")) if isinstance(value, np.ndarray) else value
+
+
+class _Backward(torch.autograd.Function):
+    """Logits whose ``backward()`` runs the gradient graph, and so calls the backward hooks active in the forward."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, logits: torch.Tensor, run: Callable[[Array], None]) -> torch.Tensor:
+        ctx.run = run
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
+        ctx.run(gradients[0].detach().contiguous().cpu().numpy())
+        return None, None, None
+
+
+@dataclass(frozen=True)
+class TorchBorder(Border[torch.Tensor]):
+    """Tensors on the CPU, over the same memory as the arrays."""
+
+    backward_later = True
+
+    def to_user(self, array: Array) -> torch.Tensor:
+        """A tensor over the array's memory; a copy of an array that is read-only."""
+        return torch.from_numpy(np.require(array, requirements="W"))
+
+    def from_user(self, value: object) -> Array:
+        """The array of a tensor on any device, over its memory on the CPU; an array as it is."""
+        if isinstance(value, np.ndarray):
+            return value
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(type(value).__name__)
+        if value.dtype == torch.bfloat16:
+            raise InputError("a bfloat16 tensor has no NumPy form: pass value.float().")
+        array: Array = value.detach().cpu().numpy()
+        return array
+
+    def weight_to_user(self, array: Array) -> torch.Tensor:
+        """A tensor over the mapped file; editing it in place never reaches the file."""
+        array = array.view()
+        try:
+            array.flags.writeable = True  # the mapping is copy-on-write: the file stays as it is
+        except ValueError:  # it could only be mapped read-only
+            array = array.copy()
+        return torch.from_numpy(array)
+
+    def factored(self, left: Array, right: Array) -> factored_matrix.FactoredMatrix:
+        """A FactoredMatrix of tensors."""
+        return cast(factored_matrix.FactoredMatrix, FactoredMatrix(left, right))
+
+    def finish(self, output: Array, request: Request, runner: Runner[torch.Tensor]) -> torch.Tensor:
+        """The output as a tensor, with a ``backward()`` where backward hooks are active and grad is enabled."""
+        tensor = self.to_user(output)
+        if not torch.is_grad_enabled() or not runner.hooks.active(dir=BACKWARD) or request.plan.stop is not None:
+            return tensor
+        if request.cache is not None:
+            raise InputError(
+                "backward hooks do not go with a KV cache: gradients are of whole prompts. Leave out past_kv_cache, or run under "
+                "torch.no_grad()."
+            )
+        then = runner.snapshot()
+        # Of its own: what was handed in may change before backward() is called.
+        feeds = {
+            name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in request.feeds.items()
+        }
+        kept = replace(request, feeds=feeds)
+
+        def run(gradient: Array) -> None:
+            with runner.as_in(then), torch.no_grad():
+                runner.run_backward(kept, Seed.dense(gradient), ())
+
+        anchor = torch.zeros((), requires_grad=True)
+        with_backward: torch.Tensor = _Backward.apply(anchor, tensor, run)
+        return with_backward
+
+    def loss(self, result: torch.Tensor, output: Array, request: Request, per_token: bool) -> torch.Tensor:
+        """The loss, computed by torch where it has to carry a gradient."""
+        if not result.requires_grad:
+            return self.to_user(numerics.lm_cross_entropy_loss(output, request.tokens, request.mask, per_token))
+        tokens = torch.from_numpy(np.array(request.tokens))
+        losses = torch.nn.functional.cross_entropy(result[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+        counted = torch.from_numpy(counted_pairs(request.mask, request.shape)).to(losses.dtype)
+        losses = losses * counted
+        return losses if per_token else losses.sum() / counted.sum()
+
+    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
+        """``dtype`` as a torch.dtype, and ``device`` where tensors are: the CPU."""
+        fields: dict[str, Any] = {"device": "cpu", "dtype": getattr(torch, cfg.dtype)}
+        return replace(cfg, **fields)
