@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphlens.file.names import axis_sizes
 from graphlens.model.config import HookedTransformerConfig, HookPointInfo
-from graphlens.model.runner import Runner
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 def config(runner: Runner[Any]) -> HookedTransformerConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.slices import SliceInput
@@ -11,8 +11,10 @@ from graphlens.errors import InputError
 from graphlens.file.names import NamesFilter
 from graphlens.model.hooks import BACKWARD, Hooks
 from graphlens.model.request import RETURN_TYPES, ForwardOptions, Output, Request
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 class CacheOptions(ForwardOptions[ArrayT], total=False):

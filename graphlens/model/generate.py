@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,11 @@ from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.request import Request, checked_mask
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input, Tokens
 from graphlens.views.progress import steps
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ They hold nothing but a name: every attribute is looked up when it is asked for,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ import numpy.typing as npt
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import ArrayT
 from graphlens.analysis.factored_matrix import FactoredMatrix
-from graphlens.model.runner import Runner
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 @dataclass(frozen=True, repr=False)

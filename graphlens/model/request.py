@@ -6,19 +6,21 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.edits.gate import Window
-from graphlens.engine.engine import Engine
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.text import Input, Text, Tokens
+
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
 
 RETURN_TYPES = ("logits", "loss", "both", None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,10 @@ import numpy.typing as npt
 from graphlens.analysis.arrays import ArrayT
 from graphlens.errors import InputError
 from graphlens.model.generate import Generation, Options, gathered, holds_text
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input, Tokens
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 _RETURN_TYPES = ("input", "str", "tokens")
 

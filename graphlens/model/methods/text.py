@@ -12,11 +12,11 @@ from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.errors import InputError
 from graphlens.file.tokenizer import Tokenizer
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input, Tokens, checked_side, is_text, some
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.runner import Runner
 
 
 class TextMethods(Generic[ArrayT]):
