@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from graphlens.analysis import numerics
+from graphlens.analysis.arrays import Array
 from graphlens.errors import InputError
 
 
-def repeated_tokens(model: Any, batch_size: int, subseq_len: int, prepend_bos: bool, seed: int) -> numerics.Array:
+def repeated_tokens(model: Any, batch_size: int, subseq_len: int, prepend_bos: bool, seed: int) -> Array:
     """Random tokens, twice over: int64 [batch_size, 2 * subseq_len]. BOS, where asked for, takes the first place."""
     vocabulary = model.cfg.d_vocab
     # The first and the last ids of a vocabulary are special or rare; a small one has none to spare.
