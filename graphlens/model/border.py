@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ class NumpyFace:
     def _plan(self) -> Plan:
         """The plan of a whole run with the flags that are set."""
         return Plan(tuple(sorted(self._flags)))
+
+    @property
+    def border(self) -> Any:
+        """How arrays cross to the user and back."""
+        return SimpleNamespace(to_user=self._to_user, from_user=self._from_user)
 
     def _to_user(self, array: Array) -> Any:
         return array
