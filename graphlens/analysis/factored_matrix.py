@@ -13,7 +13,7 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayInput, as_array, working
 from graphlens.errors import InputError
 
-# What may stand at one place of an index.
+# One entry of an index.
 Index: TypeAlias = SupportsIndex | slice | EllipsisType | Sequence[int] | Array | None
 
 

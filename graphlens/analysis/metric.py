@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast, overload
 
 import numpy as np
 
@@ -66,7 +66,8 @@ class Metric(Record):
 
     def __post_init__(self) -> None:
         if not (self.position is None and self.anywhere):
-            position = checked(self.position, self._called("position"), "iu", (0, 1), "an int, or ints [b]")
+            given = cast(Positions, self.position)  # None is refused here like any other value that is no int
+            position = checked(given, self._called("position"), "iu", (0, 1), "an int, or ints [b]")
             self._set("position", kept(position, np.int64))
         for field in self.token_fields:
             self._set(field, ids_of(getattr(self, field), self._called(field), every=self.position is None))
@@ -189,7 +190,11 @@ class Metric(Record):
         """The derivatives of each prompt's value."""
         raise InputError(f"{type(self).__name__} has no derivative: define _slopes.")
 
-    def __call__(self, logits: ArrayT) -> ArrayT:
+    @overload
+    def __call__(self, logits: Array) -> Array: ...
+    @overload
+    def __call__(self, logits: ArrayT) -> ArrayT: ...
+    def __call__(self, logits: Array | ArrayT) -> Array | ArrayT:
         """The value of whole logits.
 
         Args:
@@ -207,7 +212,7 @@ class Metric(Record):
         self.check(scores.shape[2])
         value = self.reduced(self.of(needs.gather(scores)))
         given_tensor: bool = is_tensor(logits)
-        return like(logits, value) if given_tensor else cast(ArrayT, value)
+        return like(logits, value) if given_tensor else value
 
     @property
     def _count(self) -> int:

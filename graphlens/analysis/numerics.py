@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +121,11 @@ def lm_cross_entropy_loss(
     return like(logits, (losses.sum() / count).astype(dtype))
 
 
-def lm_accuracy(logits: ArrayT, tokens: ArrayInput, per_token: bool = False) -> ArrayT:
+@overload
+def lm_accuracy(logits: Array, tokens: ArrayInput, per_token: bool = False) -> Array: ...
+@overload
+def lm_accuracy(logits: ArrayT, tokens: ArrayInput, per_token: bool = False) -> ArrayT: ...
+def lm_accuracy(logits: Array | ArrayT, tokens: ArrayInput, per_token: bool = False) -> Array | ArrayT:
     """How often the top logit is the next token (TransformerLens: ``utils.lm_accuracy``).
 
     Args:

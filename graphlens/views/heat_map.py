@@ -35,7 +35,7 @@ class Panel:
     """One heat map.
 
     Attributes:
-        title: What stands above it, where there are several.
+        title: The text above it, where there are several.
         row_axis: The name of the axis of the rows; empty without one.
         column_axis: That of the columns; empty without one.
         rows: The labels of the rows.

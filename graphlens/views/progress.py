@@ -28,7 +28,7 @@ def steps(message: str, total: int) -> Iterator[Steps]:
     """Shows a progress bar on a terminal while the ``with`` block runs.
 
     Args:
-        message: What stands beside it.
+        message: The text beside it.
         total: The number of steps.
 
     Yields:

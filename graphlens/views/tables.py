@@ -18,7 +18,7 @@ def hook_table(entries: Mapping[str, tuple[str, str]], title: str) -> Table:
 
     Args:
         entries: (shape, dtype) by hook name.
-        title: What stands above it.
+        title: The text above it.
     """
     table = Table(title=title, title_justify="left")
     table.add_column("hook point", style="cyan", no_wrap=True)
