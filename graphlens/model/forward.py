@@ -85,8 +85,8 @@ def run_forward(
     request = runner.request(input, *forward_args, **forward_options)
     stops = request.plan.stop is not None
     wants_loss = return_type in ("loss", "both") and not stops
-    if wants_loss and request.tokens is None:
-        raise InputError("a loss needs the tokens: with start_at_layer pass them as tokens=.")
+    if wants_loss:
+        request.need_tokens()
     if wants_loss and request.shape[1] < 2:
         raise InputError("a loss needs at least 2 tokens: it is that of each next token.")
     fetch = [] if names_filter is False else runner.select(names_filter, request)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.analysis.numerics import softmax
 from graphlens.edits.gate import Window
 from graphlens.errors import InputError
@@ -40,7 +39,7 @@ class Options(Generic[ArrayT]):
     prepend_bos: bool | None = None
     padding_side: str | None = None
     verbose: bool = True
-    attention_mask: npt.ArrayLike | ArrayT | None = None
+    attention_mask: ArrayInput | UserArray | None = None
     seed: int | None = None
 
     def check(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, Unpack, cast, overload
 
 from graphlens.analysis import numerics
-from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.arrays import ArrayInput, ArrayT
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.analysis.metrics import Metric
 from graphlens.analysis.slices import SliceInput, of_positions
@@ -179,9 +179,11 @@ class HookedTransformer(
 
     __call__ = forward
 
-    def loss_fn(self, logits: ArrayT, tokens: ArrayT, attention_mask: Any = None, per_token: bool = False) -> ArrayT:
+    def loss_fn(
+        self, logits: ArrayT, tokens: ArrayInput, attention_mask: ArrayInput | None = None, per_token: bool = False
+    ) -> ArrayT:
         """The next-token loss of logits [b, p, V]: forward's own (see utils.lm_cross_entropy_loss)."""
-        return cast(ArrayT, numerics.lm_cross_entropy_loss(logits, tokens, attention_mask, per_token))
+        return numerics.lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
 
     @overload
     def run_with_cache(
@@ -191,7 +193,7 @@ class HookedTransformer(
         *,
         return_cache_object: Literal[True] = True,
         **options: Unpack[CacheOptions[ArrayT]],
-    ) -> tuple[ArrayT, ActivationCache]: ...
+    ) -> tuple[ArrayT, ActivationCache[ArrayT]]: ...
 
     @overload
     def run_with_cache(
@@ -211,7 +213,7 @@ class HookedTransformer(
         *,
         return_cache_object: Literal[True] = True,
         **options: Unpack[CacheOptions[ArrayT]],
-    ) -> tuple[None, ActivationCache]: ...
+    ) -> tuple[None, ActivationCache[ArrayT]]: ...
 
     @overload
     def run_with_cache(

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.analysis import numerics
-from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
 from graphlens.analysis.factored_matrix import FactoredMatrix
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Norm(Component[ArrayT]):
 class Embed(Component[ArrayT]):
     """The token embedding: ``W_E`` [d_vocab, d_model]."""
 
-    def __call__(self, tokens: npt.ArrayLike | ArrayT) -> ArrayT:
+    def __call__(self, tokens: ArrayInput | UserArray) -> ArrayT:
         """The embeddings [..., d_model] of token ids of any shape. Raises InputError for ids outside the vocabulary."""
         ids = self._runner.text.token_ids(tokens)
         return self._runner.border.to_user(self._runner.weights[f"{self._prefix}.W_E"][ids])

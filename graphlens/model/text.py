@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.errors import InputError, warn
 from graphlens.file.tokenizer import Tokenizer
 from graphlens.model.border import Border
@@ -195,7 +195,7 @@ class Text(Generic[ArrayT]):
 
     # Token ids
 
-    def token_ids(self, input: npt.ArrayLike | ArrayT, decoding: bool = False) -> Tokens:
+    def token_ids(self, input: ArrayInput | UserArray, decoding: bool = False) -> Tokens:
         """Token ids of any shape as int64.
 
         Args:

@@ -249,7 +249,9 @@ def private_uses(tree: ast.Module) -> Iterator[str]:
                 yield f"line {node.lineno}: {ast.unparse(node)}"
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("graphlens"):
-            taken = [alias.name for alias in node.names if alias.name.startswith("_") and not alias.name.startswith("__")]
+            taken = [
+                alias.name for alias in node.names if alias.name.startswith("_") and not alias.name.startswith("__")
+            ]
             yield from (f"line {node.lineno}: {name}" for name in taken)
 
 
