@@ -168,9 +168,7 @@ def write_adapter(
         gate.check(some, entry, sizes)
         change = affine(some, entry, manifest)
         if change is None:
-            raise InputError(
-                f"{gate.label(some[0])}: an adapter file holds changes that are the same at every position."
-            )
+            raise InputError(f"{some[0].label}: an adapter file holds changes that are the same at every position.")
         # ONNX Runtime's adapters hold no booleans, so what is replaced is multiplied by 0 first.
         for part, array in zip(("scale", "add"), change, strict=True):
             if (array != gate.neutral(part, entry.dtype)).any():
