@@ -24,7 +24,7 @@ def to_json(interventions: Iterable[Intervention] | Intervention) -> tuple[str, 
     """Writes interventions as JSON text, which holds no arrays but only names of them.
 
     Args:
-        interventions: Any number of interventions, or one alone.
+        interventions: A list of interventions, or one alone.
 
     Returns:
         (the text, the arrays by the names that the text has for them). The same interventions give the same text.
@@ -120,7 +120,7 @@ def save(interventions: Iterable[Intervention] | Intervention, path: str | os.Pa
     """Writes interventions to a JSON file, and their arrays to a safetensors file beside it.
 
     Args:
-        interventions: Any number of interventions, or one alone.
+        interventions: A list of interventions, or one alone.
         path: The JSON file. That of the arrays has the same name with the ending ``.safetensors``; where there are no
             arrays, one from an earlier save is removed.
 

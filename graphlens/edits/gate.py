@@ -1,6 +1,6 @@
 """What the interventions at one hook point come to in one run: a factor, an addend, and a replacement for some elements.
 
-Any sequence of them is one map x -> where(where, patch, x * scale + add), since each kind is one and such maps compose.
+Every sequence of them is one map x -> where(where, patch, x * scale + add), since each kind is one and such maps compose.
 So one gate serves every sequence, and only its inputs change.
 """
 

@@ -13,9 +13,9 @@ True
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, Field, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, cast, get_args
+from typing import ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -104,8 +104,9 @@ class Intervention(AtHook):
         """
         return (self.kind, *((name, hashable(value)) for name, value in self._state().items()))
 
-    def _is_shown(self, field: Field[Any], value: object) -> bool:
-        return field.name == self.operand or super()._is_shown(field, value)
+    def _is_shown(self, name: str, value: object, default: object) -> bool:
+        """True if the repr shows the field ``name``: the operand also where it is at its default."""
+        return name == self.operand or super()._is_shown(name, value, default)
 
     @property
     def array(self) -> Array:
@@ -279,7 +280,7 @@ def checked(interventions: Iterable[Intervention] | Intervention) -> tuple[Inter
     """What a user gave as interventions, as a tuple.
 
     Args:
-        interventions: Any number of them, or one alone.
+        interventions: A list of interventions, or one alone.
 
     Returns:
         The interventions in the same order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,9 +41,9 @@ class Record:
         """Sets a field of this frozen record; for ``__post_init__`` alone."""
         object.__setattr__(self, name, value)
 
-    def _is_shown(self, field: Field[Any], value: object) -> bool:
-        """True if the repr shows a field."""
-        return isinstance(value, np.ndarray) or value != field.default
+    def _is_shown(self, name: str, value: object, default: object) -> bool:
+        """True if the repr shows the field ``name``."""
+        return isinstance(value, np.ndarray) or value != default
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Record) and type(self) is type(other) and self.key() == other.key()
@@ -55,7 +55,7 @@ class Record:
         parts = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if self._is_shown(field, value):
+            if self._is_shown(field.name, value, field.default):
                 text = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
                 parts.append(text if field.name in self.unnamed else f"{field.name}={text}")
         return f"{type(self).__name__}({', '.join(parts)})"

@@ -106,7 +106,7 @@ def without_gates(model: ir.Model) -> ir.Model:
     """A copy of a graph in which the gates of ``with_gates`` are gone.
 
     Args:
-        model: Any graph. One without gates comes back as a copy.
+        model: A graph. One without gates comes back as a copy.
 
     Returns:
         The copy, in which values have the names that they had before ``with_gates``.
