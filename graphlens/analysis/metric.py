@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast, overload
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array, is_tensor, like
-from graphlens.analysis.metric_inputs import Record, checked, ids_of, kept, picked
+from graphlens.analysis.metric_inputs import checked, ids_of, kept, picked
+from graphlens.edits.record import Record
 from graphlens.errors import InputError
 
 ToToken = Callable[[str], int]

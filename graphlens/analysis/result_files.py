@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.errors import InputError
+from graphlens.file.folder import write_whole
 
 FORMAT, FORMAT_VERSION = "graphlens.sweep_result", 1
 
@@ -59,8 +59,8 @@ def write(path: str | os.PathLike[str], record: Mapping[str, Any], arrays: Mappi
     text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n"
     target, beside = saved_files(path)
     try:
-        _put(beside, data)
-        _put(target, text.encode("ascii"))
+        write_whole(beside, data)
+        write_whole(target, text.encode("ascii"))
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error}).") from error
     return target
@@ -101,13 +101,3 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
         raise InputError(f"{error.filename}: no such file. A result is two: {source.name}, {beside.name}.") from error
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{source}: damaged, it cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def _put(target: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -75,7 +75,7 @@ def _parts(kinds: str) -> list[str]:
     """The parts of the inputs of some kinds of change, which are separated by commas."""
     from graphlens.edits.gate import PARTS
 
-    return [part for kind in kinds.split(",") for part in PARTS[kind.strip()]]
+    return [part for kind in kinds.split(",") for part in PARTS[kind.strip()].inputs]
 
 
 def strip(model: Hooked, out: Out, self_contained: SelfContained = False) -> None:

@@ -88,7 +88,7 @@ class Active:
 
     def key(self) -> tuple[object, ...]:
         """All of it in plain values, for a digest."""
-        return self.flags, tuple(item._state() for item in self.interventions), self.hooks
+        return self.flags, tuple(item.key() for item in self.interventions), self.hooks
 
 
 class ActiveEdits:
