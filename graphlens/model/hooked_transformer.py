@@ -45,12 +45,13 @@ class HookedTransformer(Pretrained, GenerationMethods, EdgeMethods, ParameterMet
         self,
         engine: Engine,
         tokenizer: Tokenizer | None = None,
-        default_prepend_bos: bool = True,
+        default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
     ) -> None:
         self._engine = engine
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
-        self._default_prepend_bos = default_prepend_bos
+        usual = engine.manifest.config.default_prepend_bos
+        self._default_prepend_bos = usual if default_prepend_bos is None else default_prepend_bos
         if default_padding_side is not None:  # otherwise the tokenizer's own
             self._default_padding_side = default_padding_side
         self._flags: set[str] = set()
@@ -61,7 +62,7 @@ class HookedTransformer(Pretrained, GenerationMethods, EdgeMethods, ParameterMet
         cls,
         path: str | os.PathLike[str],
         providers: Providers = None,
-        default_prepend_bos: bool = True,
+        default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
         tokenizer: Any = None,
         n_ctx: int | None = None,
@@ -85,9 +86,8 @@ class HookedTransformer(Pretrained, GenerationMethods, EdgeMethods, ParameterMet
         if "fold_ln" in self._engine.manifest.processing:
             config = replace(config, normalization_type=f"{config.normalization_type}Pre")
         return HookedTransformerConfig(
-            **asdict(config),
+            **{**asdict(config), "default_prepend_bos": self._default_prepend_bos},
             device="cuda" if self.providers[0].startswith("CUDA") else "cpu",
-            default_prepend_bos=self._default_prepend_bos,
             default_padding_side=self._default_padding_side,
             tokenizer_prepends_bos=None if self.tokenizer is None else self.tokenizer.prepends_bos,
             processing=self._engine.manifest.processing,

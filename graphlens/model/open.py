@@ -61,7 +61,7 @@ class Pretrained(NumpyFace):
         for name, value in unsupported.items():
             if name not in _ASKS_NOTHING or value not in (_ASKS_NOTHING[name], None):
                 raise InputError(f"from_pretrained cannot honour {name}={value!r}.")
-        from graphlens.pipelines.export import cached_export
+        from graphlens.pipelines.cache import cached_export
 
         processing = {
             "fold_ln": fold_ln,
@@ -83,7 +83,7 @@ class Pretrained(NumpyFace):
         return cls.from_onnx(  # type: ignore[attr-defined,no-any-return]
             folder,
             _providers(device, providers),
-            default_prepend_bos=True if default_prepend_bos is None else default_prepend_bos,
+            default_prepend_bos=default_prepend_bos,
             default_padding_side=default_padding_side,
             tokenizer=tokenizer,
             n_ctx=n_ctx,
