@@ -213,7 +213,9 @@ def _byte_level(folder: Path) -> FastTokenizer:
 
 def _settings(path: Path) -> Mapping[str, Json]:
     """The content of a JSON file; nothing where there is no such file."""
-    data: Mapping[str, Json] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    data: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
     return data
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphlens.errors import ExportError, RuntimeUnavailable
+from graphlens.file import version
 from graphlens.file.folder import MODEL_FILE, copy_settings, staged_folder, writing
 from graphlens.file.manifest import Manifest
 from graphlens.file.tokenizer import load_tokenizer
-from graphlens.file.version import __version__
 from graphlens.pipelines.hub import Source, resolve
 from graphlens.pipelines.memory import peak_memory
 from graphlens.pipelines.placing import DTYPE, PlacedWeights, place_weights
@@ -235,6 +235,6 @@ def _hooked_graph(
         files={file: surgery.fingerprint(stage / file) for file in sorted(placed.entries)},
         source=source.name,
         revision=source.revision,
-        exporter={"graphlens": __version__, **{name: importlib.metadata.version(name) for name in _VERSIONS_OF}},
+        exporter={"graphlens": version.__version__, **{name: importlib.metadata.version(name) for name in _VERSIONS_OF}},
     )
     return attach_preamble(model), manifest

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from graphlens import surgery
+from graphlens import HookedTransformer, surgery
 from graphlens.errors import ModelFileError
 from graphlens.file.manifest import METADATA_KEY, Manifest, ModelConfig
+from graphlens.surgery.graph import write_manifest
 
 # What every manifest's config holds, in order; nothing may be added for GPT-2.
 FIELDS = [
@@ -76,3 +77,16 @@ def test_parameters_are_counted_as_the_architecture_has_them(text: str) -> None:
     assert replace(config, gated_mlp=True).n_params == attention + 3 * neurons
     assert replace(config, attn_only=True).n_params == attention
     assert ModelConfig(**asdict(config)) == config
+
+
+def test_whether_bos_is_prepended_is_the_files(tiny_folder: Path, tmp_path: Path) -> None:
+    model = surgery.load(tiny_folder)
+    manifest = surgery.read_manifest(model)
+    write_manifest(model, replace(manifest, config=replace(manifest.config, default_prepend_bos=False)))
+    surgery.save(model, tmp_path / "model")
+    opened = HookedTransformer.from_onnx(
+        tmp_path / "model", "cpu", tokenizer=HookedTransformer.from_onnx(tiny_folder).tokenizer
+    )
+    usual = HookedTransformer.from_onnx(tmp_path / "model", "cpu", default_prepend_bos=True, tokenizer=opened.tokenizer)
+    assert (opened.cfg.default_prepend_bos, usual.cfg.default_prepend_bos) == (False, True)
+    assert opened.to_tokens("When John").shape[1] == usual.to_tokens("When John").shape[1] - 1
