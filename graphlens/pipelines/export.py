@@ -235,6 +235,9 @@ def _hooked_graph(
         files={file: surgery.fingerprint(stage / file) for file in sorted(placed.entries)},
         source=source.name,
         revision=source.revision,
-        exporter={"graphlens": version.__version__, **{name: importlib.metadata.version(name) for name in _VERSIONS_OF}},
+        exporter={
+            "graphlens": version.__version__,
+            **{name: importlib.metadata.version(name) for name in _VERSIONS_OF},
+        },
     )
     return attach_preamble(model), manifest
