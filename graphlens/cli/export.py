@@ -29,7 +29,8 @@ def export(
 
     Example: [bold]graphlens export gpt2 -o gpt2-hooked[/]
     """
-    from graphlens.pipelines.export import cached_export, export_model, report_lines
+    from graphlens.pipelines.cache import cached_export
+    from graphlens.pipelines.export import export_model, report_lines
     from graphlens.views.progress import spinner
 
     if with_past or layout != "plain":

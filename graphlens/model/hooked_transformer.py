@@ -41,7 +41,7 @@ class HookedTransformer(
     Args:
         engine: The hooked file, ready to run.
         tokenizer: None for that of the file's folder.
-        default_prepend_bos: Whether text gets a BOS token where a call does not say.
+        default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.
         default_padding_side: "right" or "left"; None is the tokenizer's own.
 
     Attributes:
@@ -52,11 +52,13 @@ class HookedTransformer(
         self,
         engine: Engine,
         tokenizer: Tokenizer | None = None,
-        default_prepend_bos: bool = True,
+        default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
     ) -> None:
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
-        self.runner: Runner[ArrayT] = Runner(engine, self._border(), tokenizer, default_prepend_bos)
+        usual = engine.manifest.config.default_prepend_bos
+        bos = usual if default_prepend_bos is None else default_prepend_bos
+        self.runner: Runner[ArrayT] = Runner(engine, self._border(), tokenizer, bos)
         if default_padding_side is not None:  # otherwise the tokenizer's own
             self.runner.text.default_padding_side = default_padding_side
 
