@@ -12,7 +12,7 @@ import numpy.typing as npt
 from graphlens.analysis.edges import EMBED, LETTERS, Edge, Node, edges, receivers, senders
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sources import Cache
-from graphlens.engine.block_pieces import Pieces
+from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.attribution import AttributionMethods
 from graphlens.experiments.recompute import Corrupted, Recomputation
@@ -120,7 +120,7 @@ class EdgeMethods(AttributionMethods):
         """Logits of a run in which the edges kept carry what their senders write, from the clean embeddings on, and all
         others what the corrupted run wrote."""
         config = self._engine.manifest.config
-        pieces = Pieces(self._engine, MAX_BATCH_TOKENS)
+        pieces = BlockPieces(self._engine, MAX_BATCH_TOKENS)
         shapes = Corrupted(run.base, run.sweeper._mask, {})
         mask = Recomputation(pieces, shapes, config.n_layers, None, MAX_BATCH_TOKENS).mask()
         into: dict[Node, list[Node]] = {}
@@ -142,16 +142,16 @@ class EdgeMethods(AttributionMethods):
                     residual = read(Node("head", layer, head, letter), run.base[f"{at}hook_resid_pre"])
                     if residual is not None:
                         flat = residual.reshape(-1, residual.shape[-1])
-                        new = pieces.queries_keys_values(layer, flat)[which]
+                        new = pieces.qkv(layer, flat)[which]
                         heads[which][:, :, head] = new.reshape(*residual.shape[:2], *new.shape[1:])[:, :, head]
                         touched = True
             if touched:
                 q, k, v = heads
-                z = pieces.attention(layer, q, k, v, mask)
+                z = pieces.z(layer, q, k, v, mask)
                 changed |= self._heads_written(layer, z - run.base[f"{at}attn.hook_z"])
             between = read(Node("mlp", layer), run.base[f"{at}hook_resid_mid"])
             if between is not None:
-                after = pieces.after(layer, between.reshape(-1, between.shape[-1])).reshape(between.shape)
+                after = pieces.resid_post(layer, between.reshape(-1, between.shape[-1])).reshape(between.shape)
                 changed[Node("mlp", layer)] = (after - between) - run.base[f"{at}hook_mlp_out"]
         last = run.base[f"blocks.{config.n_layers - 1}.hook_resid_post"]
         residual = read(Node("logits"), last)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from graphlens.engine.block_pieces import Pieces
+from graphlens.engine.block_pieces import BlockPieces
 from graphlens.experiments.recompute import Corrupted, Recomputation, Stage, Variant
 
 Array = npt.NDArray[Any]
@@ -21,7 +21,7 @@ class DirectPaths:
     residual. Heads always write what they wrote.
     """
 
-    def __init__(self, pieces: Pieces, run: Corrupted, n_layers: int, frozen_mlps: bool, max_tokens: int) -> None:
+    def __init__(self, pieces: BlockPieces, run: Corrupted, n_layers: int, frozen_mlps: bool, max_tokens: int) -> None:
         self._pieces, self._run, self._layers = pieces, run, n_layers
         self._frozen = frozen_mlps
         self._entries = Recomputation(pieces, run, n_layers, None, max_tokens)
@@ -41,7 +41,7 @@ class DirectPaths:
         batch, length = self._run.tokens.shape
         if stage == Stage.MIXED:
             flat = [arrays[name].reshape(-1, *arrays[name].shape[3:]) for name in ("z", "resid")]
-            change = self._pieces.between(at, *flat).reshape(batch, length, -1) - self._kept(at, "hook_resid_mid")
+            change = self._pieces.resid_mid(at, *flat).reshape(batch, length, -1) - self._kept(at, "hook_resid_mid")
         elif stage == Stage.BETWEEN:
             change = arrays["mid"][0] - self._kept(at, "hook_resid_mid")
         elif stage == Stage.AFTER:
@@ -53,7 +53,7 @@ class DirectPaths:
             before_mlp = stage not in (Stage.AFTER,) or layer > at
             if before_mlp and not self._frozen and change.any():
                 between = self._kept(layer, "hook_resid_mid") + change
-                after = self._pieces.after(layer, between.reshape(-1, between.shape[-1])).reshape(between.shape)
+                after = self._pieces.resid_post(layer, between.reshape(-1, between.shape[-1])).reshape(between.shape)
                 change = after - self._kept(layer, "hook_resid_post")
             yield layer + 1, self._kept(layer, "hook_resid_post") + change
 
@@ -64,5 +64,5 @@ class DirectPaths:
     def receivers(self, layer: int, residual: Array) -> Sequence[Array]:
         """q, k, v [b, pos, heads, d_head] of a block from the residual before it."""
         flat = residual.reshape(-1, residual.shape[-1])
-        found = self._pieces.queries_keys_values(layer, flat)
+        found = self._pieces.qkv(layer, flat)
         return [array.reshape(*residual.shape[:2], *array.shape[1:]) for array in found]

@@ -11,7 +11,7 @@ from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, grid, listed
 from graphlens.analysis.sources import Source, as_source
 from graphlens.edits.kinds import Patch
-from graphlens.engine.block_pieces import Pieces
+from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.direct_paths import DirectPaths
 from graphlens.experiments.recompute import Corrupted
@@ -70,7 +70,7 @@ class _PathSweeper(Sweeper):
 
     def along(self, receivers: Sequence[Site] | None, frozen_mlps: bool) -> SweepRun:
         """The sweep, ready to iterate over."""
-        pieces = Pieces(self._engine, self._max_tokens)
+        pieces = BlockPieces(self._engine, self._max_tokens)
         why = self._unproved(pieces)
         if why:
             raise InputError(f"path patching needs a model that comes apart into blocks: {why}.")
@@ -79,7 +79,7 @@ class _PathSweeper(Sweeper):
         steps = self._to_logits(paths, pieces) if receivers is None else self._to_heads(paths, receivers)
         return SweepRun(self._metrics, self.corrupted, self.clean, self.notes, len(self._sites), steps)
 
-    def _to_logits(self, paths: DirectPaths, pieces: Pieces) -> Iterator[Done]:
+    def _to_logits(self, paths: DirectPaths, pieces: BlockPieces) -> Iterator[Done]:
         for index, site in enumerate(self._sites):
             sender = self._variant(index, site)
             if sender is None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.engine.block_pieces import Pieces
+from graphlens.engine.block_pieces import BlockPieces
 from graphlens.file.names import split_name
 
 Array = npt.NDArray[Any]
@@ -129,7 +129,7 @@ class Recomputation:
     """Carries variants to the last residual. ``read`` int64 [b, m] are the only positions wanted there, or None for all
     from each variant's first on."""
 
-    def __init__(self, pieces: Pieces, run: Corrupted, n_layers: int, read: Array | None, max_tokens: int) -> None:
+    def __init__(self, pieces: BlockPieces, run: Corrupted, n_layers: int, read: Array | None, max_tokens: int) -> None:
         self._pieces, self._run, self._layers, self._read = pieces, run, n_layers, read
         self._max_tokens = max_tokens
         self.batch, length = run.tokens.shape
@@ -172,14 +172,14 @@ class Recomputation:
         for layer in range(min(layer for layer, _ in entering), self._layers):
             narrow = self._narrow and layer == self._layers - 1
             self._enter(blocks, entering, layer, Stage.BEFORE)
-            _rowwise(blocks, ["resid"], ["q", "k", "v"], lambda r, n=layer: self._pieces.queries_keys_values(n, r))
+            _rowwise(blocks, ["resid"], ["q", "k", "v"], lambda r, n=layer: self._pieces.qkv(n, r))
             self._enter(blocks, entering, layer, Stage.HEADS)
             for start, block in blocks.items():
                 self._attend(layer, start, block, narrow)
             self._enter(blocks, entering, layer, Stage.MIXED, narrow)
-            _rowwise(blocks, ["z", "resid"], ["mid"], lambda z, r, n=layer: [self._pieces.between(n, z, r)])
+            _rowwise(blocks, ["z", "resid"], ["mid"], lambda z, r, n=layer: [self._pieces.resid_mid(n, z, r)])
             self._enter(blocks, entering, layer, Stage.BETWEEN, narrow)
-            _rowwise(blocks, ["mid"], ["resid"], lambda m, n=layer: [self._pieces.after(n, m)])
+            _rowwise(blocks, ["mid"], ["resid"], lambda m, n=layer: [self._pieces.resid_post(n, m)])
         self._enter(blocks, entering, self._layers, Stage.BEFORE, self._narrow)
         for start, block in blocks.items():
             residual = block.arrays["resid"]
@@ -211,7 +211,7 @@ class Recomputation:
         variants = q.shape[0]
         mask = self._mask(queries)
         mask = mask if len(mask) == 1 else np.tile(mask, (variants, 1, 1, 1))
-        z = self._pieces.attention(layer, q.reshape(-1, *q.shape[2:]), k, v, mask)
+        z = self._pieces.z(layer, q.reshape(-1, *q.shape[2:]), k, v, mask)
         block.arrays = {"resid": residual, "z": z.reshape(q.shape)}
 
     def _whole(self, hook: str, new: Array, start: int) -> Array:
@@ -268,13 +268,13 @@ class Recomputation:
         few = {name: array[:, :, : stop - start] for name, array in arrays.items()}
         shape = next(iter(few.values())).shape[:3]
         flat = {name: np.ascontiguousarray(array).reshape(-1, *array.shape[3:]) for name, array in few.items()}
-        between = flat["mid"] if "mid" in flat else self._pieces.between(layer, flat["z"], flat["resid"])
-        return self._replaced(f"blocks.{layer}.hook_resid_post", start, self._pieces.after(layer, between), shape)
+        between = flat["mid"] if "mid" in flat else self._pieces.resid_mid(layer, flat["z"], flat["resid"])
+        return self._replaced(f"blocks.{layer}.hook_resid_post", start, self._pieces.resid_post(layer, between), shape)
 
     def _begun(self, layer: int, start: int, stop: int, residual: Array) -> dict[str, Array]:
         """q, k and v of a block from a position on, where only those before ``stop`` change."""
         few = np.ascontiguousarray(residual[:, :, : stop - start])
-        found = self._pieces.queries_keys_values(layer, few.reshape(-1, few.shape[-1]))
+        found = self._pieces.qkv(layer, few.reshape(-1, few.shape[-1]))
         return {
             letter: self._replaced(f"blocks.{layer}.attn.hook_{letter}", start, new, few.shape[:3])
             for letter, new in zip("qkv", found, strict=True)
@@ -312,7 +312,7 @@ class Recomputation:
             _, weights = self._edited(hook, start, variants, axis=2)
             weights = np.ascontiguousarray(weights[..., : self.end]).reshape(-1, *weights.shape[2:4], self.end)
             v = np.repeat(self._kept(f"{at}attn.hook_v", 0), count, 0)
-            z = self._pieces.attention_from(hook, layer or 0, weights, v.reshape(-1, *v.shape[2:]))
+            z = self._pieces.z_from(hook, layer or 0, weights, v.reshape(-1, *v.shape[2:]))
             return {"resid": repeated("hook_resid_pre"), "z": z.reshape(count, -1, *z.shape[1:])}
         old, edited = self._edited(hook, start, variants)
         match rest:
@@ -324,7 +324,7 @@ class Recomputation:
                 return {"resid": self._kept(f"{at}hook_resid_post", start) + (edited - old)}
             case "mlp.hook_pre" | "mlp.hook_post":
                 flat = [a.reshape(-1, a.shape[-1]) for a in (edited, repeated("hook_resid_mid"))]
-                after = self._pieces.after_from(hook, layer or 0, *flat)
+                after = self._pieces.resid_post_from(hook, layer or 0, *flat)
                 return {"resid": after.reshape(*edited.shape[:3], -1)}
             case "hook_resid_mid":
                 return {"mid": edited}

@@ -14,7 +14,8 @@ from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
 from graphlens.edits import gate
 from graphlens.edits.gate import Window
-from graphlens.engine.block_pieces import Pieces
+from graphlens.engine.block_pieces import BlockPieces
+from graphlens.engine.engine import Engine
 from graphlens.errors import GraphlensError, InputError
 from graphlens.experiments.recompute import STAGES, Corrupted, Recomputation, Variant, needed, position_axis
 from graphlens.experiments.sweep import MAX_BATCH_TOKENS, Measure
@@ -119,7 +120,7 @@ class Sweeper:
     ) -> None:
         assert request.tokens is not None
         self._model, self._request, self._sites, self._max_tokens = model, request, sites, max_tokens
-        self._engine = model._engine
+        self._engine: Engine = model._engine
         self._config = self._engine.manifest.config
         self._batch, self._length = request.shape
         self._mask = np.ones(request.shape, bool) if request.mask is None else request.mask.astype(bool)
@@ -135,7 +136,7 @@ class Sweeper:
             others = sorted({split_name(hook)[1] for hook in hooks} - set(STAGES))
             self.notes.append(f"no shortcut from {', '.join(others)}")
         kept = needed(quick, self._config.n_layers) if quick else []
-        if quick and not self._proof:
+        if quick and self._engine.proof.why is None:
             kept += needed(["blocks.0.hook_resid_pre"], self._config.n_layers)
         logits, self._base = model._execute(request, list(dict.fromkeys([*kept, *hooks, *also])), True)
         mask = request.mask
@@ -163,7 +164,7 @@ class Sweeper:
         read = self._measuring.read()
         carrier = None
         if variants:
-            pieces = Pieces(self._engine, self._max_tokens)
+            pieces = BlockPieces(self._engine, self._max_tokens)
             run = Corrupted(self._base, self._mask, self._patched)
             carrier = Recomputation(pieces, run, self._config.n_layers, read, self._max_tokens)
             # What starts after the last position read changes nothing there.
@@ -204,20 +205,15 @@ class Sweeper:
         found: Array = self._differences[hook]
         return found
 
-    def _unproved(self, pieces: Pieces) -> str:
+    def _unproved(self, pieces: BlockPieces) -> str:
         """Why the pieces are not to be trusted, after running the corrupted prompt through them; "" where they are."""
-        if not self._proof:
-            self._proof["why"] = self._tried(pieces)
-            self._proof["unembedding"] = "" if self._proof["why"] else self._tried_unembedding(pieces)
-        return self._proof["why"]
+        proof = self._engine.proof
+        if proof.why is None:
+            proof.why = self._tried(pieces)
+            proof.unembedding = "" if proof.why else self._tried_unembedding(pieces)
+        return proof.why
 
-    @property
-    def _proof(self) -> dict[str, str]:
-        """What the engine's first sweep found out; empty until then."""
-        found: dict[str, str] = self._engine.__dict__.setdefault("_pieces_proved", {})
-        return found
-
-    def _tried(self, pieces: Pieces) -> str:
+    def _tried(self, pieces: BlockPieces) -> str:
         last = f"blocks.{self._config.n_layers - 1}.hook_resid_post"
         start = self._length // 2
         hook = "blocks.0.hook_resid_pre"
@@ -232,7 +228,7 @@ class Sweeper:
         apart = float(np.abs(found[0] - wanted).max())
         return "" if apart <= _PROVED * float(np.abs(wanted).max()) else f"the blocks are {apart:.1e} off the model"
 
-    def _tried_unembedding(self, pieces: Pieces) -> str:
+    def _tried_unembedding(self, pieces: BlockPieces) -> str:
         """ "W_U" where the logits are unembed.hook_in times W_U plus b_U, and nothing besides; else ""."""
         if not all(self._model._has_weight(f"unembed.{name}") for name in ("W_U", "b_U")):
             return ""
@@ -285,7 +281,7 @@ class Sweeper:
 
     @property
     def _has_unembedding(self) -> bool:
-        return self._proof.get("unembedding") == "W_U"
+        return self._engine.proof.unembedding == "W_U"
 
     def _columns(self, hidden: Array, tokens: Array) -> Array:
         """Logits [variant, b, m, k] of tokens [b, k] alone."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from graphlens import HookedTransformer, surgery
-from graphlens.engine.block_pieces import Pieces
+from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError, UnknownHookPoint
 from graphlens.runtime import open_session
 from tests.intervention_specs import close
@@ -58,7 +58,7 @@ def pieces_are_the_model(model: HookedTransformer, tokens: Any, max_rows: int = 
     """Every piece of every block against the run's own activations, and all of them one after the other."""
     batch, length = tokens.shape
     logits, cache = model.run_with_cache(tokens)
-    pieces, mask = Pieces(model._engine, max_rows), causal(length)
+    pieces, mask = BlockPieces(model._engine, max_rows), causal(length)
 
     def rows(array: Any) -> Any:
         return array.reshape(batch * length, *array.shape[2:])
@@ -68,18 +68,18 @@ def pieces_are_the_model(model: HookedTransformer, tokens: Any, max_rows: int = 
         at = f"blocks.{layer}."
         before, between, after = (rows(cache[f"{at}hook_resid_{name}"]) for name in ("pre", "mid", "post"))
         q, k, v, z = (cache[f"{at}attn.hook_{name}"] for name in "qkvz")
-        for found, expected in zip(pieces.queries_keys_values(layer, before), (q, k, v), strict=True):
+        for found, expected in zip(pieces.qkv(layer, before), (q, k, v), strict=True):
             close(found, rows(expected))
-        close(pieces.attention(layer, q, k, v, mask), z)
+        close(pieces.z(layer, q, k, v, mask), z)
         for hook in (f"{at}attn.hook_attn_scores", f"{at}attn.hook_pattern"):
-            close(pieces.attention_from(hook, layer, cache[hook], v), z)
-        close(pieces.between(layer, rows(z), before), between)
+            close(pieces.z_from(hook, layer, cache[hook], v), z)
+        close(pieces.resid_mid(layer, rows(z), before), between)
         for hook in (f"{at}mlp.hook_pre", f"{at}mlp.hook_post"):
-            close(pieces.after_from(hook, layer, rows(cache[hook]), between), after)
-        close(pieces.after(layer, between), after)
+            close(pieces.resid_post_from(hook, layer, rows(cache[hook]), between), after)
+        close(pieces.resid_post(layer, between), after)
         # Joined: each piece takes what the one before gave.
-        q, k, v = (a.reshape(batch, length, *a.shape[1:]) for a in pieces.queries_keys_values(layer, joined))
-        joined = pieces.after(layer, pieces.between(layer, rows(pieces.attention(layer, q, k, v, mask)), joined))
+        q, k, v = (a.reshape(batch, length, *a.shape[1:]) for a in pieces.qkv(layer, joined))
+        joined = pieces.resid_post(layer, pieces.resid_mid(layer, rows(pieces.z(layer, q, k, v, mask)), joined))
         close(joined, after)
     close(pieces.end(joined, "unembed.hook_in"), rows(cache["unembed.hook_in"]))
     close(pieces.end(joined, "logits"), rows(logits))
@@ -113,14 +113,14 @@ def test_tokens_of_different_sequences_go_through_as_one_row(tiny: HookedTransfo
     _, cache = tiny.run_with_cache(tokens)
     order = np.random.default_rng(0).permutation(21)[:13]
     mid, post = (cache[f"blocks.2.hook_resid_{name}"].reshape(21, -1)[order] for name in ("mid", "post"))
-    close(Pieces(tiny._engine, 1000).after(2, mid), post)
+    close(BlockPieces(tiny._engine, 1000).resid_post(2, mid), post)
 
 
 @pytest.mark.parametrize("queries", [[6], [0], [4, 5, 6], [6, 1]])
 def test_fewer_queries_than_keys(tiny: HookedTransformer, model: ir.Model, queries: list[int]) -> None:
     _, cache = tiny.run_with_cache(prompts(tiny, 3, 7))
     q, k, v, z = (cache[f"blocks.1.attn.hook_{name}"] for name in "qkvz")
-    found = Pieces(tiny._engine, 5).attention(1, q[:, queries], k, v, causal(7)[:, :, queries])
+    found = BlockPieces(tiny._engine, 5).z(1, q[:, queries], k, v, causal(7)[:, :, queries])
     close(found, z[:, queries])
     names = ["blocks.1.attn.hook_q", "blocks.1.attn.hook_k", "mask"]
     piece, _ = surgery.cut(model, names, ["blocks.1.attn.hook_pattern"])
@@ -135,7 +135,7 @@ def test_a_mask_of_each_row(tiny: HookedTransformer) -> None:
     padding[0, :3], padding[2, :1] = 0, 0
     _, cache = tiny.run_with_cache(tokens, attention_mask=padding)
     q, k, v, z = (cache[f"blocks.1.attn.hook_{name}"] for name in "qkvz")
-    found = Pieces(tiny._engine, 1000).attention(1, q, k, v, causal(7) & padding.astype(bool)[:, None, None])
+    found = BlockPieces(tiny._engine, 1000).z(1, q, k, v, causal(7) & padding.astype(bool)[:, None, None])
     close(found, z)
 
 
