@@ -193,9 +193,9 @@ class Engine:
         return replace(plan, bare=plan.bare or edited or self._outweighs(plan, feeds))
 
     def _outweighs(self, plan: Plan, feeds: Mapping[str, Feed]) -> bool:
-        """Whether the hook points of a run come to more than the weights, all of which a session of its own might load.
+        """Whether the activations of a run take more memory than a second session, which may load all weights again.
 
-        ONNX Runtime keeps what is an output until the run ends, fetched or not.
+        ONNX Runtime keeps every output until the run ends, whether it is fetched or not.
         """
         plan = plan.ungated
         if plan not in self._footprints:
@@ -333,7 +333,7 @@ class Engine:
             return Chain(body.result(), end, self.hooks(plan)[UNEMBEDDED].value)
 
     def _packed(self, make: bool) -> packed_weights.Packed | None:
-        """The packed weights that sessions share; made, where asked, for the second session."""
+        """The packed weights that sessions share. They are made for the second session: the first works without."""
         found = self._opener.packed()
         if found is None and make:
             found = self._opener.pack()
