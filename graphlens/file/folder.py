@@ -116,10 +116,14 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, finished: str = MODEL_FILE) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` at the end, whole, or vanishes on an error.
 
     ``target`` must be absent or empty, unless another process put the same thing there meanwhile: then theirs stays.
+
+    Args:
+        target: The folder to make.
+        finished: The file that tells another process's finished folder from any other folder.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +135,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
             try:
                 os.replace(stage, target)
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / MODEL_FILE).is_file():
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / finished).is_file():
                     raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from graphlens.errors import ExportError, RuntimeUnavailable
 from graphlens.file import version
-from graphlens.file.folder import MODEL_FILE, copy_settings, staged_folder, writing
+from graphlens.file.folder import MODEL_FILE, copy_settings, refuse_occupied, staged_folder, writing
 from graphlens.file.manifest import Manifest
 from graphlens.file.tokenizer import load_tokenizer
 from graphlens.pipelines.hub import Source, resolve
@@ -97,7 +97,7 @@ def export_model(
             return _export(source, target, target, verify, announce)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not (target / MODEL_FILE).is_file():
-            raise ExportError(f"{target}: exists and is not empty. Choose another folder.")
+            refuse_occupied(target)
         if not force:
             raise ExportError(f"{target}: holds an export already. Pass force=True (--force) to replace it.")
         shutil.rmtree(target)
