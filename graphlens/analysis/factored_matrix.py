@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, SupportsIndex, TypeAlias, overload
+from typing import Any, Protocol, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayInput, as_array, working
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, ArrayT_co, as_array, like, working
 from graphlens.errors import InputError
 
 # One entry of an index.
@@ -245,3 +245,42 @@ def _keeping(index: Index, size: int) -> Index:
     if not -size <= index < size:
         raise IndexError(f"index {index} of an axis of {size}")
     return [int(index)]
+
+
+class Factors(Protocol[ArrayT_co]):
+    """What a FactoredMatrix is taken for, NumPy's or that of the torch face: a product kept as its two factors."""
+
+    @property
+    def pair(self) -> tuple[ArrayT_co, ArrayT_co]:
+        """(A [..., l, m], B [..., m, r])."""
+
+
+def composition_scores(left: Factors[ArrayT], right: Factors[ArrayT], broadcast_dims: bool = True) -> ArrayT:
+    """How much ``right`` reads of what ``left`` writes (TransformerLens: ``utils.composition_scores``).
+
+    |L R| / (|L| |R|) in Frobenius norms (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+
+    Args:
+        left: A FactoredMatrix, [..., l, m].
+        right: A FactoredMatrix, [..., m, r].
+        broadcast_dims: Scores of every matrix of ``left`` with every one of ``right``; False pairs the leading axes.
+
+    Returns:
+        [*left leading, *right leading], or the common leading axes; a tensor for tensors.
+
+    Raises:
+        InputError: Unless left.rdim == right.ldim.
+    """
+    first, second = FactoredMatrix(*left.pair), FactoredMatrix(*right.pair)
+    if first.rdim != second.ldim:
+        raise InputError(f"{first!r} and {second!r} do not compose: left.rdim must be right.ldim.")
+    if broadcast_dims:
+        many_first, many_second = first.ndim - 2, second.ndim - 2
+        for axis in range(many_first):
+            second = second.unsqueeze(axis)
+        for axis in range(many_second):
+            first = first.unsqueeze(many_first + axis)
+    # The orthogonal outer factors change no norm, so what is multiplied is small.
+    composed = first.collapse_l() @ second.collapse_r()
+    scores = np.sqrt((composed**2).sum((-2, -1))) / first.norm() / second.norm()
+    return like(left.pair[0], scores)

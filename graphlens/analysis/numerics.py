@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, ArrayT_co, as_array, like, working
-from graphlens.analysis.factored_matrix import FactoredMatrix
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array, like, working
 from graphlens.errors import InputError
-
-
-class Factors(Protocol[ArrayT_co]):
-    """What a FactoredMatrix is taken for, NumPy's or that of the torch face: a product kept as its two factors."""
-
-    @property
-    def pair(self) -> tuple[ArrayT_co, ArrayT_co]:
-        """(A [..., l, m], B [..., m, r])."""
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
@@ -142,34 +133,3 @@ def lm_accuracy(logits: Array | ArrayT, tokens: ArrayInput, per_token: bool = Fa
     scores, ids = _fitting(logits, tokens)
     correct = scores[..., :-1, :].argmax(-1) == ids[..., 1:]
     return like(logits, correct if per_token else correct.mean(dtype=np.float32))
-
-
-def composition_scores(left: Factors[ArrayT], right: Factors[ArrayT], broadcast_dims: bool = True) -> ArrayT:
-    """How much ``right`` reads of what ``left`` writes (TransformerLens: ``utils.composition_scores``).
-
-    |L R| / (|L| |R|) in Frobenius norms (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
-
-    Args:
-        left: A FactoredMatrix, [..., l, m].
-        right: A FactoredMatrix, [..., m, r].
-        broadcast_dims: Scores of every matrix of ``left`` with every one of ``right``; False pairs the leading axes.
-
-    Returns:
-        [*left leading, *right leading], or the common leading axes; a tensor for tensors.
-
-    Raises:
-        InputError: Unless left.rdim == right.ldim.
-    """
-    first, second = FactoredMatrix(*left.pair), FactoredMatrix(*right.pair)
-    if first.rdim != second.ldim:
-        raise InputError(f"{first!r} and {second!r} do not compose: left.rdim must be right.ldim.")
-    if broadcast_dims:
-        many_first, many_second = first.ndim - 2, second.ndim - 2
-        for axis in range(many_first):
-            second = second.unsqueeze(axis)
-        for axis in range(many_second):
-            first = first.unsqueeze(many_first + axis)
-    # The orthogonal outer factors change no norm, so what is multiplied is small.
-    composed = first.collapse_l() @ second.collapse_r()
-    scores = np.sqrt((composed**2).sum((-2, -1))) / first.norm() / second.norm()
-    return like(left.pair[0], scores)

@@ -17,7 +17,7 @@ from graphlens.errors import InputError
 if TYPE_CHECKING:
     from graphlens.analysis.arrays import Array
     from graphlens.analysis.cache.activation_cache import ActivationCache
-    from graphlens.analysis.metrics import Metric
+    from graphlens.analysis.metric import Metric
     from graphlens.analysis.result import SweepResult
     from graphlens.analysis.sites import Sites
     from graphlens.model.hooked_transformer import HookedTransformer

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from graphlens.analysis.arrays import Array
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.result import SweepResult, saved_files
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import Source, as_source

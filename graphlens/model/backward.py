@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT, as_array
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.numerics import counted_pairs
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError

@@ -7,7 +7,7 @@ from typing import Any, Literal, Unpack, cast, overload
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import ArrayInput, ArrayT
 from graphlens.analysis.cache.activation_cache import ActivationCache
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.slices import SliceInput, of_positions
 from graphlens.engine.engine import Engine
 from graphlens.errors import InputError
