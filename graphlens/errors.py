@@ -55,4 +55,4 @@ def warn(message: str) -> None:
         "contextlib",
     ):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level - 1)
+    warnings.warn(message, UserWarning, stacklevel=level)
