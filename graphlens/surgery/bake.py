@@ -14,11 +14,12 @@ from graphlens.edits.files import to_json
 from graphlens.edits.gate import Axis, along, is_grid, label, order, selected_by
 from graphlens.edits.kinds import Ablate, Intervention, Patch, Scale, Selection, hooks_of
 from graphlens.errors import InputError
+from graphlens.file.io_names import ATTENTION_MASK
 from graphlens.file.manifest import METADATA_KEY, HookEntry
 from graphlens.file.names import axis_sizes, select
 from graphlens.surgery.fold import Folded, fold
 from graphlens.surgery.gates import keep_masked
-from graphlens.surgery.graph import ATTENTION_MASK, ensure_hooks_resolve, read_manifest
+from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
 from graphlens.surgery.outputs import keep_results
 from graphlens.surgery.segments import with_past as add_past
 from graphlens.surgery.splice import Edit, Scope, splice

@@ -5,22 +5,19 @@ An edit x -> x * factor + addend of what a matrix reads or writes is an edit of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from graphlens.edits import gate
 from graphlens.edits.gate import Window
 from graphlens.edits.kinds import Intervention, Steer
-from graphlens.file.manifest import HookEntry, Manifest, WeightView
+from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import axis_sizes, firing_order, split_name
-from graphlens.file.safetensors import SafetensorsFile, apply_view
+from graphlens.file.safetensors import Array, apply_view
+from graphlens.surgery.stored import StoredWeights
 
-Array = npt.NDArray[Any]
 Folded = dict[tuple[str, str], Array]  # (weights file, tensor) -> its new content
 ByHook = dict[str, list[Intervention]]
 
@@ -110,25 +107,19 @@ class _Weights:
     """Weights by TransformerLens name, copied when they are first changed."""
 
     def __init__(self, model: ir.Model, manifest: Manifest) -> None:
-        self._views = manifest.weights
-        self._folder = next(iter(_folders(model)), None)
+        self._stored = StoredWeights(model, manifest)
         self.changed: Folded = {}
 
     def has(self, matrix: str | None, bias: str) -> bool:
-        return self._folder is not None and all(
-            name in self._views and self._stored(self._views[name]) == "F32" for name in (matrix, bias) if name
-        )
-
-    def _stored(self, view: WeightView) -> str:
-        assert self._folder is not None
-        return SafetensorsFile(self._folder / view.file).entries[view.tensor].dtype
+        """Whether the model has these weights, in float32."""
+        entries = (self._stored.entry(name) for name in (matrix, bias) if name)
+        return all(entry is not None and entry.dtype == "F32" for entry in entries)
 
     def _writable(self, name: str) -> Array:
-        view = self._views[name]
+        view = self._stored.views[name]
         key = (view.file, view.tensor)
         if key not in self.changed:
-            assert self._folder is not None
-            self.changed[key] = np.array(SafetensorsFile(self._folder / view.file).array(view.tensor))
+            self.changed[key] = np.array(self._stored.array(name))
         return apply_view(self.changed[key], view)
 
     def apply(self, how: str, matrix: str | None, bias: str, factor: Array, addend: Array) -> None:
@@ -147,9 +138,3 @@ class _Weights:
             w *= factor[:, None, :] if factor.ndim == 2 else factor
             b *= factor
             b += addend
-
-
-def _folders(model: ir.Model) -> Iterator[Path]:
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            yield Path(value.const_value.base_dir)
