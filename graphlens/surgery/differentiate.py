@@ -13,14 +13,7 @@ from graphlens.errors import InputError
 from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import unknown_hook
-from graphlens.surgery.graph import (
-    ensure_hooks_resolve,
-    install,
-    numbered,
-    read_manifest,
-    values_by_name,
-    write_manifest,
-)
+from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
 from graphlens.surgery.rules import RULES, Builder, Gradient, Rule
 from graphlens.surgery.seeds import add_seed
 from graphlens.surgery.splice import splice
@@ -86,8 +79,7 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
             graph.outputs.append(whole)
         entries[gradient_output(name)] = replace(manifest.hooks[name], value=named[value])
     install(graph, b.tape, numbered("gradient/"), lambda node, place: f"{node.name}_{place}")
-    write_manifest(model, manifest.with_hooks(entries))
-    return ensure_hooks_resolve(model, "the gradient graph")
+    return finish(model, manifest.with_hooks(entries), "the gradient graph")
 
 
 def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:

@@ -18,7 +18,7 @@ from graphlens.file.io_names import INPUT_IDS
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import BLOCK, FLAGGED, HEAD_RESIDUAL, axes_of, firing_order, in_block
 from graphlens.surgery.graph import (
-    ensure_hooks_resolve,
+    finish,
     install,
     integers,
     let_read,
@@ -26,7 +26,6 @@ from graphlens.surgery.graph import (
     read_manifest,
     replace_value,
     values_by_name,
-    write_manifest,
 )
 from graphlens.surgery.stored import StoredWeights
 
@@ -95,8 +94,8 @@ class _Rewrite:
         common_passes.RemoveUnusedNodesPass()(self.model)
         self.graph.sort()
         order = firing_order(self.hooks, self.manifest.config.n_layers)
-        write_manifest(self.model, self.manifest.with_hooks({name: self.hooks[name] for name in order}))
-        return ensure_hooks_resolve(self.model, "the graph with flagged hook points")
+        manifest = self.manifest.with_hooks({name: self.hooks[name] for name in order})
+        return finish(self.model, manifest, "the graph with flagged hook points")
 
     def fork(self, source: str, reader: str, name: str, dtype: str) -> None:
         """Lets those readers of ``source`` that lead to the hook point ``reader`` read a copy, the new hook point."""

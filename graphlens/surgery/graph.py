@@ -77,9 +77,6 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 def ensure_hooks_resolve(model: ir.Model, where: str = "the graph") -> ir.Model:
     """The model itself, after a check that each hook point of its manifest names a value of its graph.
 
-    Every transformation ends with this: one that drops or renames a value would otherwise leave a hook point that
-    silently never fires.
-
     Args:
         model: A hooked model.
         where: What an error calls the graph.
@@ -90,11 +87,36 @@ def ensure_hooks_resolve(model: ir.Model, where: str = "the graph") -> ir.Model:
     Raises:
         ModelFileError: The value of a hook point is not in the graph.
     """
+    _check_hooks(model, read_manifest(model), where)
+    return model
+
+
+def finish(model: ir.Model, manifest: Manifest, where: str = "the graph") -> ir.Model:
+    """Ends a transformation: stores the manifest that the model has now, in place, and checks that it is true.
+
+    A transformation that drops or renames a value would otherwise leave a hook point that silently never fires.
+
+    Args:
+        model: The new model.
+        manifest: Its manifest.
+        where: What an error calls the graph.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ModelFileError: The value of a hook point is not in the graph.
+    """
+    write_manifest(model, manifest)
+    _check_hooks(model, manifest, where)
+    return model
+
+
+def _check_hooks(model: ir.Model, manifest: Manifest, where: str) -> None:
     names = values_by_name(model).keys()
-    lost = [name for name, entry in read_manifest(model).hooks.items() if entry.value not in names]
+    lost = [name for name, entry in manifest.hooks.items() if entry.value not in names]
     if lost:
         raise ModelFileError(f"{where} lost {len(lost)} hook points, {lost[0]!r} first: their values are gone.")
-    return model
 
 
 # Adding to a graph
@@ -136,6 +158,18 @@ def optional_input(graph: ir.Graph, name: str, default: npt.ArrayLike, shape: Se
 
 NodeName = Callable[[ir.Node, int], str]
 """The name of a new node, from the node and its place on its tape."""
+
+
+def named(name: str) -> NodeName:
+    """Names the one node of a tape.
+
+    Args:
+        name: The node's name.
+
+    Returns:
+        A function for ``install``.
+    """
+    return lambda node, index: name
 
 
 def numbered(prefix: str, joint: str = "_") -> NodeName:
@@ -217,9 +251,7 @@ def replace_value(old: ir.Value, new: ir.Value, readers: Readers | None = None, 
     if old.is_graph_output():
         assert old.graph is not None
         outputs = old.graph.outputs
-        for index, output in enumerate(outputs):
-            if output is old:
-                outputs[index] = new
+        outputs[outputs.index(old)] = new
     name = old.name
     old.name, new.name = left or f"{name}/replaced", name
 

@@ -12,10 +12,10 @@ from graphlens.file.names import UNEMBEDDED, unknown_hook
 from graphlens.surgery.graph import (
     drop_unused,
     ensure_hooks_resolve,
+    finish,
     read_manifest,
     set_outputs,
     values_by_name,
-    write_manifest,
 )
 
 
@@ -92,8 +92,7 @@ def prune(model: ir.Model, outputs: Iterable[str]) -> ir.Model:
 def _without_lost_hooks(model: ir.Model) -> ir.Model:
     """The model itself, its hook map without the hook points that are computed no more."""
     manifest, alive = read_manifest(model), values_by_name(model).keys()
-    write_manifest(model, manifest.with_hooks({n: h for n, h in manifest.hooks.items() if h.value in alive}))
-    return ensure_hooks_resolve(model)
+    return finish(model, manifest.with_hooks({n: h for n, h in manifest.hooks.items() if h.value in alive}))
 
 
 def keep_results(model: ir.Model) -> ir.Model:

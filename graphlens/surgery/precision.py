@@ -17,15 +17,7 @@ from graphlens.file.manifest import ModelConfig
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
-from graphlens.surgery.graph import (
-    ensure_hooks_resolve,
-    install,
-    let_read,
-    numbered,
-    read_manifest,
-    replace_value,
-    write_manifest,
-)
+from graphlens.surgery.graph import finish, install, let_read, named, numbered, read_manifest, replace_value
 from graphlens.surgery.stored import DATA_TYPES, in_files, place_of, rebind
 
 WEIGHTS_FILE = "weights.{dtype}.safetensors"
@@ -67,8 +59,8 @@ def convert_into(source: Path, stage: Path, dtype: str) -> None:
         hooks = {n: replace(h, dtype=dtype) if h.dtype == "float32" else h for n, h in hooks.items()}
     views = {name: replace(view, file=written.name) for name, view in manifest.weights.items()}
     prints = {written.name: fingerprint(written)}
-    write_manifest(model, replace(manifest, config=config, hooks=hooks, weights=views, files=prints))
-    write_graph(ensure_hooks_resolve(model, "the converted graph"), stage / MODEL_FILE)
+    done = replace(manifest, config=config, hooks=hooks, weights=views, files=prints)
+    write_graph(finish(model, done, "the converted graph"), stage / MODEL_FILE)
     copy_settings(source.parent, stage)
 
 
@@ -104,8 +96,7 @@ def _cast_weights(model: ir.Model) -> None:
         cast = tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
         cast.name, cast.type = f"{value.name}/float32", ir.TensorType(ir.DataType.FLOAT)
         let_read(readers, cast, value)
-        name = f"{value.name}/cast"
-        install(model.graph, tape, lambda node, index, name=name: name, after=value)
+        install(model.graph, tape, named(f"{value.name}/cast"), after=value)
 
 
 def _exact(number: float, config: ModelConfig) -> float:

@@ -23,7 +23,7 @@ from graphlens.file.names import split_name
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, write_safetensors
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
-from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest, replace_value, set_outputs, write_manifest
+from graphlens.surgery.graph import finish, read_manifest, replace_value, set_outputs
 from graphlens.surgery.stored import StoredWeights, rebind, stored_tensor
 
 WEIGHTS_FILE = "processed.safetensors"
@@ -100,8 +100,8 @@ def process_into(source: Path, stage: Path, steps: Sequence[str]) -> None:
     _check(source, manifest)
     work = _Processing(model, manifest, steps)
     work.write(stage / WEIGHTS_FILE)
-    work.rebind(stage / WEIGHTS_FILE)
-    write_graph(ensure_hooks_resolve(model, "the processed graph"), stage / MODEL_FILE)
+    done = work.rebind(stage / WEIGHTS_FILE)
+    write_graph(finish(model, done, "the processed graph"), stage / MODEL_FILE)
     copy_settings(source.parent, stage)
 
 
@@ -178,8 +178,8 @@ class _Processing:
 
         write_safetensors(path, entries, arrays())
 
-    def rebind(self, path: Path) -> None:
-        """Points the graph at the new file, in place, and takes out of it what is folded."""
+    def rebind(self, path: Path) -> Manifest:
+        """Points the graph at the new file, in place, and takes out of it what is folded. Returns its new manifest."""
         file = SafetensorsFile(path)
         hooks = dict(self.manifest.hooks)
         old = {name: self._stored.initializer(name) for name in self.manifest.weights}
@@ -192,8 +192,7 @@ class _Processing:
                 rebind(value, file, self._key(bound[id(value)]))
         views = {n: replace(view, file=path.name) for n, view in self._views.items() if n not in self._dropped}
         prints = {path.name: fingerprint(path)}
-        done = replace(self.manifest, hooks=hooks, weights=views, files=prints, processing=tuple(self.steps))
-        write_manifest(self.model, done)
+        return replace(self.manifest, hooks=hooks, weights=views, files=prints, processing=tuple(self.steps))
 
     def _untie(self, shared: ir.Value, file: SafetensorsFile) -> None:
         """Gives the unembedding an initializer of its own, with its bias."""

@@ -15,13 +15,14 @@ from graphlens.file.names import BEFORE_BLOCKS, in_block, split_name
 from graphlens.surgery.graph import (
     drop_unused,
     ensure_hooks_resolve,
+    finish,
     install,
     let_read,
+    named,
     numbered,
     read_manifest,
     set_outputs,
     values_by_name,
-    write_manifest,
 )
 from graphlens.surgery.inputs import head_from_residual, head_with_past
 
@@ -61,8 +62,7 @@ def segment(model: ir.Model, start: int | None = None, stop: int | None = None) 
     if start is not None:
         _start_at(model, values[_residual_value(manifest, start)], hooks, start, layers)
     _return(model, end, hooks)
-    write_manifest(model, manifest.with_hooks(hooks))
-    return ensure_hooks_resolve(model, "the segment")
+    return finish(model, manifest.with_hooks(hooks), "the segment")
 
 
 def _inside(name: str, layers: int, start: int | None, stop: int | None) -> bool:
@@ -84,7 +84,7 @@ def _stop_at(graph: ir.Graph, residual: ir.Value) -> ir.Value:
     tape = Tape()
     out = tape.op("Identity", [residual])
     out.name, out.shape, out.type = RESIDUAL_OUT, residual.shape, residual.type
-    install(graph, tape, lambda node, index: RESIDUAL_OUT)
+    install(graph, tape, named(RESIDUAL_OUT))
     return out
 
 
@@ -100,7 +100,7 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
     if old.name == entered.name:
         old.name = f"{old.name}/skipped"
     let_read(readers, entered, old)
-    install(graph, tape, lambda node, index: f"{RESIDUAL_IN}/start", after=residual)
+    install(graph, tape, named(f"{RESIDUAL_IN}/start"), after=residual)
     for value in [value for value in graph.inputs if value.name == INPUT_IDS]:
         graph.inputs.remove(value)
     graph.inputs.insert(0, residual)
@@ -196,5 +196,4 @@ def first_layers(model: ir.Model, count: int) -> ir.Model:
     weights = {name: view for name, view in manifest.weights.items() if (split_name(name)[0] or 0) < count}
     _return(model, values[LOGITS], hooks)
     config = replace(manifest.config, n_layers=count)
-    write_manifest(model, replace(manifest, config=config, hooks=hooks, weights=weights))
-    return ensure_hooks_resolve(model, "the shortened graph")
+    return finish(model, replace(manifest, config=config, hooks=hooks, weights=weights), "the shortened graph")

@@ -13,14 +13,13 @@ from onnx_ir.tape import Tape
 from graphlens.file.names import unknown_hook
 from graphlens.surgery.graph import (
     Attribute,
-    ensure_hooks_resolve,
+    finish,
     install,
     let_read,
     optional_input,
     read_manifest,
     replace_value,
     values_by_name,
-    write_manifest,
 )
 
 
@@ -180,8 +179,7 @@ def splice(model: ir.Model, edits: Mapping[str, Edit]) -> ir.Model:
         values[str(new.name)] = new
         for other in sharers[sharers.index(name) :]:
             hooks[other] = replace(hooks[other], value=str(new.name))
-    write_manifest(model, manifest.with_hooks(hooks))
-    return ensure_hooks_resolve(model)
+    return finish(model, manifest.with_hooks(hooks))
 
 
 def _names(graph: ir.Graph) -> set[str]:
