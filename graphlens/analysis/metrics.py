@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import as_array, like
-from graphlens.analysis.metric_inputs import Record, checked, ids_of, kept, log_probability, one_hot, picked
+from graphlens.analysis.metric_inputs import checked, ids_of, kept, log_probability, one_hot, picked
 from graphlens.analysis.numerics import log_softmax, softmax
+from graphlens.edits.record import Record
 from graphlens.errors import InputError
 
 Array = npt.NDArray[Any]

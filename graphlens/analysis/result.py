@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from graphlens.analysis.arrays import as_array
 from graphlens.errors import InputError
+from graphlens.file.folder import write_whole
 from graphlens.views.text import NOT_COMPUTED, number, shown, view_package
 
 if TYPE_CHECKING:
@@ -234,8 +234,8 @@ class SweepResult:
         text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
         target, beside = saved_files(path)
         try:
-            _put(beside, data)
-            _put(target, text.encode("ascii"))
+            write_whole(beside, data)
+            write_whole(target, text.encode("ascii"))
         except OSError as error:
             raise InputError(f"{target}: cannot be written ({error}).") from error
         return target
@@ -334,12 +334,3 @@ def _read(source: Path, beside: Path) -> tuple[dict[str, Any], dict[str, Array]]
         raise InputError(f"{error.filename}: no such file. A result is two: {source.name}, {beside.name}.") from error
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{source}: damaged, it cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def _put(target: Path, data: bytes) -> None:
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

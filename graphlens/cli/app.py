@@ -324,7 +324,7 @@ def drivable(
 def _parts(kinds: str) -> list[str]:
     from graphlens.edits.gate import PARTS
 
-    return [part for kind in kinds.split(",") for part in PARTS[kind.strip()]]
+    return [part for kind in kinds.split(",") for part in PARTS[kind.strip()].inputs]
 
 
 @app.command()

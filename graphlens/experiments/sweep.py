@@ -239,7 +239,7 @@ def _identity(model: Any, tokens: Any, sites: Sites, source: Any, metrics: list[
     """
     shown = tokens if isinstance(tokens, str) else np.asarray(tokens).tolist()
     digest = hashlib.sha256()
-    keys = [metric._key() if isinstance(metric, Metric) else () for metric in metrics]
+    keys = [metric.key() if isinstance(metric, Metric) else () for metric in metrics]
     named = [(type(metric).__name__, _called(metric), _code(metric)) for metric in metrics]
     source_key = (
         repr(source)

@@ -96,7 +96,7 @@ class SweepMethods(InterventionMethods):
         """What stands in this thread beside the model: flags, interventions, and hooks by where and what they are."""
         items = tuple(item for model, some in self._standing.get() if model == id(self) for item in some)
         hooks = tuple((hook.name, getattr(hook.user_hook, "__qualname__", "")) for hook in self._hooks.standing())  # type: ignore[attr-defined]
-        return (tuple(sorted(self._flags)), tuple(item._state() for item in items), hooks)
+        return (tuple(sorted(self._flags)), tuple(item.key() for item in items), hooks)
 
     def _stands_alone(self) -> bool:
         """Whether runs are the plain model's: no hooks, no interventions."""

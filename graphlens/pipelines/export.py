@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphlens.errors import ExportError, InputError, ModelFileError, RuntimeUnavailable
-from graphlens.file.folder import TOKENIZER_FILES, copy_settings
+from graphlens.file.folder import TOKENIZER_FILES, copy_settings, refuse_occupied
 from graphlens.file.manifest import Manifest
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.file.tokenizer import load_tokenizer
@@ -78,12 +78,11 @@ def export_model(
 
         with writing(target):
             return _export(source, target, target, verify, announce)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if not (target / MODEL_FILE).is_file():
-            raise ExportError(f"{target}: exists and is not empty. Choose another folder.")
+    if (target / MODEL_FILE).is_file():
         if not force:
             raise ExportError(f"{target}: holds an export already. Pass force=True (--force) to replace it.")
         shutil.rmtree(target)
+    refuse_occupied(target)
     return _export_staged(source, target, verify, announce)
 
 
