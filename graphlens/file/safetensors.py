@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from graphlens.errors import ModelFileError
 from graphlens.file.manifest import WeightView
 
+Array = npt.NDArray[Any]
+"""An array of any dtype and shape."""
 # safetensors dtype name -> NumPy dtype; bfloat16 has none and stays raw 16-bit words.
 NUMPY_DTYPES: Mapping[str, str] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
@@ -34,8 +36,29 @@ class TensorEntry:
     length: int
 
 
+class _Described(TypedDict):
+    """A tensor as a file's header describes it; offsets are from the header's end."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
 class SafetensorsFile:
-    """A safetensors file, mapped read-only. Raises ModelFileError for one that is missing, short or malformed."""
+    """A safetensors file, mapped read-only on first use.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        path: The file.
+        size: Its size in bytes.
+        header: Its first bytes: the header's length and the header.
+        entries: Tensor name -> where it lies.
+
+    Raises:
+        ModelFileError: The file is missing, cut short or malformed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,7 +81,8 @@ class SafetensorsFile:
             raise ModelFileError(f"{path}: cut short: {self.size:,} bytes where its header promises {end:,}.")
 
     @staticmethod
-    def _entries(header: dict[str, Any], base: int) -> dict[str, TensorEntry]:
+    def _entries(header: Mapping[str, _Described], base: int) -> dict[str, TensorEntry]:
+        """Each tensor's place in the file, checked: the header may be a stranger's."""
         entries = {}
         for name, info in header.items():
             if name == "__metadata__":
@@ -77,8 +101,18 @@ class SafetensorsFile:
         """The whole file, mapped."""
         return np.memmap(self.path, dtype=np.uint8, mode="r")
 
-    def array(self, name: str) -> npt.NDArray[Any]:
-        """A read-only view of one tensor in the mapped file (bfloat16 as uint16 words)."""
+    def array(self, name: str) -> Array:
+        """One tensor in the mapped file.
+
+        Args:
+            name: The tensor's name.
+
+        Returns:
+            A read-only view of the file; bfloat16 as uint16 words.
+
+        Raises:
+            ModelFileError: The file holds no such tensor, or one of a dtype that graphlens cannot read.
+        """
         if name not in self.entries:
             raise ModelFileError(f"{self.path}: holds no tensor {name!r}.")
         entry = self.entries[name]
@@ -103,10 +137,14 @@ class _PrivateMapping(SafetensorsFile):
             return np.memmap(self.path, dtype=np.uint8, mode="r")
 
 
-class WeightStore(Mapping[str, npt.NDArray[Any]]):
+class WeightStore(Mapping[str, Array]):
     """A model's weights under TransformerLens's names, as read-only views of its mapped files, opened on first use.
 
     Values have the file's dtype, except bfloat16, which NumPy lacks: those are float32 copies, exact.
+
+    Args:
+        folder: The folder of the weights files.
+        views: TransformerLens name -> the view that a weight is; a manifest's ``weights``.
     """
 
     def __init__(self, folder: Path, views: Mapping[str, WeightView]) -> None:
@@ -122,7 +160,7 @@ class WeightStore(Mapping[str, npt.NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._views)
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+    def __getitem__(self, name: str) -> Array:
         view = self._views[name]
         if view.file not in self._files:
             self._files[view.file] = _PrivateMapping(self._folder / view.file)
@@ -134,8 +172,16 @@ class WeightStore(Mapping[str, npt.NDArray[Any]]):
         return apply_view(array, view)
 
 
-def apply_view(array: npt.NDArray[Any], view: WeightView) -> npt.NDArray[Any]:
-    """The strided view of a stored tensor that a weight is: writing to it writes to the tensor."""
+def apply_view(array: Array, view: WeightView) -> Array:
+    """The view of a stored tensor that a weight is.
+
+    Args:
+        array: The stored tensor.
+        view: How the weight is taken from it.
+
+    Returns:
+        A strided view: writing to it writes to ``array``.
+    """
     if view.take is not None:
         axis, part, parts = view.take
         size = array.shape[axis] // parts
@@ -147,12 +193,15 @@ def apply_view(array: npt.NDArray[Any], view: WeightView) -> npt.NDArray[Any]:
     return array if view.permute is None else array.transpose(view.permute)
 
 
-def write_safetensors(path: Path, entries: Mapping[str, TensorEntry], arrays: Iterable[npt.NDArray[Any]]) -> None:
+def write_safetensors(path: Path, entries: Mapping[str, TensorEntry], arrays: Iterable[Array]) -> None:
     """Writes a safetensors file tensor by tensor, so that memory holds one of them at a time.
 
-    ``entries`` gives dtype, shape and length (its offsets are ignored), ``arrays`` the data in the same order.
+    Args:
+        path: The file; it must not be there yet.
+        entries: Tensor name -> its dtype, shape and length. Offsets are ignored.
+        arrays: The content of each tensor, in the same order.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, _Described] = {}
     position = 0
     for name, entry in entries.items():
         header[name] = {

@@ -320,29 +320,17 @@ def _write_plain(model: ir.Model, stage: Path, self_contained: bool) -> None:
 
 def _write_folded(model: ir.Model, folded: Folded, source: Path, stage: Path) -> None:
     """Writes the changed weights to a file of their own and points the graph at it, in place."""
-    import onnx_ir as ir
+    from graphlens.surgery.stored import in_files, place_of, rebind
 
-    offsets = {}
-    entries = {}
+    keys: dict[tuple[str, int], str] = {}
+    entries: dict[str, TensorEntry] = {}
     for (file, tensor), array in folded.items():
-        entry = SafetensorsFile(source / file).entries[tensor]
-        offsets[file, entry.offset] = f"{file}:{tensor}" if f"{tensor}" in entries else tensor
-        entries[offsets[file, entry.offset]] = TensorEntry("F32", array.shape, 0, array.nbytes)
+        key = f"{file}:{tensor}" if tensor in entries else tensor
+        keys[file, SafetensorsFile(source / file).entries[tensor].offset] = key
+        entries[key] = TensorEntry("F32", array.shape, 0, array.nbytes)
     path = stage / EDITED_FILE
     write_safetensors(path, entries, folded.values())
-    written = SafetensorsFile(path).entries
-    for value in model.graph.initializers.values():
-        tensor_value = value.const_value
-        if not isinstance(tensor_value, ir.ExternalTensor):
-            continue
-        name = offsets.get((str(tensor_value.location), int(tensor_value.offset or 0)))
-        if name is not None:
-            value.const_value = ir.ExternalTensor(
-                EDITED_FILE,
-                written[name].offset,
-                written[name].length,
-                ir.DataType.FLOAT,
-                shape=ir.Shape(written[name].shape),
-                name=str(value.name),
-                base_dir=str(stage),
-            )
+    written = SafetensorsFile(path)
+    for value, old in in_files(model):
+        if place_of(old) in keys:
+            rebind(value, written, keys[place_of(old)])

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from graphlens.errors import InputError
+from graphlens.file.manifest import Manifest
 from graphlens.file.names import canonical, unknown_hook
-from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
+from graphlens.surgery.graph import finish, read_manifest, values_by_name
 
 
 def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[ir.Model, tuple[str, ...]]:
-    """(a model that computes ``outputs`` from ``inputs``, its frontier).
+    """The piece of a model that computes some values from others.
 
-    Both are names of hook points or of other values (``logits``, ``mask``). The frontier holds the names of further values
-    that the piece needs and that do not depend on ``inputs``: they are inputs of it too, after those asked for. Batch
-    and sequence sizes are taken from the inputs, so a piece may run on other sizes than the model would. Of hook
-    points that share a value each is the same value here. Weights stay where they are, and the hook map keeps the hook
-    points inside. The model itself is left as it is. Raises UnknownHookPoint, and InputError for an output that does not
-    depend on the inputs.
+    Batch and sequence sizes are taken from the inputs, so a piece may run on other sizes than the model would. Weights
+    stay where they are, and the hook map keeps the hook points inside.
+
+    Args:
+        model: A hooked model; it is left as it is.
+        inputs: Names of hook points or of other values (``mask``, say) to compute from. Hook points that share a value
+            are one input.
+        outputs: Names of hook points or of other values (``logits``, say) to compute.
+
+    Returns:
+        (the piece, its frontier). The frontier holds the names of further values that the piece needs and that do not
+        depend on ``inputs``: they are inputs of it too, after those asked for.
+
+    Raises:
+        UnknownHookPoint: The model has no value of that name.
+        InputError: An output does not depend on the inputs, or none is given.
     """
     if not inputs or not outputs:
         raise InputError("a piece goes from some values to others: name at least one of either.")
     manifest = read_manifest(model)
     values = values_by_name(model)
-    starts = {name: _resolve(name, values, model) for name in inputs}
-    ends = {name: _resolve(name, values, model) for name in outputs}
+    starts = {name: _resolve(name, values, manifest) for name in inputs}
+    ends = {name: _resolve(name, values, manifest) for name in outputs}
     piece = _Piece(model, starts)
     for name, value in ends.items():
         if value not in piece.reached:
@@ -49,12 +60,12 @@ def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> tuple
     new_names = {value.name: copy.name for value, copy in piece.copies.items()}
     hooks = {n: h for n, h in manifest.hooks.items() if h.value in new_names}
     hooks = {n: replace(h, value=str(new_names[h.value])) for n, h in hooks.items()}
-    write_manifest(found, manifest.with_hooks(hooks))
-    return ensure_hooks_resolve(found, "the piece"), tuple(str(value.name) for value in piece.frontier)
+    frontier = tuple(str(value.name) for value in piece.frontier)
+    return finish(found, manifest.with_hooks(hooks), "the piece"), frontier
 
 
-def _resolve(name: str, values: dict[str, ir.Value], model: ir.Model) -> ir.Value:
-    manifest = read_manifest(model)
+def _resolve(name: str, values: Mapping[str, ir.Value], manifest: Manifest) -> ir.Value:
+    """The value that a hook point, or a value itself, is named by."""
     name = name if name in values else canonical(name)
     if name in manifest.hooks:
         return values[manifest.hooks[name].value]
@@ -117,6 +128,7 @@ class _Piece:
         return self.copies[wanted]
 
     def _copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
+        """Adds a copy of a node that reads ``inputs``."""
         # Without shapes: two sizes that were one in the model ("sequence") may differ in a piece, and ONNX Runtime would
         # reuse buffers by their names.
         outputs = [ir.Value(name=o.name, type=o.type) for o in node.outputs]

@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphlens.errors import InputError
-from graphlens.file.io_names import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOKENS, SEEDS, SPARSE, gradient_output
+from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import UNEMBEDDED, unknown_hook
-from graphlens.surgery.graph import LOGITS, ensure_hooks_resolve, read_manifest, values_by_name, write_manifest
-from graphlens.surgery.rules import CONSTANT, READS_ITS_OUTPUT, RULES, Builder, Gradient, Rule, dims
+from graphlens.file.names import unknown_hook
+from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
+from graphlens.surgery.rules import RULES, Builder, Gradient, Rule
+from graphlens.surgery.seeds import add_seed
 from graphlens.surgery.splice import splice
 
 
 def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: str = DENSE) -> ir.Model:
-    """A copy that also returns, as ``<hook>_grad``, d(seed . of)/d(hook) for every hook point in ``wrt``.
+    """A copy that also returns the gradients with respect to hook points, as ``<hook>_grad``.
 
-    ``of`` is ``logits`` or a hook point. How the seed, which is the gradient with respect to ``of``, is fed:
+    What is differentiated is the sum of ``of`` times a seed, which a run feeds. Gradients have the shape and dtype of
+    the activation and are total: through everything that depends on it. Where nothing does they are 0, and a warning
+    says so. Layers before the earliest hook point are not differentiated, weights never. The hook map gets the gradients
+    too, in the order in which they are computed, so that they can be spliced as hook points are.
 
-    - ``"dense"``: the input ``gradient_seed``, shaped like ``of``.
-    - ``"sparse"`` (of logits): ``gradient_seed`` [b, m, k] for the tokens ``gradient_seed_tokens`` int64 [b, m, k] at the
-      positions ``gradient_seed_positions`` int64 [b, m], all others being 0. No array of [b, pos, vocabulary] is made.
-    - ``"loss"`` (of logits): the seed is that of a sum over positions of ``gradient_seed`` [b, pos] times the
-      cross-entropy of ``gradient_seed_tokens`` int64 [b, pos] there.
+    Args:
+        model: A hooked model.
+        wrt: Hook points, or one.
+        of: ``logits`` or a hook point.
+        seed: How the seed, which is the gradient with respect to ``of``, is fed.
 
-    Gradients have the shape and dtype of the activation and are total: through everything that depends on it. Where
-    nothing does they are 0. Layers before the earliest hook point are not differentiated, weights never. The hook map
-    gets the gradients too, in the order in which they are computed, so that they can be spliced as hook points are.
-    Raises UnknownHookPoint, and InputError for hook points of integers, operators without a derivative (naming the hook
-    point behind it), and an ``of`` or ``seed`` that is not there.
+            - ``"dense"``: the input ``gradient_seed``, shaped like ``of``.
+            - ``"sparse"`` (of logits): ``gradient_seed`` [b, m, k] for the tokens ``gradient_seed_tokens`` int64
+              [b, m, k] at the positions ``gradient_seed_positions`` int64 [b, m], all others being 0. No array of
+              [b, pos, vocabulary] is made.
+            - ``"loss"`` (of logits): the seed is that of a sum over positions of ``gradient_seed`` [b, pos] times the
+              cross-entropy of ``gradient_seed_tokens`` int64 [b, pos] there.
+
+    Returns:
+        The copy.
+
+    Raises:
+        UnknownHookPoint: The model has no hook point of that name.
+        InputError: A hook point holds integers; an operator on the way has no derivative (the hook point behind it is
+            named); there is no such ``of`` or ``seed``; or the model is differentiated already.
     """
     manifest = read_manifest(model)
     asked = _checked(manifest, wrt, of, seed)
@@ -45,20 +58,10 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     manifest = read_manifest(model)
     graph, values = model.graph, values_by_name(model)
     targets = {name: values[manifest.hooks[name].value] for name in asked}
-    logits = end = values[LOGITS if of == LOGITS else manifest.hooks[of].value]
-    assert end.type is not None
-    b = Builder(end.type.dtype)
-    if seed == SPARSE:
-        end = values[manifest.hooks[UNEMBEDDED].value]
-        given, spread = _sparse_seed(b, graph, end, logits)
-        if logits in targets.values() or not _is_product(end, logits):
-            # Something between the unembedding and the logits has a derivative of its own, or a hook.
-            end, given = logits, spread()
-    elif seed == LOSS:
-        given = _loss_seed(b, graph, logits)
-    else:
-        given = ir.Value(name=SEED, shape=end.shape, type=end.type)
-        graph.inputs.append(given)
+    result = values[LOGITS if of == LOGITS else manifest.hooks[of].value]
+    assert result.type is not None
+    b = Builder(result.type.dtype)
+    end, given = add_seed(b, model, manifest, result, seed, set(targets.values()))
     backward = _Backward(b, graph, set(targets.values()), _nearest(manifest.hooks, graph))
     found = backward.run(end, given)
     named: dict[ir.Value, str] = {}
@@ -75,24 +78,23 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
             named[value] = gradient_output(name)
             graph.outputs.append(whole)
         entries[gradient_output(name)] = replace(manifest.hooks[name], value=named[value])
-    _install(b, graph)
-    write_manifest(model, manifest.with_hooks(entries))
-    return ensure_hooks_resolve(model, "the gradient graph")
+    install(graph, b.tape, numbered("gradient/"), lambda node, place: f"{node.name}_{place}")
+    return finish(model, manifest.with_hooks(entries), "the gradient graph")
 
 
 def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
-    """A copy in which no rule reads what it gave at a hook point: a Python hook spliced there later changes that."""
+    """A copy in which no rule reads what its node gave at a hook point: a Python hook spliced there later changes that."""
     values = values_by_name(model)
     first: dict[str, str] = {}
     for name, entry in manifest.hooks.items():
         first.setdefault(entry.value, name)
-    read = [
-        name
-        for value, name in first.items()
-        for node in [values[value].producer()]
-        if node is not None and node.op_type in READS_ITS_OUTPUT
-    ]
+    read = [name for value, name in first.items() if _is_read_backward(values[value].producer())]
     return splice(model, {name: lambda value, scope: scope.op("Identity", [value]) for name in read})
+
+
+def _is_read_backward(node: ir.Node | None) -> bool:
+    """Whether a gradient rule reads what a node gave."""
+    return node is not None and node.op_type in RULES and RULES[node.op_type].reads_output
 
 
 def _with_shapes(model: ir.Model) -> ir.Model:
@@ -121,90 +123,6 @@ def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str) -> list
     return [name for name in names if name in asked]
 
 
-def _sparse_seed(
-    b: Builder, graph: ir.Graph, end: ir.Value, logits: ir.Value
-) -> tuple[ir.Value, Callable[[], ir.Value]]:
-    """The gradient [b, pos, d_model] with respect to what the unembedding reads, from seeds of few tokens; and what makes
-    that of the logits [b, pos, V], should anybody ask for it."""
-    kinds = {
-        SEED_POSITIONS: (("seed_batch", "seeds"), ir.DataType.INT64),
-        SEED_TOKENS: (("seed_batch", "seeds", "seed_tokens"), ir.DataType.INT64),
-        SEED: (("seed_batch", "seeds", "seed_tokens"), end.type.dtype if end.type is not None else ir.DataType.FLOAT),
-    }
-    positions, tokens, seed = (
-        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype)) for name, (shape, dtype) in kinds.items()
-    )
-    graph.inputs.extend([positions, tokens, seed])
-    weight, by_row = _unembedding(end)
-    rows = b.op("Gather", weight, tokens, axis=0 if by_row else 1)  # [b, m, k, D], or [D, b, m, k]
-    if not by_row:
-        rows = b.op("Transpose", rows, perm=[1, 2, 3, 0])
-    weighted = b.op("Mul", rows, b.op("Unsqueeze", seed, b.constant([3])))
-    summed = b.op("ReduceSum", weighted, b.constant([2]), keepdims=0)  # [b, m, D]
-    length = b.op("Shape", end, start=1, end=2)
-    places = b.op("Range", b.constant(0), b.op("Squeeze", length), b.constant(1))
-    here = b.op("Equal", b.op("Unsqueeze", places, b.constant([0, 2])), b.op("Unsqueeze", positions, b.constant([1])))
-    assert end.type is not None
-    placed = b.op("Cast", here, to=int(end.type.dtype))  # [b, pos, m]
-
-    def spread() -> ir.Value:
-        width = b.constant(dims(logits)[-1])
-        # ONNX Runtime has no OneHot of every float: of integers, then cast.
-        ones = b.op("OneHot", tokens, width, b.constant([0, 1]), axis=-1)  # [b, m, k, V]
-        chosen = b.op("Cast", ones, to=int(end.type.dtype))  # type: ignore[union-attr]
-        every = b.op(
-            "ReduceSum", b.op("Mul", chosen, b.op("Unsqueeze", seed, b.constant([3]))), b.constant([2]), keepdims=0
-        )
-        return b.op("MatMul", placed, every)
-
-    return b.op("MatMul", placed, summed), spread  # [b, pos, m] @ [b, m, D]
-
-
-def _is_product(end: ir.Value, logits: ir.Value) -> bool:
-    """Whether the logits are ``end`` times one matrix, perhaps plus a constant: nothing else in between."""
-    value, products = logits, 0
-    while value is not end:
-        node = value.producer()
-        if node is None or node.op_type not in ("Gemm", "MatMul", "Add", "Reshape", "Identity"):
-            return False
-        products += node.op_type in ("Gemm", "MatMul")
-        inputs = [other for other in node.inputs if other is not None]
-        if node.op_type == "Add":
-            inputs = [other for other in inputs if not other.is_initializer() or other.is_graph_input()]
-            if len(inputs) != 1:
-                return False
-        value = inputs[0]
-    return products == 1
-
-
-def _unembedding(end: ir.Value) -> tuple[ir.Value, bool]:
-    """(the unembedding matrix, whether a token is a row of it), from the product that reads ``end``."""
-    open_ends = [end]
-    while open_ends:
-        for node, index in open_ends.pop().uses():
-            if node.op_type in ("Gemm", "MatMul") and index == 0 and node.inputs[1] is not None:
-                turned = node.attributes["transB"].as_int() if "transB" in node.attributes else 0
-                return node.inputs[1], bool(turned)
-            if node.op_type in ("Reshape", "Identity"):
-                open_ends.extend(node.outputs)
-    raise InputError(
-        "the unembedding is no matrix product here, so seeds cannot be sparse: give them as [b, pos, vocabulary]."
-    )
-
-
-def _loss_seed(b: Builder, graph: ir.Graph, logits: ir.Value) -> ir.Value:
-    """The gradient of a weighted sum of cross-entropies: (softmax - one at the target) times the weight."""
-    assert logits.type is not None
-    shape = ir.Shape(["seed_batch", "seed_sequence"])
-    targets = ir.Value(name=SEED_TOKENS, shape=shape, type=ir.TensorType(ir.DataType.INT64))
-    weights = ir.Value(name=SEED, shape=shape, type=logits.type)
-    graph.inputs.extend([targets, weights])
-    ones = b.op("OneHot", targets, b.constant(dims(logits)[-1]), b.constant([0, 1]), axis=-1)
-    hit = b.op("Cast", ones, to=int(logits.type.dtype))
-    apart = b.op("Sub", b.op("Softmax", logits, axis=-1), hit)
-    return b.op("Mul", apart, b.op("Unsqueeze", weights, b.constant([2])))
-
-
 class _Backward:
     """One backward pass over a graph. Gradients of ``targets`` are whole, and nodes of their own that later ones read."""
 
@@ -224,9 +142,10 @@ class _Backward:
         for node in reversed(list(self._graph)):
             arrived = [self._total(output) for output in node.outputs]
             needs = [value is not None and value in reached for value in node.inputs]
-            if not any(arrived) or not any(needs) or node.op_type in CONSTANT:
+            if not any(arrived) or not any(needs):
                 continue
-            for value, gradient in zip(node.inputs, self._rule(node)(self._b, node, arrived, needs), strict=True):
+            gradients = self._rule(node)(self._b, node, arrived, needs)
+            for value, gradient in zip(node.inputs, gradients, strict=True):
                 if value is not None and gradient is not None and value in reached:
                     self._pending.setdefault(value, []).append(gradient)
         for value in list(self._pending):  # inputs of the graph
@@ -234,7 +153,8 @@ class _Backward:
         return self._found
 
     def _rule(self, node: ir.Node) -> Rule:
-        if node.op_type in RULES and node.domain in ("", "ai.onnx"):
+        """The rule of a node's operator."""
+        if node.op_type in RULES and (node.domain in ("", "ai.onnx") or RULES[node.op_type].constant):
             return RULES[node.op_type]
         where = f" (at or after {self._nearest[node]!r})" if node in self._nearest else ""
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
@@ -267,14 +187,3 @@ def _nearest(hooks: Mapping[str, HookEntry], graph: ir.Graph) -> dict[ir.Node, s
         if last is not None:
             found[node] = last
     return found
-
-
-def _install(b: Builder, graph: ir.Graph) -> None:
-    """Puts the builder's nodes and constants after the forward ones, under names of their own."""
-    for value in b.tape.initializers:
-        graph.initializers[str(value.name)] = value
-    for index, node in enumerate(b.tape.nodes):
-        node.name = f"gradient/{node.op_type}_{index}"
-        for place, output in enumerate(node.outputs):
-            output.name = output.name or f"gradient/{node.op_type}_{index}_{place}"
-    graph.extend(list(b.tape.nodes))

@@ -17,14 +17,23 @@ from graphlens.file.folder import MODEL_FILE, link_or_copy, model_path, write_wh
 from graphlens.file.manifest import METADATA_KEY
 from graphlens.surgery.fingerprint import verify_weights
 from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
+from graphlens.surgery.stored import in_files, path_of
 from graphlens.surgery.untrusted import CheckReport, check_graph, check_size, refuse_sparse
 
 
 def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
     """Loads a hooked model: the graph in memory, the weights referenced where they lie.
 
-    By default the graph is checked as a stranger's (see check) and the weights files are compared with the manifest's
-    fingerprints. Raises ModelFileError.
+    Args:
+        path: A hooked folder or its graph file.
+        verify: False leaves out the checks of a stranger's graph (see check_graph), and the comparison of the weights
+            files with the manifest's fingerprints.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelFileError: There is no hooked file, or it fails a check.
     """
     model, file = _read(path)
     manifest = read_manifest(model, str(file))
@@ -40,7 +49,17 @@ def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
 
 
 def load_plain(path: str | os.PathLike[str]) -> ir.Model:
-    """Loads a model that may have no manifest (a baked or drivable file), checked as a stranger's. Raises ModelFileError."""
+    """Loads a model that may have no manifest: a baked or drivable file, say. It is checked as a stranger's.
+
+    Args:
+        path: A folder with a ``model.onnx``, or a graph file.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelFileError: There is no model, or it fails a check.
+    """
     model, file = _read(path)
     if METADATA_KEY in model.metadata_props:
         return load(path)
@@ -49,6 +68,7 @@ def load_plain(path: str | os.PathLike[str]) -> ir.Model:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[ir.Model, Path]:
+    """(the model of a file, the file's path); only its size and sparse tensors are checked."""
     file = model_path(path)
     check_size(file)
     try:
@@ -64,9 +84,17 @@ def _read(path: str | os.PathLike[str]) -> tuple[ir.Model, Path]:
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> Path:
-    """Writes a hooked model into a folder (or to a .onnx path), atomically; returns the graph's path.
+    """Writes a hooked model so that the file is there whole or, on an error, as it was before.
 
-    Its weights files are linked or copied beside it when they lie elsewhere. Raises ExportError when it cannot write.
+    Args:
+        model: The model. Its weights files are linked or copied beside it where they lie elsewhere.
+        path: A folder, or the path of the graph, which ends in ``.onnx``.
+
+    Returns:
+        The path of the graph.
+
+    Raises:
+        ExportError: It cannot be written.
     """
     target = Path(path)
     if target.suffix != ".onnx":
@@ -91,20 +119,29 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> Path:
 
 
 def weights_files(model: ir.Model) -> dict[str, Path]:
-    """The external weights files a model refers to: location -> path."""
-    found = {}
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            found[str(tensor.location)] = Path(tensor.base_dir) / tensor.location
-    return found
+    """The weights files that a model refers to.
+
+    Args:
+        model: A model.
+
+    Returns:
+        The name of each file -> its path.
+    """
+    return {str(tensor.location): path_of(tensor) for _, tensor in in_files(model)}
 
 
 def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    """An external tensor over the mapped file; onnx-ir itself refuses to read a file with a second hard link."""
+    """A tensor that lies in a file as one over the mapped file: onnx-ir refuses to read a file with a second hard link.
+
+    Args:
+        tensor: The tensor of an initializer.
+
+    Returns:
+        A tensor with the same content; nothing is read yet.
+    """
     start, dtype = int(tensor.offset or 0), tensor.dtype.numpy()
     shape = tuple(int(str(size)) for size in tensor.shape)
-    raw = np.memmap(Path(tensor.base_dir) / tensor.location, np.uint8, mode="r")
+    raw = np.memmap(path_of(tensor), np.uint8, mode="r")
     size = math.prod(shape) * dtype.itemsize
     return ir.Tensor(np.frombuffer(raw[start : start + size], dtype).reshape(shape), name=tensor.name)
 
@@ -117,7 +154,14 @@ def write_graph(model: ir.Model, target: Path) -> None:
 def check(path: str | os.PathLike[str]) -> CheckReport:
     """Checks a hooked file from a stranger: its structure (see check_graph) and every byte of its weights files.
 
-    Raises ModelFileError on the first thing that is not right.
+    Args:
+        path: A hooked folder or its graph file.
+
+    Returns:
+        What the check saw.
+
+    Raises:
+        ModelFileError: Something is not right; the message says what.
     """
     model, file = load(path), model_path(path)
     verify_weights(file.parent, read_manifest(model).files, whole=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from graphlens.errors import ModelFileError
@@ -32,7 +33,15 @@ def _samples_digest(file: SafetensorsFile) -> str:
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a whole file; ``progress`` is told the bytes read of each chunk."""
+    """The SHA-256 of a whole file.
+
+    Args:
+        path: The file.
+        progress: Told the number of bytes of each chunk that was read.
+
+    Returns:
+        The digest, as hexadecimal digits.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -43,21 +52,46 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 
 def quick_fingerprint(path: Path) -> WeightFile:
-    """The fingerprint without the whole-file digest (left empty): what an open compares. Reads a few KB."""
+    """What an open compares: the fingerprint without the digest of the whole file, which is left empty.
+
+    Args:
+        path: A safetensors file. A few KB of it are read.
+
+    Returns:
+        The fingerprint.
+
+    Raises:
+        ModelFileError: The file is missing or malformed.
+    """
     file = SafetensorsFile(path)
     return WeightFile(file.size, hashlib.sha256(file.header).hexdigest(), _samples_digest(file), "")
 
 
 def fingerprint(path: Path) -> WeightFile:
-    """The whole fingerprint; reads all bytes."""
-    quick = quick_fingerprint(path)
-    return WeightFile(quick.size, quick.header_sha256, quick.samples_sha256, sha256_file(path))
+    """The whole fingerprint.
+
+    Args:
+        path: A safetensors file. All of it is read.
+
+    Returns:
+        The fingerprint.
+
+    Raises:
+        ModelFileError: The file is missing or malformed.
+    """
+    return replace(quick_fingerprint(path), sha256=sha256_file(path))
 
 
 def verify_weights(folder: Path, files: Mapping[str, WeightFile], whole: bool = False) -> None:
     """Compares the weights files of a folder with their recorded fingerprints.
 
-    Raises ModelFileError when one is missing, shortened or another model's; ``whole`` compares all bytes too.
+    Args:
+        folder: The folder.
+        files: File name -> its recorded fingerprint.
+        whole: True compares all bytes too, and not only samples of each tensor.
+
+    Raises:
+        ModelFileError: A file is missing, shortened or another model's.
     """
     for name, expected in files.items():
         path = folder / name

@@ -5,9 +5,8 @@ An edit x -> x * factor + addend of what a matrix reads or writes is an edit of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,9 +16,10 @@ from graphlens.edits import gate
 from graphlens.edits.kinds import Intervention
 from graphlens.edits.record import Array
 from graphlens.edits.selection import Window
-from graphlens.file.manifest import HookEntry, Manifest, WeightView
+from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import axis_sizes, firing_order, in_block, split_name
-from graphlens.file.safetensors import SafetensorsFile, apply_view
+from graphlens.file.safetensors import apply_view
+from graphlens.surgery.stored import StoredWeights
 
 Folded = dict[tuple[str, str], Array]  # (weights file, tensor) -> its new content
 ByHook = dict[str, list[Intervention]]
@@ -143,30 +143,20 @@ class _Weights:
     """Weights by TransformerLens name, copied when they are first changed."""
 
     def __init__(self, model: ir.Model, manifest: Manifest) -> None:
-        self._views = manifest.weights
-        self._folder = next(iter(_folders(model)), None)
+        self._stored = StoredWeights(model, manifest)
         self.changed: Folded = {}
 
     def has(self, target: _Target) -> bool:
         """True if the target's weights are in the file, as float32."""
-        return self._folder is not None and all(
-            name in self._views and self._stored(self._views[name]) == "F32"
-            for name in (target.matrix, target.bias)
-            if name
-        )
-
-    def _stored(self, view: WeightView) -> str:
-        """The dtype of a weight in its file, as safetensors calls it."""
-        assert self._folder is not None
-        return SafetensorsFile(self._folder / view.file).entries[view.tensor].dtype
+        entries = (self._stored.entry(name) for name in (target.matrix, target.bias) if name)
+        return all(entry is not None and entry.dtype == "F32" for entry in entries)
 
     def _writable(self, name: str) -> Array:
         """A weight that may be changed in place."""
-        view = self._views[name]
+        view = self._stored.views[name]
         key = (view.file, view.tensor)
         if key not in self.changed:
-            assert self._folder is not None
-            self.changed[key] = np.array(SafetensorsFile(self._folder / view.file).array(view.tensor))
+            self.changed[key] = np.array(self._stored.array(name))
         return apply_view(self.changed[key], view)
 
     def apply(self, target: _Target, factor: Array, addend: Array) -> None:
@@ -185,10 +175,3 @@ class _Weights:
             w *= factor[:, None, :] if factor.ndim == 2 else factor
             b *= factor
             b += addend
-
-
-def _folders(model: ir.Model) -> Iterator[Path]:
-    """The folders that the model's weights files lie in."""
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            yield Path(value.const_value.base_dir)

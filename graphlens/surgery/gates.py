@@ -148,10 +148,6 @@ def _replace(graph: ir.Graph, node: ir.Node, kept: ir.Value, names: dict[ir.Valu
     gone = node.outputs[0]
     if str(kept.name).startswith(f"{hook}/unedited"):  # not where the hook point's twin had the value's name
         names[kept] = str(gone.name)
-    outputs = graph.outputs
-    for index, output in enumerate(outputs):
-        if output is gone:
-            outputs[index] = kept
     gone.name = f"{gone.name}/removed"
-    gone.replace_all_uses_with(kept)
+    gone.replace_all_uses_with(kept, replace_graph_outputs=True)
     graph.remove(node, safe=True)

@@ -6,54 +6,70 @@ drops is put back from the model the graph came from. Weights are never loaded: 
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from graphlens.errors import RuntimeUnavailable
 from graphlens.surgery.graph import ensure_hooks_resolve
+from graphlens.surgery.stored import in_files
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
 
 
-def _graphsurgeon() -> Any:
+def _graphsurgeon() -> ModuleType:
+    """The package, where it is installed."""
     try:
-        import onnx_graphsurgeon
+        return importlib.import_module("onnx_graphsurgeon")
     except ImportError as error:
         raise RuntimeUnavailable(
             "onnx-graphsurgeon is not installed: pip install 'graphlens-onnx[graphsurgeon]'."
         ) from error
-    return onnx_graphsurgeon
 
 
-def to_graphsurgeon(model: ir.Model) -> Any:
-    """The model as an ``onnx_graphsurgeon.Graph``; its large weights stay references into their files.
+def to_graphsurgeon(model: ir.Model) -> gs.Graph:
+    """A model as an ``onnx_graphsurgeon.Graph``, to edit there.
 
-    Raises RuntimeUnavailable when onnx-graphsurgeon is not installed.
+    Args:
+        model: A hooked model.
+
+    Returns:
+        The graph. Its large weights stay references into their files.
+
+    Raises:
+        RuntimeUnavailable: onnx-graphsurgeon is not installed.
     """
     return _graphsurgeon().import_onnx(ir.to_proto(model))
 
 
-def from_graphsurgeon(graph: Any, like: ir.Model) -> ir.Model:
-    """A hooked model from an edited ``gs.Graph`` that ``to_graphsurgeon(like)`` gave.
+def from_graphsurgeon(graph: gs.Graph, like: ir.Model) -> ir.Model:
+    """A hooked model from a graph that was edited with onnx-graphsurgeon.
 
-    The manifest, the optional inputs and the place of the weights come from ``like``. Raises ModelFileError when the
-    edit lost a hook point's value, RuntimeUnavailable when onnx-graphsurgeon is not installed.
+    Args:
+        graph: What ``to_graphsurgeon(like)`` gave, edited.
+        like: The model that it came from. The manifest, the optional inputs and the place of the weights are its.
+
+    Returns:
+        The hooked model.
+
+    Raises:
+        ModelFileError: The edit lost a hook point's value.
+        RuntimeUnavailable: onnx-graphsurgeon is not installed.
     """
     proto = _graphsurgeon().export_onnx(graph)
     model = ir.from_proto(proto)
     model.ir_version = like.ir_version
     model.producer_name, model.producer_version = like.producer_name, like.producer_version
     model.metadata_props.update(like.metadata_props)
-    folders = {
-        str(value.const_value.location): value.const_value.base_dir
-        for value in like.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
+    folders = {str(tensor.location): tensor.base_dir for _, tensor in in_files(like)}
     inputs = {value.name for value in model.graph.inputs}
     optional = {v.name: v for v in like.graph.inputs if v.name in like.graph.initializers}
+    for _, tensor in in_files(model):
+        tensor.base_dir = folders.get(str(tensor.location), tensor.base_dir)
     for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) in folders:
-            tensor.base_dir = folders[str(tensor.location)]
         if value.name in optional and value.name not in inputs:
             value.shape = optional[value.name].shape
             model.graph.inputs.append(value)

@@ -7,47 +7,41 @@ feed the same body.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from graphlens.surgery.graph import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, optional_input
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, POSITION_IDS
+from graphlens.surgery.graph import Attribute, install, integers, numbered, optional_input, replace_value
 
 BODY_INPUTS = ("positions", "mask", "token_mask")
 _PREFIX = "preamble/"
 
 
 class _Head:
-    """Nodes under construction for a head, and their installation in front of a body."""
+    """Nodes under construction for a head that is fed by ``source``, an input, and their installation before a body."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, source: ir.Value) -> None:
+        self.graph, self.source = graph, source
         self._tape = Tape()
-        self.op = self._tape.op
+
+    def op(self, kind: str, inputs: Sequence[ir.Value], **attributes: Attribute) -> ir.Value:
+        """The output of a new node."""
+        return self._tape.op(kind, inputs, attributes)
 
     def constant(self, value: int | list[int], name: str) -> ir.Value:
         """An int64 constant."""
-        return self._tape.initializer(ir.tensor(np.asarray(value, np.int64)), name=f"{_PREFIX}{name}")
+        return integers(self._tape, value, f"{_PREFIX}{name}")
 
     def install(self, body: Mapping[str, ir.Value], values: tuple[ir.Value, ir.Value, ir.Value]) -> None:
         """Feeds (positions, mask, token_mask) to the body in place of the ``body`` values of those names."""
         for name, value in zip(BODY_INPUTS, values, strict=True):
-            if name not in body:
-                continue  # a segment of a model may not read it
-            old = body[name]
-            value.shape, value.type = old.shape, old.type
-            old.replace_all_uses_with(value)
-            value.name = name
-        for initializer in self._tape.initializers:
-            self.graph.initializers[str(initializer.name)] = initializer
-        first = self.graph[0]
-        for index, node in enumerate(self._tape.nodes):
-            node.name = f"{_PREFIX}{node.op_type}_{index}"
-            for output in node.outputs:
-                output.name = output.name if output.name in BODY_INPUTS else f"{_PREFIX}{node.op_type}_{index}"
-        self.graph.insert_before(first, list(self._tape.nodes))
+            if name in body:  # a segment of a model may not read it
+                replace_value(body[name], value)
+                value.name = name
+        install(self.graph, self._tape, numbered(_PREFIX), after=self.source)
 
     def causal(self, length: ir.Value, offset: ir.Value | None) -> ir.Value:
         """bool [q, k]: which of ``length`` keys each query may see; queries start at key ``offset`` (default 0)."""
@@ -57,44 +51,52 @@ class _Head:
         return self.op("LessOrEqual", [keys, self.op("Unsqueeze", [queries, self.constant([1], "column")])])
 
 
-def _plain_head(head: _Head, shape: Callable[[], ir.Value], length: Callable[[], ir.Value]) -> tuple[ir.Value, ...]:
-    """Positions, mask and token mask from the optional inputs, for ``shape()`` int64 [2] = (batch, sequence)."""
+def _plain_head(head: _Head, body: Mapping[str, ir.Value], **sizes: int) -> None:
+    """Feeds the body from the optional inputs; batch and sequence are the axes of the head's source that Shape gives
+    with ``sizes``."""
     one, minus_one = np.ones((1, 1), np.int64), np.full((1, 1), -1, np.int64)
     attention_mask = optional_input(head.graph, ATTENTION_MASK, one, ["mask_batch", "mask_sequence"])
     position_ids = optional_input(head.graph, POSITION_IDS, minus_one, ["position_batch", "position_sequence"])
     zero, unit = head.constant(0, "nothing"), head.constant(1, "unit")
-    full = head.op("Expand", [attention_mask, shape()])
-    token_mask = head.op("Cast", [full], {"to": ir.DataType.BOOL})
+    full = head.op("Expand", [attention_mask, head.op("Shape", [head.source], **sizes)])
+    token_mask = head.op("Cast", [full], to=ir.DataType.BOOL)
     computed = head.op("Max", [head.op("Sub", [head.op("CumSum", [full, unit]), unit]), zero])
     positions = head.op("Where", [head.op("Less", [position_ids, zero]), computed, position_ids])
-    causal = head.causal(head.op("Squeeze", [length()]), None)
+    length = head.op("Shape", [head.source], start=1, end=2)
+    causal = head.causal(head.op("Squeeze", [length]), None)
     mask = head.op("And", [causal, head.op("Unsqueeze", [token_mask, head.constant([1, 2], "keys")])])
-    return positions, mask, token_mask
+    head.install(body, (positions, mask, token_mask))
 
 
 def attach_preamble(model: ir.Model) -> ir.Model:
-    """A copy of a traced body with the plain head: it runs from ``input_ids`` alone.
+    """A copy of a traced body with the plain head, so that it runs from ``input_ids`` alone.
 
     ``attention_mask`` int64 [b, s] (1 = real token) defaults to ones. ``position_ids`` int64 [b, s] default to
     max(cumsum(attention_mask) - 1, 0); a negative entry asks for that default too.
+
+    Args:
+        model: A traced body, with the inputs ``input_ids``, ``positions``, ``mask`` and ``token_mask``.
+
+    Returns:
+        The copy.
     """
     model = model.clone()
     body = {str(value.name): value for value in model.graph.inputs}
     for name in BODY_INPUTS:
         model.graph.inputs.remove(body[name])
-    head = _Head(model.graph)
-    tokens = body[INPUT_IDS]
-    head.install(
-        body,
-        _plain_head(  # type: ignore[arg-type]
-            head, lambda: head.op("Shape", [tokens]), lambda: head.op("Shape", [tokens], {"start": 1, "end": 2})
-        ),
-    )
+    _plain_head(_Head(model.graph, body[INPUT_IDS]), body)
     return model
 
 
 def detach_preamble(model: ir.Model) -> dict[str, ir.Value]:
-    """Takes the plain head off, in place: the body's values by name, which then nothing computes."""
+    """Takes the head off, in place.
+
+    Args:
+        model: A hooked graph with the plain head.
+
+    Returns:
+        The body's inputs by name, which nothing computes any more.
+    """
     graph = model.graph
     body = {str(value.name): value for node in graph for value in node.outputs if value.name in BODY_INPUTS}
     loose = {}
@@ -112,27 +114,28 @@ def detach_preamble(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def head_from_residual(model: ir.Model, residual: ir.Value) -> None:
-    """Gives a model that starts from ``residual`` [b, s, d_model] a plain head that takes its shape from there."""
+    """Gives a model a plain head that takes the batch and the sequence from a residual, in place.
+
+    Args:
+        model: A hooked graph with the plain head.
+        residual: The input [b, s, d_model] that it starts from.
+    """
     body = detach_preamble(model)
-    head = _Head(model.graph)
-    head.install(
-        body,
-        _plain_head(  # type: ignore[arg-type]
-            head,
-            lambda: head.op("Shape", [residual], {"start": 0, "end": 2}),
-            lambda: head.op("Shape", [residual], {"start": 1, "end": 2}),
-        ),
-    )
+    _plain_head(_Head(model.graph, residual), body, start=0, end=2)
 
 
-def head_with_past(model: ir.Model, tokens: ir.Value) -> None:
+def head_with_past(model: ir.Model, source: ir.Value) -> None:
     """Replaces the plain head, in place, by the one of a KV cache.
 
     ``attention_mask`` int64 [b, past + s] covers the cached tokens too and ``position_ids`` int64 [b, s] the new ones;
-    both are required. ``tokens`` has the sequence at axis 1: input_ids or a residual.
+    both are required.
+
+    Args:
+        model: A hooked graph with the plain head.
+        source: The input that it starts from, with the sequence at axis 1: ``input_ids`` or a residual.
     """
     body = detach_preamble(model)
-    head = _Head(model.graph)
+    head = _Head(model.graph, source)
 
     def required(name: str, sequence: str) -> ir.Value:
         value = ir.Value(name=name, shape=ir.Shape(["batch", sequence]), type=ir.TensorType(ir.DataType.INT64))
@@ -141,10 +144,10 @@ def head_with_past(model: ir.Model, tokens: ir.Value) -> None:
 
     attention_mask = required(ATTENTION_MASK, "total_sequence")
     positions = head.op("Identity", [required(POSITION_IDS, "sequence")])
-    new = head.op("Shape", [tokens], {"start": 1, "end": 2})
-    total = head.op("Shape", [attention_mask], {"start": 1, "end": 2})
+    new = head.op("Shape", [source], start=1, end=2)
+    total = head.op("Shape", [attention_mask], start=1, end=2)
     past = head.op("Sub", [total, new])
-    attended = head.op("Cast", [attention_mask], {"to": ir.DataType.BOOL})
+    attended = head.op("Cast", [attention_mask], to=ir.DataType.BOOL)
     token_mask = head.op("Slice", [attended, past, total, head.constant([1], "sequence_axis")])
     causal = head.causal(head.op("Squeeze", [total]), head.op("Squeeze", [past]))
     mask = head.op("And", [causal, head.op("Unsqueeze", [attended, head.constant([1, 2], "keys")])])

@@ -6,44 +6,47 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.errors import ExportError
-from graphlens.file.folder import copy_settings
-from graphlens.file.manifest import Manifest, ModelConfig
-from graphlens.file.safetensors import SafetensorsFile, TensorEntry, write_safetensors
+from graphlens.file.folder import MODEL_FILE, copy_settings
+from graphlens.file.manifest import ModelConfig
+from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
-from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest, write_manifest
+from graphlens.surgery.graph import finish, install, let_read, named, numbered, read_manifest, replace_value
+from graphlens.surgery.stored import DATA_TYPES, in_files, place_of, rebind
 
 WEIGHTS_FILE = "weights.{dtype}.safetensors"
-_TYPES: dict[str, tuple[ir.DataType, str, Any]] = {
-    "float64": (ir.DataType.DOUBLE, "F64", np.float64),
-    "float16": (ir.DataType.FLOAT16, "F16", np.float16),
-    "bfloat16": (ir.DataType.BFLOAT16, "BF16", ml_dtypes.bfloat16),
-}
+_STORED = {"float64": "F64", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names of dtypes
 
 
 def convert_into(source: Path, stage: Path, dtype: str) -> None:
-    """Writes the model of the float32 hooked file ``source`` into the folder ``stage`` in another dtype.
+    """Writes a model into a folder in another dtype.
 
     float64 and float16 are computed in; bfloat16 is stored and cast to float32 in the graph, since ONNX Runtime's CPU
-    kernels do not compute in it. Raises ExportError for a model that is not float32.
+    kernels do not compute in it.
+
+    Args:
+        source: The graph file of a float32 model.
+        stage: The folder.
+        dtype: ``"float64"``, ``"float16"`` or ``"bfloat16"``.
+
+    Raises:
+        ExportError: The model is not float32.
     """
     model = load(source)
     manifest = read_manifest(model)
     if manifest.config.dtype != "float32":
         raise ExportError(f"{source}: holds {manifest.config.dtype}; only float32 files are converted.")
-    kind, stored, numpy_type = _TYPES[dtype]
-    file = WEIGHTS_FILE.format(dtype=dtype)
-    _rewrite_weights(manifest, source.parent, stage / file, stored, numpy_type)
-    _rebind(model, manifest, source.parent, stage, file, kind)
+    kind = DATA_TYPES[_STORED[dtype]]
+    written = stage / WEIGHTS_FILE.format(dtype=dtype)
+    files = [SafetensorsFile(source.parent / name) for name in manifest.files]
+    _rewrite_weights(files, written, _STORED[dtype])
+    _rebind(model, files, SafetensorsFile(written))
     config = manifest.config
     hooks = manifest.hooks
     if dtype == "bfloat16":
@@ -54,53 +57,33 @@ def convert_into(source: Path, stage: Path, dtype: str) -> None:
             _decompose_gelu(model)
         config = replace(config, dtype=dtype)
         hooks = {n: replace(h, dtype=dtype) if h.dtype == "float32" else h for n, h in hooks.items()}
-    views = {name: replace(view, file=file) for name, view in manifest.weights.items()}
-    write_manifest(
-        model, replace(manifest, config=config, hooks=hooks, weights=views, files={file: fingerprint(stage / file)})
-    )
-    write_graph(ensure_hooks_resolve(model, "the converted graph"), stage / "model.onnx")
+    views = {name: replace(view, file=written.name) for name, view in manifest.weights.items()}
+    prints = {written.name: fingerprint(written)}
+    done = replace(manifest, config=config, hooks=hooks, weights=views, files=prints)
+    write_graph(finish(model, done, "the converted graph"), stage / MODEL_FILE)
     copy_settings(source.parent, stage)
 
 
-def _rewrite_weights(manifest: Manifest, folder: Path, target: Path, stored: str, numpy_type: Any) -> None:
-    files = [SafetensorsFile(folder / name) for name in manifest.files]
-    entries = {
-        key: TensorEntry(stored, entry.shape, 0, int(np.prod(entry.shape)) * np.dtype(numpy_type).itemsize)
-        for file in files
-        for key, entry in file.entries.items()
-        if entry.dtype == "F32"
-    }
+def _rewrite_weights(files: list[SafetensorsFile], target: Path, stored: str) -> None:
+    """Writes the float32 tensors of files into one file in another dtype, one tensor in memory at a time."""
+    dtype = DATA_TYPES[stored].numpy()
+    wanted = [(file, key) for file in files for key, entry in file.entries.items() if entry.dtype == "F32"]
+    entries = {}
+    for file, key in wanted:
+        shape = file.entries[key].shape
+        entries[key] = TensorEntry(stored, shape, 0, math.prod(shape) * dtype.itemsize)
 
-    def arrays() -> Iterator[npt.NDArray[Any]]:
-        for file in files:
-            yield from (file.array(key).astype(numpy_type) for key, e in file.entries.items() if e.dtype == "F32")
+    def arrays() -> Iterator[Array]:
+        yield from (file.array(key).astype(dtype) for file, key in wanted)
 
     write_safetensors(target, entries, arrays())
 
 
-def _rebind(model: ir.Model, manifest: Manifest, folder: Path, stage: Path, file: str, kind: ir.DataType) -> None:
-    """Points every external initializer (in place) at the tensor of the same key in the new file."""
-    keys = {
-        (name, entry.offset): key
-        for name in manifest.files
-        for key, entry in SafetensorsFile(folder / name).entries.items()
-    }
-    entries = SafetensorsFile(stage / file).entries
-    for value in model.graph.initializers.values():
-        old = value.const_value
-        if not isinstance(old, ir.ExternalTensor):
-            continue
-        entry = entries[keys[str(old.location), int(old.offset or 0)]]
-        value.const_value = ir.ExternalTensor(
-            file,
-            entry.offset,
-            entry.length,
-            kind,
-            shape=ir.Shape(entry.shape),
-            name=str(value.name),
-            base_dir=str(stage),
-        )
-        value.type = ir.TensorType(kind)
+def _rebind(model: ir.Model, files: list[SafetensorsFile], written: SafetensorsFile) -> None:
+    """Points every initializer that lies in a file, in place, at the tensor of the same name in the new file."""
+    keys = {(file.path.name, entry.offset): key for file in files for key, entry in file.entries.items()}
+    for value, tensor in in_files(model):
+        rebind(value, written, keys[place_of(tensor)])
 
 
 def _cast_weights(model: ir.Model) -> None:
@@ -108,19 +91,16 @@ def _cast_weights(model: ir.Model) -> None:
     for value in list(model.graph.initializers.values()):
         if value.dtype != ir.DataType.BFLOAT16:
             continue
-        uses = tuple(value.uses())
+        readers = tuple(value.uses())
         tape = Tape()
         cast = tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
-        cast.name, cast.shape, cast.type = f"{value.name}/float32", value.shape, ir.TensorType(ir.DataType.FLOAT)
-        for node, index in uses:
-            node.replace_input_with(index, cast)
-        for node in tape.nodes:
-            node.name = f"{value.name}/cast"
-        model.graph.insert_before(model.graph[0], list(tape.nodes))
+        cast.name, cast.type = f"{value.name}/float32", ir.TensorType(ir.DataType.FLOAT)
+        let_read(readers, cast, value)
+        install(model.graph, tape, named(f"{value.name}/cast"), after=value)
 
 
 def _exact(number: float, config: ModelConfig) -> float:
-    """The number that a float32 constant of the graph stands for: eps and the attention scales are known exactly."""
+    """The number that a float32 constant of the graph means: eps and the attention scales are known exactly."""
     known = [config.eps, *(1 / math.sqrt(config.d_head) / layer for layer in range(1, config.n_layers + 1))]
     known += [1 / layer for layer in range(1, config.n_layers + 1)]
     return next((exact for exact in known if np.float32(exact) == np.float32(number)), number)
@@ -146,38 +126,32 @@ def _retype(model: ir.Model, kind: ir.DataType, config: ModelConfig) -> None:
 
 
 def _decompose_gelu(model: ir.Model) -> None:
-    """Writes Gelu out, in place: ONNX Runtime has no CPU kernel of it in float64.
+    """Writes Gelu out, in place: ONNX Runtime has no CPU kernel of it in float64."""
+    for node in [node for node in model.graph if node.op_type == "Gelu" and node.domain == ""]:
+        old, tape = node.outputs[0], Tape()
+        new = _gelu(node, tape)
+        install(model.graph, tape, numbered(f"{node.name}/"), after=old)
+        replace_value(old, new)
+        model.graph.remove(node, safe=True)
+
+
+def _gelu(node: ir.Node, tape: Tape) -> ir.Value:
+    """What a Gelu gives, by operators that have float64 kernels.
 
     Tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); exact form: x/2 (1 + erf(x / sqrt 2)).
     """
-    for node in [node for node in model.graph if node.op_type == "Gelu" and node.domain == ""]:
-        x, old = node.inputs[0], node.outputs[0]
-        assert x is not None
-        tape = Tape()
+    x = node.inputs[0]
+    assert x is not None
 
-        def number(value: float, label: str, name: str = str(node.name), tape: Tape = tape) -> ir.Value:
-            return tape.initializer(ir.tensor(np.asarray(value, np.float64)), name=f"{name}/{label}")
+    def number(value: float, label: str) -> ir.Value:
+        return tape.initializer(ir.tensor(np.asarray(value, np.float64)), name=f"{node.name}/{label}")
 
-        approximate = node.attributes.get("approximate")
-        if approximate is not None and approximate.as_string() == "tanh":
-            cube = tape.op("Mul", [tape.op("Mul", [x, x]), x])
-            inner = tape.op("Add", [x, tape.op("Mul", [cube, number(0.044715, "cubic")])])
-            curve = tape.op("Tanh", [tape.op("Mul", [inner, number(math.sqrt(2 / math.pi), "slope")])])
-        else:
-            curve = tape.op("Erf", [tape.op("Div", [x, number(math.sqrt(2), "root")])])
-        half = tape.op("Mul", [x, number(0.5, "half")])
-        new = tape.op("Mul", [half, tape.op("Add", [curve, number(1.0, "one")])])
-        new.shape, new.type = old.shape, old.type
-        for initializer in tape.initializers:
-            model.graph.initializers[str(initializer.name)] = initializer
-        for index, added in enumerate(tape.nodes):
-            added.name = f"{node.name}/{added.op_type}_{index}"
-            added.outputs[0].name = added.outputs[0].name or added.name
-        model.graph.insert_after(node, list(tape.nodes))
-        for index, output in enumerate(model.graph.outputs):
-            if output is old:
-                model.graph.outputs[index] = new
-        name = old.name
-        old.replace_all_uses_with(new)
-        model.graph.remove(node, safe=True)
-        new.name = name
+    approximate = node.attributes.get("approximate")
+    if approximate is not None and approximate.as_string() == "tanh":
+        cube = tape.op("Mul", [tape.op("Mul", [x, x]), x])
+        inner = tape.op("Add", [x, tape.op("Mul", [cube, number(0.044715, "cubic")])])
+        curve = tape.op("Tanh", [tape.op("Mul", [inner, number(math.sqrt(2 / math.pi), "slope")])])
+    else:
+        curve = tape.op("Erf", [tape.op("Div", [x, number(math.sqrt(2), "root")])])
+    half = tape.op("Mul", [x, number(0.5, "half")])
+    return tape.op("Mul", [half, tape.op("Add", [curve, number(1.0, "one")])])

@@ -6,25 +6,26 @@ means taken in float64.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from graphlens.errors import ExportError, InputError
-from graphlens.file.folder import copy_settings, model_path, new_folder
+from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_folder
+from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
-from graphlens.file.safetensors import SafetensorsFile, TensorEntry, apply_view, write_safetensors
+from graphlens.file.names import split_name
+from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, write_safetensors
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
-from graphlens.surgery.graph import LOGITS, ensure_hooks_resolve, read_manifest, write_manifest
+from graphlens.surgery.graph import finish, read_manifest, replace_value, set_outputs
+from graphlens.surgery.stored import StoredWeights, rebind, stored_tensor
 
-Array = npt.NDArray[Any]
 WEIGHTS_FILE = "processed.safetensors"
 STEPS = (
     "fold_ln",
@@ -45,14 +46,28 @@ def process_weights(
     fold_value_biases: bool = True,
     refactor_factored_attn_matrices: bool = False,
 ) -> Path:
-    """Writes a hooked folder ``out`` with the weights of the hooked file ``path`` processed; returns it. Needs no torch.
+    """Writes a hooked folder with processed weights, which leave the model's predictions as they are. Needs no torch.
 
-    In TransformerLens's order: ``fold_ln`` moves the norms' weights and biases into what reads them and centres that
-    (a norm's output is then its hook_normalized); ``center_writing_weights`` centres what writes to the residual stream;
-    ``center_unembed`` centres the logits over the vocabulary, a constant per position; ``fold_value_biases`` moves b_V
-    into b_O; ``refactor_factored_attn_matrices`` makes each head's factors even by SVD.
-    Predictions stay the same. Raises ModelFileError, and ExportError for a model processed before, one that does not
-    store float32, or an ``out`` that is not empty.
+    The steps are TransformerLens's, in its order.
+
+    Args:
+        path: A hooked folder or its graph file.
+        out: The folder to write, absent or empty.
+        fold_ln: Moves the norms' weights and biases into what reads them and centres that. A norm's output is then its
+            hook_normalized.
+        center_writing_weights: Centres what writes to the residual stream.
+        center_unembed: Centres the logits over the vocabulary: they change by a constant at each position.
+        fold_value_biases: Moves b_V into b_O.
+        refactor_factored_attn_matrices: Rewrites W_Q W_K^T and W_V W_O of each head by their singular value
+            decompositions, so that both factors have the same scale.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ModelFileError: ``path`` is no hooked file.
+        ExportError: The weights are processed already or are not float32, the model's norms are not LayerNorm, or
+            ``out`` is not empty or cannot be written.
     """
     asked = (
         fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices,
@@ -64,16 +79,26 @@ def process_weights(
 
 
 def process_into(source: Path, stage: Path, steps: Sequence[str]) -> None:
-    """Writes the processed model of the file ``source`` into the folder ``stage``."""
+    """Writes a model with processed weights into a folder.
+
+    Args:
+        source: The graph file of a hooked model.
+        stage: The folder.
+        steps: Which of STEPS to do; the order is always theirs.
+
+    Raises:
+        InputError: There is no such step.
+        ExportError: The model cannot be processed; see process_weights.
+    """
     if set(steps) - set(STEPS):
         raise InputError(f"unknown processing {sorted(set(steps) - set(STEPS))[0]!r}: there is {', '.join(STEPS)}.")
     model = load(source)
     manifest = read_manifest(model)
     _check(source, manifest)
-    work = _Processing(model, manifest, source.parent, steps)
+    work = _Processing(model, manifest, steps)
     work.write(stage / WEIGHTS_FILE)
-    work.rebind(stage)
-    write_graph(ensure_hooks_resolve(model, "the processed graph"), stage / "model.onnx")
+    done = work.rebind(stage / WEIGHTS_FILE)
+    write_graph(finish(model, done, "the processed graph"), stage / MODEL_FILE)
     copy_settings(source.parent, stage)
 
 
@@ -92,15 +117,10 @@ def _check(source: Path, manifest: Manifest) -> None:
 class _Processing:
     """One model being processed, a block in memory at a time."""
 
-    def __init__(self, model: ir.Model, manifest: Manifest, folder: Path, steps: Sequence[str]) -> None:
+    def __init__(self, model: ir.Model, manifest: Manifest, steps: Sequence[str]) -> None:
         self.model, self.manifest, self.steps = model, manifest, steps
-        self._files = {name: SafetensorsFile(folder / name) for name in manifest.files}
+        self._stored = StoredWeights(model, manifest)
         self._views = dict(manifest.weights)
-        self._initializers = {
-            (str(value.const_value.location), int(value.const_value.offset or 0)): value
-            for value in model.graph.initializers.values()
-            if isinstance(value.const_value, ir.ExternalTensor)
-        }
         self._folded = "fold_ln" in steps
         # W_U gets a tensor of its own, since the embedding it may be tied to is not processed as it is.
         self._views["unembed.W_U"] = replace(self._views["unembed.W_U"], tensor=_UNEMBED)
@@ -111,33 +131,28 @@ class _Processing:
         self._dropped = {name for name in self._views if self._folded and name.split(".")[-2].startswith("ln")}
 
     def _key(self, name: str) -> str:
+        """The tensor that a weight is a view of, in the new file."""
         return self._views[name].tensor
-
-    def _source(self, name: str) -> Array:
-        """A writable copy of the stored tensor that holds a weight."""
-        view = self.manifest.weights[name]
-        return np.array(self._files[view.file].array(view.tensor))
 
     def _groups(self) -> Iterator[list[str]]:
         """Weight names of the embeddings, of each block, and of the end."""
         yield [name for name in ("embed.W_E", "pos_embed.W_pos") if name in self._views]
         for layer in range(self.manifest.config.n_layers):
-            yield [name for name in self._views if name.startswith(f"blocks.{layer}.")]
+            yield [name for name in self._views if split_name(name)[0] == layer]
         yield [name for name in ("ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U") if name in self._views]
 
     def _processed(self) -> Iterator[tuple[str, Array]]:
+        """The tensors of the new file, in its order."""
         for names in self._groups():
             tensors: dict[str, Array] = {}
             weights: dict[str, Array] = {}
             for name in names:
                 key = self._key(name)
                 if key not in tensors:
-                    made = name == "unembed.b_U" and name not in self.manifest.weights
+                    made = name not in self.manifest.weights  # b_U
                     vocabulary = self.manifest.config.d_vocab
-                    tensors[key] = np.zeros(vocabulary, np.float32) if made else self._source(name)
-                weights[name.split(".", 2)[2] if name.startswith("blocks.") else name] = apply_view(
-                    tensors[key], self._views[name]
-                )
+                    tensors[key] = np.zeros(vocabulary, np.float32) if made else np.array(self._stored.array(name))
+                weights[split_name(name)[1]] = apply_view(tensors[key], self._views[name])
             _process(weights, self.steps)
             dropped = {self._key(name) for name in names if name in self._dropped}
             yield from ((key, array) for key, array in tensors.items() if key not in dropped)
@@ -146,13 +161,11 @@ class _Processing:
         """Writes the processed tensors, block by block."""
         entries: dict[str, TensorEntry] = {}
         for name in (name for group in self._groups() for name in group):
-            key, view = self._key(name), self.manifest.weights.get(name)
+            key, entry = self._key(name), self._stored.entry(name)
             if name in self._dropped or key in entries:
                 continue
-            shape = (
-                (self.manifest.config.d_vocab,) if view is None else self._files[view.file].entries[view.tensor].shape
-            )
-            entries[key] = TensorEntry("F32", shape, 0, int(np.prod(shape)) * 4)
+            shape = (self.manifest.config.d_vocab,) if entry is None else entry.shape  # b_U, where there was none
+            entries[key] = TensorEntry("F32", shape, 0, math.prod(shape) * 4)
         order = iter(entries)
 
         def arrays() -> Iterator[Array]:
@@ -162,52 +175,23 @@ class _Processing:
 
         write_safetensors(path, entries, arrays())
 
-    def rebind(self, folder: Path) -> None:
-        """Points the graph at the new file, in place, and takes out of it what is folded."""
-        path = folder / WEIGHTS_FILE
-        entries = SafetensorsFile(path).entries
-
-        def tensor(key: str, name: str) -> ir.ExternalTensor:
-            entry = entries[key]
-            return ir.ExternalTensor(
-                WEIGHTS_FILE,
-                entry.offset,
-                entry.length,
-                ir.DataType.FLOAT,
-                shape=ir.Shape(entry.shape),
-                name=name,
-                base_dir=str(folder),
-            )
-
-        graph = self.model.graph
+    def rebind(self, path: Path) -> Manifest:
+        """Points the graph at the new file, in place, and takes out of it what is folded. Returns its new manifest."""
+        file = SafetensorsFile(path)
         hooks = dict(self.manifest.hooks)
-        old = {name: self._initializer(name) for name in self.manifest.weights}
+        old = {name: self._stored.initializer(name) for name in self.manifest.weights}
         for name in self._dropped:
             _skip(self.model, old[name], hooks)
-        self._untie(old["unembed.W_U"], tensor)
+        self._untie(old["unembed.W_U"], file)
         bound = {id(value): name for name, value in old.items() if name not in (*self._dropped, "unembed.W_U")}
-        for value in list(graph.initializers.values()):
+        for value in list(self.model.graph.initializers.values()):
             if id(value) in bound:
-                value.const_value = tensor(self._key(bound[id(value)]), str(value.name))
-        views = {
-            name: replace(view, file=WEIGHTS_FILE) for name, view in self._views.items() if name not in self._dropped
-        }
-        write_manifest(
-            self.model,
-            replace(
-                self.manifest,
-                hooks=hooks,
-                weights=views,
-                files={WEIGHTS_FILE: fingerprint(path)},
-                processing=tuple(self.steps),
-            ),
-        )
+                rebind(value, file, self._key(bound[id(value)]))
+        views = {n: replace(view, file=path.name) for n, view in self._views.items() if n not in self._dropped}
+        prints = {path.name: fingerprint(path)}
+        return replace(self.manifest, hooks=hooks, weights=views, files=prints, processing=tuple(self.steps))
 
-    def _initializer(self, name: str) -> ir.Value:
-        view = self.manifest.weights[name]
-        return self._initializers[view.file, self._files[view.file].entries[view.tensor].offset]
-
-    def _untie(self, shared: ir.Value, tensor: Any) -> None:
+    def _untie(self, shared: ir.Value, file: SafetensorsFile) -> None:
         """Gives the unembedding an initializer of its own, with its bias."""
         graph = self.model.graph
         (node,) = (node for node, _ in shared.uses() if node.op_type != "Gather")
@@ -215,22 +199,18 @@ class _Processing:
             raise ExportError(f"internal error: the unembedding is a {node.op_type}, not a Gemm")
 
         def initializer(key: str) -> ir.Value:
-            content = tensor(key, key)
-            value = ir.Value(name=key, shape=content.shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=content)
+            content = stored_tensor(file, key, key)
+            value = ir.Value(name=key, shape=content.shape, type=ir.TensorType(content.dtype), const_value=content)
             graph.initializers[key] = value
             return value
 
         inputs = [value if value is not shared else initializer(_UNEMBED) for value in node.inputs[:2]]
         if self._has_bias:
             inputs.append(initializer(_UNEMBED_BIAS))
-        output = node.outputs[0]
         new = ir.Node("", "Gemm", inputs, list(node.attributes.values()), num_outputs=1, name=node.name)
-        new.outputs[0].shape, new.outputs[0].type = output.shape, output.type
         graph.insert_after(node, new)
-        output.replace_all_uses_with(new.outputs[0])
-        name = output.name
+        replace_value(node.outputs[0], new.outputs[0])
         graph.remove(node, safe=True)
-        new.outputs[0].name = name
         if not shared.uses():
             del graph.initializers[str(shared.name)]
 
@@ -245,42 +225,36 @@ def _skip(model: ir.Model, weight: ir.Value, hooks: dict[str, HookEntry]) -> Non
     for name, entry in hooks.items():
         if entry.value == gone.name:
             hooks[name] = replace(entry, value=str(kept.name))
-    outputs = [value for value in model.graph.outputs if value is not gone]
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(outputs)
+    set_outputs(model.graph, [value for value in model.graph.outputs if value is not gone])
     gone.replace_all_uses_with(kept)
     model.graph.remove(node, safe=True)
     del model.graph.initializers[str(weight.name)]
 
 
 def _centre(weight: Array, axis: int) -> None:
+    """Takes the mean along an axis away, in place."""
     weight -= weight.mean(axis, keepdims=True, dtype=np.float64).astype(weight.dtype)
+
+
+# Norm -> the matrices that read it, each with its bias.
+_READ_BY: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "ln1": tuple((f"attn.W_{letter}", f"attn.b_{letter}") for letter in "QKV"),
+    "ln2": (("mlp.W_in", "mlp.b_in"),),
+    "ln_final": (("unembed.W_U", "unembed.b_U"),),
+}
+_WRITING = ("embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
 
 def _process(weights: Mapping[str, Array], steps: Sequence[str]) -> None:
     """Processes one group of weights in place, whatever of them it holds."""
     if "fold_ln" in steps:
-        for norm, readers in (("ln1", "QKV"), ("ln2", None), ("ln_final", None)):
-            if f"{norm}.w" not in weights:
-                continue
-            if readers is not None:
-                pairs = [(f"attn.W_{letter}", f"attn.b_{letter}") for letter in readers]
-            else:
-                pairs = [("mlp.W_in", "mlp.b_in")] if norm == "ln2" else [("unembed.W_U", "unembed.b_U")]
-            for matrix, bias in pairs:
-                if bias not in weights:
-                    raise ExportError(f"fold_ln needs {bias!r}, which this model does not have.")
-                weights[bias][...] += weights[f"{norm}.b"] @ weights[matrix]
-                weights[matrix][...] *= weights[f"{norm}.w"][:, None]
-                _centre(weights[matrix], -2)
-    if "center_writing_weights" in steps:
-        for name in ("embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out"):
-            if name in weights:
-                _centre(weights[name], -1)
-    if "center_unembed" in steps:
-        for name in ("unembed.W_U", "unembed.b_U"):
-            if name in weights:
-                _centre(weights[name], -1)
+        for norm, readers in _READ_BY.items():
+            if f"{norm}.w" in weights:
+                _fold_norm(weights, norm, readers)
+    centred = _WRITING if "center_writing_weights" in steps else ()
+    for name in (*centred, *(("unembed.W_U", "unembed.b_U") if "center_unembed" in steps else ())):
+        if name in weights:
+            _centre(weights[name], -1)
     if "attn.W_O" not in weights:
         return
     if "fold_value_biases" in steps or "refactor_factored_attn_matrices" in steps:
@@ -288,6 +262,16 @@ def _process(weights: Mapping[str, Array], steps: Sequence[str]) -> None:
         weights["attn.b_V"][...] = 0
     if "refactor_factored_attn_matrices" in steps:
         _refactor(weights)
+
+
+def _fold_norm(weights: Mapping[str, Array], norm: str, readers: Sequence[tuple[str, str]]) -> None:
+    """Moves a norm's weight and bias into the matrices that read it, and centres those, in place."""
+    for matrix, bias in readers:
+        if bias not in weights:
+            raise ExportError(f"fold_ln needs {bias!r}, which this model does not have.")
+        weights[bias][...] += weights[f"{norm}.b"] @ weights[matrix]
+        weights[matrix][...] *= weights[f"{norm}.w"][:, None]
+        _centre(weights[matrix], -2)
 
 
 def _refactor(weights: Mapping[str, Array]) -> None:

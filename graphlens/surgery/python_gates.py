@@ -23,7 +23,14 @@ _CALLBACK_OPS = {
 
 
 def gate_input(hook: str) -> str:
-    """The name of the bool scalar input that turns a hook point's call on."""
+    """The name of the input that turns a hook point's call on.
+
+    Args:
+        hook: The hook point's name.
+
+    Returns:
+        The name of a bool scalar; its default is False.
+    """
     return f"python/{hook}"
 
 
@@ -76,16 +83,27 @@ def _gate(index: int, turn: list[ir.Value]) -> Edit:
 
 
 def with_python_gates(model: ir.Model, names: Sequence[str] | None = None) -> ir.Model:
-    """A copy in which each named hook point (default: all) may call Python: ``call(activation, run, index=i)``.
+    """A copy in which hook points may call Python: ``call(activation, run, index=i)``.
 
-    ``i`` is the hook point's place in the manifest's hook map. A call happens in runs that feed its ``gate_input``
-    with True; the int64 ``python/run`` input is handed to every call and tells concurrent runs apart.
+    A call happens in runs that feed the hook point's ``gate_input`` with True. The int64 input ``python/run`` is handed to
+    every call and tells concurrent runs apart.
+
+    Args:
+        model: A hooked model.
+        names: The hook points; all by default. ``i`` is a hook point's place in the manifest's hook map, whichever are
+            named.
+
+    Returns:
+        The copy.
+
+    Raises:
+        UnknownHookPoint: The model has no hook point of that name.
     """
     hooks = list(read_manifest(model).hooks)
     chosen = hooks if names is None else list(names)
     indices = {name: index for index, name in enumerate(hooks)}
     turn: list[ir.Value] = []
     gated = splice(model, {name: _gate(indices.get(name, -1), turn) for name in chosen})
-    gated.graph.sort()  # a gate may stand before the one that it waits for
+    gated.graph.sort()  # a gate may lie before the one that it waits for
     gated.opset_imports[CALLBACK_DOMAIN] = 1
     return gated

@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 from onnx_ir.tape import Tape
 
 from graphlens.errors import InputError
+from graphlens.file.io_names import INPUT_IDS, LOGITS, RESIDUAL_IN, RESIDUAL_OUT, past_input, present_output
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import BEFORE_BLOCKS, split_name
+from graphlens.file.names import BEFORE_BLOCKS, in_block, split_name
 from graphlens.surgery.graph import (
-    INPUT_IDS,
-    LOGITS,
+    drop_unused,
     ensure_hooks_resolve,
+    finish,
+    install,
+    let_read,
+    named,
+    numbered,
     read_manifest,
+    set_outputs,
     values_by_name,
-    write_manifest,
 )
 from graphlens.surgery.inputs import head_from_residual, head_with_past
 
-RESIDUAL = "residual"  # the input of a graph that starts at a layer
-STOPPED = "residual_out"  # the output of one that stops at a layer
-
-
-def past_input(layer: int, part: str) -> str:
-    """The name of a layer's cached keys or values [b, heads, past, d_head]; ``part`` is "key" or "value"."""
-    return f"past_key_values.{layer}.{part}"
-
-
-def present_output(layer: int, part: str) -> str:
-    """The name of a layer's keys or values [b, heads, past + s, d_head] after the run."""
-    return f"present.{layer}.{part}"
-
 
 def segment(model: ir.Model, start: int | None = None, stop: int | None = None) -> ir.Model:
-    """A copy that holds only blocks ``start`` (inclusive) to ``stop`` (exclusive): what is skipped is not there.
+    """A copy that holds only some blocks: what is skipped is not there.
 
-    With ``start`` (0 to n_layers) the graph reads ``residual`` [b, s, d_model] instead of ``input_ids``. With ``stop``
-    (0 to n_layers) it returns ``residual_out``, the residual stream before block ``stop``, instead of ``logits``. The
-    hook map keeps the hook points in between. Raises InputError for layers that the model has not.
+    The hook map keeps the hook points in between.
+
+    Args:
+        model: A hooked model.
+        start: The first block, 0 to n_layers. The graph then reads ``residual`` [b, s, d_model] instead of
+            ``input_ids``.
+        stop: The block after the last, 0 to n_layers. The graph then returns ``residual_out``, the residual stream
+            [b, s, d_model] before that block, instead of ``logits``.
+
+    Returns:
+        The copy.
+
+    Raises:
+        InputError: The model does not have these layers, or ``start`` comes after ``stop``.
     """
     manifest = read_manifest(model)
     layers = manifest.config.n_layers
@@ -51,27 +54,19 @@ def segment(model: ir.Model, start: int | None = None, stop: int | None = None) 
         raise InputError(f"start at layer {start} comes after stop at layer {stop}: there is nothing to run.")
     model = model.clone()
     values = values_by_name(model)
-    graph = model.graph
     hooks = {name: entry for name, entry in manifest.hooks.items() if _inside(name, layers, start, stop)}
     if stop is not None:
-        node = ir.node("Identity", [values[_residual_value(manifest, stop)]], name=STOPPED)
-        out = node.outputs[0]
-        out.name, out.shape, out.type = STOPPED, node.inputs[0].shape, node.inputs[0].type  # type: ignore[union-attr]
-        graph.append(node)
-        end = out
+        end = _stop_at(model.graph, values[_residual_value(manifest, stop)])
     else:
         end = values[LOGITS]
     if start is not None:
         _start_at(model, values[_residual_value(manifest, start)], hooks, start, layers)
-    values = values_by_name(model)
-    graph.outputs.clear()
-    graph.outputs.extend([end, *(values[n] for n in dict.fromkeys(h.value for h in hooks.values()) if n != LOGITS)])
-    _drop_unused(model)
-    write_manifest(model, manifest.with_hooks(hooks))
-    return ensure_hooks_resolve(model, "the segment")
+    _return(model, end, hooks)
+    return finish(model, manifest.with_hooks(hooks), "the segment")
 
 
 def _inside(name: str, layers: int, start: int | None, stop: int | None) -> bool:
+    """Whether a hook point lies in a segment."""
     layer, rest = split_name(name)
     if layer is not None:
         return (start or 0) <= layer < (layers if stop is None else stop)
@@ -80,67 +75,76 @@ def _inside(name: str, layers: int, start: int | None, stop: int | None) -> bool
 
 def _residual_value(manifest: Manifest, layer: int) -> str:
     """The value of the residual stream before block ``layer``, before that block's own hook."""
-    if layer == 0:
-        return manifest.hooks["blocks.0.hook_resid_pre"].value
-    return manifest.hooks[f"blocks.{layer - 1}.hook_resid_post"].value
+    name = in_block(0, "hook_resid_pre") if layer == 0 else in_block(layer - 1, "hook_resid_post")
+    return manifest.hooks[name].value
+
+
+def _stop_at(graph: ir.Graph, residual: ir.Value) -> ir.Value:
+    """Adds the output of a segment that ends with a residual."""
+    tape = Tape()
+    out = tape.op("Identity", [residual])
+    out.name, out.shape, out.type = RESIDUAL_OUT, residual.shape, residual.type
+    install(graph, tape, named(RESIDUAL_OUT))
+    return out
 
 
 def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start: int, layers: int) -> None:
-    """Lets ``old``'s consumers read a new input, in place; a hook point there moves with them."""
+    """Lets the readers of ``old`` read a new input, in place; a hook point there moves with them."""
     graph = model.graph
-    uses = tuple(old.uses())
-    residual = ir.Value(name=RESIDUAL, shape=old.shape, type=old.type)
+    readers = tuple(old.uses())
+    residual = ir.Value(name=RESIDUAL_IN, shape=old.shape, type=old.type)
+    name = in_block(start, "hook_resid_pre")
     tape = Tape()
     entered = tape.op("Identity", [residual])
-    entered.name = f"blocks.{start}.hook_resid_pre" if start < layers else f"{RESIDUAL}/entered"
-    entered.shape, entered.type = old.shape, old.type
+    entered.name = name if start < layers else f"{RESIDUAL_IN}/entered"
     if old.name == entered.name:
         old.name = f"{old.name}/skipped"
-    for node, index in uses:
-        node.replace_input_with(index, entered)
-    for node in tape.nodes:
-        node.name = f"{RESIDUAL}/start"
-    graph.insert_before(graph[0], list(tape.nodes))
+    let_read(readers, entered, old)
+    install(graph, tape, named(f"{RESIDUAL_IN}/start"), after=residual)
     for value in [value for value in graph.inputs if value.name == INPUT_IDS]:
         graph.inputs.remove(value)
     graph.inputs.insert(0, residual)
-    name = f"blocks.{start}.hook_resid_pre"
     if name in hooks:
         hooks[name] = replace(hooks[name], value=name)
     if any(value.name == "positions" for node in graph for value in node.outputs):
         head_from_residual(model, residual)
 
 
-def _drop_unused(model: ir.Model) -> None:
-    """Removes what no output needs, optional inputs included, in place."""
-    graph = model.graph
-    optional = [value for value in graph.inputs if value.name in graph.initializers]
-    common_passes.RemoveUnusedNodesPass()(model)
-    for value in optional:
-        if not value.uses() and not value.is_graph_output():
-            graph.initializers.pop(str(value.name), None)
-            graph.inputs.remove(value)
+def _return(model: ir.Model, end: ir.Value, hooks: Mapping[str, HookEntry]) -> None:
+    """Lets a graph return ``end`` and the values of hook points, each once, and hold only what they need, in place."""
+    values = values_by_name(model)
+    carried = dict.fromkeys(entry.value for entry in hooks.values())
+    set_outputs(model.graph, [end, *(values[name] for name in carried if name != LOGITS)])
+    drop_unused(model)
 
 
 def with_past(model: ir.Model) -> ir.Model:
-    """A copy with a KV cache: inputs ``past_key_values.N.key|value`` [b, heads, past, d_head], outputs ``present.N.*``.
+    """A copy with a KV cache.
 
-    ``attention_mask`` [b, past + s] and ``position_ids`` [b, s] are then required. hook_k and hook_v hold the new
-    tokens only, scores and pattern have past + s keys. A segment gets the keys and values of its own layers.
+    Inputs ``past_key_values.N.key`` and ``.value`` [b, heads, past, d_head] and outputs ``present.N.key`` and ``.value``
+    [b, heads, past + s, d_head] are added. ``attention_mask`` [b, past + s] and ``position_ids`` [b, s] are then
+    required. hook_k and hook_v hold the new tokens only, scores and pattern have past + s keys.
+
+    Args:
+        model: A hooked model, or a segment of one, which gets the keys and values of its own layers.
+
+    Returns:
+        The copy.
     """
     manifest = read_manifest(model)
     model = model.clone()
     graph = model.graph
     values = values_by_name(model)
-    head_with_past(model, values[INPUT_IDS] if INPUT_IDS in values else values[RESIDUAL])
+    head_with_past(model, values[INPUT_IDS] if INPUT_IDS in values else values[RESIDUAL_IN])
     for layer in range(manifest.config.n_layers):
-        if f"blocks.{layer}.attn.hook_k" not in manifest.hooks:
+        keys, rotated = in_block(layer, "attn.hook_k"), in_block(layer, "attn.hook_rot_k")
+        if keys not in manifest.hooks:
             continue
-        for part, letter in (("key", "k"), ("value", "v")):
-            name = f"blocks.{layer}.attn.hook_{'rot_k' if letter == 'k' else 'v'}"
-            entry = manifest.hooks.get(name) or manifest.hooks[f"blocks.{layer}.attn.hook_{letter}"]
-            _remember(graph, values[entry.value], layer, part)
-    _drop_unused(model)
+        # Keys are kept as they are compared: rotated, where positions rotate them.
+        names = {"key": rotated if rotated in manifest.hooks else keys, "value": in_block(layer, "attn.hook_v")}
+        for part, name in names.items():
+            _remember(graph, values[manifest.hooks[name].value], layer, part)
+    drop_unused(model)
     return ensure_hooks_resolve(model, "the graph with past")
 
 
@@ -148,7 +152,7 @@ def _remember(graph: ir.Graph, new: ir.Value, layer: int, part: str) -> None:
     """Puts the cached tokens before ``new`` [b, s, heads, d_head] for all its readers, in place."""
     assert new.shape is not None
     assert new.producer() is not None
-    uses = tuple(new.uses())
+    readers = tuple(new.uses())
     batch, _, heads, size = new.shape
     past = ir.Value(
         name=past_input(layer, part), shape=ir.Shape(["batch", heads, "past_sequence", size]), type=new.type
@@ -160,19 +164,24 @@ def _remember(graph: ir.Graph, new: ir.Value, layer: int, part: str) -> None:
     present.name, present.type = present_output(layer, part), new.type
     present.shape = ir.Shape([batch, heads, "total_sequence", size])
     back = tape.op("Transpose", [present], {"perm": [0, 2, 1, 3]})
-    for node, index in uses:
+    for node, index in readers:
         node.replace_input_with(index, back)
-    for index, node in enumerate(tape.nodes):
-        node.name = f"{present.name}/{node.op_type}_{index}"
-        node.outputs[0].name = node.outputs[0].name or f"{present.name}/{node.op_type}_{index}"
-    graph.insert_after(new.producer(), list(tape.nodes))  # type: ignore[arg-type]
+    install(graph, tape, numbered(f"{present.name}/"), after=new)
     graph.outputs.append(present)
 
 
 def first_layers(model: ir.Model, count: int) -> ir.Model:
-    """A copy with only the first ``count`` blocks (1 to n_layers), then the final norm and the unembedding as before.
+    """A copy with only the first blocks, then the final norm and the unembedding as before.
 
-    Raises InputError for a count that the model has not.
+    Args:
+        model: A hooked model.
+        count: How many blocks to keep, 1 to n_layers.
+
+    Returns:
+        The copy.
+
+    Raises:
+        InputError: The model does not have so many layers.
     """
     manifest = read_manifest(model)
     layers = manifest.config.n_layers
@@ -184,15 +193,7 @@ def first_layers(model: ir.Model, count: int) -> ir.Model:
     model.graph.outputs.clear()
     last.replace_all_uses_with(new_last)
     hooks = {name: entry for name, entry in manifest.hooks.items() if (split_name(name)[0] or 0) < count}
-    weights = {
-        name: view
-        for name, view in manifest.weights.items()
-        if not name.startswith("blocks.") or int(name.split(".")[1]) < count
-    }
-    model.graph.outputs.extend(
-        [values[LOGITS], *(values[n] for n in dict.fromkeys(h.value for h in hooks.values()) if n != LOGITS)]
-    )
-    _drop_unused(model)
+    weights = {name: view for name, view in manifest.weights.items() if (split_name(name)[0] or 0) < count}
+    _return(model, values[LOGITS], hooks)
     config = replace(manifest.config, n_layers=count)
-    write_manifest(model, replace(manifest, config=config, hooks=hooks, weights=weights))
-    return ensure_hooks_resolve(model, "the shortened graph")
+    return finish(model, replace(manifest, config=config, hooks=hooks, weights=weights), "the shortened graph")

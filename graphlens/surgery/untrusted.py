@@ -1,7 +1,7 @@
 """Files from strangers: what a model file may contain before anything is asked to run it.
 
-ONNX Runtime follows whatever a file says: external data, nested functions, custom operators. Each limit here stands
-against a known way to read outside the folder, to exhaust memory or time, or to run foreign code.
+ONNX Runtime follows whatever a file says: external data, nested functions, custom operators. Each limit here closes a
+known way to read outside the folder, to exhaust memory or time, or to run foreign code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ _MEMORY_MARKERS = ("*/_ORT_MEM_ADDR_/*", "_ORT_MEM_ADDR_")
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check saw: node count (functions expanded), bytes of tensors inside and outside the file."""
+    """What a check of a model file saw.
+
+    Attributes:
+        nodes: The number of nodes, functions expanded.
+        embedded_bytes: The size of the tensors inside the graph file.
+        external_bytes: The size of those in weights files.
+        external_files: The names of the weights files, sorted.
+    """
 
     nodes: int
     embedded_bytes: int
@@ -39,7 +46,14 @@ class CheckReport:
 
 
 def check_size(file: Path) -> None:
-    """Refuses a graph file too large to be one. Raises ModelFileError."""
+    """Refuses a graph file that is too large to be one.
+
+    Args:
+        file: The graph file.
+
+    Raises:
+        ModelFileError: It is larger than protobuf allows.
+    """
     size = file.stat().st_size
     if size > MAX_GRAPH_BYTES:
         raise ModelFileError(f"{file}: {size:,} bytes, more than an ONNX graph can have ({MAX_GRAPH_BYTES:,}).")
@@ -48,7 +62,15 @@ def check_size(file: Path) -> None:
 def check_graph(model: ir.Model, file: Path) -> CheckReport:
     """Refuses a model that reaches outside its folder, explodes when expanded, or needs foreign code.
 
-    Raises ModelFileError, naming the node or tensor.
+    Args:
+        model: The model; its weights need not be read.
+        file: The graph file that it came from.
+
+    Returns:
+        What the check saw.
+
+    Raises:
+        ModelFileError: The model is refused; the node or tensor is named.
     """
     declared, folder = {(f.domain, f.name) for f in model.functions.values()}, file.parent
     nodes = 0
@@ -77,6 +99,7 @@ def check_graph(model: ir.Model, file: Path) -> CheckReport:
 
 
 def _nodes(graph: ir.Graph | ir.Function, depth: int) -> Iterator[tuple[ir.Node, int]]:
+    """Each node of a graph and its subgraphs, with how deep it is nested."""
     for node in graph:
         yield node, depth
         if depth > MAX_DEPTH:
@@ -86,6 +109,7 @@ def _nodes(graph: ir.Graph | ir.Function, depth: int) -> Iterator[tuple[ir.Node,
 
 
 def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs among a node's attributes: the branches of an If, say."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
@@ -94,6 +118,7 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def _check_node(node: ir.Node, declared: set[tuple[str, str]], file: Path) -> None:
+    """Refuses a node that needs foreign code; ``declared`` holds the functions that the file defines."""
     if node.op_type in REFUSED_OPS:
         raise ModelFileError(f"{file}: node {node.name!r} is an {node.op_type}, which loads compiled foreign code.")
     if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) not in declared:
@@ -138,7 +163,15 @@ def _expanded_nodes(model: ir.Model, file: Path) -> int:
 
 
 def refuse_sparse(proto: onnx.ModelProto, file: Path) -> None:
-    """Refuses sparse initializers, which onnx-ir drops without a word. Raises ModelFileError."""
+    """Refuses sparse initializers, which onnx-ir drops without a word.
+
+    Args:
+        proto: The model as it was read.
+        file: The graph file that it came from.
+
+    Raises:
+        ModelFileError: There is one, in whatever subgraph or function.
+    """
     graphs = [proto.graph]
     nodes = [node for function in proto.functions for node in function.node]
     while graphs or nodes:
@@ -148,13 +181,12 @@ def refuse_sparse(proto: onnx.ModelProto, file: Path) -> None:
         if graphs:
             graph = graphs.pop()
             if graph.sparse_initializer:
-                raise ModelFileError(
-                    f"{file}: sparse tensors are not part of hooked files; graphlens refuses to open them."
-                )
+                raise _sparse(file)
             nodes += graph.node
 
 
 def _tensors(model: ir.Model, file: Path) -> Iterator[ir.TensorProtocol]:
+    """Every tensor of a model: initializers and attributes, those of subgraphs and functions included."""
     graphs: list[ir.Graph] = [model.graph, *(function.graph for function in model.functions.values())]
     while graphs:
         graph = graphs.pop()
@@ -169,12 +201,15 @@ def _tensors(model: ir.Model, file: Path) -> Iterator[ir.TensorProtocol]:
                 elif attribute.type == ir.AttributeType.TENSORS:
                     yield from attribute.as_tensors()
                 elif attribute.type in (ir.AttributeType.SPARSE_TENSOR, ir.AttributeType.SPARSE_TENSORS):
-                    raise ModelFileError(
-                        f"{file}: sparse tensors are not part of hooked files; graphlens refuses to open them."
-                    )
+                    raise _sparse(file)
+
+
+def _sparse(file: Path) -> ModelFileError:
+    return ModelFileError(f"{file}: sparse tensors are not part of hooked files; graphlens refuses to open them.")
 
 
 def _tensor_bytes(tensor: ir.TensorProtocol, file: Path) -> int:
+    """The size that a tensor claims to have."""
     if tensor.dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
         raise ModelFileError(f"{file}: tensor {tensor.name!r} holds no numbers (its type is {tensor.dtype}).")
     sizes = tuple(tensor.shape.numpy()) if isinstance(tensor.shape, ir.Shape) else tuple(tensor.shape)
@@ -187,6 +222,7 @@ def _tensor_bytes(tensor: ir.TensorProtocol, file: Path) -> int:
 
 
 def _check_external(tensor: ir.ExternalTensor, size: int, folder: Path) -> None:
+    """Refuses a tensor whose data do not lie, whole, in a file of the folder."""
     location = str(tensor.location)
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     if any(location.startswith(marker) for marker in _MEMORY_MARKERS):

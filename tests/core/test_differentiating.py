@@ -14,7 +14,7 @@ import pytest
 from graphlens import Ablate, HookedTransformer, InputError, Patch, Steer, UnknownHookPoint, embedded_model, surgery
 from graphlens.file.io_names import SEED, SEED_POSITIONS, SEED_TOKENS
 from graphlens.metrics import CrossEntropy, LogitDiff, Probability
-from graphlens.surgery.rules import RULES, Builder
+from graphlens.surgery.rules import RULES, Builder, Gradient, rule
 
 Array = npt.NDArray[Any]
 TOKENS = np.array([[5, 90, 411, 7, 23], [8, 8, 300, 65, 12]])
@@ -224,11 +224,11 @@ def derivative(
     )
     y.shape = ir.Shape(shape)
     b = Builder(dtype)
-    from graphlens.surgery.rules import Gradient
-
     seed = b.op("Expand", b.constant(1.0, y), b.constant(list(shape)))
     (gradient, *_) = RULES[kind](b, node, [Gradient(seed)], [True, *[False] * len(others)])
     assert gradient is not None
+    read = [user for user, _ in y.uses() if user.op_type != "Shape"]
+    assert RULES[kind].reads_output or not read  # a rule that reads its node's output says so
     out = b.op("Identity", b.whole(gradient, value))
     out.name = "dx"
     for constant in b.tape.initializers:
@@ -272,6 +272,13 @@ def test_a_rule_of_a_function_that_has_no_float64(kind: str, attributes: dict[st
     _, slope = derivative(kind, x, attributes)
     upper, lower = (derivative(kind, x + np.float32(size), attributes)[0].astype(np.float64) for size in (0.02, -0.02))
     np.testing.assert_allclose(slope, (upper - lower) / 0.04, atol=3e-4)
+
+
+def test_an_operator_has_one_rule() -> None:
+    before = dict(RULES)
+    with pytest.raises(ValueError, match="Sqrt has a gradient rule already"):
+        rule("Sqrt")(lambda b, node, grads, needs: [None])
+    assert before == RULES
 
 
 # What it refuses

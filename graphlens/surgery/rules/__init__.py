@@ -1,0 +1,9 @@
+"""Gradient rules: one for each operator, in a file by subject."""
+
+from __future__ import annotations
+
+from graphlens.surgery.rules import elementwise, products, reductions, shapes  # noqa: F401  (they register their rules)
+from graphlens.surgery.rules.builder import Builder, Gradient, dims, width
+from graphlens.surgery.rules.registry import RULES, Rule, number, rule
+
+__all__ = ["RULES", "Builder", "Gradient", "Rule", "dims", "number", "rule", "width"]

@@ -1,0 +1,143 @@
+"""Gradient rules of arithmetic and of functions of one number; formulas are textbook calculus."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from graphlens.errors import InputError
+from graphlens.surgery.rules.builder import Builder, Gradient, dims
+from graphlens.surgery.rules.registry import Found, Grads, Needs, only, rule, taken
+
+# Arithmetic
+
+
+@rule("Add", "Sub")
+def _sum(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    out, g = node.outputs[0], only(grads)
+    found: Found = []
+    for index, needed in enumerate(needs):
+        term = g if index == 0 or node.op_type == "Add" else Gradient(b.op("Neg", g.value), g.full)
+        found.append(b.summed(term, out, taken(node, index)) if needed else None)
+    return found
+
+
+@rule("Mul")
+def _product(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    out, g = node.outputs[0], only(grads)
+    left, right = taken(node, 0), taken(node, 1)
+    if left is right:
+        return [Gradient(b.op("Mul", b.times(g.value, 2.0), left), True), None]
+    return [
+        _scaled(b, g, right, out, left) if needs[0] else None,
+        _scaled(b, g, left, out, right) if needs[1] else None,
+    ]
+
+
+def _scaled(b: Builder, g: Gradient, factor: ir.Value, out: ir.Value, to: ir.Value) -> Gradient:
+    """g * factor, for an input ``to`` of an elementwise ``out``."""
+    return b.summed(Gradient(b.op("Mul", g.value, factor), g.full or dims(factor) == dims(out)), out, to)
+
+
+@rule("Div", reads_output=True)
+def _quotient(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    out, g = node.outputs[0], only(grads)
+    left, right = taken(node, 0), taken(node, 1)
+    part = Gradient(b.op("Div", g.value, right), g.full or dims(right) == dims(out))  # g / right
+    found: Found = [b.summed(part, out, left) if needs[0] else None, None]
+    if needs[1]:
+        found[1] = b.summed(Gradient(b.op("Neg", b.op("Mul", part.value, out))), out, right)
+    return found
+
+
+@rule("Neg")
+def _negative(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    g = only(grads)
+    return [Gradient(b.op("Neg", g.value), g.full)]
+
+
+@rule("Pow")
+def _power(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    tensor = ir.convenience.get_const_tensor(taken(node, 1))
+    if needs[1] or tensor is None or tensor.size != 1:
+        raise InputError(f"{node.name!r}: only a power with a constant exponent can be differentiated.")
+    exponent = float(tensor.numpy().reshape(()))
+    x = taken(node, 0)
+    slope = b.times(b.op("Pow", x, b.constant(exponent - 1, x)), exponent)
+    return [_along(b, grads, slope), None]
+
+
+# Functions of one number, by their slopes
+
+
+def _along(b: Builder, grads: Grads, slope: ir.Value) -> Gradient:
+    """The gradient of the argument of a function with this slope."""
+    return Gradient(b.op("Mul", only(grads).value, slope))
+
+
+def _one_minus(b: Builder, y: ir.Value) -> ir.Value:
+    return b.op("Sub", b.constant(1.0, y), y)
+
+
+@rule("Sqrt", reads_output=True)
+def _square_root(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    y = node.outputs[0]
+    return [_along(b, grads, b.op("Div", b.constant(0.5, y), y))]
+
+
+@rule("Exp", reads_output=True)
+def _exponential(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    return [_along(b, grads, node.outputs[0])]
+
+
+@rule("Reciprocal", reads_output=True)
+def _reciprocal(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    y = node.outputs[0]
+    return [_along(b, grads, b.op("Neg", b.op("Mul", y, y)))]
+
+
+@rule("Tanh", reads_output=True)
+def _tanh(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    y = node.outputs[0]
+    return [_along(b, grads, _one_minus(b, b.op("Mul", y, y)))]
+
+
+@rule("Sigmoid", reads_output=True)
+def _sigmoid(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    y = node.outputs[0]
+    return [_along(b, grads, b.op("Mul", y, _one_minus(b, y)))]
+
+
+@rule("Relu", reads_output=True)
+def _relu(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    y = node.outputs[0]
+    positive = b.op("Greater", y, b.constant(0.0, y))
+    return [_along(b, grads, b.op("Where", positive, b.constant(1.0, y), b.constant(0.0, y)))]
+
+
+@rule("Erf")
+def _error_function(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    x = taken(node, 0)
+    return [_along(b, grads, b.times(b.op("Exp", b.op("Neg", b.op("Mul", x, x))), 2 / math.sqrt(math.pi)))]
+
+
+@rule("Gelu")
+def _gelu(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    """Of either form: x times the normal distribution, or the one with tanh (Hendrycks and Gimpel 2016)."""
+    x = taken(node, 0)
+    one, half = b.constant(1.0, x), b.constant(0.5, x)
+    square = b.op("Mul", x, x)
+    approximate = node.attributes.get("approximate")
+    if approximate is not None and approximate.as_string() == "tanh":
+        root, cube = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)
+        inner = b.op("Mul", x, b.op("Add", b.times(square, cube), b.constant(root, x)))
+        tanh = b.op("Tanh", inner)
+        inner_slope = b.op("Add", b.times(square, 3 * cube), b.constant(root, x))
+        bend = b.op("Mul", b.op("Mul", x, inner_slope), b.op("Sub", one, b.op("Mul", tanh, tanh)))
+        slope = b.op("Mul", half, b.op("Add", b.op("Add", tanh, one), bend))
+    else:
+        cdf = b.op("Mul", half, b.op("Add", one, b.op("Erf", b.times(x, 1 / math.sqrt(2)))))
+        density = b.times(b.op("Exp", b.times(square, -0.5)), 1 / math.sqrt(2 * math.pi))
+        slope = b.op("Add", cdf, b.op("Mul", x, density))
+    return [_along(b, grads, slope)]
