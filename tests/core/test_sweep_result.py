@@ -292,7 +292,7 @@ def test_a_save_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch: p
     def full(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(InputError, match="no space left"):
         deep().save(tmp_path / "r")
     monkeypatch.undo()
