@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphlens.analysis.factored_matrix import FactoredMatrix
-from graphlens.analysis.numerics import composition_scores, lm_accuracy, lm_cross_entropy_loss
+from graphlens.analysis.factored_matrix import FactoredMatrix, composition_scores
+from graphlens.analysis.numerics import lm_accuracy, lm_cross_entropy_loss
 from graphlens.analysis.slices import Slice
 from graphlens.experiments.heads import detect_head
 from graphlens.experiments.induction import induction_loss

@@ -64,7 +64,7 @@ def reference(item: Intervention, x: np.ndarray, axes: Sequence[str], scores: bo
     except ValueError:
         operand = np.broadcast_to(item.array, region.shape)
     operand = operand.astype(x.dtype)
-    new = {"steer": lambda: region + operand, "scale": lambda: region * operand}.get(item.kind, lambda: operand)()
+    new = {"add": lambda: region + operand, "scale": lambda: region * operand}.get(item.part, lambda: operand)()
     if scores:
         new = np.where(np.isneginf(region), region, new)
     edited = x.copy()

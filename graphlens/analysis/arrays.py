@@ -2,23 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+
+class UserArray(Protocol):
+    """What NumPy's arrays and torch's tensors have in common: axes, and a part at an index."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of each axis."""
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The part at an index."""
+
+    def __array__(self) -> Array:
+        """The numbers as a NumPy array."""
+
+
 # The user's kind of array: NumPy's in graphlens, torch.Tensor in graphlens.torch.
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    ArrayT = TypeVar("ArrayT", default=Array)
-    ArrayT_co = TypeVar("ArrayT_co", default=Array, covariant=True)
+    ArrayT = TypeVar("ArrayT", bound=UserArray, default=Array)
+    ArrayT_co = TypeVar("ArrayT_co", bound=UserArray, default=Array, covariant=True)
 else:  # a default is for type checkers alone, so typing_extensions need not be installed
     from typing import TypeVar
 
-    ArrayT = TypeVar("ArrayT")
-    ArrayT_co = TypeVar("ArrayT_co", covariant=True)
+    ArrayT = TypeVar("ArrayT", bound=UserArray)
+    ArrayT_co = TypeVar("ArrayT_co", bound=UserArray, covariant=True)
+
+
+class Tensor(UserArray, Protocol):
+    """A torch tensor, by those of its methods that are called here."""
+
+    @property
+    def dtype(self) -> object:
+        """Its torch.dtype."""
+
+    def detach(self) -> Tensor:
+        """The same numbers without a gradient."""
+
+    def cpu(self) -> Tensor:
+        """The same numbers in main memory."""
+
+    def float(self) -> Tensor:
+        """The same numbers as float32."""
+
+    def bool(self) -> Tensor:
+        """True where a number is not 0."""
+
+    def new_tensor(self, data: Array) -> Tensor:
+        """A tensor of ``data`` with this one's dtype and device."""
+
+
+# What a function takes that reads arrays: an array, a number, nested lists of numbers, a tensor.
+ArrayInput = npt.ArrayLike | Tensor
 
 
 class Border(Protocol[ArrayT_co]):
@@ -31,22 +78,35 @@ class Border(Protocol[ArrayT_co]):
         """The NumPy array of what a user handed in. Raises TypeError for anything that is no array."""
 
 
-def as_array(value: Any) -> Array:
+def is_tensor(value: object) -> TypeGuard[Tensor]:
+    """True for a torch tensor, told by its methods: torch need not be installed."""
+    return hasattr(value, "detach")
+
+
+def as_array(value: ArrayInput) -> Array:
     """The array of an array, a number, a list, or a torch tensor on any device (bfloat16 as float32)."""
-    if hasattr(value, "detach"):
+    if is_tensor(value):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":  # NumPy has none
             value = value.float()
     return np.asarray(value)
 
 
-def like(given: Any, result: Any) -> Any:
-    """``result`` as what ``given`` is: a tensor of its device and dtype (bools stay bools) for a tensor, else an array."""
+def like(given: ArrayT, result: npt.ArrayLike) -> ArrayT:
+    """A result as the kind of array that was given.
+
+    Args:
+        given: What a user handed in: an array or a tensor.
+        result: What was computed of it, an array or a number.
+
+    Returns:
+        For a tensor, a tensor of its device and dtype (bools stay bools); otherwise an array.
+    """
     array = np.asarray(result)
-    if not hasattr(given, "new_tensor"):
-        return array
+    if not is_tensor(given):
+        return cast(ArrayT, array)
     tensor = given.new_tensor(array)
-    return tensor.bool() if array.dtype == bool else tensor
+    return cast(ArrayT, tensor.bool() if array.dtype == bool else tensor)
 
 
 def working(array: Array) -> Array:

@@ -1,26 +1,25 @@
-"""Estimates of patches from gradients, how far they can be trusted, and what components write to the logits."""
+"""How far estimates of patches are from the patches themselves, and the circuit of the best edges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.analysis.result import SweepResult
 from graphlens.errors import InputError
 
-Array = npt.NDArray[Any]
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an estimate stands to the exact sweep. Effects are values less the corrupted baseline.
+    """How far an estimate is from the exact sweep. An effect is a value minus the corrupted baseline.
 
-    ``correlation``: Pearson's, of the effects (NaN where either is constant). ``slope``: of the least-squares line through
-    0, estimate over exact. ``worst``: (labels, estimated effect, exact effect) of the sites furthest apart.
+    Attributes:
+        correlation: Pearson's, of the effects; NaN where either is constant.
+        slope: Of the least-squares line through 0, estimate over exact; NaN where no exact effect differs from 0.
+        largest_error: The largest absolute difference of two effects.
+        worst: (labels, estimated effect, exact effect) of the sites furthest apart, the furthest first.
     """
 
     correlation: float
@@ -37,9 +36,15 @@ class Comparison:
 
 
 def compare_with_sweep(estimate: SweepResult, exact: SweepResult, n: int = 10) -> Comparison:
-    """How far attribution patching is from the patches themselves, over the same sites and metric.
+    """How far attribution patching is from the patches themselves.
 
-    Raises InputError for results of other axes or labels.
+    Args:
+        estimate: The result of ``attribution_patch``.
+        exact: The result of ``sweep`` over the same sites, with the same metric.
+        n: How many of the worst sites to list.
+
+    Raises:
+        InputError: For results of other axes or labels, and for values that are not computed yet.
     """
     if estimate.axes != exact.axes or estimate.labels != exact.labels:
         raise InputError("the estimate and the sweep are not over the same sites: their axes or labels differ.")
@@ -60,7 +65,18 @@ def compare_with_sweep(estimate: SweepResult, exact: SweepResult, n: int = 10) -
 
 
 def circuit(scores: SweepResult, n: int) -> list[str]:
-    """The ``n`` edges of the largest scores, by absolute value. Raises InputError unless 0 <= n <= their number."""
+    """The edges with the largest scores, by absolute value.
+
+    Args:
+        scores: The result of ``edge_attribution``.
+        n: How many edges.
+
+    Returns:
+        Their labels ("L0H1->L2MLP"), the largest score first.
+
+    Raises:
+        InputError: For a result over other axes, and unless 0 <= n <= the number of edges.
+    """
     if scores.axes != ("edge",):
         raise InputError(f"a circuit is taken from edge_attribution's result, not from one over {scores.axes}.")
     if not 0 <= n <= scores.shape[0]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 EMBED, LOGITS = "embed", "logits"
@@ -11,8 +11,14 @@ LETTERS = ("q", "k", "v")
 
 @dataclass(frozen=True, order=True)
 class Node:
-    """A component: what it is ("embed", "head", "mlp" or "logits"), in which layer, which head, and as a receiver which
-    input of the head ("q", "k" or "v")."""
+    """A component that writes to the residual stream or reads it.
+
+    Attributes:
+        kind: What it is: "embed", "head", "mlp" or "logits".
+        layer: Its layer, where it has one.
+        head: The number of the head.
+        letter: Of a head that reads, which input: "q", "k" or "v".
+    """
 
     kind: str
     layer: int = -1
@@ -25,7 +31,7 @@ class Node:
         return f"L{self.layer}MLP" if self.kind == "mlp" else self.kind
 
     def feeds(self, receiver: Node) -> bool:
-        """Whether what this sender writes reaches the input of a receiver."""
+        """True if what this sender writes reaches the input of ``receiver``."""
         if self.kind == EMBED or receiver.kind == LOGITS:
             return True
         if self.layer != receiver.layer:
@@ -35,7 +41,7 @@ class Node:
 
 @dataclass(frozen=True, order=True)
 class Edge:
-    """From one sender to one receiver, before its LayerNorm."""
+    """What one sender writes, on its way to one receiver, before the receiver's LayerNorm."""
 
     sender: Node
     receiver: Node
@@ -45,12 +51,12 @@ class Edge:
 
 
 def senders(n_layers: int, n_heads: int) -> list[Node]:
-    """Who writes to the residual stream, in order: the embeddings, and each layer's heads and MLP."""
+    """The components that write to the residual stream, in order: the embeddings, then each layer's heads and MLP."""
     return [Node(EMBED), *_layered(n_layers, lambda layer: [Node("head", layer, head) for head in range(n_heads)])]
 
 
 def receivers(n_layers: int, n_heads: int, n_key_value_heads: int) -> list[Node]:
-    """Who reads it: q, k and v of each head, each MLP, and the logits."""
+    """The inputs that read the residual stream, in order: each layer's q, k and v of each head and its MLP, then the logits."""
     counts = {"q": n_heads, "k": n_key_value_heads, "v": n_key_value_heads}
 
     def heads(layer: int) -> list[Node]:
@@ -59,12 +65,13 @@ def receivers(n_layers: int, n_heads: int, n_key_value_heads: int) -> list[Node]
     return [*_layered(n_layers, heads), Node(LOGITS)]
 
 
-def _layered(n_layers: int, heads: object) -> Iterator[Node]:
+def _layered(n_layers: int, heads: Callable[[int], list[Node]]) -> Iterator[Node]:
+    """The nodes of each layer: its heads, as a function gives them, and its MLP."""
     for layer in range(n_layers):
-        yield from heads(layer)  # type: ignore[operator]
+        yield from heads(layer)
         yield Node("mlp", layer)
 
 
 def edges(writers: Sequence[Node], readers: Sequence[Node]) -> list[Edge]:
-    """Every edge there is, by receiver within sender."""
+    """Every edge from a writer to a reader that it reaches, sorted by writer, then by reader."""
     return [Edge(s, r) for s in writers for r in readers if s.feeds(r)]

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from types import EllipsisType
+from typing import Any, Protocol, SupportsIndex, TypeAlias, overload
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.analysis.arrays import as_array, working
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, ArrayT_co, as_array, like, working
 from graphlens.errors import InputError
 
-Array = npt.NDArray[Any]
+# One entry of an index.
+Index: TypeAlias = SupportsIndex | slice | EllipsisType | Sequence[int] | Array | None
 
 
 class FactoredMatrix:
-    """A [..., l, r] = A [..., l, m] @ B [..., m, r], never multiplied out unless ``AB`` is asked for.
+    """A product of two matrices, never multiplied out unless ``AB`` is asked for (TransformerLens: ``FactoredMatrix``).
 
-    Leading axes broadcast. Factors are NumPy arrays of at least float32 (torch tensors are read as such), and so is
-    every result. Raises InputError for shapes that do not fit. TransformerLens: ``FactoredMatrix``.
+    Args:
+        A: The left factor [..., l, m], an array or a tensor.
+        B: The right factor [..., m, r]. Leading axes broadcast.
+
+    Attributes:
+        A: The left factor, a NumPy array of at least float32, as every result is.
+        B: The right factor.
+        shape: (..., l, r).
+        ldim: l.
+        mdim: m.
+        rdim: r.
+        has_leading_dims: True where there are axes before the matrix's own.
+
+    Raises:
+        InputError: For factors whose shapes do not fit.
     """
 
     # NumPy would otherwise treat `array @ factored` as an array of objects and never ask __rmatmul__.
     __array_ufunc__ = None
 
-    def __init__(self, A: Any, B: Any) -> None:  # noqa: N803
+    def __init__(self, A: ArrayInput, B: ArrayInput) -> None:  # noqa: N803
         a, b = working(as_array(A)), working(as_array(B))
         if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
             raise InputError(f"factors of shapes {list(a.shape)} and {list(b.shape)} have no product [l, m] @ [m, r].")
@@ -47,7 +61,11 @@ class FactoredMatrix:
 
     # Products
 
-    def __matmul__(self, other: Any) -> Any:
+    @overload
+    def __matmul__(self, other: FactoredMatrix) -> FactoredMatrix: ...
+    @overload
+    def __matmul__(self, other: ArrayInput) -> FactoredMatrix | Any: ...
+    def __matmul__(self, other: FactoredMatrix | ArrayInput) -> FactoredMatrix | Array:
         """Times a matrix [..., r, n] or FactoredMatrix: a FactoredMatrix; times a vector [r]: an array [..., l]."""
         if isinstance(other, FactoredMatrix):
             return (self @ other.A) @ other.B
@@ -55,13 +73,14 @@ class FactoredMatrix:
         if matrix.ndim == 0 or matrix.shape[-2 if matrix.ndim > 1 else -1] != self.rdim:
             raise InputError(f"shape {list(self.shape)} cannot be multiplied by {list(matrix.shape)} from the right.")
         if matrix.ndim == 1:
-            return (self.A @ (self.B @ matrix)[..., None])[..., 0]
+            product: Array = (self.A @ (self.B @ matrix)[..., None])[..., 0]
+            return product
         # Multiply out on the side that leaves the smaller inner dimension.
         if self.rdim > self.mdim:
             return FactoredMatrix(self.A, self.B @ matrix)
         return FactoredMatrix(self.AB, matrix)
 
-    def __rmatmul__(self, other: Any) -> Any:
+    def __rmatmul__(self, other: ArrayInput) -> FactoredMatrix | Any:
         """A matrix [..., n, l] times this: a FactoredMatrix; a vector [l] times this: an array [..., r]."""
         matrix = as_array(other)
         if matrix.ndim == 0 or matrix.shape[-1] != self.ldim:
@@ -72,7 +91,7 @@ class FactoredMatrix:
             return FactoredMatrix(matrix @ self.A, self.B)
         return FactoredMatrix(matrix, self.AB)
 
-    def __mul__(self, scalar: Any) -> FactoredMatrix:
+    def __mul__(self, scalar: ArrayInput) -> FactoredMatrix:
         """Times one number. Raises InputError for an array of several: use ``@`` for those."""
         number = as_array(scalar)
         if number.size != 1:
@@ -110,7 +129,11 @@ class FactoredMatrix:
         return left @ inner_left, values, _transposed(right) @ _transposed(inner_right)
 
     def svd(self) -> tuple[Array, Array, Array]:
-        """(U [..., l, k], S [..., k] falling, V [..., r, k]), k = min(l, m, r): the matrix is U @ diag(S) @ V.T."""
+        """The singular value decomposition: the matrix is U @ diag(S) @ V.T.
+
+        Returns:
+            (U [..., l, k], S [..., k] from the largest down, V [..., r, k]), k = min(l, m, r).
+        """
         return self._svd
 
     @property
@@ -120,7 +143,7 @@ class FactoredMatrix:
 
     @property
     def S(self) -> Array:  # noqa: N802
-        """Singular values [..., k], falling."""
+        """Singular values [..., k], from the largest down."""
         return self._svd[1]
 
     @property
@@ -178,17 +201,18 @@ class FactoredMatrix:
 
     def get_corner(self, k: int = 3) -> Array:
         """The first ``k`` entries along every axis."""
-        return (self.A[..., :k, :] @ self.B[..., :, :k])[(slice(k),) * self.ndim]
+        corner: Array = (self.A[..., :k, :] @ self.B[..., :, :k])[(slice(k),) * self.ndim]
+        return corner
 
-    def __getitem__(self, idx: Any) -> FactoredMatrix:
+    def __getitem__(self, idx: Index | tuple[Index, ...]) -> FactoredMatrix:
         """Indexes leading axes as an array does, then rows and columns, where an int keeps an axis of one."""
         index = idx if isinstance(idx, tuple) else (idx,)
         ellipsis = [i for i, item in enumerate(index) if item is Ellipsis]
         if ellipsis:
             missing = self.ndim - sum(item is not None and item is not Ellipsis for item in index)
             index = (*index[: ellipsis[0]], *[slice(None)] * missing, *index[ellipsis[0] + 1 :])
-        leading: list[Any] = []
-        matrix: list[Any] = []
+        leading: list[Index] = []
+        matrix: list[Index] = []
         axis = 0
         for item in index:
             (leading if axis < self.ndim - 2 or (item is None and not matrix) else matrix).append(item)
@@ -210,13 +234,53 @@ class FactoredMatrix:
 
 
 def _transposed(matrix: Array) -> Array:
+    """With the last two axes exchanged."""
     return np.swapaxes(matrix, -1, -2)
 
 
-def _keeping(index: Any, size: int) -> Any:
+def _keeping(index: Index, size: int) -> Index:
     """An int index of an axis of ``size`` as one that keeps the axis."""
     if not isinstance(index, (int, np.integer)):
         return index
     if not -size <= index < size:
         raise IndexError(f"index {index} of an axis of {size}")
     return [int(index)]
+
+
+class Factors(Protocol[ArrayT_co]):
+    """What a FactoredMatrix is taken for, NumPy's or that of the torch face: a product kept as its two factors."""
+
+    @property
+    def pair(self) -> tuple[ArrayT_co, ArrayT_co]:
+        """(A [..., l, m], B [..., m, r])."""
+
+
+def composition_scores(left: Factors[ArrayT], right: Factors[ArrayT], broadcast_dims: bool = True) -> ArrayT:
+    """How much ``right`` reads of what ``left`` writes (TransformerLens: ``utils.composition_scores``).
+
+    |L R| / (|L| |R|) in Frobenius norms (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+
+    Args:
+        left: A FactoredMatrix, [..., l, m].
+        right: A FactoredMatrix, [..., m, r].
+        broadcast_dims: Scores of every matrix of ``left`` with every one of ``right``; False pairs the leading axes.
+
+    Returns:
+        [*left leading, *right leading], or the common leading axes; a tensor for tensors.
+
+    Raises:
+        InputError: Unless left.rdim == right.ldim.
+    """
+    first, second = FactoredMatrix(*left.pair), FactoredMatrix(*right.pair)
+    if first.rdim != second.ldim:
+        raise InputError(f"{first!r} and {second!r} do not compose: left.rdim must be right.ldim.")
+    if broadcast_dims:
+        many_first, many_second = first.ndim - 2, second.ndim - 2
+        for axis in range(many_first):
+            second = second.unsqueeze(axis)
+        for axis in range(many_second):
+            first = first.unsqueeze(many_first + axis)
+    # The orthogonal outer factors change no norm, so what is multiplied is small.
+    composed = first.collapse_l() @ second.collapse_r()
+    scores = np.sqrt((composed**2).sum((-2, -1))) / first.norm() / second.norm()
+    return like(left.pair[0], scores)

@@ -1,49 +1,36 @@
-"""What metrics are handed: records of it that compare and print, checked arrays and token ids, and picks from logits."""
+"""What metrics are handed: checked arrays and token ids, and what they read of logits."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from collections.abc import Container
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import as_array
+from graphlens.analysis.arrays import Array, as_array
 from graphlens.errors import InputError
 
-Array = npt.NDArray[Any]
+# Token ids of some prompts: one for all of them, int64 [b], or int64 [b, n] for n positions each.
+Ids = int | npt.NDArray[np.int64]
 
 
-class Record:
-    """Equality, hash and repr of frozen dataclasses whose fields may hold arrays."""
+def checked(value: npt.ArrayLike, what: str, kinds: str, axes: Container[int], wanted: str, size: int = 1) -> Array:
+    """What a user hands in, as an array.
 
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
+    Args:
+        value: An array, a number, a list, or a tensor of torch.
+        what: How an error calls it.
+        kinds: The kinds of dtype that are allowed, as NumPy's letters: "f" floating point, "i" and "u" integers.
+        axes: The numbers of axes that are allowed.
+        wanted: What an error says that it must be.
+        size: The least number of elements.
 
-    def _state(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+    Returns:
+        The array; bfloat16 as float32.
 
-    def _key(self) -> tuple[Any, ...]:
-        """All that it is, in plain values; unlike its repr, with what its arrays hold."""
-        return (type(self).__name__, *map(_plain, self._state().values()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Record) and type(self) is type(other) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def __repr__(self) -> str:
-        shown = {
-            name: f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
-            for name, value in self._state().items()
-            if isinstance(value, np.ndarray) or value != getattr(type(self), name, ...)
-        }
-        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in shown.items())})"
-
-
-def checked(value: Any, what: str, kinds: str, axes: Any, wanted: str, size: int = 1) -> Array:
-    """What a user hands in, as an array of such kinds and axes and at least ``size`` elements; else InputError."""
+    Raises:
+        InputError: If it is no such array.
+    """
     try:
         array = as_array(value)
     except (ValueError, TypeError) as error:
@@ -55,19 +42,31 @@ def checked(value: Any, what: str, kinds: str, axes: Any, wanted: str, size: int
     return array
 
 
-def kept(array: Array, dtype: Any) -> Any:
-    """A read-only copy, or a Python number."""
+def kept(array: Array, dtype: npt.DTypeLike) -> Array | float:
+    """An array as a record keeps it: a read-only copy in ``dtype``, or a Python number where it has no axes."""
     copy = array.astype(dtype)
     copy.flags.writeable = False
-    return copy if copy.ndim else copy.item()
+    return copy if copy.ndim else float(copy) if copy.dtype.kind == "f" else int(copy)
 
 
-def ids_of(value: Any, what: str, every: bool) -> Any:
-    """Token ids or text in plain form: an int, int64 [b], a str, a tuple of str; for ``every`` position int64 [b, p]."""
+def ids_of(value: npt.ArrayLike, what: str, every: bool) -> Array | float | str | tuple[str, ...]:
+    """Token ids, or texts that are tokens, as a record keeps them.
+
+    Args:
+        value: A token id, ids [b], a text, or a list of texts; with ``every`` ids [b, p].
+        what: How an error calls it.
+        every: True if there is an id for every position.
+
+    Returns:
+        An int, int64 [b], a str, or a tuple of str; with ``every`` int64 [b, p].
+
+    Raises:
+        InputError: If it is none of these, an id is negative, or with ``every`` a prompt has fewer than 2.
+    """
     if isinstance(value, str) and not every:
         return value
     if isinstance(value, list | tuple) and value and not every and all(isinstance(item, str) for item in value):
-        return tuple(value)
+        return tuple(item for item in value if isinstance(item, str))
     wanted = "token ids [b, p]" if every else "a token id, ids [b], a text, or a list of texts"
     ids = checked(value, what, "iu", (2,) if every else (0, 1), wanted)
     if ids.min() < 0 or (every and ids.shape[1] < 2):
@@ -75,27 +74,48 @@ def ids_of(value: Any, what: str, every: bool) -> Any:
     return kept(ids, np.int64)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return str(value.dtype), value.shape, value.tobytes()
-    return value._key() if isinstance(value, Record) else value
-
-
 def picked(array: Array, indices: Array) -> Array:
-    """Elements [..., b, n, k] along the last axis of [..., b, n, V]; indices [b, n or 1, k]."""
+    """Some elements along the last axis, others for each position.
+
+    Args:
+        array: [..., b, n, V].
+        indices: int64 [b, n or 1, k].
+
+    Returns:
+        [..., b, n, k].
+    """
     return np.take_along_axis(array, indices.reshape((1,) * (array.ndim - 3) + indices.shape), axis=-1)
 
 
-def log_probability(scores: Array, ids: Any) -> Array:
-    """log p [..., b, n] of token ids, an int, [b] or [b, n], under logits [..., b, n, V]."""
-    wanted = ids if np.ndim(ids) == 2 else np.broadcast_to(ids, scores.shape[-3:-2])[:, None]
+def log_probability(scores: Array, ids: Ids) -> Array:
+    """The logarithm of the probability of tokens under logits.
+
+    Args:
+        scores: Logits [..., b, n, V].
+        ids: The tokens.
+
+    Returns:
+        In nats, [..., b, n].
+    """
+    wanted = (
+        ids if isinstance(ids, np.ndarray) and ids.ndim == 2 else np.broadcast_to(ids, scores.shape[-3:-2])[:, None]
+    )
     highest = scores.max(-1, keepdims=True)
-    return (picked(scores, wanted[..., None]) - highest)[..., 0] - np.log(np.exp(scores - highest).sum(-1))  # type: ignore[no-any-return]
+    found: Array = (picked(scores, wanted[..., None]) - highest)[..., 0] - np.log(np.exp(scores - highest).sum(-1))
+    return found
 
 
-def one_hot(ids: Any, scores: Array) -> Array:
-    """1 at token ids, an int, [b] or [b, n], of logits [b, n, V], else 0."""
-    wanted = ids if np.ndim(ids) == 2 else np.broadcast_to(ids, scores.shape[:1])[:, None]
+def one_hot(ids: Ids, scores: Array) -> Array:
+    """1 at tokens and 0 elsewhere.
+
+    Args:
+        ids: The tokens.
+        scores: Logits [b, n, V], which give the shape.
+
+    Returns:
+        float64 [b, n, V].
+    """
+    wanted = ids if isinstance(ids, np.ndarray) and ids.ndim == 2 else np.broadcast_to(ids, scores.shape[:1])[:, None]
     found = np.zeros(scores.shape)
     np.put_along_axis(found, np.broadcast_to(wanted, scores.shape[:2])[..., None].astype(np.int64), 1.0, -1)
     return found

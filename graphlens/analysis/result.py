@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import as_array
+from graphlens.analysis import result_files
+from graphlens.analysis.arrays import Array, ArrayInput, as_array
+from graphlens.analysis.result_files import saved_files as saved_files
 from graphlens.errors import InputError
-from graphlens.views.text import NOT_COMPUTED, number, shown, view_package
+from graphlens.views.text import view_package
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.table import Table
 
-Array = npt.NDArray[Any]
-FORMAT, FORMAT_VERSION = "graphlens.sweep_result", 1
+# A metric without a patch: not known, a number, or an array over the axes "metric" and "batch".
+Baseline: TypeAlias = float | Array | None
 BASELINES = ("clean", "corrupted")
 MAX_ROWS, MAX_COLUMNS = 60, 8  # of the table that a console shows
 
@@ -31,17 +31,24 @@ MAX_ROWS, MAX_COLUMNS = 60, 8  # of the table that a console shows
 class SweepResult:
     """The values of one or more metrics at every place that a sweep has patched or ablated.
 
-    ``values``: float64, one axis for each name in ``axes``: ("layer", "position"), say, where "metric" may come first
-    and "batch" last. NaN stands for a value that is not computed yet. ``labels``: what each entry of each axis is
-    called. ``baselines``: the metrics without a patch, "clean" and "corrupted": None, a number, or an array over those
-    of the axes "metric" and "batch" that there are. ``metadata``: what JSON can hold. Everything is copied; the arrays
-    are read-only. Raises InputError where these do not fit each other.
+    Everything is copied, and the arrays are read-only.
+
+    Attributes:
+        values: float64, one axis for each name in ``axes``; NaN is a value that is not computed yet.
+        axes: The name of each axis: ("layer", "position"), say, where "metric" may come first and "batch" last.
+        labels: What each entry of each axis is called.
+        baselines: The metrics without a patch, "clean" and "corrupted": None, a number, or an array over those of the
+            axes "metric" and "batch" that there are.
+        metadata: What JSON can hold.
+
+    Raises:
+        InputError: Where these do not fit each other.
     """
 
     values: Array
     axes: tuple[str, ...]
     labels: Mapping[str, Sequence[str]]
-    baselines: Mapping[str, Any] = field(default_factory=dict)
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,7 +80,7 @@ class SweepResult:
         """The size of each axis."""
         return self.values.shape
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.array(self.values, dtype, copy=copy)
 
     def __eq__(self, other: object) -> bool:
@@ -92,7 +99,17 @@ class SweepResult:
         return f"SweepResult({sizes or self.values.item()}{f'; {missing} values not computed yet' if missing else ''})"
 
     def against(self, name: str = "corrupted") -> Array:
-        """A baseline in a shape that broadcasts to ``values``; 0 where it is not known or not finite."""
+        """A baseline in a shape that broadcasts to ``values``.
+
+        Args:
+            name: "corrupted" or "clean".
+
+        Returns:
+            float64; 0 where the baseline is not known or not finite.
+
+        Raises:
+            InputError: For another name.
+        """
         if name not in BASELINES:
             raise InputError(f"there is no baseline {name!r}: it is 'clean' or 'corrupted'.")
         baseline = self.baselines[name]
@@ -105,15 +122,22 @@ class SweepResult:
         return np.where(np.isfinite(array), array, 0.0)
 
     def sel(self, **chosen: int | str) -> Self:
-        """The part at one label, or one index, of each named axis, which it then lacks; ``metadata["selected"]`` tells.
+        """The part at one entry of each named axis.
 
-        Raises InputError for an axis, label or index that there is not, and for a label that several entries have.
+        Args:
+            **chosen: For each axis a label, or an index (a negative one counts from the end).
+
+        Returns:
+            A result without these axes, whose ``metadata["selected"]`` says what was chosen.
+
+        Raises:
+            InputError: For an axis, label or index that does not exist, and for a label that several entries have.
         """
         index: dict[str, int] = {axis: self._index(axis, wanted) for axis, wanted in chosen.items()}
         shared = [axis for axis in ("metric", "batch") if axis in self.axes]
+        part = tuple(index.get(axis, slice(None)) for axis in shared)
         baselines = {
-            name: value[tuple(index.get(axis, slice(None)) for axis in shared)] if np.ndim(value) else value
-            for name, value in self.baselines.items()
+            name: value[part] if isinstance(value, np.ndarray) else value for name, value in self.baselines.items()
         }
         earlier = self.metadata.get("selected")
         selected = {axis: self.labels[axis][at] for axis, at in index.items()}
@@ -126,7 +150,8 @@ class SweepResult:
             metadata={**self.metadata, "selected": {**(earlier if isinstance(earlier, dict) else {}), **selected}},
         )
 
-    def _index(self, axis: str, wanted: Any) -> int:
+    def _index(self, axis: str, wanted: int | str) -> int:
+        """The index of an entry of an axis."""
         if axis not in self.axes:
             raise InputError(f"there is no axis {axis!r}: the axes are {', '.join(map(repr, self.axes)) or 'none'}.")
         names = self.labels[axis]
@@ -145,9 +170,16 @@ class SweepResult:
         return int(wanted) % len(names)
 
     def top(self, n: int = 10) -> list[tuple[dict[str, str], float]]:
-        """The ``n`` values farthest from the corrupted baseline (from 0 where it is not known), farthest first.
+        """The values farthest from the corrupted baseline (from 0 where it is not known), farthest first.
 
-        Each as ({axis: label}, value). Values that are not computed yet are left out. Raises InputError unless n >= 1.
+        Args:
+            n: How many, 1 or more.
+
+        Returns:
+            ({axis: label}, value) of each; values that are not computed yet are left out.
+
+        Raises:
+            InputError: Unless n >= 1.
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise InputError(f"n must be an integer of 1 or more, not {n!r}.")
@@ -156,106 +188,91 @@ class SweepResult:
         return [(self._labels_at(at), float(self.values.flat[at])) for at in order[:n]]
 
     def _labels_at(self, at: int) -> dict[str, str]:
+        """The labels of the value at a flat index."""
         indices = np.unravel_index(at, self.shape)
         return {axis: self.labels[axis][int(i)] for axis, i in zip(self.axes, indices, strict=True)}
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame: a row for each value, a column of labels for each axis, and "value".
+        """The values as a table of pandas.
 
-        NaN where it is not computed yet. Raises RuntimeUnavailable without pandas.
+        Returns:
+            A DataFrame with a row for each value: a column of labels for each axis, and "value", NaN where it is not
+            computed yet.
+
+        Raises:
+            RuntimeUnavailable: Without pandas.
         """
         pandas = view_package("pandas", "to_dataframe()")
-        columns: dict[str, Any] = {}
+        columns: dict[str, list[str]] = {}
         for axis, at in zip(self.axes, np.indices(self.shape), strict=True):
             names = self.labels[axis]
             columns[axis] = [names[i] for i in at.ravel()]
         return pandas.DataFrame({**columns, "value": self.values.ravel().copy()})
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, backend: str | None = None) -> Any:
-        """A heat map, coloured by the distance from the corrupted baseline, one panel for each leading index.
+        """A heat map, coloured by the distance from the corrupted baseline; a panel for each index of the leading axes.
 
-        ``backend``: "terminal" (prints, or writes a .txt), "matplotlib" (.png, .svg, .pdf) or "plotly" (.html); None
-        takes what ``path`` ends in, and the terminal without one. Returns the figure of matplotlib or plotly, None for
-        the terminal. Raises InputError for another backend or ending, RuntimeUnavailable where the package is missing.
+        Args:
+            path: The file to write; None writes none.
+            backend: "terminal" (prints, or writes a .txt), "matplotlib" (.png, .svg, .pdf) or "plotly" (.html); None
+                takes the one of the path's ending, and the terminal without a path.
+
+        Returns:
+            The figure of matplotlib or plotly; None for the terminal.
+
+        Raises:
+            InputError: For another backend or ending, and where the file cannot be written.
+            RuntimeUnavailable: Where the package is not installed.
         """
         from graphlens.views import heat_map
 
         return heat_map.plot(self, path, backend)
 
-    def __rich__(self) -> RenderableType:
+    def __rich__(self) -> Table:
         """A table: rows by columns for two axes; more are flattened, with the last one across."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
+        from graphlens.views.tables import result_table
 
-        across = self.axes[-1] if len(self.axes) > 1 else None
-        names = [shown(name) for name in self.labels[across]] if across else ["value"]
-        leading = self.axes[:-1] if across else self.axes
-        rows = self.values.reshape(-1, len(names))
-        left_out = [
-            f"{size - most} more {what}"
-            for what, size, most in (("rows", len(rows), MAX_ROWS), ("columns", len(names), MAX_COLUMNS))
-            if size > most
-        ]
-        notes = [f"across: {across}"] if across else []
-        notes += [f"{name} {number(value)}" for name, value in self.baselines.items() if isinstance(value, float)]
-        notes += [f"not shown: {' and '.join(left_out)} (all are in values)"] if left_out else []
-        notes += [f"{NOT_COMPUTED} not computed yet"] if np.isnan(self.values).any() else []
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=Text("; ".join(notes)) if notes else None)
-        for axis in leading:
-            table.add_column(Text(axis), overflow="ellipsis", no_wrap=True)
-        for name in names[:MAX_COLUMNS]:
-            table.add_column(Text(name), justify="right", overflow="ellipsis", no_wrap=True)
-        indices = np.ndindex(*self.shape[: len(leading)])
-        for at, row, _ in zip(indices, rows, range(MAX_ROWS), strict=False):
-            cells = [shown(self.labels[axis][i]) for axis, i in zip(leading, at, strict=True)]
-            table.add_row(*map(Text, cells), *(Text(number(value)) for value in row[:MAX_COLUMNS]))
-        return table
+        return result_table(self, MAX_ROWS, MAX_COLUMNS)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes ``path`` with the ending .json, and .safetensors beside it for the arrays; returns the JSON's path.
+        """Writes ``path`` with the ending .json, and .safetensors beside it for the arrays.
 
         Each file is put in place whole, and the JSON holds the other's digest. The same result gives the same bytes.
-        Raises InputError where they cannot be written.
-        """
-        from safetensors.numpy import save
 
-        arrays = {name: self.baselines[name] for name in BASELINES if self.baselines[name] is not None}
-        arrays["values"] = self.values
-        data = save({name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()})
-        record = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "axes": self.axes,
-            "labels": self.labels,
-            "metadata": self.metadata,
-            "safetensors_sha256": hashlib.sha256(data).hexdigest(),
-        }
-        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        target, beside = saved_files(path)
-        try:
-            _put(beside, data)
-            _put(target, text.encode("ascii"))
-        except OSError as error:
-            raise InputError(f"{target}: cannot be written ({error}).") from error
-        return target
+        Args:
+            path: Where, with either ending or without one.
+
+        Returns:
+            The JSON's path.
+
+        Raises:
+            InputError: Where they cannot be written.
+        """
+        known = {name: value for name, value in self.baselines.items() if value is not None}
+        record = {"axes": self.axes, "labels": self.labels, "metadata": self.metadata}
+        return result_files.write(path, record, {**known, "values": self.values})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads what ``save`` wrote, by either file's path or by that without its ending.
+        """Reads what ``save`` wrote.
 
-        Raises InputError for files that are missing, damaged, not of the same save, or of a newer version.
+        Args:
+            path: Either file's path, or that without its ending.
+
+        Raises:
+            InputError: For files that are missing, damaged, not of the same save, or of a newer version.
         """
-        source, beside = saved_files(path)
-        record, arrays = _read(source, beside)
+        record, arrays = result_files.read(path)
         try:
-            baselines = {name: arrays.get(name) for name in BASELINES}
+            baselines: dict[str, Baseline] = {name: arrays.get(name) for name in BASELINES}
             return cls(arrays["values"], tuple(record["axes"]), record["labels"], baselines, record["metadata"])
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+            source, _ = saved_files(path)
             raise InputError(f"{source}: damaged, its parts do not fit ({type(error).__name__}: {error}).") from error
 
 
-def _numbers(value: Any, what: str) -> Array:
+def _numbers(value: ArrayInput, what: str) -> Array:
+    """A read-only float64 copy. Raises InputError for what holds no real numbers."""
     try:
         array = as_array(value)
     except (ValueError, TypeError) as error:
@@ -267,7 +284,8 @@ def _numbers(value: Any, what: str) -> Array:
     return array
 
 
-def _texts(given: Any, axis: str, size: int) -> list[str]:
+def _texts(given: Iterable[str], axis: str, size: int) -> list[str]:
+    """The labels of an axis of so many entries. Raises InputError where they do not fit."""
     texts = [given] if isinstance(given, str) else list(given)
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"the labels of axis {axis!r} must be text.")
@@ -276,7 +294,8 @@ def _texts(given: Any, axis: str, size: int) -> list[str]:
     return [str(text) for text in texts]
 
 
-def _baseline(value: Any, name: str, shape: tuple[int, ...]) -> Any:
+def _baseline(value: ArrayInput | None, name: str, shape: tuple[int, ...]) -> Baseline:
+    """A baseline as it is kept. Raises InputError for one of another shape than that of the shared axes."""
     if value is None:
         return None
     array = _numbers(value, f"the {name} baseline")
@@ -296,50 +315,8 @@ def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"metadata must be what JSON can hold: {error}.") from error
 
 
-def _same(left: Any, right: Any) -> bool:
+def _same(left: Baseline, right: Baseline) -> bool:
+    """True for equal values, where NaN equals NaN."""
     if left is None or right is None:
         return left is right
     return np.array_equal(left, right, equal_nan=True)
-
-
-def saved_files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """(JSON, safetensors) of a path with either ending, or with none: "a.b" has none."""
-    given = Path(path)
-    if not given.name:
-        raise InputError(f"{str(path)!r} names no file.")
-    stem = given.name.removesuffix(given.suffix) if given.suffix in (".json", ".safetensors") else given.name
-    return given.with_name(f"{stem}.json"), given.with_name(f"{stem}.safetensors")
-
-
-def _read(source: Path, beside: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        record = json.loads(source.read_bytes())
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise InputError(f"{source}: this is not the result of a sweep.")
-        version = record.get("version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise InputError(
-                f"{source}: version {version}, and this graphlens reads up to {FORMAT_VERSION}. Update it."
-            )
-        data = beside.read_bytes()
-        if hashlib.sha256(data).hexdigest() != record.get("safetensors_sha256"):
-            raise InputError(f"{beside}: damaged, or of another save than {source.name}: the digest differs.")
-        return record, load(data)
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: no such file. A result is two: {source.name}, {beside.name}.") from error
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise InputError(f"{source}: damaged, it cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def _put(target: Path, data: bytes) -> None:
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from graphlens.analysis.arrays import ArrayInput
 from graphlens.edits.kinds import Patch, Selection
 from graphlens.errors import InputError
-from graphlens.file.names import get_act_name, split_name
+from graphlens.file.names import get_act_name, in_block, split_name
 
 # The grids of TransformerLens's get_act_patch_* functions: the activation, and what the result runs over.
 _BY_POSITION, _BY_HEAD = ("layer", "pos"), ("layer", "head")
@@ -34,9 +34,17 @@ class Site:
     """A place to patch: a hook point and a part of its activation.
 
     ``Site("resid_pre", 3, position=5)``, ``Site("hook_resid_pre", 3, ...)`` or ``Site("blocks.3.hook_resid_pre", ...)``.
-    ``position``, ``head`` and ``dims`` select as an Intervention's positions, heads and dims do: None for all, an int, a
-    slice, a list or a mask. At scores and patterns ``position`` is the query's and ``dims`` the key's; at mlp.hook_post
-    ``dims`` are neurons.
+    Selections are those of an Intervention: None for all, an int, a slice, a list or a mask.
+
+    Args:
+        hook: The hook point's name, short or full.
+        layer: The block, where the name does not say.
+        position: Which positions; at scores and patterns those of the queries.
+        head: Which heads.
+        dims: Which entries of the last axis: the keys at scores and patterns, neurons at mlp.hook_post.
+
+    Raises:
+        InputError: For a hook that is no name, and for a selection that is none.
     """
 
     hook: str
@@ -55,20 +63,20 @@ class Site:
         if not isinstance(hook, str):
             raise InputError(f"a site's hook is a name, not {type(hook).__name__}.")
         # Made plain and checked as an intervention's selections are.
-        inside = layer is not None and ("." in hook or hook.startswith("hook_"))  # "mlp.hook_post" of a layer
-        name = f"blocks.{layer}.{hook}" if inside else get_act_name(hook, layer)
+        inside = "." in hook or hook.startswith("hook_")  # "mlp.hook_post" of a layer
+        name = in_block(layer, hook) if layer is not None and inside else get_act_name(hook, layer)
         patch = Patch(name, 0.0, heads=head, positions=position, dims=dims)
         for field, value in (("hook", patch.hook), ("position", patch.positions), ("head", patch.heads)):
             object.__setattr__(self, field, value)
         object.__setattr__(self, "dims", patch.dims)
 
-    def patch(self, value: Any = 0.0) -> Patch:
-        """The intervention that puts ``value`` (an activation, or the selected part of it) there."""
+    def patch(self, value: ArrayInput = 0.0) -> Patch:
+        """The intervention that puts ``value`` there: a number, an activation, or the selected part of one."""
         return Patch(self.hook, value, heads=self.head, positions=self.position, dims=self.dims, allow_nonfinite=True)
 
     @property
     def layer(self) -> int | None:
-        """The block it is in, None outside the blocks."""
+        """The number of the block it is in; None outside the blocks."""
         return split_name(self.hook)[0]
 
     def __str__(self) -> str:
@@ -79,7 +87,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """Sites in the order of a result's axes, the last axis fastest, with the labels of each axis."""
+    """Sites laid out along the axes of a result.
+
+    Attributes:
+        sites: The sites; along the last axis from one to the next.
+        axes: The name of each axis.
+        labels: What each entry of each axis is called.
+    """
 
     sites: tuple[Site, ...]
     axes: tuple[str, ...]
@@ -94,10 +108,16 @@ class Sites:
 def grid(
     hook: str, axes: Sequence[str], ranges: Mapping[str, Sequence[int]], labels: Mapping[str, Sequence[str]] = {}
 ) -> Sites:
-    """All sites of a hook over ``axes``, each of "layer", "pos", "head", "neuron", "dest_pos" and "src_pos".
+    """All sites of a hook along some axes.
 
-    ``hook`` is a short name ("z", "resid_pre"); ``ranges`` holds the indices of each axis, ``labels`` what to call them
-    where a number will not do.
+    Args:
+        hook: A short name: "z", "resid_pre".
+        axes: "layer", then any of "pos", "head", "neuron", "dest_pos" and "src_pos".
+        ranges: The indices of each axis.
+        labels: What to call them, where a number will not do.
+
+    Raises:
+        InputError: For other axes.
     """
     if not axes or axes[0] != "layer" or any(axis not in _FIELDS for axis in axes[1:]):
         raise InputError(f"a grid's axes are 'layer' and then some of {', '.join(_FIELDS)}, not {list(axes)}.")
@@ -111,7 +131,8 @@ def grid(
 
 
 def listed(sites: Iterable[Site] | Site | Sites) -> Sites:
-    """Any sites as Sites: a list has one axis, "site". Raises InputError for none, and for what is no site."""
+    """One site, a list of sites or a grid as Sites; a list has one axis, "site". Raises InputError for an empty list, and
+    for what is no site."""
     if isinstance(sites, Sites):
         found = sites
     else:
@@ -126,6 +147,7 @@ def listed(sites: Iterable[Site] | Site | Sites) -> Sites:
 
 
 def _distinct(labels: list[str]) -> tuple[str, ...]:
+    """The labels with a number behind each that has come before."""
     counts: dict[str, int] = {}
     found = []
     for label in labels:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
-from typing import Any
+from typing import SupportsIndex, TypeAlias, Union, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import as_array
+from graphlens.analysis.arrays import Array, ArrayT, Tensor, as_array
 from graphlens.errors import InputError
 
-SliceInput = Any
+# What a slice argument may be; Slice says what each form takes.
+SliceInput: TypeAlias = Union[
+    SupportsIndex, slice, tuple[int | None, ...], Sequence[int], Sequence[bool], Array, Tensor, "Slice", None
+]
 
 
 class Slice:
     """What to take of one axis (TransformerLens's ``Slice``).
 
-    ``None`` takes everything; an int one entry, dropping the axis; a tuple ``(stop,)``, ``(start, stop)`` or
-    ``(start, stop, step)`` a range; a list or array of ints those entries, or of bools those that are True. A
-    ``slice`` and another Slice are taken as they are. Raises InputError for anything else.
+    Args:
+        input_slice: ``None`` takes everything; an int one entry, dropping the axis; a tuple ``(stop,)``,
+            ``(start, stop)`` or ``(start, stop, step)`` a range; a list or array of ints those entries, or of bools
+            those that are True. A ``slice`` and another Slice are taken as they are.
+
+    Raises:
+        InputError: For anything else.
     """
 
-    slice: int | slice | npt.NDArray[Any]
+    slice: int | builtins.slice | Array
     mode: str
 
     def __init__(self, input_slice: SliceInput = None) -> None:
@@ -42,9 +50,10 @@ class Slice:
             self.slice, self.mode = self._indices_of(input_slice)
 
     @staticmethod
-    def _indices_of(value: Any) -> tuple[int | npt.NDArray[Any], str]:
+    def _indices_of(value: SupportsIndex | Sequence[int] | Array | Tensor) -> tuple[int | Array, str]:
+        """(index or indices, mode) of an int, or of a list or array of ints or bools."""
         try:
-            array = as_array(value)
+            array = as_array(cast("npt.ArrayLike", value))
         except (TypeError, ValueError) as error:
             raise InputError(f"{value!r} is no slice: {error}") from error
         if array.size == 0:
@@ -55,19 +64,40 @@ class Slice:
             raise InputError(f"{value!r} is no slice: indices are whole numbers or bools along one axis.")
         return array, "array"
 
-    def apply(self, tensor: Any, dim: int = 0) -> Any:
-        """``tensor`` (array or torch tensor) with its axis ``dim`` sliced. Raises InputError for what it lacks."""
+    def apply(self, tensor: ArrayT, dim: int = 0) -> ArrayT:
+        """The chosen part of an array along one axis.
+
+        Args:
+            tensor: An array or a torch tensor.
+            dim: The axis, counted from the end where negative.
+
+        Returns:
+            A part of the same kind, without the axis where the slice is an int.
+
+        Raises:
+            InputError: For an axis or an entry that the array does not have.
+        """
         if not -tensor.ndim <= dim < tensor.ndim:
             raise InputError(f"cannot slice axis {dim} of an activation of shape {list(tensor.shape)}.")
-        index: list[Any] = [slice(None)] * tensor.ndim
+        index: list[int | builtins.slice | Array] = [slice(None)] * tensor.ndim
         index[dim] = self.slice
         try:
-            return tensor[tuple(index)]
+            return cast(ArrayT, tensor[tuple(index)])
         except IndexError as error:
             raise InputError(f"{self.slice!r} is outside an axis of {tensor.shape[dim]}.") from error
 
     def indices(self, max_ctx: int | None = None) -> npt.NDArray[np.int64]:
-        """The indices it takes of an axis of ``max_ctx`` entries, int64 [n] (an int gives n = 1)."""
+        """The indices that it takes of an axis.
+
+        Args:
+            max_ctx: The size of the axis; needed unless the slice is an int.
+
+        Returns:
+            int64 [n]; an int gives n = 1.
+
+        Raises:
+            InputError: Without ``max_ctx`` where it is needed, and for entries that the axis does not have.
+        """
         if self.mode == "int":
             return np.asarray([self.slice], np.int64)
         if max_ctx is None:
@@ -78,15 +108,28 @@ class Slice:
     def unwrap(cls, slice_input: SliceInput) -> Slice:
         """The Slice of an argument of run_with_cache, where an int keeps an axis of one."""
         given = cls(slice_input)
-        return cls([given.slice]) if given.mode == "int" and not isinstance(slice_input, Slice) else given
+        if isinstance(given.slice, int) and not isinstance(slice_input, Slice):
+            return cls([given.slice])
+        return given
 
     def __repr__(self) -> str:
         return f"Slice({self.slice!r})"
 
 
-def of_positions(array: npt.NDArray[Any], axes: Sequence[str], pos_slice: SliceInput) -> npt.NDArray[Any]:
-    """The chosen positions of an activation with these named axes: along ``pos`` or ``query_pos``; one that has neither
-    comes back whole. Raises InputError for positions that are not there."""
+def of_positions(array: Array, axes: Sequence[str], pos_slice: SliceInput) -> Array:
+    """The chosen positions of an activation.
+
+    Args:
+        array: The activation.
+        axes: The name of each of its axes.
+        pos_slice: What to take along ``pos`` or ``query_pos``; an int keeps an axis of one.
+
+    Returns:
+        That part; an activation that has neither axis comes back whole.
+
+    Raises:
+        InputError: For positions that are not there.
+    """
     axis = next((i for i, name in enumerate(axes) if name in ("pos", "query_pos")), None)
     if axis is None:
         return array

@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.analysis.arrays import as_array, working
+from graphlens.analysis.arrays import Array, ArrayInput, as_array, working
 from graphlens.errors import InputError, UnknownHookPoint
-
-Array = npt.NDArray[Any]
 
 
 class Source(Protocol):
     """Where patched values come from."""
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
-        """What replaces the activation ``corrupted`` [b, pos, ...] at a hook point (``mask`` int [b, pos] is 0 at
-        padding): an array that broadcasts to it."""
+        """What replaces an activation.
+
+        Args:
+            hook: The hook point.
+            corrupted: The activation [b, pos, ...] of the run that is patched.
+            mask: int [b, pos], 0 at padding; None where there is none.
+
+        Returns:
+            An array that broadcasts to ``corrupted``.
+        """
+
+
+class ByName(Protocol):
+    """Activations by hook name: an ActivationCache, TransformerLens's too, or a dict."""
+
+    def keys(self) -> Iterable[str]:
+        """The hook names."""
+
+    def __getitem__(self, hook: str, /) -> ArrayInput:
+        """The activation of a hook point."""
+
+
+# What names a source: activations by hook name, "zero", "mean", "noise", or a Source itself.
+SourceInput: TypeAlias = str | ByName | Source
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The activations of another run by hook name, usually the clean one: activation patching, resample ablation."""
+    """The activations of another run: activation patching from the clean run, or resample ablation.
 
-    activations: Mapping[str, Any]
+    Attributes:
+        activations: The activations by hook name.
+    """
+
+    activations: ByName
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
         """The cached activation. Raises UnknownHookPoint where there is none, InputError for one of another shape."""
@@ -55,10 +78,10 @@ class Cache:
 
 @dataclass(frozen=True)
 class Zero:
-    """Zero ablation."""
+    """Zero ablation: 0 in place of the activation."""
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
-        """Zero."""
+        """A 0 that broadcasts to the activation."""
         return np.zeros((1,) * corrupted.ndim, corrupted.dtype)
 
 
@@ -78,8 +101,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Noise:
-    """The activation plus Gaussian noise of ``scale`` times its own standard deviation, as in causal tracing (Meng et al.
-    2022, which takes 3 at the embeddings). Seeded by ``seed`` and the hook's name, whatever the order of sites."""
+    """The activation plus Gaussian noise, as in causal tracing (Meng et al. 2022, which takes ``scale`` 3 at the embeddings).
+
+    Attributes:
+        scale: The noise's standard deviation, in those of the activation.
+        seed: Seeds the noise together with the hook's name, so it does not depend on the order of sites.
+    """
 
     scale: float = 3.0
     seed: int = 0
@@ -96,21 +123,36 @@ class Noise:
         return (corrupted + self.scale * deviation * noise).astype(corrupted.dtype)
 
 
-_NAMED: Mapping[str, type[Any]] = {"zero": Zero, "mean": Mean, "noise": Noise}
+_NAMED: Mapping[str, Callable[[], Source]] = {"zero": Zero, "mean": Mean, "noise": Noise}
 
 
-def as_source(source: Any) -> Source:
-    """A Source from a cache (any mapping from hook names), "zero", "mean", "noise", or a Source. Raises InputError."""
+def _is_by_name(source: ByName | Source) -> TypeGuard[ByName]:
+    """True for activations by hook name."""
+    return isinstance(source, Mapping) or (hasattr(source, "keys") and hasattr(source, "__getitem__"))
+
+
+def _is_source(source: ByName | Source) -> TypeGuard[Source]:
+    """True for a source."""
+    return hasattr(source, "value")
+
+
+def as_source(source: SourceInput) -> Source:
+    """The Source that an argument means.
+
+    Args:
+        source: Activations by hook name, "zero", "mean", "noise", or a Source.
+
+    Raises:
+        InputError: For anything else.
+    """
     if isinstance(source, str):
         if source not in _NAMED:
             raise InputError(f"source {source!r}: there is {', '.join(map(repr, _NAMED))}, or a cache of activations.")
-        found: Source = _NAMED[source]()
-        return found
-    if isinstance(source, Mapping) or (hasattr(source, "keys") and hasattr(source, "__getitem__")):
+        return _NAMED[source]()
+    if _is_by_name(source):
         return Cache(source)
-    if hasattr(source, "value"):
-        given: Source = source
-        return given
+    if _is_source(source):
+        return source
     raise InputError(
         f"a source is a cache of activations, 'zero', 'mean', 'noise' or Noise(...), not {type(source).__name__}."
     )

@@ -6,31 +6,44 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphlens.analysis.arrays import Array
+from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.analysis.metrics import LogitDiff, Metric
 from graphlens.analysis.numerics import log_softmax, softmax
 from graphlens.analysis.result import SweepResult
 from graphlens.experiments.act_patch import act_patch_sites
 from graphlens.experiments.attribution import attribution_patch
 from graphlens.experiments.sweep import sweep
+from graphlens.file.names import in_block
 from graphlens.views.heat_map import HeatMap
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.hooks import HookPoint
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 CORRUPTED = "When John and Mary went to the store, Mary gave a drink to"
 ANSWER, WRONG = " Mary", " John"
+Difference = Callable[[Array], float]  # logits [b, p, V] -> that of the answer minus that of the wrong one
 
 
 @dataclass(frozen=True)
 class Attended:
-    """The head whose last position attends most to the answer's name, and where else it looks (token, weight)."""
+    """The head whose last position attends most to the answer's name.
+
+    Attributes:
+        layer: Its layer.
+        head: Its number.
+        token: The token that it attends to most.
+        weight: How much, 0 to 1.
+        top: The three tokens that it attends to most, with their weights.
+    """
 
     layer: int
     head: int
@@ -41,7 +54,7 @@ class Attended:
 
 @dataclass(frozen=True)
 class LensRow:
-    """The logit lens after one point of the residual stream: its best token and the answer's standing."""
+    """The logit lens after one point of the residual stream: its best token, and how likely the answer is there."""
 
     hook: str
     top_token: str
@@ -52,7 +65,7 @@ class LensRow:
 
 @dataclass(frozen=True)
 class Ablation:
-    """One head's hook_z set to 0: the logit difference before and after, KL(before || after) in nats."""
+    """One head's hook_z set to 0: the logit difference before and after, and KL(before || after) in nats."""
 
     hook: str
     head: int
@@ -63,7 +76,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class PatchRow:
-    """One activation of the clean prompt patched into the corrupted run, at one position: what it restores."""
+    """One activation of the clean prompt patched into the corrupted run at one position, and what it restores."""
 
     hook: str
     position: int
@@ -81,7 +94,26 @@ class HeadMap:
 
 @dataclass(frozen=True)
 class Demo:
-    """All figures of a demonstration. Logit differences are answer minus wrong at the last position; times in ms."""
+    """All figures of a demonstration; logit differences are answer minus wrong at the last position.
+
+    Attributes:
+        model: The model's name.
+        tokens: The prompt's tokens.
+        predicted: The likeliest next token.
+        clean: The logit difference of the prompt.
+        corrupted: That of the corrupted prompt.
+        corrupted_token: The token that differs there.
+        activations: How many activations were read.
+        megabytes: Their size, in 10^6 bytes.
+        cache_ms: How long that run took, in milliseconds.
+        attended: The head that attends most to the answer's name.
+        lens: The logit lens after each layer.
+        ablation: What that head is worth.
+        patches: What each layer's residual stream restores.
+        patched_heads: The share restored by patching each head's output, at all positions, into the corrupted run.
+        estimated_heads: The same as attribution patching estimates it, from one gradient.
+        ablated_heads: The logit difference of the prompt with each head's output set to zero.
+    """
 
     model: str
     tokens: tuple[str, ...]
@@ -96,24 +128,26 @@ class Demo:
     lens: tuple[LensRow, ...]
     ablation: Ablation
     patches: tuple[PatchRow, ...]
-    patched_heads: (
-        HeadMap  # the share restored by patching each head's output, at all positions, into the corrupted run
-    )
-    estimated_heads: HeadMap  # the first of these as attribution patching estimates it, from one gradient
-    ablated_heads: HeadMap  # the clean logit difference with each head's output set to zero
+    patched_heads: HeadMap
+    estimated_heads: HeadMap
+    ablated_heads: HeadMap
 
 
 def run_demo(model: HookedTransformer) -> Demo:
-    """Runs the demonstration on a model with a tokenizer that has " Mary" and " John" as single tokens.
+    """Runs the demonstration.
 
-    Raises InputError where it does not.
+    Args:
+        model: A model whose tokenizer has " Mary" and " John" as single tokens.
+
+    Raises:
+        InputError: For another tokenizer, or none.
     """
     answer, wrong = model.to_single_token(ANSWER), model.to_single_token(WRONG)
     tokens, corrupted = model.to_tokens(PROMPT), model.to_tokens(CORRUPTED)
     words, other_words = ([str(word) for word in model.to_str_tokens(text)] for text in (PROMPT, CORRUPTED))
     model(tokens)  # the first run of a session allocates; the timed one is an ordinary one
 
-    def difference(logits: Any) -> float:
+    def difference(logits: Array) -> float:
         return float(logits[0, -1, answer] - logits[0, -1, wrong])
 
     started = time.perf_counter()
@@ -142,15 +176,23 @@ def run_demo(model: HookedTransformer) -> Demo:
 
 
 def _head_map(
-    model: HookedTransformer, tokens: Any, source: Any, metric: Metric, by: Callable[..., SweepResult] = sweep
+    model: HookedTransformer,
+    tokens: Array,
+    source: ActivationCache | str,
+    metric: Metric,
+    by: Callable[..., SweepResult] = sweep,
 ) -> HeadMap:
+    """The metric for every head, as a sweep or an estimate finds it."""
     sites = act_patch_sites(model, tokens, "attn_head_out_all_pos")
     found = by(model, tokens, sites, source, metric, verbose=False)
     rows = tuple(tuple(float(value) for value in row) for row in found.values)
-    return HeadMap(rows, float(found.baselines["corrupted"]))
+    return HeadMap(rows, float(found.against()))
 
 
-def _attended(model: HookedTransformer, cache: Any, tokens: Any, words: list[str], answer: int) -> Attended:
+def _attended(
+    model: HookedTransformer, cache: ActivationCache, tokens: Array, words: list[str], answer: int
+) -> Attended:
+    """The head whose last position attends most to the answer."""
     position = int(np.flatnonzero(tokens[0] == answer)[-1])
     patterns = np.stack([cache["pattern", layer][0, :, -1] for layer in range(model.cfg.n_layers)])  # [L, h, key]
     layer, head = np.unravel_index(int(patterns[:, :, position].argmax()), patterns.shape[:2])
@@ -159,9 +201,10 @@ def _attended(model: HookedTransformer, cache: Any, tokens: Any, words: list[str
     return Attended(int(layer), int(head), top[0][0], top[0][1], top)
 
 
-def _lens(model: HookedTransformer, cache: Any, answer: int, wrong: int) -> tuple[LensRow, ...]:
+def _lens(model: HookedTransformer, cache: ActivationCache, answer: int, wrong: int) -> tuple[LensRow, ...]:
+    """The logit lens at the last position, before the first layer and after each."""
     rows = []
-    for hook in ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers))]:
+    for hook in [in_block(0, "hook_resid_pre"), *(in_block(i, "hook_resid_post") for i in range(model.cfg.n_layers))]:
         logits = model.unembed(model.ln_final(cache[hook][:, -1]))[0]
         probabilities = softmax(logits)
         best = int(logits.argmax())
@@ -177,31 +220,41 @@ def _lens(model: HookedTransformer, cache: Any, answer: int, wrong: int) -> tupl
     return tuple(rows)
 
 
-def _ablate(model: HookedTransformer, tokens: Any, logits: Any, attended: Attended, difference: Any) -> Ablation:
-    hook = f"blocks.{attended.layer}.attn.hook_z"
+def _ablate(
+    model: HookedTransformer, tokens: Array, logits: Array, attended: Attended, difference: Difference
+) -> Ablation:
+    """What the run becomes without one head."""
+    name = in_block(attended.layer, "attn.hook_z")
 
-    def zero_head(z: Any, hook: Any, head: int) -> None:
+    def zero_head(z: Array, hook: HookPoint, head: int) -> None:
         z[:, :, head] = 0
 
-    ablated = model.run_with_hooks(tokens, fwd_hooks=[(hook, partial(zero_head, head=attended.head))])
+    ablated = model.run_with_hooks(tokens, fwd_hooks=[(name, partial(zero_head, head=attended.head))])
     before, after = log_softmax(logits[0, -1]), log_softmax(ablated[0, -1])
     kl = float((np.exp(before) * (before - after)).sum())
-    return Ablation(hook, attended.head, difference(logits), difference(ablated), kl)
+    return Ablation(name, attended.head, difference(logits), difference(ablated), kl)
 
 
 def _patch(
-    model: HookedTransformer, tokens: Any, corrupted: Any, cache: Any, difference: Any, clean: float, baseline: float
+    model: HookedTransformer,
+    tokens: Array,
+    corrupted: Array,
+    cache: ActivationCache,
+    difference: Difference,
+    clean: float,
+    baseline: float,
 ) -> tuple[PatchRow, ...]:
+    """What each layer's residual stream restores at the position where the prompts differ."""
     position = int(np.flatnonzero(tokens[0] != corrupted[0])[0])
     rows = []
     for layer in range(model.cfg.n_layers):
-        hook = f"blocks.{layer}.hook_resid_pre"
+        name = in_block(layer, "hook_resid_pre")
 
-        def restore(residual: Any, hook: Any) -> None:
+        def restore(residual: Array, hook: HookPoint) -> None:
             residual[:, position] = cache[hook.name][:, position]
 
-        value = difference(model.run_with_hooks(corrupted, fwd_hooks=[(hook, restore)]))
-        rows.append(PatchRow(hook, position, value, (value - baseline) / (clean - baseline)))
+        value = difference(model.run_with_hooks(corrupted, fwd_hooks=[(name, restore)]))
+        rows.append(PatchRow(name, position, value, (value - baseline) / (clean - baseline)))
     return tuple(rows)
 
 
@@ -267,6 +320,7 @@ def show_demo(demo: Demo, console: Console) -> None:
 
 
 def _picture(heads: HeadMap) -> HeatMap:
+    """A number for every head as a heat map."""
     labels = {
         "layer": [f"L{i}" for i in range(len(heads.values))],
         "head": [f"H{i}" for i in range(len(heads.values[0]))],

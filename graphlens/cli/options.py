@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from graphlens.file.folder import MODEL_FILE
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
@@ -24,16 +27,26 @@ Layout = Annotated[str, typer.Option("--layout", help="'plain' or 'transformersj
 NoBos = Annotated[bool, typer.Option("--no-bos", help="Do not prepend the BOS token.")]
 
 
+def is_hooked(path: Path) -> bool:
+    """True for a hooked folder and for a file."""
+    return path.is_file() or (path / MODEL_FILE).is_file()
+
+
 def open_model(model: str, provider: str | None = None) -> HookedTransformer:
-    """The model of a hooked folder or file, of a checkpoint folder, or of a hub name, with unprocessed weights."""
+    """Opens a model with unprocessed weights.
+
+    Args:
+        model: A hooked folder or file, a checkpoint folder, or a hub name.
+        provider: "cpu" or "cuda"; None takes CUDA where it works.
+    """
     from graphlens.model.hooked_transformer import HookedTransformer
 
     path = Path(model)
-    if path.is_file() or (path / "model.onnx").is_file():
+    if is_hooked(path):
         return HookedTransformer.from_onnx(path, provider)
     return HookedTransformer.from_pretrained_no_processing(model, providers=provider)
 
 
-def print_json(data: Any) -> None:
+def print_json(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Prints JSON for programs."""
     typer.echo(json.dumps(data, ensure_ascii=False, indent=2))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +15,12 @@ from graphlens.cli.options import Json, Model, NoBos, Out, Provider, open_model
 from graphlens.errors import InputError
 
 if TYPE_CHECKING:
-    from graphlens.analysis.metrics import Metric
+    from graphlens.analysis.arrays import Array
+    from graphlens.analysis.cache.activation_cache import ActivationCache
+    from graphlens.analysis.metric import Metric
     from graphlens.analysis.result import SweepResult
     from graphlens.analysis.sites import Sites
+    from graphlens.model.hooked_transformer import HookedTransformer
 
 METRICS = ("logit-diff", "probability", "kl")
 INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
@@ -30,99 +36,27 @@ Normalise = Annotated[
 Picture = Annotated[str | None, typer.Option("--picture", help="Also write a picture: png, svg, pdf, html or txt.")]
 
 
-def patch(
-    model: Model,
-    clean: Clean,
-    corrupted: Corrupted,
-    answer: Answer,
-    out: Out,
-    wrong: Wrong = None,
-    sites: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sites", help="resid_pre (default), attn_out, mlp_out, attn_head_out_all_pos, ...; several times."
-        ),
-    ] = None,
-    metric: MetricName = "logit-diff",
-    normalise: Normalise = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run kept in --out.")] = False,
-    picture: Picture = None,
-    no_bos: NoBos = False,
-    provider: Provider = None,
-    as_json: Json = False,
-) -> None:
-    """Patch activations of one prompt into another's run, one at a time, and show what each restores.
-
-    Example: [bold]graphlens patch gpt2-hooked --clean "Ann and Bob met. Bob gave a book to" --corrupted
-    "Ann and Bob met. Ann gave a book to" --answer " Ann" --wrong " Bob" -o out[/]
-    """
-    asked = _prepare(open_model(model, provider), clean, corrupted, answer, wrong, metric, normalise, not no_bos)
-    _patch_prompts(asked, sites or ["resid_pre"], out, resume, picture, as_json)
-
-
-def attribute(
-    model: Model,
-    clean: Clean,
-    corrupted: Corrupted,
-    answer: Answer,
-    out: Out,
-    wrong: Wrong = None,
-    sites: Annotated[
-        list[str] | None,
-        typer.Option("--sites", help="attn_head_out_by_pos (default), resid_pre, mlp_out, ...; several times."),
-    ] = None,
-    metric: MetricName = "logit-diff",
-    normalise: Normalise = True,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Integrated gradients with so many steps.")] = 0,
-    compare: Annotated[bool, typer.Option("--compare", help="Patch for real too, and show how far it is off.")] = False,
-    picture: Picture = None,
-    no_bos: NoBos = False,
-    provider: Provider = None,
-    as_json: Json = False,
-) -> None:
-    """Estimate every patch at once, from one forward and backward (attribution patching).
-
-    Example: [bold]graphlens attribute gpt2-hooked --clean "Ann and Bob met. Bob gave a book to" --corrupted
-    "Ann and Bob met. Ann gave a book to" --answer " Ann" --wrong " Bob" -o out[/]
-    """
-    from rich.console import Console
-
-    from graphlens.analysis.compare import compare_with_sweep
-    from graphlens.experiments.attribution import attribution_patch
-    from graphlens.experiments.sweep import sweep
-
-    console = Console()
-    asked = _prepare(open_model(model, provider), clean, corrupted, answer, wrong, metric, normalise, not no_bos)
-    grids = asked.grids(sites or ["attn_head_out_by_pos"])
-    written = [f"{name}-{kind}" for name in grids for kind in (("estimate", "exact") if compare else ("estimate",))]
-    for kept in (out / name for name in written):
-        if kept.with_suffix(".json").exists():
-            raise InputError(f"{kept}.json exists. Name another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    for name, grid in grids.items():
-        kept = out / f"{name}-estimate"
-        found = attribution_patch(asked.model, asked.corrupted, grid, asked.cache, asked.measure, steps=steps)
-        found.save(kept)
-        if picture is not None:
-            found.plot(out / f"{kept.name}.{picture}")
-        if as_json:
-            typer.echo(kept.with_suffix(".json").read_text(), nl=False)
-        else:
-            _show(console, f"{name}, estimated", found, kept)
-        if compare:
-            exact = sweep(asked.model, asked.corrupted, grid, asked.cache, asked.measure)
-            exact.save(out / f"{name}-exact")
-            typer.echo(f"Against the patches themselves: {compare_with_sweep(found, exact, 5)}", err=as_json)
-
-
 @dataclass(frozen=True)
-class _Asked:
-    """A pair of prompts and a metric, ready to patch."""
+class Pair:
+    """A pair of prompts and a metric, ready to patch, and where the results go.
 
-    model: Any
-    corrupted: Any
-    cache: Any
+    Attributes:
+        model: The model.
+        corrupted: The corrupted prompt's tokens [1, p].
+        cache: The activations of the clean prompt.
+        measure: The metric.
+        out: The folder for the results.
+        picture: The ending of the pictures to write, if any.
+        as_json: Whether to print JSON instead of tables.
+    """
+
+    model: HookedTransformer
+    corrupted: Array
+    cache: ActivationCache
     measure: Metric
+    out: Path
+    picture: str | None
+    as_json: bool
 
     def grids(self, names: list[str]) -> dict[str, Sites]:
         """The sites of each name, positions labelled by their tokens."""
@@ -132,61 +66,141 @@ class _Asked:
         labels = dict.fromkeys(("pos", "dest_pos", "src_pos"), tokens)
         return {name: act_patch_sites(self.model, self.corrupted, name, labels) for name in names}
 
+    def report(self, title: str, found: SweepResult, kept: Path) -> None:
+        """Shows a result that is kept at a path, and writes its picture."""
+        if self.picture is not None:
+            found.plot(kept.with_name(f"{kept.name}.{self.picture}"))
+        if self.as_json:
+            typer.echo(kept.with_suffix(".json").read_text(), nl=False)
+        else:
+            _show(title, found, kept)
 
-def _prepare(
-    model: Any,
-    clean: str,
-    corrupted: str,
-    answer: str,
-    wrong: str | None,
-    metric: str,
-    normalise: bool,
-    prepend_bos: bool,
-) -> _Asked:
-    tokens = {"clean": model.to_tokens(clean, prepend_bos), "corrupted": model.to_tokens(corrupted, prepend_bos)}
+
+def _pair(
+    model: Model,
+    clean: Clean,
+    corrupted: Corrupted,
+    answer: Answer,
+    out: Out,
+    wrong: Wrong = None,
+    metric: MetricName = "logit-diff",
+    normalise: Normalise = True,
+    picture: Picture = None,
+    no_bos: NoBos = False,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> Pair:
+    """The pair that these options describe. Raises InputError for prompts of different lengths."""
+    opened = open_model(model, provider)
+    tokens = {name: opened.to_tokens(text, not no_bos) for name, text in (("clean", clean), ("corrupted", corrupted))}
     lengths = {name: ids.shape[1] for name, ids in tokens.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(
             f"the clean prompt has {lengths['clean']} tokens and the corrupted one {lengths['corrupted']}: patching needs "
             "them position by position. Reword one of them."
         )
-    logits, cache = model.run_with_cache(tokens["clean"])
+    logits, cache = opened.run_with_cache(tokens["clean"])
     measure = _metric(metric, answer, wrong, logits)
     if normalise:
-        plain = measure.bound(model.to_single_token)
-        measure = plain.normalised(float(plain(logits)), float(plain(model(tokens["corrupted"]))))
-    return _Asked(model, tokens["corrupted"], cache, measure)
+        plain = measure.bound(opened.to_single_token)
+        measure = plain.normalised(float(plain(logits)), float(plain(opened(tokens["corrupted"]))))
+    return Pair(opened, tokens["corrupted"], cache, measure, out, picture, as_json)
 
 
-def _patch_prompts(
-    asked: _Asked, sites: list[str], out: Path, resume: bool, picture: str | None, as_json: bool
+def on_a_pair(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that describe a pair of prompts.
+
+    Args:
+        command: A function of a Pair and of options of its own, the first of which is the sites.
+
+    Returns:
+        The command for typer: its signature holds the options of ``_pair`` too, in the order of the help.
+    """
+    shared = inspect.signature(_pair, eval_str=True).parameters
+    _, sites, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        pair = _pair(**{name: given.pop(name) for name in shared})
+        command(pair, **given)
+
+    names, parameters = list(shared), list(shared.values())
+    at, end = names.index("metric"), names.index("picture")
+    parameters = [*parameters[:at], sites, *parameters[at:end], *own, *parameters[end:]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+@on_a_pair
+def patch(
+    pair: Pair,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sites", help="resid_pre (default), attn_out, mlp_out, attn_head_out_all_pos, ...; several times."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run kept in --out.")] = False,
 ) -> None:
-    """Runs the sweeps, one file each in ``out``, and shows them. Exits with 130 after Ctrl-C, what is done being kept."""
-    from rich.console import Console
+    """Patch activations of one prompt into another's run, one at a time, and show what each restores.
 
+    Example: [bold]graphlens patch gpt2-hooked --clean "Ann and Bob met. Bob gave a book to" --corrupted
+    "Ann and Bob met. Ann gave a book to" --answer " Ann" --wrong " Bob" -o out[/]
+    """
     from graphlens.experiments.sweep import sweep
 
-    grids = asked.grids(sites)
-    out.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    grids = pair.grids(sites or ["resid_pre"])
+    pair.out.mkdir(parents=True, exist_ok=True)
     for name, grid in grids.items():
-        kept = out / name
+        kept = pair.out / name
         if not resume and kept.with_suffix(".json").exists():
             raise InputError(f"{kept}.json exists. Go on with it by --resume, or name another folder.")
         try:
-            found = sweep(asked.model, asked.corrupted, grid, asked.cache, asked.measure, save_to=kept, resume=resume)
+            found = sweep(pair.model, pair.corrupted, grid, pair.cache, pair.measure, save_to=kept, resume=resume)
         except KeyboardInterrupt:
             typer.echo(f"\nInterrupted. {_done(kept)} Go on with the same command and --resume.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        if picture is not None:
-            found.plot(out / f"{name}.{picture}")
-        if as_json:
-            typer.echo((out / f"{name}.json").read_text(), nl=False)
-        else:
-            _show(console, name, found, kept)
+        pair.report(name, found, kept)
 
 
-def _metric(metric: str, answer: str, wrong: str | None, clean_logits: Any) -> Metric:
+@on_a_pair
+def attribute(
+    pair: Pair,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option("--sites", help="attn_head_out_by_pos (default), resid_pre, mlp_out, ...; several times."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Integrated gradients with so many steps.")] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Patch for real too, and show how far it is off.")] = False,
+) -> None:
+    """Estimate every patch at once, from one forward and backward (attribution patching).
+
+    Example: [bold]graphlens attribute gpt2-hooked --clean "Ann and Bob met. Bob gave a book to" --corrupted
+    "Ann and Bob met. Ann gave a book to" --answer " Ann" --wrong " Bob" -o out[/]
+    """
+    from graphlens.analysis.compare import compare_with_sweep
+    from graphlens.experiments.attribution import attribution_patch
+    from graphlens.experiments.sweep import sweep
+
+    grids = pair.grids(sites or ["attn_head_out_by_pos"])
+    kinds = ("estimate", "exact") if compare else ("estimate",)
+    for kept in (pair.out / f"{name}-{kind}" for name in grids for kind in kinds):
+        if kept.with_suffix(".json").exists():
+            raise InputError(f"{kept}.json exists. Name another folder.")
+    pair.out.mkdir(parents=True, exist_ok=True)
+    for name, grid in grids.items():
+        kept = pair.out / f"{name}-estimate"
+        found = attribution_patch(pair.model, pair.corrupted, grid, pair.cache, pair.measure, steps=steps)
+        found.save(kept)
+        pair.report(f"{name}, estimated", found, kept)
+        if compare:
+            exact = sweep(pair.model, pair.corrupted, grid, pair.cache, pair.measure)
+            exact.save(pair.out / f"{name}-exact")
+            typer.echo(f"Against the patches themselves: {compare_with_sweep(found, exact, 5)}", err=pair.as_json)
+
+
+def _metric(metric: str, answer: str, wrong: str | None, clean_logits: Array) -> Metric:
+    """The metric of a name. Raises InputError for another name, and for a difference without a wrong answer."""
     from graphlens.analysis.metrics import KLDivergence, LogitDiff, Probability
 
     if metric == "logit-diff":
@@ -201,6 +215,7 @@ def _metric(metric: str, answer: str, wrong: str | None, clean_logits: Any) -> M
 
 
 def _done(kept: Path) -> str:
+    """How much of an interrupted sweep is kept, as a sentence."""
     import numpy as np
 
     from graphlens.analysis.result import SweepResult
@@ -211,13 +226,17 @@ def _done(kept: Path) -> str:
     return f"{int((~np.isnan(values)).sum()):,} of {values.size:,} values are in {kept}.json."
 
 
-def _show(console: Any, name: str, found: SweepResult, kept: Path) -> None:
+def _show(title: str, found: SweepResult, kept: Path) -> None:
+    """Prints a result: its baselines, a heat map, the largest effects, and where it is kept."""
+    from rich.console import Console
+
     from graphlens.views.heat_map import HeatMap
 
+    console = Console()
     baselines = ", ".join(
         f"{which} {float(value):+.3f}" for which, value in found.baselines.items() if value is not None
     )
-    console.print(f"[bold]{name}[/]: {found.metadata['metrics'][0]}; {baselines}", highlight=False)
+    console.print(f"[bold]{title}[/]: {found.metadata['metrics'][0]}; {baselines}", highlight=False)
     console.print(HeatMap(found))
     for labels, value in found.top(5):
         console.print(

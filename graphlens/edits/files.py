@@ -10,21 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.edits.kinds import KINDS, Intervention, checked
+from graphlens.edits.record import Array
 from graphlens.errors import InputError
+from graphlens.file.folder import write_whole
 
-Array = npt.NDArray[Any]
 FORMAT, FORMAT_VERSION = "graphlens.interventions", 1
+Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
 
 
 def to_json(interventions: Iterable[Intervention] | Intervention) -> tuple[str, dict[str, Array]]:
-    """(JSON text, arrays by the names that the text refers to them by)."""
+    """Writes interventions as JSON text, which holds no arrays but only names of them.
+
+    Args:
+        interventions: A list of interventions, or one alone.
+
+    Returns:
+        (the text, the arrays by the names that the text has for them). The same interventions give the same text.
+
+    Raises:
+        InputError: If one of them is no intervention.
+    """
     tensors: dict[str, Array] = {}
-    records = []
+    records: list[Json] = []
     for index, item in enumerate(checked(interventions)):
-        record: dict[str, Any] = {"kind": item.kind}
+        record: dict[str, Json] = {"kind": item.kind}
         for field in fields(item):
             value = getattr(item, field.name)
             if field.name not in ("hook", item.operand) and value == field.default:
@@ -44,7 +55,19 @@ def to_json(interventions: Iterable[Intervention] | Intervention) -> tuple[str, 
 
 
 def from_json(text: str, tensors: Mapping[str, Array] | None = None, where: str = "this JSON") -> list[Intervention]:
-    """The interventions that ``to_json`` wrote. Raises InputError for what is none, or of a newer version."""
+    """Reads what ``to_json`` wrote.
+
+    Args:
+        text: The JSON text.
+        tensors: The arrays that the text names.
+        where: How an error calls the text: a file's path, say.
+
+    Returns:
+        The interventions, equal to those that were written.
+
+    Raises:
+        InputError: If the text is something else, is damaged, or was written by a newer version.
+    """
     try:
         data = json.loads(text)
         if data["format"] != FORMAT:
@@ -59,13 +82,16 @@ def from_json(text: str, tensors: Mapping[str, Array] | None = None, where: str 
     return [_from_record(record, tensors or {}, f"{where}, intervention {i}") for i, record in enumerate(records)]
 
 
-def _from_record(record: Any, tensors: Mapping[str, Array], where: str) -> Intervention:
-    if not isinstance(record, dict) or record.get("kind") not in KINDS:
-        found = record.get("kind") if isinstance(record, dict) else record
-        raise InputError(f"{where}: kind {found!r}; there is {', '.join(KINDS)}.")
-    kind = KINDS[record["kind"]]
+def _from_record(record: Json, tensors: Mapping[str, Array], where: str) -> Intervention:
+    """One intervention of a file."""
+    named = record.get("kind") if isinstance(record, dict) else record
+    kind = KINDS.get(named) if isinstance(named, str) else None
+    if kind is None or not isinstance(record, dict):
+        raise InputError(f"{where}: kind {named!r}; there is {', '.join(KINDS)}.")
     known = {field.name for field in fields(kind)}
-    given = {name: _from_value(value, tensors, where) for name, value in record.items() if name != "kind"}
+    given: dict[str, Any] = {
+        name: _from_value(value, tensors, where) for name, value in record.items() if name != "kind"
+    }
     if set(given) - known:
         raise InputError(f"{where}: {kind.__name__} has no {sorted(set(given) - known)[0]!r}.")
     try:
@@ -74,38 +100,62 @@ def _from_record(record: Any, tensors: Mapping[str, Array], where: str) -> Inter
         raise InputError(f"{where}: {error}.") from error
 
 
-def _from_value(value: Any, tensors: Mapping[str, Array], where: str) -> Any:
+def _from_value(value: Json, tensors: Mapping[str, Array], where: str) -> Json | Array | slice:
+    """The value of one field."""
     if not isinstance(value, dict):
         return value
-    if set(value) == {"tensor"}:
-        if value["tensor"] not in tensors:
-            raise InputError(f"{where}: the tensor {value['tensor']!r} is missing from the safetensors file beside it.")
-        return tensors[value["tensor"]]
-    if set(value) == {"slice"} and isinstance(value["slice"], list) and len(value["slice"]) == 3:
-        return slice(*value["slice"])
-    if set(value) == {"number"}:
-        return float(value["number"])
+    match value:
+        case {"tensor": str(name), **rest} if not rest:
+            if name not in tensors:
+                raise InputError(f"{where}: the tensor {name!r} is missing from the safetensors file beside it.")
+            return tensors[name]
+        case {"slice": [start, stop, step], **rest} if not rest:
+            return slice(start, stop, step)
+        case {"number": str() | int() | float() as number, **rest} if not rest:
+            return float(number)
     raise InputError(f"{where}: {value!r} is neither a number, a tensor nor a slice.")
 
 
 def save(interventions: Iterable[Intervention] | Intervention, path: str | os.PathLike[str]) -> Path:
-    """Writes ``path`` (JSON) and, where there are arrays, the same name with ``.safetensors`` beside it; returns the
-    JSON file's path."""
-    from safetensors.numpy import save_file
+    """Writes interventions to a JSON file, and their arrays to a safetensors file beside it.
+
+    Args:
+        interventions: A list of interventions, or one alone.
+        path: The JSON file. That of the arrays has the same name with the ending ``.safetensors``; where there are no
+            arrays, one from an earlier save is removed.
+
+    Returns:
+        The JSON file's path.
+
+    Raises:
+        InputError: If one of them is no intervention.
+        OSError: If the files cannot be written. Each is written whole or not at all.
+    """
+    from safetensors.numpy import save as packed
 
     text, tensors = to_json(interventions)
     target = Path(path)
     beside = target.with_suffix(".safetensors")
     if tensors:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, beside)
+        write_whole(beside, packed({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
     else:
         beside.unlink(missing_ok=True)  # an earlier save's: its arrays would go with another text
-    target.write_text(text, encoding="utf-8")
+    write_whole(target, text.encode("utf-8"))
     return target
 
 
 def load(path: str | os.PathLike[str]) -> list[Intervention]:
-    """Reads what ``save`` wrote. Raises InputError for a file that is missing, malformed or newer."""
+    """Reads what ``save`` wrote.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The interventions, equal to those that were saved.
+
+    Raises:
+        InputError: If a file is missing, damaged, something else, or of a newer version.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

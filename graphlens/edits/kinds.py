@@ -12,164 +12,233 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from types import MappingProxyType
+from typing import ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.edits.record import Array, Record, hashable
+from graphlens.edits.selection import FIELDS, Chosen, SelectionField, plain
+from graphlens.edits.selection import Selection as Selection
 from graphlens.errors import InputError
 
-Array = npt.NDArray[Any]
-# What heads, positions, dims and batch hold: None (all), an index, a slice, indices, or a boolean mask.
-Selection = Any
-_AXES = ("heads", "positions", "dims", "batch")
-_SPANS = ("prompt", "generated")
+PartName = Literal["scale", "add", "patch"]
+_registered: dict[str, type[Intervention]] = {}
+# Every kind of intervention by the name that it has in files.
+KINDS: Mapping[str, type[Intervention]] = MappingProxyType(_registered)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Intervention:
-    """The base of the four kinds: a hook point and a selection along its axes.
-
-    ``heads`` selects along the head axis, ``positions`` along the position axis (queries, at scores and patterns),
-    ``dims`` along the last axis (keys, at scores and patterns), ``batch`` along the batch. Each is None for all, an int
-    (negative ones count from the end), a slice, a list of ints, or a boolean mask of the axis; ``positions`` may also be
-    a mask [batch, pos], ``"prompt"`` or ``"generated"``. Positions count from the first token of the sequence, padding
-    included, also when a KV cache holds the earlier ones.
-    ``strict=False`` ignores what lies beyond the sequence; ``allow_nonfinite=True`` lets NaN and infinities in.
-    """
-
-    kind: ClassVar[str] = ""
-    operand: ClassVar[str] = ""  # the field that holds the number or array
+class AtHook(Record):
+    """What an intervention begins with: the name of its hook point."""
 
     hook: str
 
-    if TYPE_CHECKING:  # each kind has these as fields, after its operand: declared here, they would come before it
 
-        @property
-        def heads(self) -> Selection: ...  # noqa: D102
-        @property
-        def positions(self) -> Selection: ...  # noqa: D102
-        @property
-        def dims(self) -> Selection: ...  # noqa: D102
-        @property
-        def batch(self) -> Selection: ...  # noqa: D102
-        @property
-        def strict(self) -> bool: ...  # noqa: D102
-        @property
-        def allow_nonfinite(self) -> bool: ...  # noqa: D102
+@dataclass(frozen=True, eq=False, repr=False)
+class Intervention(AtHook):
+    """The base of the kinds: a change of the selected elements of the activation at one hook point.
+
+    Positions count from the first token of the sequence, padding included, also when a KV cache holds the earlier ones.
+
+    A kind of one's own is a subclass that names its ``kind``, ``operand`` and ``part``, and has the operand as a field;
+    it then works in runs, files and baked graphs. Dataclasses put the fields of bases first, the last base's before the
+    others': an operand that is to come before ``heads`` is declared in a base of its own, named after ``Intervention``.
+
+    Attributes:
+        hook: The hook point's name.
+        heads: The selection along the head axis. Like the next three None for all, an int (negative ones count from the
+            end), a slice, a list of ints, or a boolean mask of the axis.
+        positions: The selection along the position axis (queries, at scores and patterns). Also a boolean mask
+            [batch, pos], "prompt" or "generated".
+        dims: The selection along the last axis (keys, at scores and patterns).
+        batch: The selection along the batch.
+        strict: False ignores what lies beyond the sequence, which is an error otherwise.
+        allow_nonfinite: True lets NaN and infinities into the operand.
+        kind: The name of the kind in files. A class that gives one is registered in ``KINDS``.
+        operand: The name of the field that holds the number or array.
+        part: The part of a gate that the kind is: "scale" (multiply), "add", or "patch" (replace).
+        is_activation: True if the operand is another run's activation. Such a kind alone may change a hook point of
+            integers, and a second one of the same elements is warned of.
+    """
+
+    unnamed: ClassVar[tuple[str, ...]] = ("hook",)
+    kind: ClassVar[str] = ""
+    operand: ClassVar[str] = ""
+    part: ClassVar[PartName]
+    is_activation: ClassVar[bool] = False
+
+    heads: Selection = None
+    positions: Selection = None
+    dims: Selection = None
+    batch: Selection = None
+    _: KW_ONLY
+    strict: bool = True
+    allow_nonfinite: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "kind" in cls.__dict__:
+            _register(cls)
 
     def __post_init__(self) -> None:
         if not isinstance(self.hook, str):
             raise InputError(f"hook must be a hook point's name, not {type(self.hook).__name__}.")
-        self._set(self.operand, _number(getattr(self, self.operand), f"{type(self).__name__}.{self.operand}"))
-        for axis in _AXES:
-            self._set(axis, _selection(getattr(self, axis), axis))
+        self._set(self.operand, number(getattr(self, self.operand), f"{type(self).__name__}.{self.operand}"))
+        for field in FIELDS:
+            self._set(field, plain(getattr(self, field), field))
         if not self.allow_nonfinite and not np.isfinite(self.array).all():
             raise InputError(
-                f"{type(self).__name__} at {self.hook!r}: its {self.operand} holds NaN or infinities. "
-                "Pass allow_nonfinite=True if they are meant."
+                f"{self.label}: its {self.operand} holds NaN or infinities. Pass allow_nonfinite=True if they are meant."
             )
 
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
+    def key(self) -> tuple[Hashable, ...]:
+        """All that the intervention holds, in plain hashable values: (kind, a pair of name and value for each field).
+
+        Returns:
+            A tuple that is equal for equal interventions and different for different ones. Saved sweeps hold a digest
+            of it, so its form stays as it is.
+        """
+        return (self.kind, *((name, hashable(value)) for name, value in self._state().items()))
+
+    def _is_shown(self, name: str, value: object, default: object) -> bool:
+        """True if the repr shows the field ``name``: the operand also where it is at its default."""
+        return name == self.operand or super()._is_shown(name, value, default)
 
     @property
     def array(self) -> Array:
-        """What is put, added or multiplied, as an array; a steering vector with its coefficient."""
+        """What is put, added or multiplied, as an array: for ``Steer`` the vector times its coefficient."""
         return np.asarray(getattr(self, self.operand))
+
+    @property
+    def label(self) -> str:
+        """How an error names the intervention: "Ablate at 'blocks.0.attn.hook_z'"."""
+        return f"{type(self).__name__} at {self.hook!r}"
+
+    @property
+    def selection(self) -> tuple[Hashable, ...]:
+        """(heads, positions, dims, batch), hashable: equal for two interventions on the same elements."""
+        return tuple(hashable(getattr(self, field)) for field in FIELDS)
+
+    def chosen(self, field: SelectionField | None) -> Chosen:
+        """What a field selects, in its plain form; None, for all, where ``field`` is None."""
+        return None if field is None else cast("Chosen", getattr(self, field))
 
     def at(self, hook: str, strict: bool = True) -> Self:
         """The same intervention at another hook point; ``strict=False`` makes it ignore what lies beyond the sequence."""
-        changes: dict[str, Any] = {"hook": hook, "strict": self.strict and strict}
-        return replace(self, **changes)
+        return replace(self, hook=hook, strict=self.strict and strict)
 
-    @property
-    def selection(self) -> tuple[Any, ...]:
-        """(heads, positions, dims, batch), hashable: equal for two interventions on the same elements."""
-        return tuple(_hashable(getattr(self, axis)) for axis in _AXES)
 
-    def _state(self) -> tuple[Any, ...]:
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return (self.kind, *((name, _hashable(value)) for name, value in values))
+def _register(kind: type[Intervention]) -> None:
+    if kind.kind in KINDS:
+        raise InputError(
+            f"there is a kind of intervention called {kind.kind!r} already: {KINDS[kind.kind].__name__}. Choose another "
+            "name, or unregister that one."
+        )
+    if getattr(kind, "part", None) not in get_args(PartName) or not kind.kind or not kind.operand:
+        raise InputError(
+            f"{kind.__name__}: a kind of intervention names its kind, its operand, and as its part one of "
+            f"{', '.join(get_args(PartName))}."
+        )
+    _registered[kind.kind] = kind
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Intervention) and self._state() == other._state()
 
-    def __hash__(self) -> int:
-        return hash(self._state())
+def unregister(kind: type[Intervention]) -> None:
+    """Forgets a kind of one's own, so that its name can be given again: in a notebook's cell that runs twice, say.
 
-    def __repr__(self) -> str:
-        parts = [repr(self.hook)]
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if field.name == self.operand or value != field.default:
-                shown = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
-                parts.append(f"{field.name}={shown}")
-        return f"{type(self).__name__}({', '.join(parts)})"
+    Args:
+        kind: The class. One that is not registered is left alone.
+    """
+    if KINDS.get(kind.kind) is kind:
+        del _registered[kind.kind]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ablate(Intervention):
+class Value(AtHook):
+    """The operand of ``Ablate`` and ``Patch``."""
+
+    value: npt.ArrayLike
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Vector(AtHook):
+    """The operand of ``Steer``."""
+
+    vector: npt.ArrayLike
+    coefficient: float = 1.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Factor(AtHook):
+    """The operand of ``Scale``."""
+
+    factor: npt.ArrayLike
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablate(Intervention, Value):
     """Puts ``value`` in place of the selected elements: 0 (zero ablation), a mean (mean ablation), or the activation of
     another prompt (resample ablation).
 
-    ``value`` is a number, or an array that broadcasts to the activation, or else to the selected part of it.
+    The other fields are those of ``Intervention``.
+
+    Attributes:
+        value: A number, or an array that broadcasts to the activation, or else to the selected part of it.
+
+    Raises:
+        InputError: If a field holds what it does not take.
     """
 
     kind: ClassVar[str] = "ablate"
     operand: ClassVar[str] = "value"
+    part: ClassVar[PartName] = "patch"
 
-    value: Any = 0.0
-    heads: Selection = None
-    positions: Selection = None
-    dims: Selection = None
-    batch: Selection = None
-    _: KW_ONLY
-    strict: bool = True
-    allow_nonfinite: bool = False
+    value: npt.ArrayLike = 0.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Patch(Intervention):
+class Patch(Intervention, Value):
     """Puts ``value`` in place of the selected elements: an activation of another run, say (activation patching).
 
-    ``value`` is as in Ablate. At an integer hook point (hook_tokens) this is the only kind there is.
+    At an integer hook point (hook_tokens) this is the only kind there is. The other fields are those of
+    ``Intervention``.
+
+    Attributes:
+        value: A number, or an array that broadcasts to the activation, or else to the selected part of it.
+
+    Raises:
+        InputError: If a field holds what it does not take.
     """
 
     kind: ClassVar[str] = "patch"
     operand: ClassVar[str] = "value"
-
-    value: Any
-    heads: Selection = None
-    positions: Selection = None
-    dims: Selection = None
-    batch: Selection = None
-    _: KW_ONLY
-    strict: bool = True
-    allow_nonfinite: bool = False
+    part: ClassVar[PartName] = "patch"
+    is_activation: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Steer(Intervention):
-    """Adds ``coefficient * vector`` to the selected elements; ``vector`` broadcasts as Ablate's value does."""
+class Steer(Intervention, Vector):
+    """Adds ``coefficient * vector`` to the selected elements.
+
+    The other fields are those of ``Intervention``.
+
+    Attributes:
+        vector: A number, or an array that broadcasts to the activation, or else to the selected part of it.
+        coefficient: A number.
+
+    Raises:
+        InputError: If a field holds what it does not take.
+    """
 
     kind: ClassVar[str] = "steer"
     operand: ClassVar[str] = "vector"
-
-    vector: Any
-    coefficient: float = 1.0
-    heads: Selection = None
-    positions: Selection = None
-    dims: Selection = None
-    batch: Selection = None
-    _: KW_ONLY
-    strict: bool = True
-    allow_nonfinite: bool = False
+    part: ClassVar[PartName] = "add"
 
     def __post_init__(self) -> None:
-        coefficient = _number(self.coefficient, "Steer.coefficient")
+        coefficient = number(self.coefficient, "Steer.coefficient")
         if isinstance(coefficient, np.ndarray):
             raise InputError(f"Steer.coefficient must be one number, not an array {list(coefficient.shape)}.")
         self._set("coefficient", coefficient)
@@ -177,46 +246,71 @@ class Steer(Intervention):
 
     @property
     def array(self) -> Array:
-        """``coefficient * vector``."""
+        """``coefficient * vector``, in the vector's dtype if that is floating point, else float64."""
         vector = np.asarray(self.vector)
         kept = vector.dtype if vector.dtype.kind == "f" else np.float64
         return (vector * self.coefficient).astype(kept)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scale(Intervention):
-    """Multiplies the selected elements by ``factor``, a number or an array that broadcasts as Ablate's value does."""
+class Scale(Intervention, Factor):
+    """Multiplies the selected elements by ``factor``.
+
+    The other fields are those of ``Intervention``.
+
+    Attributes:
+        factor: A number, or an array that broadcasts to the activation, or else to the selected part of it.
+
+    Raises:
+        InputError: If a field holds what it does not take.
+    """
 
     kind: ClassVar[str] = "scale"
     operand: ClassVar[str] = "factor"
-
-    factor: Any
-    heads: Selection = None
-    positions: Selection = None
-    dims: Selection = None
-    batch: Selection = None
-    _: KW_ONLY
-    strict: bool = True
-    allow_nonfinite: bool = False
+    part: ClassVar[PartName] = "scale"
 
 
-KINDS: Mapping[str, type[Intervention]] = {kind.kind: kind for kind in (Ablate, Patch, Steer, Scale)}
+def names_of(kinds: Iterable[type[Intervention]]) -> str:
+    """The names of kinds as a sentence has them: "Ablate, Patch or Scale"."""
+    *most, last = (kind.__name__ for kind in kinds)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def checked(interventions: Iterable[Intervention] | Intervention) -> tuple[Intervention, ...]:
-    """The interventions as a tuple; one alone is taken for a list of it. Raises InputError for anything else."""
+    """What a user gave as interventions, as a tuple.
+
+    Args:
+        interventions: A list of interventions, or one alone.
+
+    Returns:
+        The interventions in the same order.
+
+    Raises:
+        InputError: If one of them is something else.
+    """
     found = (interventions,) if isinstance(interventions, Intervention) else tuple(interventions)
     for item in found:
         if not isinstance(item, Intervention):
             raise InputError(
-                f"an intervention is Ablate, Patch, Steer or Scale, not {type(item).__name__}. Python functions go into "
+                f"an intervention is {names_of(KINDS.values())}, not {type(item).__name__}. Python functions go into "
                 "fwd_hooks (run_with_hooks, hooks)."
             )
     return found
 
 
-def _number(value: Any, what: str) -> Any:
-    """A Python number, or a read-only array of its own. Tensors of torch are read through their own methods."""
+def number(value: npt.ArrayLike, what: str) -> float | Array:
+    """A number or an array of numbers as a record keeps it.
+
+    Args:
+        value: A number, an array, a list, or a tensor of torch on any device.
+        what: How an error calls it.
+
+    Returns:
+        A Python number, or a read-only copy of the array.
+
+    Raises:
+        InputError: If it holds no numbers, or is ragged.
+    """
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     try:
@@ -226,47 +320,9 @@ def _number(value: Any, what: str) -> Any:
     if array.dtype.kind not in "biuf":
         raise InputError(f"{what} must be a number or an array of numbers, not {array.dtype}.")
     if array.ndim == 0:
-        return array.item()
+        return cast("float", array.item())
     array.flags.writeable = False
     return array
-
-
-def _selection(value: Any, axis: str) -> Selection:
-    """A selection in its plain form: None, "prompt", "generated", an int, a slice, a tuple of ints, of bools, or of
-    tuples of bools. Raises InputError."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        if axis == "positions" and value in _SPANS:
-            return value
-        wanted = " or ".join(map(repr, _SPANS)) if axis == "positions" else "no text"
-        raise InputError(f"{axis}={value!r}: {axis} takes {wanted}, an int, a slice, a list, or a boolean mask.")
-    if isinstance(value, slice):
-        return slice(*(None if part is None else int(part) for part in (value.start, value.stop, value.step)))
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    array = np.asarray(value if not isinstance(value, range) else list(value))
-    if array.size == 0:
-        raise InputError(f"{axis}={value!r} selects nothing.")
-    if array.dtype.kind == "b" and (array.ndim == 1 or (array.ndim == 2 and axis == "positions")):
-        found: Any = array.tolist()
-        return tuple(found) if array.ndim == 1 else tuple(map(tuple, found))
-    if array.dtype.kind in "iu" and array.ndim <= 1:
-        return tuple(int(i) for i in array) if array.ndim else int(array)
-    raise InputError(
-        f"{axis}={value!r}: {axis} takes an int, a slice, a list of ints, or a boolean mask, not {array.dtype} of "
-        f"{array.ndim} axes."
-    )
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, slice):
-        return ("slice", value.start, value.stop, value.step)
-    if isinstance(value, np.ndarray):
-        return (str(value.dtype), value.shape, value.tobytes())
-    if isinstance(value, float) and value != value:
-        return "nan"  # equal to itself, as in arrays
-    return value
 
 
 def hooks_of(interventions: Sequence[Intervention]) -> list[str]:

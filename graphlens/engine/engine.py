@@ -4,61 +4,83 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.engine.block_pieces import Proof
+from graphlens.engine.feeding import gate_feeds, run_with_callbacks, without_idle_inputs
 from graphlens.engine.footprint import Footprint
 from graphlens.engine.opener import Opener
-from graphlens.engine.plan import LOGITS, Gates, Plan
+from graphlens.engine.plan import Gates, Plan
+from graphlens.engine.session_pool import POOL
 from graphlens.errors import InputError
+from graphlens.file.folder import model_path
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, LOGITS, PRESENT, RESIDUAL_IN
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import UNEMBEDDED, axis_sizes, split_name
 from graphlens.file.safetensors import WeightStore
-from graphlens.runtime.callbacks import Callback, PythonCalls, callback_library
+from graphlens.runtime.callbacks import Callback, callback_library
 from graphlens.runtime.providers import CPU, Providers
-from graphlens.runtime.sessions import Chain, Session
+from graphlens.runtime.sessions import Chain, Runnable, Session
+from graphlens.runtime.types import Array, DeviceValue, Feed
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from graphlens.engine import packed_weights
 
-Array = npt.NDArray[Any]
-_MAX_SESSIONS = 6
-_SMALL = 1 << 26  # bytes of activations that are nothing to worry about, however small the weights
-
-# Sessions of this process, shared by every engine over the same file: a second one would hold the weights again.
-_pool: weakref.WeakValueDictionary[tuple[Any, ...], Session] = weakref.WeakValueDictionary()
-_pool_lock = threading.RLock()
+MAX_SESSIONS = 6  # sessions that an engine keeps open besides the plain one
+SMALL = 1 << 26  # bytes of activations that are nothing to worry about, however small the weights
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run gave: ``output`` (logits or residual, None if not asked for), activations by hook name, and the keys
-    and values by output name, still where they were computed."""
+    """What a run gave.
+
+    Attributes:
+        output: The logits [b, pos, d_vocab], or the residual [b, pos, d_model] where the plan stops early. None if it
+            was not asked for.
+        values: Activations by hook name.
+        present: The keys and values of a KV cache by output name, still on the device that computed them.
+    """
 
     output: Array | None
     values: dict[str, Array]
-    present: dict[str, Any]
+    present: dict[str, DeviceValue]
 
 
 class Engine:
-    """A hooked file ready to run. Opening checks the file (surgery.check, fingerprints) but starts no session."""
+    """A hooked file ready to run. Opening it checks the file but starts no session.
+
+    Args:
+        path: A hooked folder, or its graph file.
+        providers: The execution providers to ask for. See ``choose_providers``.
+        n_ctx: How many tokens a run may have; by default as many as the model was trained for.
+
+    Attributes:
+        path: The graph file.
+        folder: The folder that it lies in.
+        manifest: What the file says about itself.
+        weights: The model's weights by TransformerLens's names.
+        proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
+        sessions_built: How many sessions this engine has opened so far.
+        held_limit: Bytes of activations that a run may hold without handing them out. Where they would come to more,
+            the run gets a session whose hook points are no outputs.
+
+    Raises:
+        ModelFileError: The file is damaged, unsafe or no hooked file.
+        InputError: ``n_ctx`` is not between 1 and what the model was trained for.
+    """
 
     def __init__(self, path: str | os.PathLike[str], providers: Providers = None, n_ctx: int | None = None) -> None:
         from graphlens import surgery
-        from graphlens.file.folder import model_path
+        from graphlens.engine.graphs import Graphs
 
         self.path = model_path(path).resolve()
         self.folder = self.path.parent
-        self._asked = providers
+        self._asked = tuple(providers) if isinstance(providers, (list, tuple)) else providers
         self._model = surgery.load(self.path)
         self.manifest: Manifest = surgery.read_manifest(self._model)
         if n_ctx is not None:
@@ -67,33 +89,24 @@ class Engine:
                 raise InputError(f"n_ctx={n_ctx}: this model has position embeddings for 1 to {longest} tokens.")
             self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
         size = sum(file.size for file in self.manifest.files.values())
-        self._opener = Opener(self.path, self._model, providers, size)
+        self.held_limit = max(size, SMALL)
         self.weights = WeightStore(self.folder, self.manifest.weights)
-        self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
-        self._sessions: OrderedDict[Plan, Session] = OrderedDict()
-        self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
-        self._fired: dict[Plan, Mapping[str, Sequence[str]]] = {}
+        self.proof = Proof()
+        self.sessions_built = 0
+        self._opener = Opener(self.path, self._model, providers, size)
+        self._graphs = Graphs(self._model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
+        self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
+        self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints: dict[Plan, Footprint] = {}
-        self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
-        self.sessions_built = 0
-        self.proof = Proof()
         self._lock = threading.RLock()
+
+    # What the file holds
 
     @property
     def hook_names(self) -> list[str]:
         """The hook points of the plain file, in firing order."""
         return list(self.manifest.hooks)
-
-    @property
-    def providers(self) -> list[str]:
-        """The execution providers that are active, first choice first. Opens a session only where one tells: the CPU is
-        always there, and any open session knows."""
-        with self._lock:
-            open_ = next(iter(self._sessions.values()), None)
-        if open_ is None and self._opener.asked_providers == [CPU]:
-            return [CPU]
-        return (open_ or self.session(Plan())).providers
 
     @property
     def dtype(self) -> str:
@@ -102,158 +115,126 @@ class Engine:
         stored = "weights.bfloat16.safetensors" in self.manifest.files
         return f"bfloat16 weights, {computed} activations" if stored else computed
 
-    @property
-    def open_sessions(self) -> list[Plan]:
-        """The kinds of graph that have a session now, least recently used first."""
-        with self._lock:
-            return list(self._sessions)
-
     def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
         """The hook map of the graph that a plan asks for: name -> entry, in firing order."""
-        if plan == Plan():
-            return self.manifest.hooks
-        if plan not in self._hooks:
-            from graphlens import surgery
-
-            plainly = self._ends_plainly(plan)
-            hooks = surgery.read_manifest(self._graph(replace(plan, body=plainly))).hooks
-            if plainly:  # what fires after the body is as it was
-                last = {name: entry for name, entry in self.hooks(plan.ungated).items() if name not in hooks}
-                hooks = {**hooks, **last}
-            self._hooks[plan] = hooks
-        return self._hooks[plan]
+        return self._graphs.hooks(plan)
 
     def names(self, plan: Plan) -> list[str]:
-        """The hook points a user sees in that graph, in firing order."""
-        return list(self._firings(plan.ungated))
+        """The hook points that a user sees in a plan's graph, in firing order."""
+        return list(self._graphs.firings(plan.ungated))
+
+    def gates(self, kinds: Mapping[str, tuple[str, ...]], plan: Plan) -> Gates:
+        """The gates that a plan needs.
+
+        Args:
+            kinds: Hook point -> the kinds of change wanted there ("scale", "add", "patch").
+            plan: The plan to be gated.
+
+        Returns:
+            The gates in firing order, further firings of a hook point included.
+        """
+        firings = self._graphs.firings(plan.ungated)
+        return tuple((name, kinds[hook]) for hook, names in firings.items() if hook in kinds for name in names)
+
+    # Running
 
     def run(
         self,
-        feeds: Mapping[str, Any],
+        feeds: Mapping[str, Feed],
         fetch: Sequence[str],
         callbacks: Mapping[str, Callback] | None = None,
         output: bool = True,
         plan: Plan | None = None,
         edits: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> Results:
-        """Runs the graph of a plan once. ``output`` asks for logits (or the residual, where the plan stops early).
+        """Runs the graph of a plan once.
 
-        ``edits`` maps hook names of the plan's gates to the arrays of the gate by part (see gating.compose); a part left
-        out changes nothing. They apply before the callbacks at the same hook point.
+        Args:
+            feeds: Arrays by input name, or what an earlier run left on its device.
+            fetch: The hook points whose activations are wanted. Each comes as it is after its own callback.
+            callbacks: Functions activation -> activation by hook point, called in firing order as the run passes them.
+            output: True to get the logits, or the residual where the plan stops early.
+            plan: What kind of graph to run; by default the file's own.
+            edits: The arrays of the plan's gates: hook point -> part -> array (see ``edits.gate.compose``). A part left
+                out changes nothing. An edit applies before the callback at the same hook point.
 
-        ``callbacks`` maps hook names to functions activation -> activation, called in firing order as the run passes
-        them; every fetched activation is the one after its own callback. Raises what a callback raised, and InputError for
-        a hook point that the file does not return.
+        Raises:
+            InputError: The file does not return a hook point that was asked for.
+            Exception: Whatever a callback raised.
         """
         plan = plan or Plan()
-        gate_feeds = _gate_feeds(edits, plan.gates) if edits else {}
-        plan = replace(plan, python=True) if callbacks else plan
-        if not (fetch or plan.gradients):
-            few_read = bool(plan.gates) and not plan.python  # edited runs mostly read nothing
-            plan = replace(plan, bare=plan.bare or few_read or self._outweighs(plan, feeds))
-        plan = self._serving(plan)
+        gates = gate_feeds(edits, plan.gates) if edits else {}
+        plan = self._serving(self._leanest(plan, feeds, fetch, bool(callbacks)))
         session, hooks = self.session(plan), self.hooks(plan)
-        feeds = {**feeds, **gate_feeds}
-        # A segment without blocks reads neither: there is nothing that a mask or a position could change.
-        feeds = {k: v for k, v in feeds.items() if k in session.feedable or k not in ("attention_mask", "position_ids")}
-        present = [name for name in session.outputs if name.startswith("present.")] if plan.past else []
+        present = [name for name in session.outputs if name.startswith(PRESENT)] if plan.past else []
         wanted = [*([plan.result] if output else []), *(hooks[name].value for name in fetch)]
+        self._check_readable(session, wanted)
+        feeds = without_idle_inputs({**feeds, **gates}, session)
+        asked = list(dict.fromkeys([*wanted, *present]))
+        found: dict[str, DeviceValue] = {}
+        if callbacks:
+            # A run that reads nothing still has to happen: its callbacks may be what it is for.
+            found = run_with_callbacks(session, hooks, asked or [plan.result], feeds, callbacks)
+        elif asked:
+            found = dict(zip(asked, session.run_on_device(asked, feeds), strict=True))
+        arrays = {name: found[name].numpy() for name in dict.fromkeys(wanted)}
+        return Results(
+            arrays[plan.result] if output else None,
+            {name: arrays[hooks[name].value] for name in fetch},
+            {name: found[name] for name in present},
+        )
+
+    def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], calls: bool) -> Plan:
+        """The plan with what callbacks need, and without hook points as outputs where a run is better off so."""
+        plan = replace(plan, python=True) if calls else plan
+        if fetch or plan.gradients:
+            return plan
+        edited = bool(plan.gates) and not plan.python  # edited runs mostly read nothing
+        return replace(plan, bare=plan.bare or edited or self._outweighs(plan, feeds))
+
+    def _outweighs(self, plan: Plan, feeds: Mapping[str, Feed]) -> bool:
+        """Whether the activations of a run take more memory than a second session, which may load all weights again.
+
+        ONNX Runtime keeps every output until the run ends, whether it is fetched or not.
+        """
+        plan = plan.ungated
+        if plan not in self._footprints:
+            held = [entry for entry in self.hooks(plan).values() if entry.value != LOGITS]
+            self._footprints[plan] = Footprint.of(held, axis_sizes(self.manifest.config))
+        batch, pos = np.asarray(feeds[INPUT_IDS if plan.start is None else RESIDUAL_IN]).shape[:2]
+        keys = np.asarray(feeds[ATTENTION_MASK]).shape[1] if ATTENTION_MASK in feeds else pos
+        return self._footprints[plan].of_run(batch, pos, keys) > self.held_limit
+
+    def _check_readable(self, session: Runnable, wanted: Sequence[str]) -> None:
+        """Raises InputError for outputs that a session has not."""
         if not session.readable.issuperset(wanted):
             lost = [name for name in wanted if name not in session.readable]
             raise InputError(
                 f"{lost[0]!r} ({len(lost)} of {len(wanted)} asked for) is not an output of {self.path}: the file was pruned, "
                 "stripped or exposes other hook points. Ask for those it has, or export the model again."
             )
-        # A run that fetches nothing still has to happen: its callbacks may be what it is for.
-        values = list(dict.fromkeys(wanted)) or [plan.result]
-        kept = {*present}
-        if callbacks:
-            results = self._run_with_callbacks(session, hooks, [*values, *present], feeds, callbacks, kept)
-        elif wanted or present:
-            results = session.run([*values, *present], feeds, keep=kept)
-        else:
-            results = []
-        found = dict(zip([*values, *present], results, strict=False))
-        return Results(
-            found[plan.result] if output else None,
-            {name: found[hooks[name].value] for name in fetch},
-            {name: found[name] for name in present},
-        )
 
-    def _run_with_callbacks(
-        self,
-        session: Session,
-        hooks: Mapping[str, HookEntry],
-        values: Sequence[str],
-        feeds: Mapping[str, Any],
-        callbacks: Mapping[str, Callback],
-        keep: set[str],
-    ) -> list[Any]:
-        from graphlens.surgery.python_gates import RUN_INPUT, gate_input
-
-        at = {i: name for i, name in enumerate(hooks) if name.partition("@")[0] in callbacks}
-        called = {
-            i: _in_half(callback) if hooks[name].dtype == "float16" else callback
-            for i, name in at.items()
-            for callback in [callbacks[name.partition("@")[0]]]
-        }
-        on = np.asarray(True)
-        with PythonCalls(called) as calls:
-            gates = {gate_input(name): on for name in at.values()}
-            return session.run(values, {**feeds, **gates, RUN_INPUT: calls.run_id}, calls.on_start, keep=keep)
-
-    def gates(self, kinds: Mapping[str, tuple[str, ...]], plan: Plan) -> Gates:
-        """The gates of a plan for the kinds of change wanted at hook points, further firings of theirs included."""
-        firings = self._firings(plan.ungated)
-        return tuple((name, kinds[hook]) for hook, names in firings.items() if hook in kinds for name in names)
-
-    def _outweighs(self, plan: Plan, feeds: Mapping[str, Any]) -> bool:
-        """Whether the hook points of a run come to more than the weights, all of which a session of its own might load.
-
-        ONNX Runtime keeps what is an output until the run ends, fetched or not.
-        """
-        plan = plan.ungated
-        if plan not in self._footprints:
-            held = [entry for entry in self.hooks(plan).values() if entry.value != LOGITS]
-            self._footprints[plan] = Footprint.of(held, axis_sizes(self.manifest.config))
-        batch, pos = np.shape(feeds["input_ids" if plan.start is None else "residual"])[:2]
-        keys = np.shape(feeds["attention_mask"])[1] if "attention_mask" in feeds else pos
-        return self._footprints[plan].of_run(batch, pos, keys) > max(self._opener.weights, _SMALL)
-
-    def _firings(self, plan: Plan) -> Mapping[str, Sequence[str]]:
-        """Hook name -> the names of all its firings in the graph of a plan, itself first, in firing order."""
-        if plan not in self._fired:
-            found: dict[str, list[str]] = {}
-            for name in self.hooks(plan):
-                found.setdefault(name.partition("@")[0], []).append(name)
-            self._fired[plan] = found
-        return self._fired[plan]
+    # Which session serves a plan
 
     def _serving(self, plan: Plan) -> Plan:
-        """The plan whose session serves a plan with gates: its own, an open one with those gates and more of the same
-        hook, or, once the same change was asked for in two blocks, one with the gate in every block.
+        """The plan whose session serves a plan with gates. A loop over layers ends with one session, not one per layer.
 
-        A loop over layers thus ends with one session and not with one per layer.
+        It is the plan itself, or that of an open session with the same kinds of gates and more of them. Once the same
+        kinds were asked for at the same hook of two blocks, it is one with that gate in every block.
         """
         if not plan.gates:
             return plan
         with self._lock:
             if plan in self._sessions:
                 return plan
-            wanted = set(plan.gates)
-            kinds_of = {(split_name(name)[1], kinds) for name, kinds in plan.gates}
             for other in reversed(self._sessions):
-                there = {(split_name(name)[1], kinds) for name, kinds in other.gates}
-                if (
-                    replace(other, gates=()) == replace(plan, gates=())
-                    and wanted <= set(other.gates)
-                    and there == kinds_of
-                ):
+                if _serves(other, plan):
                     return other
             for name, kinds in plan.gates:
                 self._gated.setdefault((split_name(name)[1], kinds), set()).add(name)
-            repeated = {kind for kind in kinds_of if len(self._gated[kind]) > 1}
-            if len(plan.gates) > len(kinds_of) or not repeated:
+            sorts = _sorts(plan.gates)
+            repeated = {sort for sort in sorts if len(self._gated[sort]) > 1}
+            if len(plan.gates) > len(sorts) or not repeated:
                 return plan
             # Only blocks' hook points repeat; one outside the blocks is there once.
             spread = {
@@ -264,21 +245,44 @@ class Engine:
             }
             return replace(plan, gates=self.gates({**spread, **dict(plan.gates)}, plan))
 
-    def session(self, plan: Plan) -> Session:
+    @property
+    def open_sessions(self) -> list[Plan]:
+        """The plans that have a session now, least recently used first."""
+        with self._lock:
+            return list(self._sessions)
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that are active, first choice first.
+
+        This opens a session only if no session is open and something other than the CPU was asked for.
+        """
+        with self._lock:
+            open_ = next(iter(self._sessions.values()), None)
+        if open_ is None and self._opener.asked_providers == [CPU]:
+            return [CPU]
+        return (open_ or self.session(Plan())).providers
+
+    def session(self, plan: Plan) -> Runnable:
         """The session of a plan, opened on first use. A bounded number stays open; the plain one always does."""
         with self._lock:
             if plan not in self._sessions:
                 self._sessions[plan] = self._pooled(plan)
                 extra = [other for other in self._sessions if other != Plan()]
-                for old in extra[: max(0, len(extra) - _MAX_SESSIONS)]:
+                for old in extra[: max(0, len(extra) - MAX_SESSIONS)]:
                     del self._sessions[old]
             self._sessions.move_to_end(plan)
             return self._sessions[plan]
 
     def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
-        """A session that computes some values of the plain graph from others (see surgery.cut), kept once opened.
+        """A session that computes some values of the plain graph from others, kept once it is open.
 
-        Raises InputError where the piece needs more of the model than ``inputs``.
+        Args:
+            inputs: Names of hook points or other values. See ``surgery.cut``.
+            outputs: Names of hook points or other values.
+
+        Raises:
+            InputError: The outputs need more of the model than the inputs.
         """
         key = (tuple(inputs), tuple(outputs))
         with self._lock:
@@ -292,36 +296,44 @@ class Engine:
                 self.sessions_built += 1
             return self._parts[key]
 
-    def _build(self, plan: Plan) -> Session:
+    # Opening sessions
+
+    def _pooled(self, plan: Plan) -> Runnable:
+        """The session of a plan that every engine over this state of the file shares."""
+
+        def build() -> Runnable:
+            self.sessions_built += 1
+            return self._build(plan)
+
+        stat = self.path.stat()
+        return POOL.get((str(self.path), stat.st_mtime_ns, stat.st_size, stat.st_ino, self._asked, plan), build)
+
+    def _build(self, plan: Plan) -> Runnable:
+        """Opens the session of a plan."""
         library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
         packed = self._packed(make=plan != Plan())
-        if packed is not None and self._ends_plainly(plan):
+        if packed is not None and self._graphs.ends_plainly(plan):
             return self._with_shared_end(plan, packed)
-        return self._opener.open(self._graph(plan), packed, library)
+        return self._opener.open(self._graphs.graph(plan), packed, library)
 
-    def _with_shared_end(self, plan: Plan, packed: packed_weights.Packed) -> Session:
+    def _with_shared_end(self, plan: Plan, packed: packed_weights.Packed) -> Runnable:
         """A session over a plan's graph whose unembedding is a session of its own, the same for all such graphs.
 
         Opening one takes time in proportion to its weights, packed before or not, and a third of them are the unembedding's.
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        graph = self._graph(replace(plan, body=True))
+        graph = self._graphs.graph(replace(plan, body=True))
         with ThreadPoolExecutor(1) as beside:  # ONNX Runtime lets other threads run while it opens a session
             body = beside.submit(self._opener.open, graph, packed)
             try:
                 end = self.part([UNEMBEDDED], [LOGITS])
             except InputError:  # there is more in this file between the two: a gate, say
-                return self._opener.open(self._graph(plan), packed)
+                return self._opener.open(self._graphs.graph(plan), packed)
             return Chain(body.result(), end, self.hooks(plan)[UNEMBEDDED].value)
 
-    def _ends_plainly(self, plan: Plan) -> bool:
-        """Whether a plan's graph has gates, and ends in an unembedding as the plain one does."""
-        whole = plan.stop is None and not plan.gradients and not plan.python and UNEMBEDDED in self.manifest.hooks
-        return whole and bool(plan.gates) and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)
-
     def _packed(self, make: bool) -> packed_weights.Packed | None:
-        """The packed weights that sessions share; made, where asked, for the second session."""
+        """The packed weights that sessions share. They are made for the second session: the first works without."""
         found = self._opener.packed()
         if found is None and make:
             found = self._opener.pack()
@@ -329,65 +341,16 @@ class Engine:
                 self._sessions.pop(Plan(), None)
         return found
 
-    def _graph(self, plan: Plan) -> ir.Model:
-        """The graph of a plan: flags, then the segment, the cache, what is left out, the gates of data, the gradients, the
-        gates of Python. What costs the same for every kind of gate comes first, and is kept."""
-        from graphlens import surgery
 
-        with self._lock:
-            if plan == Plan():
-                return self._model
-            if plan not in self._graphs:
-                step: Callable[[ir.Model], ir.Model]
-                if plan.python:
-                    before, step = replace(plan, python=False), surgery.with_python_gates
-                elif plan.gradients:
-                    before = replace(plan, gradients=(), seed=Plan.seed)
-                    step = lambda model: surgery.differentiate(model, plan.gradients, seed=plan.seed)  # noqa: E731
-                elif plan.gates:
-                    before, step = replace(plan, gates=()), lambda model: surgery.with_gates(model, dict(plan.gates))
-                elif plan.body:
-                    before, step = replace(plan, body=False), surgery.without_logits
-                elif plan.bare:
-                    before, step = replace(plan, bare=False), surgery.keep_results
-                elif plan.past:
-                    before, step = replace(plan, past=False), surgery.with_past
-                elif plan.start is not None or plan.stop is not None:
-                    before = replace(plan, start=None, stop=None)
-                    step = lambda model: surgery.segment(model, plan.start, plan.stop)  # noqa: E731
-                else:
-                    before, step = Plan(), lambda model: surgery.with_flagged(model, plan.flags)
-                self._graphs[plan] = step(self._graph(before))
-                while len(self._graphs) > 2 * _MAX_SESSIONS:
-                    old, _ = self._graphs.popitem(last=False)
-                    self._hooks.pop(replace(old, body=False), None)
-                    self._fired.pop(old, None)
-            self._graphs.move_to_end(plan)
-            return self._graphs[plan]
-
-    def _pooled(self, plan: Plan) -> Session:
-        stat = self.path.stat()
-        asked = tuple(self._asked) if isinstance(self._asked, (list, tuple)) else self._asked
-        key = (str(self.path), stat.st_mtime_ns, stat.st_size, stat.st_ino, asked, plan)
-        with _pool_lock:
-            session = _pool.get(key)
-            if session is None:
-                self.sessions_built += 1
-                session = _pool[key] = self._build(plan)
-            return session
+def _sorts(gates: Gates) -> set[tuple[str, tuple[str, ...]]]:
+    """The gates whatever their block: (hook without its block, kinds of change)."""
+    return {(split_name(name)[1], kinds) for name, kinds in gates}
 
 
-def _gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[str, Array]:
-    """The feeds of the gates, further firings of a hook point (``name@q``) getting the same as the point."""
-    from graphlens.surgery.gates import gate_input
-
-    return {
-        gate_input(name, part): array
-        for name, _ in gates
-        for part, array in edits.get(name.partition("@")[0], {}).items()
-    }
-
-
-def _in_half(callback: Callback) -> Callback:
-    """A callback of float16 activations for an operator that works in float32."""
-    return lambda activation: callback(activation.astype(np.float16)).astype(np.float32)
+def _serves(other: Plan, plan: Plan) -> bool:
+    """Whether a run of ``plan`` can use the session of ``other``, leaving some gates of it unfed."""
+    return (
+        replace(other, gates=()) == replace(plan, gates=())
+        and set(plan.gates) <= set(other.gates)
+        and _sorts(plan.gates) == _sorts(other.gates)
+    )

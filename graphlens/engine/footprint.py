@@ -1,4 +1,4 @@
-"""How many bytes the hook points of a run come to."""
+"""How many bytes the activations at hook points take in a run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,39 @@ from graphlens.file.manifest import HookEntry
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of activations: ``per_token`` of the batch, and ``per_pair`` of a query and a key of a row besides."""
+    """How many bytes the activations at some hook points take, for any batch and length.
+
+    Attributes:
+        per_token: Bytes for each token of the batch.
+        per_pair: Bytes for each pair of a query and a key in one row of the batch: scores and patterns.
+    """
 
     per_token: int
     per_pair: int
 
     @classmethod
     def of(cls, entries: Iterable[HookEntry], sizes: Mapping[str, int]) -> Self:
-        """That of some hook points, those that share a value counted once; ``sizes``: see hook_points.axis_sizes."""
-        found = {False: 0, True: 0}
+        """The footprint of some hook points.
+
+        Args:
+            entries: The hook points. Those that share a value count once.
+            sizes: The size of each axis that does not depend on the input: see ``names.axis_sizes``.
+        """
+        per_token = per_pair = 0
         for entry in {entry.value: entry for entry in entries}.values():
-            width = math.prod(sizes.get(axis, 1) for axis in entry.axes)
-            found["key_pos" in entry.axes] += width * np.dtype(entry.dtype).itemsize
-        return cls(found[False], found[True])
+            size = math.prod(sizes.get(axis, 1) for axis in entry.axes) * np.dtype(entry.dtype).itemsize
+            if "key_pos" in entry.axes:
+                per_pair += size
+            else:
+                per_token += size
+        return cls(per_token, per_pair)
 
     def of_run(self, batch: int, pos: int, keys: int) -> int:
-        """Bytes of a run over ``pos`` tokens in each row, which attend to ``keys`` positions."""
+        """Bytes of a run.
+
+        Args:
+            batch: The number of rows.
+            pos: The number of tokens in each row.
+            keys: The number of positions that each token attends to, cached ones included.
+        """
         return batch * pos * (self.per_token + keys * self.per_pair)

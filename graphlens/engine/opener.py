@@ -1,4 +1,4 @@
-"""Opening sessions over a file's graphs: over the packed weights where they serve, else over the file's own."""
+"""Opening sessions over a file's graphs: over the packed weights if there are any, else over the file's own weights."""
 
 from __future__ import annotations
 
@@ -16,29 +16,41 @@ if TYPE_CHECKING:
 
 
 class Opener:
-    """What opens the file at ``path``, whose graph ``model`` is, and graphs made of it; ``weights`` counts their bytes."""
+    """Opens sessions over the graph of one file and over graphs made of it.
+
+    Args:
+        path: The graph file.
+        model: Its graph.
+        providers: The execution providers asked for. See ``choose_providers``.
+        weights: How many bytes its weights have.
+    """
 
     def __init__(self, path: Path, model: ir.Model, providers: Providers, weights: int) -> None:
-        self._path, self._model, self._providers, self.weights = path, model, providers, weights
+        self._path, self._model, self._providers, self._weights = path, model, providers, weights
 
     def packed(self) -> packed_weights.Packed | None:
-        """The packed weights that sessions on this processor share, if they were made."""
+        """The packed weights that sessions on this processor share, or None if they were not made."""
         from graphlens.engine import packed_weights
 
         return packed_weights.find(self._path) if self._on_cpu() else None
 
     def pack(self) -> packed_weights.Packed | None:
-        """Makes them; None where that is not worth it or not possible (see packed_weights.make)."""
+        """Makes the packed weights. Returns None where that is not worth it or not possible: see packed_weights.make."""
         from graphlens.engine import packed_weights
 
-        return packed_weights.make(self._path, self.weights) if self._on_cpu() else None
+        return packed_weights.make(self._path, self._weights) if self._on_cpu() else None
 
     @property
     def asked_providers(self) -> list[str]:
-        """The providers that a session is opened with. Raises RuntimeUnavailable for one that is not there."""
+        """The execution providers that a session is opened with, first choice first.
+
+        Raises:
+            RuntimeUnavailable: One that was asked for is not there.
+        """
         return choose_providers(self._providers)[0]
 
     def _on_cpu(self) -> bool:
+        """Whether sessions run on this processor, whose packed weights are the only ones there are."""
         return self.asked_providers[0] == CPU
 
     def open(
@@ -48,7 +60,18 @@ class Opener:
         custom_ops: str | None = None,
         one_of_many: bool = False,
     ) -> Session:
-        """A session over a graph; see runtime.open_session for the last two. Raises what that raises."""
+        """Opens a session over a graph. Packed weights that ONNX Runtime refuses are removed and done without.
+
+        Args:
+            graph: The file's graph, or one made of it.
+            packed: The packed weights to share, if any.
+            custom_ops: The library with the graph's custom operators: see ``open_session``.
+            one_of_many: True for sessions that take turns: see ``open_session``.
+
+        Raises:
+            RuntimeUnavailable: An execution provider is not there or not active.
+            ModelFileError: ONNX Runtime refuses the graph.
+        """
         bound = None if packed is None else packed.bind(graph)
         if packed is not None and bound is not None:
             from graphlens.engine import packed_weights

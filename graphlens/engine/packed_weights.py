@@ -1,9 +1,9 @@
 """One packed copy of a model's weights for all its sessions, in the cache folder.
 
-ONNX Runtime lays matrices out for its kernels when a session opens, a private copy per session (some 400 MB for GPT-2
-small). It can save the copy once and map it in every session over the same graph or another with the same weights. The
+ONNX Runtime lays matrices out for its kernels when a session opens, and each session keeps a copy of its own (some 400 MB
+for GPT-2 small). It can also save that copy once and map it into every session over graphs with the same weights. The
 saved copy depends on the machine and on ONNX Runtime's version, so it lives in the cache and never in an exported folder.
-Without it everything works, slower and larger.
+Without it everything works, but slower and with more memory.
 """
 
 from __future__ import annotations
@@ -16,32 +16,46 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from graphlens.errors import ExportError, InputError, ModelFileError
-from graphlens.file.folder import cache_root, staged_folder
+from graphlens.file.folder import MODEL_FILE, cache_root, staged_folder
 from graphlens.runtime.sessions import save_optimised, version
 from graphlens.views.progress import spinner
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 FORMAT = 1
 LEAST = 64_000_000  # bytes of weights: below, private copies cost less than the disk they would save
 LIMIT = 16_000_000_000  # bytes of the cache's packed files; GRAPHLENS_PACKED_LIMIT overrides it, 0 packs nothing
-WEIGHTS, TABLE, GRAPH = "weights.bin", "table.json", "graph.onnx"
-_CHUNK = 1 << 24
-_SMALL = 1 << 16  # bytes
+WEIGHTS, TABLE = "weights.bin", "table.json"  # a folder holds these two and ONNX Runtime's own graph, as MODEL_FILE
+_CHUNK = 1 << 24  # bytes compared at once
+_SMALL = 1 << 16  # bytes of a weight that is not worth packing
+ExternalData = dict[str, str]  # ONNX's own keys and values: location, offset, length and the packed layouts
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed copy: its folder, and for each weight its external data (ONNX's keys and values)."""
+    """A packed copy of a model's weights.
+
+    Attributes:
+        folder: Where it lies.
+        weights: Where each weight lies in the copy, by the weight's name in the graph.
+    """
 
     folder: Path
-    weights: dict[str, dict[str, str]]
+    weights: dict[str, ExternalData]
 
-    def bind(self, model: Any) -> bytes | None:
-        """The bytes of a graph (onnx_ir.Model) whose weights are these, or None where it has a large one that is not."""
+    def bind(self, model: ir.Model) -> bytes | None:
+        """The bytes of a graph that takes its weights from this copy.
+
+        Returns:
+            The serialised graph, or None if it has a large weight that the copy lacks.
+        """
         import onnx_ir as ir
 
         from graphlens.surgery.files import mapped
@@ -52,12 +66,12 @@ class Packed:
             if not initializer.external_data:
                 continue
             entries = self.weights.get(initializer.name)
-            tensor = tensors[initializer.name]
-            if entries is None and tensor.nbytes <= _SMALL:  # what is not worth packing goes into the graph
-                initializer.CopyFrom(ir.to_proto(mapped(tensor)))
-                continue
             if entries is None:
-                return None
+                tensor = tensors[initializer.name]
+                if not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > _SMALL:
+                    return None
+                initializer.CopyFrom(ir.to_proto(mapped(tensor)))  # what is not worth packing goes into the graph
+                continue
             del initializer.external_data[:]
             for key, value in entries.items():
                 entry = initializer.external_data.add()
@@ -67,8 +81,11 @@ class Packed:
 
 
 def packed_folder(model: Path) -> Path:
-    """Where the packed copy for a graph file lives: keyed by the graph (which holds its weights' fingerprints), ONNX
-    Runtime's version and the processor."""
+    """Where the packed copy for a graph file lives, whether it was made or not.
+
+    The folder's name is a digest of the graph file (which holds the fingerprints of its weights), of ONNX Runtime's
+    version and of the processor.
+    """
     digest = hashlib.sha256(json.dumps([FORMAT, version(), platform.machine(), _processor()]).encode())
     digest.update(model.read_bytes())
     return cache_root() / "packed" / digest.hexdigest()[:24]
@@ -86,8 +103,19 @@ def find(model: Path) -> Packed | None:
 
 
 def make(model: Path, weights: int) -> Packed | None:
-    """Makes the packed copy for a graph file with ``weights`` bytes of weights; None where it is not worth it, does not
-    fit the limit or the disk, or cannot be written."""
+    """Makes the packed copy for a graph file.
+
+    Args:
+        model: The graph file.
+        weights: How many bytes its weights have.
+
+    Returns:
+        The copy, or None if the weights are too few to be worth it, the copy does not fit the limit or the disk, or it
+        cannot be written.
+
+    Raises:
+        InputError: The environment variable ``GRAPHLENS_PACKED_LIMIT`` is not a number.
+    """
     limit = _limit()
     need = int(2.2 * weights)
     if weights < LEAST or need > limit:
@@ -102,18 +130,17 @@ def make(model: Path, weights: int) -> Packed | None:
             return None
         with (
             spinner(f"Packing weights into {root} (once; removed by graphlens cache-clear)"),
-            staged_folder(target) as stage,
+            staged_folder(target, finished=TABLE) as stage,
         ):
-            save_optimised(model, stage / GRAPH, WEIGHTS)
-            table = _table(stage / GRAPH, stage / WEIGHTS, model)
+            save_optimised(model, stage / MODEL_FILE, WEIGHTS)
+            table = _table(stage / MODEL_FILE, stage / WEIGHTS, model)
             (stage / TABLE).write_text(json.dumps(table))
-            # What staged_folder takes for a sign of another process's finished work.
-            (stage / GRAPH).replace(stage / "model.onnx")
         return find(model)
     return None
 
 
 def _limit() -> int:
+    """How many bytes all packed copies together may take."""
     asked = os.environ.get("GRAPHLENS_PACKED_LIMIT", str(LIMIT))
     try:
         return int(float(asked))
@@ -124,17 +151,17 @@ def _limit() -> int:
 
 
 def discard(packed: Packed) -> None:
-    """Removes a packed copy that ONNX Runtime refuses: damaged, or not of this machine after all."""
+    """Removes a packed copy that ONNX Runtime refuses, because it is damaged or of another machine after all."""
     shutil.rmtree(packed.folder, ignore_errors=True)
 
 
-def _table(graph: Path, weights: Path, original: Path) -> dict[str, dict[str, str]]:
-    """Weight -> its external data in the packed file, for those that are the original's byte for byte."""
+def _table(graph: Path, weights: Path, original: Path) -> dict[str, ExternalData]:
+    """Where each weight lies in the packed file, for those weights whose plain bytes are the original's."""
     import onnx
 
     saved = {item.name: item for item in onnx.load(graph, load_external_data=False).graph.initializer}
     packed = np.memmap(weights, np.uint8, mode="r")
-    found = {}
+    found: dict[str, ExternalData] = {}
     for item in onnx.load(original, load_external_data=False).graph.initializer:
         mine = {entry.key: entry.value for entry in item.external_data}
         other = saved.get(item.name)
@@ -153,7 +180,8 @@ def _table(graph: Path, weights: Path, original: Path) -> dict[str, dict[str, st
     return found
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> bool:
+    """Whether two files hold the same bytes, read a piece at a time."""
     return all(
         np.array_equal(one[at : at + _CHUNK], other[at : at + _CHUNK]) for at in range(0, max(len(one), 1), _CHUNK)
     )
@@ -161,7 +189,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _evict(root: Path, room: int) -> None:
     """Removes packed copies, the one used longest ago first, until they take at most ``room`` bytes."""
-    # Hidden folders are being written by somebody.
+    # Another process may be writing a hidden folder.
     finished = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     folders = sorted(finished, key=lambda path: path.stat().st_mtime)
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
@@ -173,7 +201,7 @@ def _evict(root: Path, room: int) -> None:
 
 
 def _processor() -> str:
-    """What decides the layout: the processor's model and features."""
+    """The processor's model and features, which decide the packed layout."""
     wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

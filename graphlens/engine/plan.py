@@ -5,19 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-LOGITS = "logits"
-RESIDUAL_OUT = "residual_out"
-Gates = tuple[tuple[str, tuple[str, ...]], ...]  # hook name -> kinds of change, firings of a hook point together
+from graphlens.file.io_names import DENSE, LOGITS, RESIDUAL_OUT
+
+# The gates of a graph: hook names, each with the kinds of change that are its inputs. All firings of a hook point are
+# there, next to one another.
+Gates = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def hook_point(firing: str) -> str:
+    """The hook point that a name in a graph's hook map belongs to. A further firing of one has a suffix.
+
+    >>> hook_point("blocks.0.ln1.hook_scale@q")
+    'blocks.0.ln1.hook_scale'
+    """
+    return firing.partition("@")[0]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What kind of graph a run needs, whatever it is fed: the key of its session.
+    """What kind of graph a run needs, whatever it is fed. Two runs with equal plans share a session.
 
-    ``flags`` of hook points; blocks ``start`` to ``stop`` (see surgery.segment); ``past``: with a KV cache; ``gates``:
-    which kinds of change are inputs at which hook points (see surgery.with_gates); ``gradients``: the hook points whose
-    gradients are outputs too, from a ``seed`` (see surgery.differentiate); ``python``: with a callable gate at every hook
-    point; ``bare``: no hook point is an output, so more can be fused; ``body``: it ends where the unembedding begins.
+    Attributes:
+        flags: The flags that are set, sorted (``use_attn_result``, say). Each adds hook points: see
+            ``surgery.with_flagged``.
+        start: The first block that runs, fed with the residual before it. None starts from the tokens.
+        stop: The block before which the run ends, with the residual as its result. None runs to the logits.
+        past: True for a graph with a KV cache: see ``surgery.with_past``.
+        gates: Which kinds of change are inputs of the graph, and at which hook points: see ``surgery.with_gates``.
+        gradients: The hook points whose gradients are outputs too: see ``surgery.differentiate``.
+        seed: What the gradients start from: "dense", "sparse" or "loss".
+        python: True for a graph that can call Python at every hook point: see ``surgery.with_python_gates``.
+        bare: True for a graph whose hook points are no outputs, so that ONNX Runtime can fuse more of it.
+        body: True for a graph that ends where the unembedding begins. The engine sets it, never a run.
     """
 
     flags: tuple[str, ...] = ()
@@ -26,19 +45,19 @@ class Plan:
     past: bool = False
     gates: Gates = ()
     gradients: tuple[str, ...] = ()
-    seed: str = "dense"
+    seed: str = DENSE
     python: bool = False
     bare: bool = False
     body: bool = False
 
     @property
     def result(self) -> str:
-        """The output that the run is for."""
+        """The name of the output that the run is for: the logits, or the residual where it stops early."""
         return LOGITS if self.stop is None else RESIDUAL_OUT
 
     @property
     def ungated(self) -> Self:
-        """The plan without what does not change its hook points."""
+        """The same plan without gates, Python calls and ``bare``, none of which adds or removes a hook point."""
         if not (self.gates or self.python or self.bare):
             return self
         return replace(self, gates=(), python=False, bare=False)

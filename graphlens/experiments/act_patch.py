@@ -177,7 +177,7 @@ def _one_by_one(
             changed: ArrayT = setter(activation, index, clean)
             return changed
 
-        values.append(float(metric(model.run_with_hooks(tokens, fwd_hooks=[(hook_name, patch)]))))
+        values.append(float(np.asarray(metric(model.run_with_hooks(tokens, fwd_hooks=[(hook_name, patch)])))))
     if np.isnan(values).any():
         raise InputError(f"the metric is NaN at index {indices[int(np.isnan(values).argmax())]}.")
     return np.asarray(values)

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.edges import EMBED, LETTERS, Edge, Node, edges, receivers, senders
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sources import Cache
 from graphlens.edits.kinds import Steer

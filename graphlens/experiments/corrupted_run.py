@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from graphlens.analysis.arrays import Array
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
 from graphlens.edits import gate

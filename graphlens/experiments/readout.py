@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphlens.analysis.arrays import Array
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.corrupted_run import CorruptedRun

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from graphlens.analysis.arrays import Array
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.result import SweepResult, saved_files
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import Source, as_source
@@ -276,7 +276,7 @@ def _identity(
     """
     shown = tokens if isinstance(tokens, str) else np.asarray(tokens).tolist()
     digest = hashlib.sha256()
-    keys = [metric._key() if isinstance(metric, Metric) else () for metric in metrics]
+    keys = [metric.key() if isinstance(metric, Metric) else () for metric in metrics]
     named = [(type(metric).__name__, _called(metric), _code(metric)) for metric in metrics]
     source_key = (
         repr(source)

@@ -12,6 +12,7 @@ from onnxscript import optimizer
 
 from graphlens.errors import ExportError
 from graphlens.export.trace import HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
+from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import axes_of, firing_order
 
@@ -19,21 +20,25 @@ if TYPE_CHECKING:
     from graphlens.file.safetensors import TensorEntry
 
 IR_VERSION = 10
-LOGITS = "logits"
+# safetensors dtype -> ONNX dtype, of the weights.
 _DTYPES = {
     "F64": ir.DataType.DOUBLE,
     "F32": ir.DataType.FLOAT,
     "F16": ir.DataType.FLOAT16,
     "BF16": ir.DataType.BFLOAT16,
 }
+# ONNX's names of dtypes that NumPy calls otherwise.
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
 def optimise(model: ir.Model) -> None:
-    """Simplifies a traced graph in place.
+    """Simplifies a traced graph in place, and names its weights as the parameters are.
 
-    The weights become graph inputs meanwhile: the optimiser then neither folds them, nor reads them, nor merges two
-    that happen to be equal (which would tie layers together for good).
+    Args:
+        model: A traced graph whose weights hold no data.
     """
+    # The weights become graph inputs meanwhile: the optimiser then neither folds them, nor reads them, nor merges two
+    # that happen to be equal (which would tie layers together for good).
     graph = model.graph
     weights = [value for value in graph.initializers.values() if value.const_value is None]
     for weight in weights:
@@ -50,10 +55,8 @@ def optimise(model: ir.Model) -> None:
 
 
 def _drop_idle_reshapes(model: ir.Model) -> None:
-    """Removes reshapes to the shape a value has already (transformers views input_ids as what they are), in place.
-
-    Besides costing nothing, the graph is then free of needs it does not have: the embedding of tokens needs no mask.
-    """
+    """Removes reshapes to the shape that a value has already, in place."""
+    # transformers reshapes input_ids so, by a shape that it reads elsewhere: embedding tokens would then need the mask.
     for node in list(model.graph):
         if node.op_type != "Reshape" or node.domain != "":
             continue
@@ -67,25 +70,22 @@ def _drop_idle_reshapes(model: ir.Model) -> None:
 
 
 def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
-    """Removes the hook markers in place, gives each marked value its hook name, and returns the hook map.
+    """Turns hook markers into names, in place: each marked value gets the name of its hook point.
 
     The logits keep the name ``logits``. Hook points that mark one value (resid_post and the next resid_pre) share it:
     the value has the name of the first.
+
+    Args:
+        model: A traced and optimised graph.
+        n_layers: The number of blocks.
+
+    Returns:
+        Hook name -> its value, axes and dtype, in firing order.
+
+    Raises:
+        ExportError: A hook point was traced twice, or has a name that graphlens does not know.
     """
-    carried: dict[str, ir.Value] = {}
-    for node in list(model.graph):
-        if node.op_type != HOOK_OP or node.domain != HOOK_DOMAIN:
-            continue
-        (marked,), (result,) = node.inputs, node.outputs
-        name = node.attributes["name"].as_string()
-        if marked is None or name in carried:
-            raise ExportError(f"internal error: hook point {name!r} was traced twice or marks nothing")
-        if marked.shape is None or marked.dtype is None:
-            marked.shape, marked.type = result.shape, result.type
-        result.replace_all_uses_with(marked, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
-        carried[name] = marked
-    model.opset_imports.pop(HOOK_DOMAIN, None)
+    carried = _remove_markers(model)
     hooks: dict[str, HookEntry] = {}
     named: dict[int, str] = {}
     for name in firing_order(carried, n_layers):
@@ -101,7 +101,23 @@ def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
     return hooks
 
 
-_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+def _remove_markers(model: ir.Model) -> dict[str, ir.Value]:
+    """Takes the hook markers out of a graph, in place. Returns hook name -> the value that was marked."""
+    carried: dict[str, ir.Value] = {}
+    for node in list(model.graph):
+        if node.op_type != HOOK_OP or node.domain != HOOK_DOMAIN:
+            continue
+        (marked,), (result,) = node.inputs, node.outputs
+        name = node.attributes["name"].as_string()
+        if marked is None or name in carried:
+            raise ExportError(f"internal error: hook point {name!r} was traced twice or marks nothing")
+        if marked.shape is None or marked.dtype is None:
+            marked.shape, marked.type = result.shape, result.type
+        result.replace_all_uses_with(marked, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+        carried[name] = marked
+    model.opset_imports.pop(HOOK_DOMAIN, None)
+    return carried
 
 
 def bind_weights(
@@ -110,9 +126,16 @@ def bind_weights(
     entries: Mapping[str, Mapping[str, TensorEntry]],
     folder: Path,
 ) -> dict[str, tuple[str, str]]:
-    """Points every weight of the graph (in place) at its bytes in a safetensors file of ``folder``.
+    """Points every weight of a graph, in place, at its bytes in a safetensors file.
 
-    ``place_of(parameter, shape)`` gives its (file, key) and ``entries[file][key]`` its bytes. Returns the places.
+    Args:
+        model: A graph from ``optimise``.
+        place_of: Gives the (file, key) of a parameter from its name and shape.
+        entries: File -> key -> where the tensor lies in it.
+        folder: The folder of those files.
+
+    Returns:
+        The name of each parameter of the graph -> its (file, key).
     """
     places = {}
     for name, value in model.graph.initializers.items():
@@ -135,7 +158,7 @@ def bind_weights(
 
 
 def tidy(model: ir.Model) -> None:
-    """Leaves one graph, in topological order, with unique names and no traces of the source code, in place."""
+    """Sorts a graph, in place, gives its nodes names of one kind, and removes what tells of the code it was traced from."""
     common_passes.RemoveUnusedNodesPass()(model)
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "graphlens", None

@@ -6,78 +6,82 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graphlens.errors import ExportError, ModelFileError
-from graphlens.export.families import FAMILIES, Family, family_for
-from graphlens.file.manifest import ModelConfig
+from graphlens.export.families import Family, families, family_for
+from graphlens.file.manifest import Json
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
+# The safetensors dtypes of weights that can be exported.
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that transformers wrote: its config, its family, where each tensor lies (file, entry)."""
+    """A checkpoint folder that transformers wrote.
+
+    Attributes:
+        folder: Where it is.
+        family: The family that its config names.
+        tensors: Key -> (file, where the tensor lies in it).
+    """
 
     folder: Path
-    config: Mapping[str, Any]
     family: Family
     tensors: Mapping[str, tuple[str, TensorEntry]]
 
     @property
     def files(self) -> list[str]:
-        """The weights files, by name, sorted."""
+        """The names of the weights files, sorted."""
         return sorted({file for file, _ in self.tensors.values()})
 
     def locate(self, parameter: str, shape: tuple[int, ...], tied: bool) -> tuple[str, str]:
-        """The (file, key) that stores a module parameter. Raises ExportError when none does, or its shape differs.
+        """Where a parameter of the transformers model is stored.
 
-        Keys may lack the family's prefix, and a tied parameter is stored under the name it is tied to.
+        Args:
+            parameter: The parameter's name.
+            shape: The shape that the config gives it.
+            tied: True if the config ties the unembedding to the embedding.
+
+        Returns:
+            The (file, key) of its tensor.
+
+        Raises:
+            ExportError: No tensor of the checkpoint is this parameter, or it has another shape or no float dtype.
         """
-        names = [parameter]
-        if tied and parameter in self.family.tied:
-            names.insert(0, self.family.tied[parameter])
-        for name in names:
-            for key in (name, *(name.removeprefix(p) for p in self.family.prefixes if name.startswith(p))):
-                if key not in self.tensors:
-                    continue
-                file, entry = self.tensors[key]
-                if entry.shape != shape:
-                    raise ExportError(
-                        f"{self.folder / file}: tensor {key!r} has shape {list(entry.shape)} where config.json asks for "
-                        f"{list(shape)}. The weights and the config belong to different models."
-                    )
-                if entry.dtype not in _FLOATS:
-                    raise ExportError(
-                        f"{self.folder / file}: tensor {key!r} is stored as {entry.dtype}. graphlens exports float "
-                        "weights (F64, F32, F16, BF16); load and save the model dequantised first."
-                    )
-                return file, key
-        raise ExportError(
-            f"{self.folder}: the weights hold no tensor for {parameter!r}. "
-            f"The checkpoint is not a complete {self.family.architecture}."
-        )
+        key = next((key for key in self.family.keys(parameter, tied) if key in self.tensors), None)
+        if key is None:
+            raise ExportError(
+                f"{self.folder}: the weights hold no tensor for {parameter!r}. "
+                f"The checkpoint is not a complete {self.family.architecture}."
+            )
+        file, entry = self.tensors[key]
+        if entry.shape != shape:
+            raise ExportError(
+                f"{self.folder / file}: tensor {key!r} has shape {list(entry.shape)} where config.json asks for "
+                f"{list(shape)}. The weights and the config belong to different models."
+            )
+        if entry.dtype not in FLOATS:
+            raise ExportError(
+                f"{self.folder / file}: tensor {key!r} is stored as {entry.dtype}. graphlens exports float "
+                "weights (F64, F32, F16, BF16); load and save the model dequantised first."
+            )
+        return file, key
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads a checkpoint folder's config and weight headers (no weight). Raises ExportError when it cannot be used."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExportError(f"{folder}: no config.json here, so this is not a Hugging Face checkpoint folder.") from error
-    except (ValueError, OSError) as error:
-        raise ExportError(f"{folder / 'config.json'}: cannot be read ({error}).") from error
-    family = family_for(config) if isinstance(config, dict) else None
-    if family is None:
-        known = ", ".join(f.architecture for f in FAMILIES)
-        found = config.get("architectures") or config.get("model_type") if isinstance(config, dict) else None
-        raise ExportError(f"{folder}: config.json names {found}, which graphlens cannot export. It exports: {known}.")
-    for key, value in family.refused.items():
-        if config.get(key, value) != value:
-            raise ExportError(f"{folder}: config.json sets {key}={config[key]}; graphlens exports only {key}={value}.")
+    """Reads the config and the headers of the weights files, but no weight.
+
+    Args:
+        folder: A checkpoint folder.
+
+    Raises:
+        ExportError: Something is missing or damaged, or graphlens cannot export this architecture.
+    """
+    family = _family(folder)
     tensors: dict[str, tuple[str, TensorEntry]] = {}
     for file in _weight_files(folder):
         try:
@@ -86,43 +90,54 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise ExportError(f"{error} Download or save the checkpoint again.") from error
         for key, entry in entries.items():
             tensors[key] = (file, entry)
-    return Checkpoint(folder, config, family, tensors)
+    return Checkpoint(folder, family, tensors)
+
+
+def _family(folder: Path) -> Family:
+    """The family that a folder's config names. Raises ExportError for a config that cannot be exported."""
+    try:
+        config: Json = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExportError(f"{folder}: no config.json here, so this is not a Hugging Face checkpoint folder.") from error
+    except (ValueError, OSError) as error:
+        raise ExportError(f"{folder / CONFIG_FILE}: cannot be read ({error}).") from error
+    settings = config if isinstance(config, dict) else {}
+    family = family_for(settings)
+    if family is None:
+        known = ", ".join(family.architecture for family in families())
+        found = settings.get("architectures") or settings.get("model_type")
+        raise ExportError(f"{folder}: config.json names {found}, which graphlens cannot export. It exports: {known}.")
+    for key, value in family.refused.items():
+        if settings.get(key, value) != value:
+            raise ExportError(
+                f"{folder}: config.json sets {key}={settings[key]}; graphlens exports only {key}={value}."
+            )
+    return family
 
 
 def _weight_files(folder: Path) -> list[str]:
-    if (folder / _SINGLE).exists():
-        return [_SINGLE]
-    if (folder / _INDEX).exists():
-        try:
-            shards = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, OSError) as error:
-            raise ExportError(f"{folder / _INDEX}: cannot be read as a shard index ({error!r}).") from error
-        for shard in shards:
-            if Path(shard).name != shard:
-                raise ExportError(f"{folder / _INDEX}: names a shard outside the folder: {shard!r}.")
-            if not (folder / shard).exists():
-                raise ExportError(f"{folder}: shard {shard!r}, which {_INDEX} lists, is missing.")
-        return sorted(shards)
+    """The names of a folder's weights files. Raises ExportError if there are none, or some are missing."""
+    if (folder / WEIGHTS_FILE).exists():
+        return [WEIGHTS_FILE]
+    if (folder / SHARD_INDEX).exists():
+        return _shards(folder)
     if list(folder.glob("*.bin")):
         raise ExportError(
             f"{folder}: holds only .bin weights. graphlens reads safetensors. Convert once with: "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
         )
-    raise ExportError(f"{folder}: no model.safetensors here (nor {_INDEX}).")
+    raise ExportError(f"{folder}: no model.safetensors here (nor {SHARD_INDEX}).")
 
 
-def model_config(checkpoint: Checkpoint, hf_config: Any, name: str, dtype: str) -> ModelConfig:
-    """The architecture in TransformerLens's terms, from transformers' config object (its defaults filled in)."""
-    value = {field: getattr(hf_config, attribute) for field, attribute in checkpoint.family.config.items()}
-    if value["d_mlp"] is None:
-        value["d_mlp"] = 4 * value["d_model"]
-    d_head = getattr(hf_config, "head_dim", None) or value["d_model"] // value["n_heads"]
-    return ModelConfig(
-        model_name=name,
-        original_architecture=checkpoint.family.architecture,
-        normalization_type=checkpoint.family.normalization,
-        positional_embedding_type="standard" if checkpoint.family.pos_embed else "rotary",
-        d_head=d_head,
-        dtype=dtype,
-        **value,
-    )
+def _shards(folder: Path) -> list[str]:
+    """The names of the weights files that a shard index lists."""
+    try:
+        shards = set(json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        raise ExportError(f"{folder / SHARD_INDEX}: cannot be read as a shard index ({error!r}).") from error
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ExportError(f"{folder / SHARD_INDEX}: names a shard outside the folder: {shard!r}.")
+        if not (folder / shard).exists():
+            raise ExportError(f"{folder}: shard {shard!r}, which {SHARD_INDEX} lists, is missing.")
+    return sorted(shards)

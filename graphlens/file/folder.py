@@ -78,6 +78,27 @@ def link_or_copy(source: Path, target: Path) -> bool:
     return copied
 
 
+def write_whole(target: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all, also if the computer stops in between.
+
+    Args:
+        target: The file. One that is there already is replaced at the end.
+        data: Its content. It is written to a temporary file in the same folder first, which is removed on an error.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Turns a failure to write into an ExportError that says what to do."""
@@ -95,10 +116,14 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, finished: str = MODEL_FILE) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` at the end, whole, or vanishes on an error.
 
     ``target`` must be absent or empty, unless another process put the same thing there meanwhile: then theirs stays.
+
+    Args:
+        target: The folder to make.
+        finished: The file that tells another process's finished folder from any other folder.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +135,32 @@ def staged_folder(target: Path) -> Iterator[Path]:
             try:
                 os.replace(stage, target)
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / MODEL_FILE).is_file():
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / finished).is_file():
                     raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def refuse_occupied(target: Path) -> None:
+    """Raises ExportError unless ``target`` is absent or an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ExportError(f"{target}: exists and is not empty. Choose another folder.")
+
+
+@contextlib.contextmanager
+def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder to write into, which becomes ``out`` at the end, whole, or vanishes on an error.
+
+    Args:
+        out: The folder to make: absent, or empty. ``~`` is the user's own folder.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        ExportError: If ``out`` is not empty, or cannot be written.
+    """
+    target = Path(out).expanduser()
+    refuse_occupied(target)
+    with staged_folder(target) as stage, writing(target):
+        yield stage

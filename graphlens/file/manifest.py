@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
 from graphlens.errors import ModelFileError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Record = TypeVar("Record", bound="DataclassInstance")
+
 FORMAT_VERSION = 1
 METADATA_KEY = "graphlens"
+DERIVED = -1  # TransformerLens's mark of a size that follows from the others
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture, in TransformerLens's terms. Sizes are counts; ``eps`` is added to a variance."""
+    """The architecture of a model, under TransformerLens's names.
+
+    The fields with defaults are constants of an architecture; the defaults are GPT-2's. A manifest leaves out those that
+    equal their defaults, so files written before a field existed open as what they are.
+
+    Attributes:
+        model_name: The name that the model was asked for by.
+        original_architecture: The Hugging Face class, e.g. ``GPT2LMHeadModel``.
+        n_layers: The number of blocks.
+        n_heads: The number of query heads in a block.
+        n_key_value_heads: The number of key and value heads; fewer than ``n_heads`` with grouped queries.
+        d_model: The width of the residual stream.
+        d_head: The width of a head.
+        d_mlp: The number of neurons of an MLP.
+        d_vocab: The number of tokens in the vocabulary.
+        n_ctx: The most tokens that the model can take.
+        act_fn: The name of the MLP's activation function, as in transformers' config.
+        eps: What the norms add to a variance.
+        normalization_type: ``"LN"`` for LayerNorm, ``"RMS"`` for RMSNorm.
+        positional_embedding_type: ``"standard"`` for learned embeddings added to the residual stream, ``"rotary"``.
+        dtype: The NumPy name of the dtype of weights and activations.
+        attn_only: True if the blocks have no MLP.
+        gated_mlp: True if an MLP multiplies its activation by a second, linear projection.
+        parallel_attn_mlp: True if attention and MLP of a block read the same residual stream.
+        attention_dir: ``"causal"``, or ``"bidirectional"`` where tokens attend to later ones too.
+        default_prepend_bos: True if BOS is put before a text unless the caller says otherwise.
+        d_vocab_out: The number of logits; by default ``d_vocab``.
+        attn_scale: What attention scores are divided by in a model that scales them; by default sqrt(d_head).
+    """
 
     model_name: str
     original_architecture: str
@@ -32,22 +68,52 @@ class ModelConfig:
     normalization_type: str
     positional_embedding_type: str
     dtype: str
+    attn_only: bool = False
+    gated_mlp: bool = False
+    parallel_attn_mlp: bool = False
+    attention_dir: str = "causal"
+    default_prepend_bos: bool = True
+    d_vocab_out: int = DERIVED
+    attn_scale: float = DERIVED
+
+    def __post_init__(self) -> None:
+        """Fills in what follows from the other fields."""
+        if self.d_vocab_out == DERIVED:
+            object.__setattr__(self, "d_vocab_out", self.d_vocab)
+        if self.attn_scale == DERIVED:
+            object.__setattr__(self, "attn_scale", math.sqrt(self.d_head))
 
     @property
     def n_params(self) -> int:
-        """Attention and MLP matrix parameters, as TransformerLens counts them (no embeddings, biases, norms)."""
-        attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_key_value_heads)
-        return self.n_layers * (attention + 2 * self.d_model * self.d_mlp)
+        """The parameters in the matrices of attention and MLPs, without embeddings, biases and norms.
 
-    @property
-    def d_vocab_out(self) -> int:
-        """The number of logits, equal to d_vocab for every supported family."""
-        return self.d_vocab
+        TransformerLens's ``n_params``, except that grouped key and value heads count as often as they are stored.
+        """
+        attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_key_value_heads)
+        mlp = 0 if self.attn_only else self.d_model * self.d_mlp * (2 + self.gated_mlp)
+        return self.n_layers * (attention + mlp)
+
+
+# The fields of ModelConfig that have no default: every manifest holds them.
+REQUIRED = frozenset(item.name for item in fields(ModelConfig) if item.default is MISSING)
+
+
+def _stored(config: ModelConfig) -> dict[str, Json]:
+    """The fields of a config as a manifest holds them: without those that equal their defaults."""
+    data = asdict(config)
+    default = asdict(ModelConfig(**{name: data[name] for name in REQUIRED}))
+    return {name: value for name, value in data.items() if name in REQUIRED or value != default[name]}
 
 
 @dataclass(frozen=True)
 class HookEntry:
-    """One hook point: the graph value that carries it, its axes (see hook_points) and its dtype."""
+    """Where a hook point is in the graph.
+
+    Attributes:
+        value: The name of the graph value that carries the activation.
+        axes: The activation's axes by name; see ``names.axes_of``.
+        dtype: The activation's NumPy dtype.
+    """
 
     value: str
     axes: tuple[str, ...]
@@ -58,7 +124,14 @@ class HookEntry:
 class WeightView:
     """A weight as a strided view of one tensor of one safetensors file.
 
-    Applied in this order: ``take=(axis, part, parts)``, ``shape`` (a reshape that splits axes), ``permute``.
+    Applied in this order: ``take``, ``shape``, ``permute``.
+
+    Attributes:
+        file: The name of the weights file, in the folder of the graph.
+        tensor: The key of the tensor in it.
+        take: (axis, part, parts): keep one of so many equal parts of an axis.
+        shape: The sizes after a reshape that splits axes.
+        permute: The order of the axes.
     """
 
     file: str
@@ -70,8 +143,14 @@ class WeightView:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A weights file's fingerprint: size in bytes, SHA-256 of its header, of strided samples of every tensor, and of
-    the whole file."""
+    """The fingerprint of a weights file.
+
+    Attributes:
+        size: Bytes.
+        header_sha256: SHA-256 of the safetensors header.
+        samples_sha256: SHA-256 of strided samples of every tensor.
+        sha256: SHA-256 of the whole file.
+    """
 
     size: int
     header_sha256: str
@@ -81,7 +160,19 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a hooked file says about itself. Holds no absolute path and no time of day."""
+    """Everything a hooked file says about itself. Holds no absolute path and no time of day.
+
+    Attributes:
+        config: The model's architecture.
+        hooks: Hook name -> where it is in the graph.
+        weights: TransformerLens weight name -> the view of a stored tensor that it is.
+        files: The name of each weights file -> its fingerprint.
+        source: The name that the model was exported by.
+        revision: The hub's commit, if the model came from there.
+        processing: The steps of weight processing that were done, in order.
+        exporter: Package -> version, of those that wrote the graph.
+        format_version: The format of this manifest.
+    """
 
     config: ModelConfig
     hooks: Mapping[str, HookEntry]
@@ -102,14 +193,22 @@ class Manifest:
         return replace(self, files=dict(files))
 
     def to_json(self) -> str:
-        """Compact JSON; the same manifest always gives the same bytes."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        """The manifest as compact JSON; the same manifest always gives the same bytes."""
+        return json.dumps({**asdict(self), "config": _stored(self.config)}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, where: str = "this file") -> Self:
-        """Parses a manifest. Raises ModelFileError for one that is malformed or of a newer format."""
+        """Reads a manifest.
+
+        Args:
+            text: What ``to_json`` wrote, or what a stranger put in its place.
+            where: The file's name, for error messages.
+
+        Raises:
+            ModelFileError: The manifest is malformed, or of a newer format.
+        """
         try:
-            data: dict[str, Any] = json.loads(text)
+            data = json.loads(text)
             version = data["format_version"]
             if not isinstance(version, int):
                 raise TypeError("format_version is not an integer")
@@ -122,30 +221,23 @@ class Manifest:
             )
         try:
             manifest = cls(
-                config=ModelConfig(**data["config"]),
-                hooks={n: HookEntry(h["value"], tuple(h["axes"]), h["dtype"]) for n, h in data["hooks"].items()},
-                weights={n: _view(v) for n, v in data["weights"].items()},
-                files={n: WeightFile(**f) for n, f in data["files"].items()},
+                config=_record(ModelConfig, data["config"]),
+                hooks={name: _record(HookEntry, entry) for name, entry in data["hooks"].items()},
+                weights={name: _record(WeightView, view) for name, view in data["weights"].items()},
+                files={name: _record(WeightFile, file) for name, file in data["files"].items()},
                 source=data["source"],
                 revision=data["revision"],
                 processing=tuple(data["processing"]),
                 exporter=dict(data["exporter"].items()),
                 format_version=version,
             )
-            manifest._check_types()
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            manifest._check_texts()
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise _malformed(where, error) from error
         return manifest
 
-    def _check_types(self) -> None:
-        """Raises TypeError or ValueError for what a stranger's JSON may hold instead of what belongs there."""
-        records: list[Any] = [self.config, *self.hooks.values(), *self.weights.values(), *self.files.values()]
-        for record in records:
-            for item in fields(record):
-                value, kind = getattr(record, item.name), str(item.type)
-                plain = _PLAIN_TYPES.get(kind.removesuffix(" | None"), (tuple,))
-                if not (value is None and kind.endswith("None")) and type(value) not in plain:
-                    raise TypeError(f"{item.name} is {value!r}, not {kind}")
+    def _check_texts(self) -> None:
+        """Raises TypeError or ValueError for names that are no text or leave the folder."""
         if not isinstance(self.source, str) or not all(isinstance(part, str) for part in self.processing):
             raise TypeError("source and processing must be text")
         for name in (*self.files, *(view.file for view in self.weights.values())):
@@ -156,15 +248,21 @@ class Manifest:
             raise ValueError(f"no fingerprint of {sorted(strange)}")
 
 
-_PLAIN_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
+# What a field of each type takes from JSON. bool is no int here.
+_PLAIN_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
+
+
+def _record(kind: Callable[..., Record], data: Mapping[str, Json]) -> Record:
+    """A record from its JSON object. Raises TypeError for a value that is not of its field's type."""
+    record = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+    for item in fields(record):
+        value, expected = getattr(record, item.name), str(item.type)
+        plain = _PLAIN_TYPES.get(expected.removesuffix(" | None"), (tuple,))
+        if not (value is None and expected.endswith("None")) and type(value) not in plain:
+            raise TypeError(f"{item.name} is {value!r}, not {expected}")
+    return record
 
 
 def _malformed(where: str, error: Exception) -> ModelFileError:
+    """The error for a manifest that cannot be read."""
     return ModelFileError(f"{where}: the graphlens manifest is malformed ({error}). Export the model again.")
-
-
-def _view(data: Mapping[str, Any]) -> WeightView:
-    def fixed(key: str) -> Any:
-        return None if data[key] is None else tuple(data[key])
-
-    return WeightView(data["file"], data["tensor"], fixed("take"), fixed("shape"), fixed("permute"))

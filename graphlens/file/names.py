@@ -16,7 +16,9 @@ from graphlens.errors import UnknownHookPoint
 if TYPE_CHECKING:
     from graphlens.file.manifest import ModelConfig
 
+# Which hook points: one, several, those that a function says True to, or all.
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+Axes = tuple[str, ...]
 
 RESIDUAL = ("batch", "pos", "d_model")
 HEADS = ("batch", "pos", "head_index", "d_head")
@@ -27,14 +29,15 @@ NEURONS = ("batch", "pos", "d_mlp")
 HEAD_RESIDUAL = ("batch", "pos", "head_index", "d_model")
 KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
 
-# Axes of unflagged and flagged hook points, in firing order. A name with "@" is a further firing of the name before it:
-# with split inputs ln1 runs on queries, keys and values apart, and the cache keeps the last.
-BEFORE_BLOCKS: Mapping[str, tuple[str, ...]] = {
+# Hook point -> axes, in firing order, flagged hook points included. Names with "@" are not hook points but earlier
+# firings of the name before the "@": with split inputs ln1 runs on queries, keys and values apart, and the cache keeps
+# the last.
+BEFORE_BLOCKS: Mapping[str, Axes] = {
     "hook_tokens": ("batch", "pos"),
     "hook_embed": RESIDUAL,
     "hook_pos_embed": RESIDUAL,
 }
-BLOCK: Mapping[str, tuple[str, ...]] = {
+BLOCK: Mapping[str, Axes] = {
     "hook_resid_pre": RESIDUAL,
     "hook_attn_in": HEAD_RESIDUAL,
     "hook_q_input": HEAD_RESIDUAL,
@@ -66,7 +69,7 @@ BLOCK: Mapping[str, tuple[str, ...]] = {
     "hook_mlp_out": RESIDUAL,
     "hook_resid_post": RESIDUAL,
 }
-AFTER_BLOCKS: Mapping[str, tuple[str, ...]] = {
+AFTER_BLOCKS: Mapping[str, Axes] = {
     "ln_final.hook_scale": SCALE,
     "ln_final.hook_normalized": RESIDUAL,
     "unembed.hook_in": RESIDUAL,
@@ -114,7 +117,13 @@ _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 def split_name(name: str) -> tuple[int | None, str]:
-    """``blocks.3.attn.hook_z`` -> (3, ``attn.hook_z``); a name outside the blocks -> (None, name)."""
+    """The layer of a name, or None outside the blocks, and what follows ``blocks.N.``.
+
+    >>> split_name("blocks.3.attn.hook_z")
+    (3, 'attn.hook_z')
+    >>> split_name("hook_embed")
+    (None, 'hook_embed')
+    """
     match = _BLOCK_NAME.fullmatch(name)
     return (int(match[1]), match[2]) if match else (None, name)
 
@@ -129,7 +138,7 @@ def in_block(layer: int, name: str) -> str:
 
 
 def canonical(name: str) -> str:
-    """The name of a hook point that TransformerLens 4 calls ``name``; any other name is handed back as it is.
+    """Our name of the hook point that TransformerLens 4 calls ``name``; any other name is handed back as it is.
 
     >>> canonical("blocks.2.attn.q.hook_out")
     'blocks.2.attn.hook_q'
@@ -137,30 +146,39 @@ def canonical(name: str) -> str:
     layer, rest = split_name(name)
     if layer is None:
         return BRIDGE.get(name, name)
-    return f"blocks.{layer}.{BRIDGE_BLOCK[rest]}" if rest in BRIDGE_BLOCK else name
+    return in_block(layer, BRIDGE_BLOCK[rest]) if rest in BRIDGE_BLOCK else name
 
 
 def all_names(n_layers: int) -> list[str]:
-    """Every hook name an architecture may have, flagged ones included, in firing order."""
-    blocks = [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in BLOCK]
+    """Every name that a hook point of a model with so many blocks may have, in firing order, flagged ones included."""
+    blocks = [in_block(layer, name) for layer in range(n_layers) for name in BLOCK]
     return [*BEFORE_BLOCKS, *blocks, *AFTER_BLOCKS]
 
 
 def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
-    """``names`` (each a hook name of an ``n_layers`` model) sorted into firing order."""
+    """Sorts hook names into firing order.
+
+    Args:
+        names: Hook names of one model; others are left out.
+        n_layers: The number of blocks of the model.
+    """
     wanted = set(names)
     return [name for name in all_names(n_layers) if name in wanted]
 
 
-def axes_of(name: str) -> tuple[str, ...]:
-    """The named axes of a hook point's activation, e.g. ``("batch", "pos", "d_model")``."""
+def axes_of(name: str) -> Axes:
+    """The axes of a hook point's activation.
+
+    >>> axes_of("blocks.3.attn.hook_z")
+    ('batch', 'pos', 'head_index', 'd_head')
+    """
     layer, rest = split_name(name)
     table = {**BEFORE_BLOCKS, **AFTER_BLOCKS} if layer is None else BLOCK
     return table[rest]
 
 
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
-    """The sizes of the axes that do not depend on the input."""
+    """Axis -> size, for the axes whose size does not depend on the input."""
     return {
         "1": 1,
         "d_model": config.d_model,
@@ -173,7 +191,13 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
 
 
 def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookPoint:
-    """The error for a name that is no hook point: says why it is none, and offers the nearest that exist."""
+    """The error for a name that is no hook point of a model: why it is none, and the nearest names that are.
+
+    Args:
+        name: The name that was asked for.
+        names: The names of the model's hook points.
+        n_layers: The number of its blocks.
+    """
     layer, rest = split_name(name)
     if rest in FLAGGED and (layer is None) == (rest == "hook_tokens") and (layer or 0) < n_layers:
         return UnknownHookPoint(
@@ -185,7 +209,7 @@ def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookP
     # A wrong layer, a wrong sublayer or a typo: compare whole names, then the part after the block.
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if layer is not None and layer >= n_layers:
-        near = [other for other in [f"blocks.{n_layers - 1}.{rest}"] if other in names] or near
+        near = [other for other in [in_block(n_layers - 1, rest)] if other in names] or near
     if not near:
         tail = name.rsplit(".", 1)[-1]
         near = [other for other in names if tail and tail in other][:3] or difflib.get_close_matches(
@@ -196,12 +220,18 @@ def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookP
 
 
 def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> list[str]:
-    """The names that ``names_filter`` picks, in firing order.
+    """The names that a filter picks, in the order of ``names``.
 
-    None picks all; a string or list picks exactly those names, TransformerLens 4's among them; a callable is asked for
-    each name, and sees only our own.
-    Raises UnknownHookPoint for a name that does not exist, and for a filter that picks nothing: TransformerLens gives
-    an empty cache there, which reads as success.
+    Args:
+        names: The names of a model's hook points.
+        names_filter: None picks all. A string or list picks exactly those names, TransformerLens 4's among them. A
+            function is called with each of our names, and picks those that it returns True for.
+        n_layers: The number of blocks of the model.
+
+    Raises:
+        UnknownHookPoint: A name does not exist, or the filter picks nothing. (TransformerLens gives an empty cache then,
+            which reads as success.)
+        TypeError: The list holds something else than strings.
     """
     if names_filter is None:
         return list(names)
@@ -230,7 +260,15 @@ def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> li
 
 
 def match_glob(names: Sequence[str], pattern: str) -> list[str]:
-    """The names that a shell-style pattern matches (``*`` also crosses dots). Raises UnknownHookPoint for none."""
+    """The names that a shell-style pattern matches.
+
+    Args:
+        names: The names of a model's hook points.
+        pattern: ``*``, ``?`` and ``[...]`` as in a shell, except that ``*`` also matches dots.
+
+    Raises:
+        UnknownHookPoint: It matches none.
+    """
     picked = fnmatch.filter(names, pattern)
     if not picked:
         near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3)
@@ -255,10 +293,19 @@ _LAYER_TYPES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": 
 
 
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
-    """A hook name from a shorthand: ``get_act_name("resid_pre", 3)`` -> ``blocks.3.hook_resid_pre``.
+    """The full name of a hook point from a shorter one, by the rules of TransformerLens's ``utils.get_act_name``.
 
-    Same rules as TransformerLens's ``utils.get_act_name``: full names pass through, ``"k6"`` carries its layer,
-    ``"scale4ln1"`` its layer and sublayer; scale and normalized without a layer are ln_final's.
+    >>> get_act_name("resid_pre", 3)
+    'blocks.3.hook_resid_pre'
+    >>> get_act_name("k6")
+    'blocks.6.attn.hook_k'
+    >>> get_act_name("scale4ln1")
+    'blocks.4.ln1.hook_scale'
+
+    Args:
+        name: A full name, which is handed back, or the end of one, which may carry its layer and sublayer.
+        layer: The layer; ``scale`` and ``normalized`` without one are those of the final norm.
+        layer_type: The sublayer, e.g. ``"attn"``, ``"mlp"`` or ``"ln1"``.
     """
     if ("." in name or name.startswith("hook_")) and layer is None and layer_type is None:
         return name
@@ -273,5 +320,5 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         layer_type = "mlp"
     elif name in ("scale", "normalized") and layer is None:
         layer_type = "ln_final"
-    parts = [] if layer is None else [f"blocks.{layer}"]
-    return ".".join([*parts, *([layer_type] if layer_type else []), f"hook_{name}"])
+    full = f"{layer_type}.hook_{name}" if layer_type else f"hook_{name}"
+    return full if layer is None else in_block(layer, full)

@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Protocol, Self, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from graphlens.errors import InputError, ModelFileError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
+    from graphlens.file.manifest import Json
+
 _ROLES = ("bos_token", "eos_token", "pad_token")
+_SETTINGS = "tokenizer_config.json"
+
+
+class TransformersTokenizer(Protocol):
+    """What is asked of a tokenizer of transformers."""
+
+    @property
+    def backend_tokenizer(self) -> FastTokenizer:
+        """The tokenizer of the tokenizers package that it is made of."""
 
 
 class Tokenizer:
-    """A tokenizer read from a model folder.
+    """A tokenizer, with methods named as transformers' are. It needs no transformers.
 
-    ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` are token ids or None; PAD falls back on EOS, as in
-    TransformerLens. ``prepends_bos`` says whether encoding adds BOS by itself. ``padding_side``, "right" or "left", is
-    where the model pads prompts of different lengths; set it to change that. Methods are named as transformers'.
+    Attributes:
+        fast: The tokenizer of the tokenizers package.
+        padding_side: "right" or "left": where the model pads prompts of different lengths. It may be set.
+        bos_token_id: The id of the BOS token, or None.
+        eos_token_id: The id of the EOS token, or None.
+        pad_token_id: The id of the PAD token; where the files name none, EOS's, as in TransformerLens.
+        prepends_bos: True if encoding with special tokens puts BOS before a text.
     """
 
     def __init__(self, fast: FastTokenizer, special: Mapping[str, str], padding_side: str = "right") -> None:
+        """Takes a tokenizer of the tokenizers package.
+
+        Args:
+            fast: That tokenizer; its own padding and truncation are switched off.
+            special: "bos_token", "eos_token" and "pad_token" -> their texts, as far as there are any.
+            padding_side: Where the model pads prompts of different lengths.
+        """
         fast.no_padding()  # tokenizer files may ask for both, and encode would then pad and cut unasked
         fast.no_truncation()
         self.fast = fast
@@ -38,8 +61,15 @@ class Tokenizer:
         self.prepends_bos = bool(plain) and self.bos_token_id is not None and plain[0] == self.bos_token_id
 
     @classmethod
-    def from_transformers(cls, tokenizer: Any) -> Self:
-        """A copy of a transformers tokenizer. Raises InputError for one that is not backed by ``tokenizers``."""
+    def from_transformers(cls, tokenizer: TransformersTokenizer) -> Self:
+        """A copy of a transformers tokenizer.
+
+        Args:
+            tokenizer: A fast one, that is, one made of the tokenizers package.
+
+        Raises:
+            InputError: It is not a fast tokenizer.
+        """
         from tokenizers import Tokenizer as FastTokenizer
 
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -52,6 +82,7 @@ class Tokenizer:
         return cls(FastTokenizer.from_str(backend.to_str()), special, getattr(tokenizer, "padding_side", "right"))
 
     def _id(self, role: str) -> int | None:
+        """The id of a special token, or None."""
         token = self._special.get(role)
         return None if token is None else self.fast.token_to_id(token)
 
@@ -83,33 +114,75 @@ class Tokenizer:
         return dict(self.fast.get_vocab(with_added_tokens=True))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of ``text``; without special tokens around it, unlike transformers, unless they are asked for."""
+        """The token ids of a text.
+
+        Args:
+            text: The text.
+            add_special_tokens: Put special tokens around it as the tokenizer's files say; transformers does so unasked.
+        """
         return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, tokens: Any, skip_special_tokens: bool = False) -> str:
-        """The text of token ids [p] (or of one id), special tokens included unless told otherwise."""
+    def decode(self, tokens: npt.ArrayLike, skip_special_tokens: bool = False) -> str:
+        """The text of token ids.
+
+        Args:
+            tokens: Integers [p], or one.
+            skip_special_tokens: Leave out special tokens.
+        """
         ids = np.atleast_1d(np.asarray(tokens, np.int64)).tolist()
         return str(self.fast.decode(ids, skip_special_tokens=skip_special_tokens))
 
-    def batch_decode(self, tokens: Any, skip_special_tokens: bool = False) -> list[str]:
-        """The text of each row of token ids."""
+    def batch_decode(self, tokens: Iterable[npt.ArrayLike], skip_special_tokens: bool = False) -> list[str]:
+        """The text of each row of token ids.
+
+        Args:
+            tokens: Integers [b, p], or rows of different lengths.
+            skip_special_tokens: Leave out special tokens.
+        """
         return [self.decode(row, skip_special_tokens) for row in tokens]
 
-    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = False) -> dict[str, Any]:
-        """{"input_ids": ids} of a text, or a list of them per text; ``model.to_tokens`` also pads and adds BOS."""
+    @overload
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, text: Sequence[str], add_special_tokens: bool = False) -> dict[str, list[list[int]]]: ...
+
+    def __call__(
+        self, text: str | Sequence[str], add_special_tokens: bool = False
+    ) -> dict[str, list[int]] | dict[str, list[list[int]]]:
+        """The token ids of a text or of several, as ``{"input_ids": ids}``; ``model.to_tokens`` also pads and adds BOS.
+
+        Args:
+            text: A text, for a list of ids, or a list of texts, for a list of lists.
+            add_special_tokens: Put special tokens around each as the tokenizer's files say.
+        """
         if isinstance(text, str):
             return {"input_ids": self.encode(text, add_special_tokens)}
         return {"input_ids": [self.encode(each, add_special_tokens) for each in text]}
 
     def require_bos(self) -> int:
-        """The BOS id. Raises InputError when the tokenizer has none."""
+        """The id of the BOS token.
+
+        Raises:
+            InputError: The tokenizer has none.
+        """
         if self.bos_token_id is None:
             raise InputError("this tokenizer has no BOS token: pass prepend_bos=False.")
         return self.bos_token_id
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a model folder, or None when it holds no tokenizer files. Raises ModelFileError for bad ones."""
+    """The tokenizer of a model folder.
+
+    Args:
+        folder: A checkpoint or hooked folder.
+
+    Returns:
+        The tokenizer, or None if the folder holds no tokenizer files.
+
+    Raises:
+        ModelFileError: The files are malformed.
+    """
     from tokenizers import Tokenizer as FastTokenizer
 
     try:
@@ -125,7 +198,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _byte_level(folder: Path) -> FastTokenizer:
-    """GPT-2's byte-level BPE from the older pair of files, vocab.json and merges.txt."""
+    """The byte-level BPE of the older pair of files, vocab.json and merges.txt, which GPT-2's checkpoints hold."""
     from tokenizers import AddedToken, decoders, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE
@@ -138,29 +211,40 @@ def _byte_level(folder: Path) -> FastTokenizer:
     return fast
 
 
+def _settings(path: Path) -> Mapping[str, Json]:
+    """The content of a JSON file; nothing where there is no such file."""
+    data: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return data
+
+
 def _padding_side(folder: Path) -> str:
-    path = folder / "tokenizer_config.json"
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    side = data.get("padding_side") or "right"
+    """The padding side that a folder's tokenizer settings name, else "right"."""
+    side = _settings(folder / _SETTINGS).get("padding_side") or "right"
     if side not in ("left", "right"):
         raise ValueError(f"padding_side is {side!r}, neither 'left' nor 'right'")
     return str(side)
 
 
 def _special_tokens(folder: Path, fast: FastTokenizer) -> dict[str, str]:
+    """Role -> text of the special tokens that a folder's files name, the tokenizer's settings before the model's."""
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in ("special_tokens_map.json", _SETTINGS):
+        data = _settings(folder / name)
         for role in _ROLES:
             token = data.get(role)
             text = token.get("content") if isinstance(token, dict) else token
             if isinstance(text, str) and fast.token_to_id(text) is not None:
                 found[role] = text
-    if (folder / "config.json").is_file():
-        ids = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for role in ("bos_token", "eos_token"):
-            index = ids.get(f"{role}_id")
-            if role not in found and isinstance(index, int) and (text := fast.id_to_token(index)) is not None:
-                found[role] = text
+    config = _settings(folder / "config.json")
+    for role in ("bos_token", "eos_token"):
+        if role not in found and (text := _first_token(config.get(f"{role}_id"), fast)) is not None:
+            found[role] = text
     return found
+
+
+def _first_token(ids: Json, fast: FastTokenizer) -> str | None:
+    """The text of a token id, or of the first that the tokenizer knows of a list of ids."""
+    texts = (fast.id_to_token(index) for index in (ids if isinstance(ids, list) else [ids]) if isinstance(index, int))
+    return next((text for text in texts if text is not None), None)

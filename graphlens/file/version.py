@@ -1,4 +1,4 @@
-"""The version of graphlens, which every file that it writes tells."""
+"""The version of graphlens, which is written into every file that it exports."""
 
 from __future__ import annotations
 

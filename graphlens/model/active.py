@@ -9,16 +9,18 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from graphlens.analysis.arrays import Array
 from graphlens.edits import gate
 from graphlens.edits.gate import Window
 from graphlens.edits.kinds import Intervention
-from graphlens.engine.engine import Engine
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
 from graphlens.file.names import axis_sizes, select
+
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
 
 Edits = Mapping[str, Mapping[str, Array]]  # hook name -> the arrays of its gate, by part
 Value = TypeVar("Value")
@@ -94,7 +96,7 @@ class Active:
 
     def key(self) -> tuple[object, ...]:
         """All of it in plain values: equal for equal states, so that a digest of it tells sweeps apart."""
-        return self.flags, tuple(item._state() for item in self.interventions), self.hooks
+        return self.flags, tuple(item.key() for item in self.interventions), self.hooks
 
 
 class ActiveEdits:

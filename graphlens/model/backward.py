@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT, as_array
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.numerics import counted_pairs
-from graphlens.engine.engine import Engine
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
 from graphlens.file.io_names import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOKENS, SPARSE, gradient_output
@@ -21,6 +20,7 @@ from graphlens.model.text import Input
 from graphlens.runtime.callbacks import Callback
 
 if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
     from graphlens.model.runner import Runner
 
 

@@ -125,8 +125,7 @@ class NumpyBorder(Border[Array]):
 
     def loss(self, result: Array, output: Array, request: Request, per_token: bool) -> Array:
         """The loss as an array; see ``utils.lm_cross_entropy_loss``."""
-        found: Array = numerics.lm_cross_entropy_loss(output, request.tokens, request.mask, per_token=per_token)
-        return found
+        return numerics.lm_cross_entropy_loss(output, request.need_tokens(), request.mask, per_token)
 
     def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
         """The configuration itself."""

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graphlens.file.manifest import ModelConfig
 from graphlens.views.tables import hook_table
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class HookedTransformerConfig(ModelConfig):
-    """The model's configuration under TransformerLens's attribute names: the file's architecture and this session's
-    choices (``device`` is "cpu" or "cuda"; the ``use_`` flags say which flagged hook points there are)."""
+    """The model's configuration under TransformerLens's attribute names.
+
+    It holds the architecture that the file states (see ModelConfig) and the choices made on opening the model.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        default_padding_side: ``"right"`` or ``"left"``: where prompts of different lengths are padded.
+        tokenizer_prepends_bos: True if the tokenizer adds BOS by itself; None without a tokenizer.
+        processing: The steps of weight processing that the file went through, in order.
+        use_attn_result: True while there is ``attn.hook_result``.
+        use_split_qkv_input: True while there are ``hook_q_input``, ``hook_k_input`` and ``hook_v_input``.
+        use_attn_in: True while there is ``hook_attn_in``.
+        use_hook_mlp_in: True while there is ``hook_mlp_in``.
+        use_hook_tokens: True while there is ``hook_tokens``.
+    """
 
     device: str
-    default_prepend_bos: bool
     default_padding_side: str
     tokenizer_prepends_bos: bool | None
     processing: tuple[str, ...]
@@ -26,21 +40,11 @@ class HookedTransformerConfig(ModelConfig):
     use_hook_mlp_in: bool = False
     use_hook_tokens: bool = False
 
-    attn_only = False
-    gated_mlp = False
-    parallel_attn_mlp = False
-    attention_dir = "causal"
-
-    @property
-    def attn_scale(self) -> float:
-        """sqrt(d_head): what attention scores are divided by, in a model that scales them."""
-        return math.sqrt(self.d_head)
-
 
 class HookPointInfo(dict[str, tuple[str, str]]):
-    """Hook points of a model: name -> (shape, dtype). Printed by rich, it is a table."""
+    """The hook points of a model: name -> (shape, dtype). ``rich.print`` shows it as a table."""
 
     title = "hook points"
 
-    def __rich__(self) -> Any:
+    def __rich__(self) -> Table:
         return hook_table(self, f"{len(self)} {self.title}")

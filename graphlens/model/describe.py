@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphlens.file.names import axis_sizes
 from graphlens.model.config import HookedTransformerConfig, HookPointInfo
-from graphlens.model.runner import Runner
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 def config(runner: Runner[Any]) -> HookedTransformerConfig:
@@ -22,9 +24,8 @@ def config(runner: Runner[Any]) -> HookedTransformerConfig:
         architecture = replace(architecture, normalization_type=f"{architecture.normalization_type}Pre")
     flags: dict[str, Any] = dict.fromkeys(runner.flags.names, True)
     return HookedTransformerConfig(
-        **asdict(architecture),
+        **{**asdict(architecture), "default_prepend_bos": text.default_prepend_bos},
         device="cuda" if runner.engine.providers[0].startswith("CUDA") else "cpu",
-        default_prepend_bos=text.default_prepend_bos,
         default_padding_side=text.default_padding_side,
         tokenizer_prepends_bos=None if text.tokenizer is None else text.tokenizer.prepends_bos,
         processing=manifest.processing,

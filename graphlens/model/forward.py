@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.slices import SliceInput
@@ -11,8 +11,10 @@ from graphlens.errors import InputError
 from graphlens.file.names import NamesFilter
 from graphlens.model.hooks import BACKWARD, Hooks
 from graphlens.model.request import RETURN_TYPES, ForwardOptions, Output, Request
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 class CacheOptions(ForwardOptions[ArrayT], total=False):
@@ -86,8 +88,8 @@ def run_forward(
     request = runner.request(input, *forward_args, **forward_options)
     stops = request.plan.stop is not None
     wants_loss = return_type in ("loss", "both") and not stops
-    if wants_loss and request.tokens is None:
-        raise InputError("a loss needs the tokens: with start_at_layer pass them as tokens=.")
+    if wants_loss:
+        request.need_tokens()
     if wants_loss and request.shape[1] < 2:
         raise InputError("a loss needs at least 2 tokens: it is that of each next token.")
     fetch = [] if names_filter is False else runner.select(names_filter, request)

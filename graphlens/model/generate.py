@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.analysis.numerics import softmax
 from graphlens.edits.gate import Window
 from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.request import Request, checked_mask
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input, Tokens
 from graphlens.views.progress import steps
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Options(Generic[ArrayT]):
     prepend_bos: bool | None = None
     padding_side: str | None = None
     verbose: bool = True
-    attention_mask: npt.ArrayLike | ArrayT | None = None
+    attention_mask: ArrayInput | UserArray | None = None
     seed: int | None = None
 
     def check(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, Unpack, cast, overload
 
 from graphlens.analysis import numerics
-from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.arrays import ArrayInput, ArrayT
 from graphlens.analysis.cache.activation_cache import ActivationCache
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.slices import SliceInput, of_positions
 from graphlens.engine.engine import Engine
 from graphlens.errors import InputError
@@ -41,7 +41,7 @@ class HookedTransformer(
     Args:
         engine: The hooked file, ready to run.
         tokenizer: None for that of the file's folder.
-        default_prepend_bos: Whether text gets a BOS token where a call does not say.
+        default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.
         default_padding_side: "right" or "left"; None is the tokenizer's own.
 
     Attributes:
@@ -52,11 +52,13 @@ class HookedTransformer(
         self,
         engine: Engine,
         tokenizer: Tokenizer | None = None,
-        default_prepend_bos: bool = True,
+        default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
     ) -> None:
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
-        self.runner: Runner[ArrayT] = Runner(engine, self._border(), tokenizer, default_prepend_bos)
+        usual = engine.manifest.config.default_prepend_bos
+        bos = usual if default_prepend_bos is None else default_prepend_bos
+        self.runner: Runner[ArrayT] = Runner(engine, self._border(), tokenizer, bos)
         if default_padding_side is not None:  # otherwise the tokenizer's own
             self.runner.text.default_padding_side = default_padding_side
 
@@ -179,9 +181,11 @@ class HookedTransformer(
 
     __call__ = forward
 
-    def loss_fn(self, logits: ArrayT, tokens: ArrayT, attention_mask: Any = None, per_token: bool = False) -> ArrayT:
+    def loss_fn(
+        self, logits: ArrayT, tokens: ArrayInput, attention_mask: ArrayInput | None = None, per_token: bool = False
+    ) -> ArrayT:
         """The next-token loss of logits [b, p, V]: forward's own (see utils.lm_cross_entropy_loss)."""
-        return cast(ArrayT, numerics.lm_cross_entropy_loss(logits, tokens, attention_mask, per_token))
+        return numerics.lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
 
     @overload
     def run_with_cache(
@@ -191,7 +195,7 @@ class HookedTransformer(
         *,
         return_cache_object: Literal[True] = True,
         **options: Unpack[CacheOptions[ArrayT]],
-    ) -> tuple[ArrayT, ActivationCache]: ...
+    ) -> tuple[ArrayT, ActivationCache[ArrayT]]: ...
 
     @overload
     def run_with_cache(
@@ -211,7 +215,7 @@ class HookedTransformer(
         *,
         return_cache_object: Literal[True] = True,
         **options: Unpack[CacheOptions[ArrayT]],
-    ) -> tuple[None, ActivationCache]: ...
+    ) -> tuple[None, ActivationCache[ArrayT]]: ...
 
     @overload
     def run_with_cache(

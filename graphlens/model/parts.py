@@ -6,15 +6,16 @@ They hold nothing but a name: every attribute is looked up when it is asked for,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.analysis import numerics
-from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
 from graphlens.analysis.factored_matrix import FactoredMatrix
-from graphlens.model.runner import Runner
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +88,7 @@ class Norm(Component[ArrayT]):
 class Embed(Component[ArrayT]):
     """The token embedding: ``W_E`` [d_vocab, d_model]."""
 
-    def __call__(self, tokens: npt.ArrayLike | ArrayT) -> ArrayT:
+    def __call__(self, tokens: ArrayInput | UserArray) -> ArrayT:
         """The embeddings of token ids.
 
         Args:

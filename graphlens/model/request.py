@@ -6,19 +6,20 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.edits.gate import Window
-from graphlens.engine.engine import Engine
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.text import Input, Text, Tokens
+
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
 
 RETURN_TYPES = ("logits", "loss", "both", None)
 
@@ -43,7 +44,7 @@ class ForwardOptions(TypedDict, Generic[ArrayT], total=False):
     start_at_layer: int | None
     tokens: Input[ArrayT] | None
     shortformer_pos_embed: None
-    attention_mask: npt.ArrayLike | ArrayT | None
+    attention_mask: ArrayInput | UserArray | None
     stop_at_layer: int | None
     past_kv_cache: KeyValueCache | None
 
@@ -74,6 +75,16 @@ class Request:
     window: Window
     bare: bool = False
 
+    def need_tokens(self) -> Tokens:
+        """The tokens, for a loss.
+
+        Raises:
+            InputError: Where the run starts from a residual stream and no tokens were given.
+        """
+        if self.tokens is None:
+            raise InputError("a loss needs the tokens: with start_at_layer pass them as tokens=.")
+        return self.tokens
+
 
 class Reader(Generic[ArrayT]):
     """Reads the arguments of ``forward`` into requests.
@@ -101,7 +112,7 @@ class Reader(Generic[ArrayT]):
         start_at_layer: int | None = None,
         tokens: Input[ArrayT] | None = None,
         shortformer_pos_embed: None = None,
-        attention_mask: npt.ArrayLike | ArrayT | None = None,
+        attention_mask: ArrayInput | UserArray | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
     ) -> Request:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT
-from graphlens.analysis.metrics import Metric
+from graphlens.analysis.metric import Metric
 from graphlens.edits.kinds import Intervention, checked
 from graphlens.engine.engine import Engine
 from graphlens.engine.plan import Plan

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, ArrayT
-from graphlens.engine.engine import Engine
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.errors import InputError, warn
 from graphlens.file.tokenizer import Tokenizer
 from graphlens.model.border import Border
+
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
 
 Tokens = npt.NDArray[np.int64]
 # What a run takes: text, token ids as lists or arrays, or (with start_at_layer) a residual stream.
@@ -234,7 +236,7 @@ class Text(Generic[ArrayT]):
 
     # Token ids
 
-    def token_ids(self, input: npt.ArrayLike | ArrayT, decoding: bool = False) -> Tokens:
+    def token_ids(self, input: ArrayInput | UserArray, decoding: bool = False) -> Tokens:
         """Token ids of any shape as int64.
 
         Args:

@@ -141,8 +141,8 @@ class TorchBorder(Border[torch.Tensor]):
     def loss(self, result: torch.Tensor, output: Array, request: Request, per_token: bool) -> torch.Tensor:
         """The loss, computed by torch where it has to carry a gradient."""
         if not result.requires_grad:
-            return self.to_user(numerics.lm_cross_entropy_loss(output, request.tokens, request.mask, per_token))
-        tokens = torch.from_numpy(np.array(request.tokens))
+            return self.to_user(numerics.lm_cross_entropy_loss(output, request.need_tokens(), request.mask, per_token))
+        tokens = torch.from_numpy(np.array(request.need_tokens()))
         losses = torch.nn.functional.cross_entropy(result[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
         counted = torch.from_numpy(counted_pairs(request.mask, request.shape)).to(losses.dtype)
         losses = losses * counted

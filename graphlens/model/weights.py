@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array, working
-from graphlens.engine.engine import Engine
 from graphlens.file.names import in_block
+
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
 
 # A bias that a checkpoint lacks is zero, as in TransformerLens; its shape in the config's terms.
 _BIASES: Mapping[str, tuple[str, ...]] = {

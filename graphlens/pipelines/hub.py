@@ -7,17 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphlens.errors import ExportError
+from graphlens.export.families import aliases
 from graphlens.views.progress import spinner
 
-# TransformerLens's names -> hub names.
-ALIASES = {
-    "gpt2-small": "gpt2",
-    "distillgpt2": "distilgpt2",
-    "distill-gpt2": "distilgpt2",
-    "distil-gpt2": "distilgpt2",
-    "gpt2-xs": "distilgpt2",
-}
 EMBEDDED = "tiny-gpt2"
+# The files of a repository that are fetched.
 _PATTERNS = [
     "config.json",
     "generation_config.json",
@@ -34,7 +28,13 @@ _PATTERNS = [
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved model: its name, the local folder with its files, and the hub revision (a commit) if it has one."""
+    """Where a model's files are.
+
+    Attributes:
+        name: The model's name.
+        folder: The local folder with its files.
+        revision: The hub's commit, for a model from the hub.
+    """
 
     name: str
     folder: Path
@@ -42,7 +42,11 @@ class Source:
 
 
 def embedded_model() -> Path:
-    """The folder of the model that ships with graphlens, in an installed package or in a clone."""
+    """The folder of the model that ships with graphlens, in an installed package or in a clone.
+
+    Raises:
+        ExportError: The installation lacks it.
+    """
     from importlib.resources import files
 
     package = Path(str(files("graphlens")))
@@ -60,8 +64,16 @@ def resolve(
 ) -> Source:
     """Finds a model's files, downloading them if needed.
 
-    A local folder wins over a hub name of the same spelling. Raises ExportError, saying what to do, for a name that is
-    neither, a repository that needs a login, or a hub that cannot be reached while nothing is cached.
+    Args:
+        name: A local folder, a name on the Hugging Face hub, TransformerLens's alias of one, or ``tiny-gpt2`` for the
+            embedded model. A local folder wins over a hub name of the same spelling.
+        revision: The hub's branch, tag or commit.
+        token: The hub's access token, or True for the one of the last login.
+        cache_dir: The hub's cache folder.
+
+    Raises:
+        ExportError: The name is none of these, the repository needs a login, or the hub cannot be reached while nothing
+            is cached. The message says what to do.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -73,10 +85,17 @@ def resolve(
         raise ExportError(f"{text}: a file, where a checkpoint folder or a hub name is needed.")
     if text.count("/") > 1 or text.startswith((".", "/", "~")):
         raise ExportError(f"{text}: no such folder.")
-    repo = ALIASES.get(text, text)
+    found = _fetched(text, revision, token, cache_dir)
+    return Source(text, found, revision=found.name if found.parent.name == "snapshots" else revision)
+
+
+def _fetched(
+    name: str, revision: str | None, token: str | bool | None, cache_dir: str | os.PathLike[str] | None
+) -> Path:
+    """The local folder of a repository on the hub, downloaded unless it is cached."""
     from huggingface_hub import errors, snapshot_download
 
-    # huggingface_hub's own exceptions, most specific first: several derive from each other.
+    repo = aliases().get(name, name)
     try:
         with spinner(f"Fetching {repo} from the Hugging Face hub"):
             path = snapshot_download(
@@ -86,27 +105,38 @@ def resolve(
                 cache_dir=None if cache_dir is None else os.fspath(cache_dir),
                 allow_patterns=_PATTERNS,
             )
-    except errors.GatedRepoError as error:
-        raise ExportError(
-            f"{repo}: this repository is gated. Accept its terms on the hub, then log in (hf auth login) or pass token=."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ExportError(f"{repo}: the hub has no revision {revision!r} of it.") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ExportError(
-            f"{text!r} is neither a local folder nor a model on the Hugging Face hub (or it is private: log in, or pass "
-            "token=)."
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError) as error:
-        raise ExportError(
-            f"{repo}: the hub cannot be reached and the model is not in the local hub cache. Connect once, or pass a "
-            "local checkpoint folder."
-        ) from error
-    except errors.HFValidationError as error:
-        raise ExportError(f"{text!r} is neither a local folder nor a valid hub name ({error}).") from error
-    except errors.HfHubHTTPError as error:
-        raise ExportError(f"{repo}: the hub answered with an error ({error}). Try again later.") from error
-    except OSError as error:
-        raise ExportError(f"{repo}: could not be fetched from the hub ({error.strerror or error}).") from error
-    found = Path(path)
-    return Source(text, found, revision=found.name if found.parent.name == "snapshots" else revision)
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise ExportError(_refusal(error, name, repo, revision)) from error
+    return Path(path)
+
+
+def _refusal(error: Exception, name: str, repo: str, revision: str | None) -> str:
+    """What an error of huggingface_hub means and what to do."""
+    from huggingface_hub import errors
+
+    # Most specific first: several of these classes derive from each other.
+    match error:
+        case errors.GatedRepoError():
+            return (
+                f"{repo}: this repository is gated. Accept its terms on the hub, then log in (hf auth login) or pass "
+                "token=."
+            )
+        case errors.RevisionNotFoundError():
+            return f"{repo}: the hub has no revision {revision!r} of it."
+        case errors.RepositoryNotFoundError():
+            return (
+                f"{name!r} is neither a local folder nor a model on the Hugging Face hub (or it is private: log in, or "
+                "pass token=)."
+            )
+        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled() | ConnectionError():
+            return (
+                f"{repo}: the hub cannot be reached and the model is not in the local hub cache. Connect once, or pass a "
+                "local checkpoint folder."
+            )
+        case errors.HFValidationError():
+            return f"{name!r} is neither a local folder nor a valid hub name ({error})."
+        case errors.HfHubHTTPError():
+            return f"{repo}: the hub answered with an error ({error}). Try again later."
+        case OSError():
+            return f"{repo}: could not be fetched from the hub ({error.strerror or error})."
+    return f"{repo}: could not be fetched from the hub ({error})."

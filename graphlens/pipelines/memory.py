@@ -11,7 +11,12 @@ from pathlib import Path
 
 @dataclass
 class Peak:
-    """The highest resident memory during a step, in bytes; ``whole_process`` when only the process's own is known."""
+    """The highest resident memory during a step.
+
+    Attributes:
+        bytes: Bytes; 0 until the step has ended, and on systems that do not tell.
+        whole_process: True if it is the highest since the process started: the system could not begin anew.
+    """
 
     bytes: int = 0
     whole_process: bool = False
@@ -19,9 +24,10 @@ class Peak:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measures the block. Linux can restart its high-water mark; elsewhere the mark covers the whole process so far."""
+    """Measures the memory of a ``with`` block. What it gives is filled in when the block ends."""
     peak = Peak()
     try:
+        # Linux alone can begin anew.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         peak.whole_process = True
@@ -32,6 +38,7 @@ def peak_memory() -> Iterator[Peak]:
 
 
 def _high_water_mark() -> int:
+    """The highest resident memory that the system has recorded for this process, in bytes; 0 on Windows."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from graphlens.analysis.arrays import Array
 from graphlens.analysis.numerics import log_softmax
 from graphlens.engine.engine import Engine
 from graphlens.errors import VerificationError
-from graphlens.file.names import axis_sizes
+from graphlens.file.io_names import INPUT_IDS
+from graphlens.file.names import SCORES, axis_sizes, split_name
 from graphlens.pipelines.memory import peak_memory
 from graphlens.views.progress import steps
 
-Array = npt.NDArray[Any]
-TOLERANCE = 1e-4  # times max(1, max|reference|)
+# Differences are relative to max(1, the largest value that is compared with).
+TOLERANCE = 1e-4  # of the logits from transformers'
+_NO_EFFECT = 1e-6  # of the logits after a change that should matter
+_NO_LEAK = 1e-5  # of earlier logits after a change of the last token
+_ROW_SUM = 1e-4  # of a pattern's row from 1, absolute
 _BATCH, _LENGTH = 2, 11
 _EFFECT_LENGTH = 5  # a perturbed hook point needs at least 4 positions to be sure of an effect
-_NO_EFFECT = 1e-6  # times max(1, max|logits|)
+_PATTERN = "attn.hook_pattern"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification found: the largest difference of the logits from transformers' (absolute, and allowed), how
-    many hook points were tried, the peak memory of the step in bytes, and its seconds."""
+    """What a verification found.
+
+    Attributes:
+        logits_difference: The largest absolute difference of the logits from transformers'.
+        allowed: How large it may be.
+        hook_points: How many hook points were tried.
+        peak_bytes: The peak memory of the verification.
+        seconds: How long it took.
+    """
 
     logits_difference: float
     allowed: float
@@ -36,7 +47,7 @@ class Verification:
     seconds: float
 
     def lines(self) -> list[str]:
-        """The findings, for people."""
+        """The findings, in lines of text for people."""
         return [
             f"Logits differ from transformers' by at most {self.logits_difference:.1e} (allowed {self.allowed:.1e})",
             f"{self.hook_points} hook points: shapes, finite values, causal patterns and causal effect hold",
@@ -45,40 +56,54 @@ class Verification:
 
 
 def verify_export(model: Path, checkpoint: Path) -> Verification:
-    """Verifies a hooked file against the checkpoint folder it came from, on seeded random tokens.
+    """Verifies a hooked file against the checkpoint it came from, on seeded random tokens.
 
     Logits equal transformers' (log-probabilities for processed weights, which centre the unembedding); every hook
-    point has its shape and finite values; patterns are causal and sum to 1; the future changes nothing; and changing
-    the value at each hook point changes the logits. Raises VerificationError on the first that does not hold.
+    point has its shape and finite values; patterns sum to 1; a causal model's patterns and earlier logits do not depend
+    on later tokens; and changing the value at each hook point changes the logits.
+
+    Args:
+        model: The graph file.
+        checkpoint: The checkpoint folder.
+
+    Raises:
+        VerificationError: The first of these that does not hold.
     """
     started = time.perf_counter()
     with peak_memory() as peak:
         engine = Engine(model, "cpu")
         config = engine.manifest.config
         rng = np.random.default_rng(0)
-        length = min(_LENGTH, config.n_ctx)
-        tokens = rng.integers(0, config.d_vocab, (_BATCH, length))
-        results = engine.run({"input_ids": tokens}, engine.hook_names)
+        tokens = rng.integers(0, config.d_vocab, (_BATCH, min(_LENGTH, config.n_ctx)))
+        causal = config.attention_dir == "causal"
+        results = engine.run({INPUT_IDS: tokens}, engine.hook_names)
         logits, values = results.output, results.values
         assert logits is not None
         _check_finite(values)
-        _check_shapes(engine, values, length)
-        _check_patterns(values)
-        _check_future(engine, tokens, logits)
-        del values
+        _check_shapes(engine, values, tokens.shape[1])
+        _check_patterns(values, causal)
+        if causal:
+            _check_future(engine, tokens, logits)
+        del values, results
         difference, allowed = _compare(logits, _reference(checkpoint, tokens), bool(engine.manifest.processing))
-        with steps("Trying every hook point", len(engine.hook_names)) as progress:
-            few = tokens[:1, :_EFFECT_LENGTH]
-            before = engine.run({"input_ids": few}, ()).output
-            assert before is not None
-            for name in engine.hook_names:
-                _check_effect(engine, name, few, before, rng)
-                progress.advance()
+        _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
     return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started)
 
 
+def _scale(array: Array) -> float:
+    """What differences from an array are relative to: its largest absolute value, at least 1."""
+    return max(1.0, float(np.abs(array).max()))
+
+
+def _logits(engine: Engine, tokens: Array, callbacks: Mapping[str, Callable[[Array], Array]] | None = None) -> Array:
+    """The logits [b, p, d_vocab] of tokens [b, p], with ``callbacks`` at hook points."""
+    output = engine.run({INPUT_IDS: tokens}, (), callbacks).output
+    assert output is not None
+    return output
+
+
 def _reference(checkpoint: Path, tokens: Array) -> Array:
-    """transformers' logits [b, p, V] in float32, by its own attention."""
+    """transformers' logits [b, p, d_vocab] of tokens [b, p] in float32, by its own attention."""
     import torch
     import transformers
 
@@ -95,10 +120,11 @@ def _reference(checkpoint: Path, tokens: Array) -> Array:
         return model.eval()(torch.from_numpy(tokens)).logits.numpy()  # type: ignore[no-any-return]
 
 
-def _check_finite(values: dict[str, Array]) -> None:
+def _check_finite(values: Mapping[str, Array]) -> None:
+    """Raises VerificationError for NaN, and for infinite values other than the -inf of masked scores."""
     for name, value in values.items():
         bad = np.isnan(value) | (np.isinf(value) & (value > 0))
-        if not name.endswith("hook_attn_scores"):
+        if split_name(name)[1] != SCORES:
             bad |= np.isinf(value)
         if bad.any():
             raise VerificationError(
@@ -108,9 +134,10 @@ def _check_finite(values: dict[str, Array]) -> None:
 
 
 def _compare(logits: Array, reference: Array, processed: bool) -> tuple[float, float]:
+    """The largest difference of the logits and how large it may be. Raises VerificationError for a larger one."""
     if processed:
         logits, reference = log_softmax(logits), log_softmax(reference)
-    allowed = TOLERANCE * max(1.0, float(np.abs(reference).max()))
+    allowed = TOLERANCE * _scale(reference)
     difference = float(np.abs(logits - reference).max())
     if not difference <= allowed:
         raise VerificationError(
@@ -120,7 +147,8 @@ def _compare(logits: Array, reference: Array, processed: bool) -> tuple[float, f
     return difference, allowed
 
 
-def _check_shapes(engine: Engine, values: dict[str, Array], length: int) -> None:
+def _check_shapes(engine: Engine, values: Mapping[str, Array], length: int) -> None:
+    """Raises VerificationError for an activation that has not the shape and dtype that the manifest gives it."""
     sizes = axis_sizes(engine.manifest.config)
     sizes |= {"batch": _BATCH, "pos": length, "query_pos": length, "key_pos": length}
     for name, entry in engine.manifest.hooks.items():
@@ -132,37 +160,43 @@ def _check_shapes(engine: Engine, values: dict[str, Array], length: int) -> None
             )
 
 
-def _check_patterns(values: dict[str, Array]) -> None:
+def _check_patterns(values: Mapping[str, Array], causal: bool) -> None:
+    """Raises VerificationError for attention patterns whose rows do not sum to 1, or that attend to later positions."""
     for name, pattern in values.items():
-        if not name.endswith("attn.hook_pattern"):
+        if split_name(name)[1] != _PATTERN:
             continue
-        if np.abs(pattern.sum(-1) - 1).max() > 1e-4:
+        if np.abs(pattern.sum(-1) - 1).max() > _ROW_SUM:
             raise VerificationError(f"{name!r}: its rows do not sum to 1, so it is not an attention pattern.")
-        if np.triu(np.ones(pattern.shape[-2:], bool), 1).any() and np.abs(np.triu(pattern, 1)).max() != 0:
+        if causal and np.abs(np.triu(pattern, 1)).max() != 0:
             raise VerificationError(f"{name!r}: attends to later positions, so the attention is not causal.")
 
 
 def _check_future(engine: Engine, tokens: Array, logits: Array) -> None:
+    """Raises VerificationError if another last token changes earlier logits."""
     changed = tokens.copy()
     changed[:, -1] = (changed[:, -1] + 1) % engine.manifest.config.d_vocab
-    other = engine.run({"input_ids": changed}, ()).output
-    assert other is not None
-    scale = max(1.0, float(np.abs(logits).max()))
-    if logits.shape[1] > 1 and np.abs(other[:, :-1] - logits[:, :-1]).max() > 1e-5 * scale:
+    other = _logits(engine, changed)
+    if logits.shape[1] > 1 and np.abs(other[:, :-1] - logits[:, :-1]).max() > _NO_LEAK * _scale(logits):
         raise VerificationError("changing the last token changed earlier logits: the model is not causal.")
 
 
-def _check_effect(engine: Engine, name: str, tokens: Array, logits: Array, rng: np.random.Generator) -> None:
+def _check_effects(engine: Engine, tokens: Array, rng: np.random.Generator) -> None:
+    """Raises VerificationError for the first hook point at which a change does not change the logits."""
+
     def disturb(activation: Array) -> Array:
         # Different noise at every element: softmax and LayerNorm absorb a constant. Masked scores stay masked.
         spread = float(np.std(activation[np.isfinite(activation)])) or 1.0
         noise = rng.standard_normal(activation.shape).astype(activation.dtype) * np.asarray(spread, activation.dtype)
         return np.where(np.isfinite(activation), activation + noise, activation)
 
-    changed = engine.run({"input_ids": tokens}, (), {name: disturb}).output
-    assert changed is not None
-    if not np.abs(changed - logits).max() > _NO_EFFECT * max(1.0, float(np.abs(logits).max())):
-        raise VerificationError(
-            f"changing the value at {name!r} does not change the logits. Either this hook point is not where it should "
-            "be, or the checkpoint ignores it (weights of zero after it); --no-verify exports it all the same."
-        )
+    with steps("Trying every hook point", len(engine.hook_names)) as progress:
+        before = _logits(engine, tokens)
+        for name in engine.hook_names:
+            changed = _logits(engine, tokens, {name: disturb})
+            if not np.abs(changed - before).max() > _NO_EFFECT * _scale(before):
+                raise VerificationError(
+                    f"changing the value at {name!r} does not change the logits. Either this hook point is not where it "
+                    "should be, or the checkpoint ignores it (weights of zero after it); --no-verify exports it all the "
+                    "same."
+                )
+            progress.advance()

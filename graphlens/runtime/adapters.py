@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.runtime.providers import onnxruntime
+from graphlens.runtime.types import Array
 
 
-def write_adapter_file(inputs: Mapping[str, npt.NDArray[Any]], path: str | os.PathLike[str]) -> None:
-    """Writes arrays by input name. ``RunOptions.add_active_adapter`` gives them to a run."""
+def write_adapter_file(inputs: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
+    """Writes an adapter file, which ``onnxruntime.RunOptions.add_active_adapter`` gives to a run.
+
+    Args:
+        inputs: Arrays by input name.
+        path: The ``.onnx_adapter`` file to write.
+    """
     ort = onnxruntime()
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)

@@ -11,18 +11,20 @@ import importlib.util
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType, TracebackType
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.errors import RuntimeUnavailable
+from graphlens.runtime.types import Array
 
-Array = npt.NDArray[Any]
-Callback = Callable[[Array], Array]
+Callback = Callable[[Array], Array]  # activation -> the activation to go on with
 
+# What an operator's call gives: its id, then a shape and values for each output.
+_Answer = tuple[int | Sequence[int] | Sequence[float] | Array, ...]
+_Dispatch = Callable[[int, list[Array], Mapping[str, str]], _Answer]
 _PACKAGE = "onnxruntime_extensions"
 _OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double", "GraphlensHookInt64": "dt_int64"}
 _active: dict[int, PythonCalls] = {}
@@ -32,7 +34,7 @@ _library: str | None = None
 # somebody registers later would crash them. Reserved places make the array large before the first session of ours. (A
 # session with Python operators that was opened *before* our first hook cannot be saved from our side.)
 _RESERVED = 256
-_placeholders: list[Any] = []
+_placeholders: list[object] = []  # nothing but kept alive
 _lock = threading.Lock()
 
 
@@ -66,9 +68,13 @@ def _python_operators() -> ModuleType:
 
 
 def callback_library() -> str:
-    """Registers graphlens's Python operators, once, and returns the library that a session needs to run them.
+    """The library that a session needs in order to call Python. The first call registers graphlens's operators.
 
-    Raises RuntimeUnavailable when onnxruntime-extensions is not installed.
+    Returns:
+        The library's path.
+
+    Raises:
+        RuntimeUnavailable: onnxruntime-extensions is not installed.
     """
     global _library
     with _lock:
@@ -91,13 +97,13 @@ def callback_library() -> str:
                 attrs={"index": definition.dt_int64},
             )
             ours.add(op._nativedef.obj_id)
-        theirs = ocos._on_pyop_invocation
+        theirs: _Dispatch = ocos._on_pyop_invocation
 
-        def dispatch(op_id: int, feed: list[Array], attributes: Mapping[str, str]) -> tuple[Any, ...]:
+        def dispatch(op_id: int, feed: list[Array], attributes: Mapping[str, str]) -> _Answer:
             # The stock dispatcher turns every result into a Python list, which is slow for a large activation (ADR 3);
             # operators that are not ours still go through it.
             if op_id not in ours:
-                return theirs(op_id, feed, attributes)  # type: ignore[no-any-return]
+                return theirs(op_id, feed, attributes)
             activation, run = feed
             result = _call(activation, run, int(attributes["index"]))
             return op_id, result.shape, result
@@ -108,16 +114,24 @@ def callback_library() -> str:
 
 
 def _unused(x: Array) -> Array:
+    """The operator behind a reserved place; nothing calls it."""
     return x
 
 
 def _call(activation: Array, run: Array, index: int) -> Array:
+    """Hands an activation to the run that it belongs to."""
     calls = _active.get(run.item())
     return activation if calls is None else calls._invoke(index, activation)
 
 
 class PythonCalls:
-    """The callbacks of one run, by hook index. Use as a context manager around the run, feeding ``run_id``."""
+    """The callbacks of one run. Use it as a context manager around the run, and feed ``run_id``.
+
+    Leaving it raises what a callback raised.
+
+    Args:
+        callbacks: Functions by the place of their hook point in the graph's hook map.
+    """
 
     def __init__(self, callbacks: Mapping[int, Callback]) -> None:
         self._callbacks = callbacks
@@ -131,14 +145,16 @@ class PythonCalls:
         return np.asarray(self._id, np.int64)
 
     def on_start(self, stop: Callable[[], None]) -> None:
-        """Takes the function that stops the run early (see Session.run)."""
+        """Takes the function that stops the run early: ``Session.run`` calls this when the run begins."""
         self._stop = stop
 
-    def __enter__(self) -> PythonCalls:
+    def __enter__(self) -> Self:
         _active[self._id] = self
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         _active.pop(self._id, None)
         kept, self._error = self._error, None
         if kept is not None:
@@ -146,6 +162,7 @@ class PythonCalls:
             raise kept.with_traceback(kept.__traceback__) from None
 
     def _invoke(self, index: int, activation: Array) -> Array:
+        """Calls one callback. An error is kept for the end of the run, which goes on unchanged until it is stopped."""
         if self._error is not None:
             return activation
         try:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from types import ModuleType
 
 from graphlens.errors import InputError, RuntimeUnavailable
+from graphlens.runtime.types import HasProviders
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _SHORT = {"cpu": [CPU], "cuda": [CUDA, CPU], "gpu": [CUDA, CPU]}
 Providers = str | Sequence[str] | None
 
 
-def onnxruntime() -> Any:
-    """The onnxruntime module. Raises RuntimeUnavailable, naming the extra, when none is installed."""
+def onnxruntime() -> ModuleType:
+    """The ``onnxruntime`` module, imported on first use.
+
+    Raises:
+        RuntimeUnavailable: It is not installed, or two wheels of it overwrote each other. The message says what to do.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -27,21 +32,31 @@ def onnxruntime() -> Any:
             "ONNX Runtime is installed but broken: onnxruntime and onnxruntime-gpu overwrite each other. "
             "Uninstall both, then install one extra: graphlens-onnx[cpu] or graphlens-onnx[gpu]."
         )
-    return ort
+    module: ModuleType = ort
+    return module
 
 
 @lru_cache(maxsize=1)
 def _preload_cuda() -> None:
+    """Loads CUDA's libraries from the wheels that hold them, where this ONNX Runtime can."""
     preload = getattr(onnxruntime(), "preload_dlls", None)
     if preload is not None:
         preload()
 
 
 def choose_providers(asked: Providers) -> tuple[list[str], bool]:
-    """(provider names in order of preference, whether the first must be active).
+    """The execution providers to open a session with.
 
-    ``asked``: "cpu", "cuda", a list of ONNX Runtime names, or None for CUDA where it works and CPU elsewhere.
-    Raises InputError for an unknown name, RuntimeUnavailable for one this ONNX Runtime was built without.
+    Args:
+        asked: ``"cpu"``, ``"cuda"``, a list of ONNX Runtime's names, or None for CUDA where it works and the CPU
+            elsewhere.
+
+    Returns:
+        The providers' names, first choice first, and whether the first must be active.
+
+    Raises:
+        InputError: There is no provider of that name, or the list is empty.
+        RuntimeUnavailable: This ONNX Runtime was built without it.
     """
     available = onnxruntime().get_available_providers()
     if asked is None:
@@ -71,8 +86,12 @@ def choose_providers(asked: Providers) -> tuple[list[str], bool]:
     return names, required
 
 
-def require_active(session: Any, names: Sequence[str]) -> None:
-    """Raises RuntimeUnavailable when the provider asked for first is not active: ONNX Runtime only warns and falls back."""
+def require_active(session: HasProviders, names: Sequence[str]) -> None:
+    """Checks that a session got the provider that was asked for first. ONNX Runtime itself only warns and falls back.
+
+    Raises:
+        RuntimeUnavailable: That provider is not active.
+    """
     active = session.get_providers()
     if names[0] not in active:
         raise RuntimeUnavailable(

@@ -1,53 +1,81 @@
-"""Sessions: opening one over a graph, and running it with zero-copy inputs and outputs."""
+"""Sessions: opening one over a graph, and running it without copying inputs or outputs."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.errors import ModelFileError
 from graphlens.runtime.providers import CPU, Providers, choose_providers, onnxruntime, require_active
+from graphlens.runtime.types import Array, DeviceValue, Feed, InferenceSession, RunOptions, SessionOptions
 
-Array = npt.NDArray[Any]
+# Is handed a function that stops a run, when the run begins.
+OnStart = Callable[[Callable[[], None]], None]
 _ERRORS_ONLY = 3
 # Microseconds that a session's threads wait for more work before they sleep. Between the operators of a run it is always
 # enough; ONNX Runtime's own tens of milliseconds would take a core from whatever session runs next.
 _SPIN = "200"
 
 
-class Session:
-    """One ONNX Runtime session. Safe to run from several threads at once."""
+class Runnable(Protocol):
+    """What computes outputs from inputs, all of them by name: one session, or several that run as one.
 
-    def __init__(self, session: Any) -> None:
+    Attributes:
+        providers: The active execution providers, first choice first.
+        inputs: The inputs that must be fed.
+        outputs: The outputs, in the graph's order.
+        feedable: Every input, those with a default included.
+        readable: Every output.
+    """
+
+    providers: list[str]
+    inputs: list[str]
+    outputs: list[str]
+    feedable: frozenset[str]
+    readable: frozenset[str]
+
+    def run_on_device(
+        self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
+    ) -> list[DeviceValue]:
+        """Runs, and leaves the outputs on the device that computed them. See ``Session.run_on_device``."""
+
+
+class Session:
+    """One ONNX Runtime session, safe to run from several threads at once. For its attributes see ``Runnable``."""
+
+    def __init__(self, session: InferenceSession) -> None:
         self._session = session
         self.providers: list[str] = session.get_providers()
-        self.inputs: list[str] = [value.name for value in session.get_inputs()]
-        self.optional_inputs: list[str] = [value.name for value in session.get_overridable_initializers()]
-        self.outputs: list[str] = [value.name for value in session.get_outputs()]
-        self.feedable = frozenset((*self.inputs, *self.optional_inputs))
+        self.inputs = [value.name for value in session.get_inputs()]
+        self.outputs = [value.name for value in session.get_outputs()]
+        self.feedable = frozenset((*self.inputs, *(value.name for value in session.get_overridable_initializers())))
         self.readable = frozenset(self.outputs)
 
-    def run(
-        self,
-        outputs: Sequence[str],
-        feeds: Mapping[str, Any],
-        on_start: Callable[[Callable[[], None]], None] | None = None,
-        keep: Collection[str] = (),
-    ) -> list[Any]:
-        """Runs and returns the named outputs, in order, as arrays that own ONNX Runtime's buffers (no copy on CPU).
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None) -> list[Array]:
+        """Runs the graph and returns some of its outputs as arrays.
 
-        Feeds are arrays or OrtValues of an earlier run; outputs in ``keep`` stay OrtValues, on their device.
-        ``on_start`` is handed a function that stops the run early from another thread or from a callback inside it.
+        Args:
+            outputs: The names of the outputs wanted.
+            feeds: Arrays by input name, or what an earlier run left on its device.
+            on_start: Is handed a function that stops the run early, from another thread or from a callback inside it.
+
+        Returns:
+            One array for each name, in the same order. On the CPU they own ONNX Runtime's buffers: nothing is copied.
         """
+        return [value.numpy() for value in self.run_on_device(outputs, feeds, on_start)]
+
+    def run_on_device(
+        self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
+    ) -> list[DeviceValue]:
+        """The same as ``run``, but the outputs stay on the device that computed them."""
         ort = onnxruntime()
-        options = ort.RunOptions()
+        options: RunOptions = ort.RunOptions()
         options.log_severity_level = _ERRORS_ONLY
         if on_start is not None:
 
@@ -55,39 +83,45 @@ class Session:
                 options.terminate = True
 
             on_start(stop)
-        # The OrtValue aliases the array's memory, so both must live until the run ends: `arrays` keeps them.
-        arrays = {name: np.asarray(a, order="C") for name, a in feeds.items() if not isinstance(a, ort.OrtValue)}
-        values = {
-            name: ort.OrtValue.ortvalue_from_numpy(arrays[name]) if name in arrays else value
-            for name, value in feeds.items()
-        }
-        results = self._results(list(outputs), values, options)
-        return [value if name in keep else value.numpy() for name, value in zip(outputs, results, strict=True)]
-
-    def _results(self, outputs: Sequence[str], values: Mapping[str, Any], options: Any) -> list[Any]:
-        """The named outputs, in order, of OrtValues by name, as OrtValues."""
-        found: list[Any] = self._session.run_with_ort_values(outputs, values, options)
-        return found
+        arrays: dict[str, Array] = {}
+        values: dict[str, DeviceValue] = {}
+        for name, feed in feeds.items():
+            if isinstance(feed, ort.OrtValue):
+                values[name] = feed
+            else:
+                # The OrtValue aliases the array's memory, so both must live until the run ends: `arrays` keeps them.
+                arrays[name] = np.asarray(feed, order="C")
+                values[name] = ort.OrtValue.ortvalue_from_numpy(arrays[name])
+        return self._session.run_with_ort_values(list(outputs), values, options)
 
 
-class Chain(Session):
-    """Two sessions that run as one: ``last`` computes its outputs from one that ``first`` calls ``between``."""
+class Chain:
+    """Two sessions that run as one: ``last`` computes its outputs from one output of ``first``.
 
-    def __init__(self, first: Session, last: Session, between: str) -> None:
+    Args:
+        first: Takes the inputs.
+        last: Runs only when one of its outputs is wanted. It has one input.
+        between: The output of ``first`` that ``last`` is fed with.
+    """
+
+    def __init__(self, first: Runnable, last: Runnable, between: str) -> None:
         self._first, self._last, self._between = first, last, between
         self.providers = first.providers
-        self.inputs, self.optional_inputs, self.feedable = first.inputs, first.optional_inputs, first.feedable
+        self.inputs, self.feedable = first.inputs, first.feedable
         self.outputs = [*last.outputs, *first.outputs]
         self.readable = frozenset(self.outputs)
 
-    def _results(self, outputs: Sequence[str], values: Mapping[str, Any], options: Any) -> list[Any]:
-        late = [name for name in outputs if name in self._last.outputs]
-        early = [name for name in outputs if name not in late]
+    def run_on_device(
+        self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
+    ) -> list[DeviceValue]:
+        """Runs both sessions, or the first alone. ``on_start`` is handed a function to stop each of them."""
+        late = [name for name in outputs if name in self._last.readable]
+        early = [name for name in outputs if name not in self._last.readable]
         asked = list(dict.fromkeys([*early, *([self._between] if late else [])]))
-        found = dict(zip(asked, self._first._results(asked, values, options), strict=True))
+        found = dict(zip(asked, self._first.run_on_device(asked, feeds, on_start), strict=True))
         if late:
-            given = self._last._results(late, {self._last.inputs[0]: found[self._between]}, options)
-            found.update(zip(late, given, strict=True))
+            given = {self._last.inputs[0]: found[self._between]}
+            found.update(zip(late, self._last.run_on_device(late, given, on_start), strict=True))
         return [found[name] for name in outputs]
 
 
@@ -97,8 +131,17 @@ def version() -> str:
 
 
 def save_optimised(model: Path, graph: Path, weights: str) -> None:
-    """Writes a graph file as ONNX Runtime optimises it for this processor to ``graph``, and its weights, in their plain
-    and their packed layout, to the file ``weights`` beside it. Raises ModelFileError where ONNX Runtime cannot."""
+    """Writes a graph file as ONNX Runtime optimises it for this processor.
+
+    Args:
+        model: The graph file to optimise.
+        graph: Where the optimised graph goes.
+        weights: The name of the file beside ``graph`` that gets its weights, each in its plain layout and in the one
+            that this processor's kernels read.
+
+    Raises:
+        ModelFileError: ONNX Runtime cannot load or save the model.
+    """
     ort = onnxruntime()
     options = _options()
     options.optimized_model_filepath = str(graph)
@@ -111,9 +154,9 @@ def save_optimised(model: Path, graph: Path, weights: str) -> None:
         raise ModelFileError(f"{model}: ONNX Runtime could not save it optimised: {error}") from error
 
 
-def _options() -> Any:
+def _options() -> SessionOptions:
     """Session options that print errors only, and take none from a model file."""
-    options = onnxruntime().SessionOptions()
+    options: SessionOptions = onnxruntime().SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
     return options
@@ -140,11 +183,18 @@ def open_session(
     custom_ops: str | None = None,
     one_of_many: bool = False,
 ) -> Session:
-    """Opens a session over a graph file, or over a graph's bytes whose external data lies in ``folder``.
+    """Opens a session.
 
-    ``custom_ops`` is a custom-operator library of graphlens's own choosing; a model never names one. ``one_of_many``:
-    sessions that take turns, and so share one arena and do not spin when idle.
-    Raises RuntimeUnavailable for providers that are not there or not active, ModelFileError for a refused file.
+    Args:
+        model: A graph file, or the bytes of a graph.
+        providers: The execution providers to ask for. See ``choose_providers``.
+        folder: Where the external data of a graph given as bytes lies.
+        custom_ops: The library with the graph's custom operators. graphlens alone chooses it: a model never names one.
+        one_of_many: True for sessions that take turns. They share one memory arena, and their idle threads sleep.
+
+    Raises:
+        RuntimeUnavailable: A provider that was asked for is not there or not active.
+        ModelFileError: ONNX Runtime refuses the graph.
     """
     ort = onnxruntime()
     names, required = choose_providers(providers)

@@ -6,24 +6,39 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphlens.edits import gate
 from graphlens.edits.files import to_json
-from graphlens.edits.gate import Axis, along, is_grid, label, order, selected_by
-from graphlens.edits.kinds import Ablate, Intervention, Patch, Scale, Selection, hooks_of
+from graphlens.edits.gate import PARTS
+from graphlens.edits.kinds import Intervention, hooks_of
+from graphlens.edits.record import Array
+from graphlens.edits.selection import (
+    POSITION_AXES,
+    Axis,
+    Grid,
+    Mask,
+    SelectionField,
+    along,
+    is_grid,
+    order,
+    selected_by,
+)
 from graphlens.errors import InputError
+from graphlens.file.io_names import ATTENTION_MASK
 from graphlens.file.manifest import METADATA_KEY, HookEntry
 from graphlens.file.names import axis_sizes, select
 from graphlens.surgery.fold import Folded, fold
 from graphlens.surgery.gates import keep_masked
-from graphlens.surgery.graph import ATTENTION_MASK, ensure_hooks_resolve, read_manifest
+from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
 from graphlens.surgery.outputs import keep_results
 from graphlens.surgery.segments import with_past as add_past
 from graphlens.surgery.splice import Edit, Scope, splice
 
 EDITS_KEY = "graphlens.interventions"  # what was baked, in the file's metadata
+Listed = int | slice | tuple[int, ...] | tuple[bool, ...]  # a selection that is neither text nor a mask [batch, pos]
 _UNSEEN = 2**40  # a length that no sequence reaches
 
 
@@ -34,12 +49,24 @@ def bake(
     with_past: bool = False,
     keep_hooks: bool = False,
 ) -> tuple[ir.Model, Folded]:
-    """A copy with the interventions inside, and the weights that they changed: tensor name -> array, per weights file.
+    """A copy of a hooked model with interventions inside.
 
-    Where an edit is the same at every position it goes into the weights and costs nothing when it runs; elsewhere it
-    becomes nodes. Positions beyond the sequence of a run are ignored then. Without ``keep_hooks`` the graph returns
-    ``logits`` (and ``present.*``), has no manifest, and needs none. The model must have the flagged hook points that the
-    interventions name (see with_flagged). Raises UnknownHookPoint and InputError.
+    An edit that is the same at every position goes into the weights where it can, and then costs nothing when the model
+    runs; elsewhere it becomes nodes. Positions beyond the sequence of a run are ignored.
+
+    Args:
+        model: A hooked model, with those flagged hook points that the interventions name (see with_flagged).
+        interventions: In the order in which they apply.
+        with_past: True adds the inputs and outputs of a KV cache.
+        keep_hooks: True keeps the manifest and the hook points as outputs; no edit goes into the weights then. Otherwise
+            the graph returns ``logits`` (and ``present.*``), has no manifest, and needs none.
+
+    Returns:
+        (the copy, the new content of the weights that edits went into, by weights file and tensor).
+
+    Raises:
+        UnknownHookPoint: For a hook point that the model does not have.
+        InputError: For an intervention that does not fit its hook point, or that a file cannot hold.
     """
     manifest = read_manifest(model)
     names, config = list(manifest.hooks), manifest.config
@@ -82,7 +109,9 @@ def _described(items: Sequence[Intervention]) -> str:
     return json.dumps(data, separators=(",", ":"))
 
 
-def _edit(items: Sequence[Intervention], entry: HookEntry, sizes: dict[str, int], past: bool) -> Edit:
+def _edit(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, int], past: bool) -> Edit:
+    """The edit that writes the interventions at one hook point as nodes."""
+
     def edit(value: ir.Value, scope: Scope) -> ir.Value:
         result = value
         for item in items:
@@ -96,88 +125,88 @@ class _Baked:
     """One intervention being written as nodes. ``like`` is the unedited activation, whose shape tells the sizes."""
 
     def __init__(
-        self, item: Intervention, entry: HookEntry, sizes: dict[str, int], past: bool, scope: Scope, like: ir.Value
+        self, item: Intervention, entry: HookEntry, sizes: Mapping[str, int], past: bool, scope: Scope, like: ir.Value
     ) -> None:
-        self.item, self.entry, self.sizes, self.past, self.scope, self.like = item, entry, sizes, past, scope, like
+        self.item, self.axes, self.sizes, self.past, self.scope, self.like = item, entry.axes, sizes, past, scope, like
         self.rank = len(entry.axes)
-        self.dtype = like.dtype
+        self.field_of = selected_by(entry.axes)
 
     def apply(self, x: ir.Value) -> ir.Value:
-        item, fields = self.item, selected_by(self.entry.axes)
+        """The activation after the intervention."""
+        item = self.item
         array = item.array.reshape((1,) * (self.rank - item.array.ndim) + item.array.shape)
-        fixed: np.ndarray | None = None  # the selection along axes whose size is known
+        fixed: Mask | None = None  # the selection along axes whose size is known
         dynamic: list[ir.Value] = []
         gathers: list[tuple[int, ir.Value]] = []
-        whole = self._is_whole(array, fields)
-        for index, name in enumerate(self.entry.axes):
-            selection = getattr(item, fields[name]) if name in fields else None
+        whole = self._is_whole(array)
+        for index, name in enumerate(self.axes):
             if name not in self.sizes:
-                mask, gather, array = self._along_run(selection, name, index, array, fields.get(name), whole)
+                mask, gather, array = self._along_run(name, index, array, whole)
                 dynamic += [] if mask is None else [mask]
                 gathers += [] if gather is None else [(index, gather)]
                 continue
-            axis = Axis(name, 0, self.sizes[name], self.sizes[name], self.sizes[name])
-            chosen = order(selection, axis, item, fields.get(name))
-            array = along(item, self.entry.axes, array, index, axis, chosen, whole)
+            field, axis = self.field_of.get(name), Axis.fixed(name, self.sizes[name])
+            chosen = order(item.chosen(field), axis, item.label, field)
+            array = along(item, self.axes, array, index, axis, chosen, whole)
             if chosen is not None:
-                flags = np.zeros(axis.size, bool)
-                flags[chosen] = True
-                flags = flags.reshape((1,) * index + (-1,) + (1,) * (self.rank - index - 1))
+                flags = axis.mask(chosen, index, self.rank)
                 fixed = flags if fixed is None else fixed & flags
-        assert self.dtype is not None
-        array = array.astype(self.dtype.numpy())
-        op, constant = self.scope.op, self.scope.constant
-        if isinstance(item, (Ablate, Patch)):
+        assert self.like.dtype is not None
+        array = array.astype(self.like.dtype.numpy())
+        op, constant, part = self.scope.op, self.scope.constant, PARTS[item.part]
+        if part.masked:
             mask = self._all(
                 [constant(np.ones((1,) * self.rank, bool) if fixed is None else fixed, "chosen"), *dynamic]
             )
-            return op("Where", [mask, self._gathered(constant(array, "value"), gathers), x])
-        neutral = array.dtype.type(1 if isinstance(item, Scale) else 0)
-        if fixed is not None:
-            array = np.where(fixed, array, neutral)
-        changed = op(
-            "Mul" if isinstance(item, Scale) else "Add", [x, self._gathered(constant(array, "value"), gathers)]
-        )
+            return op(part.operator, part.arguments(x, [mask, self._gathered(constant(array, "value"), gathers)]))
+        operand = self._gathered(constant(part.filled(array, fixed), "value"), gathers)
+        changed = op(part.operator, part.arguments(x, [operand]))
         return changed if not dynamic else op("Where", [self._all(dynamic), changed, x])
 
-    def _is_whole(self, array: np.ndarray, fields: Mapping[str, str]) -> bool:
-        """Whether the operand is shaped like the activation, and not like the selected part of it (see gate.along). Of
-        an axis whose size only a run knows, as many entries as positions are listed are those."""
-        parts = set()  # what the sizes along the axes allow: "whole", "part"
-        for name, size in zip(self.entry.axes, array.shape, strict=True):
-            selection = getattr(self.item, fields[name]) if name in fields else None
+    def _is_whole(self, array: Array) -> bool:
+        """True if the operand is shaped like the activation, False if like the selected part of it (see along).
+
+        Along an axis whose size only a run knows, an operand with as many entries as there are listed positions is
+        taken for the selected part.
+        """
+        as_selected = False
+        for name, size in zip(self.axes, array.shape, strict=True):
+            field = self.field_of.get(name)
+            selection = self.item.chosen(field)
             if size == 1 or selection is None:
                 continue
             if name in self.sizes:
-                axis = Axis(name, 0, self.sizes[name], self.sizes[name], self.sizes[name])
-                chosen = order(selection, axis, self.item, fields[name])
+                axis = Axis.fixed(name, self.sizes[name])
+                chosen = order(selection, axis, self.item.label, field)
                 if size != (axis.size if chosen is None else len(chosen)):
                     return True  # not the selected part; along() says so if it is not the whole either
-                if size != axis.size:
-                    parts.add("part")
+                as_selected |= size != axis.size
             elif isinstance(selection, slice) and selection != slice(None) and _listed(selection) is None:
                 raise InputError(
-                    f"{label(self.item)}: a file can't tell which {size} positions a value per position is for where "
-                    f"{fields[name]}={selection!r} depends on the length: list them, or give the slice an end."
+                    f"{self.item.label}: a file can't tell which {size} positions a value per position is for where "
+                    f"{field}={selection!r} depends on the length: list them, or give the slice an end."
                 )
             elif not isinstance(selection, str) and not is_grid(selection) and len(_listed(selection) or ()) == size:
-                parts.add("part")
-        return not parts
+                as_selected = True
+        return not as_selected
 
     def _all(self, masks: Sequence[ir.Value]) -> ir.Value:
+        """True where all masks are."""
         result = masks[0]
         for mask in masks[1:]:
             result = self.scope.op("And", [result, mask])
         return result
 
     def _gathered(self, value: ir.Value, gathers: Sequence[tuple[int, ir.Value]]) -> ir.Value:
+        """The operand with its entries where the run has their elements: (axis, places) by (axis, places)."""
         for index, places in gathers:
             value = self.scope.op("Gather", [value, places], axis=index)
         return value
 
     # Along an axis whose size only a run knows
 
-    def _integers(self, numbers: object, name: str) -> ir.Value:
+    def _integers(self, numbers: npt.ArrayLike, name: str) -> ir.Value:
+        """A constant of int64."""
         return self.scope.constant(np.asarray(numbers, np.int64), name)
 
     def _indices(self, name: str, index: int) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -185,7 +214,7 @@ class _Baked:
         op = self.scope.op
         size = op("Squeeze", [op("Shape", [self.like], start=index, end=index + 1)])
         zero, one = self._integers(0, "zero"), self._integers(1, "one")
-        if self.past and name in gate.POSITION_AXES:
+        if self.past and name in POSITION_AXES:
             mask = next(value for value in self.scope.graph.inputs if value.name == ATTENTION_MASK)
             total = op("Squeeze", [op("Shape", [mask], start=1, end=2)])
             start = op("Sub", [total, size])
@@ -199,20 +228,21 @@ class _Baked:
         return self.scope.op("Reshape", [value, self._integers(shape, "column")])
 
     def _along_run(
-        self, selection: Selection, name: str, index: int, array: np.ndarray, field: str | None, whole: bool
-    ) -> tuple[ir.Value | None, ir.Value | None, np.ndarray]:
+        self, name: str, index: int, array: Array, whole: bool
+    ) -> tuple[ir.Value | None, ir.Value | None, Array]:
         """(mask or None, places to gather the operand at or None, the operand) along an axis."""
-        size = array.shape[index]
+        field, size = self.field_of.get(name), array.shape[index]
+        selection = self.item.chosen(field)
         if selection is None and size == 1:
             return None, None, array
         op = self.scope.op
         indices, total, start = self._indices(name, index)
         if is_grid(selection):
             return self._grid(selection, indices, index), *self._whole(indices, index, array)[1:]
-        if selection in ("prompt", "generated"):
+        if isinstance(selection, str):
             if not self.past:
                 raise InputError(
-                    f"{label(self.item)}: positions={selection!r} needs a file with past keys and values (with_past): "
+                    f"{self.item.label}: positions={selection!r} needs a file with past keys and values (with_past): "
                     "without them a run can't tell the prompt from what was generated."
                 )
             prompt = op("Equal", [start, self._integers(0, "zero")])
@@ -221,7 +251,7 @@ class _Baked:
             return mask, *self._whole(indices, index, array)[1:]
         if selection is None:
             return self._whole(indices, index, array)
-        ahead, behind = _split(selection, self.item, field)
+        ahead, behind = _split(selection, self.item.label, field)
         parts = []
         if isinstance(selection, slice):
             parts.append(self._slice(selection, indices, total))
@@ -240,10 +270,10 @@ class _Baked:
             return self._all([column, *([] if beyond is None else [beyond])]), places, array
         if size != len(chosen):
             raise InputError(
-                f"{label(self.item)}: along {name} its {self.item.operand} has {size} entries, and {len(chosen)} are selected."
+                f"{self.item.label}: along {name} its {self.item.operand} has {size} entries, and {len(chosen)} are selected."
             )
         if ahead and behind:
-            raise InputError(f"{label(self.item)}: a value per position needs them all counted from the same end.")
+            raise InputError(f"{self.item.label}: a value per position needs them all counted from the same end.")
         # As many as are selected: entry i belongs to the i-th listed position.
         table = np.zeros(max(abs(i) for i in chosen) + 1, np.int64)
         for place, position in enumerate(chosen):
@@ -252,9 +282,7 @@ class _Baked:
         inside = op("Min", [counted, self._integers(len(table) - 1, "last")])
         return column, op("Gather", [self._integers(table, "places"), inside]), array
 
-    def _whole(
-        self, indices: ir.Value, index: int, array: np.ndarray
-    ) -> tuple[ir.Value | None, ir.Value | None, np.ndarray]:
+    def _whole(self, indices: ir.Value, index: int, array: Array) -> tuple[ir.Value | None, ir.Value | None, Array]:
         """An operand with an entry for each index from the start; what lies beyond them stays as it is."""
         size = array.shape[index]
         if size == 1:
@@ -303,7 +331,7 @@ class _Baked:
             conditions.append(op("Equal", [op("Mod", [away, self._integers(abs(step), "step")]), zero]))
         return self._all(conditions)
 
-    def _grid(self, selection: Selection, indices: ir.Value, index: int) -> ir.Value:
+    def _grid(self, selection: Grid, indices: ir.Value, index: int) -> ir.Value:
         """A mask [batch, pos] at the positions of the run; False beyond it."""
         op = self.scope.op
         grid = np.asarray(selection, bool)
@@ -315,7 +343,7 @@ class _Baked:
         return op("Reshape", [taken, self._integers(shape, "column")])
 
 
-def _listed(selection: Selection) -> list[int] | None:
+def _listed(selection: Listed) -> list[int] | None:
     """The positions a selection lists, in its order; None where their number depends on the run."""
     if isinstance(selection, slice):
         if selection.stop is None or selection.stop < 0 or (selection.start or 0) < 0 or (selection.step or 1) < 0:
@@ -326,11 +354,11 @@ def _listed(selection: Selection) -> list[int] | None:
     return [selection] if isinstance(selection, int) else [int(i) for i in selection]
 
 
-def _split(selection: Selection, item: Intervention, field: str | None) -> tuple[list[int], list[int]]:
+def _split(selection: Listed, label: str, field: SelectionField | None) -> tuple[list[int], list[int]]:
     """A list's positions counted from the start, and those counted from the end."""
     if isinstance(selection, slice):
         return [0], []
     listed = _listed(selection) or []
     if not listed:
-        raise InputError(f"{label(item)}: {field}={selection!r} selects nothing.")
+        raise InputError(f"{label}: {field}={selection!r} selects nothing.")
     return [i for i in listed if i >= 0], [i for i in listed if i < 0]

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
-from graphlens.file.folder import MODEL_FILE, link_or_copy, model_path, writing
+from graphlens.file.folder import MODEL_FILE, link_or_copy, model_path, write_whole, writing
 from graphlens.file.manifest import METADATA_KEY
 from graphlens.surgery.fingerprint import verify_weights
 from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
@@ -111,16 +111,7 @@ def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 
 def write_graph(model: ir.Model, target: Path) -> None:
     """Writes only the graph, through a temporary file that does not open as a model, then a rename."""
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        data = ir.to_proto(model).SerializeToString(deterministic=True)
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def check(path: str | os.PathLike[str]) -> CheckReport:

@@ -6,21 +6,21 @@ An edit x -> x * factor + addend of what a matrix reads or writes is an edit of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from graphlens.edits import gate
-from graphlens.edits.gate import Window
-from graphlens.edits.kinds import Intervention, Steer
+from graphlens.edits.kinds import Intervention
+from graphlens.edits.record import Array
+from graphlens.edits.selection import Window
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
-from graphlens.file.names import axis_sizes, firing_order, split_name
+from graphlens.file.names import axis_sizes, firing_order, in_block, split_name
 from graphlens.file.safetensors import SafetensorsFile, apply_view
 
-Array = npt.NDArray[Any]
 Folded = dict[tuple[str, str], Array]  # (weights file, tensor) -> its new content
 ByHook = dict[str, list[Intervention]]
 
@@ -38,53 +38,85 @@ _READ = {"attn.hook_z": ("attn.W_O", "attn.b_O"), "mlp.hook_post": ("mlp.W_out",
 _ADDED = {"hook_resid_mid": ("attn.b_O", "hook_attn_out"), "hook_resid_post": ("mlp.b_out", "hook_mlp_out")}
 
 
+@dataclass(frozen=True)
+class _Target:
+    """The weights that an edit can go into, and how.
+
+    Attributes:
+        how: "written" if the matrix writes the hook point, "read" if it reads it, "added" if the hook point is a sum.
+        bias: The bias of the matrix, or that is part of the sum.
+        matrix: The matrix; None for a sum, which takes additions only.
+    """
+
+    how: Literal["written", "read", "added"]
+    bias: str
+    matrix: str | None = None
+
+
 def fold(model: ir.Model, manifest: Manifest, by_hook: ByHook) -> tuple[ByHook, Folded]:
-    """(the edits that stay nodes, the weights that took in the others)."""
+    """Puts those edits into the weights that can go there.
+
+    Args:
+        model: The hooked model, which stays as it is.
+        manifest: Its manifest.
+        by_hook: The interventions at each hook point, in the order in which they apply.
+
+    Returns:
+        (the edits that have to stay nodes, the new content of the weights that took in the others).
+    """
     weights = _Weights(model, manifest)
     left: ByHook = {}
     for hook in firing_order(by_hook, manifest.config.n_layers):
         items = by_hook[hook]
-        target = _target(hook, by_hook, manifest, items)
+        target = _target(hook, by_hook, items)
         change = None if target is None else affine(items, manifest.hooks[hook], manifest)
-        if target is None or change is None or not weights.has(*target[1:]):
+        if target is None or change is None or not weights.has(target):
             left[hook] = items
         else:
-            weights.apply(*target, *change)
+            weights.apply(target, *change)
     return left, weights.changed
 
 
-def _target(
-    hook: str, by_hook: Mapping[str, Sequence[Intervention]], manifest: Manifest, items: Sequence[Intervention]
-) -> tuple[str, str | None, str] | None:
-    """(how, matrix or None, bias) by which an edit can be folded; None where it cannot.
+def _target(hook: str, by_hook: Mapping[str, Sequence[Intervention]], items: Sequence[Intervention]) -> _Target | None:
+    """The weights that the edit at a hook point can go into; None where there are none.
 
     Nothing may be edited between the hook point and the weights: it would see another value than without folding.
     """
     layer, rest = split_name(hook)
     if layer is None:
         return None
-    at = f"blocks.{layer}."
-    results_edited = f"{at}attn.hook_result" in by_hook
     if rest in _WRITTEN or rest in _READ:
-        if results_edited and rest in ("attn.hook_z", "hook_attn_out"):
+        if in_block(layer, "attn.hook_result") in by_hook and rest in ("attn.hook_z", "hook_attn_out"):
             return None
-        how = "written" if rest in _WRITTEN else "read"
         matrix, bias = (_WRITTEN if rest in _WRITTEN else _READ)[rest]
-        return how, at + matrix, at + bias
+        return _Target("written" if rest in _WRITTEN else "read", in_block(layer, bias), in_block(layer, matrix))
     # A block's residual_post is the next one's resid_pre.
     if rest == "hook_resid_pre" and layer > 0:
-        at, rest = f"blocks.{layer - 1}.", "hook_resid_post"
-    if rest not in _ADDED or not all(isinstance(item, Steer) for item in items):
+        layer, rest = layer - 1, "hook_resid_post"
+    if rest not in _ADDED or any(item.part != "add" for item in items):
         return None
     bias, between = _ADDED[rest]
-    others = {f"{at}{between}", f"{at}attn.hook_result"}
-    if rest == "hook_resid_post" and hook != f"{at}{rest}":
-        others.add(f"{at}{rest}")
-    return None if others & set(by_hook) else ("added", None, at + bias)
+    others = {in_block(layer, between), in_block(layer, "attn.hook_result")}
+    if rest == "hook_resid_post" and hook != in_block(layer, rest):
+        others.add(in_block(layer, rest))
+    return None if others & set(by_hook) else _Target("added", in_block(layer, bias))
 
 
 def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) -> tuple[Array, Array] | None:
-    """(factor, addend) over the axes after batch and position; None where the edit depends on these, or is not finite."""
+    """What the interventions at one hook point come to where they are the same at every position.
+
+    Args:
+        items: The interventions, in the order in which they apply.
+        entry: The hook point.
+        manifest: The model's manifest.
+
+    Returns:
+        (factor, addend) of x -> x * factor + addend, in the activation's dtype, over its axes without batch and
+        positions. None where the edit depends on batch or position, or holds NaN or infinities.
+
+    Raises:
+        InputError: For an operand that does not fit the hook point.
+    """
     dynamic = [index for index, name in enumerate(entry.axes) if name not in axis_sizes(manifest.config)]
     for item in items:
         shape = (1,) * (len(entry.axes) - item.array.ndim) + item.array.shape
@@ -93,11 +125,12 @@ def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) 
         if not np.isfinite(item.array).all():
             return None
     sizes = axis_sizes(manifest.config)
-    parts = gate.compose(items, entry, sizes, Window(1, 0, 1, 1, 1))
+    parts = gate.compose(items, entry, sizes, Window.whole(1, 1))
     kept = tuple(sizes[name] for index, name in enumerate(entry.axes) if index not in dynamic)
     dtype = np.dtype(entry.dtype)
 
     def whole(part: str) -> Array:
+        """An input of the gate over all elements."""
         array = parts.get(part, gate.neutral(part, entry.dtype))
         return np.broadcast_to(array, (1,) * len(dynamic) + kept).reshape(kept)
 
@@ -114,16 +147,21 @@ class _Weights:
         self._folder = next(iter(_folders(model)), None)
         self.changed: Folded = {}
 
-    def has(self, matrix: str | None, bias: str) -> bool:
+    def has(self, target: _Target) -> bool:
+        """True if the target's weights are in the file, as float32."""
         return self._folder is not None and all(
-            name in self._views and self._stored(self._views[name]) == "F32" for name in (matrix, bias) if name
+            name in self._views and self._stored(self._views[name]) == "F32"
+            for name in (target.matrix, target.bias)
+            if name
         )
 
     def _stored(self, view: WeightView) -> str:
+        """The dtype of a weight in its file, as safetensors calls it."""
         assert self._folder is not None
         return SafetensorsFile(self._folder / view.file).entries[view.tensor].dtype
 
     def _writable(self, name: str) -> Array:
+        """A weight that may be changed in place."""
         view = self._views[name]
         key = (view.file, view.tensor)
         if key not in self.changed:
@@ -131,14 +169,14 @@ class _Weights:
             self.changed[key] = np.array(SafetensorsFile(self._folder / view.file).array(view.tensor))
         return apply_view(self.changed[key], view)
 
-    def apply(self, how: str, matrix: str | None, bias: str, factor: Array, addend: Array) -> None:
+    def apply(self, target: _Target, factor: Array, addend: Array) -> None:
         """Folds x -> x * factor + addend of what the matrix reads, or writes, or of a sum that its bias is part of."""
-        b = self._writable(bias)
-        if matrix is None:
+        b = self._writable(target.bias)
+        if target.matrix is None:
             b += addend
             return
-        w = self._writable(matrix)
-        if how == "read":
+        w = self._writable(target.matrix)
+        if target.how == "read":
             # W_O [h, d, D] read by z [h, d]; W_out [M, D] read by post [M].
             b += np.tensordot(addend, w, axes=addend.ndim)
             w *= factor[..., None]
@@ -150,6 +188,7 @@ class _Weights:
 
 
 def _folders(model: ir.Model) -> Iterator[Path]:
+    """The folders that the model's weights files lie in."""
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             yield Path(value.const_value.base_dir)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphlens.edits.gate import PARTS
+from graphlens.edits.gate import INPUTS, PARTS
 from graphlens.errors import InputError
 from graphlens.file.names import SCORES, split_name
 from graphlens.surgery.graph import read_manifest
@@ -16,18 +16,36 @@ from graphlens.surgery.splice import Edit, Scope, splice
 
 
 def gate_input(hook: str, part: str) -> str:
-    """The name of an input of a hook point's gate: ``part`` is "scale", "add", "where" or "patch"."""
+    """The name of an input of a hook point's gate.
+
+    Args:
+        hook: The hook point's name.
+        part: "scale", "add", "where" or "patch".
+
+    Returns:
+        The input's name in the graph: "blocks.0.attn.hook_z/scale".
+    """
     return f"{hook}/{part}"
 
 
 def with_gates(model: ir.Model, gates: Mapping[str, Sequence[str]], required: bool = False) -> ir.Model:
     """A copy in which each named hook point carries ``where(where, patch, x * scale + add)``, these being inputs.
 
-    ``gates`` maps hook names to the kinds of change wanted there: "scale", "add", "patch" (which has the inputs "where"
-    and "patch"). Inputs have as many axes as the hook point, each 1 or its size, and defaults that change nothing; with
-    ``required`` they have none and must be fed, for runtimes that refuse optional inputs. At hook_attn_scores masked
-    entries (-inf) stay as they are. Raises UnknownHookPoint, InputError for an unknown kind, and at an integer hook point
-    for any but "patch".
+    An input has as many axes as the hook point, each 1 or its size. At hook_attn_scores masked entries (-inf) stay as
+    they are.
+
+    Args:
+        model: A hooked model.
+        gates: Hook names -> the parts wanted there: "scale", "add", "patch" (which has the inputs "where" and "patch").
+        required: True makes inputs without defaults, which every run must feed, for runtimes that refuse optional
+            inputs. Otherwise they have defaults that change nothing.
+
+    Returns:
+        The copy. Its inputs are named by ``gate_input``.
+
+    Raises:
+        UnknownHookPoint: For a hook point that the model does not have.
+        InputError: For a part that there is not, and for any but "patch" at a hook point of integers.
     """
     hooks = read_manifest(model).hooks
     for name, kinds in gates.items():
@@ -40,7 +58,16 @@ def with_gates(model: ir.Model, gates: Mapping[str, Sequence[str]], required: bo
 
 
 def keep_masked(before: ir.Value, after: ir.Value, scope: Scope) -> ir.Value:
-    """``after``, but with the masked entries (-inf) of attention scores as they were ``before``."""
+    """An edited activation in which masked attention scores are masked still.
+
+    Args:
+        before: The activation before the edit.
+        after: The activation after it.
+        scope: That of the hook point.
+
+    Returns:
+        At hook_attn_scores ``after`` with the entries that are -inf in ``before`` as they were, elsewhere ``after``.
+    """
     if split_name(scope.hook)[1] != SCORES:
         return after
     masked = scope.op("IsInf", [before], detect_positive=0)
@@ -48,61 +75,72 @@ def keep_masked(before: ir.Value, after: ir.Value, scope: Scope) -> ir.Value:
 
 
 def _gate(kinds: Sequence[str], required: bool) -> Edit:
+    """The edit that gives a hook point the named parts of a gate."""
+
     def edit(value: ir.Value, scope: Scope) -> ir.Value:
-        assert value.dtype is not None
-        assert value.shape is not None
-        dtype, rank = value.dtype, len(value.shape)
-
-        def part(name: str, default: float | bool, kind: ir.DataType = dtype) -> ir.Value:
-            full = gate_input(scope.hook, name)
-            axes = [f"{full}:{index}" for index in range(rank)]
-            if not required:
-                return scope.input(full, np.full((1,) * rank, default, kind.numpy()), axes)
-            found = ir.Value(name=full, shape=ir.Shape(axes), type=ir.TensorType(kind))
-            scope.graph.inputs.append(found)
-            return found
-
         result = value
-        if "scale" in kinds:
-            result = scope.op("Mul", [result, part("scale", 1)])
-        if "add" in kinds:
-            result = scope.op("Add", [result, part("add", 0)])
-        if "patch" in kinds:
-            result = scope.op("Where", [part("where", False, ir.DataType.BOOL), part("patch", 0), result])
+        for part in PARTS.values():
+            if part.name in kinds:
+                inputs = [_input(name, nothing, value, scope, required) for name, nothing in part.inputs.items()]
+                result = scope.op(part.operator, part.arguments(result, inputs))
         return keep_masked(value, result, scope)
 
     return edit
 
 
+def _input(name: str, nothing: int | bool, value: ir.Value, scope: Scope, required: bool) -> ir.Value:
+    """Adds an input of a hook point's gate, which changes nothing where it is ``nothing``."""
+    assert value.dtype is not None
+    assert value.shape is not None
+    dtype = ir.DataType.BOOL if isinstance(nothing, bool) else value.dtype
+    full, rank = gate_input(scope.hook, name), len(value.shape)
+    axes = [f"{full}:{index}" for index in range(rank)]
+    if not required:
+        return scope.input(full, np.full((1,) * rank, nothing, dtype.numpy()), axes)
+    found = ir.Value(name=full, shape=ir.Shape(axes), type=ir.TensorType(dtype))
+    scope.graph.inputs.append(found)
+    return found
+
+
 def without_gates(model: ir.Model) -> ir.Model:
-    """A copy of a graph in which the gates of ``with_gates`` are gone; one without any comes back as a copy."""
+    """A copy of a graph in which the gates of ``with_gates`` are gone.
+
+    Args:
+        model: A graph. One without gates comes back as a copy.
+
+    Returns:
+        The copy, in which values have the names that they had before ``with_gates``.
+    """
     model = model.clone()
     graph = model.graph
-    parts = {value.name: value for value in graph.inputs if _is_gate_input(value, graph)}
+    inputs = {value.name: value for value in graph.inputs if _is_gate_input(str(value.name))}
     names: dict[ir.Value, str] = {}  # an unedited value -> the name its gate had taken
-    gates = [(node, value) for node in graph for value in node.inputs if value is not None and value.name in parts]
-    for node, value in gates:
-        if node.graph is None:  # a patch has two inputs
+    gates = [
+        (node, value.name) for node in graph for value in node.inputs if value is not None and value.name in inputs
+    ]
+    for node, name in gates:
+        if node.graph is None:  # gone already: a patch has two inputs
             continue
-        hook = str(value.name).rpartition("/")[0]
-        kept = node.inputs[2] if node.op_type == "Where" else node.inputs[0]
+        hook, _, part = str(name).rpartition("/")
+        kept = node.inputs[INPUTS[part].place]
         assert kept is not None
         _replace(graph, node, kept, names, hook)
         for user, _ in tuple(kept.uses()):
             if user.op_type == "Where" and user.inputs[1] is user.inputs[2] is kept:  # what kept masked scores
                 _replace(graph, user, kept, names, hook)
-    for name, value in parts.items():
+    for value in inputs.values():
         graph.inputs.remove(value)
-        graph.initializers.pop(str(name), None)
+        graph.initializers.pop(str(value.name), None)
     common_passes.RemoveUnusedNodesPass()(model)
-    for value, name in names.items():
-        value.name = name
+    for value, earlier in names.items():
+        value.name = earlier
     return model
 
 
-def _is_gate_input(value: ir.Value, graph: ir.Graph) -> bool:
-    hook, _, part = str(value.name).rpartition("/")
-    return part in {name for names in PARTS.values() for name in names} and "hook_" in hook
+def _is_gate_input(name: str) -> bool:
+    """True for the name of a gate's input."""
+    hook, _, part = name.rpartition("/")
+    return part in INPUTS and "hook_" in hook
 
 
 def _replace(graph: ir.Graph, node: ir.Node, kept: ir.Value, names: dict[ir.Value, str], hook: str) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graphlens.errors import ExportError, InputError
-from graphlens.file.folder import copy_settings, model_path, staged_folder, writing
+from graphlens.file.folder import copy_settings, model_path, new_folder
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, apply_view, write_safetensors
 from graphlens.surgery.files import load, write_graph
@@ -58,12 +58,9 @@ def process_weights(
         fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices,
     )  # fmt: skip
     chosen = tuple(step for step, on in zip(STEPS, asked, strict=True) if on)
-    target = Path(out).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ExportError(f"{target}: exists and is not empty. Choose another folder.")
-    with staged_folder(target) as stage, writing(target):
+    with new_folder(out) as stage:
         process_into(model_path(path), stage, chosen)
-    return target
+    return Path(out).expanduser()
 
 
 def process_into(source: Path, stage: Path, steps: Sequence[str]) -> None:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from graphlens.errors import InputError
+from graphlens.views.labelled import Array, Labelled
 from graphlens.views.text import NOT_COMPUTED, number, shown, view_package
 
-Array = npt.NDArray[Any]
 BACKENDS = {"terminal": (".txt",), "matplotlib": (".png", ".svg", ".pdf"), "plotly": (".html",)}
 BLOCKS = "▁▂▃▄▅▆█"  # an odd number: the middle one is the baseline
 BELOW, AT, ABOVE = (33, 102, 172), (150, 150, 150), (202, 40, 54)
@@ -31,26 +30,20 @@ TEXT_WIDTH = 120  # of a .txt
 MAX_PANELS = 64  # of a figure
 
 
-class Labelled(Protocol):
-    """What is drawn: an array of values with named axes and labels (a Labelled), see there."""
-
-    @property
-    def values(self) -> Array: ...  # noqa: D102
-    @property
-    def axes(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def labels(self) -> Mapping[str, Sequence[str]]: ...  # noqa: D102
-    @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
-    def against(self, name: str = ...) -> Array: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class Panel:
-    """One heat map: ``values`` [rows, columns], and ``distance``, of the same shape, from the corrupted baseline.
+    """One heat map.
 
-    ``centre`` is that baseline, None where it differs between the columns (prompts); ``span`` the distance at which the
-    colour scale ends. NaN is what is not computed yet.
+    Attributes:
+        title: The text above it, where there are several.
+        row_axis: The name of the axis of the rows; empty without one.
+        column_axis: That of the columns; empty without one.
+        rows: The labels of the rows.
+        columns: The labels of the columns.
+        values: [rows, columns]; NaN is what is not computed yet.
+        distance: From the corrupted baseline, of the same shape.
+        centre: That baseline; None where it differs between the columns (prompts).
+        span: The distance at which the colour scale ends.
     """
 
     title: str
@@ -64,20 +57,21 @@ class Panel:
     span: float
 
     def clipped(self) -> Array:
-        """The distances, infinite ones as the ends of the scale: a figure would leave them out."""
+        """The distances, infinite ones as the ends of the scale, since a figure would leave them out."""
         return np.clip(self.distance, -self.span, self.span)
 
     def scale(self) -> tuple[str, str, str]:
-        """What the lowest colour, the middle one and the highest stand for."""
+        """What the lowest colour, the middle one and the highest mean."""
         if self.centre is None:
             return f"baseline - {number(self.span)}", "baseline", f"baseline + {number(self.span)}"
         return number(self.centre - self.span), number(self.centre), number(self.centre + self.span)
 
 
 def panels(result: Labelled) -> list[Panel]:
-    """The panels of a result: its last two axes, "metric" excepted, for each index of those before them.
+    """The panels of a result: its last two axes, for each index of the axes before them.
 
-    A result of one axis is one row. One metric has one colour scale in all its panels, so that they can be compared.
+    A result of one axis is one row; "metric" is never one of the two. One metric has one colour scale in all its panels,
+    so that they can be compared.
     """
     metrics = result.axes[:1] == ("metric",)
     inner = result.axes[metrics:][-2:]
@@ -122,9 +116,13 @@ def plot(result: Labelled, path: str | os.PathLike[str] | None = None, backend: 
         raise InputError(f"there is no backend {backend!r}. There is {known}.")
     if target is not None and target.suffix.lower() not in BACKENDS[backend]:
         raise InputError(f"{path}: {backend} writes {' and '.join(BACKENDS[backend])}.")
-    draw = {"terminal": _draw_terminal, "matplotlib": _draw_matplotlib, "plotly": _draw_plotly}[backend]
+    drawers: dict[str, Callable[[Labelled, Path | None], Any]] = {
+        "terminal": _draw_terminal,
+        "matplotlib": _draw_matplotlib,
+        "plotly": _draw_plotly,
+    }
     try:
-        return draw(result, target)
+        return drawers[backend](result, target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}).") from error
 
@@ -150,6 +148,7 @@ class HeatMap:
 
 
 def _lines(panel: Panel, width: int) -> Iterator[Text]:
+    """The lines of one panel in so many cells."""
     if panel.title:
         yield Text(panel.title, style="bold")
     margin = min(ROW_LABEL, width // 3, max(map(cell_len, (*panel.rows, panel.row_axis))))
@@ -167,12 +166,12 @@ def _lines(panel: Panel, width: int) -> Iterator[Text]:
         for name, distances in zip(panel.rows, panel.distance, strict=True):
             line = Text(_fitted(name, margin))
             for distance in distances[part]:
-                block, style = _block(distance, panel.span)
+                block, style = block_at(distance, panel.span)
                 line.append(" ").append(block * cell if block != NOT_COMPUTED else f"{block:{cell}}", style)
             yield line
     legend = Text()
     for value, text in zip((-1.0, 0.0, 1.0), panel.scale(), strict=True):
-        block, style = _block(value, 1.0)
+        block, style = block_at(value, 1.0)
         legend.append(block, style).append(f" {text}{' (unpatched)' if value == 0 else ''}  ")
     if np.isnan(panel.values).any():
         legend.append(f"{NOT_COMPUTED} not computed yet")
@@ -186,8 +185,16 @@ def _fitted(label: str, width: int) -> str:
     return text.plain
 
 
-def _block(distance: float, span: float) -> tuple[str, str]:
-    """(block, style) of a distance on a scale that ends at ``span``; what lies beyond looks like its end."""
+def block_at(distance: float, span: float) -> tuple[str, str]:
+    """How a distance looks in a terminal.
+
+    Args:
+        distance: From the baseline; NaN where the value is not computed yet.
+        span: The distance at which the scale ends; what lies beyond looks like its end.
+
+    Returns:
+        (block character, rich style).
+    """
     if np.isnan(distance):
         return NOT_COMPUTED, "dim"
     share = float(np.clip(distance / span, -1, 1))
@@ -198,6 +205,7 @@ def _block(distance: float, span: float) -> tuple[str, str]:
 
 
 def _draw_terminal(result: Labelled, target: Path | None) -> None:
+    """Prints the heat map, or writes it as text."""
     if target is None:
         return Console().print(HeatMap(result))
     with target.open("w", encoding="utf-8", newline="\n") as file:
@@ -209,6 +217,7 @@ def _draw_terminal(result: Labelled, target: Path | None) -> None:
 
 
 def _figure_panels(result: Labelled) -> list[Panel]:
+    """The panels of a figure. Raises InputError for too many."""
     found = panels(result)
     if len(found) > MAX_PANELS:
         raise InputError(f"{len(found)} panels are too many for a figure ({MAX_PANELS}): select some with sel().")
@@ -216,6 +225,7 @@ def _figure_panels(result: Labelled) -> list[Panel]:
 
 
 def _draw_matplotlib(result: Labelled, target: Path | None) -> Any:
+    """A figure of matplotlib, written where there is a target."""
     # Not pyplot: it keeps every figure, and picks a window system.
     figure_type = view_package("matplotlib.figure", "plotting with matplotlib").Figure
     shown_panels = _figure_panels(result)
@@ -226,7 +236,7 @@ def _draw_matplotlib(result: Labelled, target: Path | None) -> Any:
     for axes, panel in zip(drawn, shown_panels, strict=True):
         image = axes.imshow(panel.clipped(), "RdBu_r", vmin=-panel.span, vmax=panel.span, aspect="auto")
         axes.set_facecolor("lightgrey")  # seen where nothing is computed yet
-        ticks: tuple[tuple[Any, list[str], dict[str, Any]], ...] = (
+        ticks: tuple[tuple[Callable[..., None], list[str], dict[str, str | int]], ...] = (
             (axes.set_xticks, panel.columns, {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}),
             (axes.set_yticks, panel.rows, {}),
         )
@@ -244,6 +254,7 @@ def _draw_matplotlib(result: Labelled, target: Path | None) -> Any:
 
 
 def _draw_plotly(result: Labelled, target: Path | None) -> Any:
+    """A figure of plotly, written where there is a target."""
     graph_objects = view_package("plotly.graph_objects", "plotting with plotly")
     subplots = view_package("plotly.subplots", "plotting with plotly")
     shown_panels = _figure_panels(result)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 @contextlib.contextmanager
 def spinner(message: str) -> Iterator[None]:
-    """Shows ``message`` with a spinner while the block runs, on a terminal only."""
+    """Shows ``message`` with a spinner while the ``with`` block runs, on a terminal only."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -21,7 +25,15 @@ def spinner(message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def steps(message: str, total: int) -> Iterator[Steps]:
-    """A progress bar that knows its end; yields an object whose ``advance()`` counts one step."""
+    """Shows a progress bar on a terminal while the ``with`` block runs.
+
+    Args:
+        message: The text beside it.
+        total: The number of steps.
+
+    Yields:
+        The handle whose ``advance()`` counts one step.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -33,12 +45,12 @@ def steps(message: str, total: int) -> Iterator[Steps]:
 class Steps:
     """The handle of a running progress bar."""
 
-    def __init__(self, progress: object, task: object) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, count: int = 1) -> None:
-        """So many steps done."""
-        self._progress.advance(self._task, count)  # type: ignore[attr-defined]
+        """Counts so many steps as done."""
+        self._progress.advance(self._task, count)
 
 
 def note(message: str) -> None:

@@ -4,15 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
+
+from graphlens.views.labelled import Labelled
+from graphlens.views.text import NOT_COMPUTED, number, shown
 
 
 def hook_table(entries: Mapping[str, tuple[str, str]], title: str) -> Table:
-    """A rich table of hook points: name, shape, dtype."""
+    """A table of hook points.
+
+    Args:
+        entries: (shape, dtype) by hook name.
+        title: The text above it.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("hook point", style="cyan", no_wrap=True)
     table.add_column("shape")
     table.add_column("dtype")
     for name, (shape, dtype) in entries.items():
         table.add_row(name, shape.replace("[", r"\["), dtype)
+    return table
+
+
+def result_table(result: Labelled, most_rows: int, most_columns: int) -> Table:
+    """A table of a result: rows by columns for two axes; more are flattened, with the last one across.
+
+    Args:
+        result: What to show.
+        most_rows: How many rows to show; the caption says how many more there are.
+        most_columns: How many columns of values, likewise.
+    """
+    across = result.axes[-1] if len(result.axes) > 1 else None
+    names = [shown(name) for name in result.labels[across]] if across else ["value"]
+    leading = result.axes[:-1] if across else result.axes
+    rows = result.values.reshape(-1, len(names))
+    left_out = [
+        f"{size - most} more {what}"
+        for what, size, most in (("rows", len(rows), most_rows), ("columns", len(names), most_columns))
+        if size > most
+    ]
+    notes = [f"across: {across}"] if across else []
+    notes += [f"{name} {number(value)}" for name, value in result.baselines.items() if isinstance(value, float)]
+    notes += [f"not shown: {' and '.join(left_out)} (all are in values)"] if left_out else []
+    notes += [f"{NOT_COMPUTED} not computed yet"] if np.isnan(result.values).any() else []
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=Text("; ".join(notes)) if notes else None)
+    for axis in leading:
+        table.add_column(Text(axis), overflow="ellipsis", no_wrap=True)
+    for name in names[:most_columns]:
+        table.add_column(Text(name), justify="right", overflow="ellipsis", no_wrap=True)
+    indices = np.ndindex(*result.shape[: len(leading)])
+    for at, row, _ in zip(indices, rows, range(most_rows), strict=False):
+        cells = [shown(result.labels[axis][i]) for axis, i in zip(leading, at, strict=True)]
+        table.add_row(*map(Text, cells), *(Text(number(value)) for value in row[:most_columns]))
     return table

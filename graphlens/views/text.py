@@ -13,7 +13,15 @@ NOT_COMPUTED = "·"
 
 
 def view_package(name: str, what: str) -> ModuleType:
-    """A package of the [view] extra. Raises RuntimeUnavailable, which names the extra, where it is missing."""
+    """A package of the [view] extra.
+
+    Args:
+        name: The module to import.
+        what: What needs it, for the message.
+
+    Raises:
+        RuntimeUnavailable: Where it is not installed; the message names the extra.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:

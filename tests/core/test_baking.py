@@ -277,7 +277,7 @@ def test_the_transformersjs_layout_holds_its_weights(tokens: np.ndarray, tmp_pat
 def test_large_weights_lie_beside_the_transformersjs_graph(
     tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphlens.pipelines.deploy._EMBEDDABLE", 1_000_000)
+    monkeypatch.setattr("graphlens.pipelines.runtimes.EMBEDDABLE", 1_000_000)
     folder = bake_model(SOURCE, [], tmp_path / "out", with_past=True, layout="transformersjs")
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model.onnx_data"]
     settings_ = json.loads((folder / "config.json").read_text())["transformers.js_config"]

@@ -11,7 +11,8 @@ import pytest
 from graphlens import HookedTransformer, KeyValueCache, Steer
 from graphlens.engine import engine
 from graphlens.engine.footprint import Footprint
-from graphlens.engine.plan import LOGITS, Plan
+from graphlens.engine.plan import Plan
+from graphlens.file.io_names import LOGITS
 from graphlens.file.names import axis_sizes
 
 FLAGS = ["use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_hook_tokens"]
@@ -43,8 +44,8 @@ def heavy(tiny_copy: Path, tiny: HookedTransformer, monkeypatch: pytest.MonkeyPa
 
     ``tiny``, which it is compared with, goes on holding everything.
     """
-    monkeypatch.setattr(engine, "_SMALL", 0)
-    monkeypatch.setattr(tiny.runner.engine._opener, "weights", 1 << 40)
+    monkeypatch.setattr(engine, "SMALL", 0)
+    monkeypatch.setattr(tiny.runner.engine, "held_limit", 1 << 40)
     return HookedTransformer.from_onnx(tiny_copy, "cpu")
 
 

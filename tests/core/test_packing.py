@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import graphlens
 from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, surgery
 from graphlens.engine import engine, packed_weights
+from graphlens.engine.session_pool import SessionPool
 from graphlens.errors import ExportError, InputError, ModelFileError
 from graphlens.metrics import LogitDiff
 from graphlens.patching import get_act_patch_resid_pre
@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forget_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is opened from here on is opened anew. Sessions of the other tests' models are known again afterwards."""
-    monkeypatch.setattr(engine, "_pool", weakref.WeakValueDictionary())
+    monkeypatch.setattr(engine, "POOL", SessionPool())
 
 
 def results(model: HookedTransformer, tokens: np.ndarray) -> list[np.ndarray]:

@@ -416,7 +416,7 @@ def test_blocks_are_as_high_as_the_distance_from_the_baseline() -> None:
 
 def test_colours_diverge() -> None:
     def colour(distance: float) -> tuple[int, ...]:
-        return tuple(map(int, re.findall(r"\d+", heat_map._block(distance, 2.0)[1])))
+        return tuple(map(int, re.findall(r"\d+", heat_map.block_at(distance, 2.0)[1])))
 
     below, at, above = colour(-2), colour(0), colour(2)
     assert below[2] > below[0]

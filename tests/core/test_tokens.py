@@ -228,6 +228,12 @@ def test_special_tokens_come_from_the_model_config_when_the_tokenizer_names_none
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer is not None
     assert tokenizer.bos_token == tokenizer.pad_token == "<|endoftext|>"
+    config = json.loads((tiny_folder / "config.json").read_text(encoding="utf-8"))
+    several = [10**6, config["eos_token_id"], 5]  # a model may end a text by any of several tokens
+    (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": several}), encoding="utf-8")
+    listed = load_tokenizer(tmp_path)
+    assert listed is not None
+    assert listed.eos_token_id == config["eos_token_id"]
 
 
 def test_the_padding_side_is_the_files(tiny_copy: Path) -> None:

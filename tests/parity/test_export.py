@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -21,8 +22,13 @@ from safetensors.numpy import load_file, save_file
 from torch_reference import ODD_CONFIG
 
 import graphlens
-from graphlens import exporter, surgery
+from graphlens import surgery
 from graphlens.errors import ExportError, ModelFileError, RuntimeUnavailable, VerificationError
+from graphlens.file.folder import staged_folder
+from graphlens.pipelines.cache import cached_export
+from graphlens.pipelines.verify import verify_export
+from graphlens.surgery.files import write_graph
+from graphlens.surgery.graph import values_by_name
 
 
 def copy_with(checkpoint: Path, target: Path, change) -> Path:
@@ -67,8 +73,8 @@ def test_an_untied_head_is_used(tmp_path: Path) -> None:
     model = graphlens.HookedTransformer.from_onnx(folder)
     tensors = load_file(tmp_path / "checkpoint" / "model.safetensors")
     assert not np.array_equal(tensors["lm_head.weight"], tensors["transformer.wte.weight"])
-    np.testing.assert_array_equal(model.runner.engine.weights["unembed.W_U"], tensors["lm_head.weight"].T)
-    np.testing.assert_array_equal(model.runner.engine.weights["embed.W_E"], tensors["transformer.wte.weight"])
+    np.testing.assert_array_equal(model.weights["unembed.W_U"], tensors["lm_head.weight"].T)
+    np.testing.assert_array_equal(model.weights["embed.W_E"], tensors["transformer.wte.weight"])
 
 
 def test_an_untied_head_that_is_missing_is_an_error(odd_checkpoint: Path, tmp_path: Path) -> None:
@@ -216,8 +222,6 @@ def test_nan_weights_fail_verification_and_leave_nothing(odd_checkpoint: Path, t
 def test_verification_refuses_a_wrong_graph(
     damage: str, message: str, odd_checkpoint: Path, odd_hooked: Path, tmp_path: Path
 ) -> None:
-    from graphlens.pipelines.verify import verify_export
-
     folder = Path(shutil.copytree(odd_hooked, tmp_path / "wrong"))
     model = surgery.load(folder)
     nodes = list(model.graph)
@@ -233,13 +237,13 @@ def test_verification_refuses_a_wrong_graph(
         value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.01), name=value.name)
     else:
         # hook_z read by nobody: its consumers take the value before it.
-        z = surgery.hooked_graph.values_by_name(model)["blocks.1.attn.hook_z"]
+        z = values_by_name(model)["blocks.1.attn.hook_z"]
         twin = z.producer()
         copy = ir.Node("", twin.op_type, twin.inputs, list(twin.attributes.values()))
         model.graph.insert_before(twin, copy)
         for node, index in tuple(z.uses()):
             node.replace_input_with(index, copy.outputs[0])
-    surgery.files.write_graph(model, folder / "model.onnx")
+    write_graph(model, folder / "model.onnx")
     with pytest.raises(VerificationError, match=message):
         verify_export(folder / "model.onnx", odd_checkpoint)
 
@@ -292,7 +296,6 @@ def test_a_file_size_limit_of_the_system_is_an_export_error(odd_checkpoint: Path
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import graphlens\n"
-        "from graphlens import exporter\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "try: graphlens.export_model(sys.argv[1], sys.argv[2], verify=False)\n"
         "except graphlens.ExportError as error: print('refused', error)\n"
@@ -307,7 +310,7 @@ def test_a_file_size_limit_of_the_system_is_an_export_error(odd_checkpoint: Path
 def test_a_killed_export_leaves_nothing_that_opens(odd_checkpoint: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, graphlens\n"
-        "from graphlens import verify\n"
+        "from graphlens.pipelines import verify\n"
         "verify.verify_export = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "graphlens.export_model(sys.argv[1], sys.argv[2])\n"
     )
@@ -366,7 +369,7 @@ def test_another_checkpoint_of_the_same_name_gets_its_own_export(
 
     one = copy_with(odd_checkpoint, tmp_path / "a" / "model", lambda t: t)
     other = copy_with(odd_checkpoint, tmp_path / "b" / "model", nudge)
-    folders = {exporter.cached_export(one), exporter.cached_export(other)}
+    folders = {cached_export(one), cached_export(other)}
     assert len(folders) == 2
     assert {folder.parent for folder in folders} == {cache / "hooked"}
 
@@ -374,7 +377,8 @@ def test_another_checkpoint_of_the_same_name_gets_its_own_export(
 def test_without_the_export_packages_the_error_names_the_extra(
     odd_checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "_importable", lambda name: name != "torch")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
     with pytest.raises(RuntimeUnavailable, match=r"needs torch.*graphlens-onnx\[export\]"):
         graphlens.HookedTransformer.from_pretrained_no_processing(odd_checkpoint)
 
@@ -397,7 +401,7 @@ def test_two_processes_exporting_the_same_model_both_succeed(odd_checkpoint: Pat
 
 def test_a_stranger_at_the_target_is_not_taken_for_the_export(odd_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    stage = surgery.files.staged_folder(out)
+    stage = staged_folder(out)
     stage.__enter__()
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
@@ -437,8 +441,9 @@ def test_a_hub_name_opens_from_the_hub_cache_offline(
     commit = hub_cache(tmp_path / "hub", repo, odd_checkpoint)
     model = graphlens.HookedTransformer.from_pretrained_no_processing(name, cache_dir=tmp_path / "hub")
     assert model.cfg.model_name == name
-    assert model.runner.engine.manifest.revision == commit
-    entry = model.runner.engine.folder / "model.safetensors"
+    (folder,) = (cache / "hooked").iterdir()
+    assert surgery.read_manifest(surgery.load(folder)).revision == commit
+    entry = folder / "model.safetensors"
     assert not entry.is_symlink()
     blobs = {path.stat().st_ino for path in (tmp_path / "hub").rglob("blobs/*")}
     assert entry.stat().st_ino in blobs

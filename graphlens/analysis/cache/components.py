@@ -2,53 +2,97 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from typing import Any
+from typing import Generic, Literal, overload
 
 import numpy as np
 
-from graphlens.analysis.arrays import working
-from graphlens.analysis.cache.activations import Array
-from graphlens.analysis.cache.residual_stream import Readout, ResidualMethods
+from graphlens.analysis.arrays import ArrayT, UserArray
+from graphlens.analysis.cache.blocks import (
+    Blocks,
+    head_results,
+    heads_before,
+    neurons_before,
+    neurons_of,
+    stacked,
+    whole,
+)
+from graphlens.analysis.cache.reader import Reader
+from graphlens.analysis.cache.readout import Readout
 from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError
-
-# The labels of some entries of a stack, and the entries a block at a time: [k, *b, p, D] each.
-Blocks = tuple[list[str], Iterator[Array]]
+from graphlens.file.names import get_act_name, in_block
 
 
-class ComponentMethods(ResidualMethods):
-    """The part of ActivationCache that takes layers apart. Stacks are [n, *b, p, D] as in ResidualMethods."""
+class ComponentMethods(Generic[ArrayT]):
+    """The part of ActivationCache that takes layers apart. It needs ``_reader`` and ``cache_dict``."""
 
-    # One stack of whole layers
+    cache_dict: dict[str, ArrayT]
 
-    def stack_activation(self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None) -> Any:
-        """The activation of that name of every layer before ``layer`` (None or -1: all), stacked: [layer, ...].
+    @property
+    def _reader(self) -> Reader[ArrayT]:
+        """The run's activations as arrays, and its model."""
+        raise NotImplementedError
 
-        ``sublayer_type`` ("attn", "mlp", "ln1") where the name alone does not say. Raises InputError,
-        UnknownHookPoint. TransformerLens: the same name.
+    def stack_activation(
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
+    ) -> ArrayT:
+        """One activation of every layer before ``layer``, stacked (TransformerLens: the same name).
+
+        Args:
+            activation_name: A short name: "z", "resid_pre", "scale".
+            layer: 1 to n_layers; None or -1: all layers.
+            sublayer_type: "attn", "mlp" or "ln1", where the name alone does not say.
+
+        Returns:
+            [layer, ...].
+
+        Raises:
+            InputError: For layer 0, before which there is nothing, and for a layer that is not there.
+            UnknownHookPoint: For an activation that was not cached.
         """
-        upto = self._upto(layer)
+        reader = self._reader
+        upto = reader.layers_before(layer)
         if upto == 0:
             raise InputError("there is no layer before layer 0 to stack activations of.")
-        layers = [self[(activation_name, i, sublayer_type)] for i in range(upto)]
-        return self._out(np.stack([self._plain(value, activation_name) for value in layers]))
+        layers = [reader.activations[get_act_name(activation_name, i, sublayer_type)] for i in range(upto)]
+        return reader.out(np.stack([reader.array(value, activation_name) for value in layers]))
 
     # Heads
 
     def compute_head_results(self) -> None:
-        """Adds ``blocks.i.attn.hook_result`` [*b, p, h, D], what each head writes, to the cache, from z and W_O.
+        """Adds what each head writes, ``blocks.i.attn.hook_result`` [*b, p, h, D], to the cache.
 
-        Results that are there already stay. Raises UnknownHookPoint when a layer's ``attn.hook_z`` was not cached.
-        TransformerLens: the same name.
+        It is computed from z and W_O; results that are there already stay. TransformerLens: the same name.
+
+        Raises:
+            UnknownHookPoint: When a layer's ``attn.hook_z`` was not cached.
         """
-        for i in range(self.model.cfg.n_layers):
-            name = f"blocks.{i}.attn.hook_result"
+        reader = self._reader
+        for i in range(reader.model.cfg.n_layers):
+            name = in_block(i, "attn.hook_result")
             if name not in self.cache_dict:
-                heads = self._head_stack(i, Slice(), Readout())
-                self.cache_dict[name] = self._out(np.ascontiguousarray(np.moveaxis(heads, 0, -2)))
+                heads = head_results(reader, i, Slice(), Readout())
+                self.cache_dict[name] = reader.out(np.ascontiguousarray(np.moveaxis(heads, 0, -2)))
 
+    @overload
+    def stack_head_results(
+        self,
+        layer: int | None = ...,
+        return_labels: Literal[False] = ...,
+        incl_remainder: bool = ...,
+        pos_slice: SliceInput = ...,
+        apply_ln: bool = ...,
+    ) -> ArrayT: ...
+    @overload
+    def stack_head_results(
+        self,
+        layer: int | None = ...,
+        *,
+        return_labels: Literal[True],
+        incl_remainder: bool = ...,
+        pos_slice: SliceInput = ...,
+        apply_ln: bool = ...,
+    ) -> tuple[ArrayT, list[str]]: ...
     def stack_head_results(
         self,
         layer: int | None = -1,
@@ -56,34 +100,29 @@ class ComponentMethods(ResidualMethods):
         incl_remainder: bool = False,
         pos_slice: SliceInput = None,
         apply_ln: bool = False,
-    ) -> Any:
-        """What every head before ``layer`` (None or -1: all) writes, [layer * h, *b, p, D]; the cache stays as it is.
+    ) -> ArrayT | tuple[ArrayT, list[str]]:
+        """What every head before ``layer`` writes; the cache stays as it is (TransformerLens: the same name).
 
-        ``incl_remainder`` adds the rest of the residual as a last entry; ``apply_ln``: see apply_ln_to_stack. Labels
-        "L0H0", ..., "remainder". Raises InputError, UnknownHookPoint. TransformerLens: the same name.
+        Args:
+            layer: 0 to n_layers; None or -1: all layers.
+            return_labels: Whether to return labels too: "L0H0", ..., "remainder".
+            incl_remainder: Whether the rest of the residual follows as a last entry.
+            pos_slice: Which positions.
+            apply_ln: Whether as the norm before ``layer`` reads it: see ``apply_ln_to_stack``.
+
+        Returns:
+            [layer * h, *b, p, D], or (that, labels).
+
+        Raises:
+            InputError: For a layer or positions that are not there.
+            UnknownHookPoint: For activations that were not cached.
         """
-        upto, positions = self._upto(layer), Slice(pos_slice)
-        readout = self._readout(apply_ln, upto, False, positions)
-        heads = self._heads_before(upto, positions, readout)
-        return self._stacked([heads], upto, positions, readout, incl_remainder, return_labels)
-
-    def _heads_before(self, layer: int, positions: Slice, readout: Readout) -> Blocks:
-        labels = [f"L{i}H{head}" for i in range(layer) for head in range(self.model.cfg.n_heads)]
-        return labels, (self._head_stack(i, positions, readout) for i in range(layer))
-
-    def _head_stack(self, layer: int, positions: Slice, readout: Readout) -> Array:
-        """What is read of each head of one layer, [h, *b, p, D]."""
-        if f"blocks.{layer}.attn.hook_result" in self.cache_dict:
-            results: Array = positions.apply(self._activation("result", layer), dim=-3)
-            return readout.vectors(np.moveaxis(results, -2, 0))
-        z: Array = np.moveaxis(positions.apply(self._activation("z", layer), dim=-3), -2, 0)
-        weight = working(self.model.weights[f"blocks.{layer}.attn.W_O"])
-        if z.shape[0] != weight.shape[0] or z.shape[-1] != weight.shape[1]:
-            raise InputError(f"blocks.{layer}.attn.hook_z does not fit W_O of shape {list(weight.shape)}.")
-        directions = readout.directions(weight)
-        flat = readout.coefficients(z).reshape(z.shape[0], -1, z.shape[-1])
-        product = (flat @ directions.reshape(*weight.shape[:2], -1)).reshape(*z.shape[:-1], -1)
-        return product[..., 0] if directions.ndim == 2 else product
+        reader, positions = self._reader, Slice(pos_slice)
+        upto = reader.layers_before(layer)
+        readout = reader.readout(apply_ln, upto, False, positions)
+        heads = heads_before(reader, upto, positions, readout)
+        stack, labels = stacked(reader, [heads], upto, positions, readout, incl_remainder)
+        return reader.labelled(stack, labels, return_labels)
 
     # Neurons
 
@@ -92,33 +131,61 @@ class ComponentMethods(ResidualMethods):
         layer: int,
         neuron_slice: SliceInput = None,
         pos_slice: SliceInput = None,
-        project_output_onto: Any = None,
-    ) -> Any:
-        """What each neuron of ``layer`` (negative: from the end) writes, [*b, p, M, D]; an int ``neuron_slice`` drops M.
+        project_output_onto: UserArray | None = None,
+    ) -> ArrayT:
+        """What each neuron of one layer writes (TransformerLens: the same name).
 
-        ``project_output_onto`` [D] or [D, n]: the product with it instead, [*b, p, M] or [*b, p, M, n], without ever
-        building the former. Raises InputError, UnknownHookPoint. TransformerLens: the same name.
+        Args:
+            layer: The layer; a negative one counts from the end.
+            neuron_slice: Which neurons; an int drops their axis.
+            pos_slice: Which positions.
+            project_output_onto: Directions [D] or [D, n]: their product with what is written is returned instead, and
+                the former is never built.
+
+        Returns:
+            [*b, p, M, D]; projected, [*b, p, M] or [*b, p, M, n].
+
+        Raises:
+            InputError: For a layer, neurons or positions that are not there, and for directions of another shape.
+            UnknownHookPoint: For activations that were not cached.
         """
-        count = self.model.cfg.n_layers
+        reader = self._reader
+        count = reader.model.cfg.n_layers
         if not isinstance(layer, (int, np.integer)) or not -count <= layer < count:
             raise InputError(f"layer {layer!r}: this model has {count} layers, 0 to {count - 1}.")
         layer, positions, neurons = int(layer) % count, Slice(pos_slice), Slice(neuron_slice)
-        activations, directions = self._neurons(
-            layer, positions, neurons, self._readout(False, layer, False, positions, project_output_onto)
-        )
+        readout = reader.readout(False, layer, False, positions, project_output_onto)
+        activations, directions = neurons_of(reader, layer, positions, neurons, readout)
         if neurons.mode == "int":
-            return self._out(
+            return reader.out(
                 activations * directions if np.ndim(directions) == 0 else activations[..., None] * directions
             )
         trailing = directions.ndim - 1
-        return self._out(activations.reshape(*activations.shape, *[1] * trailing) * directions)
+        return reader.out(activations.reshape(*activations.shape, *[1] * trailing) * directions)
 
-    def _neurons(self, layer: int, positions: Slice, neurons: Slice, readout: Readout) -> tuple[Array, Array]:
-        """Activations [*b, p, M] and what is read of each neuron's output weights, [M, D]."""
-        acts: Array = neurons.apply(positions.apply(self._activation("post", layer), dim=-2), dim=-1)
-        weight = self.model.weights[f"blocks.{layer}.mlp.W_out"]
-        return np.asarray(readout.coefficients(acts)), np.asarray(readout.directions(working(neurons.apply(weight))))
-
+    @overload
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: SliceInput = ...,
+        neuron_slice: SliceInput = ...,
+        return_labels: Literal[False] = ...,
+        incl_remainder: bool = ...,
+        apply_ln: bool = ...,
+        project_output_onto: UserArray | None = ...,
+    ) -> ArrayT: ...
+    @overload
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: SliceInput = ...,
+        neuron_slice: SliceInput = ...,
+        *,
+        return_labels: Literal[True],
+        incl_remainder: bool = ...,
+        apply_ln: bool = ...,
+        project_output_onto: UserArray | None = ...,
+    ) -> tuple[ArrayT, list[str]]: ...
     def stack_neuron_results(
         self,
         layer: int | None,
@@ -127,68 +194,60 @@ class ComponentMethods(ResidualMethods):
         return_labels: bool = False,
         incl_remainder: bool = False,
         apply_ln: bool = False,
-        project_output_onto: Any = None,
-    ) -> Any:
-        """What every neuron before ``layer`` (None or -1: all) writes, [layer * M, *b, p, D].
+        project_output_onto: UserArray | None = None,
+    ) -> ArrayT | tuple[ArrayT, list[str]]:
+        """What every neuron before ``layer`` writes (TransformerLens: the same name).
 
-        That is large: with ``project_output_onto`` [D] or [D, n] it is the product, [layer * M, *b, p] or
-        [..., n], and the former is never built, ``apply_ln`` or not. ``neuron_slice`` is each layer's;
-        ``incl_remainder`` adds the rest of the residual. Labels "L0N0", ..., "remainder". Raises InputError,
-        UnknownHookPoint. TransformerLens: the same name.
+        That is large; projected, it is never built, with ``apply_ln`` or without.
+
+        Args:
+            layer: 0 to n_layers; None or -1: all layers.
+            pos_slice: Which positions.
+            neuron_slice: Which neurons of each layer.
+            return_labels: Whether to return labels too: "L0N0", ..., "remainder".
+            incl_remainder: Whether the rest of the residual follows as a last entry.
+            apply_ln: Whether as the norm before ``layer`` reads it: see ``apply_ln_to_stack``.
+            project_output_onto: Directions [D] or [D, n]: their product with what is written is returned instead.
+
+        Returns:
+            [layer * M, *b, p, D]; projected, [layer * M, *b, p] or [layer * M, *b, p, n]; or (that, labels).
+
+        Raises:
+            InputError: For a layer, neurons or positions that are not there, and for directions of another shape.
+            UnknownHookPoint: For activations that were not cached.
         """
-        upto, positions = self._upto(layer), Slice(pos_slice)
-        readout = self._readout(apply_ln, upto, False, positions, project_output_onto)
-        neurons = self._neurons_before(upto, positions, Slice(neuron_slice), readout)
-        return self._stacked([neurons], upto, positions, readout, incl_remainder, return_labels)
-
-    def _neurons_before(self, layer: int, positions: Slice, neurons: Slice, readout: Readout) -> Blocks:
-        kept = Slice.unwrap(neurons.slice if neurons.mode == "int" else neurons)
-
-        def block(i: int) -> Array:
-            acts, directions = self._neurons(i, positions, kept, readout)
-            first, trailing = np.moveaxis(acts, -1, 0), directions.shape[1:]
-            rows = directions.reshape(len(first), *[1] * (first.ndim - 1), *trailing)
-            return np.asarray(first.reshape(*first.shape, *[1] * len(trailing)) * rows)
-
-        names = kept.indices(self.model.cfg.d_mlp)
-        return [f"L{i}N{neuron}" for i in range(layer) for neuron in names], (block(i) for i in range(layer))
-
-    # Stacks of blocks
-
-    def _stacked(
-        self,
-        parts: list[Blocks],
-        layer: int,
-        positions: Slice,
-        readout: Readout,
-        incl_remainder: bool,
-        return_labels: bool,
-    ) -> Any:
-        if incl_remainder:
-            # At layer 0 nothing is written yet, and all there is to read is the embeddings.
-            name = "blocks.0.hook_resid_pre" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
-            parts = [*parts, (["remainder"], iter([self._read(name, positions, readout)]))]
-        labels = [label for names, _ in parts for label in names]
-        stack, filled = None, 0
-        # Filled block by block: a list of all blocks and their concatenation would take the memory twice.
-        for block in itertools.chain.from_iterable(blocks for _, blocks in parts):
-            if stack is None:
-                stack = np.empty((len(labels), *block.shape[1:]), block.dtype)
-            stack[filled : filled + len(block)] = block
-            filled += len(block)
-        if stack is None:
-            shape = (0, *self._positions_shape(positions), self.model.cfg.d_model)
-            stack = Readout(onto=readout.onto).vectors(np.zeros(shape, np.float32))
-        if incl_remainder:
-            stack[-1] -= stack[:-1].sum(0)
-        return self._labelled(stack, labels, return_labels)
-
-    def _read(self, name: str, positions: Slice, readout: Readout) -> Array:
-        """What is read of one whole activation, [1, *b, p, D]."""
-        return readout.vectors(positions.apply(self._activation(name), dim=-2))[None]
+        reader, positions = self._reader, Slice(pos_slice)
+        upto = reader.layers_before(layer)
+        readout = reader.readout(apply_ln, upto, False, positions, project_output_onto)
+        neurons = neurons_before(reader, upto, positions, Slice(neuron_slice), readout)
+        stack, labels = stacked(reader, [neurons], upto, positions, readout, incl_remainder)
+        return reader.labelled(stack, labels, return_labels)
 
     # Everything
 
+    @overload
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = ...,
+        mlp_input: bool = ...,
+        expand_neurons: bool = ...,
+        apply_ln: bool = ...,
+        pos_slice: SliceInput = ...,
+        return_labels: Literal[False] = ...,
+        project_output_onto: UserArray | None = ...,
+    ) -> ArrayT: ...
+    @overload
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = ...,
+        mlp_input: bool = ...,
+        expand_neurons: bool = ...,
+        apply_ln: bool = ...,
+        pos_slice: SliceInput = ...,
+        *,
+        return_labels: Literal[True],
+        project_output_onto: UserArray | None = ...,
+    ) -> tuple[ArrayT, list[str]]: ...
     def get_full_resid_decomposition(
         self,
         layer: int | None = None,
@@ -197,26 +256,42 @@ class ComponentMethods(ResidualMethods):
         apply_ln: bool = False,
         pos_slice: SliceInput = None,
         return_labels: bool = False,
-        project_output_onto: Any = None,
-    ) -> Any:
-        """Everything that was written before ``layer`` (None or -1: the unembedding), [n, *b, p, D]; it sums to the
-        residual there: heads, neurons (or MLPs, without ``expand_neurons``), embeddings, and the biases as one entry.
+        project_output_onto: UserArray | None = None,
+    ) -> ArrayT | tuple[ArrayT, list[str]]:
+        """Everything that was written before a layer, which sums to the residual there (TransformerLens: the same name).
 
-        ``mlp_input`` adds the attention of ``layer`` itself. ``project_output_onto`` as in stack_neuron_results, which
-        no head or neuron is expanded for. Labels "L0H0", "L0N0" (or "0_mlp_out"), "embed", "pos_embed", "bias".
-        Raises InputError, UnknownHookPoint. TransformerLens: the same name.
+        Heads, neurons (or MLPs), embeddings, and the biases as one entry.
+
+        Args:
+            layer: 0 to n_layers; None or -1: the input of the unembedding.
+            mlp_input: Whether to add the attention of ``layer`` itself.
+            expand_neurons: Whether neurons are entries of their own; False: each MLP is one.
+            apply_ln: Whether as the norm before ``layer`` reads it: see ``apply_ln_to_stack``.
+            pos_slice: Which positions.
+            return_labels: Whether to return labels too: "L0H0", "L0N0" (or "0_mlp_out"), "embed", "pos_embed", "bias".
+            project_output_onto: Directions [D] or [D, n]: their product with what is written is returned instead, and
+                no head or neuron is expanded for it.
+
+        Returns:
+            [n, *b, p, D]; projected, [n, *b, p] or [n, *b, p, n']; or (that, labels).
+
+        Raises:
+            InputError: For a layer or positions that are not there, and for directions of another shape.
+            UnknownHookPoint: For activations that were not cached.
         """
-        upto, positions = self._upto(layer, mlp_input), Slice(pos_slice)
-        readout = self._readout(apply_ln, upto, mlp_input, positions, project_output_onto)
-        parts = [self._heads_before(upto + mlp_input, positions, readout)]
-        whole = self._embeddings()
-        if not getattr(self.model.cfg, "attn_only", False):
+        reader, positions = self._reader, Slice(pos_slice)
+        upto = reader.layers_before(layer, mlp_input)
+        readout = reader.readout(apply_ln, upto, mlp_input, positions, project_output_onto)
+        parts = [heads_before(reader, upto + mlp_input, positions, readout)]
+        entire = reader.embeddings()
+        if not reader.model.cfg.attn_only:
             if expand_neurons:
-                parts.append(self._neurons_before(upto, positions, Slice(), readout))
+                parts.append(neurons_before(reader, upto, positions, Slice(), readout))
             else:
-                whole = [*((f"{i}_mlp_out", f"blocks.{i}.hook_mlp_out") for i in range(upto)), *whole]
-        parts.append(([label for label, _ in whole], (self._read(name, positions, readout) for _, name in whole)))
-        bias = self._in(self.model.accumulated_bias(upto, mlp_input, include_mlp_biases=expand_neurons), "bias")
-        shape = (1, *self._positions_shape(positions), self.model.cfg.d_model)
-        parts.append((["bias"], iter([readout.vectors(np.broadcast_to(bias, shape))])))
-        return self._stacked(parts, upto, positions, readout, False, return_labels)
+                entire = [*((f"{i}_mlp_out", in_block(i, "hook_mlp_out")) for i in range(upto)), *entire]
+        parts.append(whole(reader, entire, positions, readout))
+        bias = reader.numbers(reader.model.accumulated_bias(upto, mlp_input, expand_neurons), "bias")
+        shape = (1, *reader.positions_shape(positions), reader.model.cfg.d_model)
+        parts.append(Blocks(["bias"], iter([readout.vectors(np.broadcast_to(bias, shape))])))
+        stack, labels = stacked(reader, parts, upto, positions, readout, False)
+        return reader.labelled(stack, labels, return_labels)

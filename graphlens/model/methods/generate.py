@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 import numpy as np
-import numpy.typing as npt
 
-from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
 from graphlens.errors import InputError
 from graphlens.model.generate import Generation, Options, gathered, holds_text
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input, Tokens
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 _RETURN_TYPES = ("input", "str", "tokens")
 
@@ -38,7 +39,7 @@ class GenerateMethods(Generic[ArrayT]):
         padding_side: str | None = None,
         return_type: str | None = "input",
         verbose: bool = True,
-        attention_mask: npt.ArrayLike | ArrayT | None = None,
+        attention_mask: ArrayInput | UserArray | None = None,
         seed: int | None = None,
     ) -> str | list[str] | ArrayT:
         """Continues text or tokens, with the active hooks and interventions. TransformerLens: the same name.
@@ -72,11 +73,11 @@ class GenerateMethods(Generic[ArrayT]):
             InputError: For unusable input or options, and for a prompt that leaves no room within n_ctx.
         """
         kind = _output_type(input, return_type)
-        options = Options(
+        options = Options[ArrayT](
             max_new_tokens, stop_at_eos, eos_token_id, do_sample, top_k, top_p, temperature, freq_penalty,
             use_past_kv_cache, prepend_bos, padding_side, verbose, attention_mask, seed,
         )  # fmt: skip
-        generation = Generation(self.runner, input, options)
+        generation = Generation[ArrayT](self.runner, input, options)
         all_tokens = np.concatenate(list(generation.chunks()), 1)
         if kind == "tokens":
             return self.runner.border.to_user(all_tokens)
@@ -100,7 +101,7 @@ class GenerateMethods(Generic[ArrayT]):
         padding_side: str | None = None,
         return_type: str | None = "input",
         verbose: bool = True,
-        attention_mask: npt.ArrayLike | ArrayT | None = None,
+        attention_mask: ArrayInput | UserArray | None = None,
         seed: int | None = None,
     ) -> Iterator[str | ArrayT]:
         """``generate``, handed out as it comes. TransformerLens: the same name.
@@ -127,11 +128,11 @@ class GenerateMethods(Generic[ArrayT]):
         as_text = _output_type(input, return_type) == "str"
         if as_text and isinstance(input, (list, tuple)) and len(input) != 1:
             raise InputError("a stream of text has one prompt; ask for return_type='tokens' for several.")
-        options = Options(
+        options = Options[ArrayT](
             max_new_tokens, stop_at_eos, eos_token_id, do_sample, top_k, top_p, temperature, freq_penalty,
             use_past_kv_cache, prepend_bos, padding_side, verbose, attention_mask, seed,
         )  # fmt: skip
-        generation = Generation(self.runner, input, options)
+        generation = Generation[ArrayT](self.runner, input, options)
         return self._stream(gathered(generation.chunks(), max_tokens_per_yield), as_text)
 
     def _stream(self, pieces: Iterator[Tokens], as_text: bool) -> Iterator[str | ArrayT]:

@@ -32,7 +32,7 @@ class OpenMethods(Generic[ArrayT]):
         self,
         engine: Engine,
         tokenizer: Tokenizer | None = None,
-        default_prepend_bos: bool = True,
+        default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
     ) -> None:
         raise NotImplementedError  # HookedTransformer's
@@ -42,7 +42,7 @@ class OpenMethods(Generic[ArrayT]):
         cls,
         path: str | os.PathLike[str],
         providers: Providers = None,
-        default_prepend_bos: bool = True,
+        default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
         tokenizer: Any = None,
         n_ctx: int | None = None,
@@ -52,7 +52,7 @@ class OpenMethods(Generic[ArrayT]):
         Args:
             path: The folder or file.
             providers: "cpu", "cuda", ONNX Runtime's provider names, or None for CUDA where it works.
-            default_prepend_bos: Whether text gets a BOS token where a call does not say.
+            default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.
             default_padding_side: "right" or "left"; None is the tokenizer's own.
             tokenizer: A transformers or graphlens tokenizer in place of the folder's.
             n_ctx: Lowers the longest input.
@@ -110,7 +110,7 @@ class OpenMethods(Generic[ArrayT]):
             tokenizer: A transformers or tokenizers one in place of the checkpoint's.
             device: "cpu" or "cuda"; or give ``providers``.
             dtype: "float32", "float64", "float16" or "bfloat16", also as a torch or NumPy dtype.
-            default_prepend_bos: Whether text gets a BOS token where a call does not say; None for yes.
+            default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.
             default_padding_side: "right" or "left"; None is the tokenizer's own.
             first_n_layers: Keeps that many blocks.
             n_ctx: Lowers the longest input.
@@ -128,7 +128,7 @@ class OpenMethods(Generic[ArrayT]):
         for name, value in unsupported.items():
             if name not in _ASKS_NOTHING or value not in (_ASKS_NOTHING[name], None):
                 raise InputError(f"from_pretrained cannot honour {name}={value!r}.")
-        from graphlens.pipelines.export import cached_export
+        from graphlens.pipelines.cache import cached_export
 
         processing = {
             "fold_ln": fold_ln,
@@ -150,7 +150,7 @@ class OpenMethods(Generic[ArrayT]):
         return cls.from_onnx(
             folder,
             _providers(device, providers),
-            default_prepend_bos=True if default_prepend_bos is None else default_prepend_bos,
+            default_prepend_bos=default_prepend_bos,
             default_padding_side=default_padding_side,
             tokenizer=tokenizer,
             n_ctx=n_ctx,

@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.analysis import numerics
-from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.errors import InputError
 from graphlens.file.tokenizer import Tokenizer
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input, Tokens, checked_side, is_text, some
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.runner import Runner
 
 
 class TextMethods(Generic[ArrayT]):
@@ -121,7 +120,7 @@ class TextMethods(Generic[ArrayT]):
             raise InputError(f"token {token}{shown} does not occur in the prompt of {rows.shape[1]} tokens.")
         return int(found[0 if mode == "first" else -1])
 
-    def tokens_to_residual_directions(self, tokens: npt.ArrayLike | ArrayT) -> ArrayT:
+    def tokens_to_residual_directions(self, tokens: ArrayInput | UserArray) -> ArrayT:
         """The columns of W_U that tokens are read off with. TransformerLens: the same name.
 
         These are directions of the residual stream only where the final norm is folded (``fold_ln``).
@@ -142,7 +141,7 @@ class TextMethods(Generic[ArrayT]):
 
     # Tokens to text
 
-    def to_string(self, tokens: npt.ArrayLike | ArrayT) -> str | list[str]:
+    def to_string(self, tokens: ArrayInput | UserArray) -> str | list[str]:
         """The text of token ids. TransformerLens: the same name.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from graphlens.errors import InputError
 from graphlens.file.names import in_block
 from graphlens.model.hooks import HookPoint
 from graphlens.model.parts import Block, Component, Embed, Norm, Unembed
-from graphlens.model.runner import Runner
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 class WeightMethods(Generic[ArrayT]):

@@ -1,0 +1,380 @@
+"""What a metric is: a record that says which logits it needs and what it makes of them; and a metric normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast, overload
+
+import numpy as np
+
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array, is_tensor, like
+from graphlens.analysis.metric_inputs import checked, ids_of, kept, picked
+from graphlens.edits.record import Record
+from graphlens.errors import InputError
+
+ToToken = Callable[[str], int]
+# Tokens of a metric: an id, the text of a single token, or one of these for each prompt.
+TokenIds: TypeAlias = int | str | Sequence[int] | Sequence[str] | Array
+# Positions of a metric: one, or one for each prompt; negative ones count from the end.
+Positions: TypeAlias = int | Sequence[int] | Array
+# A metric's value without a patch: a number, or one for each prompt [b].
+Baseline: TypeAlias = float | Sequence[float] | Array | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Needs(Record):
+    """What a metric reads of the logits [b, p, V].
+
+    Attributes:
+        positions: int64 [n] or, where prompts differ, [b, n], counted from 0; None for every position.
+        tokens: int64 [b, k], the vocabulary columns of each prompt; None for the whole vocabulary.
+    """
+
+    positions: Array | None = None
+    tokens: Array | None = None
+
+    def gather(self, logits: Array) -> Array:
+        """The needed part [..., b, n, k or V] of logits [..., b, p, V]."""
+        if self.positions is not None:  # [n] and [b, n] alike, against rows [b, 1]
+            logits = logits[..., np.arange(logits.shape[-3])[:, None], self.positions, :]
+        return logits if self.tokens is None else picked(logits, self.tokens[:, None])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Metric(Record):
+    """The base of the metrics: one number for each prompt, computed in float64 from the logits at ``position``.
+
+    A metric of one's own defines ``label``, ``_values`` and, unless it needs the whole vocabulary, ``_columns``; arrays
+    in its fields are [b]. For gradients it defines ``_slopes`` too.
+
+    Attributes:
+        position: An int, or ints [b], one for each prompt; negative ones count from the end of the sequence, padding
+            included.
+        reduction: "mean" averages over the prompts, "none" keeps one value for each.
+    """
+
+    label: ClassVar[str] = "metric"
+    token_fields: ClassVar[tuple[str, ...]] = ()  # the fields that hold token ids, or text until ``bound``
+    anywhere: ClassVar[bool] = False  # whether ``position`` may be None: every position
+
+    if TYPE_CHECKING:  # each metric has these as fields, after its operands: declared here, they would come before them
+
+        @property
+        def position(self) -> Positions | None: ...  # noqa: D102
+        @property
+        def reduction(self) -> str: ...  # noqa: D102
+
+    def __post_init__(self) -> None:
+        if not (self.position is None and self.anywhere):
+            given = cast(Positions, self.position)  # None is refused here like any other value that is no int
+            position = checked(given, self._called("position"), "iu", (0, 1), "an int, or ints [b]")
+            self._set("position", kept(position, np.int64))
+        for field in self.token_fields:
+            self._set(field, ids_of(getattr(self, field), self._called(field), every=self.position is None))
+        if self.reduction not in ("mean", "none"):
+            raise InputError(f"{self._called('reduction')} must be 'mean' or 'none', not {self.reduction!r}.")
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table or a plot."""
+        return self.label
+
+    @property
+    def plain(self) -> Metric:
+        """The metric without its normalisation: what its baselines are measured with."""
+        return self
+
+    def filled(self, clean: Baseline, corrupted: Baseline) -> Metric:
+        """The metric with the baselines that it lacks: itself, unless it is normalised."""
+        return self
+
+    def normalised(self, clean: Baseline = None, corrupted: Baseline = None) -> Normalised:
+        """(metric - corrupted) / (clean - corrupted): see ``normalised``."""
+        return Normalised(self, clean, corrupted)
+
+    def bound(self, to_single_token: ToToken | None) -> Self:
+        """The metric with token ids in place of text.
+
+        Args:
+            to_single_token: Gives the id of a text that is one token, as ``model.to_single_token`` does; None where
+                there is no tokenizer.
+
+        Raises:
+            InputError: Where there is text and no tokenizer, or a text is not one token.
+        """
+        changes: dict[str, Any] = {}
+        for field in self.token_fields:
+            value = getattr(self, field)
+            if not isinstance(value, str | tuple):
+                continue
+            if to_single_token is None:
+                raise InputError(f"{self._called(field)} is {value!r}, and there is no tokenizer: give token ids.")
+            ids = [to_single_token(text) for text in ((value,) if isinstance(value, str) else value)]
+            changes[field] = ids[0] if isinstance(value, str) else ids
+        return replace(self, **changes) if changes else self
+
+    def needs(self, batch: int, length: int) -> Needs:
+        """Which positions and tokens it reads of the logits [batch, length, V].
+
+        Args:
+            batch: The number of prompts.
+            length: The number of tokens of each, padding included.
+
+        Raises:
+            InputError: For a position outside the prompts, for fields that hold one entry for each of another number
+                of prompts, and for text that is not bound to token ids.
+        """
+        self._check_batch(batch)
+        return Needs(self._positions(length), self._columns(batch))
+
+    def check(self, d_vocab: int) -> None:
+        """Raises InputError for token ids that a vocabulary of ``d_vocab`` does not have, and for unbound text."""
+        for field in self.token_fields:
+            highest = int(np.max(self._known(field)))
+            if highest >= d_vocab:
+                raise InputError(f"{self._called(field)} is {highest}: token ids go from 0 to {d_vocab - 1}.")
+
+    def of(self, logits: ArrayInput) -> Array:
+        """The values of logits at exactly the positions and tokens that the metric needs.
+
+        Args:
+            logits: float [..., b, n, k or V], as ``Needs.gather`` gives them. Leading axes are variants of the same
+                prompts.
+
+        Returns:
+            float64 [..., b]; NaN logits give NaN.
+
+        Raises:
+            InputError: For logits that do not fit.
+        """
+        scores = checked(logits, "logits", "f", range(3, 33), "floating point [..., batch, position, token]", size=0)
+        batch, count, width = scores.shape[-3:]
+        self._check_batch(batch)
+        if count != self._count:
+            raise InputError(f"{self!r} needs the logits at {self._count} positions; these have {count}.")
+        columns = self._columns(batch)
+        if columns is None:
+            self.check(width)
+        elif width != columns.shape[1]:
+            raise InputError(f"{self!r} needs the logits of {columns.shape[1]} tokens; these have {width}.")
+        with np.errstate(invalid="ignore"):  # of infinite logits: the answer is NaN, and that says it
+            return self._values(scores.astype(np.float64, copy=False))
+
+    def reduced(self, values: Array) -> Array:
+        """Values [..., b] averaged over the prompts [...] or, with reduction "none", as they are."""
+        return values.mean(-1) if self.reduction == "mean" else values
+
+    @property
+    def linear(self) -> bool:
+        """True if the derivative is the same whatever the logits."""
+        return False
+
+    def slopes(self, logits: ArrayInput) -> Array:
+        """The derivative of the mean over the prompts with respect to the logits.
+
+        Args:
+            logits: float [b, n, k or V], as ``of`` takes them.
+
+        Returns:
+            float64, of the logits' shape.
+
+        Raises:
+            InputError: With reduction "none", which gives no single number to differentiate.
+        """
+        if self.reduction != "mean":
+            raise InputError(f"{self!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
+        scores = as_array(logits).astype(np.float64)
+        return self._slopes(scores) / len(scores)
+
+    def _slopes(self, scores: Array) -> Array:
+        """The derivatives of each prompt's value."""
+        raise InputError(f"{type(self).__name__} has no derivative: define _slopes.")
+
+    @overload
+    def __call__(self, logits: Array) -> Array: ...
+    @overload
+    def __call__(self, logits: ArrayT) -> ArrayT: ...
+    def __call__(self, logits: Array | ArrayT) -> Array | ArrayT:
+        """The value of whole logits.
+
+        Args:
+            logits: float [b, p, V], an array or a tensor.
+
+        Returns:
+            A float64 scalar, or [b] with reduction "none"; for a tensor, a tensor of its dtype and device, through
+            which no gradient flows.
+
+        Raises:
+            InputError: For logits that do not fit.
+        """
+        scores = checked(logits, "logits", "f", (3,), "floating point [batch, position, vocabulary]")
+        needs = self.needs(*scores.shape[:2])
+        self.check(scores.shape[2])
+        value = self.reduced(self.of(needs.gather(scores)))
+        given_tensor: bool = is_tensor(logits)
+        return like(logits, value) if given_tensor else value
+
+    @property
+    def _count(self) -> int:
+        """How many positions it needs."""
+        return 1
+
+    def _positions(self, length: int) -> Array | None:
+        """The positions [n] or [b, n] it needs, from 0."""
+        given = np.asarray(self.position, np.int64)
+        outside = given[(given < -length) | (given >= length)]
+        if outside.size:
+            raise InputError(
+                f"{self._called('position')} is {outside[0]}: prompts of {length} tokens have positions 0 to "
+                f"{length - 1}, or -{length} to -1 from the end."
+            )
+        return np.where(given < 0, given + length, given)[..., None]
+
+    def _columns(self, batch: int) -> Array | None:
+        """The tokens [b, k] it needs; None for all."""
+        return None
+
+    def _values(self, scores: Array) -> Array:
+        """Values [..., b] of float64 logits [..., b, n, k or V] that fit."""
+        raise NotImplementedError
+
+    def _called(self, field: str) -> str:
+        """A field's name in messages."""
+        return f"{type(self).__name__}.{field}"
+
+    def _check_batch(self, batch: int) -> None:
+        """Raises InputError for fields that hold one entry for each of another number of prompts."""
+        for field, value in self._state().items():
+            if isinstance(value, tuple | np.ndarray) and len(value) != batch:
+                raise InputError(f"{self._called(field)} is of {len(value)} prompts; there are {batch}.")
+
+    def _known(self, field: str) -> int | Array:
+        """The token ids of a field. Raises InputError for text."""
+        value = getattr(self, field)
+        if isinstance(value, str | tuple):
+            hint = "metric.bound(model.to_single_token) makes token ids of it."
+            raise InputError(f"{self._called(field)} is {value!r}: {hint}")
+        return cast("int | Array", value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Normalised(Metric):
+    """(metric - corrupted) / (clean - corrupted) of a metric's reduced values; made by ``normalised``.
+
+    ``of`` still gives the plain values: ``reduced`` normalises.
+
+    Attributes:
+        metric: The metric that is normalised.
+        clean: Its value on the clean prompts without a patch, where it is known.
+        corrupted: Its value on the corrupted prompts without a patch, where it is known.
+    """
+
+    metric: Metric
+    clean: Baseline = None
+    corrupted: Baseline = None
+
+    @property
+    def position(self) -> Positions | None:
+        """Where the metric reads the logits."""
+        return self.metric.position
+
+    @property
+    def reduction(self) -> str:
+        """The metric's own reduction."""
+        return self.metric.reduction
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.metric, Metric) or isinstance(self.metric, Normalised):
+            raise InputError(f"what is normalised is a metric that is not so yet, not {self.metric!r}.")
+        given = [field for field in ("clean", "corrupted") if getattr(self, field) is not None]
+        axes = (0, 1) if self.metric.reduction == "none" else (0,)
+        for field in given:
+            wanted = "a number (or numbers [b], where the metric's reduction is 'none')"
+            baseline = checked(getattr(self, field), self._called(field), "fiu", axes, wanted)
+            if not np.isfinite(baseline).all():
+                raise InputError(f"{self._called(field)} holds NaN or infinities: nothing can be normalised by it.")
+            self._set(field, kept(baseline, np.float64))
+        if len(given) == 2 and not np.all(np.not_equal(*self._pair())):
+            raise InputError(
+                f"the {self.metric.name} is the same on a clean and its corrupted prompt: patching cannot be normalised "
+                f"by a difference of 0 ({self.clean} and {self.corrupted}). Measure it as it is, or take other prompts."
+            )
+
+    def _pair(self) -> tuple[Array, Array]:
+        """Both baselines as arrays. Raises InputError where they are of different numbers of prompts."""
+        clean, corrupted = np.asarray(self.clean), np.asarray(self.corrupted)
+        if clean.ndim and corrupted.ndim and clean.shape != corrupted.shape:
+            raise InputError(f"the clean baseline is of {len(clean)} prompts, the corrupted of {len(corrupted)}.")
+        return clean, corrupted
+
+    def _baselines(self, hint: str = "") -> tuple[float | Array, float | Array]:
+        """(corrupted, clean - corrupted). Raises InputError where one is missing."""
+        if self.clean is None or self.corrupted is None:
+            raise InputError(f"{self!r} lacks a baseline: pass clean and corrupted{hint}.")
+        clean, corrupted = cast("tuple[float | Array, float | Array]", (self.clean, self.corrupted))
+        return corrupted, clean - corrupted
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table or a plot."""
+        return f"normalised {self.metric.name}"
+
+    @property
+    def plain(self) -> Metric:
+        """The metric without its normalisation: what its baselines are measured with."""
+        return self.metric
+
+    def filled(self, clean: Baseline, corrupted: Baseline) -> Normalised:
+        """The same with these baselines in place of those left out. Raises InputError as the constructor does."""
+        found = (clean if self.clean is None else self.clean, corrupted if self.corrupted is None else self.corrupted)
+        return Normalised(self.metric, *found)
+
+    def bound(self, to_single_token: ToToken | None) -> Self:
+        """The metric with token ids in place of text. Raises InputError where there is text and no tokenizer."""
+        return replace(self, metric=self.metric.bound(to_single_token))
+
+    def needs(self, batch: int, length: int) -> Needs:
+        """What ``metric`` needs. Raises InputError also for baselines of another number of prompts."""
+        self._check_batch(batch)
+        return self.metric.needs(batch, length)
+
+    def check(self, d_vocab: int) -> None:
+        """Raises InputError for token ids that a vocabulary of ``d_vocab`` does not have."""
+        self.metric.check(d_vocab)
+
+    def of(self, logits: ArrayInput) -> Array:
+        """The values [..., b] of ``metric``, not normalised: ``reduced`` does that."""
+        return self.metric.of(logits)
+
+    @property
+    def linear(self) -> bool:
+        """True if the metric's derivative is the same whatever the logits."""
+        return self.metric.linear
+
+    def slopes(self, logits: ArrayInput) -> Array:
+        """The derivative of the normalised value. Raises InputError without both baselines."""
+        _, difference = self._baselines()
+        found: Array = self.metric.slopes(logits) / difference
+        return found
+
+    def reduced(self, values: Array) -> Array:
+        """Values [..., b] reduced as ``metric`` does, then normalised. Raises InputError without both baselines."""
+        corrupted, difference = self._baselines(", or let a sweep measure them")
+        found: Array = (self.metric.reduced(values) - corrupted) / difference
+        return found
+
+
+def normalised(metric: Metric, clean: Baseline = None, corrupted: Baseline = None) -> Normalised:
+    """(metric - corrupted) / (clean - corrupted): 0 where a patch changes nothing, 1 where it restores everything.
+
+    Args:
+        metric: What to normalise.
+        clean: Its value on the clean prompts without a patch: a number, or numbers [b] for reduction "none". A sweep
+            measures it where it is left out.
+        corrupted: Its value on the corrupted prompts without a patch, likewise.
+
+    Raises:
+        InputError: Where the two are equal, not finite, or of another shape.
+    """
+    return Normalised(metric, clean, corrupted)

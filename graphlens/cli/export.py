@@ -1,0 +1,85 @@
+"""Commands that make hooked folders: export, process, and cache-clear, which removes those that were kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphlens.cli.options import Layout, Out, WithPast
+from graphlens.errors import InputError
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A hub name (gpt2, distilgpt2, ...) or a checkpoint folder.")],
+    out: Out,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare with transformers and try every hook point.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+    with_past: WithPast = False,
+    layout: Layout = "plain",
+) -> None:
+    """Export a Hugging Face checkpoint to a hooked folder (needs torch and transformers).
+
+    With --with-past or --layout it becomes a file for other runtimes instead, without hooks: with a KV cache for
+    onnxruntime-genai, or laid out for transformers.js (which wants both).
+
+    Example: [bold]graphlens export gpt2 -o gpt2-hooked[/]
+    """
+    from graphlens.pipelines.cache import cached_export
+    from graphlens.pipelines.export import export_model, report_lines
+    from graphlens.views.progress import spinner
+
+    if with_past or layout != "plain":
+        from graphlens.pipelines.deploy import bake_model
+
+        if force or not verify:
+            raise InputError(
+                "--force and --no-verify are for a hooked export; leave them out with --with-past or --layout."
+            )
+
+        folder = cached_export(model, revision=revision)
+        typer.echo(f"Wrote {bake_model(folder, [], out, with_past=with_past, layout=layout)}")
+        return
+    with spinner(f"Exporting {model}"):
+        report = export_model(model, out, verify=verify, force=force, revision=revision, announce=typer.echo)
+    for line in report_lines(report):
+        typer.echo(line)
+
+
+def process(
+    model: Annotated[Path, typer.Argument(help="A hooked folder or model.onnx with unprocessed float32 weights.")],
+    out: Out,
+    fold_ln: Annotated[bool, typer.Option(help="Fold the norms' weights into what reads them.")] = True,
+    center_writing_weights: Annotated[bool, typer.Option(help="Centre what writes to the residual stream.")] = True,
+    center_unembed: Annotated[bool, typer.Option(help="Centre the logits over the vocabulary.")] = True,
+    fold_value_biases: Annotated[bool, typer.Option(help="Move value biases into output biases.")] = True,
+    refactor: Annotated[bool, typer.Option(help="Make each head's factors even by SVD.")] = False,
+) -> None:
+    """Process a hooked file's weights as TransformerLens does; predictions stay the same.
+
+    Example: [bold]graphlens process gpt2-hooked -o gpt2-processed[/]
+    """
+    from graphlens.surgery import process_weights
+
+    folder = process_weights(model, out, fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor)
+    typer.echo(f"Wrote {folder}")
+
+
+def cache_clear() -> None:
+    """Delete what is in the cache folder (GRAPHLENS_CACHE): the exports that from_pretrained made, and packed weights.
+
+    Example: [bold]graphlens cache-clear[/]
+    """
+    import shutil
+
+    from graphlens.file.folder import cache_root
+
+    for name, remark in (("hooked", " (hardlinked weights free nothing while the original stays)"), ("packed", "")):
+        folder = cache_root() / name
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+        shutil.rmtree(folder, ignore_errors=True)
+        typer.echo(f"{folder}: removed {size / 1e6:,.1f} MB{remark}.")

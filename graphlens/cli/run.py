@@ -1,0 +1,162 @@
+"""Commands that run a model and show or keep what is inside: demo, hooks, cache, run, generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphlens.cli.options import Json, Model, NoBos, Prompt, Provider, is_hooked, open_model, print_json
+from graphlens.errors import InputError
+
+if TYPE_CHECKING:
+    from graphlens.edits.kinds import Ablate
+
+
+def demo(
+    model: Annotated[
+        str | None, typer.Option("--model", help="Any hooked folder; default: the embedded model.")
+    ] = None,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Run the indirect-object demonstration: read, lens, ablate, patch.
+
+    Example: [bold]graphlens demo[/]
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from graphlens.cli.demo import run_demo, show_demo
+    from graphlens.pipelines.hub import embedded_model
+
+    figures = run_demo(open_model(model or str(embedded_model()), provider))
+    if as_json:
+        print_json(asdict(figures))
+    else:
+        show_demo(figures, Console())
+
+
+def hooks(model: Model, as_json: Json = False) -> None:
+    """List every hook point of a model: name, shape, dtype.
+
+    Example: [bold]graphlens hooks gpt2-hooked[/]
+    """
+    from rich.console import Console
+
+    from graphlens.engine.engine import Engine
+    from graphlens.model.hooked_transformer import HookedTransformer
+
+    path = Path(model)
+    opened = HookedTransformer(Engine(path)) if is_hooked(path) else open_model(model)
+    points = opened.hook_points()
+    if as_json:
+        print_json({name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in points.items()})
+    else:
+        Console().print(points)
+
+
+def cache(
+    model: Model,
+    prompt: Prompt,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .safetensors file to write.")],
+    names: Annotated[str, typer.Option("--names", help="Which hook points, as a shell pattern.")] = "*",
+    no_bos: NoBos = False,
+    provider: Provider = None,
+) -> None:
+    """Run a prompt and save its activations as safetensors.
+
+    Example: [bold]graphlens cache gpt2-hooked "Hello world" --names "*.hook_pattern" -o acts.safetensors[/]
+    """
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    from graphlens.file.names import match_glob
+
+    opened = open_model(model, provider)
+    chosen = match_glob(list(opened.hook_dict), names)
+    tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
+    _, activations = opened.run_with_cache(tokens, names_filter=chosen, return_type=None)
+    try:
+        save_file(
+            {"tokens": tokens, **{name: np.ascontiguousarray(value) for name, value in activations.items()}},
+            out,
+            metadata={"prompt": prompt, "model": opened.cfg.model_name},
+        )
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out}: cannot be written ({error}).") from error
+    typer.echo(f"{len(chosen)} activations of {tokens.shape[1]} tokens -> {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def run(
+    model: Model,
+    prompt: Prompt,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option("--ablate", help="HOOK or HOOK:HEAD to set to zero; may be given several times."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many next tokens to show.")] = 5,
+    no_bos: NoBos = False,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Show the most likely next tokens, and what ablating hook points changes.
+
+    Example: [bold]graphlens run gpt2-hooked "The capital of France is" --ablate blocks.5.attn.hook_z:7[/]
+    """
+    import numpy as np
+
+    from graphlens.analysis.numerics import softmax
+
+    opened = open_model(model, provider)
+    tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
+    edits = [_ablation(spec) for spec in ablate or []]
+    plain = softmax(opened(tokens)[0, -1])
+    edited = softmax(opened.run_with_interventions(tokens, edits)[0, -1]) if edits else plain
+    order = np.argsort(-plain)[:top]
+    extra = [i for i in np.argsort(-edited)[:top] if i not in order]
+    rows = [(opened.to_string([int(i)]), float(plain[i]), float(edited[i])) for i in [*order, *extra]]
+    if as_json:
+        print_json([{"token": token, "probability": p, **({"ablated": q} if edits else {})} for token, p, q in rows])
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"Next token after {escape(prompt)!r}", title_justify="left")
+    for column in ("token", "probability", *(["ablated", "change"] if edits else [])):
+        table.add_column(column, justify="left" if column == "token" else "right")
+    for token, p, q in rows:
+        table.add_row(escape(repr(token)), f"{p:.4f}", *([f"{q:.4f}", f"{q - p:+.4f}"] if edits else []))
+    Console().print(table)
+
+
+def _ablation(spec: str) -> Ablate:
+    """The zero ablation that ``HOOK`` or ``HOOK:HEAD`` asks for."""
+    from graphlens.edits.kinds import Ablate
+
+    name, _, head = spec.partition(":")
+    if head and not head.isdigit():
+        raise InputError(f"--ablate {spec!r}: after the colon comes a head's number, not {head!r}.")
+    return Ablate(name, heads=int(head) if head else None)
+
+
+def generate(
+    model: Model,
+    prompt: Prompt,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="How many tokens at most.")] = 20,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")] = None,
+    no_bos: NoBos = False,
+    provider: Provider = None,
+) -> None:
+    """Continue a prompt.
+
+    Example: [bold]graphlens generate gpt2-hooked "Once upon a time" -n 40 --temperature 0.8[/]
+    """
+    opened = open_model(model, provider)
+    text = opened.generate(prompt, max_new_tokens, temperature=temperature, prepend_bos=not no_bos, seed=seed)
+    typer.echo(text)

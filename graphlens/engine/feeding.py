@@ -1,0 +1,78 @@
+"""What a session is fed besides the prompt: the arrays of its gates, and the switches of its Python gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from graphlens.engine.plan import Gates, hook_point
+from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS
+from graphlens.file.manifest import HookEntry
+from graphlens.runtime.callbacks import Callback, PythonCalls
+from graphlens.runtime.sessions import Runnable
+from graphlens.runtime.types import Array, DeviceValue, Feed
+
+
+def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[str, Array]:
+    """The feeds of gates.
+
+    Args:
+        edits: The arrays of each gate: hook point -> part ("scale", "add", "where", "patch") -> array.
+        gates: The gates of the plan. Further firings of a hook point get the same as the hook point itself.
+    """
+    from graphlens.surgery.gates import gate_input
+
+    return {
+        gate_input(name, part): array for name, _ in gates for part, array in edits.get(hook_point(name), {}).items()
+    }
+
+
+def without_idle_inputs(feeds: Mapping[str, Feed], session: Runnable) -> dict[str, Feed]:
+    """The feeds without a mask and positions that the session has no input for: a segment without blocks reads neither."""
+    return {
+        name: feed
+        for name, feed in feeds.items()
+        if name in session.feedable or name not in (ATTENTION_MASK, POSITION_IDS)
+    }
+
+
+def run_with_callbacks(
+    session: Runnable,
+    hooks: Mapping[str, HookEntry],
+    outputs: Sequence[str],
+    feeds: Mapping[str, Feed],
+    callbacks: Mapping[str, Callback],
+) -> dict[str, DeviceValue]:
+    """Runs a graph that has Python gates.
+
+    Args:
+        session: The session of the graph.
+        hooks: The graph's hook map. A Python gate knows its hook point by its place there.
+        outputs: The names of the outputs wanted.
+        feeds: What the run is fed, Python gates apart.
+        callbacks: Functions by hook point. They are called in firing order, at every firing of the hook point.
+
+    Returns:
+        The outputs by name.
+
+    Raises:
+        Exception: Whatever a callback raised.
+    """
+    from graphlens.surgery.python_gates import RUN_INPUT, gate_input
+
+    called: dict[int, Callback] = {}
+    gates: dict[str, Array] = {}
+    for index, (name, entry) in enumerate(hooks.items()):
+        callback = callbacks.get(hook_point(name))
+        if callback is not None:
+            called[index] = _in_half(callback) if entry.dtype == "float16" else callback
+            gates[gate_input(name)] = np.asarray(True)
+    with PythonCalls(called) as calls:
+        values = session.run_on_device(outputs, {**feeds, **gates, RUN_INPUT: calls.run_id}, calls.on_start)
+    return dict(zip(outputs, values, strict=True))
+
+
+def _in_half(callback: Callback) -> Callback:
+    """A callback of float16 activations for an operator that works in float32."""
+    return lambda activation: callback(activation.astype(np.float16)).astype(np.float32)

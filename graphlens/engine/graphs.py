@@ -1,0 +1,121 @@
+"""The graphs of plans: each is made by one step of surgery from the graph of a smaller plan, and kept for the next."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from graphlens import surgery
+from graphlens.engine.plan import Plan, hook_point
+from graphlens.file.manifest import HookEntry
+from graphlens.file.names import UNEMBEDDED
+
+_NOTHING = Plan()  # asks for the file's own graph
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of surgery on the way to the graph of a plan.
+
+    Attributes:
+        fields: The fields of Plan that ask for the step. It is taken where one of them is not at its default.
+        make: The surgery: (the graph of the plan without these fields, the plan) -> the graph of the plan.
+    """
+
+    fields: tuple[str, ...]
+    make: Callable[[ir.Model, Plan], ir.Model]
+
+    def is_asked_by(self, plan: Plan) -> bool:
+        """True if the plan's graph needs this step."""
+        return any(getattr(plan, field) != getattr(_NOTHING, field) for field in self.fields)
+
+    def undone(self, plan: Plan) -> Plan:
+        """The plan whose graph this step starts from."""
+        return replace(plan, **{field: getattr(_NOTHING, field) for field in self.fields})
+
+
+# In the order in which they are taken. What costs the same for every kind of gate comes before the gates, so that its
+# result is kept and used for all of them.
+STEPS = (
+    Step(("flags",), lambda graph, plan: surgery.with_flagged(graph, plan.flags)),
+    Step(("start", "stop"), lambda graph, plan: surgery.segment(graph, plan.start, plan.stop)),
+    Step(("past",), lambda graph, plan: surgery.with_past(graph)),
+    Step(("bare",), lambda graph, plan: surgery.keep_results(graph)),
+    Step(("body",), lambda graph, plan: surgery.without_logits(graph)),
+    Step(("gates",), lambda graph, plan: surgery.with_gates(graph, dict(plan.gates))),
+    Step(("gradients", "seed"), lambda graph, plan: surgery.differentiate(graph, plan.gradients, seed=plan.seed)),
+    Step(("python",), lambda graph, plan: surgery.with_python_gates(graph)),
+)
+
+
+class Graphs:
+    """The graphs made of one file, with the hook map of each. Safe to use from several threads.
+
+    Args:
+        model: The file's own graph.
+        hooks: Its hook map.
+        kept: How many graphs are kept; the one used longest ago goes first.
+    """
+
+    def __init__(self, model: ir.Model, hooks: Mapping[str, HookEntry], kept: int) -> None:
+        self._model, self._plain_hooks, self._kept = model, hooks, kept
+        self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
+        self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
+        self._firings: dict[Plan, Mapping[str, Sequence[str]]] = {}
+        self._lock = threading.RLock()
+
+    def graph(self, plan: Plan) -> ir.Model:
+        """The graph of a plan. It is kept, so whoever gets it must not change it."""
+        with self._lock:
+            if plan == _NOTHING:
+                return self._model
+            if plan not in self._graphs:
+                last = next(step for step in reversed(STEPS) if step.is_asked_by(plan))
+                self._graphs[plan] = last.make(self.graph(last.undone(plan)), plan)
+                while len(self._graphs) > self._kept:
+                    self._forget(next(iter(self._graphs)))
+            self._graphs.move_to_end(plan)
+            return self._graphs[plan]
+
+    def _forget(self, plan: Plan) -> None:
+        """Drops a graph and what is known of it."""
+        del self._graphs[plan]
+        self._hooks.pop(replace(plan, body=False), None)  # read from the graph that ends before the unembedding
+        self._firings.pop(plan, None)
+
+    def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
+        """The hook map of a plan's graph: name -> entry, in firing order."""
+        with self._lock:
+            if plan == _NOTHING:
+                return self._plain_hooks
+            if plan not in self._hooks:
+                self._hooks[plan] = self._read_hooks(plan)
+            return self._hooks[plan]
+
+    def _read_hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
+        """The hook map from a graph's manifest, without making the graph's unembedding where that is the plain one."""
+        plain_end = self.ends_plainly(plan)
+        hooks = surgery.read_manifest(self.graph(replace(plan, body=plain_end))).hooks
+        if not plain_end:
+            return hooks
+        after_body = {name: entry for name, entry in self.hooks(plan.ungated).items() if name not in hooks}
+        return {**hooks, **after_body}
+
+    def firings(self, plan: Plan) -> Mapping[str, Sequence[str]]:
+        """Hook point -> the names of all its firings in a plan's graph, its own name first, in firing order."""
+        with self._lock:
+            if plan not in self._firings:
+                found: dict[str, list[str]] = {}
+                for name in self.hooks(plan):
+                    found.setdefault(hook_point(name), []).append(name)
+                self._firings[plan] = found
+            return self._firings[plan]
+
+    def ends_plainly(self, plan: Plan) -> bool:
+        """True if a plan's graph has gates and ends with the unembedding exactly as the file's own graph does."""
+        whole = plan.stop is None and not plan.gradients and not plan.python and UNEMBEDDED in self._plain_hooks
+        return whole and bool(plan.gates) and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)

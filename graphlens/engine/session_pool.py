@@ -1,0 +1,29 @@
+"""The open sessions of this process, so that every engine over the same file uses the same ones."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+
+from graphlens.runtime.sessions import Runnable
+
+
+class SessionPool:
+    """Sessions by key. A session stays open as long as an engine uses it; the pool alone keeps none alive."""
+
+    def __init__(self) -> None:
+        self._sessions: weakref.WeakValueDictionary[Hashable, Runnable] = weakref.WeakValueDictionary()
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable, build: Callable[[], Runnable]) -> Runnable:
+        """The open session of a key, or what ``build`` opens. One session is built at a time."""
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is None:
+                session = self._sessions[key] = build()
+            return session
+
+
+# A second session over the same file would hold its weights a second time.
+POOL = SessionPool()

@@ -1,0 +1,133 @@
+"""The Runner: one run with what is active, the same whichever way it is asked for; and nothing of a model stays behind."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphlens import Ablate, HookedTransformer, InputError, Steer
+from graphlens.attribution import attribution_patch
+from graphlens.metrics import LogitDiff
+from graphlens.model.active import PerThread
+from graphlens.patching import Site
+
+Z = "blocks.1.attn.hook_z"
+TEXT = "When John and Mary went to the store, John gave a drink to"
+
+
+def test_a_run_is_what_the_facade_gives(tiny: HookedTransformer) -> None:
+    runner = tiny.runner
+    ran = runner.run(runner.request(TEXT), [Z])
+    logits, cache = tiny.run_with_cache(TEXT, names_filter=Z)
+    np.testing.assert_array_equal(ran.logits, logits)
+    np.testing.assert_array_equal(ran.values[Z], cache[Z])
+    assert runner.run(runner.request(TEXT), [Z], output=False).output is None
+
+
+def test_what_is_active_reaches_every_run(tiny: HookedTransformer) -> None:
+    runner, edit = tiny.runner, Ablate(Z, heads=2)
+    request = runner.request(TEXT)
+    plain = runner.run(request).logits
+    assert runner.active().plain
+    with runner.editing(edit), tiny.hooks([(Z, lambda z, hook: z * 2)]):
+        active = runner.active()
+        assert active.interventions == (edit,)
+        assert [name for name, _ in active.hooks] == [Z]
+        assert not active.plain
+        then = runner.snapshot()
+        edited = runner.run(request).logits
+    assert np.abs(edited - plain).max() > 1e-3
+    np.testing.assert_array_equal(runner.run(request).logits, plain)
+    with runner.as_in(then):
+        np.testing.assert_array_equal(runner.run(request).logits, edited)
+    with tiny.hooks([(Z, lambda z, hook: z * 0)]), runner.as_in(then):  # and nothing else
+        np.testing.assert_array_equal(runner.run(request).logits, edited)
+
+
+def test_a_value_of_its_own_in_each_thread() -> None:
+    one, other = PerThread(()), PerThread(())
+    seen: list[object] = []
+    with one.during((1,)):
+        thread = threading.Thread(target=lambda: seen.append(one.get()))
+        thread.start()
+        thread.join()
+        assert (one.get(), other.get()) == ((1,), ())
+        with one.during((1, 2)), other.during((3,)):
+            assert (one.get(), other.get()) == ((1, 2), (3,))
+        assert one.get() == (1,)
+    assert seen == [()]
+    assert one.get() == ()
+
+
+def test_blocks_of_two_models_may_end_in_any_order() -> None:
+    one, other = PerThread(0), PerThread(0)
+    first, second = one.during(1), other.during(2)
+    with first:
+        second.__enter__()
+    assert (one.get(), other.get()) == (0, 2)
+    second.__exit__(None, None, None)
+    assert (one.get(), other.get()) == (0, 0)
+
+
+def variables() -> int:
+    return sum(isinstance(item, contextvars.ContextVar) for item in gc.get_objects())
+
+
+def test_dropped_models_leave_nothing(tiny_copy: Path) -> None:
+    def used() -> weakref.ref[Any]:
+        model = HookedTransformer.from_onnx(tiny_copy, "cpu")
+        with model.intervene(Ablate(Z, heads=0)):
+            model.run_with_hooks([[1, 2, 3]], fwd_hooks=[(Z, lambda z, hook: None)])
+        model.reset_hooks()
+        return weakref.ref(model.runner.engine)
+
+    used()
+    gc.collect()
+    before, held = variables(), len(contextvars.copy_context())
+    engines = [used() for _ in range(5)]
+    gc.collect()
+    assert (variables(), len(contextvars.copy_context())) == (before, held)
+    assert [engine() for engine in engines] == [None] * 5
+
+
+def test_a_hook_point_of_a_part_is_looked_up_alone(tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("every hook point was collected for one")
+
+    point = tiny.hook_dict[Z]
+    monkeypatch.setattr("graphlens.model.hooks.HookDict.__init__", fail)
+    assert tiny.blocks[1].attn.hook_z is point
+    assert tiny.hook_embed.name == "hook_embed"
+
+
+def test_integrated_gradients_share_a_session(tiny_copy: Path) -> None:
+    model = HookedTransformer.from_onnx(tiny_copy, "cpu")
+    _, clean = model.run_with_cache(TEXT)
+    corrupted = TEXT.replace("and Mary", "and John")
+    sites = [Site(name, layer) for layer in range(4) for name in ("resid_pre", "z", "mlp_post")]
+    metric = LogitDiff(" Mary", " John")
+    attribution_patch(model, corrupted, sites, clean, metric, verbose=False)
+    built = model.runner.engine.sessions_built
+    attribution_patch(model, corrupted, sites, clean, metric, steps=3, verbose=False)
+    assert model.runner.engine.sessions_built - built == 1
+
+
+def test_a_steering_vector_counts_in_gradients_as_in_runs(tiny: HookedTransformer) -> None:
+    vector = np.random.default_rng(0).standard_normal(tiny.cfg.d_model).astype(np.float32)
+    metric = LogitDiff(" Mary", " John")
+    with tiny.intervene(Steer("blocks.0.hook_resid_pre", vector)):
+        steered = tiny.gradients(TEXT, metric, "blocks.2.hook_resid_pre")
+    plain = tiny.gradients(TEXT, metric, "blocks.2.hook_resid_pre")
+    assert np.abs(steered["blocks.2.hook_resid_pre"] - plain["blocks.2.hook_resid_pre"]).max() > 1e-4
+
+
+def test_gradients_are_of_whole_prompts(tiny: HookedTransformer) -> None:
+    with pytest.raises(InputError, match="whole prompts"):
+        tiny.gradients(TEXT, LogitDiff(" Mary", " John"), stop_at_layer=2)
