@@ -1,4 +1,4 @@
-"""One run with what is active: every forward, backward, step of generation and patch of a sweep goes through here."""
+"""One run with what is active. Every forward, backward, step of generation and whole run of an experiment is made here."""
 
 from __future__ import annotations
 
