@@ -43,7 +43,7 @@ IndexedT = TypeVar("IndexedT", bound=Indexed)
 AXES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos")
 
 
-# Setters: what each puts in place is also known as a Site
+# Setters: what each patches can also be said as a Site, so that sweeps over them recompute less
 
 
 def layer_pos_patch_setter(
@@ -354,7 +354,13 @@ def _stacked(model: HookedTransformer[ArrayT], arrays: Sequence[Any]) -> ArrayT:
 def get_act_patch_attn_head_all_pos_every(
     model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
 ) -> ArrayT:
-    """z, q, k, v and pattern of each head, at all positions: [5, layer, head]."""
+    """Patches z, q, k, v and pattern of each head, at all positions. TransformerLens: the same name.
+
+    Arguments and errors are those of ``get_act_patch_resid_pre``.
+
+    Returns:
+        float32 [5, layer, head].
+    """
     names = [f"attn_head_{part}_all_pos" for part in ("out", "q", "k", "v", "pattern")]
     return _stacked(model, [_patched(name, model, corrupted_tokens, clean_cache, metric) for name in names])
 
@@ -362,7 +368,13 @@ def get_act_patch_attn_head_all_pos_every(
 def get_act_patch_attn_head_by_pos_every(
     model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
 ) -> ArrayT:
-    """z, q, k, v and pattern of each head by position (the pattern's: the query's): [5, layer, position, head]."""
+    """Patches z, q, k, v and pattern of each head by position (the query's). TransformerLens: the same name.
+
+    Arguments and errors are those of ``get_act_patch_resid_pre``.
+
+    Returns:
+        float32 [5, layer, position, head].
+    """
     names = [f"attn_head_{part}_by_pos" for part in ("out", "q", "k", "v", "pattern")]
     found = [np.asarray(_patched(name, model, corrupted_tokens, clean_cache, metric)) for name in names]
     return _stacked(model, [*found[:4], found[4].transpose(0, 2, 1)])
@@ -371,6 +383,12 @@ def get_act_patch_attn_head_by_pos_every(
 def get_act_patch_block_every(
     model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
 ) -> ArrayT:
-    """resid_pre, attn_out and mlp_out by position: [3, layer, position]."""
+    """Patches resid_pre, attn_out and mlp_out by position. TransformerLens: the same name.
+
+    Arguments and errors are those of ``get_act_patch_resid_pre``.
+
+    Returns:
+        float32 [3, layer, position].
+    """
     names = ("resid_pre", "attn_out", "mlp_out")
     return _stacked(model, [_patched(name, model, corrupted_tokens, clean_cache, metric) for name in names])

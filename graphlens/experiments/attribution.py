@@ -39,9 +39,9 @@ def attribution_patch(
     """Estimates what ``sweep`` would find, from one forward and backward (attribution patching).
 
     A site's estimate is the corrupted baseline plus (source - corrupted) . gradient, summed over the site: Nanda 2023,
-    Syed et al. 2023. It is an approximation, and poor where the model bends: at saturated attention (whose gradient
-    vanishes, so that q and k seem not to matter), at large patches such as the residual stream's first layers, and at
-    MLP 0, which acts as a second embedding. ``compare_with_sweep`` measures it.
+    Syed et al. 2023. It is an approximation, and poor where the model is far from linear: at saturated attention (whose
+    gradient vanishes, so that q and k seem not to matter), at large patches such as the residual stream's first layers,
+    and at MLP 0, which acts as a second embedding. ``compare_with_sweep`` measures how far it is off.
 
     Args:
         model: The model.
@@ -54,6 +54,9 @@ def attribution_patch(
             2017), a forward and backward each for every hook point.
         verbose: Whether a terminal shows a progress bar.
         **forward_options: Those of ``forward``.
+
+    Returns:
+        The estimated metric of each patched run, with the axes of the sites.
 
     Raises:
         UnknownHookPoint: For a hook point that is not there.
@@ -76,10 +79,10 @@ def direct_logit_attribution(
 ) -> SweepResult:
     """What each component writes to a logit difference directly: heads, MLPs, embeddings and biases.
 
-    Each output, centred and divided by the final norm's scale of this run, times the norm's weight and the difference of
-    the two tokens' columns of W_U, averaged over the prompts. The values sum to the metric (to which "bias", all biases
-    together, belongs). Direct effects alone: what later components make of an output is not in it. Elhage et al. 2021;
-    TransformerLens: ``logit_attrs``.
+    A value is the component's output, centred and divided by the final norm's scale of this run, times the norm's weight
+    and the difference of the two tokens' columns of W_U, averaged over the prompts. All values together sum to the metric;
+    "bias" is that of all biases. They are direct effects: what later components make of an output does not count. Elhage
+    et al. 2021; TransformerLens: ``logit_attrs``.
 
     Args:
         model: The model.
@@ -137,7 +140,24 @@ def start_attribution(
     steps: int,
     **forward_options: Any,
 ) -> SweepRun:
-    """An estimate of a sweep, ready to iterate over; see ``attribution_patch``."""
+    """Begins attribution patching; see ``attribution_patch``.
+
+    Args:
+        runner: Runs the model.
+        corrupted: The corrupted prompts.
+        sites: What is patched.
+        source: Where patched values come from.
+        metrics: What is measured.
+        steps: How many gradients are averaged; 0 takes the one at the corrupted run.
+        **forward_options: Those of ``forward``.
+
+    Returns:
+        The estimate under way.
+
+    Raises:
+        UnknownHookPoint: For a hook point that is not there.
+        InputError: For a hook point of integers, and for what does not fit the model, the prompts or each other.
+    """
     request = runner.whole_prompts(corrupted, **forward_options)
     refuse_backward_hooks(runner)
     found = resolved_sites(runner, sites)
@@ -152,13 +172,27 @@ def start_attribution(
 
 
 def refuse_backward_hooks(runner: Runner[Any]) -> None:
-    """Raises InputError where a backward hook is active: attribution takes gradients as they are."""
+    """Refuses backward hooks, since attribution takes gradients as they are.
+
+    Args:
+        runner: Runs the model.
+
+    Raises:
+        InputError: If a backward hook is active.
+    """
     if runner.hooks.active(dir="bwd"):
         raise InputError("attribution takes gradients as they are: leave the block with bwd_hooks first.")
 
 
 def checked_steps(steps: int) -> int:
-    """The number of gradients to average, as it is. Raises InputError for what is no number of them."""
+    """The number of gradients to average, as it is, if it is one.
+
+    Args:
+        steps: 0 or more.
+
+    Raises:
+        InputError: For anything else.
+    """
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
         raise InputError(f"steps={steps!r}: it is 0, or how many gradients to average.")
     return int(steps)

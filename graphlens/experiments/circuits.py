@@ -50,10 +50,10 @@ def edge_attribution(
 ) -> SweepResult:
     """Scores every edge of the residual graph by a first-order estimate (edge attribution patching).
 
-    A score is what the edge's sender writes in the clean run less what in the corrupted one, times the gradient with
-    respect to what its receiver reads, before LayerNorm (Syed et al. 2023). It estimates what patching that edge alone
-    adds to the metric; a sender's scores sum to its attribution patching score. Senders are the embeddings together,
-    heads and MLPs; receivers q, k and v of each head, MLPs and the logits.
+    A score is the difference between what the edge's sender writes in the clean run and in the corrupted run, times the
+    gradient with respect to what its receiver reads, before LayerNorm (Syed et al. 2023). It estimates what patching that
+    edge alone adds to the metric; a sender's scores sum to its attribution patching score. Senders are heads, MLPs, and
+    the embeddings together; receivers are q, k and v of each head, MLPs and the logits.
 
     Args:
         model: The model.
@@ -157,6 +157,13 @@ class ResidualGraph:
     ) -> Self:
         """Runs the corrupted prompts and reads the clean cache at every sender.
 
+        Args:
+            runner: Runs the model.
+            corrupted: The corrupted prompts.
+            cache: The clean run's cache.
+            metric: What is measured.
+            **forward_options: Those of ``forward``.
+
         Raises:
             UnknownHookPoint: Where the cache lacks a hook point.
             InputError: For runs that are not the plain model's, and for a model whose residual stream is not the sum of
@@ -193,7 +200,14 @@ class ResidualGraph:
         return found
 
     def scores(self, steps: int) -> Array:
-        """(clean - corrupted) written . gradient read, for each edge; see ``edge_attribution``."""
+        """The first-order score of each edge; see ``edge_attribution``.
+
+        Args:
+            steps: How many gradients are averaged; 0 takes the one at the corrupted run.
+
+        Returns:
+            float64 [edge], in the order of ``edges``.
+        """
         run, written = self.run, self._written()
         last = in_block(run.n_layers - 1, "hook_resid_post")
         hooks = [*(in_block(layer, name) for layer in range(run.n_layers) for name in _READ), last]
@@ -217,8 +231,14 @@ class ResidualGraph:
         return {name: found[gradient_output(name)].astype(np.float64) for name in hooks}
 
     def circuit_logits(self, kept: Sequence[Edge]) -> Array:
-        """Logits [b, p, V] of a run in which some edges carry what their senders write, from the clean embeddings on,
-        and all others what the corrupted run wrote."""
+        """The logits of a run in which a circuit carries the clean prompt; see ``faithfulness``.
+
+        Args:
+            kept: The edges of the circuit. All others carry what the corrupted run wrote.
+
+        Returns:
+            [b, p, V].
+        """
         run, base = self.run, self.run.activations
         pieces = BlockPieces(run.runner.engine, MAX_BATCH_TOKENS)
         shapes = Kept(base, run.tokens, {})

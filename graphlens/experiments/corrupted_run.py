@@ -1,4 +1,4 @@
-"""The corrupted run that patches are compared with: its activations, what patches put there, and its metrics."""
+"""The corrupted run, with which every patched run is compared: its activations, the patches' values, its metrics."""
 
 from __future__ import annotations
 
@@ -115,22 +115,47 @@ class CorruptedRun:
         return Kept(self.activations, self.tokens, self.patched)
 
     def entry(self, hook: str) -> HookEntry:
-        """Axes and dtype of a hook point."""
+        """Axes and dtype of a hook point.
+
+        Args:
+            hook: Its own name.
+        """
         return self.runner.engine.hooks(self.request.plan)[hook]
 
     def changed(self, hook: str) -> Array:
-        """Which elements a patch of the whole activation changes, bool, shaped like it."""
+        """Which elements a patch of the whole activation would change.
+
+        Args:
+            hook: The hook point's own name.
+
+        Returns:
+            bool, shaped like the activation.
+        """
         if hook not in self._differences:
             self._differences[hook] = np.asarray(self.patched[hook] != self.activations[hook])
         return self._differences[hook]
 
     def chosen(self, site: Site) -> Array | None:
-        """The elements of a site, bool, broadcasting to the activation; None where this run has none of them."""
+        """The elements of a site.
+
+        Args:
+            site: One of the run's.
+
+        Returns:
+            bool, broadcasting to the activation; None if this run has none of them.
+        """
         sizes = axis_sizes(self.runner.config)
         return gate.compose([site.patch()], self.entry(site.hook), sizes, self.request.window).get("where")
 
     def variant(self, index: int) -> Variant | None:
-        """The patched run of a site; None where the patch puts what is there already."""
+        """The patched run of a site, from the first position that it changes to the last.
+
+        Args:
+            index: Which of ``sites``.
+
+        Returns:
+            None if the patch puts what is there already.
+        """
         site = self.sites[index]
         chosen = self.chosen(site)
         if chosen is None:
@@ -147,6 +172,10 @@ class CorruptedRun:
 def resolved_sites(runner: Runner[Any], sites: Sequence[Site]) -> list[Site]:
     """The sites under their hook points' own names.
 
+    Args:
+        runner: Runs the model.
+        sites: Where patches go, also under short names and aliases.
+
     Raises:
         UnknownHookPoint: For a hook point that is not there.
         InputError: For a position, head or dimension that is not there.
@@ -162,7 +191,7 @@ def resolved_sites(runner: Runner[Any], sites: Sequence[Site]) -> list[Site]:
         site = site if name == site.hook else Site(name, None, site.position, site.head, site.dims)
         entry = entries[name]
         if not _plainly_there(site, entry.axes, sizes):
-            value = 0 if entry.dtype.startswith("int") else 0.0  # the source's own come later
+            value = 0 if entry.dtype.startswith("int") else 0.0  # any number: the source's are checked later
             gate.check([site.patch(value)], entry, sizes)
         found.append(site)
     return found

@@ -32,18 +32,26 @@ class DirectPaths:
 
     @staticmethod
     def needed(n_layers: int) -> list[str]:
-        """The activations of the corrupted run that are read, besides the senders' own."""
+        """The activations of the corrupted run that are read, besides the senders' own.
+
+        Args:
+            n_layers: The number of blocks.
+        """
         names = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
         return [in_block(layer, name) for layer in range(n_layers) for name in names]
 
     def residuals(self, sender: Variant, last: int) -> Iterator[tuple[int, Array]]:
-        """The residual stream before every layer after the sender, up to ``last``.
+        """The residual stream before every layer after the sender.
+
+        Args:
+            sender: The patched component.
+            last: The last layer to go to; n_layers for the end of the model.
 
         Yields:
             (layer, [b, p, d_model]); layer n_layers is what the unembedding reads.
         """
         at, stage = sender.entry
-        sender = replace(sender, start=0, stop=None)  # what is carried has every position
+        sender = replace(sender, start=0, stop=None)  # changes are carried at all positions
         arrays = self._entries.entering(sender)
         batch, length = self._kept.tokens.shape
         if stage == Stage.Z:
@@ -68,6 +76,14 @@ class DirectPaths:
         return self._kept.activations[in_block(layer, name)]
 
     def receivers(self, layer: int, residual: Array) -> Sequence[Array]:
-        """q, k, v [b, p, heads, d_head] of a block from the residual stream before it [b, p, d_model]."""
+        """The q, k and v of a block.
+
+        Args:
+            layer: The block.
+            residual: The residual stream before it, [b, p, d_model].
+
+        Returns:
+            Three arrays [b, p, heads, d_head].
+        """
         found = self._pieces.qkv(layer, residual.reshape(-1, residual.shape[-1]))
         return [array.reshape(*residual.shape[:2], *array.shape[1:]) for array in found]

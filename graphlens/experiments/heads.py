@@ -49,14 +49,25 @@ def detect_head(
     exclude_current_token: bool = False,
     error_measure: str = "mul",
 ) -> ArrayT:
-    """How much each head attends as ``detection_pattern`` says, float32 [L, h]; -1 for heads not in ``heads``.
+    """How much each head attends to where a kind of head would. TransformerLens: ``head_detector.detect_head``.
 
-    ``detection_pattern``: "previous_token_head", "duplicate_token_head", "induction_head", or lower triangular [p, p].
-    ``error_measure`` "mul": the share of attention that lies on the pattern; "abs": 1 minus the mean absolute
-    difference per row, to 3 decimals. ``seq``: a prompt, or a list of prompts to average over; ``cache``: of that one
-    prompt. ``heads``: [(layer, head)] or {layer: [head]}. ``exclude_bos`` and ``exclude_current_token`` leave attention
-    to the first and to the current position out. Raises InputError for anything that does not fit. TransformerLens:
-    ``head_detector.detect_head``.
+    Args:
+        model: The model.
+        seq: A prompt, or a list of prompts to average over.
+        detection_pattern: "previous_token_head", "duplicate_token_head" or "induction_head" (Olsson et al. 2022), or a
+            lower triangular array [p, p] of where to attend.
+        heads: The heads that are scored, as [(layer, head)] or {layer: [head]}; None for all.
+        cache: The cache of ``seq``, a single prompt then; None runs the model.
+        exclude_bos: True leaves attention to the first position out.
+        exclude_current_token: True leaves attention to the query's own position out.
+        error_measure: "mul" for the share of attention that lies on the pattern; "abs" for 1 minus the mean absolute
+            difference per row, to 3 decimals.
+
+    Returns:
+        float32 [n_layers, n_heads]; -1 for heads that are not in ``heads``.
+
+    Raises:
+        InputError: For an unknown pattern or measure, prompts that do not fit, and heads that are not there.
     """
     if error_measure not in ("mul", "abs"):
         raise InputError(f"error_measure must be 'mul' or 'abs', not {error_measure!r}.")

@@ -17,7 +17,21 @@ if TYPE_CHECKING:
 def repeated_tokens(
     model: HookedTransformer[ArrayT], batch_size: int, subseq_len: int, prepend_bos: bool, seed: int
 ) -> Array:
-    """Random tokens, twice over: int64 [batch_size, 2 * subseq_len]. BOS, where asked for, takes the first place."""
+    """Random tokens, then the same tokens again.
+
+    Args:
+        model: The model, whose vocabulary they are from.
+        batch_size: The number of sequences.
+        subseq_len: How many tokens there are before they repeat.
+        prepend_bos: True puts BOS in the first place.
+        seed: Makes the draw repeatable.
+
+    Returns:
+        int64 [batch_size, 2 * subseq_len].
+
+    Raises:
+        InputError: For BOS without a tokenizer to give it.
+    """
     vocabulary = model.cfg.d_vocab
     # The first and the last ids of a vocabulary are special or rare; a small one has none to spare.
     low, high = (100, min(20000, vocabulary)) if vocabulary >= 1000 else (0, vocabulary)
@@ -37,11 +51,22 @@ def induction_loss(
     prepend_bos: bool | None = None,
     seed: int = 0,
 ) -> ArrayT:
-    """Mean next-token loss, in nats, on the second half of random tokens that repeat: low in a model with induction
-    heads, about log(d_vocab) or more without. A scalar.
+    """The mean next-token loss on the second half of random tokens that repeat. TransformerLens: ``evals.induction_loss``.
 
-    ``subseq_len`` is the half's length, by default 384 or half the context; ``prepend_bos`` None means the model's
-    default. Raises InputError for sizes that do not fit. TransformerLens: ``evals.induction_loss``.
+    It is low in a model with induction heads, and about log(d_vocab) or more in one without.
+
+    Args:
+        model: The model.
+        batch_size: The number of sequences.
+        subseq_len: The length of a half; None for 384, or half the context where that is less.
+        prepend_bos: Whether BOS takes the first place; None for the model's default.
+        seed: Makes the draw repeatable.
+
+    Returns:
+        A scalar, in nats.
+
+    Raises:
+        InputError: For sizes that do not fit, and for BOS without a tokenizer.
     """
     longest = model.cfg.n_ctx // 2
     length = min(384, longest) if subseq_len is None else subseq_len

@@ -1,4 +1,4 @@
-"""Path patching: what one component does to others, or to the logits, along the direct paths between them alone."""
+"""Path patching: what one component does to others, or to the logits, along the direct paths between them only."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def path_patch(
     verbose: bool = True,
     **forward_options: Any,
 ) -> SweepResult:
-    """Patches each sender's output along its direct paths to the receivers alone, and measures what that does.
+    """Patches each sender's output along its direct paths to the receivers only, and measures what that does.
 
-    The sender writes what ``source`` holds for it; every other head writes what it wrote in the corrupted run; the
-    receivers read what then reaches them; and the run is the corrupted one but for that. LayerNorms are computed again.
+    The sender writes what ``source`` holds for it, and every other head what it wrote in the corrupted run. The receivers
+    read what then reaches them. All else is as in the corrupted run, but that LayerNorms are computed again.
 
     Args:
         model: The model.
@@ -68,6 +68,9 @@ def path_patch(
             appendix B).
         verbose: Whether a terminal shows a progress bar.
         **forward_options: Those of ``forward``.
+
+    Returns:
+        The metric of each patched run, with the axes of the senders.
 
     Raises:
         UnknownHookPoint: For a hook point that is not there.
@@ -109,7 +112,20 @@ def start_paths(
     frozen_mlps: bool,
     **forward_options: Any,
 ) -> SweepRun:
-    """A sweep over senders, each patched along its direct paths to the receivers (None: the logits) alone.
+    """Begins path patching; see ``path_patch``.
+
+    Args:
+        runner: Runs the model.
+        corrupted: The corrupted prompts.
+        senders: What is patched, one at a time.
+        receivers: Where the paths end, all together; None for the logits.
+        source: What the senders write.
+        metrics: What is measured.
+        frozen_mlps: True keeps what MLPs wrote in the corrupted run.
+        **forward_options: Those of ``forward``.
+
+    Returns:
+        The sweep under way.
 
     Raises:
         InputError: For sites that cannot be senders or receivers, and for a model that does not come apart into blocks.

@@ -1,4 +1,4 @@
-"""Whether a model is what its pieces compute: tried once for each model, on the first corrupted run."""
+"""Whether a model's pieces compute what the model does: tried once for each model, on the first corrupted run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ _ENTRY = in_block(0, "hook_resid_pre")
 
 
 def needed_for_proof(proof: Proof, n_layers: int) -> list[str]:
-    """The activations that the corrupted run must keep to prove the pieces; none where that is done."""
+    """The activations that the corrupted run must keep so that the pieces can be tried; none once they were.
+
+    Args:
+        proof: What is known of them.
+        n_layers: The number of blocks.
+    """
     return [] if proof.why is not None else needed([_ENTRY], n_layers)
 
 
 def prove(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> Proof:
-    """What the first use of a model's pieces found out, which is tried now if it was not before.
+    """Whether a model's pieces may be used; they are tried now if they never were.
 
     Args:
         run: The corrupted run, which keeps what ``needed_for_proof`` names.
         pieces: The model in pieces.
         max_tokens: How many tokens are computed at once.
+
+    Returns:
+        The engine's record, whose ``why`` is "" where they may be used.
     """
     proof = run.runner.engine.proof
     if proof.why is None:
@@ -37,7 +45,7 @@ def prove(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> Proof:
 
 
 def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> str:
-    """Why the blocks' pieces are not to be trusted, after the corrupted prompts went through them; "" where they are."""
+    """Why the blocks' pieces must not be used, found by sending the corrupted prompts through them; "" if they may."""
     start = run.length // 2
     kept = Kept(run.activations, run.tokens, {_ENTRY: run.activations[_ENTRY]})
     whole = Recomputation(pieces, kept, run.n_layers, None, max_tokens)
@@ -52,7 +60,7 @@ def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> str:
 
 
 def _unembedding(run: CorruptedRun, pieces: BlockPieces) -> str:
-    """ "W_U" where the logits are unembed.hook_in times W_U plus b_U, and nothing besides; else ""."""
+    """Gives "W_U" if the logits are unembed.hook_in times W_U plus b_U and nothing else, "" otherwise."""
     if not all(f"unembed.{name}" in run.runner.weights for name in ("W_U", "b_U")):
         return ""
     last = run.activations[in_block(run.n_layers - 1, "hook_resid_post")][:, -1]

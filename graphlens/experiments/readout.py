@@ -1,4 +1,4 @@
-"""What metrics are of residual streams that were computed again: through the logits they read, and no others."""
+"""The metrics of patched runs from their last residual streams; only the logits that a metric reads are computed."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def columns(runner: Runner[Any], hidden: Array, tokens: Array) -> Array:
 
 
 class Readout:
-    """The metrics of a sweep, of last residual streams.
+    """Computes the metrics of a sweep from last residual streams.
 
     Args:
         run: The corrupted run, which has the metrics.
         pieces: The model in pieces.
-        by_columns: Whether the logits of some tokens may be computed from W_U's columns alone.
+        by_columns: True if the logits of some tokens may be computed from their columns of W_U alone.
     """
 
     def __init__(self, run: CorruptedRun, pieces: BlockPieces, by_columns: bool) -> None:

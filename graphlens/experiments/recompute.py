@@ -80,7 +80,11 @@ class Recomputation:
         self._narrow = read is not None and 2 * read.shape[1] <= self.end
 
     def batches(self, variants: Sequence[Variant]) -> Iterator[list[Variant]]:
-        """The variants in batches of at most ``max_tokens`` tokens, those that go through the same layers together."""
+        """The variants in batches of at most ``max_tokens`` tokens, those that go through the same layers together.
+
+        Args:
+            variants: In any order. One that alone has more tokens is a batch of its own.
+        """
         batch: list[Variant] = []
         tokens = 0
         for variant in sorted(variants, key=lambda v: (*v.entry, v.start, v.index)):
@@ -95,6 +99,9 @@ class Recomputation:
 
     def last_residuals(self, batch: Sequence[Variant]) -> Iterator[tuple[list[int], int, Array]]:
         """The last residual streams of a batch.
+
+        Args:
+            batch: Variants from ``batches``.
 
         Yields:
             (indices, first position, [variant, b, m, d_model] at the positions read, or at all from the first on).
@@ -147,14 +154,17 @@ class Recomputation:
         return residual
 
     def _at_read(self, array: Array, start: int) -> Array:
-        """An array [variant, b, positions from ``start`` on, ...] at the positions read; anything where they lie before."""
+        """An array [variant, b, positions from ``start`` on, ...] at the positions read.
+
+        Where a position lies before ``start`` the value means nothing; ``_ended`` replaces what comes of it.
+        """
         assert self._read is not None
         local = np.maximum(self._read - start, 0)
         found: Array = array[:, np.arange(self.batch)[:, None], local]
         return found
 
     def _attend(self, layer: int, start: int, group: _Group, narrow: bool) -> None:
-        """Puts z in place of q, k and v."""
+        """Runs a block's attention for a group: z takes the place of q, k and v."""
         arrays = group.arrays
         q, residual = arrays["q"], arrays["resid_pre"]
         queries = np.broadcast_to(np.arange(start, self.end), (self.batch, self.end - start))
@@ -189,7 +199,14 @@ class Recomputation:
     # Entering
 
     def entering(self, variant: Variant) -> dict[str, Array]:
-        """The arrays [1, b, position, ...] with which one variant enters, by name."""
+        """The arrays with which one variant enters.
+
+        Args:
+            variant: The patched run.
+
+        Returns:
+            Name ("resid_pre", "q", "k", "v", "z", "resid_mid") -> [1, b, position, ...].
+        """
         return self._arrays(variant.hook, variant.start, [variant])
 
     def _enter(
@@ -301,7 +318,7 @@ def _by_token(
 ) -> None:
     """Runs a piece that works token by token on the tokens of all groups together: ``taken`` arrays in, ``given`` out.
 
-    The arrays taken go, but for the residual stream that attention is still to be added to.
+    The arrays taken are dropped, but for the residual stream where attention is still to be added to it.
     """
     if not groups:
         return

@@ -44,12 +44,21 @@ QKV = {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v"}
 
 
 def position_axis(hook: str) -> int:
-    """The axis of an activation along which a change stays with later positions."""
+    """The axis of an activation that positions are counted on; at attention scores and patterns the queries' one.
+
+    Args:
+        hook: The hook point's name.
+    """
     return 2 if split_name(hook)[1] in ATTENTION else 1
 
 
 def needed(hooks: Sequence[str], n_layers: int) -> list[str]:
-    """The activations that the corrupted run must keep for patches at hook points, besides these, sorted."""
+    """The activations that the corrupted run must keep so that patches can be recomputed, sorted.
+
+    Args:
+        hooks: The hook points that are patched, one at least; their own activations are needed besides.
+        n_layers: The number of blocks.
+    """
     kept = {in_block(n_layers - 1, "hook_resid_post")}
     stages = {split_name(hook): STAGES[split_name(hook)[1]] for hook in hooks}
     first = min((layer or 0) for layer, _ in stages)
@@ -89,6 +98,6 @@ class Variant:
 
     @property
     def entry(self) -> tuple[int, Stage]:
-        """The block and the stage at which it enters."""
+        """The block and the stage in it at which the patch enters."""
         layer, rest = split_name(self.hook)
         return layer or 0, STAGES[rest]

@@ -1,4 +1,4 @@
-"""The sweep as a user asks for it: sites, a source and metrics in, a SweepResult out, with progress and a way back in."""
+"""The sweep as a user asks for it: sites, a source and metrics in, a SweepResult out, with progress, saving and resuming."""
 
 from __future__ import annotations
 
@@ -60,12 +60,15 @@ def sweep(
             [b, p, V] to a number; several, as a list or by name, make a first axis "metric"; reduction="none" makes a
             last axis "batch".
         max_batch_tokens: How many tokens are computed at once.
-        recompute: False takes one forward per patch always.
+        recompute: False always takes one forward per patch.
         verbose: Whether a terminal shows a progress bar.
-        save_to: Where to keep what is done, every few seconds and at an interruption.
+        save_to: A file to save what is done to, every few seconds and at an interruption.
         resume: Whether to go on from what ``save_to`` holds, if it is the same sweep (the values of a cache are not
             compared).
         **forward_options: Those of ``forward``: attention_mask, prepend_bos, padding_side.
+
+    Returns:
+        The metric of each patched run, with the axes of the sites, and the clean and corrupted baselines.
 
     Raises:
         UnknownHookPoint: For a hook point that is not there.
@@ -90,7 +93,15 @@ def sweep(
 
 
 def check_processing(cfg: HookedTransformerConfig, source: object) -> None:
-    """Raises InputError for a cache of a model whose weights were processed otherwise than ``cfg`` says."""
+    """Refuses a cache of a model whose weights were processed in another way.
+
+    Args:
+        cfg: The configuration of the model that is patched.
+        source: Where patched values come from; only a cache that knows its model is checked.
+
+    Raises:
+        InputError: If the two were processed differently, so that their activations mean different things.
+    """
     others = getattr(getattr(source, "model", None), "cfg", None)
     if others is not None and getattr(others, "processing", cfg.processing) != cfg.processing:
         raise InputError(
@@ -114,12 +125,18 @@ def collect(
     Args:
         runner: Runs the model.
         places: The sites.
-        metric: See ``sweep``, as for what has no line here.
-        start: Begins the sweep over metrics and the indices of the sites that are left.
+        metric: See ``sweep``, as for ``verbose``, ``save_to`` and ``resume``.
+        start: Begins the sweep: (metrics, the indices of the sites that are left) -> the sweep under way.
         verbose: See there.
         save_to: See there.
         resume: See there.
-        identity: Tells a saved sweep from any other.
+        identity: (metrics, their names) -> what tells a saved sweep from any other; None if it cannot be saved.
+
+    Returns:
+        The values of all sites, earlier saved ones included.
+
+    Raises:
+        InputError: For metrics that do not go together, a folder that is not there, and the saved file of another sweep.
     """
     measures, names = _measures(metric)
     batch = _batch_axis(measures)
@@ -158,10 +175,10 @@ class _Digest(Protocol):
 
 
 class _Silent:
-    """A progress bar that nobody sees."""
+    """A progress bar that is not shown."""
 
     def advance(self, count: int = 1) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class _Result:
@@ -186,12 +203,12 @@ class _Result:
             self._values[:] = done.values.reshape(self._values.shape)
 
     def fill(self, indices: list[int], values: list[Array]) -> None:
-        """Values of sites, by metric."""
+        """Puts in the values of some sites: their indices, and an array for each metric."""
         self._values[:, indices] = np.stack(values)
         self.started = True
 
     def made(self) -> SweepResult:
-        """The result as it stands."""
+        """The result so far, NaN where a site is not done."""
         sites, run = self._sites, self._run
         tail = self._values.shape[2:]
         values = self._values.reshape(len(run.metrics), *sites.shape, *tail)
@@ -253,9 +270,9 @@ def _identity(
     metrics: list[Measure],
     options: list[object],
 ) -> str:
-    """What a saved result must agree with to be gone on with: a digest of the sweep's definition.
+    """A digest of the sweep's definition: a saved result is continued only by a sweep that has the same one.
 
-    Of a cache only the kind is in it: its values would have to be read.
+    Of a cache it holds the kind alone, since all its values would have to be read otherwise.
     """
     shown = tokens if isinstance(tokens, str) else np.asarray(tokens).tolist()
     digest = hashlib.sha256()
@@ -278,7 +295,7 @@ def _code(metric: Measure) -> tuple[bytes, str, str] | None:
 
 
 def _add(digest: _Digest, part: object) -> None:
-    """Adds what a tuple or list holds; bytes (of arrays, perhaps large) as they are."""
+    """Adds a value to a digest: tuples and lists item by item, bytes as they are, anything else by its repr."""
     if hasattr(part, "__array__"):
         part = np.asarray(part).tolist()  # whole: its repr would leave out the middle
     if isinstance(part, (tuple, list)):

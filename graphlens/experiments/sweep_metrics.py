@@ -1,4 +1,4 @@
-"""The metrics of a sweep: bound to the model's tokenizer, with their baselines, and measured of whole logits."""
+"""The metrics of a sweep: with token ids in place of text, with their baselines, and their values of whole logits."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Measuring:
         shape: The prompts' (batch, length).
         metrics: What is measured.
         logits: The corrupted run's, [b, p, V].
-        source: Where patched values come from; the cache of a whole clean run tells the clean values.
+        source: Where patched values come from; a cache that holds the clean run's logits gives the clean values.
 
     Attributes:
         metrics: The metrics, with token ids in place of text, and the baselines that a normalised one lacked.
         corrupted: Their values of the corrupted run.
-        clean: Their values of the clean run; None where the source does not tell them.
+        clean: Their values of the clean run; None where the source does not give them.
 
     Raises:
         InputError: For a metric that does not fit the prompts or the model, or is NaN.
@@ -79,7 +79,18 @@ class Measuring:
         return found if found.shape == (*self._shape, self._d_vocab) else None
 
     def of(self, metric: Measure, logits: Array) -> Array:
-        """A metric of logits [b, p, V]: a scalar, or [b] where it keeps one value for each prompt."""
+        """The value of a metric.
+
+        Args:
+            metric: One of this sweep's.
+            logits: [b, p, V].
+
+        Returns:
+            A scalar, or [b] for a metric that keeps one value for each prompt.
+
+        Raises:
+            InputError: If it is NaN, or a function of one's own gave something else than one number.
+        """
         if isinstance(metric, Metric):
             value = np.asarray(metric(logits))
         else:
@@ -107,5 +118,9 @@ class Measuring:
 
 
 def called(metric: Measure) -> str:
-    """How an error names a metric."""
+    """How an error names a metric.
+
+    Args:
+        metric: A metric or function.
+    """
     return repr(metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", type(metric).__name__))

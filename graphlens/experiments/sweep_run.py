@@ -34,10 +34,10 @@ class SweepRun:
     Attributes:
         metrics: The metrics, with token ids in place of text.
         corrupted: Their values of the corrupted run.
-        clean: Their values of the clean run; None where the source does not tell them.
+        clean: Their values of the clean run; None where the source does not give them.
         notes: Why sites took the general path, one forward per patch.
         quick: The number of sites that did not.
-        steps: What iterating goes through.
+        steps: Computes the sweep as it is iterated over.
     """
 
     metrics: list[Measure]
@@ -52,7 +52,14 @@ class SweepRun:
 
     @classmethod
     def of(cls, run: CorruptedRun, notes: list[str], quick: int, steps: Iterator[Done]) -> SweepRun:
-        """A sweep under way over a corrupted run."""
+        """A sweep under way over a corrupted run.
+
+        Args:
+            run: The corrupted run.
+            notes: Why sites take the general path.
+            quick: The number of sites that do not.
+            steps: Computes the sweep as it is iterated over.
+        """
         measuring = run.measuring
         return cls(measuring.metrics, measuring.corrupted, measuring.clean, notes, quick, steps)
 
@@ -76,8 +83,11 @@ def start_sweep(
         source: Where patched values come from.
         metrics: What is measured.
         max_batch_tokens: How many tokens are computed at once.
-        recompute: Whether only what a patch can change is computed, where that is possible.
+        recompute: True computes only what a patch can change, where that is possible.
         **forward_options: Those of ``forward``.
+
+    Returns:
+        The sweep under way.
 
     Raises:
         UnknownHookPoint: For a hook point that is not there.
@@ -93,7 +103,12 @@ def start_sweep(
 
 
 def kept_for(runner: Runner[Any], quick: Sequence[str]) -> list[str]:
-    """The activations that a corrupted run must keep for hook points whose patches are recomputed."""
+    """The activations that a corrupted run must keep for hook points whose patches are recomputed.
+
+    Args:
+        runner: Runs the model.
+        quick: These hook points, by their own names.
+    """
     layers = runner.config.n_layers
     return [*needed(quick, layers), *needed_for_proof(runner.engine.proof, layers)] if quick else []
 

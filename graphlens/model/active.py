@@ -1,4 +1,4 @@
-"""What is active in a thread: values that each thread and asyncio task has of its own, and interventions among them."""
+"""What is active: values that belong to one thread or asyncio task, a model's interventions among them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KEPT, _FEW = 500_000, 16  # bytes of one remembered result; how many of them ar
 # One variable for all owners: a context never forgets a variable, so one of each model's own would outlive the model.
 _values: ContextVar[Mapping[int, object]] = ContextVar(
     "graphlens", default=MappingProxyType({})
-)  # it cannot be changed
+)  # read-only, since all contexts share the default
 _owners = itertools.count()
 
 
@@ -52,13 +52,21 @@ class PerThread(Generic[Value]):
         return cast(Value, _values.get().get(self._key, self._default))
 
     def set(self, value: Value) -> None:
-        """Sets the value in this thread. The default is not kept, so that nothing stays of an owner that is gone."""
+        """Sets the value in this thread.
+
+        Args:
+            value: The new value. The default is not stored, so that nothing stays behind when the owner is gone.
+        """
         others = {key: other for key, other in _values.get().items() if key != self._key}
         _values.set(others if value == self._default else {**others, self._key: value})
 
     @contextlib.contextmanager
     def during(self, value: Value) -> Iterator[None]:
-        """The value in this thread for the length of a ``with`` block; then what it was before."""
+        """Sets the value in this thread for the length of a ``with`` block, then puts back what it was before.
+
+        Args:
+            value: The value inside the block.
+        """
         before = self.get()
         self.set(value)
         try:
@@ -87,7 +95,7 @@ class Active:
         return not self.interventions and not self.hooks
 
     def key(self) -> tuple[object, ...]:
-        """All of it in plain values, for a digest."""
+        """All of it in plain values: equal for equal states, so that a digest of it tells sweeps apart."""
         return self.flags, tuple(item.key() for item in self.interventions), self.hooks
 
 
@@ -132,15 +140,22 @@ class ActiveEdits:
 
     @contextlib.contextmanager
     def only(self, items: tuple[Intervention, ...]) -> Iterator[None]:
-        """These interventions, checked before, and no others, for the length of the block."""
+        """Makes these interventions, and no others, active for the length of the block.
+
+        Args:
+            items: Interventions that ``adding`` has checked before.
+        """
         with self._items.during(items):
             yield
 
     @contextlib.contextmanager
     def sharing(self, hooks: Sequence[str]) -> Iterator[None]:
-        """Runs inside the block have a gate that patches at each of these hook points, whether an intervention uses it.
+        """Gives runs inside the block a gate that patches at each of these hook points, used or not.
 
-        Runs that each patch another of them then share one graph and one session.
+        Runs that each patch another one of them then share one graph and one session.
+
+        Args:
+            hooks: The hook points' own names.
         """
         with self._shared.during(tuple(hooks)):
             yield
@@ -150,7 +165,11 @@ class ActiveEdits:
 
         Args:
             plan: The plan without gates.
-            window: The tokens of the run.
+            window: Where the tokens of the run lie in their sequences.
+
+        Returns:
+            (the plan with gates, the arrays of each gate by hook name and part). Without interventions the plan as it is
+            and nothing.
 
         Raises:
             InputError: For an intervention that this run does not pass, or that does not fit it.
@@ -189,10 +208,10 @@ class ActiveEdits:
 
 
 class _Remembered(Generic[Result]):
-    """The last few results made of some interventions and a key: a loop asks for the same again and again.
+    """Keeps the last few results that were made from interventions, since a loop asks for the same again and again.
 
     Args:
-        size: The bytes of a result beyond those of the interventions; what is large is not kept.
+        size: Gives the bytes of a result, not counting the interventions. Large results are not kept.
     """
 
     def __init__(self, size: Callable[[Result], int]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seed:
-    """What goes backward.
+    """What a backward pass starts from.
 
     Attributes:
         kind: How it is fed: "dense", "sparse" or "loss"; see surgery.differentiate.
@@ -38,7 +38,11 @@ class Seed:
 
     @classmethod
     def dense(cls, gradient: Array) -> Seed:
-        """The gradient with respect to every logit, [b, p, V]."""
+        """A seed that gives the gradient with respect to every logit.
+
+        Args:
+            gradient: [b, p, V], in the dtype that the model computes in.
+        """
         return cls(DENSE, {SEED: gradient})
 
 
@@ -47,15 +51,27 @@ class Differentiable(Protocol[ArrayT]):
     """A metric of one's own that has a derivative."""
 
     def gradient(self, logits: ArrayT) -> ArrayT:
-        """d(metric)/d(logits), [b, p, V], at these logits."""
+        """d(metric)/d(logits) at these logits.
+
+        Args:
+            logits: [b, p, V].
+
+        Returns:
+            [b, p, V], finite numbers.
+        """
 
 
-# What a gradient is asked for: a function of logits is refused, with the reason.
+# What users hand in to be differentiated. A plain function of the logits has no derivative: it is refused, with the reason.
 Differentiated: TypeAlias = Metric | Differentiable[ArrayT] | Callable[[ArrayT], Any]
 
 
 def differentiable(engine: Engine, plan: Plan) -> set[str]:
-    """The hook points that have one gradient in runs of a plan: of floats, and fired once."""
+    """The hook points that have one gradient in runs of a plan: they hold floats and fire once.
+
+    Args:
+        engine: The model's engine.
+        plan: The kind of run.
+    """
     entries = engine.hooks(plan)
     several = {name.partition("@")[0] for name in entries if "@" in name}
     return {name for name in entries if entries[name].dtype.startswith("float")} - several
@@ -64,12 +80,15 @@ def differentiable(engine: Engine, plan: Plan) -> set[str]:
 def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated[ArrayT]) -> Seed:
     """The gradient of a metric with respect to the logits of a run.
 
-    A metric whose derivative depends on the logits takes a forward, with what is active.
+    A metric whose derivative depends on the logits takes a forward first, with what is active.
 
     Args:
         runner: Runs the model.
         request: The run.
         metric: One of graphlens.metrics with a mean over the batch, or an object with ``gradient(logits)``.
+
+    Returns:
+        A sparse seed for a metric that reads some tokens only, else a dense one.
 
     Raises:
         InputError: For a metric without a derivative, or one that does not fit the run.
@@ -83,7 +102,7 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
     needs = metric.needs(batch, length)
     positions = np.arange(length) if needs.positions is None else needs.positions
     positions = np.broadcast_to(positions, (batch, positions.shape[-1]))
-    if metric.linear:  # any logits will do
+    if metric.linear:  # its derivative is the same at all logits
         columns = width if needs.tokens is None else needs.tokens.shape[-1]
         scores = np.zeros((batch, positions.shape[-1], columns))
     else:
@@ -123,7 +142,21 @@ def gradients(
     names: NamesFilter,
     **forward_options: Any,
 ) -> dict[str, Array]:
-    """The gradients of a metric with respect to hook points, as arrays of their own; see HookedTransformer.gradients."""
+    """The gradients of a metric with respect to hook points; see HookedTransformer.gradients.
+
+    Args:
+        runner: Runs the model.
+        input: Whole prompts.
+        metric: What is differentiated.
+        names: Which hook points; None for all that hold floats.
+        **forward_options: The arguments of ``forward`` by name.
+
+    Returns:
+        Hook name -> gradient, shaped like the activation. No two share memory.
+
+    Raises:
+        InputError: Where no hook point of floats is asked for, and what ``metric_seed`` and Runner.run_backward raise.
+    """
     request = runner.whole_prompts(input, **forward_options)
     asked = runner.select(names, request)
     if names is None or callable(names):
@@ -148,6 +181,9 @@ def loss_seed(request: Request, dtype: str) -> Seed:
         request: The run; its mask says which pairs of neighbouring tokens count.
         dtype: The dtype that the model computes in.
 
+    Returns:
+        A weight [b, p] for each next-token loss; together they are 1.
+
     Raises:
         InputError: For a run with a KV cache or without tokens.
     """
@@ -162,7 +198,13 @@ def loss_seed(request: Request, dtype: str) -> Seed:
 
 
 def noting(name: str, callback: Callback, changing: list[str]) -> Callback:
-    """A callback that appends ``name`` to ``changing`` when it changes what it is given."""
+    """A callback that also notes whether it changes what it is given.
+
+    Args:
+        name: The hook point's name.
+        callback: What is called.
+        changing: Gets the name appended each time that the activation changes.
+    """
 
     def run(activation: Array) -> Array:
         before = activation.copy()

@@ -1,4 +1,4 @@
-"""How arrays cross to the user and back: all in which ``graphlens.torch`` differs from ``graphlens``."""
+"""How arrays cross to the user and back: everything in which ``graphlens.torch`` differs from ``graphlens``."""
 
 from __future__ import annotations
 
@@ -30,11 +30,18 @@ class Border(ABC, Generic[ArrayT]):
 
     @abstractmethod
     def to_user(self, array: Array) -> ArrayT:
-        """The user's kind of array, over the same memory."""
+        """An array as the user's kind of array, over the same memory.
+
+        Args:
+            array: What a run gave.
+        """
 
     @abstractmethod
     def from_user(self, value: object) -> Array:
         """The NumPy array of what a user handed in.
+
+        Args:
+            value: The user's kind of array.
 
         Raises:
             TypeError: For anything that is no array.
@@ -42,15 +49,33 @@ class Border(ABC, Generic[ArrayT]):
 
     @abstractmethod
     def weight_to_user(self, array: Array) -> ArrayT:
-        """A weight, which is a read-only view of a mapped file, as the user's kind of array."""
+        """A weight as the user's kind of array.
+
+        Args:
+            array: A read-only view of a mapped file.
+        """
 
     @abstractmethod
     def factored(self, left: Array, right: Array) -> FactoredMatrix:
-        """The product of two weights, kept as its factors."""
+        """The product of two weights, kept as its factors.
+
+        Args:
+            left: [..., m, r].
+            right: [..., r, n].
+        """
 
     @abstractmethod
     def finish(self, output: Array, request: Request, runner: Runner[ArrayT]) -> ArrayT:
-        """The result of a forward, logits [b, p, V] or a residual stream, as the user gets it."""
+        """The result of a forward as the user gets it.
+
+        Args:
+            output: Logits [b, p, V], or a residual stream [b, p, d_model].
+            request: The run that gave it.
+            runner: What ran it, for a result whose ``backward()`` runs it again.
+
+        Returns:
+            The same numbers, with a ``backward()`` where this kind of array has one and backward hooks are active.
+        """
 
     @abstractmethod
     def loss(self, result: ArrayT, output: Array, request: Request, per_token: bool) -> ArrayT:
@@ -59,13 +84,17 @@ class Border(ABC, Generic[ArrayT]):
         Args:
             result: The logits as the user gets them.
             output: The same logits as an array.
-            request: The run, whose tokens and mask count.
-            per_token: Whether to keep one loss for each position.
+            request: The run; its tokens are predicted, and its mask says which of them count.
+            per_token: True keeps one loss for each position.
         """
 
     @abstractmethod
     def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-        """The configuration as code for this kind of array reads it."""
+        """The configuration as code for this kind of array expects it (a torch.dtype as ``dtype``, say).
+
+        Args:
+            cfg: The configuration with NumPy's names.
+        """
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def config(runner: Runner[Any]) -> HookedTransformerConfig:
-    """The configuration of a model with the flags that are set."""
+    """The configuration of a model, with the flags that are set now.
+
+    Args:
+        runner: Runs the model.
+    """
     manifest, text = runner.engine.manifest, runner.text
     architecture = manifest.config
     if "fold_ln" in manifest.processing:
@@ -30,7 +34,11 @@ def config(runner: Runner[Any]) -> HookedTransformerConfig:
 
 
 def hook_points(runner: Runner[Any]) -> HookPointInfo:
-    """Every hook point there is with the flags that are set: name -> (shape, dtype)."""
+    """Every hook point that there is with the flags that are set now: name -> (shape, dtype).
+
+    Args:
+        runner: Runs the model.
+    """
     sizes = {axis: str(size) for axis, size in axis_sizes(runner.config).items()}
     info, entries = HookPointInfo(), runner.engine.hooks(runner.plan())
     for name in runner.names():

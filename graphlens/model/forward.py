@@ -1,4 +1,4 @@
-"""One forward as a user asks for it: what ``return_type``, ``names_filter`` and ``incl_bwd`` come to."""
+"""One forward as a user asks for it, with ``return_type``, ``names_filter`` and ``incl_bwd`` carried out."""
 
 from __future__ import annotations
 
@@ -65,17 +65,20 @@ def run_forward(
     *forward_args: Any,
     **forward_options: Any,
 ) -> Forwarded[ArrayT]:
-    """Runs ``forward``, whose arguments follow ``incl_bwd``.
+    """Runs the model once as ``forward`` does, and keeps activations where they are wanted.
 
     Args:
         runner: Runs the model.
         names_filter: Which activations are wanted; False for none.
-        incl_bwd: Whether their gradients of the loss are wanted too.
-        input: See ``HookedTransformer.forward``, as for what follows.
+        incl_bwd: True for the gradients of the loss with respect to these too.
+        input: See ``HookedTransformer.forward``, as for the next two.
         return_type: See there.
         loss_per_token: See there.
-        *forward_args: See there.
-        **forward_options: See there.
+        *forward_args: The arguments of ``forward`` after ``loss_per_token``.
+        **forward_options: The same by name.
+
+    Returns:
+        The result, the activations and the request.
 
     Raises:
         InputError: For arguments that do not go together, and what Runner.request and Runner.run raise.

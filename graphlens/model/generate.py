@@ -1,4 +1,4 @@
-"""Generating tokens: the loop over them, its sampling and its stopping, on a model with a KV cache."""
+"""Generating: the loop over tokens, how each is drawn, and when the loop ends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ class Options(Generic[ArrayT]):
     seed: int | None = None
 
     def check(self) -> None:
-        """Raises InputError for numbers that ask for nothing possible."""
+        """Checks the numbers.
+
+        Raises:
+            InputError: For a temperature, ``top_k``, ``top_p`` or number of tokens that cannot be.
+        """
         top_k, top_p = self.top_k, self.top_p
         if self.temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise InputError(f"temperature >= 0, top_k >= 1, 0 < top_p <= 1: not {self.temperature}, {top_k}, {top_p}.")
@@ -203,7 +207,7 @@ class Generation(Generic[ArrayT]):
         if holds_text(input):
             return text.tokens_and_mask(input, options.prepend_bos, "left", truncate=False)
         prompt, mask = text.tokens_and_mask(input, options.prepend_bos, side, followed=True)
-        # One row has no longer one to be padded to: its end tokens are part of it.
+        # Nothing is longer than a single row, so PADs at its end are no padding but part of it.
         return prompt, None if len(prompt) == 1 and side == "right" else mask
 
 
@@ -213,8 +217,16 @@ def holds_text(input: object) -> bool:
 
 
 def gathered(chunks: Iterator[Tokens], size: int) -> Iterator[Tokens]:
-    """The prompt with so many tokens that they are ``size`` together, at least one, then ``size`` tokens at a time.
-    Nothing where no token follows the prompt: TransformerLens's boundaries."""
+    """Joins single tokens to pieces of at least ``size`` tokens, as TransformerLens's ``generate_stream`` does.
+
+    Args:
+        chunks: The prompts [b, p], then each step's tokens [b, 1].
+        size: How many tokens a piece has at least. The last piece has what is left.
+
+    Yields:
+        int64 [b, n]. The first piece is the prompt, which counts, and one generated token at least. Nothing if no token
+        follows the prompt.
+    """
     held: list[Tokens] = [next(chunks)]
     fresh = False
     for chunk in chunks:

@@ -29,7 +29,7 @@ class HookPoint:
 
     Attributes:
         name: The hook point's name.
-        ctx: A dictionary of the user's, kept until ``clear_context``.
+        ctx: A dictionary for the user's own things, kept until ``clear_context``.
     """
 
     def __init__(self, name: str, registry: HookRegistry | None = None) -> None:
@@ -82,8 +82,8 @@ class HookPoint:
 
         Args:
             dir: "fwd", "bwd" or "both".
-            including_permanent: Whether permanent hooks count.
-            level: Count those of one level only; see HookedTransformer.add_hook.
+            including_permanent: False leaves permanent hooks out.
+            level: Only hooks of this level count; see HookedTransformer.add_hook.
         """
         active = [*(self.fwd_hooks if dir != BACKWARD else []), *(self.bwd_hooks if dir != FORWARD else [])]
         return any(
@@ -156,7 +156,10 @@ class ActiveHook:
     dir: str = FORWARD
 
     def goes(self, including_permanent: bool, level: int | None, name: str | None, dir: str = "both") -> bool:
-        """True if such a reset removes it. As in TransformerLens, a reset of permanent hooks asks for no level."""
+        """True if a reset with these arguments removes the hook.
+
+        As in TransformerLens, a reset that includes permanent hooks removes those of every level.
+        """
         chosen = including_permanent or (not self.is_permanent and level in (None, self.context_level))
         return chosen and name in (None, self.name) and dir in ("both", self.dir)
 
@@ -173,7 +176,7 @@ class HookRegistry:
         self._names, self._n_layers = names, n_layers
         self._points: dict[str, HookPoint] = {}
         self._added: tuple[ActiveHook, ...] = ()
-        self._blocks: PerThread[tuple[ActiveHook, ...]] = PerThread(())  # hooks of the blocks around
+        self._blocks: PerThread[tuple[ActiveHook, ...]] = PerThread(())  # hooks of the ``with`` blocks that are open
         self._depth: PerThread[int] = PerThread(0)
         self._only: PerThread[tuple[ActiveHook, ...] | None] = PerThread(None)
 
@@ -183,7 +186,7 @@ class HookRegistry:
         return HookDict({name: self.point(name) for name in self._names()}, self._n_layers)
 
     def point(self, name: str) -> HookPoint:
-        """The one HookPoint of a name, whose ``ctx`` lives on."""
+        """The HookPoint of a name: the same object each time, so that its ``ctx`` is kept."""
         return self._points.setdefault(name, HookPoint(name, self))
 
     def find(self, name: str) -> HookPoint | None:
@@ -213,7 +216,7 @@ class HookRegistry:
 
     @contextlib.contextmanager
     def only(self, hooks: tuple[ActiveHook, ...]) -> Iterator[None]:
-        """The hooks of a ``snapshot``, and no others, for the length of the block, in this thread."""
+        """Makes the hooks of a ``snapshot``, and no others, active for the length of the block, in this thread."""
         with self._only.during(hooks):
             yield
 
@@ -270,7 +273,7 @@ class HookRegistry:
 
     @contextlib.contextmanager
     def adding(self, hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[None]:
-        """Adds hooks for the length of the block.
+        """Adds forward and backward hooks for the length of the block, in this thread.
 
         Raises:
             UnknownHookPoint: For a name that is none, before any hook is added.
@@ -290,7 +293,7 @@ class HookRegistry:
             point.clear_context()
 
     def callbacks(self, border: Border[Any], names: Collection[str]) -> dict[str, Callback]:
-        """One function activation -> activation for each hooked name of a run, which calls the hooks there in order.
+        """For each hook point with hooks, one function activation -> activation that calls them in order.
 
         Args:
             border: How activations cross to the user.
@@ -308,7 +311,7 @@ class HookRegistry:
         )
 
     def backward_callbacks(self, border: Border[Any], names: Collection[str]) -> dict[str, Callback]:
-        """One function gradient -> gradient for each hook point with backward hooks.
+        """For each hook point with backward hooks, one function gradient -> gradient that calls them in order.
 
         Args:
             border: How gradients cross to the user.

@@ -20,22 +20,37 @@ Array = npt.NDArray[Any]
 class KeyValueCache:
     """What ``forward(past_kv_cache=...)`` reads and extends (TransformerLens: ``TransformerLensKeyValueCache``).
 
-    ``present`` maps ``present.N.key|value`` to ONNX Runtime values [b, heads, past, d_head]; ``mask`` int64 [b, past]
-    is 1 at real tokens. A frozen cache is read and not extended. A cache belongs to the batch it was made for, and from
-    its first run on to the file (``owner``, a digest) that filled it: another file's keys mean something else, however
-    alike the two are.
+    A cache belongs to the batch that it was made for, and from its first run on to the file that filled it: the keys of
+    another file mean something else, however alike the two are.
+
+    Attributes:
+        config: The architecture of the model that it is for.
+        mask: int64 [b, past], 1 at real tokens, 0 at padding.
+        present: ``present.N.key`` and ``present.N.value`` -> ONNX Runtime's value [b, heads, past, d_head].
+        frozen: True if runs read the cache and do not extend it.
+        prompt: How many positions the first run put in.
+        owner: A digest of the file that filled it; "" while it is empty.
     """
 
     config: ModelConfig
     mask: npt.NDArray[np.int64]
     present: dict[str, Any] = field(default_factory=dict)
     frozen: bool = False
-    prompt: int = 0  # how many positions the first run put in
+    prompt: int = 0
     owner: str = ""
 
     @classmethod
     def init_cache(cls, cfg: ModelConfig, device: Any = None, batch_size: int = 1) -> Self:
-        """An empty cache; ``cfg`` is ``model.cfg``. ``device`` is accepted for TransformerLens's signature."""
+        """An empty cache. TransformerLens: the same name.
+
+        Args:
+            cfg: ``model.cfg``.
+            device: TransformerLens's; changes nothing.
+            batch_size: The number of sequences.
+
+        Returns:
+            A cache for that many sequences.
+        """
         # On the torch face cfg.dtype is a torch.dtype.
         plain = replace(cfg, dtype=str(cfg.dtype).removeprefix("torch."))
         return cls(plain, np.zeros((batch_size, 0), np.int64))
@@ -51,15 +66,25 @@ class KeyValueCache:
         return int(self.mask.shape[1])
 
     def freeze(self) -> None:
-        """From now on runs read the cache and do not extend it."""
+        """Makes runs read the cache without extending it, from now on."""
         self.frozen = True
 
     def unfreeze(self) -> None:
-        """From now on runs extend the cache again."""
+        """Makes runs extend the cache again, from now on."""
         self.frozen = False
 
     def check(self, cfg: ModelConfig, batch: int, new: int, owner: str) -> None:
-        """Raises InputError for a cache of another model or batch, or one that has no room for ``new`` positions."""
+        """Refuses a run that the cache is not for.
+
+        Args:
+            cfg: The architecture of the model that is to run.
+            batch: How many sequences the run has.
+            new: How many positions it adds.
+            owner: The digest of the model's file.
+
+        Raises:
+            InputError: If the cache is of another model or batch, or has no room for the positions.
+        """
         ours, theirs = ((c.n_layers, c.n_key_value_heads, c.d_head, c.model_name, c.dtype) for c in (cfg, self.config))
         if ours != theirs:
             raise InputError(
@@ -81,12 +106,31 @@ class KeyValueCache:
             )
 
     def window(self, new: int, horizon: int | None = None) -> Window:
-        """Where ``new`` positions lie in the sequences of this cache, which may grow to ``horizon`` positions."""
+        """Where new positions lie in the sequences of this cache.
+
+        Args:
+            new: How many positions a run adds.
+            horizon: To how many positions the sequences may grow; None for no further than this run.
+
+        Returns:
+            The window, for edits by position.
+        """
         prompt = self.prompt if self.length else new
         return Window(self.batch_size, self.length, new, self.length + new if horizon is None else horizon, prompt)
 
     def feeds(self, layers: range, mask: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """The feeds of a run over new positions with ``mask`` int64 [b, new]: past, whole mask and positions."""
+        """The feeds of a run over new positions: keys and values so far, the whole mask, and positions.
+
+        Args:
+            layers: The blocks that run.
+            mask: int64 [b, new], 1 at real tokens.
+
+        Returns:
+            Input name -> array, or what an earlier run left on its device.
+
+        Raises:
+            InputError: If an earlier run skipped one of the layers.
+        """
         total = np.concatenate([self.mask, mask], 1)
         feeds: dict[str, Any] = {
             ATTENTION_MASK: total,
@@ -105,7 +149,13 @@ class KeyValueCache:
         return feeds
 
     def extend(self, present: dict[str, Any], mask: npt.NDArray[np.int64], owner: str = "") -> None:
-        """Takes over what a run of the model ``owner`` returned, unless frozen."""
+        """Takes over what a run returned; does nothing while the cache is frozen.
+
+        Args:
+            present: Keys and values of all positions so far, by output name.
+            mask: int64 [b, new], that of the run's own positions.
+            owner: The digest of the model's file.
+        """
         if not self.frozen:
             self.owner = owner
             self.prompt = self.prompt or int(mask.shape[1])

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 class Component(Generic[ArrayT]):
     """A part of the model: its weights and hook points are attributes, under TransformerLens's names.
 
-    Weights are read-only views of the mapped file, nothing copied (on the torch face, tensors over such views). Raises
-    AttributeError for what the part does not have, and on assignment.
+    Weights are read-only views of the mapped file, nothing copied (on the torch face, tensors over such views).
+
+    Raises:
+        AttributeError: For what the part does not have, and on assignment.
     """
 
     _runner: Runner[ArrayT]
@@ -59,8 +61,17 @@ class Norm(Component[ArrayT]):
     """LayerNorm or RMSNorm; ``w`` [d_model] and ``b`` [d_model] are absent once they are folded into what follows."""
 
     def __call__(self, residual: ArrayT) -> ArrayT:
-        """The norm of a residual stream [..., d_model]: normalised, then scaled by ``w`` and shifted by ``b`` if they
-        are there. Same shape and dtype."""
+        """A residual stream, normalised, then scaled by ``w`` and shifted by ``b`` if the model has them.
+
+        Args:
+            residual: [..., d_model].
+
+        Returns:
+            The same shape and dtype.
+
+        Raises:
+            TypeError: For what is no array of the user's kind.
+        """
         runner, config, stored = self._runner, self._runner.config, self._runner.weights.stored
         x = runner.border.from_user(residual)
         normal = numerics.layer_norm(
@@ -78,7 +89,17 @@ class Embed(Component[ArrayT]):
     """The token embedding: ``W_E`` [d_vocab, d_model]."""
 
     def __call__(self, tokens: ArrayInput | UserArray) -> ArrayT:
-        """The embeddings [..., d_model] of token ids of any shape. Raises InputError for ids outside the vocabulary."""
+        """The embeddings of token ids.
+
+        Args:
+            tokens: Integers of any shape [...].
+
+        Returns:
+            [..., d_model], a copy.
+
+        Raises:
+            InputError: For ids outside the vocabulary.
+        """
         ids = self._runner.text.token_ids(tokens)
         return self._runner.border.to_user(self._runner.weights[f"{self._prefix}.W_E"][ids])
 
@@ -88,7 +109,17 @@ class Unembed(Component[ArrayT]):
     """The unembedding: ``W_U`` [d_model, d_vocab] and ``b_U`` [d_vocab] (zeros where the model has none)."""
 
     def __call__(self, residual: ArrayT) -> ArrayT:
-        """Logits [..., d_vocab] of a residual stream [..., d_model] that the final norm has been applied to."""
+        """The logits of a residual stream.
+
+        Args:
+            residual: [..., d_model], after the final norm (``model.ln_final``).
+
+        Returns:
+            [..., d_vocab], in the dtype of ``residual``.
+
+        Raises:
+            TypeError: For what is no array of the user's kind.
+        """
         runner = self._runner
         x = runner.border.from_user(residual)
         logits = x @ runner.weights[f"{self._prefix}.W_U"]

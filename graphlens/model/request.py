@@ -116,7 +116,19 @@ class Reader(Generic[ArrayT]):
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
     ) -> Request:
-        """The request of a call of ``forward`` with these arguments, under flags.
+        """The request of a call of ``forward``.
+
+        Args:
+            flags: The flags that are set, sorted.
+            input: See ``HookedTransformer.forward``, as for all arguments after it.
+            prepend_bos: See there.
+            padding_side: See there.
+            start_at_layer: See there.
+            tokens: See there.
+            shortformer_pos_embed: See there.
+            attention_mask: See there.
+            stop_at_layer: See there.
+            past_kv_cache: See there.
 
         Raises:
             InputError: For arguments that do not fit the model or each other.
@@ -162,6 +174,11 @@ class Reader(Generic[ArrayT]):
 
     def whole_prompts(self, flags: tuple[str, ...], input: Input[ArrayT], **forward_options: Any) -> Request:
         """A request over whole prompts, as sweeps and gradients take them.
+
+        Args:
+            flags: The flags that are set, sorted.
+            input: Text or tokens [b, p].
+            **forward_options: The arguments of ``forward`` by name.
 
         Raises:
             InputError: For a run of some layers only, or with a KV cache; and what ``request`` raises.
@@ -209,7 +226,10 @@ def checked_mask(attention_mask: object, shape: tuple[int, int], cached: bool = 
     Args:
         attention_mask: What the user gave.
         shape: The tokens' shape.
-        cached: True with a KV cache, where a row may be all padding: others of it are elsewhere.
+        cached: True with a KV cache. A row may then be all padding, since its real tokens may be in the cache.
+
+    Returns:
+        1 at real tokens, 0 at padding.
 
     Raises:
         InputError: For another shape, other values than 0 and 1, and a row without a real token.

@@ -1,4 +1,4 @@
-"""One run with what is active: every forward, backward, step of generation and patch of a sweep goes through here."""
+"""One run with what is active. Every forward, backward, step of generation and whole run of an experiment is made here."""
 
 from __future__ import annotations
 
@@ -61,6 +61,10 @@ class Flags:
 
     def set(self, flag: str, on: bool) -> None:
         """Sets or unsets a flag.
+
+        Args:
+            flag: Its name in the configuration ("use_attn_result", say).
+            on: True sets it.
 
         Raises:
             InputError: For one that excludes another that is set.
@@ -131,11 +135,25 @@ class Runner(Generic[ArrayT]):
         return self.engine.names(self.plan())
 
     def weight(self, name: str) -> ArrayT:
-        """A weight as the user's kind of array. Raises AttributeError for a name that there is no weight of."""
+        """A weight as the user's kind of array.
+
+        Args:
+            name: Its TransformerLens name.
+
+        Raises:
+            AttributeError: If the model has no weight of that name.
+        """
         return self.border.weight_to_user(self.weights[name])
 
     def select(self, names_filter: NamesFilter, request: Request) -> list[str]:
-        """The hook points that a ``names_filter`` picks of those that a run passes, in firing order.
+        """The hook points of a run that a ``names_filter`` picks, in firing order.
+
+        Args:
+            names_filter: A hook name, a list of them, or a function name -> bool; None for all.
+            request: The run.
+
+        Returns:
+            Their own names, also where an alias was given.
 
         Raises:
             UnknownHookPoint: For a name that is none, and for a filter that matches nothing.
@@ -153,7 +171,14 @@ class Runner(Generic[ArrayT]):
         return select(passed, names_filter, layers) if passed else []
 
     def bound(self, metric: MetricT) -> MetricT:
-        """A metric with token ids in place of text. Raises InputError where there is text and no tokenizer."""
+        """A metric with token ids in place of text.
+
+        Args:
+            metric: One of graphlens.metrics.
+
+        Raises:
+            InputError: If it holds text and there is no tokenizer, or text that is not one token.
+        """
         return metric.bound(self.text.single_token if self.text.tokenizer is not None else None)
 
     # What is active
@@ -165,7 +190,16 @@ class Runner(Generic[ArrayT]):
 
     @contextlib.contextmanager
     def editing(self, interventions: Interventions, strict: bool = True) -> Iterator[None]:
-        """Adds interventions to every run inside the ``with`` block; see HookedTransformer.intervene."""
+        """Adds interventions to every run inside the ``with`` block; see HookedTransformer.intervene.
+
+        Args:
+            interventions: One, or several.
+            strict: False ignores positions beyond the sequence.
+
+        Raises:
+            UnknownHookPoint: For a hook point that is not there.
+            InputError: For what the model lacks or what cannot fit.
+        """
         with self.edits.adding(checked(interventions), self.plan(), strict):
             yield
 
@@ -175,18 +209,39 @@ class Runner(Generic[ArrayT]):
 
     @contextlib.contextmanager
     def as_in(self, snapshot: Snapshot) -> Iterator[None]:
-        """What was active in a snapshot, and nothing else, for the length of the block, in this thread."""
+        """Makes what a snapshot holds, and nothing else, active for the length of the block, in this thread.
+
+        Args:
+            snapshot: What ``snapshot`` gave, in this or another thread.
+        """
         with self.hooks.only(snapshot.hooks), self.edits.only(snapshot.interventions):
             yield
 
     # Running
 
     def request(self, input: Input[ArrayT], *forward_args: Any, **forward_options: Any) -> Request:
-        """The request of a call of ``forward``, whose arguments from ``prepend_bos`` on these are."""
+        """The request of a call of ``forward``: its arguments, checked, as a plan and feeds.
+
+        Args:
+            input: See ``HookedTransformer.forward``.
+            *forward_args: The arguments of ``forward`` from ``prepend_bos`` on.
+            **forward_options: The same by name.
+
+        Raises:
+            InputError: For arguments that do not fit the model or each other.
+        """
         return self._reader.request(self.flags.names, input, *forward_args, **forward_options)
 
     def whole_prompts(self, input: Input[ArrayT], **forward_options: Any) -> Request:
-        """A request over whole prompts. Raises InputError for one over some layers only, or with a KV cache."""
+        """A request over whole prompts, as gradients and experiments take them.
+
+        Args:
+            input: Text or tokens [b, p].
+            **forward_options: The arguments of ``forward`` by name.
+
+        Raises:
+            InputError: For a run over some layers only or with a KV cache, and what ``request`` raises.
+        """
         return self._reader.whole_prompts(self.flags.names, input, **forward_options)
 
     def run(self, request: Request, fetch: Sequence[str] = (), output: bool = True) -> Ran:
@@ -195,7 +250,10 @@ class Runner(Generic[ArrayT]):
         Args:
             request: The run.
             fetch: The hook points whose activations are wanted.
-            output: Whether the logits (or the residual stream, where it stops early) are.
+            output: False leaves out the logits (or the residual stream, where the run stops early).
+
+        Returns:
+            The output and the activations.
 
         Raises:
             InputError: For a hook or intervention that this run does not pass.
@@ -226,10 +284,10 @@ class Runner(Generic[ArrayT]):
             seed: What goes backward from the logits.
             wrt: The hook points whose gradients are wanted; those of active backward hooks are computed for them.
             fetch: The hook points whose activations are wanted.
-            output: Whether the logits are.
+            output: True for the logits too.
 
         Returns:
-            Gradients are among the values as ``<name>_grad``.
+            The activations, and the gradients as ``<name>_grad``, among the values.
 
         Raises:
             InputError: For a hook point that fires several times, and what ``run`` raises.
@@ -268,16 +326,33 @@ class Runner(Generic[ArrayT]):
         return Ran(results.output, results.values)
 
     def run_loss(self, request: Request, fetch: Sequence[str], wrt: Sequence[str]) -> Ran:
-        """Runs a request forward, and backward from its mean next-token loss: with logits, activations and gradients.
+        """Runs a request forward, and backward from its mean next-token loss.
 
-        Hook points of ``wrt`` that have no gradient are left out.
+        Args:
+            request: The run.
+            fetch: The hook points whose activations are wanted.
+            wrt: The hook points whose gradients are wanted. Those that have none are left out.
+
+        Returns:
+            The logits, the activations, and the gradients as ``<name>_grad``.
+
+        Raises:
+            InputError: For a run with a KV cache or without tokens, and what ``run_backward`` raises.
         """
         seed = backward.loss_seed(request, self.config.dtype)
         possible = self.differentiable(request.plan)
         return self.run_backward(request, seed, [name for name in wrt if name in possible], fetch, output=True)
 
     def seed(self, request: Request, metric: Differentiated[ArrayT]) -> Seed:
-        """The gradient of a metric with respect to the logits of a run; see backward.metric_seed."""
+        """The gradient of a metric with respect to the logits of a run; see ``backward.metric_seed``.
+
+        Args:
+            request: The run.
+            metric: One of graphlens.metrics with a mean over the batch, or an object with ``gradient(logits)``.
+
+        Raises:
+            InputError: For a metric without a derivative, or one that does not fit the run.
+        """
         return backward.metric_seed(self, request, metric)
 
     def differentiable(self, plan: Plan) -> set[str]:

@@ -70,13 +70,23 @@ class Text(Generic[ArrayT]):
         return self.tokenizer
 
     def side(self, padding_side: str | None) -> str:
-        """The side a call pads on: its argument, else the default."""
+        """The side that a call pads on.
+
+        Args:
+            padding_side: "right", "left", or None for the default.
+
+        Raises:
+            InputError: For anything else.
+        """
         return checked_side(self.default_padding_side if padding_side is None else padding_side)
 
     # Text
 
     def single_token(self, string: str) -> int:
         """The id of a string that is exactly one token.
+
+        Args:
+            string: The text, its leading space included.
 
         Raises:
             InputError: When it is none or several.
@@ -87,14 +97,30 @@ class Text(Generic[ArrayT]):
         return ids[0]
 
     def encode(self, text: str, prepend_bos: bool | None, truncate: bool) -> list[int]:
-        """The ids of a text, with BOS where that is asked for, cut at n_ctx with ``truncate``."""
+        """The ids of a text.
+
+        Args:
+            text: The text.
+            prepend_bos: Whether it gets a BOS token; None for the default.
+            truncate: True cuts what goes beyond n_ctx.
+
+        Raises:
+            InputError: For a model without a tokenizer, and a tokenizer without BOS where it is asked for.
+        """
         tokenizer = self.need_tokenizer()
         bos = self.default_prepend_bos if prepend_bos is None else prepend_bos
         ids = [*([tokenizer.require_bos()] if bos else []), *tokenizer.encode(text)]
         return ids[: self._engine.manifest.config.n_ctx] if truncate else ids
 
     def of_each(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token."""
+        """The text of each token.
+
+        Args:
+            ids: Token ids.
+
+        Raises:
+            InputError: For a model without a tokenizer.
+        """
         tokenizer = self.need_tokenizer()
         return [tokenizer.decode([token]) for token in ids]
 
@@ -105,7 +131,20 @@ class Text(Generic[ArrayT]):
         truncate: bool = True,
         padding_side: str | None = None,
     ) -> Tokens:
-        """Text as int64 [b, p], shorter prompts padded with PAD."""
+        """Text as token ids, shorter prompts padded with PAD.
+
+        Args:
+            input: One text or several.
+            prepend_bos: Whether each gets a BOS token; None for the default.
+            truncate: True cuts what goes beyond n_ctx.
+            padding_side: "right", "left", or None for the default.
+
+        Returns:
+            int64 [b, p].
+
+        Raises:
+            InputError: For a model without a tokenizer, and different lengths without a PAD token.
+        """
         side = self.side(padding_side)
         return self._padded(self._rows(input, prepend_bos, truncate), side)
 
@@ -137,16 +176,16 @@ class Text(Generic[ArrayT]):
             input: What a run takes.
             prepend_bos: Whether text gets a BOS token; None for the default.
             padding_side: "right", "left" or None for the default.
-            followed: True where other tokens follow. Padding on the right needs a mask only then: causal attention
-                never looks at it before.
-            truncate: Whether text is cut at n_ctx, with a warning. Ids are never cut.
+            followed: True where more tokens come after these later (a KV cache, generation). Padding on the right needs a
+                mask only then: otherwise no real token comes after it, and causal attention never looks at it.
+            truncate: True cuts text at n_ctx, with a warning. Ids are never cut.
 
         Returns:
             int64 [b, p], every id inside the vocabulary, at most n_ctx of them; and int64 [b, p] with 0 at padding,
             None where nothing has to be masked.
 
         Raises:
-            InputError: For what is no text and no ids, is empty, too long, or outside the vocabulary.
+            InputError: For input that is neither text nor ids, is empty or too long, or has ids outside the vocabulary.
         """
         side = self.side(padding_side)
         masked = side == "left" or followed
@@ -169,8 +208,10 @@ class Text(Generic[ArrayT]):
         return tokens, mask.astype(np.int64) if masked and not mask.all() else None
 
     def _guessed_mask(self, tokens: Tokens, prepend_bos: bool | None, side: str) -> Tokens | None:
-        """TransformerLens's guess at a mask from ids alone: on the side of the padding a row's outermost PADs are it;
-        on the left not the last of them when BOS has the same id and prompts begin with BOS."""
+        """The mask that TransformerLens guesses from ids alone: 0 at the PADs that end a row (side "left": begin it).
+
+        Where PAD and BOS are one id and prompts begin with BOS, the last PAD on the left is taken for BOS.
+        """
         if self.tokenizer is None or self.tokenizer.pad_token_id is None:
             return None
         real = tokens != self.tokenizer.pad_token_id
@@ -191,7 +232,7 @@ class Text(Generic[ArrayT]):
         _check_vocabulary(tokens, cfg.d_vocab)
         if tokens.shape[1] > cfg.n_ctx:
             raise InputError(f"{tokens.shape[1]} tokens, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx).")
-        return tokens.astype(np.int64, copy=False)  # only now: a large unsigned id would wrap around
+        return tokens.astype(np.int64, copy=False)  # after the check: a large unsigned id would wrap around
 
     # Token ids
 
@@ -200,10 +241,10 @@ class Text(Generic[ArrayT]):
 
         Args:
             input: One id, lists of them, or an array.
-            decoding: True allows those that only the tokenizer knows: vocabularies differ in size.
+            decoding: True also allows ids that only the tokenizer knows: its vocabulary may be larger than the model's.
 
         Raises:
-            InputError: For what is no integers, and for ids outside the vocabulary.
+            InputError: For numbers that are no integers, and for ids outside the vocabulary.
         """
         ids = self._array(input)
         if ids.size and not np.issubdtype(ids.dtype, np.integer):
@@ -213,10 +254,13 @@ class Text(Generic[ArrayT]):
         return ids.astype(np.int64, copy=False)
 
     def ids(self, input: Input[ArrayT]) -> Array:
-        """Token ids as integers [b, p], of whatever width; one row where there is one axis.
+        """Token ids as integers [b, p] of whatever width.
+
+        Args:
+            input: Ids [b, p], or [p] for one row.
 
         Raises:
-            InputError: For ragged lists, what is no integers, and other shapes.
+            InputError: For ragged lists, numbers that are no integers, and other shapes.
         """
         if isinstance(input, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in input):
             lengths = [len(row) if isinstance(row, (list, tuple)) else -1 for row in input]
@@ -249,10 +293,13 @@ def is_text(input: object) -> TypeGuard[str | Sequence[str]]:
 
 
 def some(rows: list[list[int]]) -> list[list[int]]:
-    """The rows as they are.
+    """The rows as they are, if there is a token in any of them.
+
+    Args:
+        rows: The ids of each prompt.
 
     Raises:
-        InputError: Where none holds a token.
+        InputError: If there is none.
     """
     if not any(rows):
         raise InputError("the prompt is empty: it holds no token. Pass some text, or prepend_bos=True.")
@@ -260,7 +307,10 @@ def some(rows: list[list[int]]) -> list[list[int]]:
 
 
 def checked_side(side: str) -> str:
-    """The side as it is.
+    """The side as it is, if it is one.
+
+    Args:
+        side: "right" or "left".
 
     Raises:
         InputError: For anything but "right" and "left".

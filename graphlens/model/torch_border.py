@@ -124,7 +124,7 @@ class TorchBorder(Border[torch.Tensor]):
                 "torch.no_grad()."
             )
         then = runner.snapshot()
-        # Of its own: what was handed in may change before backward() is called.
+        # Copies: the user may change what was handed in before backward() is called.
         feeds = {
             name: np.array(value) if isinstance(value, np.ndarray) else value for name, value in request.feeds.items()
         }

@@ -32,10 +32,15 @@ class HookedTransformer(hooked_transformer.HookedTransformer[torch.Tensor]):
         return torch.device("cpu")
 
     def to(self, device_or_dtype: torch.dtype | torch.device | str, print_details: bool = True) -> Self:
-        """The model itself, where it already is what is asked for.
+        """The model itself, if it already is what is asked for: a session's device and dtype are fixed when it is opened.
 
-        A session's device and dtype are fixed when it is opened. Raises RuntimeUnavailable for a GPU that it does not
-        run on, InputError for another dtype or device.
+        Args:
+            device_or_dtype: What the model is to be.
+            print_details: TransformerLens's; changes nothing.
+
+        Raises:
+            RuntimeUnavailable: For a GPU that the model does not run on.
+            InputError: For another dtype or device.
         """
         if isinstance(device_or_dtype, torch.dtype):
             name = str(device_or_dtype).removeprefix("torch.")
@@ -62,7 +67,14 @@ class HookedTransformer(hooked_transformer.HookedTransformer[torch.Tensor]):
         return self.to("cpu")
 
     def cuda(self, device: int | str | torch.device | None = None) -> Self:
-        """``to("cuda")``."""
+        """``to("cuda")``.
+
+        Args:
+            device: A GPU; None for "cuda".
+
+        Raises:
+            RuntimeUnavailable: If the model does not run on it.
+        """
         return self.to("cuda" if device is None else torch.device(device))
 
     def eval(self) -> Self:
@@ -70,13 +82,27 @@ class HookedTransformer(hooked_transformer.HookedTransformer[torch.Tensor]):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """The model itself for ``mode=False``. Raises InputError otherwise: it does not train."""
+        """The model itself, which does not train.
+
+        Args:
+            mode: False, as ``eval`` has it.
+
+        Raises:
+            InputError: For True.
+        """
         if mode:
             raise InputError("a graphlens model does not train: train the checkpoint, then export it again.")
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """The model itself for ``requires_grad=False``. Raises InputError otherwise: weights have no gradients."""
+        """The model itself, whose weights have no gradients.
+
+        Args:
+            requires_grad: False.
+
+        Raises:
+            InputError: For True.
+        """
         if requires_grad:
             raise InputError("the weights of a graphlens model have no gradients.")
         return self

@@ -70,11 +70,25 @@ class Weights:
         return list(names)
 
     def stacked(self, name: str) -> Array:
-        """A weight of every block, [n_layers, ...]; a copy."""
+        """A weight of every block, as a copy.
+
+        Args:
+            name: Its name in a block ("attn.W_Q").
+
+        Returns:
+            [n_layers, ...].
+
+        Raises:
+            AttributeError: If the blocks have no weight of that name.
+        """
         return np.stack([self[in_block(layer, name)] for layer in range(self._engine.manifest.config.n_layers)])
 
     def computing(self, name: str) -> Array:
-        """``stacked`` in a dtype to compute in: linear algebra has no half precision."""
+        """``stacked`` in float32 at least: linear algebra has no half precision.
+
+        Args:
+            name: Its name in a block.
+        """
         return working(self.stacked(name))
 
 

@@ -11,37 +11,9 @@ from pathlib import Path
 import pytest
 
 import graphlens
+from tools.house import DOORS, HOUSE
 
 ROOT = Path(graphlens.__file__).resolve().parent
-# The folders of the house, and which others each may import; all may import the errors. CONTRIBUTING.md shows it.
-HOUSE: dict[str, tuple[str, ...]] = {
-    "views": (),
-    "file": (),
-    "edits": ("file",),
-    "export": ("file",),
-    "surgery": ("file", "edits"),
-    "runtime": (),
-    "analysis": ("file", "edits", "views"),
-    "engine": ("file", "edits", "surgery", "runtime", "views"),
-    "pipelines": ("views", "file", "edits", "export", "surgery", "runtime", "analysis", "engine"),
-    "model": ("file", "edits", "engine", "runtime", "analysis", "pipelines", "views"),
-    "experiments": ("file", "edits", "engine", "analysis", "model", "views"),
-    "cli": (
-        "views",
-        "file",
-        "edits",
-        "export",
-        "surgery",
-        "runtime",
-        "analysis",
-        "engine",
-        "pipelines",
-        "model",
-        "experiments",
-    ),
-}
-# What lies in the root beside the folders: doors, which only hand on the names of others, and the errors.
-DOORS = ("__init__", "__main__", "attribution", "deploy", "interventions", "metrics", "patching", "torch", "utils")
 # Packages that only these places may import, inside a function or not.
 HEAVY: dict[str, tuple[str, ...]] = {
     "torch": (

@@ -22,23 +22,51 @@ class EditMethods(Generic[ArrayT]):
     # Flags
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
-        """Whether each head's output ``attn.hook_result`` [b, p, head, d_model] is a hook point."""
+        """Adds or removes the hook point of each head's output: ``attn.hook_result`` [b, p, head, d_model].
+
+        Args:
+            use_attn_result: True adds it.
+        """
         self.runner.flags.set("use_attn_result", use_attn_result)
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Whether each head reads a residual of its own for q, k and v: ``hook_{q,k,v}_input`` [b, p, head, d_model]."""
+        """Adds or removes hook points where each head reads a residual stream of its own for q, k and v:
+        ``hook_q_input``, ``hook_k_input`` and ``hook_v_input`` [b, p, head, d_model].
+
+        Args:
+            use_split_qkv_input: True adds them.
+
+        Raises:
+            InputError: While ``use_attn_in`` is set.
+        """
         self.runner.flags.set("use_split_qkv_input", use_split_qkv_input)
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Whether each head reads a residual of its own: ``hook_attn_in`` [b, p, head, d_model]."""
+        """Adds or removes the hook point where each head reads a residual stream of its own: ``hook_attn_in``
+        [b, p, head, d_model].
+
+        Args:
+            use_attn_in: True adds it.
+
+        Raises:
+            InputError: While ``use_split_qkv_input`` is set.
+        """
         self.runner.flags.set("use_attn_in", use_attn_in)
 
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
-        """Whether the residual that the MLP reads is a hook point: ``hook_mlp_in`` [b, p, d_model]."""
+        """Adds or removes the hook point of the residual stream that the MLP reads: ``hook_mlp_in`` [b, p, d_model].
+
+        Args:
+            use_hook_mlp_in: True adds it.
+        """
         self.runner.flags.set("use_hook_mlp_in", use_hook_mlp_in)
 
     def set_use_hook_tokens(self, use_hook_tokens: bool) -> None:
-        """Whether the tokens that are embedded are a hook point: ``hook_tokens`` int64 [b, p]."""
+        """Adds or removes the hook point of the tokens that are embedded: ``hook_tokens`` int64 [b, p].
+
+        Args:
+            use_hook_tokens: True adds it.
+        """
         self.runner.flags.set("use_hook_tokens", use_hook_tokens)
 
     # Hooks
@@ -76,7 +104,16 @@ class EditMethods(Generic[ArrayT]):
         self.runner.hooks.add(name, hook, dir, is_permanent, prepend, level)
 
     def add_perma_hook(self, name: HookName, hook: HookFunction, dir: str = "fwd") -> None:
-        """Adds a hook that ``reset_hooks`` leaves, unless told ``including_permanent=True``."""
+        """Adds a hook that ``reset_hooks`` leaves, unless told ``including_permanent=True``.
+
+        Args:
+            name: See ``add_hook``, as for what follows.
+            hook: See there.
+            dir: See there.
+
+        Raises:
+            UnknownHookPoint: For a name that is none.
+        """
         self.runner.hooks.add(name, hook, dir, permanent=True)
 
     def reset_hooks(

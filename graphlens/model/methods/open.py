@@ -168,7 +168,20 @@ class OpenMethods(Generic[ArrayT]):
         refactor_factored_attn_matrices: bool = False,
         **options: Any,
     ) -> Self:
-        """``from_pretrained`` with the checkpoint's weights exactly as they are."""
+        """``from_pretrained`` with the checkpoint's weights exactly as they are. TransformerLens: the same name.
+
+        Args:
+            model_name: See ``from_pretrained``, as for all that follows.
+            fold_ln: See there.
+            center_writing_weights: See there.
+            center_unembed: See there.
+            fold_value_biases: See there.
+            refactor_factored_attn_matrices: See there.
+            **options: Its other arguments.
+
+        Raises:
+            ExportError: As ``from_pretrained`` does, and ModelFileError and InputError.
+        """
         return cls.from_pretrained(
             model_name,
             fold_ln=fold_ln,

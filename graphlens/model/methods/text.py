@@ -78,6 +78,9 @@ class TextMethods(Generic[ArrayT]):
     def to_single_token(self, string: str) -> int:
         """The id of a string that is exactly one token. TransformerLens: the same name.
 
+        Args:
+            string: The text, its leading space included.
+
         Raises:
             InputError: When it is none or several.
         """
@@ -184,6 +187,9 @@ class TextMethods(Generic[ArrayT]):
     def to_single_str_token(self, int_token: int) -> str:
         """The text of one token id. TransformerLens: the same name.
 
+        Args:
+            int_token: The id; an array of one will do.
+
         Raises:
             InputError: For an id outside the vocabulary.
         """
@@ -275,7 +281,20 @@ def test_prompt(
     prepend_bos: bool | None = None,
     top_k: int = 10,
 ) -> None:
-    """Prints how well ``model`` completes ``prompt``: ``model.test_prompt``, with TransformerLens's arguments."""
+    """Prints how well a model completes a prompt. TransformerLens: ``utils.test_prompt``.
+
+    Args:
+        prompt: See ``HookedTransformer.test_prompt``, as for all but the model.
+        answer: See there.
+        model: The model.
+        prepend_space_to_answer: See there.
+        print_details: See there.
+        prepend_bos: See there.
+        top_k: See there.
+
+    Raises:
+        InputError: For an empty answer or a prompt too long.
+    """
     model.test_prompt(prompt, answer, prepend_space_to_answer, print_details, prepend_bos, top_k)
 
 

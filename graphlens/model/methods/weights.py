@@ -68,20 +68,31 @@ class WeightMethods(Generic[ArrayT]):
 
     @property
     def hook_pos_embed(self) -> HookPoint:
-        """The hook point of that name. Raises AttributeError for a model without positional embeddings."""
+        """The hook point of that name.
+
+        Raises:
+            AttributeError: For a model without positional embeddings.
+        """
         return self.runner.hooks.need("hook_pos_embed")
 
     @property
     def hook_tokens(self) -> HookPoint:
-        """The hook point of that name. Raises AttributeError while its flag is not set."""
+        """The hook point of that name.
+
+        Raises:
+            AttributeError: While ``use_hook_tokens`` is not set.
+        """
         return self.runner.hooks.need("hook_tokens")
 
     # Every weight
 
     def named_parameters(self) -> Iterator[tuple[str, ArrayT]]:
-        """(TransformerLens name, array) of every weight, one at a time; views of the mapped file.
+        """Every weight with its name, one at a time.
 
         Biases that the checkpoint lacks are zeros. Tied weights come under each of their names.
+
+        Yields:
+            (TransformerLens name, a view of the mapped file).
         """
         for name in self.runner.weights.names():
             yield name, self.runner.weight(name)
@@ -106,12 +117,20 @@ class WeightMethods(Generic[ArrayT]):
 
     @property
     def W_pos(self) -> ArrayT:  # noqa: N802
-        """Positional embedding [n_ctx, d_model]. Raises AttributeError for a model without one."""
+        """Positional embedding [n_ctx, d_model].
+
+        Raises:
+            AttributeError: For a model without one.
+        """
         return self.runner.weight("pos_embed.W_pos")
 
     @property
     def W_E_pos(self) -> ArrayT:  # noqa: N802
-        """W_E above W_pos [d_vocab + n_ctx, d_model]; a copy."""
+        """W_E above W_pos [d_vocab + n_ctx, d_model]; a copy.
+
+        Raises:
+            AttributeError: For a model without positional embeddings.
+        """
         return self.runner.border.to_user(
             np.concatenate([self.runner.weights["embed.W_E"], self.runner.weights["pos_embed.W_pos"]])
         )

@@ -1,0 +1,103 @@
+"""Writes CONTRIBUTING.md's plan of the package: ``python tools/house.py``, or ``--check`` to be told that it is stale.
+
+The plan is made of the first docstring line of each folder's ``__init__.py``, and of HOUSE: which folder may import which
+others. ``tests/core/test_imports.py`` holds every import to the same HOUSE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "CONTRIBUTING.md"
+BEGIN, END = "<!-- written by tools/house.py: begin -->", "<!-- written by tools/house.py: end -->"
+
+# Folder -> the other folders that it may import. All may import the errors.
+HOUSE: dict[str, tuple[str, ...]] = {
+    "views": (),
+    "file": (),
+    "runtime": (),
+    "edits": ("file",),
+    "export": ("file",),
+    "surgery": ("file", "edits"),
+    "analysis": ("file", "edits", "views"),
+    "engine": ("file", "edits", "surgery", "runtime", "views"),
+    "pipelines": ("views", "file", "edits", "export", "surgery", "runtime", "analysis", "engine"),
+    "model": ("file", "edits", "engine", "runtime", "analysis", "pipelines", "views"),
+    "experiments": ("file", "edits", "engine", "analysis", "model", "views"),
+}
+HOUSE["cli"] = tuple(HOUSE)  # the terminal uses everything
+# The modules beside the folders that define nothing: they hand on names of the folders. The errors are there too.
+DOORS = ("__init__", "__main__", "attribution", "deploy", "interventions", "metrics", "patching", "torch", "utils")
+
+
+def floors() -> list[list[str]]:
+    """The folders by floor, the lowest first: a folder lies one floor above the highest one that it may import."""
+    heights: dict[str, int] = {}
+    while len(heights) < len(HOUSE):
+        ready = {
+            folder: 1 + max((heights[other] for other in others), default=-1)
+            for folder, others in HOUSE.items()
+            if folder not in heights and heights.keys() >= set(others)
+        }
+        if not ready:
+            raise ValueError(f"these folders import one another: {', '.join(HOUSE.keys() - heights.keys())}.")
+        heights |= ready
+    return [[folder for folder in HOUSE if heights[folder] == floor] for floor in range(max(heights.values()) + 1)]
+
+
+def said_of(folder: str) -> str:
+    """The first line of a folder's docstring."""
+    tree = ast.parse((ROOT / "graphlens" / folder / "__init__.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def diagram() -> list[str]:
+    """The floors as lines of text, the highest first."""
+    doors = ", ".join(door for door in DOORS if not door.startswith("__"))
+    rows = [
+        ("roof", f"the doors: graphlens itself, and in it {doors}"),
+        *((str(number), "   ".join(folders)) for number, folders in reversed(list(enumerate(floors(), 1)))),
+        ("ground", "errors"),
+    ]
+    return ["```text", *(f"{name:>6}  {shown}" for name, shown in rows), "```"]
+
+
+def table() -> list[str]:
+    """The folders as the lines of a Markdown table, the lowest floor first."""
+    rows = ["| folder | what it holds | it may import |", "|---|---|---|"]
+    for folder in (folder for floor in floors() for folder in floor):
+        others = HOUSE[folder]
+        allowed = "every other folder" if len(others) == len(HOUSE) - 1 else ", ".join(others) or "no other folder"
+        rows.append(f"| `graphlens/{folder}/` | {said_of(folder)} | {allowed} |")
+    return rows
+
+
+def page() -> str:
+    """CONTRIBUTING.md with the plan as it has to be."""
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{PAGE.name} lacks the lines {BEGIN!r} and {END!r} that the plan goes between.")
+    return "\n".join([before + BEGIN, "", *diagram(), "", *table(), "", END + after])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the page, or with ``--check`` compares it. Returns the exit code: 1 for a stale page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
+    wanted = page()
+    if parser.parse_args(arguments).check:
+        if PAGE.read_text(encoding="utf-8") != wanted:
+            print(f"{PAGE.name} is stale: run python tools/house.py", file=sys.stderr)
+            return 1
+        return 0
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
