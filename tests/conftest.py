@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 import graphlens
+
+pytest.register_assert_rewrite("tests.sweep_cases", "tests.damage")
 
 
 class _RefuseTorch:
@@ -48,3 +52,48 @@ def tokens(tiny: graphlens.HookedTransformer) -> npt.NDArray[np.int64]:
     array = np.random.default_rng(0).integers(0, tiny.cfg.d_vocab, (2, 6))
     array.setflags(write=False)
     return array
+
+
+# Of sweeps
+
+
+@pytest.fixture(scope="session")
+def clean() -> Mapping[str, Any]:
+    """The clean run's activations of tests/sweep_cases.py."""
+    from tests.sweep_cases import clean_activations
+
+    return clean_activations()
+
+
+@pytest.fixture
+def no_flags() -> Iterator[None]:
+    """Takes back the flags of the sweeps' model after a test."""
+    from tests.sweep_cases import flags_off
+
+    yield
+    flags_off()
+
+
+# Of refused files
+
+
+@pytest.fixture
+def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test in which anything starts to open a session."""
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("a session was opened")
+
+    for name in ("graphlens.runtime.sessions.open_session", "graphlens.runtime.open_session"):
+        monkeypatch.setattr(name, fail)
+    monkeypatch.setattr("graphlens.engine.opener.open_session", fail)
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+
+
+@pytest.fixture
+def outside(tiny_copy: Path) -> Path:
+    """A folder beside the model's copy, with the same weights."""
+    folder = tiny_copy.parent / "outside"
+    folder.mkdir()
+    shutil.copyfile(tiny_copy / "model.safetensors", folder / "model.safetensors")
+    return folder

@@ -1,7 +1,13 @@
-"""The command line: what it prints is the API's, errors are one block on stderr, exit codes say which kind."""
+"""The command line: what it prints is the API's, errors are one block on stderr, exit codes say which kind.
+
+Most commands run in this process, by the console script's own entry point: starting Python and importing all that a model
+needs takes seconds. ``in_a_process`` is for what only a process of its own can show.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -12,17 +18,31 @@ import pytest
 from safetensors.numpy import load_file
 
 from graphlens import HookedTransformer
+from graphlens.cli.app import main
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 
 
-def graphlens(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+def in_a_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "graphlens", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def graphlens(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process: what it printed, and the code that it exited with."""
+    command = ["graphlens", *map(str, arguments)]
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = command
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(command, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def test_demo_runs_on_the_embedded_model_and_on_a_folder(tiny_folder: Path) -> None:
-    shown = graphlens("demo")
+    shown = in_a_process("demo")
     assert shown.returncode == 0, shown.stderr
     for heading in ("Logit lens", "Ablate", "Patch", "Attention"):
         assert heading in shown.stdout
@@ -94,7 +114,7 @@ def test_a_wrong_ablation_is_one_block_on_stderr(spec: str, message: str, tiny_f
 
 
 def test_a_folder_that_is_not_there_and_a_pattern_that_matches_nothing(tiny_folder: Path, tmp_path: Path) -> None:
-    gone = graphlens("hooks", tmp_path / "gone")
+    gone = in_a_process("hooks", tmp_path / "gone")
     assert gone.returncode == 1
     assert "no such folder" in " ".join(gone.stderr.replace("│", " ").split())
     nothing = graphlens("cache", tiny_folder, "Hi", "--names", "hook_q_in", "-o", tmp_path / "a.safetensors")
@@ -130,12 +150,11 @@ def test_every_command_has_help_with_an_example() -> None:
     assert graphlens("nonsense").returncode == 2
 
 
-def test_cache_clear_empties_the_cache_folder_only(tmp_path: Path) -> None:
-    import os
-
+def test_cache_clear_empties_the_cache_folder_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hooked" / "x").mkdir(parents=True)
     (tmp_path / "hooked" / "x" / "model.onnx").write_bytes(b"1" * 1000)
     (tmp_path / "mine.txt").write_text("mine")
-    done = graphlens("cache-clear", env={**os.environ, "GRAPHLENS_CACHE": str(tmp_path)})
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path))
+    done = graphlens("cache-clear")
     assert done.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

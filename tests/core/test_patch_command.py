@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,12 +39,8 @@ def run(*arguments: str) -> Any:
 
 def test_it_keeps_what_the_api_gives(tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path) -> None:
     sites = ("--sites", "resid_pre", "--sites", "attn_head_out_all_pos")
-    done = subprocess.run(
-        [sys.executable, "-m", "graphlens", *command(tiny_folder, tmp_path / "out", *ANSWERS, *sites)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run(*command(tiny_folder, tmp_path / "out", *ANSWERS, *sites))
+    assert done.exit_code == 0, done.output
     assert done.stderr == ""
     assert "resid_pre: normalised logit difference; clean +1.000, corrupted +0.000" in done.stdout
     tokens = tiny.to_tokens(CORRUPTED)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,110 +12,35 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-import graphlens
-from graphlens import Ablate, HookedTransformer, Patch, Scale
-from graphlens.errors import InputError, UnknownHookPoint
+from graphlens import HookedTransformer, Scale
 from graphlens.experiments import sweep as sweeps
 from graphlens.experiments.stages import STAGES
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability, normalised
-from graphlens.patching import (
-    Cache,
-    Mean,
-    Noise,
-    Site,
-    SweepResult,
-    Zero,
-    act_patch_sites,
-    get_act_patch_attn_head_out_all_pos,
-    grid,
-    sweep,
-)
+from graphlens.patching import Cache, Site, act_patch_sites, get_act_patch_attn_head_out_all_pos, grid, sweep
 from tests.intervention_specs import fields_of, selections, shape_of
-
-few = settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
-MODEL = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
-CFG = MODEL.cfg
-RNG = np.random.default_rng(11)
-CLEAN, CORRUPTED = (RNG.integers(0, CFG.d_vocab, (3, 7)) for _ in range(2))
-PADDING = np.ones((3, 7), int)
-PADDING[0, :3] = PADDING[2, :1] = 0
-MASKS = pytest.mark.parametrize("options", [{}, {"attention_mask": PADDING}], ids=["whole", "left-padded"])
-DIFFERENCE = LogitDiff([5, 17, 200], [9, 300, 4])
-GENERAL = ("ln1.hook_scale", "ln1.hook_normalized", "ln2.hook_scale", "ln2.hook_normalized")
-PROMPTS = (
-    "When John and Mary went to the store, John gave a drink to",
-    "When John and Mary went to the store, Mary gave a drink to",
+from tests.sweep_cases import (
+    CFG,
+    CLEAN,
+    CORRUPTED,
+    DIFFERENCE,
+    FEW,
+    MASKS,
+    METRICS,
+    MODEL,
+    PROMPTS,
+    SOME,
+    agrees,
+    apart,
+    at,
+    entropy,
+    loop,
+    places,
+    scaled,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_flags() -> Iterator[None]:
-    yield
-    for flag in ("attn_result", "split_qkv_input", "hook_mlp_in"):
-        getattr(MODEL, f"set_use_{flag}")(False)
-
-
-@pytest.fixture(scope="module")
-def clean() -> Mapping[str, Any]:
-    """The clean run's activations: with the flagged hook point, without padding."""
-    MODEL.set_use_attn_result(True)
-    _, cache = MODEL.run_with_cache(CLEAN)
-    MODEL.set_use_attn_result(False)
-    return dict(cache)
-
-
-# The loop: whole runs, one patch each
-
-
-def loop(tokens: Any, sites: Sequence[Site], values: Any, metrics: Any, **options: Any) -> Any:
-    """Each metric [metric, site, ...] (or [site, ...] of one alone) with ``values`` (by hook name) patched at each site."""
-    every = metrics if isinstance(metrics, list) else [metrics]
-    rows = []
-    for site in sites:
-        logits = MODEL.run_with_interventions(tokens, site.patch(values[site.hook]), **options)
-        rows.append([np.asarray(metric(logits)) for metric in every])
-    found = np.stack([np.stack(column) for column in zip(*rows, strict=True)])
-    return found if isinstance(metrics, list) else found[0]
-
-
-def apart(found: Any, expected: Any, baselines: Mapping[str, Any]) -> float:
-    """The largest difference, as a share of the largest value there is."""
-    assert found.shape == expected.shape
-    known = [np.abs(value).max() for value in baselines.values() if value is not None]
-    return float(np.abs(found - expected).max() / max(np.abs(found).max(), np.abs(expected).max(), *known))
-
-
-def agrees(result: SweepResult, expected: Any, quick: bool | None = True) -> None:
-    """Within 1e-5 of each metric's scale; and the quick path was taken, or (``quick=False``) it says why not."""
-    if "metric" in result.axes:
-        for name, other in zip(result.labels["metric"], expected, strict=True):
-            one = result.sel(metric=name)
-            assert apart(one.values, other, one.baselines) <= 1e-5, name
-    else:
-        assert apart(result.values, expected, result.baselines) <= 1e-5
-    if quick is not None:
-        assert ("general_path" not in result.metadata) == quick, result.metadata
-
-
-def at(tail: str, layer: int) -> str:
-    return tail if tail in ("hook_embed", "hook_pos_embed") else f"blocks.{layer}.{tail}"
-
-
-def places(tail: str) -> list[Site]:
-    """Sites of every form at one kind of hook point: whole and in part, early and late, in the first block and the last."""
-    part: dict[str, list[Any]] = {"position": [None, 3, -2, [1, 4], slice(2, 6), slice(None, None, 3)]}
-    axes, _ = shape_of(MODEL, at(tail, 0), 3, 7)
-    fields = fields_of(axes)
-    part["head"] = [None, 1, -1, [0, 3], slice(1, 3), [True, False, False, True]] if "heads" in fields else [None]
-    # At scores and patterns these are keys, at the MLP's neurons.
-    part["dims"] = [None, 2, [4, 1], [0, 5, 3], slice(0, 4), None] if "dims" in fields else [None]
-    found = []
-    for layer in (0, 2, 3) if "embed" not in tail else (0,):
-        for turn in range(6):
-            chosen = {name: some[(turn + shift) % len(some)] for shift, (name, some) in enumerate(part.items())}
-            found.append(Site(at(tail, layer), **chosen))
-        found += [Site(at(tail, layer)), Site(at(tail, layer), position=[1, 4], head=-1 if "heads" in fields else None)]
-    return found
+pytestmark = pytest.mark.usefixtures("no_flags")
+few = settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+GENERAL = ("ln1.hook_scale", "ln1.hook_normalized", "ln2.hook_scale", "ln2.hook_normalized")
 
 
 # The sweep equals the loop
@@ -219,43 +143,6 @@ def test_prompts_of_different_lengths(padding_side: str) -> None:
             one = sweep(MODEL, text, alone, own, LogitDiff(" Mary", " John"), verbose=False)
             same = np.asarray([result.values[sites.index(site), row] for site in alone])
             assert apart(one.values, same, one.baselines) <= 1e-5
-
-
-def entropy(logits: Any) -> Any:
-    """A metric of one's own, of all logits."""
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return -(weights * np.log(weights)).sum(-1).mean()
-
-
-def scaled(logits: Any) -> float:
-    return float(logits[1, 2, 7] - 2 * logits[0, -1, 30])
-
-
-SOME = [
-    *(Site("resid_pre", layer, position=place) for layer in (0, 3) for place in (0, 3, 6)),
-    *(Site("z", layer, head=2) for layer in range(4)),
-    Site("blocks.1.mlp.hook_post", dims=[3, 100, 511]),
-    Site("pattern", 2, position=4, head=1, dims=0),
-    Site("k", 3, position=5),
-    Site("attn_scores", 3, position=slice(2, None)),
-]
-FEW = [SOME[1], SOME[7], SOME[-1], SOME[-3]]
-METRICS: dict[str, Any] = {
-    "difference": DIFFERENCE,
-    "not the last": LogitDiff(5, 9, position=3),
-    "positions": LogitDiff(5, 9, position=[2, -1, 0], reduction="none"),
-    "probability": Probability([5, 8, 400], position=4),
-    "probability per prompt": Probability(77, reduction="none"),
-    "cross-entropy": CrossEntropy([1, 2, 3], position=[6, 2, 4]),
-    "loss": CrossEntropy(CORRUPTED, position=None),
-    "loss per prompt": CrossEntropy(CORRUPTED, position=None, reduction="none"),
-    "KL": KLDivergence(MODEL(CLEAN)),
-    "KL at one position": KLDivergence(MODEL(CLEAN)[:, 2], position=2, reduction="none"),
-    "KL everywhere": KLDivergence(MODEL(CLEAN), position=None),
-    "a function of all logits": entropy,
-    "a function of a few": scaled,
-}
 
 
 @MASKS
@@ -547,276 +434,6 @@ def test_any_cache_will_do(form: str, clean: Mapping[str, Any]) -> None:
     agrees(sweep(MODEL, tokens, SOME, source, metric, verbose=False), loop(tokens, SOME, values, metric))
 
 
-# Sources
-
-
-@MASKS
-@pytest.mark.parametrize("tail", STAGES)
-def test_zero_is_ablation(tail: str, options: dict[str, Any]) -> None:
-    MODEL.set_use_attn_result(tail == "attn.hook_result")
-    sites = places(tail)
-    result = sweep(MODEL, CORRUPTED, sites, "zero", DIFFERENCE, verbose=False, **options)
-    expected = [
-        DIFFERENCE(MODEL.run_with_interventions(CORRUPTED, ablation, **options))
-        for site in sites
-        for ablation in [Ablate(site.hook, heads=site.head, positions=site.position, dims=site.dims)]
-    ]
-    agrees(result, np.asarray(expected))
-    assert result.baselines["clean"] is None
-    assert sweep(MODEL, CORRUPTED, sites, Zero(), DIFFERENCE, verbose=False, **options) == result
-
-
-def mean_of(hook: str, array: Any, mask: Any) -> Any:
-    """The mean activation, a number at a time over prompts and positions that are no padding."""
-    if "attn_scores" in hook or "pattern" in hook:
-        return np.stack([array[:, head].sum(0) / len(array) for head in range(array.shape[1])])[None]
-    rows = [array[b, p].astype(np.float64) for b, p in np.ndindex(*mask.shape) if mask[b, p]]
-    return (sum(rows) / len(rows))[None, None]
-
-
-@MASKS
-@pytest.mark.parametrize("tail", STAGES)
-def test_mean_is_that_of_the_real_tokens(tail: str, options: dict[str, Any]) -> None:
-    MODEL.set_use_attn_result(tail == "attn.hook_result")
-    sites = places(tail)
-    _, cache = MODEL.run_with_cache(CORRUPTED, **options)
-    mask = options.get("attention_mask", np.ones_like(CORRUPTED))
-    values = {}
-    for hook in {site.hook for site in sites}:
-        values[hook] = np.broadcast_to(mean_of(hook, cache[hook], mask), cache[hook].shape)
-        if options and "attn_" not in hook:  # the padding counts for nothing, and would count
-            assert np.abs(Mean().value(hook, cache[hook], mask) - mean_of(hook, cache[hook], mask)).max() < 1e-5
-            unlike = np.abs(Mean().value(hook, cache[hook], None) - mean_of(hook, cache[hook], mask)).max()
-            assert unlike > 1e-3 or "pattern" in hook
-    result = sweep(MODEL, CORRUPTED, sites, "mean", DIFFERENCE, verbose=False, **options)
-    agrees(result, loop(CORRUPTED, sites, values, DIFFERENCE, **options))
-    agrees(sweep(MODEL, CORRUPTED, sites, Mean(), DIFFERENCE, verbose=False, **options), result.values)
-
-
-def noised(hook: str, array: Any, scale: float, seed: int) -> Any:
-    """The documented noise, written out."""
-    digest = int.from_bytes(hashlib.sha256(hook.encode()).digest()[:8], "little")
-    noise = np.random.default_rng([seed, digest]).standard_normal(array.shape)
-    finite = array[np.isfinite(array)].astype(np.float64)
-    noise[array == 0 if "pattern" in hook else np.isinf(array)] = 0
-    return (array + scale * np.sqrt(((finite - finite.mean()) ** 2).mean()) * noise).astype(np.float32)
-
-
-@MASKS
-@pytest.mark.parametrize("tail", STAGES)
-def test_noise_is_seeded_by_hook_and_seed(tail: str, options: dict[str, Any]) -> None:
-    MODEL.set_use_attn_result(tail == "attn.hook_result")
-    sites = places(tail)
-    _, cache = MODEL.run_with_cache(CORRUPTED, **options)
-    for source, scale, seed in (("noise", 3.0, 0), (Noise(0.5, seed=4), 0.5, 4)):
-        values = {hook: noised(hook, cache[hook], scale, seed) for hook in {site.hook for site in sites}}
-        result = sweep(MODEL, CORRUPTED, sites, source, DIFFERENCE, verbose=False, **options)
-        agrees(result, loop(CORRUPTED, sites, values, DIFFERENCE, **options))
-        again = sweep(MODEL, CORRUPTED, sites[::-1], source, DIFFERENCE, verbose=False, **options)
-        agrees(again, result.values[::-1])
-    other = sweep(MODEL, CORRUPTED, sites, Noise(0.5, seed=5), DIFFERENCE, verbose=False, **options)
-    assert apart(other.values, result.values, other.baselines) > 1e-3
-
-
-@pytest.mark.parametrize("tail", ["attn.hook_attn_scores", "attn.hook_pattern"])
-@pytest.mark.parametrize("source", ["noise", "zero", "mean"])
-def test_no_source_looks_ahead(tail: str, source: str) -> None:
-    """What is read at a position does not change with the tokens after it, whatever is put into the attention there."""
-    later = CORRUPTED.copy()
-    later[:, 5:] = CLEAN[:, 5:]
-    # With the last position read too, everything up to there is computed, and could be looked at.
-    metrics = [LogitDiff(5, 9, position=place, reduction="none") for place in (4, 6)]
-    sites = [Site(at(tail, layer), position=place) for layer in range(4) for place in (None, [2, 4])]
-    one, two = (
-        # The noise's size is that of the whole activation, so here it is taken from one of the two.
-        sweep(MODEL, tokens, sites, _Fixed(CORRUPTED, source), metrics, verbose=False).sel(metric=0)
-        for tokens in (CORRUPTED, later)
-    )
-    assert apart(one.values, two.values, one.baselines) <= 1e-5
-    assert apart(one.values, np.broadcast_to(one.baselines["corrupted"], one.shape), one.baselines) > 1e-3
-
-
-class _Fixed:
-    """A source of one's own: what another makes of some tokens' run."""
-
-    def __init__(self, tokens: Any, source: str) -> None:
-        self._cache = MODEL.run_with_cache(tokens)[1]
-        self._source = {"noise": Noise(), "zero": Zero(), "mean": Mean()}[source]
-
-    def value(self, hook: str, corrupted: Any, mask: Any) -> Any:
-        return self._source.value(hook, self._cache[hook], mask)
-
-
-def test_a_source_of_ones_own() -> None:
-    class Twice:
-        def value(self, hook: str, corrupted: Any, mask: Any) -> Any:
-            return corrupted * 2
-
-    result = sweep(MODEL, CORRUPTED, SOME[:10], Twice(), DIFFERENCE, verbose=False)
-    expected = [
-        DIFFERENCE(MODEL.run_with_interventions(CORRUPTED, Scale(s.hook, 2, heads=s.head, positions=s.position)))
-        for s in SOME[:10]
-    ]
-    agrees(result, np.asarray(expected))
-
-
-# Saving, and going on
-
-
-class Counted:
-    """A metric that counts its calls, and is interrupted at one of them."""
-
-    __name__ = "counted"
-
-    def __init__(self, stop: int | None = None) -> None:
-        self.calls, self.stop = 0, stop
-
-    def __call__(self, logits: Any) -> float:
-        self.calls += 1
-        if self.calls == self.stop:
-            raise KeyboardInterrupt
-        return float(logits[0, -1, 5] - logits[1, -1, 9])
-
-
-BASELINES = 2  # calls of a metric for the baselines, clean and corrupted
-ONE_BY_ONE: dict[str, Any] = {"max_batch_tokens": 1, "verbose": False}
-
-
-@pytest.mark.parametrize("name", ["sweep", "sweep.json", "sweep.v2", "gpt2-0.5"])
-@pytest.mark.parametrize("recompute", [True, False])
-def test_an_interrupted_sweep_goes_on(name: str, recompute: bool, clean: Mapping[str, Any], tmp_path: Path) -> None:
-    options = {**ONE_BY_ONE, "recompute": recompute}
-    whole = sweep(MODEL, CORRUPTED, SOME, clean, Counted(), save_to=tmp_path / "whole", **options)
-    path, first = tmp_path / name, Counted(stop=BASELINES + 6)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(MODEL, CORRUPTED, SOME, clean, first, save_to=path, **options)
-    held = SweepResult.load(path)
-    done = ~np.isnan(held.values)
-    assert done.sum() == 5
-    np.testing.assert_array_equal(held.values[done], whole.values[done])
-    assert (held.labels, held.baselines) == (whole.labels, whole.baselines)
-    rest = Counted()
-    result = sweep(MODEL, CORRUPTED, SOME, clean, rest, save_to=path, resume=True, **options)
-    assert rest.calls == BASELINES + len(SOME) - 5
-    assert result == whole
-    assert SweepResult.load(path) == whole
-    nothing = Counted()
-    assert sweep(MODEL, CORRUPTED, SOME, clean, nothing, save_to=path, resume=True, **options) == whole
-    assert nothing.calls == 0
-
-
-def test_going_on_with_several_metrics(clean: Mapping[str, Any], tmp_path: Path) -> None:
-    sites = grid("z", ("layer", "head"), {"layer": range(4), "head": range(4)})
-    options = {**ONE_BY_ONE, "save_to": tmp_path / "sweep"}
-
-    def metrics(stop: int | None = None) -> dict[str, Any]:
-        return {"difference": DIFFERENCE, "counted": Counted(stop), "loss": METRICS["loss"]}
-
-    with pytest.raises(KeyboardInterrupt):
-        sweep(MODEL, CORRUPTED, sites, clean, metrics(BASELINES + 8), **options)
-    held = SweepResult.load(tmp_path / "sweep")
-    assert (np.isnan(held.values).sum((1, 2)) == 16 - 7).all()
-    result = sweep(MODEL, CORRUPTED, sites, clean, metrics(), resume=True, **options)
-    expected = loop(CORRUPTED, sites.sites, clean, list(metrics().values()))
-    agrees(result, expected.reshape(3, 4, 4))
-
-
-def test_going_on_with_a_value_for_each_prompt(clean: Mapping[str, Any], tmp_path: Path) -> None:
-    metric, path = METRICS["positions"], tmp_path / "sweep"
-    whole = sweep(MODEL, CORRUPTED, SOME, clean, metric, save_to=path, verbose=False)
-    values = whole.values.copy()
-    values[[1, 4]] = np.nan
-    SweepResult(values, whole.axes, whole.labels, whole.baselines, whole.metadata).save(path)
-    agrees(sweep(MODEL, CORRUPTED, SOME, clean, metric, save_to=path, resume=True, verbose=False), whole.values)
-    assert not np.isnan(SweepResult.load(path).values).any()
-
-
-def test_it_is_saved_on_the_way(clean: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "_SAVE_EVERY", -1.0)
-    done = []
-
-    class Watching(Counted):
-        def __call__(self, logits: Any) -> float:
-            if (tmp_path / "sweep.json").exists():
-                done.append(int((~np.isnan(SweepResult.load(tmp_path / "sweep").values)).sum()))
-            return super().__call__(logits)
-
-    sweep(MODEL, CORRUPTED, SOME[:5], clean, Watching(), save_to=tmp_path / "sweep", **ONE_BY_ONE)
-    assert done == [1, 2, 3, 4]
-
-
-def test_without_resume_a_sweep_starts_anew(clean: Mapping[str, Any], tmp_path: Path) -> None:
-    for _ in range(2):
-        counted = Counted()
-        sweep(MODEL, CORRUPTED, SOME, clean, counted, save_to=tmp_path / "sweep", verbose=False)
-        assert counted.calls == BASELINES + len(SOME)
-    counted = Counted()
-    sweep(MODEL, CORRUPTED, SOME, clean, counted, save_to=tmp_path / "new", resume=True, verbose=False)
-    assert counted.calls == BASELINES + len(SOME)  # there is nothing to go on from yet
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"corrupted_tokens": CLEAN},
-        {"sites": SOME[1:]},
-        {"sites": [*SOME[:-1], Site("attn_scores", 3, position=slice(1, None))]},
-        {"metric": LogitDiff([5, 17, 200], [9, 300, 5])},
-        {"metric": [DIFFERENCE]},
-        {"metric": KLDivergence(MODEL(CLEAN))},
-        {"source": "mean"},
-        {"attention_mask": PADDING},
-    ],
-    ids=lambda other: "-".join(other),
-)
-def test_going_on_with_another_sweep_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
-    asked: dict[str, Any] = {
-        **{"corrupted_tokens": CORRUPTED, "sites": SOME, "source": "zero", "metric": DIFFERENCE},
-        **{"save_to": tmp_path / "sweep", "resume": True, "verbose": False},
-    }
-    first = sweep(MODEL, **asked)
-    with pytest.raises(InputError) as error:
-        sweep(MODEL, **{**asked, **other})
-    assert f"{tmp_path / 'sweep'} holds another sweep" in str(error.value)
-    assert SweepResult.load(tmp_path / "sweep") == first
-
-
-def test_going_on_with_another_long_mask_is_refused(tmp_path: Path) -> None:
-    """NumPy prints no more than a few of a thousand numbers: what is compared must not be its text."""
-    tokens = np.random.default_rng(2).integers(0, CFG.d_vocab, (11, 100))
-    masks = [np.ones((11, 100), int) for _ in range(2)]
-    masks[1][5, :50] = 0
-    asked: dict[str, Any] = {"metric": LogitDiff(5, 9), "save_to": tmp_path / "sweep", "verbose": False}
-    sites = [Site("resid_post", 3, position=-1)]
-    sweep(MODEL, tokens, sites, "zero", **asked, attention_mask=masks[0])
-    with pytest.raises(InputError, match="holds another sweep"):
-        sweep(MODEL, tokens, sites, "zero", **asked, attention_mask=masks[1], resume=True)
-
-
-def test_going_on_with_another_model_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    sweep(MODEL, CORRUPTED, SOME, "zero", DIFFERENCE, save_to=tmp_path / "sweep", verbose=False)
-    folder = graphlens.process_weights(tiny_folder, tmp_path / "processed")
-    other = HookedTransformer.from_onnx(folder, "cpu")
-    with pytest.raises(InputError, match="holds another sweep"):
-        sweep(other, CORRUPTED, SOME, "zero", DIFFERENCE, save_to=tmp_path / "sweep", resume=True, verbose=False)
-
-
-def test_going_on_under_other_edits_is_refused(tmp_path: Path) -> None:
-    """Half of the values would be those of another model."""
-    asked: dict[str, Any] = {"save_to": tmp_path / "sweep", "verbose": False}
-    with MODEL.intervene(Scale("blocks.1.hook_mlp_out", 0.5)):
-        sweep(MODEL, CORRUPTED, FEW, "zero", DIFFERENCE, **asked)
-    with pytest.raises(InputError, match="holds another sweep"):
-        sweep(MODEL, CORRUPTED, FEW, "zero", DIFFERENCE, resume=True, **asked)
-
-
-def test_where_nothing_can_be_saved_nothing_is_computed(tmp_path: Path) -> None:
-    counted = Counted()
-    said = refused(metric=counted, save_to=tmp_path / "missing" / "sweep")
-    assert str(tmp_path / "missing") in said
-    assert counted.calls == 0
-
-
 # On a task that the model was trained for
 
 
@@ -853,151 +470,3 @@ def test_patching_finds_the_head_that_moves_the_name() -> None:
     change = np.abs(mean.values - mean.baselines["corrupted"]).reshape(4, 4)
     assert np.unravel_index(change.argmax(), change.shape) == mover
     assert np.sort(change.ravel())[-2] < change[mover] / 3
-
-
-# Bad input
-
-
-def refused(kind: type[Exception] = InputError, **changes: Any) -> str:
-    """The message with which a sweep refuses to start, or ends."""
-    asked: dict[str, Any] = {
-        **{"corrupted_tokens": CORRUPTED, "sites": SOME, "source": "zero", "metric": DIFFERENCE, "verbose": False},
-        **changes,
-    }
-    with pytest.raises(kind) as error:
-        sweep(MODEL, **asked)
-    return str(error.value)
-
-
-@pytest.mark.parametrize("length", [1, 6, 8])
-def test_clean_and_corrupted_of_different_lengths(length: int) -> None:
-    _, cache = MODEL.run_with_cache(np.ones((3, length), int))
-    for hook, shapes in (
-        ("blocks.0.hook_resid_pre", (f"[3, {length}, 128]", "[3, 7, 128]")),
-        ("blocks.1.attn.hook_pattern", (f"[3, 4, {length}, {length}]", "[3, 4, 7, 7]")),
-    ):
-        said = refused(source=cache, sites=[Site(hook)])
-        assert f"{hook!r} has shape {shapes[0]} in the clean cache and {shapes[1]} in the corrupted run" in said
-        assert "same number of tokens" in said
-
-
-def test_clean_and_corrupted_of_different_batches(clean: Mapping[str, Any]) -> None:
-    said = refused(source={name: array[:2] for name, array in clean.items()})
-    assert "[2, 7, 128] in the clean cache and [3, 7, 128] in the corrupted run" in said
-
-
-@pytest.mark.parametrize("kind", ["cache", "dict"])
-def test_a_cache_without_what_is_patched(kind: str) -> None:
-    _, cache = MODEL.run_with_cache(CLEAN, names_filter=lambda name: not name.endswith("blocks.3.attn.hook_z"))
-    said = refused(UnknownHookPoint, source=cache if kind == "cache" else dict(cache))
-    assert "blocks.3.attn.hook_z" in said
-    assert "clean cache" in said
-    assert "names_filter" in said
-
-
-def test_a_cache_of_other_weight_processing(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = graphlens.process_weights(tiny_folder, tmp_path / "processed")
-    _, cache = HookedTransformer.from_onnx(folder, "cpu").run_with_cache(CLEAN)
-    said = refused(source=cache)
-    assert "fold_ln" in said
-    assert "than this one (none)" in said
-
-
-def returned(value: Any) -> Callable[[Any], Any]:
-    return lambda logits: value
-
-
-@pytest.mark.parametrize(
-    ("metric", "says"),
-    [
-        (lambda logits: logits[:, -1, 5], "the metric returned ndarray of shape [3]; it must return one number"),
-        (returned("large"), "the metric returned str"),
-        (returned(None), "the metric returned NoneType"),
-        (returned([1.0, 2.0]), "the metric returned list of shape [2]"),
-        (returned(1j), "one number"),
-        (returned(float("nan")), "the metric '<lambda>' is NaN"),
-        (lambda logits: np.nan if logits[0, -1, 0] != MODEL(CORRUPTED)[0, -1, 0] else 1.0, "the metric '<lambda>' is NaN"),
-        ([], "metric is one of graphlens.metrics"),
-        (["logits"], "metric is one of graphlens.metrics"),
-        ({"one": 3}, "metric is one of graphlens.metrics"),
-        ([DIFFERENCE, METRICS["positions"]], "reduction='none'"),
-        ([METRICS["positions"], entropy], "reduction='none'"),
-        (LogitDiff(5, 9, position=7), "LogitDiff.position is 7: prompts of 7 tokens have positions 0 to 6"),
-        (LogitDiff(5, 9, position=[0, 1]), "LogitDiff.position is of 2 prompts; there are 3"),
-        (LogitDiff(5, CFG.d_vocab), f"LogitDiff.incorrect is {CFG.d_vocab}: token ids go from 0 to {CFG.d_vocab - 1}"),
-        (LogitDiff([1, 2], 3), "LogitDiff.correct is of 2 prompts; there are 3"),
-        (LogitDiff(" Mary and", " John"), "' Mary and'"),
-        (KLDivergence(np.zeros((3, 6, CFG.d_vocab))), "KLDivergence.reference has 6 positions; there are 7"),
-        (CrossEntropy(CORRUPTED[:, 1:], position=None), "CrossEntropy.target has 6 tokens a prompt"),
-        (normalised(DIFFERENCE), "lacks a baseline: pass clean and corrupted"),
-    ],
-)  # fmt: skip
-def test_metrics_that_do_not_fit(metric: Any, says: str) -> None:
-    assert says in refused(metric=metric)
-
-
-def test_a_metric_that_is_nan_at_a_site_names_it(clean: Mapping[str, Any]) -> None:
-    broken = {**clean, "blocks.2.attn.hook_z": np.full_like(clean["blocks.2.attn.hook_z"], np.nan)}
-    for metric in (DIFFERENCE, Probability(3), METRICS["loss"]):
-        said = refused(source=broken, metric=metric, max_batch_tokens=4096)
-        assert "is NaN at blocks.2.attn.hook_z[head 2]" in said
-        assert metric.name in said
-    assert "the metric 'entropy' is NaN" in refused(source=broken, metric=entropy)
-
-
-def test_nothing_to_normalise_by() -> None:
-    _, cache = MODEL.run_with_cache(CORRUPTED)
-    assert "the same on a clean and its corrupted prompt" in refused(source=cache, metric=normalised(DIFFERENCE))
-
-
-@pytest.mark.parametrize(
-    ("sites", "kind", "says"),
-    [
-        ([], InputError, "the list of sites is empty"),
-        (["blocks.0.hook_resid_pre"], InputError, "a sweep takes Site(hook, ...), not str"),
-        ([Patch("blocks.0.hook_resid_pre", 0.0)], InputError, "a sweep takes Site(hook, ...), not Patch"),
-        ([Site("z", 9)], UnknownHookPoint, "4 layers (0-3). Nearest: 'blocks.3.attn.hook_z'"),
-        ([Site("z", 1, head=4)], InputError, "'blocks.1.attn.hook_z': heads=4: there is no 4; head_index has 4 (0-3)"),
-        ([Site("z", 1, head=[0, -5])], InputError, "there is no -5"),
-        ([Site("z", 1, position=7)], InputError, "'blocks.1.attn.hook_z': positions=7: there is no 7; pos has 7 (0-6)"),
-        ([Site("blocks.1.ln1.hook_scale", position=7)], InputError, "there is no 7; pos has 7 (0-6)"),
-        ([Site("z", 1, dims=32)], InputError, "dims=32: there is no 32; d_head has 32 (0-31)"),
-        ([Site("blocks.1.mlp.hook_post", dims=512)], InputError, "dims=512: there is no 512; d_mlp has 512 (0-511)"),
-        ([Site("pattern", 1, dims=7)], InputError, "dims=7: there is no 7; key_pos has 7 (0-6)"),
-        ([Site("resid_pre", 1, head=0)], InputError, "'blocks.1.hook_resid_pre': it has no heads"),
-        ([Site("z", 0), Site("blocks.1.attn.hook_zz")], UnknownHookPoint, "'blocks.1.attn.hook_z'"),
-        ([Site("result", 1)], UnknownHookPoint, "use_attn_result"),
-    ],
-    ids=lambda value: "" if not isinstance(value, str) else value[:30],
-)
-def test_places_that_there_are_not(sites: list[Any], kind: type[Exception], says: str) -> None:
-    assert says in refused(kind, sites=sites)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"source": "random"}, "source 'random': there is 'zero', 'mean', 'noise', or a cache"),
-        ({"source": 3}, "not int"),
-        ({"source": None}, "not NoneType"),
-        ({"max_batch_tokens": 0}, "max_batch_tokens=0: it must be at least 1"),
-        ({"max_batch_tokens": -4}, "max_batch_tokens=-4"),
-        ({"resume": True}, "resume=True needs save_to="),
-        ({"stop_at_layer": 2}, "a sweep runs whole prompts"),
-        ({"attention_mask": np.ones((3, 6), int)}, "attention_mask has shape [3, 6]; the tokens have [3, 7]"),
-        ({"corrupted_tokens": np.full((1, 4), CFG.d_vocab)}, str(CFG.d_vocab)),
-    ],
-)
-def test_other_things_that_do_not_fit(changes: dict[str, Any], says: str) -> None:
-    assert says in refused(**changes)
-
-
-@pytest.mark.parametrize("tokens", [1.5, "64", None])
-def test_a_number_of_tokens_that_is_none(tokens: Any) -> None:
-    assert f"max_batch_tokens={tokens!r}" in refused(max_batch_tokens=tokens)
-
-
-def test_what_is_refused_leaves_no_file(tmp_path: Path) -> None:
-    refused(sites=[Site("z", 9)], kind=UnknownHookPoint, save_to=tmp_path / "sweep")
-    refused(metric=returned("x"), save_to=tmp_path / "sweep")
-    assert not list(tmp_path.iterdir())

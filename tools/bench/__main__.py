@@ -15,11 +15,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tools.bench import cases
+from tools.bench import cases, commits, ratios
 from tools.bench.harness import Case, Setup
 from tools.bench.machine import describe_machine
 from tools.bench.report import Report, show, show_machine, to_json, to_markdown
 from tools.bench.standin import prepare
+from tools.bench.trees import both_trees
 
 WORKDIR = Path(tempfile.gettempdir()) / "graphlens-bench"
 
@@ -64,6 +65,27 @@ def run_all(options: list[str], console: Console) -> tuple[list[Report], dict[st
     return reports, failures
 
 
+def run_against(
+    case: str, against: str, model: str | None, repeats: int | None, workdir: Path, console: Console
+) -> list[ratios.Comparison]:
+    """Runs one case, or all that can, on a commit and on the working tree, in turns."""
+    found = {name: load_case(name) for name in ([case] if case in case_names() else case_names())}
+    chosen = {name: each for name, each in found.items() if commits.comparable(each[0])}
+    if case not in chosen and case != "all":
+        able = [name for name in case_names() if commits.comparable(load_case(name)[0])]
+        raise typer.BadParameter(
+            f"{case!r} cannot be measured on one commit alone. There are: {', '.join(able)}; or all."
+        )
+    done = []
+    with both_trees(against, workdir) as trees:
+        for name, (each, summary) in chosen.items():
+            setup = Setup(prepare(model or each.model, workdir), repeats or max(each.repeats, commits.REPEATS))
+            with console.status(name):
+                done.append(commits.compare(name, summary, each, setup, trees))
+            ratios.show(done[-1], console)
+    return done
+
+
 def main(
     case: Annotated[str, typer.Argument(help="A case's name, 'list', 'all', or 'page' (of reports by --from).")],
     model: Annotated[str | None, typer.Option(help="small, large, tiny, or a folder. Default: the case's own.")] = None,
@@ -74,13 +96,33 @@ def main(
         list[Path] | None, typer.Option("--from", help="A report that --json wrote; several times.")
     ] = None,
     workdir: Annotated[Path, typer.Option(help="Where models are made and kept.")] = WORKDIR,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMIT",
+            help="Compare the working tree with this commit instead, in turns in one run: a case, or all that can.",
+        ),
+    ] = None,
 ) -> None:
-    """Measure graphlens against bare ONNX Runtime in the same run. Targets are shown; nothing fails over one."""
+    """Measure graphlens against bare ONNX Runtime in the same run. Targets are shown; nothing fails over one.
+
+    With --against COMMIT: both commits on the same model files and inputs, each in processes of its own, in turns; shown
+    are the pairs' ratios new / old and their spread. For example: python -m tools.bench one_hook --against HEAD~1
+    """
     console = Console()
     if case == "list":
         for name in case_names():
             found, summary = load_case(name)
-            console.print(f"[cyan]{name:20}[/] {summary} [dim]({found.model}, {found.repeats} rounds)[/]")
+            able = ", --against" if commits.comparable(found) else ""
+            console.print(f"[cyan]{name:20}[/] {summary} [dim]({found.model}, {found.repeats} rounds{able})[/]")
+        return
+    if against is not None:
+        show_machine(describe_machine(), console)
+        compared = run_against(case, against, model, repeats, workdir.expanduser().resolve(), console)
+        if json_path is not None:
+            json_path.write_text(ratios.to_json(compared))
+        if markdown is not None:
+            markdown.write_text(ratios.to_markdown(compared))
         return
     machine, failures = describe_machine(), dict[str, str]()
     if case == "page":

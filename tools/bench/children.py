@@ -10,7 +10,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,15 @@ class ChildRun:
     peak_bytes: int
 
 
-def run_child(function: Callable[..., Any], *arguments: Any, python: str = sys.executable) -> ChildRun:
+def run_child(
+    function: Callable[..., Any],
+    *arguments: Any,
+    python: str = sys.executable,
+    variables: Mapping[str, str] | None = None,
+) -> ChildRun:
     """Runs a function in a fresh interpreter (``python``: perhaps another environment's) and returns what it returned.
+
+    ``variables``: the child's environment variables, None for this process's.
 
     The function's source is what travels: it must import all it uses, and take and return plain data. Raises
     RuntimeError with the child's last words when it fails. Linux and macOS (os.wait4).
@@ -48,7 +55,9 @@ def run_child(function: Callable[..., Any], *arguments: Any, python: str = sys.e
     program = _PROGRAM.format(source=source, name=function.__name__, arguments=arguments)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         spawned = time.monotonic()  # one clock for all processes of a machine
-        process = subprocess.Popen([python, "-c", program], stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        process = subprocess.Popen(
+            [python, "-c", program], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=variables
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from tools.bench.children import ChildRun
 from tools.bench.standin import Standin
+from tools.bench.workers.protocol import Work
 
 T = TypeVar("T")
 _QUIET_WINDOW = 0.004  # seconds
@@ -82,16 +84,34 @@ class Setup:
 
     def sizes(self) -> list[tuple[int, int]]:
         """The (batch, sequence) sizes of the reference table, shortened to the model's context."""
-        return list(dict.fromkeys((batch, min(length, self.model.n_ctx)) for batch, length in _SIZES))
+        return sizes(self.model)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure that a fresh process gave, and the row it belongs to."""
+
+    label: str
+    unit: str
+    value: float
 
 
 @dataclass(frozen=True)
 class Case:
-    """A benchmark: what to run, on which model and how many measured rounds unless the user says otherwise."""
+    """A benchmark: what to run, on which model and how many measured rounds unless the user says otherwise.
+
+    A case that two commits can be compared on (``--against``) also says how one of them is measured alone, through
+    graphlens's public names, since an older graphlens may do it:
+
+    - ``works``: (the hooked folder) -> what is timed in a process that stays, by the row's label.
+    - ``figures``: (what starts a function in a fresh process, as run_child does; the setup) -> the figures of one round.
+    """
 
     run: Callable[[Setup], Findings]
     repeats: int
     model: str = "small"
+    works: Callable[[str], Mapping[str, Work]] | None = None
+    figures: Callable[[Callable[..., ChildRun], Setup], Sequence[Figure]] | None = None
 
 
 def spread(samples: Sequence[float]) -> tuple[float, float, float]:
@@ -163,7 +183,31 @@ def floor_session(model: Standin) -> Any:
     return onnxruntime.InferenceSession(str(model.stripped), options, providers=["CPUExecutionProvider"])
 
 
-def token_ids(model: Standin, batch: int, length: int) -> Any:
+class Shape(Protocol):
+    """What prompts depend on: a Standin or an open model's ``cfg``."""
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest sequence, in tokens."""
+        ...
+
+    @property
+    def d_vocab(self) -> int:
+        """The number of token ids."""
+        ...
+
+
+def sizes(model: Shape) -> list[tuple[int, int]]:
+    """The (batch, sequence) sizes of the reference table, shortened to the model's context."""
+    return list(dict.fromkeys((batch, min(length, model.n_ctx)) for batch, length in _SIZES))
+
+
+def prompts(model: Shape) -> dict[str, Any]:
+    """Seeded token ids of each size of the reference table, by its label ("b8 s32")."""
+    return {f"b{batch} s{length}": token_ids(model, batch, length) for batch, length in sizes(model)}
+
+
+def token_ids(model: Shape, batch: int, length: int) -> Any:
     """Seeded token ids, int64 [batch, length]."""
     import numpy as np
 

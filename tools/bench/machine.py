@@ -28,7 +28,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the working tree, with a + when it has changes."""
     folder = Path(__file__).parent
     try:
@@ -49,7 +49,7 @@ def describe_machine() -> dict[str, str]:
         "memory": f"{int(memory.split()[0]) / 1024**2:.1f} GiB" if memory else "unknown",
         "system": platform.platform(),
         "Python": platform.python_version(),
-        "graphlens": f"{graphlens.__version__} ({_commit()})",
+        "graphlens": f"{graphlens.__version__} ({commit()})",
         **{name: version for name, version in packages.items() if version is not None},
         "load at start": " ".join(f"{load:.2f}" for load in os.getloadavg()),
     }

@@ -55,16 +55,24 @@ PEERS = (FLOOR, HUGGING, LENS_9, LENS_4, NNSIGHT)
 class Worker:
     """A contender's process, which has done its job once. Raises RuntimeError with its last words when it fails.
 
-    ``check``, ``facts``: what the result said (see workers/protocol.py). ``first_peak``: peak memory by then, in bytes.
+    ``variables``: its environment variables, None for this process's. ``package``: the file of the graphlens that it
+    imported, None for none. ``labels``: those of its works. ``check``, ``facts``: what the results said (see
+    workers/protocol.py). ``first_peak``: peak memory by then, in bytes.
     """
 
-    def __init__(self, peer: Peer, job: Job, workdir: Path) -> None:
+    def __init__(self, peer: Peer, job: Job, workdir: Path, variables: Mapping[str, str] | None = None) -> None:
         self.peer = peer
         python = Path(sys.executable) if peer.environment is None else peer.environment.python(workdir)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         command = [str(python), "-m", "tools.bench.workers", peer.program]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            command,
+            cwd=ROOT,
+            env=variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
         )
         try:
             self._ask(json.dumps(asdict(job)))
@@ -73,6 +81,8 @@ class Worker:
             self.__exit__()
             raise
         self.versions: Mapping[str, str] = said["versions"]
+        self.package: str | None = said["package"]
+        self.labels: list[str] = said["labels"]
         self.check: Mapping[str, Any] = said["check"]
         self.facts: Mapping[str, Any] = said["facts"]
         self.first_peak: int = said["peak"]
@@ -104,9 +114,9 @@ class Worker:
             raise RuntimeError(f"{self.peer.name} failed:\n{self._errors.read()[-3000:]}")
         return json.loads(line)
 
-    def measure(self) -> float:
-        """Milliseconds of one call."""
-        self._ask("run")
+    def measure(self, label: str = "") -> float:
+        """Milliseconds of one call, of the work with this label where the program has several."""
+        self._ask(label)
         return float(self._read())
 
     def last_peak(self) -> int:

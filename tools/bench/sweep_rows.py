@@ -12,8 +12,9 @@ import numpy as np
 from tools.bench.harness import Findings, Row, Setup, Target, against_floor, rounds
 from tools.bench.peers import FLOOR, LENS_4, LENS_9, OURS, TOLERANCE, Compared, Disagreement, Peer, Worker, compare
 from tools.bench.side import MKL_NOTE
-from tools.bench.sweeps import KINDS, LENGTH, even_layers, random_prompts, write_gated
-from tools.bench.workers.protocol import Job
+from tools.bench.sweeps import KINDS, LENGTH, Prompts, even_layers, random_prompts, write_gated
+from tools.bench.workers import ours
+from tools.bench.workers.protocol import Job, Work
 
 DIFFERENCE_LIMIT = 10.0  # millionths of the metric's scale
 MEMORY_LIMIT = 1.6  # times a full cache's peak
@@ -68,17 +69,30 @@ def sweep_jobs(setup: Setup, plan: SweepPlan) -> dict[Peer, Job]:
     model, kind = setup.model, KINDS[plan.kind]
     prompts = random_prompts(model.d_vocab, plan.batch, min(LENGTH, model.n_ctx), plan.one_token)
     gated = model.made(f"gated.{kind.hook}.patch", write_gated, f"blocks.*.{kind.hook}", "patch")
-    job = Job(
-        f"sweep:{plan.kind}",
-        str(model.checkpoint),
-        str(model.hooked),
-        [str(gated)],
+    job = _job(plan.kind, prompts, str(model.checkpoint), str(model.hooked), str(gated))
+    part = replace(job, layers=even_layers(model.n_layers, plan.layers))
+    return {OURS: job, FLOOR: job, **dict.fromkeys(plan.slow, part)}
+
+
+def sweep_works(hooked: str, plan: SweepPlan) -> dict[str, Work]:
+    """The sweep by this process's graphlens, on the hooked folder alone."""
+    from graphlens import HookedTransformer
+
+    config = HookedTransformer.from_onnx(hooked, "cpu").cfg
+    prompts = random_prompts(config.d_vocab, plan.batch, min(LENGTH, config.n_ctx), plan.one_token)
+    return {_title(plan): ours.prepare(_job(plan.kind, prompts, "", hooked))}
+
+
+def _job(kind: str, prompts: Prompts, checkpoint: str, hooked: str, *files: str) -> Job:
+    return Job(
+        f"sweep:{kind}",
+        checkpoint,
+        hooked,
+        list(files),
         prompts.clean.tolist(),
         prompts.corrupted.tolist(),
         prompts.answers,
     )
-    part = replace(job, layers=even_layers(model.n_layers, plan.layers))
-    return {OURS: job, FLOOR: job, **dict.fromkeys(plan.slow, part)}
 
 
 def sweep_agreement(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -152,14 +166,7 @@ def growth_rows(setup: Setup, layers: Mapping[int, Setup], lengths: tuple[int, .
         try:
             for count, sized in layers.items():
                 prompts = random_prompts(sized.model.d_vocab, 1, length)
-                job = Job(
-                    "sweep:resid_pre",
-                    str(sized.model.checkpoint),
-                    str(sized.model.hooked),
-                    tokens=prompts.clean.tolist(),
-                    corrupted=prompts.corrupted.tolist(),
-                    answers=prompts.answers,
-                )
+                job = _job("resid_pre", prompts, str(sized.model.checkpoint), str(sized.model.hooked))
                 workers[str(count)] = Worker(OURS, job, setup.workdir)
             found = rounds({name: worker.measure for name, worker in workers.items()}, setup.repeats, warmup=0)
         finally:

@@ -18,9 +18,31 @@ from tools.bench.harness import (
     timed,
     token_ids,
 )
+from tools.bench.workers.protocol import Work
 
 BATCH, LENGTH = 8, 16
 RESIDUALS, EVERY, MEMORY, BUILD = 4.5, 6.0, 3.0, 5.0
+SOME = ("hook_resid_pre", "attn.hook_z")
+ANSWERS = (5, 7)
+
+
+def works(hooked: str) -> dict[str, Work]:
+    """A forward and backward, to some and to all hook points."""
+    from graphlens import HookedTransformer
+    from graphlens.metrics import LogitDiff
+
+    model = HookedTransformer.from_onnx(hooked, "cpu")
+    ids, metric = token_ids(model.cfg, BATCH, min(LENGTH, model.cfg.n_ctx)), LogitDiff(*ANSWERS)
+    some = [name for name in model.hook_dict if name.endswith(SOME)]
+
+    def check(found: Any) -> dict[str, Any]:
+        return {name: found[name].ravel()[:8].tolist() for name in some}
+
+    size = f"b{BATCH} s{ids.shape[1]}"
+    return {
+        f"to every resid_pre and hook_z, {size}": Work(lambda: model.gradients(ids, metric, some), check),
+        f"to every hook point, {size}": Work(lambda: model.gradients(ids, metric, list(model.hook_dict)), check),
+    }
 
 
 def run(setup: Setup) -> Findings:
@@ -30,8 +52,8 @@ def run(setup: Setup) -> Findings:
 
     ids = token_ids(setup.model, BATCH, min(LENGTH, setup.model.n_ctx))
     model = HookedTransformer.from_onnx(setup.model.hooked, "cpu")
-    metric = LogitDiff(5, 7)
-    some = [name for name in model.hook_dict if name.endswith(("hook_resid_pre", "attn.hook_z"))]
+    metric = LogitDiff(*ANSWERS)
+    some = [name for name in model.hook_dict if name.endswith(SOME)]
     every = list(model.hook_dict)
     started = time.perf_counter()
     ours = model.gradients(ids, metric, some)
@@ -95,7 +117,7 @@ def _autograd(setup: Setup, ids: Any, names: list[str]) -> tuple[Any, dict[str, 
             )
         with torch.enable_grad():
             logits = model(tokens).logits[:, -1]
-            (logits[:, 5] - logits[:, 7]).mean().backward()
+            (logits[:, ANSWERS[0]] - logits[:, ANSWERS[1]]).mean().backward()
         for handle in handles:
             handle.remove()
         found = {name: kept[name].grad.numpy() for name in names}
@@ -121,4 +143,4 @@ def _peak(hooked: str, ids: list[list[int]], which: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024
 
 
-CASE = Case(run, repeats=9)
+CASE = Case(run, repeats=9, works=works)

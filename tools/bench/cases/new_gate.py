@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
-from tools.bench.children import run_child
-from tools.bench.harness import Case, Findings, Row, Setup, Target
+from tools.bench.children import ChildRun, run_child
+from tools.bench.harness import Case, Figure, Findings, Row, Setup, Target
 
 SECONDS, MEGABYTES = 0.35, 60.0
+KINDS = (
+    "a head of hook_z ablated",
+    "hook_resid_post steered",
+    "a dim of hook_post ablated",
+    "a head of hook_pattern ablated",
+)
 
 
 def _open_gates(folder: str, vocabulary: int) -> dict[str, Any]:
@@ -50,6 +57,18 @@ def _open_gates(folder: str, vocabulary: int) -> dict[str, Any]:
     return found
 
 
+def figures(child: Callable[..., ChildRun], setup: Setup) -> list[Figure]:
+    """Of one process: seconds of the first run and of each further session, and memory. Linux only."""
+    found = child(_open_gates, str(setup.model.hooked), setup.model.d_vocab).result
+    first, *further = found["seconds"]
+    return [
+        Figure("open, first session and run", "s", first),
+        *(Figure(f"session: {kind}", "s", seconds) for kind, seconds in zip(KINDS, further, strict=True)),
+        Figure("memory after the first session", "MB", found["bytes"][0] / 1e6),
+        Figure("memory after the last session", "MB", found["bytes"][-1] / 1e6),
+    ]
+
+
 def run(setup: Setup) -> Findings:
     """Seconds and MB of the sessions for four kinds of gate, after the first session. Linux only."""
     model = setup.model
@@ -73,4 +92,4 @@ def run(setup: Setup) -> Findings:
     )
 
 
-CASE = Case(run, repeats=5)
+CASE = Case(run, repeats=5, figures=figures)

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tools.bench.harness import Case, Findings, Setup, against_floor, floor_session, rounds, timed, token_ids
+from tools.bench.harness import Case, Findings, Setup, against_floor, floor_session, prompts, rounds, timed, token_ids
+from tools.bench.workers.protocol import Work, by_size, logits_check
+
+if TYPE_CHECKING:
+    from graphlens import HookedTransformer
 
 LIMIT, LAYERS_LIMIT = 1.05, 1.08
+
+
+def calls(model: HookedTransformer) -> dict[str, dict[str, Callable[[], Any]]]:
+    """A run with each set of edits, by its name, at each size."""
+    from graphlens import Ablate, Steer
+
+    layers = range(model.cfg.n_layers)
+    layer = min(5, layers[-1])
+    edits: dict[str, Any] = {
+        "one head ablated": [Ablate(f"blocks.{layer}.attn.hook_z", heads=0)],
+        "one vector added": [Steer(f"blocks.{layer}.hook_resid_post", _vector(model))],
+        f"a head ablated in {len(layers)} blocks": [Ablate(f"blocks.{i}.attn.hook_z", heads=0) for i in layers],
+    }
+    return {
+        size: {name: partial(model.run_with_interventions, ids, items) for name, items in edits.items()}
+        for size, ids in prompts(model.cfg).items()
+    }
+
+
+def _vector(model: HookedTransformer) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).standard_normal(model.cfg.d_model).astype(np.float32)
+
+
+def works(hooked: str) -> dict[str, Work]:
+    """Each set of edits at each size."""
+    from graphlens import HookedTransformer
+
+    return by_size(calls(HookedTransformer.from_onnx(hooked, "cpu")), logits_check)
 
 
 def run(setup: Setup) -> Findings:
@@ -17,28 +52,16 @@ def run(setup: Setup) -> Findings:
     from graphlens import Ablate, HookedTransformer, Steer
 
     model, floor = HookedTransformer.from_onnx(setup.model.hooked, "cpu"), floor_session(setup.model)
-    layers = range(setup.model.n_layers)
-    layer = min(5, layers[-1])
-    vector = np.random.default_rng(0).standard_normal(model.cfg.d_model).astype(np.float32)
-    edits: dict[str, tuple[Any, float]] = {
-        "one head ablated": ([Ablate(f"blocks.{layer}.attn.hook_z", heads=0)], LIMIT),
-        "one vector added": ([Steer(f"blocks.{layer}.hook_resid_post", vector)], LIMIT),
-        f"a head ablated in {len(layers)} blocks": (
-            [Ablate(f"blocks.{i}.attn.hook_z", heads=0) for i in layers],
-            LAYERS_LIMIT,
-        ),
-    }
+    ours, layer, vector = calls(model), min(5, model.cfg.n_layers - 1), _vector(model)
     rows, unchanged = [], []
-    for batch, length in setup.sizes():
-        ids = token_ids(setup.model, batch, length)
+    for size, ids in prompts(setup.model).items():
         bare = partial(floor.run, ["logits"], {"input_ids": ids})
-        edited = {name: partial(model.run_with_interventions, ids, items) for name, (items, _) in edits.items()}
+        edited = ours[size]
         contenders = {"floor": timed(bare), **{name: timed(work) for name, work in edited.items()}}
         found = rounds(contenders, setup.repeats, warmup=3)
-        size = f"b{batch} s{length}"
-        rows += [
-            against_floor(f"{size}, {name}", found[name], found["floor"], limit) for name, (_, limit) in edits.items()
-        ]
+        for name in edited:
+            limit = LAYERS_LIMIT if name.endswith("blocks") else LIMIT
+            rows.append(against_floor(f"{size}, {name}", found[name], found["floor"], limit))
         logits = bare()[0]
         unchanged += [f"{size}, {name}" for name, work in edited.items() if np.abs(work() - logits).max() < 1e-5]
     built = model.runner.engine.sessions_built
@@ -55,4 +78,4 @@ def run(setup: Setup) -> Findings:
     return Findings(rows, "bare InferenceSession on the stripped file, logits fetched", notes)
 
 
-CASE = Case(run, repeats=21)
+CASE = Case(run, repeats=21, works=works)

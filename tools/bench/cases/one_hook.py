@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tools.bench.harness import Case, Findings, Setup, against_floor, floor_session, rounds, timed, token_ids
+from tools.bench.harness import Case, Findings, Setup, against_floor, floor_session, prompts, rounds, timed
+from tools.bench.workers.protocol import Work, by_size, logits_check
 
 if TYPE_CHECKING:
     from graphlens.model.hooks import Hooks
@@ -23,14 +25,12 @@ def zero_pattern(pattern: Any, hook: Any) -> None:
     pattern[:, 0] = 0
 
 
-def run(setup: Setup) -> Findings:
-    """Milliseconds a call, for each set of hooks at each size."""
-    import numpy as np
-
+def calls(hooked: str) -> dict[str, dict[str, Callable[[], Any]]]:
+    """A run with each set of hooks, by its name, at each size."""
     from graphlens import HookedTransformer
 
-    model, floor = HookedTransformer.from_onnx(setup.model.hooked, "cpu"), floor_session(setup.model)
-    layers = range(setup.model.n_layers)
+    model = HookedTransformer.from_onnx(hooked, "cpu")
+    layers = range(model.cfg.n_layers)
     layer = min(5, layers[-1])
     z, pattern = f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.attn.hook_pattern"
     hooks: dict[str, Hooks] = {
@@ -38,19 +38,33 @@ def run(setup: Setup) -> Findings:
         pattern: [(pattern, zero_pattern)],
         f"all {len(layers)} hook_z": [(f"blocks.{i}.attn.hook_z", zero_z) for i in layers],
     }
+    return {
+        size: {name: partial(model.run_with_hooks, ids, fwd_hooks=fwd_hooks) for name, fwd_hooks in hooks.items()}
+        for size, ids in prompts(model.cfg).items()
+    }
+
+
+def works(hooked: str) -> dict[str, Work]:
+    """Each set of hooks at each size."""
+    return by_size(calls(hooked), logits_check)
+
+
+def run(setup: Setup) -> Findings:
+    """Milliseconds a call, for each set of hooks at each size."""
+    import numpy as np
+
+    ours, floor = calls(str(setup.model.hooked)), floor_session(setup.model)
     rows, unchanged = [], []
-    for batch, length in setup.sizes():
-        ids = token_ids(setup.model, batch, length)
+    for size, ids in prompts(setup.model).items():
         bare = partial(floor.run, ["logits"], {"input_ids": ids})
-        hooked = {name: partial(model.run_with_hooks, ids, fwd_hooks=fwd_hooks) for name, fwd_hooks in hooks.items()}
+        hooked = ours[size]
         contenders = {"floor": timed(bare), **{name: timed(work) for name, work in hooked.items()}}
         found = rounds(contenders, setup.repeats, warmup=3)
-        size = f"b{batch} s{length}"
-        rows += [against_floor(f"{size}, {name}", found[name], found["floor"], LIMIT) for name in hooks]
+        rows += [against_floor(f"{size}, {name}", found[name], found["floor"], LIMIT) for name in hooked]
         logits = bare()[0]
         unchanged += [f"{size}, {name}" for name, work in hooked.items() if np.abs(work() - logits).max() < 1e-5]
     note = f"Hooks without an effect on the logits: {', '.join(unchanged) or 'none'}."
     return Findings(rows, "bare InferenceSession on the stripped file, logits fetched", (note,))
 
 
-CASE = Case(run, repeats=21)
+CASE = Case(run, repeats=21, works=works)

@@ -1,4 +1,4 @@
-"""The loop of a worker: does its work once, says what came of it, then measures it again for every line it reads."""
+"""The loop of a worker: does its works once, says what came of them, then measures one again for every line it reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from tools.bench.harness import timed, wait_quiet
-from tools.bench.workers.protocol import Job, peak_bytes
+from tools.bench.workers.protocol import Job, Work, peak_bytes
 
 _PACKAGES = ("onnxruntime", "transformer-lens", "nnsight", "transformers", "torch", "numpy")
 
@@ -33,14 +33,30 @@ def main() -> None:
         print(json.dumps(value), file=out, flush=True)
 
     job = Job(**json.loads(sys.stdin.readline()))
-    work = importlib.import_module(f"tools.bench.workers.{sys.argv[1]}").prepare(job)
-    result = work.run()
-    check, facts = dict(work.check(result)), dict(work.facts(result))
-    del result
-    answer({"versions": _versions(), "check": check, "facts": facts, "peak": peak_bytes()})
-    measure = timed(work.run)
-    for _ in sys.stdin:
-        elapsed = measure()
+    works = importlib.import_module(f"tools.bench.workers.{sys.argv[1]}").prepare(job)
+    if isinstance(works, Work):
+        works = {"": works}
+    check: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for label, work in works.items():
+        result = work.run()
+        for said, found in ((check, work.check(result)), (facts, work.facts(result))):
+            said |= {f"{label}: {name}" if label else name: value for name, value in found.items()}
+        del result
+    package = getattr(sys.modules.get("graphlens"), "__file__", None)
+    answer(
+        {
+            "versions": _versions(),
+            "package": package,
+            "labels": list(works),
+            "check": check,
+            "facts": facts,
+            "peak": peak_bytes(),
+        }
+    )
+    measures = {label: timed(work.run) for label, work in works.items()}
+    for line in sys.stdin:
+        elapsed = measures[line.rstrip("\n")]()
         wait_quiet()  # threads spin a while after a run, and would hold a core of the next contender
         answer(elapsed)
     answer(peak_bytes())

@@ -64,6 +64,13 @@ def _status_bytes(path: str, key: str) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
+def by_size(
+    calls: Mapping[str, Mapping[str, Callable[[], Any]]], check: Callable[[Any], Mapping[str, Any]]
+) -> dict[str, Work]:
+    """Calls by name, by size, as works by label: "b1 s16, one head ablated"."""
+    return {f"{size}, {name}": Work(call, check) for size, named in calls.items() for name, call in named.items()}
+
+
 def logits_check(logits: Any) -> dict[str, Any]:
     """The first logits of the first sequence's last position; logits: [b, p, V], an array or a tensor."""
     return {"logits": logits[0, -1, :8].tolist()}
