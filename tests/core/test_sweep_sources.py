@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from graphlens import Ablate, Scale
-from graphlens.experiments.recompute import STAGES
+from graphlens.experiments.stages import STAGES
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Mean, Noise, Site, Zero, sweep
 from tests.sweep_cases import CLEAN, CORRUPTED, DIFFERENCE, MASKS, MODEL, SOME, agrees, apart, at, loop, places
