@@ -44,3 +44,12 @@ def hook_points(runner: Runner[Any]) -> HookPointInfo:
     for name in runner.names():
         info[name] = (f"[{', '.join(sizes.get(axis, axis) for axis in entries[name].axes)}]", entries[name].dtype)
     return info
+
+
+def summary(name: str, runner: Runner[Any]) -> str:
+    """A model in one line; ``name`` is its class's."""
+    cfg = runner.config
+    return (
+        f"{name}({cfg.model_name!r}: {cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}, "
+        f"{len(runner.names())} hook points)"
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from graphlens.analysis.arrays import Array, ArrayT
-from graphlens.analysis.slices import SliceInput
+from graphlens.analysis.slices import SliceInput, of_positions
 from graphlens.errors import InputError
 from graphlens.file.names import NamesFilter
 from graphlens.model.hooks import BACKWARD, Hooks
@@ -38,6 +38,14 @@ class HookOptions(ForwardOptions[ArrayT], total=False):
     bwd_hooks: Hooks
     reset_hooks_end: bool
     clear_contexts: bool
+
+
+class InterventionOptions(ForwardOptions[ArrayT], total=False):
+    """The last arguments of ``run_with_interventions``, and those of ``forward``; see there."""
+
+    loss_per_token: bool
+    fwd_hooks: Hooks
+    strict: bool
 
 
 @dataclass(frozen=True)
@@ -111,3 +119,12 @@ def run_forward(
         return Forwarded(result, ran.values, request)
     loss = runner.border.loss(result, ran.output, request, loss_per_token)
     return Forwarded(loss if return_type == "loss" else Output(result, loss), ran.values, request)
+
+
+def positions_of(runner: Runner[ArrayT], ran: Forwarded[ArrayT], pos_slice: SliceInput) -> dict[str, Array]:
+    """Some positions of every activation and gradient of a forward; see ``HookedTransformer.run_with_cache``."""
+    entries = runner.engine.hooks(ran.request.plan)
+    return {
+        name: of_positions(array, entries[name.removesuffix("_grad")].axes, pos_slice)
+        for name, array in ran.values.items()
+    }

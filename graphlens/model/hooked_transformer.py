@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Unpack, cast, overload
 
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import ArrayInput, ArrayT
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.analysis.metric import Metric
-from graphlens.analysis.slices import SliceInput, of_positions
+from graphlens.analysis.slices import SliceInput
 from graphlens.engine.engine import Engine
 from graphlens.errors import InputError
 from graphlens.file.names import NamesFilter
@@ -16,8 +17,8 @@ from graphlens.file.tokenizer import Tokenizer, load_tokenizer
 from graphlens.model import describe
 from graphlens.model.backward import Differentiable, gradients
 from graphlens.model.border import Border, NumpyBorder
-from graphlens.model.config import HookedTransformerConfig, HookPointInfo
-from graphlens.model.forward import CacheOptions, HookOptions, run_forward
+from graphlens.model.config import HookedTransformerConfig
+from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward
 from graphlens.model.hooks import Hooks
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.methods.edits import EditMethods
@@ -65,8 +66,6 @@ class HookedTransformer(
     def _border(self) -> Border[ArrayT]:
         return cast(Border[ArrayT], NumpyBorder())
 
-    # Describing
-
     @property
     def border(self) -> Border[ArrayT]:
         """How arrays cross to the user and back."""
@@ -77,29 +76,8 @@ class HookedTransformer(
         """The configuration; see HookedTransformerConfig. ``normalization_type`` is "LNPre" once the norms are folded."""
         return self.border.config(describe.config(self.runner))
 
-    @property
-    def dtype(self) -> str:
-        """The dtype of weights and activations, e.g. "float32". A bfloat16 model stores bfloat16 and computes in float32,
-        which it says: "bfloat16 weights, float32 activations"."""
-        return self.runner.engine.dtype
-
-    @property
-    def providers(self) -> list[str]:
-        """The active execution providers, first choice first."""
-        return self.runner.engine.providers
-
-    def hook_points(self) -> HookPointInfo:
-        """Every hook point: name -> (shape, dtype). ``rich.print`` shows it as a table."""
-        return describe.hook_points(self.runner)
-
     def __repr__(self) -> str:
-        cfg = self.runner.config
-        return (
-            f"{type(self).__name__}({cfg.model_name!r}: {cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}, "
-            f"{len(self.runner.names())} hook points)"
-        )
-
-    # Running
+        return describe.summary(type(self).__name__, self.runner)
 
     @overload
     def forward(
@@ -264,13 +242,7 @@ class HookedTransformer(
         if device is not None and str(device).partition(":")[0] != self.cfg.device:
             raise InputError(f"this model runs on {self.cfg.device}; its activations cannot be put on {device}.")
         ran = run_forward(self.runner, names_filter, incl_bwd, input, *forward_args, **forward_options)
-        values = ran.values
-        if pos_slice is not None:
-            entries = self.runner.engine.hooks(ran.request.plan)
-            values = {
-                name: of_positions(array, entries[name.removesuffix("_grad")].axes, pos_slice)
-                for name, array in values.items()
-            }
+        values = ran.values if pos_slice is None else positions_of(self.runner, ran, pos_slice)
         if clear_contexts:
             self.clear_contexts()
         cache = ActivationCache({name: self.border.to_user(array) for name, array in values.items()}, self)
@@ -331,6 +303,32 @@ class HookedTransformer(
             )
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self.forward(input, *forward_args, **forward_options)
+
+    @overload
+    def run_with_interventions(
+        self,
+        input: Input[ArrayT],
+        interventions: Interventions,
+        return_type: Literal["logits", "loss"] = "logits",
+        names_filter: None = None,
+        **options: Unpack[InterventionOptions[ArrayT]],
+    ) -> ArrayT: ...
+
+    @overload
+    def run_with_interventions(
+        self,
+        input: Input[ArrayT],
+        interventions: Interventions,
+        return_type: Literal["logits", "loss"] = "logits",
+        *,
+        names_filter: str | Sequence[str] | Callable[[str], bool],
+        **options: Unpack[InterventionOptions[ArrayT]],
+    ) -> tuple[ArrayT, ActivationCache[ArrayT]]: ...
+
+    @overload
+    def run_with_interventions(
+        self, input: Input[ArrayT], interventions: Interventions, return_type: str | None, *args: Any, **options: Any
+    ) -> Any: ...
 
     def run_with_interventions(
         self,

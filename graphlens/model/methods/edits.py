@@ -10,6 +10,8 @@ from typing import Generic, Self
 
 from graphlens.analysis.arrays import ArrayT
 from graphlens.engine.plan import Plan
+from graphlens.model import describe
+from graphlens.model.config import HookPointInfo
 from graphlens.model.hooks import HookDict, HookFunction, HookName, Hooks
 from graphlens.model.runner import Interventions, Runner
 
@@ -75,6 +77,10 @@ class EditMethods(Generic[ArrayT]):
     def hook_dict(self) -> HookDict:
         """Every hook point by name, in firing order; TransformerLens 4's names find them too."""
         return self.runner.hooks.points
+
+    def hook_points(self) -> HookPointInfo:
+        """Every hook point: name -> (shape, dtype). ``rich.print`` shows it as a table."""
+        return describe.hook_points(self.runner)
 
     def add_hook(
         self,

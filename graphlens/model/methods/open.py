@@ -37,6 +37,17 @@ class OpenMethods(Generic[ArrayT]):
     ) -> None:
         raise NotImplementedError  # HookedTransformer's
 
+    @property
+    def dtype(self) -> str:
+        """The dtype of weights and activations, e.g. "float32". A bfloat16 model stores bfloat16 and computes in float32,
+        which it says: "bfloat16 weights, float32 activations"."""
+        return self.runner.engine.dtype
+
+    @property
+    def providers(self) -> list[str]:
+        """The active execution providers, first choice first."""
+        return self.runner.engine.providers
+
     @classmethod
     def from_onnx(
         cls,
