@@ -21,7 +21,7 @@ MAX_BATCH_TOKENS = 1024  # how many tokens are computed at once, where a call do
 
 
 @dataclass
-class _Group:
+class _Start:
     """Variants that start at the same position: their indices, and their arrays [variant, batch, position, ...].
 
     The arrays' names are "resid_pre", "q", "k", "v", "z" and "resid_mid".
@@ -38,7 +38,7 @@ class _Group:
         self.indices = self.indices + indices
 
 
-_Groups = dict[int, _Group]  # by first position
+_Starts = dict[int, _Start]  # by first position
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Recomputation:
         # With few positions to read, the last block's queries and all after them are computed there alone.
         self._narrow = read is not None and 2 * read.shape[1] <= self.end
 
-    def batches(self, variants: Sequence[Variant]) -> Iterator[list[Variant]]:
+    def groups(self, variants: Sequence[Variant]) -> Iterator[list[Variant]]:
         """The variants in batches of at most ``max_tokens`` tokens, those that go through the same layers together.
 
         Args:
@@ -101,31 +101,31 @@ class Recomputation:
         """The last residual streams of a batch.
 
         Args:
-            batch: Variants from ``batches``.
+            batch: Variants from ``groups``.
 
         Yields:
             (indices, first position, [variant, b, m, d_model] at the positions read, or at all from the first on).
             Where positions are read that lie before a variant's first one, they are the corrupted run's.
         """
         entering = self._entries(batch)
-        groups: _Groups = {}
+        starts: _Starts = {}
         for layer in range(min(layer for layer, _ in entering), self._layers):
             narrow = self._narrow and layer == self._layers - 1
-            self._enter(groups, entering, layer, Stage.RESID_PRE)
-            _by_token(groups, ["resid_pre"], ["q", "k", "v"], lambda r, at=layer: self._pieces.qkv(at, r))
-            self._enter(groups, entering, layer, Stage.QKV)
-            for start, group in groups.items():
-                self._attend(layer, start, group, narrow)
-            self._enter(groups, entering, layer, Stage.Z, narrow)
+            self._enter(starts, entering, layer, Stage.RESID_PRE)
+            _by_token(starts, ["resid_pre"], ["q", "k", "v"], lambda r, at=layer: self._pieces.qkv(at, r))
+            self._enter(starts, entering, layer, Stage.QKV)
+            for start, together in starts.items():
+                self._attend(layer, start, together, narrow)
+            self._enter(starts, entering, layer, Stage.Z, narrow)
             _by_token(
-                groups, ["z", "resid_pre"], ["resid_mid"], lambda z, r, at=layer: [self._pieces.resid_mid(at, z, r)]
+                starts, ["z", "resid_pre"], ["resid_mid"], lambda z, r, at=layer: [self._pieces.resid_mid(at, z, r)]
             )
-            self._enter(groups, entering, layer, Stage.RESID_MID, narrow)
+            self._enter(starts, entering, layer, Stage.RESID_MID, narrow)
             # A block's resid_post is the next one's resid_pre.
-            _by_token(groups, ["resid_mid"], ["resid_pre"], lambda m, at=layer: [self._pieces.resid_post(at, m)])
-        self._enter(groups, entering, self._layers, Stage.RESID_PRE, self._narrow)
-        for start, group in groups.items():
-            yield group.indices, start, self._ended(group.arrays["resid_pre"], start)
+            _by_token(starts, ["resid_mid"], ["resid_pre"], lambda m, at=layer: [self._pieces.resid_post(at, m)])
+        self._enter(starts, entering, self._layers, Stage.RESID_PRE, self._narrow)
+        for start, together in starts.items():
+            yield together.indices, start, self._ended(together.arrays["resid_pre"], start)
 
     def _entries(self, batch: Sequence[Variant]) -> dict[tuple[int, Stage], list[Variant]]:
         """The block and stage where variants join the others, which may be later than where they enter."""
@@ -163,9 +163,9 @@ class Recomputation:
         found: Array = array[:, np.arange(self.batch)[:, None], local]
         return found
 
-    def _attend(self, layer: int, start: int, group: _Group, narrow: bool) -> None:
-        """Runs a block's attention for a group: z takes the place of q, k and v."""
-        arrays = group.arrays
+    def _attend(self, layer: int, start: int, together: _Start, narrow: bool) -> None:
+        """Runs a block's attention for a together: z takes the place of q, k and v."""
+        arrays = together.arrays
         q, residual = arrays["q"], arrays["resid_pre"]
         queries = np.broadcast_to(np.arange(start, self.end), (self.batch, self.end - start))
         if narrow:
@@ -175,7 +175,7 @@ class Recomputation:
         mask = self._mask(queries)
         mask = mask if len(mask) == 1 else np.tile(mask, (q.shape[0], 1, 1, 1))
         z = self._pieces.z(layer, q.reshape(-1, *q.shape[2:]), k, v, mask)
-        group.arrays = {"resid_pre": residual, "z": z.reshape(q.shape)}
+        together.arrays = {"resid_pre": residual, "z": z.reshape(q.shape)}
 
     def _whole(self, hook: str, new: Array, start: int) -> Array:
         """Keys or values of the whole sequence [variant * b, end, ...], from the kept ones and those from ``start`` on."""
@@ -211,13 +211,13 @@ class Recomputation:
 
     def _enter(
         self,
-        groups: _Groups,
+        starts: _Starts,
         entering: Mapping[tuple[int, Stage], list[Variant]],
         layer: int,
         stage: Stage,
         narrow: bool = False,
     ) -> None:
-        """Adds the variants that join here to the groups of their first positions."""
+        """Adds the variants that join here to the starts of their first positions."""
         here: dict[tuple[int, int, str], list[Variant]] = {}
         for variant in entering.get((layer, stage), ()):
             stop = self.end if variant.stop is None else min(variant.stop, self.end)
@@ -231,7 +231,7 @@ class Recomputation:
                 arrays |= self._begun(layer, start, stop, arrays["resid_pre"])
             if narrow:
                 arrays = {name: self._at_read(array, start) for name, array in arrays.items()}
-            groups.setdefault(start, _Group()).join([variant.index for variant in variants], arrays)
+            starts.setdefault(start, _Start()).join([variant.index for variant in variants], arrays)
 
     def _finished(self, layer: int, start: int, stop: int, arrays: Mapping[str, Array]) -> Array:
         """A block's resid_post from a position on, where only positions before ``stop`` change."""
@@ -314,26 +314,27 @@ class Recomputation:
 
 
 def _by_token(
-    groups: _Groups, taken: Sequence[str], given: Sequence[str], work: Callable[..., Sequence[Array]]
+    starts: _Starts, taken: Sequence[str], given: Sequence[str], work: Callable[..., Sequence[Array]]
 ) -> None:
-    """Runs a piece that works token by token on the tokens of all groups together: ``taken`` arrays in, ``given`` out.
+    """Runs a piece that works token by token on the tokens of all starts together: ``taken`` arrays in, ``given`` out.
 
     The arrays taken are dropped, but for the residual stream where attention is still to be added to it.
     """
-    if not groups:
+    if not starts:
         return
-    parts = list(groups.values())
-    counts = [int(np.prod(group.arrays[taken[0]].shape[:3])) for group in parts]
+    parts = list(starts.values())
+    counts = [int(np.prod(together.arrays[taken[0]].shape[:3])) for together in parts]
     rows = []
     for name in taken:
         flat = [
-            group.arrays[name].reshape(n, *group.arrays[name].shape[3:]) for group, n in zip(parts, counts, strict=True)
+            together.arrays[name].reshape(n, *together.arrays[name].shape[3:])
+            for together, n in zip(parts, counts, strict=True)
         ]
         rows.append(np.concatenate(flat) if len(flat) > 1 else flat[0])
     results = work(*rows)
     offsets = np.cumsum([0, *counts])
-    for group, begin, end in zip(parts, offsets[:-1], offsets[1:], strict=True):
-        shape = group.arrays[taken[0]].shape[:3]
-        kept = {"resid_pre": group.arrays["resid_pre"]} if given == ["q", "k", "v"] else {}
+    for together, begin, end in zip(parts, offsets[:-1], offsets[1:], strict=True):
+        shape = together.arrays[taken[0]].shape[:3]
+        kept = {"resid_pre": together.arrays["resid_pre"]} if given == ["q", "k", "v"] else {}
         new = {name: r[begin:end].reshape(*shape, *r.shape[1:]) for name, r in zip(given, results, strict=True)}
-        group.arrays = {**kept, **new}
+        together.arrays = {**kept, **new}

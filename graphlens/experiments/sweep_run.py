@@ -177,7 +177,7 @@ class Sweeper:
 
     @staticmethod
     def _recomputed(carrier: Recomputation, readout: Readout, variants: list[Variant]) -> Iterator[Done]:
-        for batch in carrier.batches(variants):
+        for batch in carrier.groups(variants):
             for indices, start, residual in carrier.last_residuals(batch):
                 yield indices, readout.values(indices, start, residual)
 

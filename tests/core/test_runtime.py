@@ -28,9 +28,8 @@ def test_opening_a_file_twice_shares_one_session(tiny_copy: Path, tokens: np.nda
         other = HookedTransformer.from_onnx(place, "cpu")
         assert other.runner.engine.session(Plan()) is model.runner.engine.session(Plan())
         assert other.runner.engine.session(Plan(python=True)) is model.runner.engine.session(Plan(python=True))
-    assert HookedTransformer.from_onnx(tiny_copy, [CPU])._engine.session(Plan()) is not model.runner.engine.session(
-        Plan()
-    )
+    listed = HookedTransformer.from_onnx(tiny_copy, [CPU])
+    assert listed.runner.engine.session(Plan()) is not model.runner.engine.session(Plan())
 
 
 def test_a_file_that_changed_gets_a_session_of_its_own(tiny_copy: Path, tokens: np.ndarray) -> None:
