@@ -12,6 +12,7 @@ import pytest
 import graphlens
 from graphlens import HookedTransformer
 from graphlens.errors import InputError
+from graphlens.experiments.stages import STAGES
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
 from graphlens.patching import Site, SweepResult, sweep
 from tests.intervention_specs import fields_of, shape_of
@@ -23,6 +24,8 @@ CLEAN, CORRUPTED = (RNG.integers(0, CFG.d_vocab, (3, 7)) for _ in range(2))
 PADDING = np.ones((3, 7), int)
 PADDING[0, :3] = PADDING[2, :1] = 0
 MASKS = pytest.mark.parametrize("options", [{}, {"attention_mask": PADDING}], ids=["whole", "left-padded"])
+# A module's tests of one kind of hook point follow one another, so that they find each other's sessions open.
+TAILS = pytest.mark.parametrize("tail", STAGES, scope="module")
 DIFFERENCE = LogitDiff([5, 17, 200], [9, 300, 4])
 PROMPTS = (
     "When John and Mary went to the store, John gave a drink to",
@@ -48,10 +51,19 @@ def flags_off() -> None:
 # The loop: whole runs, one patch each
 
 
+def in_one_session(tokens: Any, items: Sequence[Any], **options: Any) -> None:
+    """Runs interventions at one kind of hook point in all blocks at once: the session that it opens serves runs with any one
+    of them, which would open one for the first block, and then another for all."""
+    one_of_each = {item.hook: item for item in items}
+    if len({hook.split(".", 2)[-1] for hook in one_of_each}) == 1:
+        MODEL.run_with_interventions(tokens, list(one_of_each.values()), **options)
+
+
 def loop(tokens: Any, sites: Sequence[Site], values: Any, metrics: Any, **options: Any) -> Any:
     """Each metric [metric, site, ...] (or [site, ...] of one alone) with ``values`` (by hook name) patched at each site."""
     every = metrics if isinstance(metrics, list) else [metrics]
     rows = []
+    in_one_session(tokens, [site.patch(values[site.hook]) for site in sites], **options)
     for site in sites:
         logits = MODEL.run_with_interventions(tokens, site.patch(values[site.hook]), **options)
         rows.append([np.asarray(metric(logits)) for metric in every])

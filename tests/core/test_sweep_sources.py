@@ -9,25 +9,36 @@ import numpy as np
 import pytest
 
 from graphlens import Ablate, Scale
-from graphlens.experiments.stages import STAGES
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Mean, Noise, Site, Zero, sweep
-from tests.sweep_cases import CLEAN, CORRUPTED, DIFFERENCE, MASKS, MODEL, SOME, agrees, apart, at, loop, places
+from tests.sweep_cases import (
+    CLEAN,
+    CORRUPTED,
+    DIFFERENCE,
+    MASKS,
+    MODEL,
+    SOME,
+    TAILS,
+    agrees,
+    apart,
+    at,
+    in_one_session,
+    loop,
+    places,
+)
 
 pytestmark = pytest.mark.usefixtures("no_flags")
 
 
 @MASKS
-@pytest.mark.parametrize("tail", STAGES)
+@TAILS
 def test_zero_is_ablation(tail: str, options: dict[str, Any]) -> None:
     MODEL.set_use_attn_result(tail == "attn.hook_result")
     sites = places(tail)
     result = sweep(MODEL, CORRUPTED, sites, "zero", DIFFERENCE, verbose=False, **options)
-    expected = [
-        DIFFERENCE(MODEL.run_with_interventions(CORRUPTED, ablation, **options))
-        for site in sites
-        for ablation in [Ablate(site.hook, heads=site.head, positions=site.position, dims=site.dims)]
-    ]
+    ablations = [Ablate(site.hook, heads=site.head, positions=site.position, dims=site.dims) for site in sites]
+    in_one_session(CORRUPTED, ablations, **options)
+    expected = [DIFFERENCE(MODEL.run_with_interventions(CORRUPTED, ablation, **options)) for ablation in ablations]
     agrees(result, np.asarray(expected))
     assert result.baselines["clean"] is None
     assert sweep(MODEL, CORRUPTED, sites, Zero(), DIFFERENCE, verbose=False, **options) == result
@@ -42,7 +53,7 @@ def mean_of(hook: str, array: Any, mask: Any) -> Any:
 
 
 @MASKS
-@pytest.mark.parametrize("tail", STAGES)
+@TAILS
 def test_mean_is_that_of_the_real_tokens(tail: str, options: dict[str, Any]) -> None:
     MODEL.set_use_attn_result(tail == "attn.hook_result")
     sites = places(tail)
@@ -70,7 +81,7 @@ def noised(hook: str, array: Any, scale: float, seed: int) -> Any:
 
 
 @MASKS
-@pytest.mark.parametrize("tail", STAGES)
+@TAILS
 def test_noise_is_seeded_by_hook_and_seed(tail: str, options: dict[str, Any]) -> None:
     MODEL.set_use_attn_result(tail == "attn.hook_result")
     sites = places(tail)

@@ -29,6 +29,7 @@ from tests.sweep_cases import (
     MODEL,
     PROMPTS,
     SOME,
+    TAILS,
     agrees,
     apart,
     at,
@@ -47,7 +48,7 @@ GENERAL = ("ln1.hook_scale", "ln1.hook_normalized", "ln2.hook_scale", "ln2.hook_
 
 
 @MASKS
-@pytest.mark.parametrize("tail", STAGES)
+@TAILS
 def test_at_every_kind_of_place(tail: str, options: dict[str, Any], clean: Mapping[str, Any]) -> None:
     MODEL.set_use_attn_result(tail == "attn.hook_result")
     sites = places(tail)
@@ -301,7 +302,7 @@ def test_both_ways_in_one_sweep(
     assert capsys.readouterr() == ("", "")  # no bar where there is no terminal
 
 
-@pytest.mark.parametrize("how", ["intervene", "hooks", "a filter", "added"])
+@pytest.mark.parametrize("how", ["intervene", "hooks", "a filter", "added"], scope="module")  # together: see TAILS
 @pytest.mark.parametrize(
     "metric", [METRICS["positions"], METRICS["loss"], scaled], ids=["positions", "loss", "function"]
 )
