@@ -16,6 +16,8 @@ import pytest
 import graphlens
 
 pytest.register_assert_rewrite("tests.sweep_cases", "tests.damage")
+# Scripts for mypy to read: reveal_type is no function.
+collect_ignore_glob = ["typing/*_script.py"]
 
 
 class _RefuseTorch:
