@@ -30,7 +30,7 @@ def measure(work: Path) -> dict[str, tuple[str, float, float]]:
             for flags in FLAG_SETS.values():
                 both.set_flags(flags)
                 shapes = both.ours.hook_points()
-                axes = both.ours._engine.hooks(both.ours._plan())
+                axes = both.ours.runner.engine.hooks(both.ours.runner.plan())
                 for difference in both.differences(prompt(both, 2, 9)):
                     name = re.sub(r"blocks\.\d+", "blocks.i", difference.hook)
                     shape = (

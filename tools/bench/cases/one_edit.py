@@ -64,7 +64,7 @@ def run(setup: Setup) -> Findings:
             rows.append(against_floor(f"{size}, {name}", found[name], found["floor"], limit))
         logits = bare()[0]
         unchanged += [f"{size}, {name}" for name, work in edited.items() if np.abs(work() - logits).max() < 1e-5]
-    built = model._engine.sessions_built
+    built = model.runner.engine.sessions_built
     for head in range(3):
         for item in (
             Ablate(f"blocks.{layer}.attn.hook_z", float(head), heads=head),
@@ -73,7 +73,7 @@ def run(setup: Setup) -> Findings:
             model.run_with_interventions(token_ids(setup.model, 1, 16), item)
     notes = (
         f"Edits without an effect on the logits: {', '.join(unchanged) or 'none'}.",
-        f"Sessions built for other values, heads and coefficients afterwards: {model._engine.sessions_built - built}.",
+        f"Sessions built for other values, heads and coefficients afterwards: {model.runner.engine.sessions_built - built}.",
     )
     return Findings(rows, "bare InferenceSession on the stripped file, logits fetched", notes)
 
