@@ -33,7 +33,7 @@ def set_flags(model: HookedTransformer, flags: Sequence[str]) -> None:
 
 def shape_of(model: HookedTransformer, hook: str, batch: int, length: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """(axes, sizes) of a hook point in a run."""
-    axes = model._engine.hooks(model._plan())[hook].axes
+    axes = model.runner.engine.hooks(model.runner.plan())[hook].axes
     sizes = {
         **axis_sizes(model.cfg),
         "batch": batch,
@@ -79,7 +79,7 @@ def python_hooks(model: HookedTransformer, items: Sequence[Intervention]) -> lis
         scores = item.hook.endswith("hook_attn_scores")
 
         def edit(activation: Any, hook: Any) -> Any:
-            axes = model._engine.hooks(model._plan())[item.hook].axes
+            axes = model.runner.engine.hooks(model.runner.plan())[item.hook].axes
             return reference(item, np.asarray(activation), axes, scores)
 
         return edit

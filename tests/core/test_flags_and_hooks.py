@@ -425,7 +425,7 @@ def test_losses_by_their_formula(model: HookedTransformer, tokens: np.ndarray) -
 
 def test_the_number_of_open_sessions_is_bounded(tiny_folder: Any, tokens: np.ndarray) -> None:
     mine = HookedTransformer.from_onnx(tiny_folder, "cpu")
-    engine, expected = mine._engine, mine.forward(tokens)
+    engine, expected = mine.runner.engine, mine.forward(tokens)
     seen = set()
     for stop in range(mine.cfg.n_layers + 1):
         for flag in ("use_attn_result", MLP_IN):

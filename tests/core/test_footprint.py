@@ -23,9 +23,9 @@ def test_the_bytes_are_those_of_the_cached_values(flags: list[str], tiny_copy: P
     model = HookedTransformer.from_onnx(tiny_copy, "cpu")
     for flag in flags:
         getattr(model, f"set_{flag}")(True)
-    entries = model._engine.hooks(Plan(tuple(sorted(flags))))
+    entries = model.runner.engine.hooks(Plan(tuple(sorted(flags))))
     found = Footprint.of(
-        [entry for entry in entries.values() if entry.value != LOGITS], axis_sizes(model._engine.manifest.config)
+        [entry for entry in entries.values() if entry.value != LOGITS], axis_sizes(model.runner.engine.manifest.config)
     )
     for batch, pos in ((1, 5), (3, 2)):
         _, cache = model.run_with_cache(np.ones((batch, pos), np.int64))
@@ -44,7 +44,7 @@ def heavy(tiny_copy: Path, tiny: HookedTransformer, monkeypatch: pytest.MonkeyPa
     ``tiny``, which it is compared with, goes on holding everything.
     """
     monkeypatch.setattr(engine, "_SMALL", 0)
-    monkeypatch.setattr(tiny._engine._opener, "weights", 1 << 40)
+    monkeypatch.setattr(tiny.runner.engine._opener, "weights", 1 << 40)
     return HookedTransformer.from_onnx(tiny_copy, "cpu")
 
 
@@ -60,15 +60,15 @@ def test_heavy_runs_that_read_nothing_hold_nothing(heavy: HookedTransformer, tin
     assert heavy.sessions == [Plan()]
     near(heavy(long), tiny(long))
     assert heavy.sessions == [Plan(), Plan(bare=True)]
-    assert heavy._engine.session(Plan(bare=True)).outputs == [LOGITS]
+    assert heavy.runner.engine.session(Plan(bare=True)).outputs == [LOGITS]
     near(heavy(long, return_type="loss"), tiny(long, return_type="loss"))
     near(heavy(long, stop_at_layer=2), tiny(long, stop_at_layer=2))
     near(heavy.run_with_cache(long, names_filter=Z)[1][Z], tiny.run_with_cache(long, names_filter=Z)[1][Z])
-    assert heavy._engine.sessions_built == 3  # reading takes the first one again
+    assert heavy.runner.engine.sessions_built == 3  # reading takes the first one again
     near(heavy.run_with_hooks(long, fwd_hooks=[(Z, note)]), tiny.run_with_hooks(long, fwd_hooks=[(Z, note)]))
     assert seen == [(Z, True)] * 2
     assert heavy.sessions[-1] == Plan(python=True, bare=True)
-    assert heavy._engine.session(heavy.sessions[-1]).outputs == [LOGITS]
+    assert heavy.runner.engine.session(heavy.sessions[-1]).outputs == [LOGITS]
 
 
 def test_heavy_runs_with_hooks_edits_and_a_cache_of_keys(heavy: HookedTransformer, tiny: HookedTransformer) -> None:

@@ -116,7 +116,7 @@ def test_edits_where_the_unembedding_is_a_session_of_its_own(
         plain = model.run_with_interventions(tokens, items)
         np.testing.assert_allclose(plain, logits, rtol=1e-5, atol=1e-5)  # a graph of its own, fused otherwise
         np.testing.assert_array_equal(kept["unembed.hook_out"], logits)
-        gated = {plan: model._engine.session(plan) for plan in model.sessions if plan.gates}
+        gated = {plan: model.runner.engine.session(plan) for plan in model.sessions if plan.gates}
         assert gated
         for plan, session in gated.items():
             at_the_end = any(name == "unembed.hook_out" for name, _ in plan.gates)
@@ -183,7 +183,7 @@ def test_a_file_with_more_at_its_end_stays_whole(
     model = opened(tiny_copy)
     found = model.run_with_interventions(tokens, item)
     assert cache.exists()
-    assert not any(isinstance(model._engine.session(plan), Chain) for plan in model.sessions)
+    assert not any(isinstance(model.runner.engine.session(plan), Chain) for plan in model.sessions)
     np.testing.assert_allclose(found, tiny.run_with_interventions(tokens, item), rtol=1e-5, atol=1e-5)
 
 

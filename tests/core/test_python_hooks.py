@@ -264,7 +264,7 @@ def test_a_function_picks_the_hook_points_to_hook(tiny: HookedTransformer, token
 
 def test_a_hook_may_run_the_model_itself(tiny: HookedTransformer, tiny_folder: Path, tokens: np.ndarray) -> None:
     inner = HookedTransformer.from_onnx(tiny_folder, "cpu")
-    assert inner._engine.session(Plan(python=True)) is tiny._engine.session(Plan(python=True))
+    assert inner.runner.engine.session(Plan(python=True)) is tiny.runner.engine.session(Plan(python=True))
     others = np.asarray(tokens[:, ::-1])
 
     def double(activation: np.ndarray, hook: Any) -> np.ndarray:
@@ -325,7 +325,7 @@ def test_runs_at_the_same_time_each_see_their_own_hooks(
 ) -> None:
     expected = expected_of(tiny, tokens)
     models = [HookedTransformer.from_onnx(tiny_folder, "cpu") for _ in EDITS]
-    assert len({id(model._engine.session(Plan(python=True))) for model in models}) == 1
+    assert len({id(model.runner.engine.session(Plan(python=True))) for model in models}) == 1
     together = threading.Barrier(len(EDITS), timeout=30)
 
     def work(index: int) -> list[np.ndarray]:

@@ -26,9 +26,11 @@ def test_opening_a_file_twice_shares_one_session(tiny_copy: Path, tokens: np.nda
     places = [tiny_copy, tiny_copy / "model.onnx", tiny_copy.parent / "link", os.path.relpath(tiny_copy)]
     for place in places:
         other = HookedTransformer.from_onnx(place, "cpu")
-        assert other._engine.session(Plan()) is model._engine.session(Plan())
-        assert other._engine.session(Plan(python=True)) is model._engine.session(Plan(python=True))
-    assert HookedTransformer.from_onnx(tiny_copy, [CPU])._engine.session(Plan()) is not model._engine.session(Plan())
+        assert other.runner.engine.session(Plan()) is model.runner.engine.session(Plan())
+        assert other.runner.engine.session(Plan(python=True)) is model.runner.engine.session(Plan(python=True))
+    assert HookedTransformer.from_onnx(tiny_copy, [CPU]).runner.engine.session(
+        Plan()
+    ) is not model.runner.engine.session(Plan())
 
 
 def test_a_file_that_changed_gets_a_session_of_its_own(tiny_copy: Path, tokens: np.ndarray) -> None:
@@ -38,7 +40,7 @@ def test_a_file_that_changed_gets_a_session_of_its_own(tiny_copy: Path, tokens: 
     (tiny_copy / "new.onnx").write_bytes(data)
     os.replace(tiny_copy / "new.onnx", tiny_copy / "model.onnx")
     other = HookedTransformer.from_onnx(tiny_copy, "cpu")
-    assert other._engine.session(Plan()) is not model._engine.session(Plan())
+    assert other.runner.engine.session(Plan()) is not model.runner.engine.session(Plan())
     np.testing.assert_array_equal(other(tokens), before)
 
 
@@ -47,7 +49,10 @@ def test_a_session_goes_with_the_last_model_that_uses_it(tiny_copy: Path, tokens
     for opened in (model, other):
         opened.run_with_hooks(tokens, fwd_hooks=[(PRE, lambda x, hook: x)])
         opened(tokens)
-    sessions = [weakref.ref(model._engine.session(Plan())), weakref.ref(model._engine.session(Plan(python=True)))]
+    sessions = [
+        weakref.ref(model.runner.engine.session(Plan())),
+        weakref.ref(model.runner.engine.session(Plan(python=True))),
+    ]
     del model, opened
     gc.collect()
     assert all(session() is not None for session in sessions)

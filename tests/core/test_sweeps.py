@@ -360,8 +360,8 @@ def test_a_run_patched_wholly_is_the_clean_one(clean: Mapping[str, Any]) -> None
 def test_patches_after_what_is_read_change_nothing(clean: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     metric = LogitDiff(5, 9, position=[2, 3, 1])
     late = [Site(at(tail, 1), position=place) for tail in STAGES for place in (4, 6) if tail != "attn.hook_result"]
-    runs, run = [], MODEL._engine.run
-    monkeypatch.setattr(MODEL._engine, "run", lambda *given, **named: runs.append(given) or run(*given, **named))
+    runs, run = [], MODEL.runner.engine.run
+    monkeypatch.setattr(MODEL.runner.engine, "run", lambda *given, **named: runs.append(given) or run(*given, **named))
     result = sweep(MODEL, CORRUPTED, [*late, Site("resid_pre", 1, position=3)], clean, metric, verbose=False)
     assert len(runs) == 1  # the corrupted prompt's own
     np.testing.assert_array_equal(result.values[:-1], result.baselines["corrupted"])
@@ -411,11 +411,11 @@ def test_longer_sweeps_open_no_more_sessions(tiny_copy: Path) -> None:
     _, cache = model.run_with_cache(CLEAN)
     sites = [Site("z", layer, head=0) for layer in range(4)]
     sweep(model, CORRUPTED, sites, cache, DIFFERENCE, verbose=False)
-    built = model._engine.sessions_built
+    built = model.runner.engine.sessions_built
     for head in range(1, 4):
         more = [Site("z", layer, head=head, position=[head, 5]) for layer in range(4)]
         sweep(model, CORRUPTED, more, cache, DIFFERENCE, verbose=False)
-    assert model._engine.sessions_built == built
+    assert model.runner.engine.sessions_built == built
 
 
 @pytest.mark.parametrize("form", ["dict", "without batch", "ActivationCache", "Cache", "one clean prompt for all"])

@@ -20,7 +20,7 @@ PROMPT = "When John and Mary went to the store"
 @pytest.fixture
 def left(tiny: HookedTransformer) -> HookedTransformer:
     """A model of its own whose tokenizer pads on the left."""
-    model = HookedTransformer(tiny._engine)
+    model = HookedTransformer(tiny.runner.engine)
     model._default_padding_side = "left"
     return model
 
@@ -30,7 +30,7 @@ def test_strings_get_bos_unless_told_otherwise(tiny: HookedTransformer) -> None:
     assert tokens.dtype == np.int64
     assert tokens[0, 0] == tiny.tokenizer.bos_token_id
     np.testing.assert_array_equal(tokens[:, 1:], tiny.to_tokens(PROMPT, prepend_bos=False))
-    without = HookedTransformer(tiny._engine, default_prepend_bos=False)
+    without = HookedTransformer(tiny.runner.engine, default_prepend_bos=False)
     np.testing.assert_array_equal(without.to_tokens(PROMPT), tokens[:, 1:])
     assert tiny.cfg.default_prepend_bos
     assert tiny.cfg.tokenizer_prepends_bos is False
@@ -240,7 +240,7 @@ def test_the_padding_side_is_the_files(tiny_copy: Path) -> None:
 
 
 def test_a_tokenizer_can_be_set(tiny: HookedTransformer) -> None:
-    model = HookedTransformer(tiny._engine)
+    model = HookedTransformer(tiny.runner.engine)
     given = Tokenizer(tiny.tokenizer.fast, {"eos_token": "<|endoftext|>"})
     model.set_tokenizer(given, default_padding_side="left")
     assert model.tokenizer is given
