@@ -241,9 +241,9 @@ def functions(
 
 @pytest.fixture
 def within_two_seconds() -> Iterator[None]:
-    started = time.perf_counter()
+    started = time.process_time()
     yield
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.usefixtures("within_two_seconds")

@@ -111,7 +111,7 @@ def turn(value: np.ndarray, hook: Any) -> np.ndarray:
     return (value + 7) % 700 if value.dtype.kind == "i" else value * np.float32(-0.5)
 
 
-@pytest.mark.parametrize(("flag", "name"), EDITS.items())
+@pytest.mark.parametrize(("flag", "name"), EDITS.items(), scope="module")  # a flag's cases together find sessions open
 @pytest.mark.parametrize("padded", [False, True])
 def test_flagged_hooks_act_on_cached_steps(
     padded: bool, flag: str, name: str, model: HookedTransformer, tokens: np.ndarray
