@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +35,8 @@ def model_path(path: str | os.PathLike[str]) -> Path:
 
 def copy_settings(source: Path, target: Path) -> None:
     """Copies those files that ``source`` has to ``target``."""
+    import shutil  # slow to load, and not needed to open a model
+
     for file in SETTINGS:
         if (source / file).is_file() and source.resolve() != target.resolve():
             shutil.copyfile(source / file, target / file)
@@ -61,8 +61,10 @@ def link_or_copy(source: Path, target: Path) -> bool:
 
     Never a symlink: ONNX Runtime refuses one that leaves the folder. An existing ``target`` is replaced.
     """
+    import shutil  # slow to load, and not needed to open a model
+
     blob = source.resolve(strict=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    partial = target.with_name(f".{target.name}.{os.urandom(16).hex()}.partial")
     try:
         try:
             os.link(blob, partial)
@@ -88,7 +90,7 @@ def write_whole(target: Path, data: bytes) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    partial = target.with_name(f".{target.name}.{os.urandom(16).hex()}.partial")
     try:
         with partial.open("xb") as file:
             file.write(data)
@@ -125,9 +127,11 @@ def staged_folder(target: Path, finished: str = MODEL_FILE) -> Iterator[Path]:
         target: The folder to make.
         finished: The file that tells another process's finished folder from any other folder.
     """
+    import shutil  # slow to load, and not needed to open a model
+
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+        stage = target.parent / f".{target.name}.{os.urandom(16).hex()}.partial"
         stage.mkdir()
     try:
         yield stage

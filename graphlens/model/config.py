@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphlens.file.manifest import ModelConfig
-from graphlens.views.tables import hook_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,4 +46,6 @@ class HookPointInfo(dict[str, tuple[str, str]]):
     title = "hook points"
 
     def __rich__(self) -> Table:
+        from graphlens.views.tables import hook_table
+
         return hook_table(self, f"{len(self)} {self.title}")
