@@ -42,6 +42,10 @@ class RuntimeUnavailable(GraphlensError, ImportError):
     """A package, an execution provider or an extra that this call needs is not there or not active."""
 
 
+# What our code is called through: ``with`` blocks by contextlib, gradients by torch.
+_NOT_THE_USERS = ("graphlens", "contextlib", "torch")
+
+
 def warn(message: str) -> None:
     """Warns with a UserWarning that points at the line of the user's code which led here.
 
@@ -49,10 +53,6 @@ def warn(message: str) -> None:
         message: What to tell.
     """
     level, frame = 2, sys._getframe(1)
-    # A ``with`` block of ours runs through contextlib, which is no code of the user's either.
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
-        "graphlens",
-        "contextlib",
-    ):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)

@@ -177,7 +177,8 @@ def _one_by_one(
             changed: ArrayT = setter(activation, index, clean)
             return changed
 
-        values.append(float(np.asarray(metric(model.run_with_hooks(tokens, fwd_hooks=[(hook_name, patch)])))))
+        value: Any = metric(model.run_with_hooks(tokens, fwd_hooks=[(hook_name, patch)]))
+        values.append(float(value))
     if np.isnan(values).any():
         raise InputError(f"the metric is NaN at index {indices[int(np.isnan(values).argmax())]}.")
     return np.asarray(values)

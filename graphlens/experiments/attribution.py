@@ -215,12 +215,14 @@ def _estimates(run: CorruptedRun, steps: int) -> Iterator[Done]:
         yield by_hook[hook], rows
 
 
-def _gradients(run: CorruptedRun, hooks: Sequence[str], metric: Measure) -> dict[str, Array]:
+def _gradients(
+    run: CorruptedRun, hooks: Sequence[str], metric: Measure, graph_of: Sequence[str] = ()
+) -> dict[str, Array]:
     """The gradient of a metric with respect to hook points, in a run with what is active."""
     if isinstance(metric, Metric) and metric.reduction != "mean":
         raise InputError(f"{metric!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
     runner = run.runner
-    found = runner.run_backward(run.request, runner.seed(run.request, metric), hooks).values
+    found = runner.run_backward(run.request, runner.seed(run.request, metric), hooks, graph_of=graph_of).values
     return {hook: found[gradient_output(hook)] for hook in hooks}
 
 
@@ -234,7 +236,7 @@ def _averaged(run: CorruptedRun, hook: str, hooks: Sequence[str], metric: Measur
     for step in range(steps):
         value = np.where(run.changed(hook), base + apart * ((step + 0.5) / steps), base).astype(base.dtype)
         with run.runner.edits.sharing(hooks), run.runner.editing(Site(hook).patch(value)):
-            total += _gradients(run, hooks, metric)[hook]
+            total += _gradients(run, [hook], metric, graph_of=hooks)[hook]
     return total / steps
 
 

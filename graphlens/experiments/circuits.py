@@ -10,7 +10,6 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.edges import EMBED, LETTERS, Edge, Node, edges, receivers, senders
-from graphlens.analysis.metric import Metric
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sources import Cache
 from graphlens.edits.kinds import Steer
@@ -79,7 +78,7 @@ def edge_attribution(
     values = graph.scores(steps)
     labels = {"edge": [str(edge) for edge in graph.edges]}
     bound = graph.metric
-    metadata = {"model": model.cfg.model_name, "metrics": [bound.name if isinstance(bound, Metric) else "metric"]}
+    metadata = {"model": model.cfg.model_name, "metrics": [getattr(bound, "name", "metric")]}
     return SweepResult(values, ("edge",), labels, {"corrupted": 0.0}, metadata)
 
 

@@ -18,7 +18,6 @@ Record = TypeVar("Record", bound="DataclassInstance")
 
 FORMAT_VERSION = 1
 METADATA_KEY = "graphlens"
-DERIVED = -1  # TransformerLens's mark of a size that follows from the others
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,6 @@ class ModelConfig:
         parallel_attn_mlp: True if attention and MLP of a block read the same residual stream.
         attention_dir: ``"causal"``, or ``"bidirectional"`` where tokens attend to later ones too.
         default_prepend_bos: True if BOS is put before a text unless the caller says otherwise.
-        d_vocab_out: The number of logits; by default ``d_vocab``.
-        attn_scale: What attention scores are divided by in a model that scales them; by default sqrt(d_head).
     """
 
     model_name: str
@@ -73,15 +70,16 @@ class ModelConfig:
     parallel_attn_mlp: bool = False
     attention_dir: str = "causal"
     default_prepend_bos: bool = True
-    d_vocab_out: int = DERIVED
-    attn_scale: float = DERIVED
 
-    def __post_init__(self) -> None:
-        """Fills in what follows from the other fields."""
-        if self.d_vocab_out == DERIVED:
-            object.__setattr__(self, "d_vocab_out", self.d_vocab)
-        if self.attn_scale == DERIVED:
-            object.__setattr__(self, "attn_scale", math.sqrt(self.d_head))
+    @property
+    def d_vocab_out(self) -> int:
+        """The number of logits: ``d_vocab``."""
+        return self.d_vocab
+
+    @property
+    def attn_scale(self) -> float:
+        """sqrt(d_head): what attention scores are divided by, in a model that scales them."""
+        return math.sqrt(self.d_head)
 
     @property
     def n_params(self) -> int:

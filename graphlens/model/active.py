@@ -203,7 +203,9 @@ class ActiveEdits:
                     "off, or start_at_layer or stop_at_layer leaves it out."
                 )
         edits = {hook: gate.compose(some, entries[hook], sizes, window) for hook, some in by_hook.items()}
-        wanted = {**dict.fromkeys(shared, ("patch",)), **{hook: gate.kinds(some) for hook, some in by_hook.items()}}
+        wanted = {hook: gate.kinds(some) for hook, some in by_hook.items()}
+        for hook in shared:
+            wanted[hook] = tuple(part for part in gate.PARTS if part == "patch" or part in wanted.get(hook, ()))
         return replace(plan, gates=self._engine.gates(wanted, plan)), edits
 
 

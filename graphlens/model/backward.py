@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -46,7 +46,6 @@ class Seed:
         return cls(DENSE, {SEED: gradient})
 
 
-@runtime_checkable
 class Differentiable(Protocol[ArrayT]):
     """A metric of one's own that has a derivative."""
 
@@ -116,13 +115,18 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
     return Seed.dense(dense)
 
 
+def _has_gradient(metric: object) -> TypeGuard[Differentiable[Any]]:
+    # Not isinstance: a protocol does not see what a proxy finds through __getattr__.
+    return hasattr(metric, "gradient")
+
+
 def _own_gradient(
     runner: Runner[ArrayT],
     request: Request,
     metric: Differentiable[ArrayT] | Callable[[ArrayT], Any],
     shape: tuple[int, int, int],
 ) -> Array:
-    if not isinstance(metric, Differentiable):
+    if not _has_gradient(metric):
         raise InputError(
             f"{getattr(metric, '__name__', type(metric).__name__)!r} has no derivative: take one of graphlens.metrics, "
             "an object with gradient(logits), or on the torch face metric(model(tokens)).backward()."

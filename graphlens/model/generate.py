@@ -116,6 +116,7 @@ class Generation(Generic[ArrayT]):
     def __init__(self, runner: Runner[ArrayT], input: Input[ArrayT], options: Options[ArrayT]) -> None:
         self._runner, self._options = runner, options
         self._ends, self._fill = self._end_tokens()
+        self._rng = np.random.default_rng(options.seed)
         options.check()
         self._prompt, mask = self._prompts(input)
         if options.attention_mask is not None:
@@ -136,7 +137,6 @@ class Generation(Generic[ArrayT]):
     def chunks(self) -> Iterator[Tokens]:
         """The prompts int64 [b, p], then each step's tokens [b, 1]."""
         options, prompt = self._options, self._prompt
-        rng = np.random.default_rng(options.seed)
         temperature = options.temperature if options.do_sample else 0.0
         yield prompt
         tokens, new, seen = prompt, prompt, self._seen
@@ -152,7 +152,9 @@ class Generation(Generic[ArrayT]):
         with bar as progress:
             for _ in range(options.max_new_tokens):
                 logits = self._runner.run(self._step(new, cache, seen)).logits[:, -1]
-                chosen = sample(logits, tokens, rng, options.top_k, options.top_p, temperature, options.freq_penalty)
+                chosen = sample(
+                    logits, tokens, self._rng, options.top_k, options.top_p, temperature, options.freq_penalty
+                )
                 if self._ends:
                     chosen = np.where(finished, self._fill, chosen)
                     finished |= np.isin(chosen, self._ends)
@@ -192,8 +194,8 @@ class Generation(Generic[ArrayT]):
             if own is None:
                 raise InputError("this model has no end token: pass eos_token_id=, or stop_at_eos=False.")
             return [own], own
-        if not isinstance(eos_token_id, Sequence) and np.ndim(eos_token_id) == 0:
-            return [int(eos_token_id)], int(eos_token_id)
+        if np.ndim(eos_token_id) == 0:
+            return [int(eos_token_id)], int(eos_token_id)  # type: ignore[arg-type]
         ends = [int(token) for token in eos_token_id]  # type: ignore[union-attr]  # an array of ids, then
         if not ends:
             raise InputError("eos_token_id is an empty list: pass an id, or stop_at_eos=False.")

@@ -363,8 +363,8 @@ class HookedTransformer(
         """
         with self.intervene(interventions, strict), self.hooks(fwd_hooks):
             if names_filter is None:
-                return self.forward(input, return_type, **forward_options)
-            return self.run_with_cache(input, return_type, names_filter=names_filter, **forward_options)
+                return self.forward(input, return_type=return_type, **forward_options)
+            return self.run_with_cache(input, return_type=return_type, names_filter=names_filter, **forward_options)
 
     def gradients(
         self,

@@ -125,12 +125,12 @@ class HookDict(dict[str, HookPoint]):
         return super().__contains__(canonical(name) if isinstance(name, str) else name)
 
     @overload
-    def get(self, name: str, default: None = None, /) -> HookPoint | None: ...
+    def get(self, name: str, default: None = None) -> HookPoint | None: ...
 
     @overload
-    def get(self, name: str, default: HookPoint | Default, /) -> HookPoint | Default: ...
+    def get(self, name: str, default: HookPoint | Default) -> HookPoint | Default: ...
 
-    def get(self, name: str, default: HookPoint | Default | None = None, /) -> HookPoint | Default | None:
+    def get(self, name: str, default: HookPoint | Default | None = None) -> HookPoint | Default | None:
         """The hook point of a name or alias, else ``default``."""
         return self[name] if name in self else default
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -113,6 +114,14 @@ class Runner(Generic[ArrayT]):
         self.hooks = HookRegistry(self.names, engine.manifest.config.n_layers)
         self.edits = ActiveEdits(engine)
         self._reader = Reader(engine, self.text)
+
+    def copy(self) -> Runner[ArrayT]:
+        """A runner of the same model with a tokenizer and interventions of its own; hooks and flags are shared."""
+        other = copy.copy(self)
+        other.text = copy.copy(self.text)
+        other.edits = ActiveEdits(self.engine)
+        other._reader = Reader(self.engine, other.text)
+        return other
 
     # What there is
 
@@ -276,6 +285,7 @@ class Runner(Generic[ArrayT]):
         wrt: Sequence[str],
         fetch: Sequence[str] = (),
         output: bool = False,
+        graph_of: Sequence[str] = (),
     ) -> Ran:
         """Runs a request forward and backward with what is active.
 
@@ -285,6 +295,7 @@ class Runner(Generic[ArrayT]):
             wrt: The hook points whose gradients are wanted; those of active backward hooks are computed for them.
             fetch: The hook points whose activations are wanted.
             output: True for the logits too.
+            graph_of: Hook points whose gradients the graph has besides, so that runs for each of them share a session.
 
         Returns:
             The activations, and the gradients as ``<name>_grad``, among the values.
@@ -293,7 +304,7 @@ class Runner(Generic[ArrayT]):
             InputError: For a hook point that fires several times, and what ``run`` raises.
         """
         possible = self.differentiable(request.plan)
-        for name in wrt:
+        for name in (*wrt, *graph_of):
             if name not in possible and self.engine.hooks(request.plan)[name].dtype.startswith("float"):
                 raise InputError(
                     f"{name!r} fires for queries, keys and values apart while inputs are split, so it has no one gradient: "
@@ -309,7 +320,7 @@ class Runner(Generic[ArrayT]):
             },
             **{gradient_output(name): callback for name, callback in backward_hooks.items()},
         }
-        chosen = {*wrt, *backward_hooks}
+        chosen = {*wrt, *graph_of, *backward_hooks}
         order = [name for name in names if name in chosen]
         plan, edits = self.edits.gates(request.plan, request.window)
         if not order:  # nothing asked for, and no backward hook

@@ -32,6 +32,7 @@ class Text(Generic[ArrayT]):
 
     Attributes:
         tokenizer: See above; it may be replaced.
+        own_tokenizer: The one that the model was opened with.
         default_prepend_bos: See above.
     """
 
@@ -39,7 +40,7 @@ class Text(Generic[ArrayT]):
         self, engine: Engine, border: Border[ArrayT], tokenizer: Tokenizer | None, default_prepend_bos: bool
     ) -> None:
         self._engine, self.border = engine, border
-        self.tokenizer = tokenizer
+        self.tokenizer = self.own_tokenizer = tokenizer
         self.default_prepend_bos = default_prepend_bos
         self._side_without_tokenizer = "right"
 

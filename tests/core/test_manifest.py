@@ -43,29 +43,21 @@ def test_a_file_without_the_constants_opens_with_gpt2s(text: str) -> None:
 def test_other_constants_are_stored_and_read_back(text: str) -> None:
     manifest = Manifest.from_json(text)
     other = replace(
-        manifest.config, gated_mlp=True, attention_dir="bidirectional", default_prepend_bos=False, d_vocab_out=7,
-        attn_scale=1.0,
+        manifest.config, gated_mlp=True, attention_dir="bidirectional", default_prepend_bos=False,
     )  # fmt: skip
     written = replace(manifest, config=other).to_json()
     stored = json.loads(written)["config"]
     assert list(stored) == [
-        *FIELDS, "gated_mlp", "attention_dir", "default_prepend_bos", "d_vocab_out", "attn_scale"
+        *FIELDS, "gated_mlp", "attention_dir", "default_prepend_bos"
     ]  # fmt: skip
     assert Manifest.from_json(written).config == other
 
 
-@pytest.mark.parametrize(("field", "value"), [("gated_mlp", 1), ("attention_dir", None), ("d_vocab_out", "7")])
+@pytest.mark.parametrize(("field", "value"), [("gated_mlp", 1), ("attention_dir", None), ("attn_only", "no")])
 def test_a_constant_of_a_wrong_type_is_refused(field: str, value: object, text: str) -> None:
     data = json.loads(text)
     data["config"][field] = value
     with pytest.raises(ModelFileError, match=f"malformed.*{field}"):
-        Manifest.from_json(json.dumps(data))
-
-
-def test_a_size_that_no_float_holds_is_refused(text: str) -> None:
-    data = json.loads(text)
-    data["config"]["d_head"] = 10**400
-    with pytest.raises(ModelFileError, match="malformed"):
         Manifest.from_json(json.dumps(data))
 
 

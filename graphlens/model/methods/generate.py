@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Generic
+from collections.abc import Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, Generic, cast
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class GenerateMethods(Generic[ArrayT]):
         if return_type in ("input", "tensor"):  # TransformerLens's names of what it yields
             return_type = "tokens"
         as_text = _output_type(input, return_type) == "str"
-        if as_text and isinstance(input, (list, tuple)) and len(input) != 1:
+        if as_text and not isinstance(input, str) and len(cast(Sized, input)) != 1:
             raise InputError("a stream of text has one prompt; ask for return_type='tokens' for several.")
         options = Options[ArrayT](
             max_new_tokens, stop_at_eos, eos_token_id, do_sample, top_k, top_p, temperature, freq_penalty,

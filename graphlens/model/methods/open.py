@@ -48,6 +48,11 @@ class OpenMethods(Generic[ArrayT]):
         """The active execution providers, first choice first."""
         return self.runner.engine.providers
 
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__ |= {**self.__dict__, "runner": self.runner.copy()}
+        return other
+
     @classmethod
     def from_onnx(
         cls,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 import numpy as np
 
@@ -31,6 +31,11 @@ class TextMethods(Generic[ArrayT]):
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer | None) -> None:
         self.runner.text.tokenizer = tokenizer
+
+    @tokenizer.deleter
+    def tokenizer(self) -> None:
+        # As an attribute patched for a while is put back: the tokenizer that the model was opened with.
+        self.runner.text.tokenizer = self.runner.text.own_tokenizer
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
         """Replaces the tokenizer. TransformerLens: the same name.
@@ -234,7 +239,8 @@ class TextMethods(Generic[ArrayT]):
         wanted = np.asarray([row[:1] for row in rows] if len(rows) > 1 else rows, np.int64)  # [answers, answer tokens]
         start = np.asarray([some([text.encode(prompt, prepend_bos, truncate=False)])[0]], np.int64)
         tokens = np.concatenate([start.repeat(len(wanted), 0), wanted], axis=1)
-        logits = self.runner.run(self.runner.request(tokens)).logits[:, start.shape[1] - 1 : -1].astype(np.float32)
+        border, model = self.runner.border, cast(Any, self)  # forward is HookedTransformer's
+        logits = border.from_user(model.forward(border.to_user(tokens)))[:, start.shape[1] - 1 : -1].astype(np.float32)
         _print_completions(text.of_each, start[0], wanted, logits, top_k if print_details else None)
 
 

@@ -113,7 +113,8 @@ class WeightMethods(Generic[ArrayT]):
     @property
     def W_E(self) -> ArrayT:  # noqa: N802
         """Token embedding [d_vocab, d_model]."""
-        return self.runner.weight("embed.W_E")
+        weight: ArrayT = self.embed.W_E
+        return weight
 
     @property
     def W_pos(self) -> ArrayT:  # noqa: N802
@@ -122,7 +123,8 @@ class WeightMethods(Generic[ArrayT]):
         Raises:
             AttributeError: For a model without one.
         """
-        return self.runner.weight("pos_embed.W_pos")
+        weight: ArrayT = self.pos_embed.W_pos
+        return weight
 
     @property
     def W_E_pos(self) -> ArrayT:  # noqa: N802
@@ -138,12 +140,14 @@ class WeightMethods(Generic[ArrayT]):
     @property
     def W_U(self) -> ArrayT:  # noqa: N802
         """Unembedding [d_model, d_vocab]."""
-        return self.runner.weight("unembed.W_U")
+        weight: ArrayT = self.unembed.W_U
+        return weight
 
     @property
     def b_U(self) -> ArrayT:  # noqa: N802
         """Unembedding bias [d_vocab]; zeros where the model has none."""
-        return self.runner.weight("unembed.b_U")
+        weight: ArrayT = self.unembed.b_U
+        return weight
 
     @property
     def W_Q(self) -> ArrayT:  # noqa: N802
