@@ -1,1 +1,5 @@
 """The terminal: a file for each group of commands."""
+
+from graphlens.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -12,7 +12,7 @@ from graphlens.cli.options import Hooked, KeepHooks, Layout, Out, SelfContained,
 
 def bake(
     model: Hooked,
-    edits: Annotated[Path, typer.Argument(help="Interventions as JSON (graphlens.edits.kinds.save writes it).")],
+    edits: Annotated[Path, typer.Argument(help="Interventions as JSON (graphlens.interventions.save writes it).")],
     out: Out,
     with_past: WithPast = False,
     keep_hooks: KeepHooks = False,

@@ -14,7 +14,7 @@ import numpy as np
 from graphlens.edits.kinds import KINDS, Intervention, checked
 from graphlens.edits.record import Array
 from graphlens.errors import InputError
-from graphlens.file.folder import write_whole
+from graphlens.file.folder import write_through
 
 FORMAT, FORMAT_VERSION = "graphlens.interventions", 1
 Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
@@ -129,7 +129,8 @@ def save(interventions: Iterable[Intervention] | Intervention, path: str | os.Pa
 
     Raises:
         InputError: If one of them is no intervention.
-        OSError: If the files cannot be written. Each is written whole or not at all.
+        OSError: If the files cannot be written. Each is written whole or not at all, where it is an ordinary file in a
+            folder that can be written; links are followed, and a file's permissions stay.
     """
     from safetensors.numpy import save as packed
 
@@ -137,10 +138,10 @@ def save(interventions: Iterable[Intervention] | Intervention, path: str | os.Pa
     target = Path(path)
     beside = target.with_suffix(".safetensors")
     if tensors:
-        write_whole(beside, packed({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
+        write_through(beside, packed({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
     else:
         beside.unlink(missing_ok=True)  # an earlier save's: its arrays would go with another text
-    write_whole(target, text.encode("utf-8"))
+    write_through(target, text.encode("utf-8"))
     return target
 
 

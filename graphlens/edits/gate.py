@@ -6,7 +6,6 @@ So one gate serves every sequence, and only its inputs change.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
@@ -27,7 +26,7 @@ from graphlens.edits.selection import (
     order,
     selected_by,
 )
-from graphlens.errors import InputError
+from graphlens.errors import InputError, warn
 from graphlens.file.manifest import HookEntry
 
 __all__ = ["INPUTS", "PARTS", "Change", "Part", "Window", "check", "compose", "kinds", "neutral", "selected_by"]
@@ -190,7 +189,7 @@ def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, i
             )
     patches = [item.selection for item in items if item.is_activation]
     if len(patches) > len(set(patches)):
-        warnings.warn(f"two patches of the same elements at {items[0].hook!r}: the later one wins.", stacklevel=4)
+        warn(f"two patches of the same elements at {items[0].hook!r}: the later one wins.")
 
 
 def _check_tokens(item: Intervention, vocabulary: int) -> None:

@@ -65,7 +65,7 @@ class Intervention(AtHook):
             integers, and a second one of the same elements is warned of.
     """
 
-    unnamed: ClassVar[tuple[str, ...]] = ("hook",)
+    _unnamed: ClassVar[tuple[str, ...]] = ("hook",)
     kind: ClassVar[str] = ""
     operand: ClassVar[str] = ""
     part: ClassVar[PartName]
@@ -95,7 +95,7 @@ class Intervention(AtHook):
                 f"{self.label}: its {self.operand} holds NaN or infinities. Pass allow_nonfinite=True if they are meant."
             )
 
-    def key(self) -> tuple[Hashable, ...]:
+    def as_key(self) -> tuple[Hashable, ...]:
         """All that the intervention holds, in plain hashable values: (kind, a pair of name and value for each field).
 
         Returns:
@@ -103,6 +103,12 @@ class Intervention(AtHook):
             of it, so its form stays as it is.
         """
         return (self.kind, *((name, hashable(value)) for name, value in self._state().items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Intervention) and self.as_key() == other.as_key()
+
+    def __hash__(self) -> int:
+        return hash(self.as_key())
 
     def _is_shown(self, name: str, value: object, default: object) -> bool:
         """True if the repr shows the field ``name``: the operand also where it is at its default."""
@@ -133,7 +139,10 @@ class Intervention(AtHook):
 
 
 def _register(kind: type[Intervention]) -> None:
-    if kind.kind in KINDS:
+    known = KINDS.get(kind.kind)
+    # A class that is defined again, in a notebook's cell say, takes its own place.
+    again = known is not None and (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__)
+    if known is not None and not again:
         raise InputError(
             f"there is a kind of intervention called {kind.kind!r} already: {KINDS[kind.kind].__name__}. Choose another "
             "name, or unregister that one."

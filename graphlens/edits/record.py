@@ -22,9 +22,9 @@ class Record:
     A subclass is decorated with ``@dataclass(frozen=True, eq=False, repr=False)``.
     """
 
-    unnamed: ClassVar[tuple[str, ...]] = ()  # the fields that the repr shows without their name
+    _unnamed: ClassVar[tuple[str, ...]] = ()  # the fields that the repr shows without their name
 
-    def key(self) -> tuple[Hashable, ...]:
+    def as_key(self) -> tuple[Hashable, ...]:
         """All that the record holds, in plain hashable values: (class name, one entry for each field).
 
         Returns:
@@ -46,10 +46,10 @@ class Record:
         return isinstance(value, np.ndarray) or value != default
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Record) and type(self) is type(other) and self.key() == other.key()
+        return isinstance(other, Record) and type(self) is type(other) and self.as_key() == other.as_key()
 
     def __hash__(self) -> int:
-        return hash(self.key())
+        return hash(self.as_key())
 
     def __repr__(self) -> str:
         parts = []
@@ -57,7 +57,7 @@ class Record:
             value = getattr(self, field.name)
             if self._is_shown(field.name, value, field.default):
                 text = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
-                parts.append(text if field.name in self.unnamed else f"{field.name}={text}")
+                parts.append(text if field.name in self._unnamed else f"{field.name}={text}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -75,7 +75,7 @@ def hashable(value: object) -> Hashable:
     if isinstance(value, np.ndarray):
         return (str(value.dtype), value.shape, value.tobytes())
     if isinstance(value, Record):
-        return value.key()
+        return value.as_key()
     if isinstance(value, float) and math.isnan(value):
         return "nan"  # which equals itself
     return value

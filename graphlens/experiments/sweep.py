@@ -276,7 +276,7 @@ def _identity(
     """
     shown = tokens if isinstance(tokens, str) else np.asarray(tokens).tolist()
     digest = hashlib.sha256()
-    keys = [metric.key() if isinstance(metric, Metric) else () for metric in metrics]
+    keys = [metric.as_key() if isinstance(metric, Metric) else () for metric in metrics]
     named = [(type(metric).__name__, _called(metric), _code(metric)) for metric in metrics]
     source_key = (
         repr(source)

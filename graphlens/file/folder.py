@@ -80,6 +80,28 @@ def link_or_copy(source: Path, target: Path) -> bool:
     return copied
 
 
+def write_through(target: Path, data: bytes) -> None:
+    """``write_whole`` for a file that is the user's own: through links, and with the permissions that it has.
+
+    Args:
+        target: The file. What is no ordinary file (a pipe, a device), or lies in a folder that cannot be written, is
+            written in place.
+        data: Its content.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    place = Path(os.path.realpath(target))
+    ordinary = place.is_file() or not place.exists()
+    if not (ordinary and os.access(place.parent, os.W_OK)):
+        target.write_bytes(data)
+        return
+    mode = place.stat().st_mode if place.exists() else None
+    write_whole(place, data)
+    if mode is not None:
+        place.chmod(mode)
+
+
 def write_whole(target: Path, data: bytes) -> None:
     """Writes a file so that it is there whole or not at all, also if the computer stops in between.
 
@@ -90,7 +112,9 @@ def write_whole(target: Path, data: bytes) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    partial = target.with_name(f".{target.name}.{os.urandom(16).hex()}.partial")
+    partial = target.with_name(
+        f".{os.urandom(8).hex()}.partial"
+    )  # short: the target's name may be as long as one can be
     try:
         with partial.open("xb") as file:
             file.write(data)

@@ -65,10 +65,10 @@ class ModelConfig:
     normalization_type: str
     positional_embedding_type: str
     dtype: str
-    attn_only: bool = False
-    gated_mlp: bool = False
-    parallel_attn_mlp: bool = False
-    attention_dir: str = "causal"
+    attn_only: bool = field(default=False, repr=False)
+    gated_mlp: bool = field(default=False, repr=False)
+    parallel_attn_mlp: bool = field(default=False, repr=False)
+    attention_dir: str = field(default="causal", repr=False)
     default_prepend_bos: bool = True
 
     @property
@@ -220,8 +220,8 @@ class Manifest:
         try:
             manifest = cls(
                 config=_record(ModelConfig, data["config"]),
-                hooks={name: _record(HookEntry, entry) for name, entry in data["hooks"].items()},
-                weights={name: _record(WeightView, view) for name, view in data["weights"].items()},
+                hooks={name: _record(HookEntry, _known(HookEntry, entry)) for name, entry in data["hooks"].items()},
+                weights={name: _record(WeightView, _known(WeightView, view)) for name, view in data["weights"].items()},
                 files={name: _record(WeightFile, file) for name, file in data["files"].items()},
                 source=data["source"],
                 revision=data["revision"],
@@ -248,6 +248,12 @@ class Manifest:
 
 # What a field of each type takes from JSON. bool is no int here.
 _PLAIN_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
+
+
+def _known(kind: type[HookEntry | WeightView], data: Mapping[str, Json]) -> dict[str, Json]:
+    """What a later version may have added to a hook point or a weight is left out."""
+    names = {item.name for item in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}
 
 
 def _record(kind: Callable[..., Record], data: Mapping[str, Json]) -> Record:

@@ -96,7 +96,7 @@ class Active:
 
     def key(self) -> tuple[object, ...]:
         """All of it in plain values: equal for equal states, so that a digest of it tells sweeps apart."""
-        return self.flags, tuple(item.key() for item in self.interventions), self.hooks
+        return self.flags, tuple(item.as_key() for item in self.interventions), self.hooks
 
 
 class ActiveEdits:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from graphlens.errors import ExportError, RuntimeUnavailable
 from graphlens.file import version
 from graphlens.file.folder import MODEL_FILE, copy_settings, refuse_occupied, staged_folder, writing
-from graphlens.file.manifest import Manifest
+from graphlens.file.manifest import Manifest, ModelConfig
 from graphlens.file.tokenizer import load_tokenizer
 from graphlens.pipelines.hub import Source, resolve
 from graphlens.pipelines.memory import peak_memory
@@ -187,8 +187,11 @@ def _write(source: Source, checkpoint: Checkpoint, stage: Path, path: Path, anno
     from graphlens.surgery.graph import write_manifest
 
     hf_config = transformers.AutoConfig.from_pretrained(source.folder)
+    config = checkpoint.family.model_config(
+        hf_config, source.name, DTYPE
+    )  # before anything is written: it may be refused
     placed = place_weights(checkpoint, stage, announce)
-    model, manifest = _hooked_graph(source, checkpoint, hf_config, placed, stage, announce)
+    model, manifest = _hooked_graph(source, checkpoint, hf_config, config, placed, stage, announce)
     write_manifest(model, manifest)
     write_graph(surgery.expose(model, manifest.hooks), path)
     copy_settings(source.folder, stage)
@@ -199,6 +202,7 @@ def _hooked_graph(
     source: Source,
     checkpoint: Checkpoint,
     hf_config: transformers.PretrainedConfig,
+    config: ModelConfig,
     placed: PlacedWeights,
     stage: Path,
     announce: Announce,
@@ -211,7 +215,6 @@ def _hooked_graph(
     from graphlens.surgery.inputs import attach_preamble
 
     family = checkpoint.family
-    config = family.model_config(hf_config, source.name, DTYPE)
     announce(f"Tracing {source.name}: {config.n_layers} layers")
     model = trace(hf_config, family)
     build.optimise(model)

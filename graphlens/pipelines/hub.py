@@ -49,7 +49,7 @@ def embedded_model() -> Path:
     """
     from importlib.resources import files
 
-    package = Path(str(files("graphlens")))
+    package = Path(str(files("graphlens"))).resolve()
     for folder in (package / "models" / EMBEDDED, package.parent / "models" / EMBEDDED):
         if (folder / "config.json").is_file():
             return folder

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphlens.errors import InputError
+from graphlens.errors import InputError, warn
 from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import unknown_hook
@@ -70,7 +69,7 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
         if value not in named:
             gradient = found.get(value)
             if gradient is None:
-                warnings.warn(f"{of!r} does not depend on {name!r}: its gradient is 0.", stacklevel=2)
+                warn(f"{of!r} does not depend on {name!r}: its gradient is 0.")
                 whole = b.op("Expand", b.constant(0.0, value), b.shape_of(value))
             else:
                 whole = gradient.value

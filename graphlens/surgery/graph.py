@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -32,7 +33,7 @@ def read_manifest(model: ir.Model, where: str = "this model") -> Manifest:
         where: What an error calls the model: its path, say.
 
     Returns:
-        The manifest. Models with the same one may share the object: change it with ``dataclasses.replace``.
+        The manifest.
 
     Raises:
         ModelFileError: The model has no manifest, or one that is malformed or of a newer format.
@@ -42,7 +43,15 @@ def read_manifest(model: ir.Model, where: str = "this model") -> Manifest:
         raise ModelFileError(
             f"{where}: no graphlens manifest, so this is not a hooked file. Make one: graphlens export."
         )
-    return _parsed(text, where)
+    found = _parsed(text, where)
+    # Mappings of the caller's own: editing one must not reach what the next reader gets.
+    return replace(
+        found,
+        hooks=dict(found.hooks),
+        weights=dict(found.weights),
+        files=dict(found.files),
+        exporter=dict(found.exporter),
+    )
 
 
 def write_manifest(model: ir.Model, manifest: Manifest) -> None:
@@ -251,7 +260,9 @@ def replace_value(old: ir.Value, new: ir.Value, readers: Readers | None = None, 
     if old.is_graph_output():
         assert old.graph is not None
         outputs = old.graph.outputs
-        outputs[outputs.index(old)] = new
+        for index, output in enumerate(outputs):
+            if output is old:
+                outputs[index] = new
     name = old.name
     old.name, new.name = left or f"{name}/replaced", name
 

@@ -357,7 +357,7 @@ def test_equality_hash_repr_and_copies() -> None:
         assert metric != other
     assert Probability(3) != CrossEntropy(3)
     assert normalised(Probability(3), 1, 0) != normalised(CrossEntropy(3), 1, 0)
-    assert repr(normalised(LogitDiff([1, 2], 0)).key()) != repr(normalised(LogitDiff([1, 3], 0)).key())
+    assert repr(normalised(LogitDiff([1, 2], 0)).as_key()) != repr(normalised(LogitDiff([1, 3], 0)).as_key())
     assert KLDivergence(OTHER) != KLDivergence(OTHER + 1)
     assert len({*METRICS.values(), *METRICS.values()}) == len(METRICS)
     assert repr(metric) == "LogitDiff(correct=int64[3], incorrect=1, position=-2)"

@@ -191,6 +191,7 @@ def family_for(config: Mapping[str, Json]) -> Family | None:
         config: The content of the checkpoint's ``config.json``.
     """
     named = config.get("architectures")
+    named = [named] if isinstance(named, str) else named
     for family in families():
         if isinstance(named, list) and named:
             if family.architecture in named:
