@@ -275,7 +275,8 @@ class Runner(Generic[ArrayT]):
         results = self.engine.run(request.feeds, fetch, callbacks, output, plan, edits)
         if request.cache is not None:
             mask = np.ones(request.shape, np.int64) if request.mask is None else request.mask
-            request.cache.extend(results.present, mask, request.owner)
+            owner = (request.owner,) if request.owner else ()  # the cache of a generation belongs to nobody else
+            request.cache.extend(results.present, mask, *owner)
         return Ran(results.output, results.values)
 
     def run_backward(
