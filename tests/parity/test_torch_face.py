@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import graphlens
 from graphlens.engine.plan import Plan
 from graphlens.errors import HookResultError, InputError, RuntimeUnavailable
 from graphlens.torch import HookedTransformer
+from tests.core.test_public_names import NAMES
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 OTHER = "When John and Mary went to the store, Mary gave a drink to"
@@ -207,3 +209,8 @@ def test_tokens_may_be_strided_and_bfloat16_is_refused(model: HookedTransformer)
     assert torch.equal(model(tokens.repeat_interleave(2, 1)[:, ::2]), model(tokens))
     with pytest.raises(InputError, match="bfloat16"):
         model.unembed(torch.zeros(1, 128, dtype=torch.bfloat16))
+
+
+def test_the_torch_face_has_every_name_of_before() -> None:
+    module = importlib.import_module("graphlens.torch")
+    assert [name for name in NAMES["graphlens.torch"].split() if not hasattr(module, name)] == []
