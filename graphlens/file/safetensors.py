@@ -145,26 +145,30 @@ class WeightStore(Mapping[str, Array]):
     Args:
         folder: The folder of the weights files.
         views: TransformerLens name -> the view that a weight is; a manifest's ``weights``.
+
+    Attributes:
+        views: See above.
+        opened: The files that were opened so far, by name.
     """
 
     def __init__(self, folder: Path, views: Mapping[str, WeightView]) -> None:
-        self._folder, self._views = folder, views
-        self._files: dict[str, SafetensorsFile] = {}
+        self._folder, self.views = folder, views
+        self.opened: dict[str, SafetensorsFile] = {}
 
     def __contains__(self, name: object) -> bool:
-        return name in self._views
+        return name in self.views
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
+        return iter(self.views)
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self.views)
 
     def __getitem__(self, name: str) -> Array:
-        view = self._views[name]
-        if view.file not in self._files:
-            self._files[view.file] = _PrivateMapping(self._folder / view.file)
-        file = self._files[view.file]
+        view = self.views[name]
+        if view.file not in self.opened:
+            self.opened[view.file] = _PrivateMapping(self._folder / view.file)
+        file = self.opened[view.file]
         array = file.array(view.tensor).view()
         if file.entries[view.tensor].dtype == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)

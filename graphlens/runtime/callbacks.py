@@ -121,7 +121,7 @@ def _unused(x: Array) -> Array:
 def _call(activation: Array, run: Array, index: int) -> Array:
     """Hands an activation to the run that it belongs to."""
     calls = _active.get(run.item())
-    return activation if calls is None else calls._invoke(index, activation)
+    return activation if calls is None else calls.invoke(index, activation)
 
 
 class PythonCalls:
@@ -161,7 +161,8 @@ class PythonCalls:
             # The run's own error, if any, only says that it was stopped.
             raise kept.with_traceback(kept.__traceback__) from None
 
-    def _invoke(self, index: int, activation: Array) -> Array:
+    def invoke(self, index: int, activation: Array) -> Array:
+        """What the callback of a hook makes of an activation; what it raises is kept, and the run is stopped."""
         """Calls one callback. An error is kept for the end of the run, which goes on unchanged until it is stopped."""
         if self._error is not None:
             return activation

@@ -237,6 +237,19 @@ def test_no_file_reaches_into_another(module: str) -> None:
     assert list(private_uses(ALL[module])) == []
 
 
+OUTSIDE = sorted(
+    path
+    for folder in ("tests", "tools")
+    for path in (ROOT.parent / folder).rglob("*.py")
+    if "node_modules" not in path.parts
+)
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(ROOT.parent)))
+def test_tests_and_tools_reach_nothing_private(path: Path) -> None:
+    assert list(private_uses(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
 def test_nothing_takes_a_model_of_any_kind() -> None:
     loose = [
         f"{module}: {node.name}({argument.arg})"

@@ -17,7 +17,7 @@ from graphlens.file.safetensors import TensorEntry, WeightStore, write_safetenso
 
 def test_a_layers_weights_are_views_of_the_file_and_stacks_are_copies(tiny: HookedTransformer) -> None:
     mapped = tiny.weights["embed.W_E"]
-    file = next(iter(tiny.weights._files.values())).bytes
+    file = next(iter(tiny.weights.opened.values())).bytes
     start, stop = file.ctypes.data, file.ctypes.data + file.size
     block = tiny.blocks[1]
     views = [tiny.W_E, tiny.W_U, tiny.W_pos, block.attn.W_Q, block.attn.b_K, block.attn.W_O, block.mlp.W_in]
@@ -159,7 +159,7 @@ def test_norm_weights_that_were_folded_away_leave_the_normalisation(
     tiny: HookedTransformer, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, cache = tiny.run_with_cache(tokens)
-    folded = {name: view for name, view in tiny.weights._views.items() if not name.startswith("ln_final.")}
+    folded = {name: view for name, view in tiny.weights.views.items() if not name.startswith("ln_final.")}
     monkeypatch.setattr(tiny.weights, "_views", folded)
     found = tiny.ln_final(cache["resid_post", -1])
     np.testing.assert_allclose(found, cache["ln_final.hook_normalized"], rtol=0, atol=1e-5)

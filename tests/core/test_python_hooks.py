@@ -295,7 +295,7 @@ def test_after_a_callback_raised_no_other_is_called_even_if_the_run_goes_on() ->
     def run(calls: callbacks.PythonCalls) -> None:
         with calls:
             for index in (0, 1, 1):
-                np.testing.assert_array_equal(calls._invoke(index, activation), np.ones(3, np.float32))
+                np.testing.assert_array_equal(calls.invoke(index, activation), np.ones(3, np.float32))
 
     with pytest.raises(ZeroDivisionError) as caught:
         run(callbacks.PythonCalls({0: fault, 1: never}))

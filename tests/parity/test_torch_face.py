@@ -162,7 +162,7 @@ def test_what_a_script_asks_of_a_module_is_answered_or_refused(model: HookedTran
 def test_weights_are_tensors_over_the_mapped_file_that_a_write_leaves_alone() -> None:
     model = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
     assert model.W_E.shape == (model.cfg.d_vocab, 128)
-    (mapped,) = model.weights._files.values()
+    (mapped,) = model.weights.opened.values()
     start, stop = mapped.bytes.ctypes.data, mapped.bytes.ctypes.data + mapped.bytes.size
     for weight in (model.W_E, model.W_U, model.blocks[1].attn.W_Q, model.blocks[0].mlp.W_out, model.ln_final.w):
         assert isinstance(weight, torch.Tensor)
