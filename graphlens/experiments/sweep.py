@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from graphlens.model.runner import Runner
 
 Metrics = Measure | Iterable[Measure] | Mapping[str, Measure]
-_SAVE_EVERY = 5.0  # seconds
+SAVE_EVERY = 5.0  # seconds
 
 
 def sweep(
@@ -159,7 +159,7 @@ def collect(
             for indices, values in run:
                 result.fill([left[i] for i in indices], values)
                 progress.advance(len(indices))
-                if save_to is not None and time.monotonic() - saved > _SAVE_EVERY:
+                if save_to is not None and time.monotonic() - saved > SAVE_EVERY:
                     result.made().save(save_to)
                     saved = time.monotonic()
     finally:

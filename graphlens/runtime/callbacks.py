@@ -29,7 +29,7 @@ _PACKAGE = "onnxruntime_extensions"
 _OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double", "GraphlensHookInt64": "dt_int64"}
 _active: dict[int, PythonCalls] = {}
 _run_ids = itertools.count(1)
-_library: str | None = None
+library: str | None = None
 # The package keeps its operators in one array that moves as it grows, and open sessions point into it: an operator that
 # somebody registers later would crash them. Reserved places make the array large before the first session of ours. (A
 # session with Python operators that was opened *before* our first hook cannot be saved from our side.)
@@ -76,10 +76,10 @@ def callback_library() -> str:
     Raises:
         RuntimeUnavailable: onnxruntime-extensions is not installed.
     """
-    global _library
+    global library
     with _lock:
-        if _library is not None:
-            return _library
+        if library is not None:
+            return library
         ocos = _python_operators()
         definition = ocos.PyCustomOpDef
         one = [definition.dt_float]
@@ -109,8 +109,8 @@ def callback_library() -> str:
             return op_id, result.shape, result
 
         definition.install_hooker(dispatch)
-        _library = ocos.get_library_path()
-        return _library
+        library = ocos.get_library_path()
+        return library
 
 
 def _unused(x: Array) -> Array:

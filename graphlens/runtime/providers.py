@@ -37,7 +37,7 @@ def onnxruntime() -> ModuleType:
 
 
 @lru_cache(maxsize=1)
-def _preload_cuda() -> None:
+def preload_cuda() -> None:
     """Loads CUDA's libraries from the wheels that hold them, where this ONNX Runtime can."""
     preload = getattr(onnxruntime(), "preload_dlls", None)
     if preload is not None:
@@ -82,7 +82,7 @@ def choose_providers(asked: Providers) -> tuple[list[str], bool]:
                 f"{name} was asked for, and this ONNX Runtime was built without it. It has: {', '.join(available)}.{extra}"
             )
     if CUDA in names:
-        _preload_cuda()
+        preload_cuda()
     return names, required
 
 

@@ -46,7 +46,7 @@ def cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
 def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime as its GPU wheel describes itself."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr("graphlens.runtime.providers._preload_cuda", lambda: None)
+    monkeypatch.setattr("graphlens.runtime.providers.preload_cuda", lambda: None)
 
 
 # Providers
@@ -188,7 +188,7 @@ def test_without_onnxruntime_extensions_only_hooks_are_unavailable(
         return None if name == "onnxruntime_extensions" else really(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    monkeypatch.setattr(callbacks, "_library", None)
+    monkeypatch.setattr(callbacks, "library", None)
     model = HookedTransformer.from_onnx(tiny_copy, "cpu")
     logits, cache = model.run_with_cache(tokens)
     np.testing.assert_array_equal(logits, tiny(tokens))

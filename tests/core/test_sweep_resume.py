@@ -102,7 +102,7 @@ def test_going_on_with_a_value_for_each_prompt(clean: Mapping[str, Any], tmp_pat
 
 
 def test_it_is_saved_on_the_way(clean: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(sweeps, "SAVE_EVERY", -1.0)
     done = []
 
     class Watching(Counted):

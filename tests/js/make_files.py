@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, deploy, embedded_model
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, embedded_model
 from graphlens.deploy import bake_model, write_drivable
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
@@ -42,7 +42,9 @@ def main(out: Path) -> None:
     bake_model(source, edits, out / "baked")
     bake_model(source, generating, out / "baked-past", with_past=True)
     bake_model(source, generating, out / "baked-transformersjs", with_past=True, layout="transformersjs")
-    with mock.patch.object(deploy, "_EMBEDDABLE", 0):  # as from 2 GB on: the weights in a file of their own
+    with mock.patch(
+        "graphlens.pipelines.runtimes.EMBEDDABLE", 0
+    ):  # as from 2 GB on: the weights in a file of their own
         bake_model(source, generating, out / "baked-transformersjs-large", with_past=True, layout="transformersjs")
 
     # Drivable: JavaScript's runtimes know required inputs only.
