@@ -112,9 +112,8 @@ def write_whole(target: Path, data: bytes) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    partial = target.with_name(
-        f".{os.urandom(8).hex()}.partial"
-    )  # short: the target's name may be as long as one can be
+    # Cut: the target's own name may be as long as a name can be.
+    partial = target.with_name(f".{target.name[:180]}.{os.urandom(8).hex()}.partial")
     try:
         with partial.open("xb") as file:
             file.write(data)
