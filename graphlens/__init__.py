@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from graphlens.file.version import __version__ as __version__
-
 if TYPE_CHECKING:
     from graphlens.analysis.cache.activation_cache import ActivationCache
     from graphlens.analysis.factored_matrix import FactoredMatrix
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphlens.file.names import get_act_name
+    from graphlens.file.version import __version__ as __version__
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
     from graphlens.pipelines.deploy import bake_model, write_adapter, write_drivable
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use: importing graphlens costs milliseconds.
 _HOMES = {
+    "__version__": "graphlens.file.version",
     "ActivationCache": "graphlens.analysis.cache.activation_cache",
     "HookedTransformer": "graphlens.model.hooked_transformer",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
