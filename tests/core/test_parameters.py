@@ -160,7 +160,7 @@ def test_norm_weights_that_were_folded_away_leave_the_normalisation(
 ) -> None:
     _, cache = tiny.run_with_cache(tokens)
     folded = {name: view for name, view in tiny.weights.views.items() if not name.startswith("ln_final.")}
-    monkeypatch.setattr(tiny.weights, "_views", folded)
+    monkeypatch.setattr(tiny.weights, "views", folded)
     found = tiny.ln_final(cache["resid_post", -1])
     np.testing.assert_allclose(found, cache["ln_final.hook_normalized"], rtol=0, atol=1e-5)
     assert not hasattr(tiny.ln_final, "w")
