@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -191,3 +192,69 @@ def test_a_metric_of_ones_own_may_be_a_proxy(tiny: HookedTransformer) -> None:
 def test_what_follows_from_a_config_follows_a_changed_one(tiny: HookedTransformer) -> None:
     changed = dataclasses.replace(tiny.cfg, d_head=64, d_vocab=10)
     assert (changed.attn_scale, changed.d_vocab_out) == (8.0, 10)
+
+
+def test_integrated_gradients_of_one_hook_point_ignore_the_others(tiny: HookedTransformer) -> None:
+    """One graph has the gates of all hook points; those that a run leaves alone change nothing in it."""
+    _, clean = tiny.run_with_cache(TEXT)
+    corrupted, metric = TEXT.replace("John gave", "Mary gave"), LogitDiff(" Mary", " John")
+    sites = [
+        Site("z", 3, head=1),
+        Site("resid_pre", 0),
+        Site("attn_scores", 1, head=0),  # of which masked ones are -inf in both runs
+        Site("resid_pre", 0, position=3),
+        Site("blocks.1.ln1.hook_scale"),
+        Site("hook_embed"),
+    ]
+
+    def estimated(some: list[Site]) -> np.ndarray:
+        return attribution_patch(tiny, corrupted, some, clean, metric, steps=4, verbose=False).values
+
+    alone = np.concatenate([estimated([site]) for site in sites])
+    assert np.isfinite(alone).all()
+    assert len(np.unique(alone)) == len(sites)
+    np.testing.assert_array_equal(estimated(sites), alone)
+    np.testing.assert_array_equal(estimated(sites[::-1])[::-1], alone)
+
+
+def test_an_interrupted_generation_leaves_nothing_active(tiny: HookedTransformer, tokens: np.ndarray) -> None:
+    def generated() -> np.ndarray:
+        return tiny.generate(tokens, max_new_tokens=5, do_sample=False, verbose=False)
+
+    def interrupt(z: np.ndarray, hook: Any) -> None:
+        lengths.append(z.shape[1])
+        if len(lengths) == 3:
+            raise KeyboardInterrupt
+        z[...] = 0
+
+    logits, text = tiny(tokens), generated()
+    lengths: list[int] = []
+    with pytest.raises(KeyboardInterrupt), tiny.intervene([Ablate(Z, heads=2)]), tiny.hooks([(Z, interrupt)]):
+        generated()
+    assert lengths == [6, 1, 1]  # the prompt, then a token at a time
+    np.testing.assert_array_equal(tiny(tokens), logits)
+    np.testing.assert_array_equal(generated(), text)
+
+
+def test_threads_share_a_model_each_with_its_own_changes(tiny: HookedTransformer, tokens: np.ndarray) -> None:
+    def steered() -> np.ndarray:
+        with tiny.intervene([Ablate(Z, heads=0)]):
+            return tiny(tokens)
+
+    def hooked() -> np.ndarray:
+        with tiny.hooks([("blocks.2.attn.hook_z", lambda z, hook: z * 2)]):
+            return tiny(tokens)
+
+    works = (lambda: tiny(tokens), steered, hooked)
+    expected = [work() for work in works]
+    assert all(np.abs(expected[i] - expected[j]).max() > 1e-2 for i, j in ((0, 1), (0, 2), (1, 2)))
+    start = threading.Barrier(len(works), timeout=30)
+
+    def repeat(index: int) -> list[np.ndarray]:
+        start.wait()
+        return [works[index]() for _ in range(10)]
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        for index, found in enumerate(pool.map(repeat, range(len(works)))):
+            for logits in found:
+                np.testing.assert_array_equal(logits, expected[index])
