@@ -41,9 +41,8 @@ reveal_type(model.to_single_token(" Mary"))  # is int
 with model.intervene([Ablate("blocks.0.attn.hook_z", heads=1), Steer("blocks.1.hook_resid_pre", tokens)]) as edited:
     reveal_type(edited)  # is HookedTransformer[ndarray]
 reveal_type(model.run_with_interventions(tokens, Ablate("hook_embed")))  # is ndarray
-reveal_type(
-    model.run_with_interventions(tokens, Ablate("hook_embed"), names_filter="hook_embed")
-)  # is tuple[ndarray, ActivationCache[ndarray]]
+both = model.run_with_interventions(tokens, Ablate("hook_embed"), names_filter="hook_embed")
+reveal_type(both)  # is tuple[ndarray, ActivationCache[ndarray]]
 reveal_type(get_act_patch_resid_pre(model, tokens, cache, LogitDiff(" Mary", " John")))  # is ndarray
 found = sweep(model, tokens, [Site("resid_pre", 0, position=1)], cache, LogitDiff(" Mary", " John"))
 reveal_type(found)  # is SweepResult
