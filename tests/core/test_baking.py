@@ -18,6 +18,7 @@ from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, bake_model
 from graphlens.deploy import write_stripped
 from graphlens.errors import ExportError, InputError, UnknownHookPoint
 from graphlens.interventions import Intervention, save
+from tests.command_line import graphlens as command
 from tests.intervention_specs import FLAG_SETS, baked, close, plain_session, runs, set_flags
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
@@ -47,11 +48,10 @@ def feeds_of(session: onnxruntime.InferenceSession, tokens: np.ndarray) -> dict[
     return feeds
 
 
-@pytest.mark.parametrize("with_past", [False, True])
 @pytest.mark.filterwarnings("ignore:two patches of the same elements")
 @pytest.mark.parametrize("flags", FLAG_SETS, ids=str)
 def test_a_baked_file_does_what_the_run_time_edits_do(
-    flags: tuple[str, ...], with_past: bool, tmp_path_factory: pytest.TempPathFactory
+    flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     set_flags(MODEL, flags)
 
@@ -59,10 +59,11 @@ def test_a_baked_file_does_what_the_run_time_edits_do(
     @given(runs(MODEL, list(MODEL.hook_dict)))
     def check(run: tuple[np.ndarray, list[Intervention]]) -> None:
         tokens, items = run
-        folder = baked(MODEL, items, tmp_path_factory.mktemp("baked") / "out", with_past=with_past)
-        session = plain_session(folder)
-        found = session.run(["logits"], feeds_of(session, tokens))[0]
-        close(found, MODEL.run_with_interventions(tokens, items))
+        expected = MODEL.run_with_interventions(tokens, items)
+        for with_past in (False, True):  # of the same edits: what opens a session is their run
+            folder = baked(MODEL, items, tmp_path_factory.mktemp("baked") / "out", with_past=with_past)
+            session = plain_session(folder)
+            close(session.run(["logits"], feeds_of(session, tokens))[0], expected)
 
     check()
 
@@ -93,21 +94,29 @@ def nodes_of(folder: Path) -> int:
     return len(onnx.load(folder / "model.onnx", load_external_data=False).graph.node)
 
 
+@pytest.fixture(scope="module")
+def plain_nodes(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """How many nodes the stripped model has."""
+    return nodes_of(write_stripped(SOURCE, tmp_path_factory.mktemp("stripped") / "plain"))
+
+
 @pytest.mark.parametrize("items", FOLDED, ids=str)
 def test_an_edit_that_is_the_same_everywhere_costs_no_node(
-    items: list[Intervention], tokens: np.ndarray, tmp_path: Path
+    items: list[Intervention], plain_nodes: int, tokens: np.ndarray, tmp_path: Path
 ) -> None:
     folder = bake_model(SOURCE, items, tmp_path / "out")
-    assert nodes_of(folder) == nodes_of(write_stripped(SOURCE, tmp_path / "plain"))
+    assert nodes_of(folder) == plain_nodes
     found = plain_session(folder).run(["logits"], {"input_ids": tokens})[0]
     close(found, MODEL.run_with_interventions(tokens, items))
     assert np.abs(found - MODEL(tokens)).max() > 1e-3
 
 
 @pytest.mark.parametrize("items", KEPT, ids=str)
-def test_an_edit_that_cannot_be_folded_is_not(items: list[Intervention], tokens: np.ndarray, tmp_path: Path) -> None:
+def test_an_edit_that_cannot_be_folded_is_not(
+    items: list[Intervention], plain_nodes: int, tokens: np.ndarray, tmp_path: Path
+) -> None:
     folder = bake_model(SOURCE, items, tmp_path / "out")
-    assert nodes_of(folder) > nodes_of(write_stripped(SOURCE, tmp_path / "plain"))
+    assert nodes_of(folder) > plain_nodes
     if any("hook_result" in item.hook for item in items):
         set_flags(MODEL, ("use_attn_result",))
     found = plain_session(folder).run(["logits"], {"input_ids": tokens})[0]
@@ -350,33 +359,26 @@ def test_edits_that_a_file_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_the_command_line_bakes_drives_and_strips(tmp_path: Path, tokens: np.ndarray) -> None:
-    import subprocess
-    import sys
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "graphlens", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
     items = [Ablate(Z, heads=2), Steer(RESID, VECTOR, positions=1)]
     edits = save(items, tmp_path / "edits.json")
-    done = run("bake", SOURCE, edits, "-o", tmp_path / "baked")
+    done = command("bake", SOURCE, edits, "-o", tmp_path / "baked")
     assert done.returncode == 0, done.stderr
     found = plain_session(tmp_path / "baked").run(None, {"input_ids": tokens})[0]
     close(found, MODEL.run_with_interventions(tokens, items))
-    assert run("bake", SOURCE, edits, "-o", tmp_path / "baked").returncode == 1
-    done = run("drivable", SOURCE, "--gates", "blocks.*.attn.hook_z", "-o", tmp_path / "driven")
+    assert command("bake", SOURCE, edits, "-o", tmp_path / "baked").returncode == 1
+    done = command("drivable", SOURCE, "--gates", "blocks.*.attn.hook_z", "-o", tmp_path / "driven")
     assert "4 gates" in done.stdout
-    assert run("strip", tmp_path / "driven", "-o", tmp_path / "plain").returncode == 0
+    assert command("strip", tmp_path / "driven", "-o", tmp_path / "plain").returncode == 0
     close(plain_session(tmp_path / "plain").run(None, {"input_ids": tokens})[0], MODEL(tokens), 1e-6)
-    done = run("export", SOURCE, "-o", tmp_path / "past", "--with-past", "--layout", "transformersjs")
+    done = command("export", SOURCE, "-o", tmp_path / "past", "--with-past", "--layout", "transformersjs")
     assert done.returncode == 0, done.stderr
     session = plain_session(tmp_path / "past" / "onnx")
     close(session.run(["logits"], feeds_of(session, tokens))[0], MODEL(tokens), 1e-6)
-    done = run("export", SOURCE, "-o", tmp_path / "other", "--with-past", "--force")
+    done = command("export", SOURCE, "-o", tmp_path / "other", "--with-past", "--force")
     assert (done.returncode, (tmp_path / "other").exists()) == (1, False)
     assert "hooked export" in done.stderr
     save(Ablate("blocks.1.attn.hook_zz"), edits)
-    done = run("bake", SOURCE, edits, "-o", tmp_path / "other")
+    done = command("bake", SOURCE, edits, "-o", tmp_path / "other")
     assert done.returncode == 1
     assert "Nearest" in done.stderr
     assert not (tmp_path / "other").exists()

@@ -1,13 +1,10 @@
 """The command line: what it prints is the API's, errors are one block on stderr, exit codes say which kind.
 
-Most commands run in this process, by the console script's own entry point: starting Python and importing all that a model
-needs takes seconds. ``in_a_process`` is for what only a process of its own can show.
+Most commands run in this process. ``in_a_process`` is for what only a process of its own can show.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -18,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from graphlens import HookedTransformer
-from graphlens.cli.app import main
+from tests.command_line import graphlens
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 
@@ -26,19 +23,6 @@ PROMPT = "When John and Mary went to the store, John gave a drink to"
 def in_a_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "graphlens", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
-
-
-def graphlens(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The same in this process: what it printed, and the code that it exited with."""
-    command = ["graphlens", *map(str, arguments)]
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = command
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        sys.argv = argv
-    return subprocess.CompletedProcess(command, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def test_demo_runs_on_the_embedded_model_and_on_a_folder(tiny_folder: Path) -> None:
