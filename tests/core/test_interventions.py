@@ -131,7 +131,8 @@ def test_edits_that_change_nothing_are_no_edits(tail: str, tokens: np.ndarray) -
         lambda name: Steer(name, np.ones(cache[name].shape[-1]), 0.0),
     ]
     for kind in kinds:
-        close(MODEL.run_with_interventions(tokens, [kind(name) for name in names]), plain, 1e-6)  # in all blocks at once
+        in_all_blocks = [kind(name) for name in names]
+        close(MODEL.run_with_interventions(tokens, in_all_blocks), plain, 1e-6)
         for name in names:
             close(MODEL.run_with_interventions(tokens, kind(name)), plain, 1e-6)
 
