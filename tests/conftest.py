@@ -42,8 +42,10 @@ def tiny_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_folder: Path) -> graphlens.HookedTransformer:
-    return graphlens.HookedTransformer.from_onnx(tiny_folder, "cpu")
+def tiny() -> graphlens.HookedTransformer:
+    from tests.models import MODEL
+
+    return MODEL
 
 
 @pytest.fixture

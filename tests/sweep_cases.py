@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import graphlens
-from graphlens import HookedTransformer
 from graphlens.errors import InputError
 from graphlens.experiments.stages import STAGES
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
 from graphlens.patching import Site, SweepResult, sweep
 from tests.intervention_specs import fields_of, shape_of
+from tests.models import MODEL
 
-MODEL = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
 CFG = MODEL.cfg
 RNG = np.random.default_rng(11)
 CLEAN, CORRUPTED = (RNG.integers(0, CFG.d_vocab, (3, 7)) for _ in range(2))

@@ -31,7 +31,7 @@ from graphlens.runtime.types import Array, DeviceValue, Feed
 if TYPE_CHECKING:
     from graphlens.engine import packed_weights
 
-MAX_SESSIONS = 6  # sessions that an engine keeps open besides the plain one
+MAX_SESSIONS = 6  # see Engine.max_sessions
 SMALL = 1 << 26  # bytes of activations that are nothing to worry about, however small the weights
 
 
@@ -66,6 +66,8 @@ class Engine:
         weights: The model's weights by TransformerLens's names.
         proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
         sessions_built: How many sessions this engine has opened so far.
+        max_sessions: How many sessions stay open besides the plain one. Each holds memory of its own; with more, work that
+            goes to and fro between many kinds of run opens fewer anew.
         held_limit: Bytes of activations that a run may hold without handing them out. Where they would come to more,
             the run gets a session whose hook points are no outputs.
 
@@ -94,12 +96,23 @@ class Engine:
         self.proof = Proof()
         self.sessions_built = 0
         self._opener = Opener(self.path, self._model, providers, size)
-        self._graphs = Graphs(self._model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
+        self._graphs = Graphs(self._model, self.manifest.hooks)
+        self.max_sessions = MAX_SESSIONS
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints: dict[Plan, Footprint] = {}
         self._lock = threading.RLock()
+
+    @property
+    def max_sessions(self) -> int:
+        """How many sessions stay open besides the plain one; those used longest ago go first."""
+        return self._max_sessions
+
+    @max_sessions.setter
+    def max_sessions(self, number: int) -> None:
+        self._max_sessions = number
+        self._graphs.kept = 2 * number
 
     # What the file holds
 
@@ -269,7 +282,7 @@ class Engine:
             if plan not in self._sessions:
                 self._sessions[plan] = self._pooled(plan)
                 extra = [other for other in self._sessions if other != Plan()]
-                for old in extra[: max(0, len(extra) - MAX_SESSIONS)]:
+                for old in extra[: max(0, len(extra) - self.max_sessions)]:
                     del self._sessions[old]
             self._sessions.move_to_end(plan)
             return self._sessions[plan]

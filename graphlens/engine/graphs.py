@@ -58,11 +58,13 @@ class Graphs:
     Args:
         model: The file's own graph.
         hooks: Its hook map.
+
+    Attributes:
         kept: How many graphs are kept; the one used longest ago goes first.
     """
 
-    def __init__(self, model: ir.Model, hooks: Mapping[str, HookEntry], kept: int) -> None:
-        self._model, self._plain_hooks, self._kept = model, hooks, kept
+    def __init__(self, model: ir.Model, hooks: Mapping[str, HookEntry]) -> None:
+        self._model, self._plain_hooks, self.kept = model, hooks, 0
         self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
         self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
         self._firings: dict[Plan, Mapping[str, Sequence[str]]] = {}
@@ -76,7 +78,7 @@ class Graphs:
             if plan not in self._graphs:
                 last = next(step for step in reversed(STEPS) if step.is_asked_by(plan))
                 self._graphs[plan] = last.make(self.graph(last.undone(plan)), plan)
-                while len(self._graphs) > self._kept:
+                while len(self._graphs) > self.kept:
                     self._forget(next(iter(self._graphs)))
             self._graphs.move_to_end(plan)
             return self._graphs[plan]

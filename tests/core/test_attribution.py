@@ -20,6 +20,7 @@ from graphlens.attribution import (
 )
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
 from graphlens.patching import Site, SweepResult, act_patch_sites, sweep
+from tests.models import MODEL
 
 Array = npt.NDArray[Any]
 CLEAN = "When John and Mary went to the store, John gave a drink to"
@@ -29,7 +30,7 @@ METRIC = LogitDiff(" Mary", " John")
 
 @pytest.fixture(scope="module")
 def model() -> HookedTransformer:
-    return HookedTransformer.from_onnx(embedded_model(), "cpu")
+    return MODEL
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from graphlens.errors import ExportError, InputError, UnknownHookPoint
 from graphlens.interventions import Intervention, save
 from tests.command_line import graphlens as command
 from tests.intervention_specs import FLAG_SETS, baked, close, plain_session, runs, set_flags
+from tests.models import MODEL
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 SOURCE = graphlens.embedded_model()
-MODEL = HookedTransformer.from_onnx(SOURCE, "cpu")
 CFG = MODEL.cfg
 Z, RESID = "blocks.1.attn.hook_z", "blocks.2.hook_resid_post"
 RNG = np.random.default_rng(11)

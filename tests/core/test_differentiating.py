@@ -11,10 +11,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graphlens import Ablate, HookedTransformer, InputError, Patch, Steer, UnknownHookPoint, embedded_model, surgery
+from graphlens import Ablate, InputError, Patch, Steer, UnknownHookPoint, embedded_model, surgery
 from graphlens.file.io_names import SEED, SEED_POSITIONS, SEED_TOKENS
 from graphlens.metrics import CrossEntropy, LogitDiff, Probability
 from graphlens.surgery.rules import RULES, Builder, Gradient, rule
+from tests.models import MODEL
 
 Array = npt.NDArray[Any]
 TOKENS = np.array([[5, 90, 411, 7, 23], [8, 8, 300, 65, 12]])
@@ -76,7 +77,7 @@ def test_every_kind_of_seed_gives_the_same(plain: ir.Model) -> None:
         assert float(np.abs(x - y).max()) <= 1e-5 * float(np.abs(y).max())
     weights = np.array([[0.2, 0, -1, 0.5, 0], [0, 0.3, 0, 0, 2]], np.float32)
     targets = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
-    logits = HookedTransformer.from_onnx(embedded_model(), "cpu")(TOKENS).astype(np.float64)
+    logits = MODEL(TOKENS).astype(np.float64)
     softmax = np.exp(logits - logits.max(-1, keepdims=True))
     softmax /= softmax.sum(-1, keepdims=True)
     np.put_along_axis(softmax, targets[..., None], np.take_along_axis(softmax, targets[..., None], -1) - 1, -1)
@@ -91,10 +92,9 @@ def test_every_kind_of_seed_gives_the_same(plain: ir.Model) -> None:
 
 def test_of_an_activation(plain: ir.Model) -> None:
     """d(seed . resid_post 1)/d(resid_pre 1), against the chain through the logits' own gradients."""
-    model = HookedTransformer.from_onnx(embedded_model(), "cpu")
     metric = LogitDiff(5, 7)
     hooks = ("blocks.1.hook_resid_pre", "blocks.0.attn.hook_z")
-    whole = model.gradients(TOKENS, metric, ["blocks.1.hook_resid_post", *hooks])
+    whole = MODEL.gradients(TOKENS, metric, ["blocks.1.hook_resid_post", *hooks])
     part = surgery.differentiate(plain, hooks, of="blocks.1.hook_resid_post")
     found = run(part, {"input_ids": TOKENS, SEED: whole["blocks.1.hook_resid_post"]}, hooks)
     for name, gradient in zip(hooks, found, strict=True):
@@ -120,7 +120,6 @@ def test_what_does_not_depend_on_a_hook_point_has_no_gradient(plain: ir.Model) -
 
 def test_under_interventions_it_is_the_edited_runs_gradient() -> None:
     """Against central differences, with a head ablated, a patch and a steering vector in place."""
-    model = HookedTransformer.from_onnx(embedded_model(), "cpu")
     draw = np.random.default_rng(2)
     edits = [
         Ablate("blocks.1.attn.hook_z", heads=1),
@@ -128,8 +127,8 @@ def test_under_interventions_it_is_the_edited_runs_gradient() -> None:
         Steer("blocks.2.hook_resid_pre", draw.standard_normal(128), positions=[1, 4]),
     ]
     metric = CrossEntropy(5)
-    with model.intervene(edits):
-        gradients = model.gradients(TOKENS, metric)
+    with MODEL.intervene(edits):
+        gradients = MODEL.gradients(TOKENS, metric)
         for name in (
             "blocks.0.hook_resid_mid",
             "blocks.1.attn.hook_z",
@@ -138,19 +137,18 @@ def test_under_interventions_it_is_the_edited_runs_gradient() -> None:
         ):
             direction = draw.standard_normal(gradients[name].shape).astype(np.float32)
             ends = [
-                float(metric(model.run_with_interventions(TOKENS, Steer(name, direction, s)))) for s in (0.01, -0.01)
+                float(metric(MODEL.run_with_interventions(TOKENS, Steer(name, direction, s)))) for s in (0.01, -0.01)
             ]
             expected = float((gradients[name].astype(np.float64) * direction).sum())
             assert (ends[0] - ends[1]) / 0.02 == pytest.approx(expected, rel=0.02, abs=2e-3), name
-    assert not np.allclose(gradients["hook_embed"], model.gradients(TOKENS, metric, "hook_embed")["hook_embed"])
+    assert not np.allclose(gradients["hook_embed"], MODEL.gradients(TOKENS, metric, "hook_embed")["hook_embed"])
 
 
 def test_padding_has_no_gradient() -> None:
-    model = HookedTransformer.from_onnx(embedded_model(), "cpu")
     mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
-    found = model.gradients(TOKENS, LogitDiff(5, 7), attention_mask=mask)
+    found = MODEL.gradients(TOKENS, LogitDiff(5, 7), attention_mask=mask)
     assert all(np.isfinite(value).all() for value in found.values())
-    alone = model.gradients(TOKENS[1:, 2:], LogitDiff(5, 7))
+    alone = MODEL.gradients(TOKENS[1:, 2:], LogitDiff(5, 7))
     for name in ("hook_embed", "blocks.1.attn.hook_z", "blocks.3.hook_resid_mid"):
         assert not found[name][1, :2].any(), name
         np.testing.assert_allclose(2 * found[name][1, 2:], alone[name][0], atol=1e-5 * np.abs(alone[name]).max())
@@ -163,13 +161,12 @@ def test_a_metric_of_ones_own() -> None:
             found[:, -1, 7] = 2 * logits[:, -1, 7]
             return found
 
-    model = HookedTransformer.from_onnx(embedded_model(), "cpu")
-    found = model.gradients(TOKENS, Square(), "blocks.1.hook_resid_pre")["blocks.1.hook_resid_pre"]
+    found = MODEL.gradients(TOKENS, Square(), "blocks.1.hook_resid_pre")["blocks.1.hook_resid_pre"]
     direction = np.random.default_rng(3).standard_normal(found.shape)
     ends = [
         float(
             (
-                model.run_with_interventions(TOKENS, Steer("blocks.1.hook_resid_pre", direction, s))[:, -1, 7].astype(
+                MODEL.run_with_interventions(TOKENS, Steer("blocks.1.hook_resid_pre", direction, s))[:, -1, 7].astype(
                     np.float64
                 )
                 ** 2

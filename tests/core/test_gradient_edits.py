@@ -13,6 +13,7 @@ from graphlens import Ablate, HookedTransformer, InputError, Scale, Steer, Unkno
 from graphlens.attribution import attribution_patch, direct_logit_attribution, edge_attribution, faithfulness
 from graphlens.metrics import CrossEntropy, LogitDiff
 from graphlens.patching import Site, sweep
+from tests.models import MODEL
 
 Array = npt.NDArray[Any]
 TOKENS = np.array([[5, 90, 411, 7, 23], [8, 8, 300, 65, 12]])
@@ -23,7 +24,7 @@ NAME = "blocks.1.hook_resid_pre"
 
 @pytest.fixture(scope="module")
 def model() -> HookedTransformer:
-    return HookedTransformer.from_onnx(embedded_model(), "cpu")
+    return MODEL
 
 
 def gradient(model: HookedTransformer, metric: Any = METRIC) -> Array:

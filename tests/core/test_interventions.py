@@ -18,9 +18,9 @@ from graphlens.errors import InputError, UnknownHookPoint
 from graphlens.file.names import split_name
 from graphlens.interventions import Intervention
 from tests.intervention_specs import FLAG_SETS, close, python_hooks, runs, set_flags, shape_of
+from tests.models import MODEL
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
-MODEL = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
 CFG = MODEL.cfg
 Z, RESID, SCORES = "blocks.1.attn.hook_z", "blocks.2.hook_resid_post", "blocks.1.attn.hook_attn_scores"
 PATTERN = "blocks.1.attn.hook_pattern"

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import graphlens
-from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, interventions, surgery
+from graphlens import Ablate, Patch, Scale, Steer, interventions, surgery
 from graphlens.deploy import bake_model, write_stripped
 from graphlens.edits.kinds import PartName, unregister
 from graphlens.errors import InputError
 from graphlens.interventions import Intervention
 from tests.intervention_specs import close, plain_session, set_flags
+from tests.models import MODEL
 
-MODEL = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
 Z, RESID = "blocks.1.attn.hook_z", "blocks.2.hook_resid_post"
 VECTOR = np.random.default_rng(5).standard_normal(MODEL.cfg.d_model)  # LayerNorm would absorb a constant one
 

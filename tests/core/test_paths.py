@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from graphlens import HookedTransformer, InputError, embedded_model
+from graphlens import HookedTransformer, InputError
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Site, path_patch
+from tests.models import MODEL
 
 Array = npt.NDArray[Any]
 METRIC = LogitDiff(5, 7, reduction="none")
@@ -19,7 +20,7 @@ METRIC = LogitDiff(5, 7, reduction="none")
 
 @pytest.fixture(scope="module")
 def model() -> HookedTransformer:
-    return HookedTransformer.from_onnx(embedded_model(), "cpu")
+    return MODEL
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import graphlens
-from graphlens import HookedTransformer
 from graphlens.file.names import BRIDGE, BRIDGE_BLOCK, canonical
 from graphlens.model.kv_cache import KeyValueCache
+from tests.models import MODEL
 
 few = settings(max_examples=8, deadline=None, derandomize=True, database=None)
-MODEL = HookedTransformer.from_onnx(graphlens.embedded_model(), "cpu")
 CFG = MODEL.cfg
 LAYERS = CFG.n_layers
 NAMES = list(MODEL.hook_dict)

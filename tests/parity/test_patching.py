@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +147,34 @@ def same(found: Any, expected: torch.Tensor, face: str) -> None:
     close(torch.as_tensor(found), expected)
 
 
+@pytest.fixture(scope="module")
+def theirs(faces: dict[str, Any]) -> Callable[..., tuple[dict[str, torch.Tensor], Any]]:
+    """TransformerLens's results by metric, and its index frame where that is asked for.
+
+    One of its loops serves all metrics: at each run it computes every one, and returns the run's number, which then stands
+    in its result wherever that run's value would.
+    """
+
+    @functools.cache
+    def results(function: str, *given: Any, axes: tuple[str, ...] = (), frame: bool = True) -> Any:
+        rows: list[list[float]] = []
+
+        def number(logits: torch.Tensor) -> torch.Tensor:
+            rows.append([float(metric(logits)) for metric in METRICS.values()])
+            return torch.tensor(float(len(rows) - 1))
+
+        options: dict[str, Any] = {"index_axis_names": list(axes)} if axes else {}
+        options |= {"return_index_df": True} if frame else {}
+        found = getattr(patching, function)(*arguments(faces, "lens", number), *given, **options)
+        runs, index = found if frame else (found, None)
+        values = torch.tensor(rows)
+        return {name: values[:, i][runs.long()] for i, name in enumerate(METRICS)}, index
+
+    return results
+
+
 FACES = pytest.mark.parametrize("face", ["numpy", "torch"])
+BY_METRIC = pytest.mark.parametrize("metric", METRICS)
 
 
 def test_ours_are_all_that_transformerlens_has() -> None:
@@ -154,12 +182,22 @@ def test_ours_are_all_that_transformerlens_has() -> None:
     assert public | {"generic_activation_patch"} <= set(ours.__all__)
 
 
+def test_one_loop_of_transformerlens_for_all_metrics_gives_what_one_for_each_does(
+    faces: dict[str, Any], theirs: Callable[..., Any]
+) -> None:
+    every, _ = theirs("get_act_patch_attn_head_out_by_pos")
+    for name, metric in METRICS.items():
+        alone = patching.get_act_patch_attn_head_out_by_pos(*arguments(faces, "lens", metric))
+        assert alone.dtype == every[name].dtype
+        torch.testing.assert_close(every[name], alone, rtol=1e-6, atol=1e-6)
+
+
 @FACES
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@BY_METRIC
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_our_functions(faces: dict[str, Any], name: str, metric: Any, face: str) -> None:
-    found = getattr(ours, name)(*arguments(faces, face, metric))
-    expected = getattr(patching, name)(*arguments(faces, "lens", metric))
+def test_our_functions(faces: dict[str, Any], theirs: Callable[..., Any], name: str, metric: str, face: str) -> None:
+    found = getattr(ours, name)(*arguments(faces, face, METRICS[metric]))
+    expected = theirs(name, frame=not name.endswith("every"))[0][metric]
     same(found, expected, face)
     assert float(expected.std()) > 1e-3, "patching changes nothing, so this tests nothing"
 
@@ -176,12 +214,10 @@ def test_a_divergence_of_either(faces: dict[str, Any]) -> None:
 
 @FACES
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.endswith("every")])
-def test_our_functions_index_as_theirs(faces: dict[str, Any], name: str, face: str) -> None:
-    (found, frame), (expected, other) = (
-        getattr(module, name)(*arguments(faces, which, METRICS["difference"]), return_index_df=True)
-        for module, which in ((ours, face), (patching, "lens"))
-    )
-    same(found, expected, face)
+def test_our_functions_index_as_theirs(faces: dict[str, Any], theirs: Callable[..., Any], name: str, face: str) -> None:
+    found, frame = getattr(ours, name)(*arguments(faces, face, METRICS["difference"]), return_index_df=True)
+    expected, other = theirs(name, frame=True)
+    same(found, expected["difference"], face)
     pd.testing.assert_frame_equal(frame, other)
 
 
@@ -211,21 +247,21 @@ SETTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @FACES
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@BY_METRIC
 @pytest.mark.parametrize("setter", SETTERS)
-def test_our_generic_function_with_each_setter(faces: dict[str, Any], setter: str, metric: Any, face: str) -> None:
+def test_our_generic_function_with_each_setter(
+    faces: dict[str, Any], theirs: Callable[..., Any], setter: str, metric: str, face: str
+) -> None:
     activation, axes = SETTERS[setter]
-    (found, frame), (expected, other) = (
-        module.generic_activation_patch(
-            *arguments(faces, which, metric),
-            getattr(module, setter),
-            activation,
-            index_axis_names=list(axes),
-            return_index_df=True,
-        )
-        for module, which in ((ours, face), (patching, "lens"))
+    found, frame = ours.generic_activation_patch(
+        *arguments(faces, face, METRICS[metric]),
+        getattr(ours, setter),
+        activation,
+        index_axis_names=list(axes),
+        return_index_df=True,
     )
-    same(found, expected, face)
+    expected, other = theirs("generic_activation_patch", getattr(patching, setter), activation, axes=axes)
+    same(found, expected[metric], face)
     pd.testing.assert_frame_equal(frame, other)
 
 
@@ -244,17 +280,16 @@ def swapped(corrupted: Any, index: Any, clean: Any) -> None:
 
 
 @FACES
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+@BY_METRIC
 @pytest.mark.parametrize("setter", [halfway, swapped])
 def test_our_generic_function_with_a_setter_of_ones_own(
-    faces: dict[str, Any], setter: Any, metric: Any, face: str
+    faces: dict[str, Any], theirs: Callable[..., Any], setter: Any, metric: str, face: str
 ) -> None:
-    found, expected = (
-        module.generic_activation_patch(
-            *arguments(faces, which, metric), setter, "z", index_axis_names=["layer", "pos", "head"]
-        )
-        for module, which in ((ours, face), (patching, "lens"))
+    axes = ("layer", "pos", "head")
+    found = ours.generic_activation_patch(
+        *arguments(faces, face, METRICS[metric]), setter, "z", index_axis_names=list(axes)
     )
+    expected = theirs("generic_activation_patch", setter, "z", axes=axes)[0][metric]
     same(found, expected, face)
     assert float(expected.std()) > 1e-3
 
