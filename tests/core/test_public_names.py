@@ -8,7 +8,8 @@ import inspect
 import pytest
 
 import graphlens
-from graphlens import patching
+from graphlens import HookedTransformer, KeyValueCache, patching
+from graphlens.metrics import LogitDiff
 
 # graphlens.torch is looked at in tests/parity/test_torch_face.py, where torch is.
 NAMES = {
@@ -60,6 +61,39 @@ NAMES = {
         with_gates with_past with_python_gates without_gates without_logits
     """,
 }
+# What an object of each kind had then, methods and attributes.
+MEMBERS = {
+    "HookedTransformer": """
+        OV QK W_E W_E_pos W_K W_O W_Q W_U W_V W_gate W_in W_out W_pos accumulated_bias add_hook add_perma_hook
+        all_composition_scores all_head_labels b_K b_O b_Q b_U b_V b_in b_out bake blocks cfg clear_contexts
+        dtype embed forward from_onnx from_pretrained from_pretrained_no_processing generate generate_stream
+        get_token_position gradients hook_dict hook_embed hook_points hook_pos_embed hook_tokens hooks intervene
+        ln_final loss_fn n_params_total named_parameters parameters pos_embed providers reset_hooks
+        run_with_cache run_with_hooks run_with_interventions sessions set_tokenizer set_use_attn_in
+        set_use_attn_result set_use_hook_mlp_in set_use_hook_tokens set_use_split_qkv_input state_dict
+        test_prompt to_single_str_token to_single_token to_str_tokens to_string to_tokens tokenizer
+        tokens_to_residual_directions unembed weights
+    """,
+    "ActivationCache": """
+        accumulated_resid apply_ln_to_stack apply_slice_to_batch_dim cache_dict compute_head_results
+        decompose_resid get get_full_resid_decomposition get_neuron_results has_batch_dim has_embed
+        has_pos_embed items keys logit_attrs logit_lens model remove_batch_dim stack_activation
+        stack_head_results stack_neuron_results to values
+    """,
+    "SweepResult": """
+        against axes baselines labels load metadata plot save sel shape to_dataframe top values
+    """,
+    "HookPoint": """
+        add_hook add_perma_hook bwd_hooks clear_context ctx fwd_hooks has_hooks layer name remove_hooks
+    """,
+    "KeyValueCache": """
+        batch_size check config extend feeds freeze frozen init_cache length mask owner present prompt unfreeze
+    """,
+    "FactoredMatrix": """
+        A AB B BA S T U V Vh collapse_l collapse_r eigenvalues get_corner has_leading_dims ldim make_even mdim
+        ndim norm pair rdim shape svd unsqueeze
+    """,
+}
 DOORS = [door for door in NAMES if door != "graphlens.torch"]
 
 
@@ -67,8 +101,27 @@ DOORS = [door for door in NAMES if door != "graphlens.torch"]
 def test_every_name_of_before_is_there(door: str) -> None:
     module = importlib.import_module(door)
     assert [name for name in NAMES[door].split() if not hasattr(module, name)] == []
-    listed = set(getattr(module, "__all__", ()))
-    assert listed <= set(dir(module))
+    assert set(module.__all__) <= set(dir(module))
+
+
+def test_the_version_is_there() -> None:
+    assert graphlens.__version__[0].isdigit()
+
+
+def test_every_method_and_attribute_of_before_is_there(tiny: HookedTransformer) -> None:
+    _, cache = tiny.run_with_cache([[1, 2, 3]])
+    clean, site = cache["resid_pre", 1], patching.Site("resid_pre", 1, position=2)
+    objects = {
+        "HookedTransformer": tiny,
+        "ActivationCache": cache,
+        "SweepResult": patching.sweep(tiny, [[1, 2, 4]], site, {site.hook: clean}, LogitDiff(3, 4), verbose=False),
+        "HookPoint": tiny.hook_dict[site.hook],
+        "KeyValueCache": KeyValueCache.init_cache(tiny.cfg, batch_size=1),
+        "FactoredMatrix": tiny.QK,
+    }
+    assert objects.keys() == MEMBERS.keys()
+    lost = {kind: set(MEMBERS[kind].split()) - set(dir(item)) for kind, item in objects.items()}
+    assert not any(lost.values()), lost
 
 
 @pytest.mark.parametrize(
@@ -84,9 +137,15 @@ def test_patching_functions_are_functions_with_help(name: str) -> None:
     assert len((function.__doc__ or "").strip()) > 40
 
 
-def test_the_model_is_a_short_line_of_classes() -> None:
-    line = [kind for kind in graphlens.HookedTransformer.__mro__ if kind is not object]
-    assert len(line) <= 7
-    mixins = [kind for kind in line[1:] if kind.__name__ != "Generic"]
+def assert_short_line(model: type, limit: int) -> None:
+    """A model's classes are few, and its mixins inherit no other."""
+    line = [kind for kind in model.__mro__ if kind is not object]
+    assert len(line) <= limit
+    mixins = [kind for kind in line if kind.__name__ not in ("Generic", "HookedTransformer")]
+    assert len(mixins) >= 2
     for mixin in mixins:
         assert [base.__name__ for base in mixin.__bases__] == ["Generic"], mixin
+
+
+def test_the_model_is_a_short_line_of_classes() -> None:
+    assert_short_line(HookedTransformer, 7)

@@ -127,6 +127,7 @@ def test_the_same_name_opens_from_the_cache_afterwards(odd_checkpoint: Path, mon
     first = HookedTransformer.from_pretrained(odd_checkpoint)
     monkeypatch.setattr("graphlens.pipelines.cache.export_to_new_folder", None)
     second = HookedTransformer.from_pretrained(odd_checkpoint)
+    assert second.runner.engine.path == first.runner.engine.path
     np.testing.assert_array_equal(second(TOKENS), first(TOKENS))
     assert second.cfg == first.cfg
     assert first.cfg.processing == PROCESSING

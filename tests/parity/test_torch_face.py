@@ -16,7 +16,7 @@ import graphlens
 from graphlens.engine.plan import Plan
 from graphlens.errors import HookResultError, InputError, RuntimeUnavailable
 from graphlens.torch import HookedTransformer
-from tests.core.test_public_names import NAMES
+from tests.core.test_public_names import MEMBERS, NAMES, assert_short_line
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 OTHER = "When John and Mary went to the store, Mary gave a drink to"
@@ -214,3 +214,8 @@ def test_tokens_may_be_strided_and_bfloat16_is_refused(model: HookedTransformer)
 def test_the_torch_face_has_every_name_of_before() -> None:
     module = importlib.import_module("graphlens.torch")
     assert [name for name in NAMES["graphlens.torch"].split() if not hasattr(module, name)] == []
+
+
+def test_the_torch_model_has_every_method_of_before_and_one_class_more(model: HookedTransformer) -> None:
+    assert set(MEMBERS["HookedTransformer"].split()) | {"to", "device", "eval", "train"} <= set(dir(model))
+    assert_short_line(HookedTransformer, 8)
