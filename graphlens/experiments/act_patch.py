@@ -142,7 +142,8 @@ def generic_activation_patch(
         float32, shaped like the index axes; with ``return_index_df`` the pair of it and the table.
 
     Raises:
-        UnknownHookPoint: As ``sweep`` does, and InputError.
+        UnknownHookPoint: For a hook point that the model or the cache lacks.
+        InputError: For indices that are not there, and what ``sweep`` refuses.
     """
     indices, shape, columns = _indices(model, corrupted_tokens, index_axis_names, index_df, activation_name)
     parts = _PARTS.get(patch_setter)

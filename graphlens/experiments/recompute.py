@@ -80,7 +80,7 @@ class Recomputation:
         self._narrow = read is not None and 2 * read.shape[1] <= self.end
 
     def groups(self, variants: Sequence[Variant]) -> Iterator[list[Variant]]:
-        """The variants in batches of at most ``max_tokens`` tokens, those that go through the same layers together.
+        """The variants in batches of at most ``max_tokens`` tokens, those that go through the same layers side by side.
 
         Args:
             variants: In any order. One that alone has more tokens is a batch of its own.
@@ -114,8 +114,8 @@ class Recomputation:
             self._enter(starts, entering, layer, Stage.RESID_PRE)
             _by_token(starts, ["resid_pre"], ["q", "k", "v"], lambda r, at=layer: self._pieces.qkv(at, r))
             self._enter(starts, entering, layer, Stage.QKV)
-            for start, together in starts.items():
-                self._attend(layer, start, together, narrow)
+            for start, entered in starts.items():
+                self._attend(layer, start, entered, narrow)
             self._enter(starts, entering, layer, Stage.Z, narrow)
             _by_token(
                 starts, ["z", "resid_pre"], ["resid_mid"], lambda z, r, at=layer: [self._pieces.resid_mid(at, z, r)]
@@ -124,8 +124,8 @@ class Recomputation:
             # A block's resid_post is the next one's resid_pre.
             _by_token(starts, ["resid_mid"], ["resid_pre"], lambda m, at=layer: [self._pieces.resid_post(at, m)])
         self._enter(starts, entering, self._layers, Stage.RESID_PRE, self._narrow)
-        for start, together in starts.items():
-            yield together.indices, start, self._ended(together.arrays["resid_pre"], start)
+        for start, entered in starts.items():
+            yield entered.indices, start, self._ended(entered.arrays["resid_pre"], start)
 
     def _entries(self, batch: Sequence[Variant]) -> dict[tuple[int, Stage], list[Variant]]:
         """The block and stage where variants join the others, which may be later than where they enter."""
@@ -163,9 +163,9 @@ class Recomputation:
         found: Array = array[:, np.arange(self.batch)[:, None], local]
         return found
 
-    def _attend(self, layer: int, start: int, together: _Start, narrow: bool) -> None:
-        """Runs a block's attention for a together: z takes the place of q, k and v."""
-        arrays = together.arrays
+    def _attend(self, layer: int, start: int, entered: _Start, narrow: bool) -> None:
+        """Runs a block's attention for the variants of one start: z takes the place of q, k and v."""
+        arrays = entered.arrays
         q, residual = arrays["q"], arrays["resid_pre"]
         queries = np.broadcast_to(np.arange(start, self.end), (self.batch, self.end - start))
         if narrow:
@@ -175,7 +175,7 @@ class Recomputation:
         mask = self._mask(queries)
         mask = mask if len(mask) == 1 else np.tile(mask, (q.shape[0], 1, 1, 1))
         z = self._pieces.z(layer, q.reshape(-1, *q.shape[2:]), k, v, mask)
-        together.arrays = {"resid_pre": residual, "z": z.reshape(q.shape)}
+        entered.arrays = {"resid_pre": residual, "z": z.reshape(q.shape)}
 
     def _whole(self, hook: str, new: Array, start: int) -> Array:
         """Keys or values of the whole sequence [variant * b, end, ...], from the kept ones and those from ``start`` on."""
@@ -217,7 +217,7 @@ class Recomputation:
         stage: Stage,
         narrow: bool = False,
     ) -> None:
-        """Adds the variants that join here to the starts of their first positions."""
+        """Adds the variants that join here to those that start at the same position."""
         here: dict[tuple[int, int, str], list[Variant]] = {}
         for variant in entering.get((layer, stage), ()):
             stop = self.end if variant.stop is None else min(variant.stop, self.end)
@@ -316,25 +316,25 @@ class Recomputation:
 def _by_token(
     starts: _Starts, taken: Sequence[str], given: Sequence[str], work: Callable[..., Sequence[Array]]
 ) -> None:
-    """Runs a piece that works token by token on the tokens of all starts together: ``taken`` arrays in, ``given`` out.
+    """Runs a piece that works token by token on the tokens of all starts at once: ``taken`` arrays in, ``given`` out.
 
-    The arrays taken are dropped, but for the residual stream where attention is still to be added to it.
+    The arrays taken are dropped. Only q, k and v leave the residual stream, which attention is added to later.
     """
     if not starts:
         return
     parts = list(starts.values())
-    counts = [int(np.prod(together.arrays[taken[0]].shape[:3])) for together in parts]
+    counts = [int(np.prod(entered.arrays[taken[0]].shape[:3])) for entered in parts]
     rows = []
     for name in taken:
         flat = [
-            together.arrays[name].reshape(n, *together.arrays[name].shape[3:])
-            for together, n in zip(parts, counts, strict=True)
+            entered.arrays[name].reshape(n, *entered.arrays[name].shape[3:])
+            for entered, n in zip(parts, counts, strict=True)
         ]
         rows.append(np.concatenate(flat) if len(flat) > 1 else flat[0])
     results = work(*rows)
     offsets = np.cumsum([0, *counts])
-    for together, begin, end in zip(parts, offsets[:-1], offsets[1:], strict=True):
-        shape = together.arrays[taken[0]].shape[:3]
-        kept = {"resid_pre": together.arrays["resid_pre"]} if given == ["q", "k", "v"] else {}
+    for entered, begin, end in zip(parts, offsets[:-1], offsets[1:], strict=True):
+        shape = entered.arrays[taken[0]].shape[:3]
+        kept = {"resid_pre": entered.arrays["resid_pre"]} if given == ["q", "k", "v"] else {}
         new = {name: r[begin:end].reshape(*shape, *r.shape[1:]) for name, r in zip(given, results, strict=True)}
-        together.arrays = {**kept, **new}
+        entered.arrays = {**kept, **new}

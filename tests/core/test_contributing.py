@@ -12,10 +12,10 @@ import pytest
 from tools import house
 
 ROOT = house.ROOT
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TOP = ("docs/", "tests/", "tools/", "models/", "graphlens/", ".ci/")
 WORD = re.compile(r"[\w.*/:-]+")
-LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
 
 
 def paths(text: str) -> Iterator[str]:
@@ -47,6 +47,24 @@ def names_in(path: Path) -> set[str]:
             yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
 
     return set(of(ast.parse(path.read_text(encoding="utf-8")).body))
+
+
+def anchors(text: str) -> set[str]:
+    """What the headings of a page are called in links to them."""
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    headings = re.findall(r"^#+ +(.*)$", outside, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path, text: str) -> list[str]:
+    """The links of a page to a file, or to a heading of a page, that is not there."""
+    dead = []
+    for link in (target for target in LINK.findall(text) if "://" not in target):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        there = target.exists() and (not heading or heading in anchors(target.read_text(encoding="utf-8")))
+        dead += [] if there else [link]
+    return dead
 
 
 def test_the_plan_of_the_package_is_not_stale() -> None:
@@ -84,17 +102,22 @@ def test_every_folder_says_in_one_line_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_path_that_a_page_names_exists(page: Path) -> None:
+def test_every_path_and_link_of_a_page_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert [path for path in paths(text) if not any(ROOT.glob(path.rstrip("/")))] == []
-    links = [target for target in LINK.findall(text) if "://" not in target]
-    assert [target for target in links if not (page.parent / target).exists()] == []
+    assert dead_links(page, text) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_place_that_a_page_names_exists(page: Path) -> None:
     found = places(page.read_text(encoding="utf-8"))
     assert [f"{file}::{name}" for file, name in sorted(found) if name not in names_in(ROOT / file)] == []
+
+
+def test_a_dead_link_is_found() -> None:
+    text = "[a](README.md), [b](README.md#two-commands), [c](https://example.org/x#y), [d](#rules), ![e](gone.png)"
+    text += ", [f](README.md#three-commands), [g](docs/adr/0001.md), [h](#ruless)"
+    assert dead_links(house.PAGE, text) == ["gone.png", "README.md#three-commands", "docs/adr/0001.md", "#ruless"]
 
 
 def test_contributing_names_the_places_of_a_run() -> None:
