@@ -1,4 +1,4 @@
-"""Arrays in and out of functions that belong to no model: tensors are read, and answered, without importing torch."""
+"""Reads arrays, lists and torch tensors, and gives results of the same kind, without importing torch."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ ArrayInput = npt.ArrayLike | Tensor
 
 
 class Border(Protocol[ArrayT_co]):
-    """How arrays cross to the user and back; graphlens.model.border has the two ways there are."""
+    """Converts arrays between NumPy and the user's kind; graphlens.model.border has the NumPy and the torch one."""
 
     def to_user(self, array: Array) -> ArrayT_co:
         """The user's kind of array, over the same memory where that is possible."""

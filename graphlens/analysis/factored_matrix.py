@@ -248,7 +248,7 @@ def _keeping(index: Index, size: int) -> Index:
 
 
 class Factors(Protocol[ArrayT_co]):
-    """What a FactoredMatrix is taken for, NumPy's or that of the torch face: a product kept as its two factors."""
+    """A product kept as its two factors, as the FactoredMatrix of either face is."""
 
     @property
     def pair(self) -> tuple[ArrayT_co, ArrayT_co]:

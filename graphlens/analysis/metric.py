@@ -1,4 +1,4 @@
-"""What a metric is: a record that says which logits it needs and what it makes of them; and a metric normalised."""
+"""The base of the metrics, a record that says which logits it needs and what it computes; and the normalised metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What metrics are handed: checked arrays and token ids, and what they read of logits."""
+"""Checks the arrays and token ids that metrics are given, and reads single tokens out of logits."""
 
 from __future__ import annotations
 

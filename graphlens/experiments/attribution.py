@@ -172,7 +172,7 @@ def start_attribution(
 
 
 def refuse_backward_hooks(runner: Runner[Any]) -> None:
-    """Refuses backward hooks, since attribution takes gradients as they are.
+    """Refuses to run where backward hooks are active, since they would change the gradients that attribution reads.
 
     Args:
         runner: Runs the model.
@@ -185,7 +185,7 @@ def refuse_backward_hooks(runner: Runner[Any]) -> None:
 
 
 def checked_steps(steps: int) -> int:
-    """The number of gradients to average, as it is, if it is one.
+    """Checks the number of gradients to average, and returns it.
 
     Args:
         steps: 0 or more.

@@ -188,7 +188,7 @@ class ResidualGraph:
         return self.run.measuring.metrics[0]
 
     def _written(self) -> dict[Node, Array]:
-        """What each sender writes in the clean run less what in the corrupted one [b, p, d_model]."""
+        """What each sender writes in the clean run minus what it writes in the corrupted one, [b, p, d_model]."""
         run = self.run
         found = {Node(EMBED): self.clean[_ENTRY] - run.activations[_ENTRY]}
         for layer in range(run.n_layers):

@@ -198,7 +198,8 @@ def resolved_sites(runner: Runner[Any], sites: Sequence[Site]) -> list[Site]:
 
 
 def _plainly_there(site: Site, axes: Sequence[str], sizes: Mapping[str, int]) -> bool:
-    """True if a site takes at most one head and one of the last axis, both there: most do, and thousands come at once."""
+    """True for a site of at most one position, head and dimension, the last two within range: it needs no full check."""
+    # Sweeps have thousands of sites, most of them like that.
     heads = next((sizes[axis] for axis in axes if axis.endswith("head_index")), 0)
     last = sizes.get(axes[-1], 0)
     return (
@@ -209,5 +210,5 @@ def _plainly_there(site: Site, axes: Sequence[str], sizes: Mapping[str, int]) ->
 
 
 def _unmasked(hook: str, value: Array, base: Array) -> Array:
-    """What is put in an activation's place: at scores masked entries (-inf) stay as they are, as they do at gates."""
+    """The patched activation. Masked entries of attention scores (-inf) stay as they are, as they do at gates."""
     return np.where(np.isneginf(base), base, value) if split_name(hook)[1] == SCORES else value

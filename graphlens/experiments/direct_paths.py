@@ -1,4 +1,4 @@
-"""How a change travels along direct paths: from one component through the residual stream, every head in between frozen."""
+"""What one component changes along its direct paths: through the residual stream, with every head in between frozen."""
 
 from __future__ import annotations
 

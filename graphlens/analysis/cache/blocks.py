@@ -1,4 +1,4 @@
-"""Stacks of what the smallest writers of the residual stream write: heads and neurons, filled block by block."""
+"""Stacks of what heads and neurons write to the residual stream, filled one layer at a time."""
 
 from __future__ import annotations
 

@@ -137,15 +137,15 @@ class Reader(Generic[ArrayT]):
         return int(layer)
 
     def positions_shape(self, positions: Slice) -> tuple[int, ...]:
-        """[*b, p], sliced: read off any residual there is, since a layer's parts may be none at all."""
+        """The shape [*b, p] of the chosen positions, taken from any activation of the residual stream that is cached."""
         for name in ("hook_embed", in_block(0, "hook_resid_pre"), *self.activations):
             if name in self.activations and name.endswith(("embed", "resid_pre", "resid_post", "attn_out", "mlp_out")):
                 return tuple(positions.apply(self.activations[name], dim=-2).shape[:-1])
         return tuple(self.activations["hook_embed"].shape[:-1])
 
     def embeddings(self) -> list[tuple[str, str]]:
-        """(label, hook name) of the embeddings that this architecture has. The model is asked, not the cache: one that was
-        filtered must not lose an embedding silently."""
+        """(label, hook name) of the embeddings that this architecture has, whether they are cached or not."""
+        # Of the cache's own names a filter may have left one out, which must be an error and not another sum.
         both = (("embed", "hook_embed"), ("pos_embed", "hook_pos_embed"))
         return [(label, name) for label, name in both if name in self.model.hook_dict]
 

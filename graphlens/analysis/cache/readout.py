@@ -1,4 +1,4 @@
-"""What a vector written to the residual stream is read as, and which vector belongs to which prompt and position."""
+"""How vectors of the residual stream are read: divided by a norm's scale, projected, matched to prompts and positions."""
 
 from __future__ import annotations
 
