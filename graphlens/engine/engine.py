@@ -18,7 +18,7 @@ from graphlens.engine.opener import Opener
 from graphlens.engine.plan import Gates, Plan
 from graphlens.engine.session_pool import POOL
 from graphlens.errors import InputError
-from graphlens.file.folder import model_path
+from graphlens.file.folder import converted_weights, model_path
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, LOGITS, PRESENT, RESIDUAL_IN
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import UNEMBEDDED, axis_sizes, split_name
@@ -125,7 +125,7 @@ class Engine:
     def dtype(self) -> str:
         """The dtype of the weights, and of the activations where it is another."""
         computed = self.manifest.config.dtype
-        stored = "weights.bfloat16.safetensors" in self.manifest.files
+        stored = converted_weights("bfloat16") in self.manifest.files
         return f"bfloat16 weights, {computed} activations" if stored else computed
 
     def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:

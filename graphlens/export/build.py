@@ -15,18 +15,12 @@ from graphlens.export.trace import HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import axes_of, firing_order
+from graphlens.file.stored import bind
 
 if TYPE_CHECKING:
     from graphlens.file.safetensors import TensorEntry
 
 IR_VERSION = 10
-# safetensors dtype -> ONNX dtype, of the weights.
-_DTYPES = {
-    "F64": ir.DataType.DOUBLE,
-    "F32": ir.DataType.FLOAT,
-    "F16": ir.DataType.FLOAT16,
-    "BF16": ir.DataType.BFLOAT16,
-}
 # ONNX's names of dtypes that NumPy calls otherwise.
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
@@ -144,16 +138,7 @@ def bind_weights(
         assert value.shape is not None
         shape = tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
         file, key = places[name] = place_of(name, shape)
-        entry = entries[file][key]
-        value.const_value = ir.ExternalTensor(
-            file,
-            entry.offset,
-            entry.length,
-            _DTYPES[entry.dtype],
-            shape=ir.Shape(shape),
-            name=name,
-            base_dir=str(folder),
-        )
+        bind(value, folder / file, entries[file][key])
     return places
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from graphlens.errors import ExportError, ModelFileError
 
 MODEL_FILE = "model.onnx"
+CONFIG_FILE, GENERATION_CONFIG_FILE = "config.json", "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -20,7 +21,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "added_tokens.json",
 )
-SETTINGS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+SETTINGS = (CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES)
 
 
 def model_path(path: str | os.PathLike[str]) -> Path:
@@ -31,6 +32,15 @@ def model_path(path: str | os.PathLike[str]) -> Path:
     if not found.is_file():
         raise ModelFileError(f"{found}: no such file. A hooked folder holds {MODEL_FILE}; make one: graphlens export.")
     return found
+
+
+def converted_weights(dtype: str) -> str:
+    """The name of the file of weights that were converted to a dtype.
+
+    >>> converted_weights("bfloat16")
+    'weights.bfloat16.safetensors'
+    """
+    return f"weights.{dtype}.safetensors"
 
 
 def copy_settings(source: Path, target: Path) -> None:
@@ -56,6 +66,61 @@ def cache_root() -> Path:
     return base / "graphlens"
 
 
+def partial_of(target: Path) -> Path:
+    """Where to write what becomes a file or folder at the end: a new name in the same folder.
+
+    Args:
+        target: The file or folder.
+
+    Returns:
+        ``.{target}.{machine}-{process}-{random}.partial``, by which ``remove_stale`` sees who writes it.
+    """
+    # Cut: the target's own name may be as long as a name can be.
+    name = os.fsencode(target.name)[:160].decode(errors="ignore")
+    return target.with_name(f".{name}.{_machine()}-{os.getpid()}-{os.urandom(8).hex()}.partial")
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes the partial files in a folder that a killed process of this machine left there.
+
+    Those of running processes stay, and so do those of other machines, of which nothing is known here. One that cannot
+    be removed stays too.
+
+    Args:
+        folder: The folder.
+    """
+    for path in folder.glob(f".*.{_machine()}-*-*.partial"):
+        process = path.name.rsplit(".", 2)[1].split("-")[1]
+        if path.is_file() and process.isdecimal() and not _is_running(int(process)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _machine() -> str:
+    """What tells this machine's processes from those of others that write to the same folder. A container is its own."""
+    import hashlib  # both are slow to load, and not needed to open a model
+    import platform
+
+    try:
+        processes = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        processes = 0
+    return hashlib.sha256(f"{platform.node()} {processes}".encode()).hexdigest()[:8]
+
+
+def _is_running(process: int) -> bool:
+    """False if no process of this machine has that id."""
+    if sys.platform == "win32":
+        return True  # there, os.kill ends the process that it is asked about
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def link_or_copy(source: Path, target: Path) -> bool:
     """Gives ``target`` the bytes of ``source``: a hardlink to the resolved file, else a copy. True when it copied.
 
@@ -64,7 +129,7 @@ def link_or_copy(source: Path, target: Path) -> bool:
     import shutil  # slow to load, and not needed to open a model
 
     blob = source.resolve(strict=True)
-    partial = target.with_name(f".{target.name}.{os.urandom(16).hex()}.partial")
+    partial = partial_of(target)
     try:
         try:
             os.link(blob, partial)
@@ -112,8 +177,7 @@ def write_whole(target: Path, data: bytes) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    # Cut: the target's own name may be as long as a name can be.
-    partial = target.with_name(f".{target.name[:180]}.{os.urandom(8).hex()}.partial")
+    partial = partial_of(target)
     try:
         with partial.open("xb") as file:
             file.write(data)
@@ -154,7 +218,7 @@ def staged_folder(target: Path, finished: str = MODEL_FILE) -> Iterator[Path]:
 
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = target.parent / f".{target.name}.{os.urandom(16).hex()}.partial"
+        stage = partial_of(target)
         stage.mkdir()
     try:
         yield stage

@@ -320,7 +320,7 @@ def _write_plain(model: ir.Model, stage: Path, self_contained: bool) -> None:
 
 def _write_folded(model: ir.Model, folded: Folded, source: Path, stage: Path) -> None:
     """Writes the changed weights to a file of their own and points the graph at it, in place."""
-    from graphlens.surgery.stored import in_files, place_of, rebind
+    from graphlens.file.stored import bind, in_files, place_of
 
     keys: dict[tuple[str, int], str] = {}
     entries: dict[str, TensorEntry] = {}
@@ -330,7 +330,7 @@ def _write_folded(model: ir.Model, folded: Folded, source: Path, stage: Path) ->
         entries[key] = TensorEntry("F32", array.shape, 0, array.nbytes)
     path = stage / EDITED_FILE
     write_safetensors(path, entries, folded.values())
-    written = SafetensorsFile(path)
+    written = SafetensorsFile(path).entries
     for value, old in in_files(model):
         if place_of(old) in keys:
-            rebind(value, written, keys[place_of(old)])
+            bind(value, path, written[keys[place_of(old)]])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
-from graphlens.file.folder import MODEL_FILE, link_or_copy, model_path, write_whole, writing
+from graphlens.file.folder import MODEL_FILE, link_or_copy, model_path, partial_of, remove_stale, write_whole, writing
 from graphlens.file.manifest import METADATA_KEY
+from graphlens.file.stored import in_files, path_of
 from graphlens.surgery.fingerprint import verify_weights
 from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
-from graphlens.surgery.stored import in_files, path_of
 from graphlens.surgery.untrusted import CheckReport, check_graph, check_size, refuse_sparse
 
 
@@ -99,6 +98,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix != ".onnx":
         target = target / MODEL_FILE
+    replaced: list[Path] = []
     with writing(target), contextlib.ExitStack() as undo:
         target.parent.mkdir(parents=True, exist_ok=True)
         for name, source in sorted(weights_files(model).items()):
@@ -107,14 +107,16 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> Path:
                 continue
             if place.exists():
                 # Should the graph not get written, the old one keeps the weights that belong to it.
-                kept = place.with_name(f".{name}.{uuid.uuid4().hex}.partial")
+                kept = partial_of(place)
                 link_or_copy(place, kept)
                 undo.callback(os.replace, kept, place)
+                replaced.append(kept)
             link_or_copy(source, place)
         write_graph(model, target)
-        for kept in target.parent.glob(".*.partial"):
-            kept.unlink()
         undo.pop_all()
+        for kept in replaced:
+            kept.unlink()
+        remove_stale(target.parent)
     return target
 
 

@@ -17,6 +17,7 @@ from graphlens.errors import InputError
 from graphlens.file.io_names import INPUT_IDS
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import BLOCK, FLAGGED, HEAD_RESIDUAL, axes_of, firing_order, in_block
+from graphlens.file.stored import StoredWeights
 from graphlens.surgery.graph import (
     finish,
     install,
@@ -27,7 +28,6 @@ from graphlens.surgery.graph import (
     replace_value,
     values_by_name,
 )
-from graphlens.surgery.stored import StoredWeights
 
 FLAGS = tuple(dict.fromkeys(FLAGGED.values()))
 

@@ -19,7 +19,7 @@ from graphlens.edits.selection import Window
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import axis_sizes, firing_order, in_block, split_name
 from graphlens.file.safetensors import apply_view
-from graphlens.surgery.stored import StoredWeights
+from graphlens.file.stored import StoredWeights
 
 Folded = dict[tuple[str, str], Array]  # (weights file, tensor) -> its new content
 ByHook = dict[str, list[Intervention]]

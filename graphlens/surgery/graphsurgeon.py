@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphlens.errors import RuntimeUnavailable
+from graphlens.file.stored import in_files
 from graphlens.surgery.graph import ensure_hooks_resolve
-from graphlens.surgery.stored import in_files
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

@@ -12,15 +12,14 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.errors import ExportError
-from graphlens.file.folder import MODEL_FILE, copy_settings
+from graphlens.file.folder import MODEL_FILE, converted_weights, copy_settings
 from graphlens.file.manifest import ModelConfig
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, write_safetensors
+from graphlens.file.stored import DATA_TYPES, bind, in_files, place_of
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.graph import finish, install, let_read, named, numbered, read_manifest, replace_value
-from graphlens.surgery.stored import DATA_TYPES, in_files, place_of, rebind
 
-WEIGHTS_FILE = "weights.{dtype}.safetensors"
 _STORED = {"float64": "F64", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names of dtypes
 
 
@@ -43,7 +42,7 @@ def convert_into(source: Path, stage: Path, dtype: str) -> None:
     if manifest.config.dtype != "float32":
         raise ExportError(f"{source}: holds {manifest.config.dtype}; only float32 files are converted.")
     kind = DATA_TYPES[_STORED[dtype]]
-    written = stage / WEIGHTS_FILE.format(dtype=dtype)
+    written = stage / converted_weights(dtype)
     files = [SafetensorsFile(source.parent / name) for name in manifest.files]
     _rewrite_weights(files, written, _STORED[dtype])
     _rebind(model, files, SafetensorsFile(written))
@@ -83,7 +82,7 @@ def _rebind(model: ir.Model, files: list[SafetensorsFile], written: SafetensorsF
     """Points every initializer that lies in a file, in place, at the tensor of the same name in the new file."""
     keys = {(file.path.name, entry.offset): key for file in files for key, entry in file.entries.items()}
     for value, tensor in in_files(model):
-        rebind(value, written, keys[place_of(tensor)])
+        bind(value, written.path, written.entries[keys[place_of(tensor)]])
 
 
 def _cast_weights(model: ir.Model) -> None:

@@ -21,10 +21,10 @@ from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
 from graphlens.file.names import split_name
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, write_safetensors
+from graphlens.file.stored import StoredWeights, bind, stored_tensor
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.graph import finish, read_manifest, replace_value, set_outputs
-from graphlens.surgery.stored import StoredWeights, rebind, stored_tensor
 
 WEIGHTS_FILE = "processed.safetensors"
 STEPS = (
@@ -177,21 +177,21 @@ class _Processing:
 
     def rebind(self, path: Path) -> Manifest:
         """Points the graph at the new file, in place, and takes out of it what is folded. Returns its new manifest."""
-        file = SafetensorsFile(path)
+        entries = SafetensorsFile(path).entries
         hooks = dict(self.manifest.hooks)
         old = {name: self._stored.initializer(name) for name in self.manifest.weights}
         for name in self._dropped:
             _skip(self.model, old[name], hooks)
-        self._untie(old["unembed.W_U"], file)
+        self._untie(old["unembed.W_U"], path, entries)
         bound = {id(value): name for name, value in old.items() if name not in (*self._dropped, "unembed.W_U")}
         for value in list(self.model.graph.initializers.values()):
             if id(value) in bound:
-                rebind(value, file, self._key(bound[id(value)]))
+                bind(value, path, entries[self._key(bound[id(value)])])
         views = {n: replace(view, file=path.name) for n, view in self._views.items() if n not in self._dropped}
         prints = {path.name: fingerprint(path)}
         return replace(self.manifest, hooks=hooks, weights=views, files=prints, processing=tuple(self.steps))
 
-    def _untie(self, shared: ir.Value, file: SafetensorsFile) -> None:
+    def _untie(self, shared: ir.Value, path: Path, entries: Mapping[str, TensorEntry]) -> None:
         """Gives the unembedding an initializer of its own, with its bias."""
         graph = self.model.graph
         (node,) = (node for node, _ in shared.uses() if node.op_type != "Gather")
@@ -199,7 +199,7 @@ class _Processing:
             raise ExportError(f"internal error: the unembedding is a {node.op_type}, not a Gemm")
 
         def initializer(key: str) -> ir.Value:
-            content = stored_tensor(file, key, key)
+            content = stored_tensor(path, entries[key], key)
             value = ir.Value(name=key, shape=content.shape, type=ir.TensorType(content.dtype), const_value=content)
             graph.initializers[key] = value
             return value

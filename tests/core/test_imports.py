@@ -32,7 +32,13 @@ HEAVY: dict[str, tuple[str, ...]] = {
     # Its package imports torch where that is installed; runtime/callbacks.py loads what is needed.
     "onnxruntime_extensions": (),
     "onnx": ("graphlens.export", "graphlens.surgery", "graphlens.engine", "graphlens.pipelines"),
-    "onnx_ir": ("graphlens.export", "graphlens.surgery", "graphlens.engine", "graphlens.pipelines"),
+    "onnx_ir": (
+        "graphlens.export",
+        "graphlens.surgery",
+        "graphlens.engine",
+        "graphlens.pipelines",
+        "graphlens.file.stored",
+    ),
 }
 LONGEST_FILE, LONGEST_TEST_FILE, LONGEST_CHAIN, MOST_ANYS = 400, 600, 12, 249
 

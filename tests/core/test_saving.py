@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ExportError, ModelFileError
+from graphlens.file.folder import partial_of
 from graphlens.file.safetensors import SafetensorsFile
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.graph import write_manifest
@@ -201,6 +204,37 @@ def test_a_save_into_a_new_folder_that_fails_leaves_nothing_that_opens(
     assert not [path.name for path in (tmp_path / "new").glob("*") if "onnx" in path.name]
     with pytest.raises(ModelFileError):
         surgery.load(tmp_path / "new")
+
+
+def test_a_save_removes_what_killed_writers_left_and_nothing_of_running_ones(tiny_copy: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from graphlens.file.folder import partial_of\n"
+        "path = partial_of(Path(sys.argv[1])); path.write_bytes(b'half'); print(path.name, flush=True); time.sleep(600)\n"
+    )
+    target = tiny_copy / "model.onnx"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    try:
+        running, killed = (str(writer.stdout and writer.stdout.readline()).strip() for writer in writers)
+        writers[1].kill()
+        writers[1].wait()
+        ours = partial_of(target)  # of another thread of this process, say
+        elsewhere = tiny_copy / f".model.onnx.deadbeef-{writers[1].pid}-00.partial"
+        strangers = [ours, elsewhere, tiny_copy / ".download.partial", tiny_copy / ".a.b.partial"]
+        for path in strangers:
+            path.write_bytes(b"half")
+        staged = partial_of(tiny_copy / "export")  # an export into a folder beside the file
+        staged.mkdir()
+        surgery.save(other_model(tiny_copy, tmp_path / "other"), tiny_copy)
+        left = {path.name for path in tiny_copy.iterdir() if path.name.endswith(".partial")}
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    assert killed not in left
+    assert left == {running, staged.name, *(path.name for path in strangers)}
+    surgery.check(tiny_copy)
 
 
 def test_a_folder_that_cannot_be_made_is_an_export_error(tiny_copy: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights of a graph that lie in files: which initializer holds which tensor of which file."""
+"""Weights of a graph that lie in files: which initializer holds which tensor of which file, on onnx-ir."""
 
 from __future__ import annotations
 
@@ -57,38 +57,37 @@ def path_of(tensor: ir.ExternalTensor) -> Path:
     return Path(tensor.base_dir) / tensor.location
 
 
-def stored_tensor(file: SafetensorsFile, key: str, name: str) -> ir.ExternalTensor:
+def stored_tensor(path: Path, entry: TensorEntry, name: str) -> ir.ExternalTensor:
     """A tensor of a weights file as an initializer's data; nothing is read.
 
     Args:
-        file: The weights file.
-        key: The tensor's name in the file.
+        path: The weights file.
+        entry: Where the tensor lies in it.
         name: The initializer's name.
 
     Returns:
         The tensor.
     """
-    entry = file.entries[key]
     return ir.ExternalTensor(
-        file.path.name,
+        path.name,
         entry.offset,
         entry.length,
         DATA_TYPES[entry.dtype],
         shape=ir.Shape(entry.shape),
         name=name,
-        base_dir=str(file.path.parent),
+        base_dir=str(path.parent),
     )
 
 
-def rebind(value: ir.Value, file: SafetensorsFile, key: str) -> None:
-    """Points an initializer at a tensor of a weights file, in place.
+def bind(value: ir.Value, path: Path, entry: TensorEntry) -> None:
+    """Points an initializer at a tensor of a weights file, in place, and gives it the tensor's dtype.
 
     Args:
         value: An initializer.
-        file: The weights file.
-        key: The tensor's name in the file.
+        path: The weights file.
+        entry: Where the tensor lies in it.
     """
-    tensor = stored_tensor(file, key, str(value.name))
+    tensor = stored_tensor(path, entry, str(value.name))
     value.const_value, value.type = tensor, ir.TensorType(tensor.dtype)
 
 
