@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from graphlens.file.io_names import MASK
 from graphlens.file.names import in_block
 from graphlens.runtime.types import Array
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
 Z, QKV = "attn.hook_z", ("attn.hook_q", "attn.hook_k", "attn.hook_v")
-MASK = "mask"  # the graph's own name for which keys a query may look at
 
 
 @dataclass

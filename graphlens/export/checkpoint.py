@@ -9,10 +9,10 @@ from pathlib import Path
 
 from graphlens.errors import ExportError, ModelFileError
 from graphlens.export.families import Family, families, family_for
+from graphlens.file.folder import CONFIG_FILE
 from graphlens.file.manifest import Json
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 # The safetensors dtypes of weights that can be exported.

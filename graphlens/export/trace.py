@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 
 from graphlens.errors import ExportError
 from graphlens.export.families import Family, Tap
-from graphlens.file.io_names import INPUT_IDS, LOGITS
+from graphlens.file.io_names import BODY_INPUTS, INPUT_IDS, LOGITS
 from graphlens.file.names import in_block
 
 HOOK_DOMAIN = "ai.graphlens"
@@ -300,7 +300,7 @@ def _trace(model: nn.Module, family: Family) -> ir.Model:
         optimize=False,
         opset_version=OPSET,
         verbose=False,
-        input_names=[INPUT_IDS, "positions", "mask", "token_mask"],
+        input_names=[INPUT_IDS, *BODY_INPUTS],
         output_names=[LOGITS],
         dynamic_shapes=(rows, rows, {0: batch, 2: sequence, 3: sequence}, rows),
     )

@@ -6,6 +6,9 @@ from __future__ import annotations
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
+# What the blocks read besides, made from those by the first nodes of the graph: positions int64 [b, p], which keys each
+# query may attend to bool [b, 1, q, k], and which tokens are no padding bool [b, p].
+BODY_INPUTS = POSITIONS, MASK, TOKEN_MASK = ("positions", "mask", "token_mask")
 # The residual stream [b, p, d_model] that a segment of blocks starts from, and the one that it ends with.
 RESIDUAL_IN = "residual"
 RESIDUAL_OUT = "residual_out"

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.errors import InputError, ModelFileError
+from graphlens.file.folder import CONFIG_FILE
+from graphlens.file.io_names import INPUT_IDS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -157,8 +159,8 @@ class Tokenizer:
             add_special_tokens: Put special tokens around each as the tokenizer's files say.
         """
         if isinstance(text, str):
-            return {"input_ids": self.encode(text, add_special_tokens)}
-        return {"input_ids": [self.encode(each, add_special_tokens) for each in text]}
+            return {INPUT_IDS: self.encode(text, add_special_tokens)}
+        return {INPUT_IDS: [self.encode(each, add_special_tokens) for each in text]}
 
     def require_bos(self) -> int:
         """The id of the BOS token.
@@ -237,7 +239,7 @@ def _special_tokens(folder: Path, fast: FastTokenizer) -> dict[str, str]:
             text = token.get("content") if isinstance(token, dict) else token
             if isinstance(text, str) and fast.token_to_id(text) is not None:
                 found[role] = text
-    config = _settings(folder / "config.json")
+    config = _settings(folder / CONFIG_FILE)
     for role in ("bos_token", "eos_token"):
         if role not in found and (text := _first_token(config.get(f"{role}_id"), fast)) is not None:
             found[role] = text

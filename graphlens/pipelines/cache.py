@@ -15,8 +15,16 @@ from typing import Protocol
 import numpy as np
 
 from graphlens.errors import ExportError, InputError, ModelFileError
-from graphlens.export.checkpoint import CONFIG_FILE, SHARD_INDEX, WEIGHTS_FILE
-from graphlens.file.folder import MODEL_FILE, TOKENIZER_FILES, cache_root, copy_settings, staged_folder, writing
+from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE
+from graphlens.file.folder import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILES,
+    cache_root,
+    copy_settings,
+    staged_folder,
+    writing,
+)
 from graphlens.file.manifest import FORMAT_VERSION, Manifest
 from graphlens.pipelines.export import export_to_new_folder
 from graphlens.pipelines.hub import Source, resolve

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from graphlens.export.checkpoint import Checkpoint
     from graphlens.pipelines.verify import Verification
 
-UNVERIFIED_FILE = ".model.onnx.unverified"  # renamed when the export is complete: a killed one does not open
+UNVERIFIED_FILE = f".{MODEL_FILE}.unverified"  # renamed when the export is complete: a killed one does not open
 # What exporting needs besides what opening does, and what the manifest says the versions of.
 _NEEDED = ("torch", "transformers", "onnxscript")
 _VERSIONS_OF = (*_NEEDED, "onnx-ir")
@@ -187,9 +187,8 @@ def _write(source: Source, checkpoint: Checkpoint, stage: Path, path: Path, anno
     from graphlens.surgery.graph import write_manifest
 
     hf_config = transformers.AutoConfig.from_pretrained(source.folder)
-    config = checkpoint.family.model_config(
-        hf_config, source.name, DTYPE
-    )  # before anything is written: it may be refused
+    # Before anything is written: the family may refuse it.
+    config = checkpoint.family.model_config(hf_config, source.name, DTYPE)
     placed = place_weights(checkpoint, stage, announce)
     model, manifest = _hooked_graph(source, checkpoint, hf_config, config, placed, stage, announce)
     write_manifest(model, manifest)

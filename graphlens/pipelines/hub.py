@@ -7,23 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphlens.errors import ExportError
+from graphlens.export.checkpoint import SHARD_INDEX
 from graphlens.export.families import aliases
+from graphlens.file.folder import CONFIG_FILE, SETTINGS
 from graphlens.views.progress import spinner
 
 EMBEDDED = "tiny-gpt2"
 # The files of a repository that are fetched.
-_PATTERNS = [
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-]
+_PATTERNS = [*SETTINGS, "model*.safetensors", SHARD_INDEX]
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ def embedded_model() -> Path:
 
     package = Path(str(files("graphlens"))).resolve()
     for folder in (package / "models" / EMBEDDED, package.parent / "models" / EMBEDDED):
-        if (folder / "config.json").is_file():
+        if (folder / CONFIG_FILE).is_file():
             return folder
     raise ExportError(f"the embedded model {EMBEDDED!r} is missing from this installation; install graphlens again.")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphlens.edits.files import Json
-from graphlens.file.folder import MODEL_FILE
+from graphlens.file.folder import CONFIG_FILE, GENERATION_CONFIG_FILE, MODEL_FILE
 from graphlens.file.io_names import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -33,7 +33,7 @@ def write_genai_config(manifest: Manifest, stage: Path) -> None:
         manifest: That of the model.
         stage: The folder, which holds the checkpoint's settings already.
     """
-    config, hf = manifest.config, {**_settings(stage, "config.json"), **_settings(stage, "generation_config.json")}
+    config, hf = manifest.config, {**_settings(stage, CONFIG_FILE), **_settings(stage, GENERATION_CONFIG_FILE)}
     eos = hf.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) else eos
     tokens = {"bos_token_id": hf.get("bos_token_id", first_eos), "eos_token_id": eos}
@@ -88,9 +88,9 @@ def write_transformersjs(model: ir.Model, stage: Path) -> None:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     embed = size < EMBEDDABLE
     ir.save(model, folder / MODEL_FILE, external_data=None if embed else f"{MODEL_FILE}_data")
-    settings = _settings(stage, "config.json")
+    settings = _settings(stage, CONFIG_FILE)
     settings["transformers.js_config"] = {"dtype": "fp32", **({} if embed else {"use_external_data_format": True})}
-    _write_json(stage / "config.json", settings)
+    _write_json(stage / CONFIG_FILE, settings)
 
 
 def _settings(stage: Path, name: str) -> dict[str, Json]:

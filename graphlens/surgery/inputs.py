@@ -13,10 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, POSITION_IDS
+from graphlens.file.io_names import ATTENTION_MASK, BODY_INPUTS, INPUT_IDS, POSITION_IDS
 from graphlens.surgery.graph import Attribute, install, integers, numbered, optional_input, replace_value
 
-BODY_INPUTS = ("positions", "mask", "token_mask")
 _PREFIX = "preamble/"
 
 

@@ -9,7 +9,15 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.errors import InputError
-from graphlens.file.io_names import INPUT_IDS, LOGITS, RESIDUAL_IN, RESIDUAL_OUT, past_input, present_output
+from graphlens.file.io_names import (
+    INPUT_IDS,
+    LOGITS,
+    POSITIONS,
+    RESIDUAL_IN,
+    RESIDUAL_OUT,
+    past_input,
+    present_output,
+)
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import BEFORE_BLOCKS, in_block, split_name
 from graphlens.surgery.graph import (
@@ -106,7 +114,7 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
     graph.inputs.insert(0, residual)
     if name in hooks:
         hooks[name] = replace(hooks[name], value=name)
-    if any(value.name == "positions" for node in graph for value in node.outputs):
+    if any(value.name == POSITIONS for node in graph for value in node.outputs):
         head_from_residual(model, residual)
 
 

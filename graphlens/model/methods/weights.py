@@ -252,9 +252,9 @@ class WeightMethods(Generic[ArrayT]):
         if not 0 <= layer <= n_layers or (mlp_input and layer == n_layers):
             last = n_layers - 1 if mlp_input else n_layers
             raise InputError(f"layer must be from 0 to {last}{' with mlp_input' if mlp_input else ''}, not {layer}.")
-        names = [f"blocks.{i}.attn.b_O" for i in range(layer + mlp_input)]
+        names = [in_block(i, "attn.b_O") for i in range(layer + mlp_input)]
         if include_mlp_biases:
-            names += [f"blocks.{i}.mlp.b_out" for i in range(layer)]
+            names += [in_block(i, "mlp.b_out") for i in range(layer)]
         total = working(np.zeros(self.runner.config.d_model, self.runner.config.dtype))
         for name in names:
             total += self.runner.weights[name]
