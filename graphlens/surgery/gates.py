@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,8 +11,9 @@ import onnx_ir.passes.common as common_passes
 
 from graphlens.edits.gate import INPUTS, PARTS
 from graphlens.errors import InputError
+from graphlens.file.manifest import METADATA_KEY
 from graphlens.file.names import SCORES, split_name
-from graphlens.surgery.graph import read_manifest
+from graphlens.surgery.graph import finish, read_manifest, set_outputs
 from graphlens.surgery.splice import Edit, Scope, splice
 
 
@@ -109,12 +111,13 @@ def without_gates(model: ir.Model) -> ir.Model:
         model: A graph. One without gates comes back as a copy.
 
     Returns:
-        The copy, in which values have the names that they had before ``with_gates``.
+        The copy, in which values have the names that they had before ``with_gates``, and hook points the values.
     """
     model = model.clone()
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs if _is_gate_input(str(value.name))}
     names: dict[ir.Value, str] = {}  # an unedited value -> the name its gate had taken
+    left: dict[str, ir.Value] = {}  # the name of what a gate gave -> what is there instead
     gates = [
         (node, value.name) for node in graph for value in node.inputs if value is not None and value.name in inputs
     ]
@@ -124,9 +127,11 @@ def without_gates(model: ir.Model) -> ir.Model:
         hook, _, part = str(name).rpartition("/")
         kept = node.inputs[INPUTS[part].place]
         assert kept is not None
+        left[str(node.outputs[0].name)] = kept
         _replace(graph, node, kept, names, hook)
         for user, _ in tuple(kept.uses()):
             if user.op_type == "Where" and user.inputs[1] is user.inputs[2] is kept:  # what kept masked scores
+                left[str(user.outputs[0].name)] = kept
                 _replace(graph, user, kept, names, hook)
     for value in inputs.values():
         graph.inputs.remove(value)
@@ -134,7 +139,18 @@ def without_gates(model: ir.Model) -> ir.Model:
     common_passes.RemoveUnusedNodesPass()(model)
     for value, earlier in names.items():
         value.name = earlier
-    return model
+    if not left:
+        return model
+    # Of hook points that share a value each had an output of its own while it had a gate.
+    set_outputs(graph, list(dict.fromkeys(graph.outputs)))
+    if METADATA_KEY not in model.metadata_props:
+        return model
+    manifest = read_manifest(model)
+    hooks = {
+        name: replace(entry, value=str(left[entry.value].name)) if entry.value in left else entry
+        for name, entry in manifest.hooks.items()
+    }
+    return finish(model, manifest.with_hooks(hooks))
 
 
 def _is_gate_input(name: str) -> bool:

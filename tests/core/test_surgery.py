@@ -416,6 +416,20 @@ def test_gates_that_stay_off_change_nothing(
 # The file
 
 
+@pytest.mark.parametrize("required", [False, True])
+def test_gates_that_are_taken_out_leave_the_graph_that_was(model: ir.Model, required: bool) -> None:
+    flagged = surgery.with_flagged(model, ["use_hook_tokens", "use_split_qkv_input"])
+    kinds = {
+        name: ["patch"] if entry.dtype.startswith("int") else ["scale", "add", "patch"]
+        for name, entry in surgery.read_manifest(flagged).hooks.items()
+    }
+    before = serialised(flagged)
+    some = ("hook_tokens", "blocks.1.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.attn.hook_attn_scores")
+    for names in (*([name] for name in some), some[1:3], kinds):
+        gated = surgery.with_gates(flagged, {name: kinds[name] for name in names}, required)
+        assert serialised(surgery.without_gates(gated)) == before, names
+
+
 def test_the_file_is_standard_onnx(tiny_copy: Path) -> None:
     proto = onnx.load(tiny_copy / "model.onnx", load_external_data=False)
     assert [(entry.domain, entry.version <= 21) for entry in proto.opset_import] == [("", True)]
