@@ -224,8 +224,7 @@ def write_adapter(
         # ONNX Runtime's adapters hold no booleans, so what is replaced is multiplied by 0 first.
         for part, array in zip(("scale", "add"), change, strict=True):
             if (array != gate.neutral(part, entry.dtype)).any():
-                shape = (1,) * (len(entry.axes) - array.ndim) + array.shape
-                inputs[surgery.gate_input(name, part)] = array.reshape(shape)
+                inputs[surgery.gate_input(name, part)] = array
     write_adapter_file(inputs, out)
     return list(inputs)
 

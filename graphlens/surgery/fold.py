@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphlens.edits import gate
 from graphlens.edits.kinds import Intervention
 from graphlens.edits.record import Array
-from graphlens.edits.selection import Window
+from graphlens.edits.selection import Window, selected_by
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import axis_sizes, firing_order, in_block, split_name
 from graphlens.file.safetensors import apply_view
@@ -73,7 +73,9 @@ def fold(model: ir.Model, manifest: Manifest, by_hook: ByHook) -> tuple[ByHook, 
         if target is None or change is None or not weights.has(target):
             left[hook] = items
         else:
-            weights.apply(target, *change)
+            # What folds lies at hook points [batch, pos, ...]: a matrix knows neither of these.
+            factor, addend = (part[0, 0] for part in change)
+            weights.apply(target, factor, addend)
     return left, weights.changed
 
 
@@ -111,31 +113,30 @@ def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) 
         manifest: The model's manifest.
 
     Returns:
-        (factor, addend) of x -> x * factor + addend, in the activation's dtype, over its axes without batch and
-        positions. None where the edit depends on batch or position, or holds NaN or infinities.
+        (factor, addend) of x -> x * factor + addend, in the activation's dtype and with its axes; those that only a run
+        knows the size of (batch, positions, keys) have size 1. None where the edit differs along one of these, or holds
+        NaN or infinities.
 
     Raises:
         InputError: For an operand that does not fit the hook point.
     """
-    dynamic = [index for index, name in enumerate(entry.axes) if name not in axis_sizes(manifest.config)]
+    sizes, field_of = axis_sizes(manifest.config), selected_by(entry.axes)
+    dynamic = [index for index, name in enumerate(entry.axes) if name not in sizes]
     for item in items:
         shape = (1,) * (len(entry.axes) - item.array.ndim) + item.array.shape
-        if item.positions is not None or item.batch is not None or any(shape[index] != 1 for index in dynamic):
+        if any(shape[index] != 1 or item.chosen(field_of.get(entry.axes[index])) is not None for index in dynamic):
             return None
         if not np.isfinite(item.array).all():
             return None
-    sizes = axis_sizes(manifest.config)
     parts = gate.compose(items, entry, sizes, Window.whole(1, 1))
-    kept = tuple(sizes[name] for index, name in enumerate(entry.axes) if index not in dynamic)
-    dtype = np.dtype(entry.dtype)
+    full = tuple(sizes.get(name, 1) for name in entry.axes)
 
     def whole(part: str) -> Array:
         """An input of the gate over all elements."""
-        array = parts.get(part, gate.neutral(part, entry.dtype))
-        return np.broadcast_to(array, (1,) * len(dynamic) + kept).reshape(kept)
+        return np.broadcast_to(parts.get(part, gate.neutral(part, entry.dtype)), full)
 
     where = whole("where")
-    factor = np.where(where, dtype.type(0), whole("scale"))
+    factor = np.where(where, np.dtype(entry.dtype).type(0), whole("scale"))
     return factor, np.where(where, whole("patch"), whole("add"))
 
 

@@ -260,6 +260,14 @@ def test_strip_gives_back_the_original_graph(drivable: Path, tokens: np.ndarray,
     assert [value.name for value in plain_session(again).get_outputs()] == ["logits"]
 
 
+@pytest.mark.parametrize("required", [False, True])
+def test_strip_takes_gates_out_of_a_hooked_file_too(required: bool, tmp_path: Path) -> None:
+    write_drivable(SOURCE, "*", tmp_path / "driven", required=required, keep_hooks=True)
+    found = write_stripped(tmp_path / "driven", tmp_path / "stripped")
+    original = write_stripped(SOURCE, tmp_path / "original")
+    assert (found / "model.onnx").read_bytes() == (original / "model.onnx").read_bytes()
+
+
 def test_a_steering_vector_as_an_adapter_file(drivable: Path, tokens: np.ndarray, tmp_path: Path) -> None:
     items = [Steer(RESID, VECTOR, 2.0), Ablate(Z, 0.5, heads=1)]
     assert write_adapter(SOURCE, items, tmp_path / "steer.onnx_adapter") == [f"{RESID}/add", f"{Z}/scale", f"{Z}/add"]
@@ -271,6 +279,22 @@ def test_a_steering_vector_as_an_adapter_file(drivable: Path, tokens: np.ndarray
     close(found, MODEL.run_with_interventions(tokens, items))
     with pytest.raises(InputError, match="the same at every position"):
         write_adapter(SOURCE, Steer(RESID, VECTOR, positions=1), tmp_path / "x.onnx_adapter")
+
+
+def test_an_adapter_for_attention_scores(drivable: Path, tokens: np.ndarray, tmp_path: Path) -> None:
+    scores, file = "blocks.1.attn.hook_attn_scores", tmp_path / "scores.onnx_adapter"
+    items = [Scale(scores, 0.5, heads=[0, 2]), Ablate(scores, 0.25, heads=1)]
+    assert write_adapter(SOURCE, items, file) == [f"{scores}/scale", f"{scores}/add"]
+    adapter = onnxruntime.LoraAdapter()
+    adapter.Load(str(file))
+    options = onnxruntime.RunOptions()
+    options.add_active_adapter(adapter)
+    found = plain_session(drivable).run(None, {"input_ids": tokens}, options)[0]
+    close(found, MODEL.run_with_interventions(tokens, items))
+    assert np.abs(found - MODEL(tokens)).max() > 1e-3
+    # Its dims are keys, of which there are more or fewer in every run.
+    with pytest.raises(InputError, match="the same at every position"):
+        write_adapter(SOURCE, Scale(scores, 0.5, dims=0), file)
 
 
 def test_the_transformersjs_layout_holds_its_weights(tokens: np.ndarray, tmp_path: Path) -> None:
