@@ -73,7 +73,7 @@ def from_json(text: str, tensors: Mapping[str, Array] | None = None, where: str 
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r}, not {FORMAT!r}")
         version, records = int(data["version"]), list(data["interventions"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{where}: not a file of interventions ({type(error).__name__}: {error}).") from error
     if version > FORMAT_VERSION:
         raise InputError(
@@ -88,15 +88,17 @@ def _from_record(record: Json, tensors: Mapping[str, Array], where: str) -> Inte
     kind = KINDS.get(named) if isinstance(named, str) else None
     if kind is None or not isinstance(record, dict):
         raise InputError(f"{where}: kind {named!r}; there is {', '.join(KINDS)}.")
-    known = {field.name for field in fields(kind)}
-    given: dict[str, Any] = {
-        name: _from_value(value, tensors, where) for name, value in record.items() if name != "kind"
-    }
-    if set(given) - known:
-        raise InputError(f"{where}: {kind.__name__} has no {sorted(set(given) - known)[0]!r}.")
+    unknown = record.keys() - {"kind", *(field.name for field in fields(kind))}
+    if unknown:
+        raise InputError(f"{where}: {kind.__name__} has no {sorted(unknown)[0]!r}.")
     try:
+        given: dict[str, Any] = {
+            name: _from_value(value, tensors, where) for name, value in record.items() if name != "kind"
+        }
         return kind(**given)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: {error}.") from error
 
 

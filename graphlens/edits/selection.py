@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, SupportsIndex, get_args
@@ -162,10 +163,18 @@ def plain(value: Selection, field: SelectionField) -> Chosen:
         wanted = " or ".join(map(repr, SPANS)) if field == "positions" else "no text"
         raise InputError(f"{field}={value!r}: {field} takes {wanted}, an int, a slice, a list, or a boolean mask.")
     if isinstance(value, slice):
-        return slice(*(None if part is None else int(part) for part in (value.start, value.stop, value.step)))
+        try:
+            return slice(
+                *(None if part is None else operator.index(part) for part in (value.start, value.stop, value.step))
+            )
+        except TypeError as error:
+            raise InputError(f"{field}={value!r}: a slice is of ints.") from error
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
-    array = np.asarray(value if not isinstance(value, range) else list(value))
+    try:
+        array = np.asarray(value if not isinstance(value, range) else list(value))
+    except ValueError as error:
+        raise InputError(f"{field}={value!r} is ragged: its rows have different lengths.") from error
     if array.size == 0:
         raise InputError(f"{field}={value!r} selects nothing.")
     if array.dtype.kind == "b" and array.ndim == 1:

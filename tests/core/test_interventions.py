@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -375,6 +376,31 @@ def test_a_file_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "record",
+    [
+        {"heads": {"slice": ["a", None, None]}},
+        {"heads": {"slice": [1.5, None, None]}},
+        {"positions": {"slice": [float("inf"), None, None]}},
+        {"value": {"number": "abc"}},
+        {"value": {"number": 10**400}},
+        {"value": {"tensor": ["x"]}},
+        {"positions": [True, [1]]},
+        {"kind": ["ablate"]},
+        {"hook": 3},
+        {"heads": 1.5},
+        {"layers": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_json_file_is_an_input_error(record: dict[str, Any]) -> None:
+    data = {"format": interventions.FORMAT, "version": 1, "interventions": [{"kind": "ablate", "hook": Z, **record}]}
+    with pytest.raises(InputError):
+        interventions.from_json(json.dumps(data))
+    with pytest.raises(InputError, match="not a file of interventions"):
+        interventions.from_json(json.dumps({**data, "version": float("inf")}))
+
+
+@pytest.mark.parametrize(
     ("item", "says"),
     [
         (Ablate(Z, heads=4), "heads=4: there is no 4; head_index has 4 (0-3)"),
@@ -497,6 +523,8 @@ def test_files_that_are_none(text: str, says: str, tmp_path: Path) -> None:
         (lambda: Ablate(Z, heads="all"), "heads='all'"),
         (lambda: Ablate(Z, positions="everywhere"), "'prompt' or 'generated'"),
         (lambda: Ablate(Z, heads=[]), "selects nothing"),
+        (lambda: Ablate(Z, heads=slice(0.5, None)), "a slice is of ints"),
+        (lambda: Ablate(Z, positions=[[True], [True, False]]), "ragged"),
         (lambda: Ablate(Z, heads=1.5), "takes an int"),
         (lambda: Ablate(Z, heads=[[1, 2]]), "takes an int"),
         (lambda: Ablate(3), "hook must be"),
