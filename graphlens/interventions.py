@@ -13,6 +13,7 @@ from graphlens.edits.kinds import (
     Steer,
     checked,
     hooks_of,
+    unregister,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "load",
     "save",
     "to_json",
+    "unregister",
 ]

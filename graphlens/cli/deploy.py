@@ -73,7 +73,7 @@ def drivable(
 
 def _parts(kinds: str) -> list[str]:
     """The parts of the inputs of some kinds of change, which are separated by commas."""
-    from graphlens.edits.gate import PARTS
+    from graphlens.edits.parts import PARTS
 
     return [part for kind in kinds.split(",") for part in PARTS[kind.strip()].inputs]
 

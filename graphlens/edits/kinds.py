@@ -15,17 +15,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from types import MappingProxyType
-from typing import ClassVar, Literal, Self, cast, get_args
+from typing import ClassVar, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.edits.parts import PARTS, PartName
 from graphlens.edits.record import Array, Record, hashable
 from graphlens.edits.selection import FIELDS, Chosen, SelectionField, plain
 from graphlens.edits.selection import Selection as Selection
 from graphlens.errors import InputError
 
-PartName = Literal["scale", "add", "patch"]
 _registered: dict[str, type[Intervention]] = {}
 # Every kind of intervention by the name that it has in files.
 KINDS: Mapping[str, type[Intervention]] = MappingProxyType(_registered)
@@ -145,12 +145,12 @@ def _register(kind: type[Intervention]) -> None:
     if known is not None and not again:
         raise InputError(
             f"there is a kind of intervention called {kind.kind!r} already: {KINDS[kind.kind].__name__}. Choose another "
-            "name, or unregister that one."
+            "name, or call graphlens.interventions.unregister on that one."
         )
-    if getattr(kind, "part", None) not in get_args(PartName) or not kind.kind or not kind.operand:
+    if getattr(kind, "part", None) not in PARTS or not kind.kind or not kind.operand:
         raise InputError(
             f"{kind.__name__}: a kind of intervention names its kind, its operand, and as its part one of "
-            f"{', '.join(get_args(PartName))}."
+            f"{', '.join(PARTS)}."
         )
     _registered[kind.kind] = kind
 

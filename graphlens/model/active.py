@@ -15,6 +15,7 @@ from graphlens.analysis.arrays import Array
 from graphlens.edits import gate
 from graphlens.edits.gate import Window
 from graphlens.edits.kinds import Intervention
+from graphlens.edits.parts import PARTS
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
 from graphlens.file.names import axis_sizes, select
@@ -205,7 +206,7 @@ class ActiveEdits:
         edits = {hook: gate.compose(some, entries[hook], sizes, window) for hook, some in by_hook.items()}
         wanted = {hook: gate.kinds(some) for hook, some in by_hook.items()}
         for hook in shared:
-            wanted[hook] = tuple(part for part in gate.PARTS if part == "patch" or part in wanted.get(hook, ()))
+            wanted[hook] = tuple(part for part in PARTS if part == "patch" or part in wanted.get(hook, ()))
         return replace(plan, gates=self._engine.gates(wanted, plan)), edits
 
 

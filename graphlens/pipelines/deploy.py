@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphlens.edits import gate
-from graphlens.edits.gate import PARTS
 from graphlens.edits.kinds import Intervention, checked
+from graphlens.edits.parts import PARTS
 from graphlens.errors import InputError
 from graphlens.file.folder import MODEL_FILE, copy_settings, link_or_copy, model_path, new_folder
 from graphlens.file.manifest import METADATA_KEY, Manifest

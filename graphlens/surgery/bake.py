@@ -12,8 +12,8 @@ import onnx_ir.passes.common as common_passes
 
 from graphlens.edits import gate
 from graphlens.edits.files import to_json
-from graphlens.edits.gate import PARTS
 from graphlens.edits.kinds import Intervention, hooks_of
+from graphlens.edits.parts import PARTS
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
     POSITION_AXES,

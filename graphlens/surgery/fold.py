@@ -114,8 +114,8 @@ def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) 
 
     Returns:
         (factor, addend) of x -> x * factor + addend, in the activation's dtype and with its axes; those that only a run
-        knows the size of (batch, positions, keys) have size 1. None where the edit differs along one of these, or holds
-        NaN or infinities.
+        knows the size of (batch, positions, keys) have size 1. None where the edit differs along one of these, holds NaN or
+        infinities, or is no such map.
 
     Raises:
         InputError: For an operand that does not fit the hook point.
@@ -129,6 +129,8 @@ def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) 
         if not np.isfinite(item.array).all():
             return None
     parts = gate.compose(items, entry, sizes, Window.whole(1, 1))
+    if parts.keys() - {"scale", "add", "where", "patch"}:
+        return None
     full = tuple(sizes.get(name, 1) for name in entry.axes)
 
     def whole(part: str) -> Array:

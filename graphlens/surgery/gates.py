@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphlens.edits.gate import INPUTS, PARTS
+from graphlens.edits.parts import INPUTS, PARTS
 from graphlens.errors import InputError
 from graphlens.file.manifest import METADATA_KEY
 from graphlens.file.names import SCORES, split_name
@@ -90,7 +90,7 @@ def _gate(kinds: Sequence[str], required: bool) -> Edit:
     return edit
 
 
-def _input(name: str, nothing: int | bool, value: ir.Value, scope: Scope, required: bool) -> ir.Value:
+def _input(name: str, nothing: float, value: ir.Value, scope: Scope, required: bool) -> ir.Value:
     """Adds an input of a hook point's gate, which changes nothing where it is ``nothing``."""
     assert value.dtype is not None
     assert value.shape is not None

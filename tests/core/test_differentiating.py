@@ -278,6 +278,25 @@ def test_an_operator_has_one_rule() -> None:
     assert before == RULES
 
 
+def test_a_rule_of_ones_own_is_one_function(plain: ir.Model) -> None:
+    spliced = surgery.splice(plain, {"blocks.1.hook_mlp_out": lambda x, scope: scope.op("Softplus", [x])})
+    with pytest.raises(InputError, match=r"Softplus .* has no derivative here"):
+        surgery.differentiate(spliced, ["blocks.0.hook_mlp_out"])
+
+    @rule("Softplus")
+    def softplus(b: Builder, node: ir.Node, grads: Any, needs: Any) -> list[Gradient | None]:
+        return [Gradient(b.op("Mul", grads[0].value, b.op("Sigmoid", node.inputs[0])))]
+
+    try:
+        assert RULES["Softplus"].function is softplus
+        x = np.linspace(-3, 3, 61, dtype=np.float32)
+        np.testing.assert_allclose(derivative("Softplus", x, {})[1], 1 / (1 + np.exp(-x)), rtol=1e-5)
+        found = surgery.differentiate(spliced, ["blocks.0.hook_mlp_out"])
+        assert found.graph.outputs[-1].name == "blocks.0.hook_mlp_out_grad"
+    finally:
+        del RULES["Softplus"]
+
+
 # What it refuses
 
 
