@@ -134,7 +134,12 @@ class Intervention(AtHook):
         return None if field is None else cast("Chosen", getattr(self, field))
 
     def at(self, hook: str, strict: bool = True) -> Self:
-        """The same intervention at another hook point; ``strict=False`` makes it ignore what lies beyond the sequence."""
+        """The same intervention at another hook point.
+
+        Args:
+            hook: The other hook point's name.
+            strict: False makes it ignore what lies beyond the sequence.
+        """
         return replace(self, hook=hook, strict=self.strict and strict)
 
 
@@ -335,5 +340,12 @@ def number(value: npt.ArrayLike, what: str) -> float | Array:
 
 
 def hooks_of(interventions: Sequence[Intervention]) -> list[str]:
-    """The hook names of the interventions, each once, in the order they first appear."""
+    """The hook points that interventions are at.
+
+    Args:
+        interventions: A list of interventions.
+
+    Returns:
+        Their hook names as they were given, each once, in the order in which they first appear.
+    """
     return list(dict.fromkeys(item.hook for item in interventions))

@@ -105,7 +105,7 @@ def hooked_attention(
 
 
 def _mask_must_be_ready(*_: object, **__: object) -> Tensor:
-    """Stands where transformers would build a mask of its own; the traced model is given one."""
+    """What transformers would call to build a mask of its own. It must not: the traced model is given one."""
     # Reached only if transformers stops passing a 4-D mask through unchanged. A missing mask means attention that is
     # silently not causal, so this must never return one.
     raise RuntimeError("transformers did not take the prepared 4-D attention mask")

@@ -25,7 +25,17 @@ SETTINGS = (CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES)
 
 
 def model_path(path: str | os.PathLike[str]) -> Path:
-    """The graph file of a hooked folder, or the path itself when it is a file. Raises ModelFileError if neither."""
+    """The graph file of a model.
+
+    Args:
+        path: A hooked folder, or the graph file itself.
+
+    Returns:
+        The graph file.
+
+    Raises:
+        ModelFileError: There is no such file.
+    """
     found = Path(path)
     if found.is_dir():
         found = found / MODEL_FILE
@@ -44,7 +54,12 @@ def converted_weights(dtype: str) -> str:
 
 
 def copy_settings(source: Path, target: Path) -> None:
-    """Copies those files that ``source`` has to ``target``."""
+    """Copies the settings and tokenizer files of a model, as far as there are any.
+
+    Args:
+        source: The folder that they lie in.
+        target: The folder that gets them. Where it is the same folder nothing happens.
+    """
     import shutil  # slow to load, and not needed to open a model
 
     for file in SETTINGS:
@@ -97,7 +112,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def _machine() -> str:
-    """What tells this machine's processes from those of others that write to the same folder. A container is its own."""
+    """A mark of this machine, under whose name its processes have their ids. A container counts as a machine."""
     import hashlib  # both are slow to load, and not needed to open a model
     import platform
 
@@ -122,9 +137,19 @@ def _is_running(process: int) -> bool:
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Gives ``target`` the bytes of ``source``: a hardlink to the resolved file, else a copy. True when it copied.
+    """Gives a file another entry in a folder: a hardlink, or a copy where the file system has none.
 
-    Never a symlink: ONNX Runtime refuses one that leaves the folder. An existing ``target`` is replaced.
+    Never a symlink: ONNX Runtime refuses one that leaves the folder.
+
+    Args:
+        source: The file. Symlinks are followed.
+        target: The new entry. One that is there already is replaced.
+
+    Returns:
+        True if it was copied.
+
+    Raises:
+        OSError: It cannot be written, or there is no such file.
     """
     import shutil  # slow to load, and not needed to open a model
 
@@ -190,7 +215,14 @@ def write_whole(target: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turns a failure to write into an ExportError that says what to do."""
+    """Turns a failure to write, inside the ``with`` block, into an error that says what to do.
+
+    Args:
+        target: What is written, for the error.
+
+    Raises:
+        ExportError: The block raised an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -233,7 +265,14 @@ def staged_folder(target: Path, finished: str = MODEL_FILE) -> Iterator[Path]:
 
 
 def refuse_occupied(target: Path) -> None:
-    """Raises ExportError unless ``target`` is absent or an empty folder."""
+    """Makes sure that a folder can be written without harm.
+
+    Args:
+        target: The folder.
+
+    Raises:
+        ExportError: It is there, and is not empty or no folder.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ExportError(f"{target}: exists and is not empty. Choose another folder.")
 

@@ -149,7 +149,15 @@ def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 
 
 def write_graph(model: ir.Model, target: Path) -> None:
-    """Writes only the graph, through a temporary file that does not open as a model, then a rename."""
+    """Writes a model's graph, and not its weights. The file is there whole or, on an error, as it was before.
+
+    Args:
+        model: The model.
+        target: The file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     write_whole(target, ir.to_proto(model).SerializeToString(deterministic=True))
 
 

@@ -46,8 +46,9 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
         The copy; the model itself where no flag is given.
 
     Raises:
-        InputError: There is no such flag; ``use_attn_in`` and ``use_split_qkv_input`` are given together; or
-            ``use_attn_in`` is given for a model with fewer key-value heads than heads.
+        InputError: There is no such flag; ``use_attn_in`` and ``use_split_qkv_input`` are given together;
+            ``use_attn_in`` is given for a model with fewer key-value heads than heads; or the manifest lacks a weight
+            that a flag needs.
     """
     wanted = set(flags)
     if wanted - set(FLAGS):
@@ -98,7 +99,7 @@ class _Rewrite:
         return finish(self.model, manifest, "the graph with flagged hook points")
 
     def fork(self, source: str, reader: str, name: str, dtype: str) -> None:
-        """Lets those readers of ``source`` that lead to the hook point ``reader`` read a copy, the new hook point."""
+        """Adds a hook point: a copy of the value ``source``, which the hook point ``reader`` is computed from."""
         value = self.values[source]
         upstream = _ancestors(self.values[self.hooks[reader].value], value)
         readers = [(node, index) for node, index in value.uses() if node in upstream]
@@ -188,6 +189,8 @@ class _Rewrite:
     def _per_head(self, x: ir.Value, name: str, tape: Tape) -> ir.Value:
         """Each head's x [b, s, heads, n] times its own part of a weight [heads, n, m]: [b, s, heads, m]."""
         weight = self._weight(name, tape)
+        if weight is None:
+            raise InputError(f"this model's file does not say where its weight {name!r} lies, which this flag needs.")
         product = tape.op("MatMul", [tape.op("Transpose", [x], {"perm": [0, 2, 1, 3]}), weight])
         return tape.op("Transpose", [product], {"perm": [0, 2, 1, 3]})
 

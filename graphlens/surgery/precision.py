@@ -100,7 +100,7 @@ def _cast_weights(model: ir.Model) -> None:
 
 def _exact(number: float, config: ModelConfig) -> float:
     """The number that a float32 constant of the graph means: eps and the attention scales are known exactly."""
-    known = [config.eps, *(1 / math.sqrt(config.d_head) / layer for layer in range(1, config.n_layers + 1))]
+    known = [config.eps, *(1 / config.attn_scale / layer for layer in range(1, config.n_layers + 1))]
     known += [1 / layer for layer in range(1, config.n_layers + 1)]
     return next((exact for exact in known if np.float32(exact) == np.float32(number)), number)
 

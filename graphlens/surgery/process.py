@@ -19,7 +19,7 @@ from graphlens.errors import ExportError, InputError
 from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_folder
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
-from graphlens.file.names import split_name
+from graphlens.file.names import in_block, split_name
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, write_safetensors
 from graphlens.file.stored import StoredWeights, bind, stored_tensor
 from graphlens.surgery.files import load, write_graph
@@ -35,6 +35,12 @@ STEPS = (
     "refactor_factored_attn_matrices",
 )
 _UNEMBED, _UNEMBED_BIAS = "unembed.weight", "unembed.bias"
+# What is processed. Without its place in the files a weight would silently stay as it is.
+_OF_MODEL = ("embed.W_E", "ln_final.w", "ln_final.b", "unembed.W_U")
+_OF_BLOCK = (
+    *("ln1.w", "ln1.b", "attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O"),
+    *("ln2.w", "ln2.b", "mlp.W_in", "mlp.W_out"),
+)
 
 
 def process_weights(
@@ -66,8 +72,8 @@ def process_weights(
 
     Raises:
         ModelFileError: ``path`` is no hooked file.
-        ExportError: The weights are processed already or are not float32, the model's norms are not LayerNorm, or
-            ``out`` is not empty or cannot be written.
+        ExportError: The weights are processed already or are not float32, the model's norms are not LayerNorm, its
+            manifest lacks a weight, or ``out`` is not empty or cannot be written.
     """
     asked = (
         fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices,
@@ -112,6 +118,12 @@ def _check(source: Path, manifest: Manifest) -> None:
         raise ExportError(
             f"{source}: weight processing knows LayerNorm, and this model has {config.normalization_type}."
         )
+    parts = [name for name in _OF_BLOCK if not (config.attn_only and name.startswith(("ln2", "mlp")))]
+    positions = ["pos_embed.W_pos"] if config.positional_embedding_type == "standard" else []
+    needed = [*_OF_MODEL, *positions, *(in_block(layer, name) for layer in range(config.n_layers) for name in parts)]
+    missing = [name for name in needed if name not in manifest.weights]
+    if missing:
+        raise ExportError(f"{source}: does not say where its weight {missing[0]!r} lies, so it cannot be processed.")
 
 
 class _Processing:

@@ -35,8 +35,15 @@ def gate_input(hook: str) -> str:
 
 
 def _gate(index: int, turn: list[ir.Value]) -> Edit:
-    """The edit that gates one hook point. ``turn`` holds the run number as the previous gate handed it on: each gate
-    waits for the one before, so that calls come in firing order and not in whatever order the runtime likes."""
+    """The edit that gates one hook point.
+
+    Each gate reads the number of the run from the gate before it, and hands it on. So the calls come in firing order, and
+    not in whatever order the runtime chooses.
+
+    Args:
+        index: What the call is told: the hook point's place in the hook map.
+        turn: The numbers that the gates before this one handed on; this gate adds its own.
+    """
 
     def edit(value: ir.Value, scope: Scope) -> ir.Value:
         assert value.dtype is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from graphlens import HookedTransformer, process_weights, surgery
 from graphlens.analysis.numerics import log_softmax
+from graphlens.errors import ExportError, InputError
+from graphlens.surgery.graph import write_manifest
 from graphlens.surgery.precision import convert_into
 from graphlens.surgery.process import STEPS
 
@@ -41,6 +44,23 @@ def test_each_step_alone_keeps_the_predictions(
     assert model.cfg.processing == (step,)
     assert_same_predictions(model(tokens), tiny(tokens))
     assert (folder / "processed.safetensors").read_bytes() != (tiny_folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["blocks.1.ln2.w", "blocks.0.attn.W_O", "pos_embed.W_pos", "unembed.W_U"])
+def test_a_weight_that_the_manifest_does_not_place_is_not_left_unprocessed(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = surgery.load(tiny_folder)
+    manifest = surgery.read_manifest(model)
+    views = {other: view for other, view in manifest.weights.items() if other != name}
+    write_manifest(model, replace(manifest, weights=views))
+    surgery.save(model, tmp_path / "less")
+    with pytest.raises(ExportError, match=rf"where its weight '{name}' lies"):
+        process_weights(tmp_path / "less", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    if name.endswith("W_O"):
+        with pytest.raises(InputError, match=rf"where its weight '{name}' lies, which this flag needs"):
+            surgery.with_flagged(model, ["use_attn_result"])
 
 
 def test_processed_weights_have_the_properties_they_are_processed_for(processed: HookedTransformer) -> None:
