@@ -15,9 +15,9 @@ from graphlens.edits.kinds import KINDS, Intervention, checked
 from graphlens.edits.record import Array
 from graphlens.errors import InputError
 from graphlens.file.folder import write_through
+from graphlens.file.manifest import Json
 
 FORMAT, FORMAT_VERSION = "graphlens.interventions", 1
-Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
 
 
 def to_json(interventions: Iterable[Intervention] | Intervention) -> tuple[str, dict[str, Array]]:

@@ -296,7 +296,7 @@ def _write(
 
 
 def _write_plain(model: ir.Model, stage: Path, self_contained: bool) -> None:
-    """The graph with its weights files beside it. The manifest of a hooked one describes these files afterwards."""
+    """Writes the graph and puts its weights files beside it. Its manifest, if it has one, is made to describe these files."""
     from graphlens.surgery.files import weights_files, write_graph
     from graphlens.surgery.fingerprint import fingerprint
     from graphlens.surgery.graph import read_manifest, write_manifest

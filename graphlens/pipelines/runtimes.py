@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphlens.edits.files import Json
 from graphlens.file.folder import CONFIG_FILE, GENERATION_CONFIG_FILE, MODEL_FILE
 from graphlens.file.io_names import (
     ATTENTION_MASK,
@@ -18,7 +17,7 @@ from graphlens.file.io_names import (
     past_input,
     present_output,
 )
-from graphlens.file.manifest import Manifest
+from graphlens.file.manifest import Json, Manifest
 
 if TYPE_CHECKING:
     import onnx_ir as ir

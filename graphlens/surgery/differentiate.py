@@ -82,7 +82,11 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
 
 
 def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
-    """A copy in which no rule reads what its node gave at a hook point: a Python hook spliced there later changes that."""
+    """A copy in which no gradient rule reads the value of a hook point that its own node computed.
+
+    A Python hook that is spliced in there later changes the value, and the rule needs the one that the node gave. So an
+    Identity is put between the two.
+    """
     values = values_by_name(model)
     first: dict[str, str] = {}
     for name, entry in manifest.hooks.items():
@@ -123,7 +127,11 @@ def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str) -> list
 
 
 class _Backward:
-    """One backward pass over a graph. Gradients of ``targets`` are whole, and nodes of their own that later ones read."""
+    """One backward pass over a graph.
+
+    The gradient of a target has the target's full shape and is the output of a node of its own, so that it can be
+    returned, and edited for all that is computed from it.
+    """
 
     def __init__(self, b: Builder, graph: ir.Graph, targets: set[ir.Value], nearest: dict[ir.Node, str]) -> None:
         self._b, self._graph, self._targets, self._nearest = b, graph, targets, nearest

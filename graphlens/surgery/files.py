@@ -133,13 +133,15 @@ def weights_files(model: ir.Model) -> dict[str, Path]:
 
 
 def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    """A tensor that lies in a file as one over the mapped file: onnx-ir refuses to read a file with a second hard link.
+    """The content of a tensor that lies in a file, over the mapped file. Nothing is read yet.
+
+    onnx-ir itself refuses to read a file that has a second hard link, as our weights files have.
 
     Args:
         tensor: The tensor of an initializer.
 
     Returns:
-        A tensor with the same content; nothing is read yet.
+        A tensor with the same content.
     """
     start, dtype = int(tensor.offset or 0), tensor.dtype.numpy()
     shape = tuple(int(str(size)) for size in tensor.shape)

@@ -234,7 +234,7 @@ Readers = Sequence[tuple[ir.Node, int]]
 
 
 def let_read(readers: Readers, new: ir.Value, old: ir.Value) -> None:
-    """Lets readers of one value read another, which gets the shape and type of the first unless it has its own.
+    """Lets readers of one value read another. That one gets the first one's shape and type, unless it has its own.
 
     Args:
         readers: Who reads ``new`` from now on.
@@ -248,7 +248,9 @@ def let_read(readers: Readers, new: ir.Value, old: ir.Value) -> None:
 
 
 def replace_value(old: ir.Value, new: ir.Value, readers: Readers | None = None, left: str | None = None) -> None:
-    """Gives one value the name, the readers and the place among the outputs that another has; see let_read.
+    """Puts one value in the place of another: it takes over the name, the readers and the place among the outputs.
+
+    It gets the other's shape and type too, unless it has its own.
 
     Args:
         old: A value of a graph.

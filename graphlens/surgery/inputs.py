@@ -51,8 +51,13 @@ class _Head:
 
 
 def _plain_head(head: _Head, body: Mapping[str, ir.Value], **sizes: int) -> None:
-    """Feeds the body from the optional inputs; batch and sequence are the axes of the head's source that Shape gives
-    with ``sizes``."""
+    """Makes positions and masks of the optional inputs, and feeds them to the body.
+
+    Args:
+        head: Takes the nodes.
+        body: The body's inputs by name.
+        sizes: Attributes with which a Shape of the head's source gives batch and sequence.
+    """
     one, minus_one = np.ones((1, 1), np.int64), np.full((1, 1), -1, np.int64)
     attention_mask = optional_input(head.graph, ATTENTION_MASK, one, ["mask_batch", "mask_sequence"])
     position_ids = optional_input(head.graph, POSITION_IDS, minus_one, ["position_batch", "position_sequence"])
