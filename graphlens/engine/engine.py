@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -134,7 +134,11 @@ class Engine:
 
     def names(self, plan: Plan) -> list[str]:
         """The hook points that a user sees in a plan's graph, in firing order."""
-        return list(self._graphs.firings(plan.ungated))
+        return list(self.passed(plan))
+
+    def passed(self, plan: Plan) -> Collection[str]:
+        """The hook points that a run of a plan passes, in firing order. To look one up takes no longer if there are many."""
+        return self._graphs.firings(plan.ungated).keys()
 
     def gates(self, kinds: Mapping[str, tuple[str, ...]], plan: Plan) -> Gates:
         """The gates that a plan needs.
@@ -147,7 +151,7 @@ class Engine:
             The gates in firing order, further firings of a hook point included.
         """
         firings = self._graphs.firings(plan.ungated)
-        return tuple((name, kinds[hook]) for hook, names in firings.items() if hook in kinds for name in names)
+        return tuple((one.name, kinds[hook]) for hook, some in firings.items() if hook in kinds for one in some)
 
     # Running
 
@@ -178,32 +182,41 @@ class Engine:
         plan = plan or Plan()
         gates = gate_feeds(edits, plan.gates) if edits else {}
         plan = self._serving(self._leanest(plan, feeds, fetch, bool(callbacks)))
-        session, hooks = self.session(plan), self.hooks(plan)
+        session = self.session(plan)
         present = [name for name in session.outputs if name.startswith(PRESENT)] if plan.past else []
-        wanted = [*([plan.result] if output else []), *(hooks[name].value for name in fetch)]
+        values = self._values(plan, fetch)
+        wanted = dict.fromkeys([plan.result, *values.values()] if output else values.values())
         self._check_readable(session, wanted)
         feeds = without_idle_inputs({**feeds, **gates}, session)
-        asked = list(dict.fromkeys([*wanted, *present]))
+        asked = [*wanted, *(name for name in present if name not in wanted)]
         found: dict[str, DeviceValue] = {}
         if callbacks:
             # A run that reads nothing still has to happen: its callbacks may be what it is for.
-            found = run_with_callbacks(session, hooks, asked or [plan.result], feeds, callbacks)
+            found = run_with_callbacks(session, self._graphs.firings(plan), asked or [plan.result], feeds, callbacks)
         elif asked:
             found = dict(zip(asked, session.run_on_device(asked, feeds), strict=True))
-        arrays = {name: found[name].numpy() for name in dict.fromkeys(wanted)}
+        arrays = {name: found[name].numpy() for name in wanted}
         return Results(
             arrays[plan.result] if output else None,
-            {name: arrays[hooks[name].value] for name in fetch},
+            {name: arrays[value] for name, value in values.items()},
             {name: found[name] for name in present},
         )
 
+    def _values(self, plan: Plan, fetch: Sequence[str]) -> dict[str, str]:
+        """Hook point -> the value of a plan's graph that holds its activation."""
+        if not fetch:
+            return {}
+        hooks = self.hooks(plan)
+        return {name: hooks[name].value for name in fetch}
+
     def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], calls: bool) -> Plan:
         """The plan with what callbacks need, and without hook points as outputs where a run is better off so."""
-        plan = replace(plan, python=True) if calls else plan
-        if fetch or plan.gradients:
-            return plan
-        edited = bool(plan.gates) and not plan.python  # edited runs mostly read nothing
-        return replace(plan, bare=plan.bare or edited or self._outweighs(plan, feeds))
+        python = plan.python or calls
+        bare = plan.bare
+        if not (bare or fetch or plan.gradients):
+            # Edited runs mostly read nothing.
+            bare = (bool(plan.gates) and not python) or self._outweighs(plan, feeds)
+        return plan if (python, bare) == (plan.python, plan.bare) else replace(plan, python=python, bare=bare)
 
     def _outweighs(self, plan: Plan, feeds: Mapping[str, Feed]) -> bool:
         """Whether the activations of a run take more memory than a second session, which may load all weights again.
@@ -211,14 +224,15 @@ class Engine:
         ONNX Runtime keeps every output until the run ends, whether it is fetched or not.
         """
         plan = plan.ungated
-        if plan not in self._footprints:
+        footprint = self._footprints.get(plan)
+        if footprint is None:
             held = [entry for entry in self.hooks(plan).values() if entry.value != LOGITS]
-            self._footprints[plan] = Footprint.of(held, axis_sizes(self.manifest.config))
+            footprint = self._footprints[plan] = Footprint.of(held, axis_sizes(self.manifest.config))
         batch, pos = np.asarray(feeds[INPUT_IDS if plan.start is None else RESIDUAL_IN]).shape[:2]
         keys = np.asarray(feeds[ATTENTION_MASK]).shape[1] if ATTENTION_MASK in feeds else pos
-        return self._footprints[plan].of_run(batch, pos, keys) > self.held_limit
+        return footprint.of_run(batch, pos, keys) > self.held_limit
 
-    def _check_readable(self, session: Runnable, wanted: Sequence[str]) -> None:
+    def _check_readable(self, session: Runnable, wanted: Collection[str]) -> None:
         """Raises InputError for outputs that a session has not."""
         if not session.readable.issuperset(wanted):
             lost = [name for name in wanted if name not in session.readable]
@@ -279,13 +293,14 @@ class Engine:
     def session(self, plan: Plan) -> Runnable:
         """The session of a plan, opened on first use. A bounded number stays open; the plain one always does."""
         with self._lock:
-            if plan not in self._sessions:
-                self._sessions[plan] = self._pooled(plan)
+            session = self._sessions.get(plan)
+            if session is None:
+                session = self._sessions[plan] = self._pooled(plan)
                 extra = [other for other in self._sessions if other != Plan()]
                 for old in extra[: max(0, len(extra) - self.max_sessions)]:
                     del self._sessions[old]
             self._sessions.move_to_end(plan)
-            return self._sessions[plan]
+            return session
 
     def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
         """A session that computes some values of the plain graph from others, kept once it is open.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphlens.engine.plan import Gates, hook_point
 from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS
-from graphlens.file.manifest import HookEntry
 from graphlens.runtime.callbacks import Callback, PythonCalls
 from graphlens.runtime.sessions import Runnable
 from graphlens.runtime.types import Array, DeviceValue, Feed
+
+if TYPE_CHECKING:
+    from graphlens.engine.graphs import Firing
 
 
 def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[str, Array]:
@@ -39,7 +42,7 @@ def without_idle_inputs(feeds: Mapping[str, Feed], session: Runnable) -> dict[st
 
 def run_with_callbacks(
     session: Runnable,
-    hooks: Mapping[str, HookEntry],
+    firings: Mapping[str, Sequence[Firing]],
     outputs: Sequence[str],
     feeds: Mapping[str, Feed],
     callbacks: Mapping[str, Callback],
@@ -48,7 +51,7 @@ def run_with_callbacks(
 
     Args:
         session: The session of the graph.
-        hooks: The graph's hook map. A Python gate knows its hook point by its place there.
+        firings: The firings of each hook point. A Python gate knows its own by its place in the graph's hook map.
         outputs: The names of the outputs wanted.
         feeds: What the run is fed, Python gates apart.
         callbacks: Functions by hook point. They are called in firing order, at every firing of the hook point.
@@ -63,11 +66,11 @@ def run_with_callbacks(
 
     called: dict[int, Callback] = {}
     gates: dict[str, Array] = {}
-    for index, (name, entry) in enumerate(hooks.items()):
-        callback = callbacks.get(hook_point(name))
-        if callback is not None:
-            called[index] = _in_half(callback) if entry.dtype == "float16" else callback
-            gates[gate_input(name)] = np.asarray(True)
+    on = np.asarray(True)
+    for hook, callback in callbacks.items():
+        for firing in firings[hook]:
+            called[firing.place] = _in_half(callback) if firing.entry.dtype == "float16" else callback
+            gates[gate_input(firing.name)] = on
     with PythonCalls(called) as calls:
         values = session.run_on_device(outputs, {**feeds, **gates, RUN_INPUT: calls.run_id}, calls.on_start)
     return dict(zip(outputs, values, strict=True))

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -52,6 +53,20 @@ STEPS = (
 )
 
 
+class Firing(NamedTuple):
+    """One firing of a hook point in a graph.
+
+    Attributes:
+        name: Its name in the graph's hook map.
+        place: Its place there, counted from 0.
+        entry: What the hook map says of it.
+    """
+
+    name: str
+    place: int
+    entry: HookEntry
+
+
 class Graphs:
     """The graphs made of one file, with the hook map of each. Safe to use from several threads.
 
@@ -66,8 +81,8 @@ class Graphs:
     def __init__(self, model: ir.Model, hooks: Mapping[str, HookEntry]) -> None:
         self._model, self._plain_hooks, self.kept = model, hooks, 0
         self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
-        self._hooks: dict[Plan, Mapping[str, HookEntry]] = {}
-        self._firings: dict[Plan, Mapping[str, Sequence[str]]] = {}
+        self._hooks: dict[Plan, Mapping[str, HookEntry]] = {_NOTHING: hooks}
+        self._firings: dict[Plan, Mapping[str, Sequence[Firing]]] = {}
         self._lock = threading.RLock()
 
     def graph(self, plan: Plan) -> ir.Model:
@@ -86,17 +101,18 @@ class Graphs:
     def _forget(self, plan: Plan) -> None:
         """Drops a graph and what is known of it."""
         del self._graphs[plan]
-        self._hooks.pop(replace(plan, body=False), None)  # read from the graph that ends before the unembedding
+        whole = replace(plan, body=False)  # its hook map was read from the graph that ends before the unembedding
+        if whole != _NOTHING:
+            self._hooks.pop(whole, None)
         self._firings.pop(plan, None)
 
     def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
         """The hook map of a plan's graph: name -> entry, in firing order."""
         with self._lock:
-            if plan == _NOTHING:
-                return self._plain_hooks
-            if plan not in self._hooks:
-                self._hooks[plan] = self._read_hooks(plan)
-            return self._hooks[plan]
+            found = self._hooks.get(plan)
+            if found is None:
+                found = self._hooks[plan] = self._read_hooks(plan)
+            return found
 
     def _read_hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
         """The hook map from a graph's manifest, without making the graph's unembedding where that is the plain one."""
@@ -107,15 +123,17 @@ class Graphs:
         after_body = {name: entry for name, entry in self.hooks(plan.ungated).items() if name not in hooks}
         return {**hooks, **after_body}
 
-    def firings(self, plan: Plan) -> Mapping[str, Sequence[str]]:
-        """Hook point -> the names of all its firings in a plan's graph, its own name first, in firing order."""
+    def firings(self, plan: Plan) -> Mapping[str, Sequence[Firing]]:
+        """Hook point -> all its firings in a plan's graph, in firing order."""
         with self._lock:
-            if plan not in self._firings:
-                found: dict[str, list[str]] = {}
-                for name in self.hooks(plan):
-                    found.setdefault(hook_point(name), []).append(name)
-                self._firings[plan] = found
-            return self._firings[plan]
+            known = self._firings.get(plan)
+            if known is not None:
+                return known
+            found: dict[str, list[Firing]] = {}
+            for place, (name, entry) in enumerate(self.hooks(plan).items()):
+                found.setdefault(hook_point(name), []).append(Firing(name, place, entry))
+            self._firings[plan] = found
+            return found
 
     def ends_plainly(self, plan: Plan) -> bool:
         """True if a plan's graph has gates and ends with the unembedding exactly as the file's own graph does."""

@@ -244,6 +244,8 @@ def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> li
                 "list them with model.hook_points()."
             )
         return picked
+    if isinstance(names_filter, str) and names_filter in names:
+        return [str(names_filter)]
     wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
     if not wanted:
         raise UnknownHookPoint("names_filter is an empty list: it would cache nothing. Pass None to cache everything.")

@@ -58,22 +58,32 @@ class PerThread(Generic[Value]):
         Args:
             value: The new value. The default is not stored, so that nothing stays behind when the owner is gone.
         """
-        others = {key: other for key, other in _values.get().items() if key != self._key}
-        _values.set(others if value == self._default else {**others, self._key: value})
+        values = {**_values.get(), self._key: value}
+        if value == self._default:
+            del values[self._key]
+        _values.set(values)
 
-    @contextlib.contextmanager
-    def during(self, value: Value) -> Iterator[None]:
+    def during(self, value: Value) -> contextlib.AbstractContextManager[None]:
         """Sets the value in this thread for the length of a ``with`` block, then puts back what it was before.
 
         Args:
             value: The value inside the block.
         """
-        before = self.get()
-        self.set(value)
-        try:
-            yield
-        finally:
-            self.set(before)
+        return _During(self, value)
+
+
+class _During(Generic[Value]):
+    """The block of ``PerThread.during``. Every run enters some, and a generator would take several times as long."""
+
+    def __init__(self, owner: PerThread[Value], value: Value) -> None:
+        self._owner, self._value = owner, value
+
+    def __enter__(self) -> None:
+        self._before = self._owner.get()
+        self._owner.set(self._value)
+
+    def __exit__(self, *error: object) -> None:
+        self._owner.set(self._before)
 
 
 @dataclass(frozen=True)
@@ -139,18 +149,15 @@ class ActiveEdits:
         with self._items.during((*self.items, *found)):
             yield
 
-    @contextlib.contextmanager
-    def only(self, items: tuple[Intervention, ...]) -> Iterator[None]:
+    def only(self, items: tuple[Intervention, ...]) -> contextlib.AbstractContextManager[None]:
         """Makes these interventions, and no others, active for the length of the block.
 
         Args:
             items: Interventions that ``adding`` has checked before.
         """
-        with self._items.during(items):
-            yield
+        return self._items.during(items)
 
-    @contextlib.contextmanager
-    def sharing(self, hooks: Sequence[str]) -> Iterator[None]:
+    def sharing(self, hooks: Sequence[str]) -> contextlib.AbstractContextManager[None]:
         """Gives runs inside the block a gate that patches at each of these hook points, used or not.
 
         Runs that each patch another one of them then share one graph and one session.
@@ -158,8 +165,7 @@ class ActiveEdits:
         Args:
             hooks: The hook points' own names.
         """
-        with self._shared.during(tuple(hooks)):
-            yield
+        return self._shared.during(tuple(hooks))
 
     def gates(self, plan: Plan, window: Window) -> tuple[Plan, Edits]:
         """The plan of a run with the gates of the active interventions, and the arrays that they are fed.
@@ -195,7 +201,7 @@ class ActiveEdits:
     def _compose(
         self, items: Sequence[Intervention], plan: Plan, window: Window, shared: Sequence[str]
     ) -> tuple[Plan, Edits]:
-        entries, passed = self._engine.hooks(plan), set(self._engine.names(plan))
+        entries, passed = self._engine.hooks(plan), self._engine.passed(plan)
         sizes, by_hook = axis_sizes(self._engine.manifest.config), _by_hook(items)
         for hook in by_hook:
             if hook not in passed:

@@ -107,8 +107,8 @@ def run_forward(
             "incl_bwd runs backward from a scalar: pass return_type='loss' (without loss_per_token), or take "
             "model.gradients(tokens, metric)."
         )
-    backward_now = not runner.border.backward_later and bool(runner.hooks.active(dir=BACKWARD))
-    if incl_bwd or (scalar and backward_now):
+    # Arrays have no backward(): their backward hooks are called here, if at all.
+    if incl_bwd or (scalar and not runner.border.backward_later and runner.hooks.active(dir=BACKWARD)):
         ran = runner.run_loss(request, fetch, fetch if incl_bwd else [])
     else:
         ran = runner.run(request, fetch, output=stops or return_type is not None)

@@ -245,7 +245,8 @@ class HookedTransformer(
         values = ran.values if pos_slice is None else positions_of(self.runner, ran, pos_slice)
         if clear_contexts:
             self.clear_contexts()
-        cache = ActivationCache({name: self.border.to_user(array) for name, array in values.items()}, self)
+        to_user = self.border.to_user
+        cache = ActivationCache({name: to_user(array) for name, array in values.items()}, self)
         if remove_batch_dim:
             cache.remove_batch_dim()
         return ran.result, (cache if return_cache_object else cache.cache_dict)

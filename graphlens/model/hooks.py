@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
-import numpy as np
-
-from graphlens.analysis.arrays import Array, Border
-from graphlens.errors import HookResultError, InputError
+from graphlens.analysis.arrays import Border
+from graphlens.errors import InputError
 from graphlens.file.names import canonical, select, split_name, unknown_hook
 from graphlens.model.active import PerThread
+from graphlens.model.hook_calls import HookFunction, chained, untupled
 from graphlens.runtime.callbacks import Callback
 
-# Called as ``function(activation, hook=HookPoint)``; the activation is the user's kind of array, and None keeps it.
-HookFunction = Callable[..., Any]
 HookName = str | Callable[[str], bool]
 Hooks = Sequence[tuple[HookName, HookFunction]]
 Default = TypeVar("Default")
@@ -164,6 +160,13 @@ class ActiveHook:
         return chosen and name in (None, self.name) and dir in ("both", self.dir)
 
 
+class _Blocks(NamedTuple):
+    """The ``with`` blocks that are open in a thread: their hooks, those of outer blocks first, and how many they are."""
+
+    hooks: tuple[ActiveHook, ...]
+    depth: int
+
+
 class HookRegistry:
     """The hooks of one model: those added to it, and those of the ``with`` blocks of each thread, in order.
 
@@ -176,8 +179,7 @@ class HookRegistry:
         self._names, self._n_layers = names, n_layers
         self._points: dict[str, HookPoint] = {}
         self._added: tuple[ActiveHook, ...] = ()
-        self._blocks: PerThread[tuple[ActiveHook, ...]] = PerThread(())  # hooks of the ``with`` blocks that are open
-        self._depth: PerThread[int] = PerThread(0)
+        self._blocks: PerThread[_Blocks] = PerThread(_Blocks((), 0))
         self._only: PerThread[tuple[ActiveHook, ...] | None] = PerThread(None)
 
     @property
@@ -187,7 +189,8 @@ class HookRegistry:
 
     def point(self, name: str) -> HookPoint:
         """The HookPoint of a name: the same object each time, so that its ``ctx`` is kept."""
-        return self._points.setdefault(name, HookPoint(name, self))
+        point = self._points.get(name)
+        return self._points.setdefault(name, HookPoint(name, self)) if point is None else point
 
     def find(self, name: str) -> HookPoint | None:
         """The hook point of a name or TransformerLens 4 alias, None where there is none now."""
@@ -207,24 +210,22 @@ class HookRegistry:
 
     def active(self, name: str | None = None, dir: str = FORWARD) -> list[ActiveHook]:
         """The hooks at one hook point (None: at all) in this thread, in the order they run."""
-        return [hook for hook in self.snapshot() if name in (None, hook.name) and hook.dir == dir]
+        return [hook for hook in self.snapshot() if hook.dir == dir and name in (None, hook.name)]
 
     def snapshot(self) -> tuple[ActiveHook, ...]:
         """All hooks that are active in this thread now, of both directions."""
         only = self._only.get()
-        return (*self._added, *self._blocks.get()) if only is None else only
+        return (*self._added, *self._blocks.get().hooks) if only is None else only
 
-    @contextlib.contextmanager
-    def only(self, hooks: tuple[ActiveHook, ...]) -> Iterator[None]:
+    def only(self, hooks: tuple[ActiveHook, ...]) -> contextlib.AbstractContextManager[None]:
         """Makes the hooks of a ``snapshot``, and no others, active for the length of the block, in this thread."""
-        with self._only.during(hooks):
-            yield
+        return self._only.during(hooks)
 
     def _expand(
         self, hooks: Hooks, permanent: bool = False, level: int | None = None, dir: str = FORWARD
     ) -> list[ActiveHook]:
         expanded = []
-        names = self._names()
+        names = self._names() if hooks else []
         for name, function in hooks:
             if not callable(function):
                 raise TypeError(f"the hook at {name!r} is not callable but {type(function).__name__}")
@@ -269,7 +270,8 @@ class HookRegistry:
         """
         asked = (including_permanent, level, name, dir)
         self._added = tuple(hook for hook in self._added if not hook.goes(*asked))
-        self._blocks.set(tuple(hook for hook in self._blocks.get() if not hook.goes(*asked)))
+        blocks = self._blocks.get()
+        self._blocks.set(_Blocks(tuple(hook for hook in blocks.hooks if not hook.goes(*asked)), blocks.depth))
 
     @contextlib.contextmanager
     def adding(self, hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[None]:
@@ -278,10 +280,11 @@ class HookRegistry:
         Raises:
             UnknownHookPoint: For a name that is none, before any hook is added.
         """
-        depth = self._depth.get() + 1
+        around = self._blocks.get()
+        depth = around.depth + 1
         new = (*self._expand(hooks, level=depth), *self._expand(bwd_hooks, level=depth, dir=BACKWARD))
         try:
-            with self._blocks.during((*self._blocks.get(), *new)), self._depth.during(depth):
+            with self._blocks.during(_Blocks((*around.hooks, *new), depth)):
                 yield
         finally:
             # TransformerLens: hooks that were added at the block's level go with it.
@@ -332,61 +335,8 @@ class HookRegistry:
         at: dict[str, list[HookFunction]] = {}
         for hook in self.active(dir=dir):
             if hook.name in names:
-                function = hook.user_hook if dir == FORWARD else _untupled(hook.user_hook)
+                function = hook.user_hook if dir == FORWARD else untupled(hook.user_hook)
                 at.setdefault(hook.name, []).append(function)
             elif hook.asked and not hook.is_permanent:
                 raise InputError(idle.format(hook.name))
-        return {name: _chain(self.point(name), functions, border) for name, functions in at.items()}
-
-
-def _chain(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any]) -> Callback:
-    def run(activation: Array) -> Array:
-        shape, dtype = activation.shape, activation.dtype  # before a hook can change them in place
-        value = border.to_user(activation)
-        for function in functions:
-            result = function(value, hook=point)
-            if result is not None:
-                value = result
-            _check(border, value, shape, dtype, point, function)
-        return np.asarray(border.from_user(value))
-
-    return run
-
-
-def _untupled(function: HookFunction) -> HookFunction:
-    """A backward hook whose result may be a tuple of one gradient, as torch's own hooks return it."""
-
-    @functools.wraps(function)
-    def run(gradient: object, hook: HookPoint) -> object:
-        result = function(gradient, hook=hook)
-        return result[0] if isinstance(result, tuple) and len(result) == 1 else result
-
-    return run
-
-
-def _check(
-    border: Border[Any],
-    value: object,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    point: HookPoint,
-    function: HookFunction,
-) -> None:
-    """Raises HookResultError for what is no array of the activation's shape and dtype."""
-    name = getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", repr(function))
-    try:
-        array = border.from_user(value)
-    except TypeError as error:
-        raise HookResultError(
-            f"the hook {name!r} at {point.name!r} returned a {type(value).__name__}, not an array."
-        ) from error
-    if array.shape != shape:
-        raise HookResultError(
-            f"the hook {name!r} at {point.name!r} returned shape {list(array.shape)}; the activation's shape is "
-            f"{list(shape)}. Return an array of that shape, or None to leave it as it is."
-        )
-    if array.dtype != dtype:
-        raise HookResultError(
-            f"the hook {name!r} at {point.name!r} returned dtype {array.dtype}; the activation's is {dtype}. "
-            "Cast it back before returning."
-        )
+        return {name: chained(self.point(name), functions, border) for name, functions in at.items()}

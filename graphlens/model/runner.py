@@ -168,16 +168,16 @@ class Runner(Generic[ArrayT]):
             UnknownHookPoint: For a name that is none, and for a filter that matches nothing.
             InputError: For a name that this run leaves out.
         """
-        layers, passed = self.config.n_layers, self.engine.names(request.plan)
+        layers, passed = self.config.n_layers, self.engine.passed(request.plan)
         if isinstance(names_filter, (str, list, tuple)):
             asked = select(self.names(), names_filter, layers)
-            left_out = [name for name in asked if name not in set(passed)]
+            left_out = [name for name in asked if name not in passed]
             if left_out:
                 raise InputError(
                     f"{left_out[0]!r} is not computed in this run: start_at_layer or stop_at_layer leaves it out."
                 )
             return asked
-        return select(passed, names_filter, layers) if passed else []
+        return select(list(passed), names_filter, layers) if passed else []
 
     def bound(self, metric: MetricT) -> MetricT:
         """A metric with token ids in place of text.
@@ -197,8 +197,7 @@ class Runner(Generic[ArrayT]):
         hooks = tuple((hook.name, getattr(hook.user_hook, "__qualname__", "")) for hook in self.hooks.active())
         return Active(self.flags.names, self.edits.items, hooks)
 
-    @contextlib.contextmanager
-    def editing(self, interventions: Interventions, strict: bool = True) -> Iterator[None]:
+    def editing(self, interventions: Interventions, strict: bool = True) -> contextlib.AbstractContextManager[None]:
         """Adds interventions to every run inside the ``with`` block; see HookedTransformer.intervene.
 
         Args:
@@ -209,8 +208,7 @@ class Runner(Generic[ArrayT]):
             UnknownHookPoint: For a hook point that is not there.
             InputError: For what the model lacks or what cannot fit.
         """
-        with self.edits.adding(checked(interventions), self.plan(), strict):
-            yield
+        return self.edits.adding(checked(interventions), self.plan(), strict)
 
     def snapshot(self) -> Snapshot:
         """The hooks and interventions that are active now, to run with later."""
@@ -268,7 +266,7 @@ class Runner(Generic[ArrayT]):
             InputError: For a hook or intervention that this run does not pass.
             HookResultError: For what a hook returned; and whatever a hook raises.
         """
-        callbacks = self.hooks.callbacks(self.border, set(self.engine.names(request.plan)))
+        callbacks = self.hooks.callbacks(self.border, self.engine.passed(request.plan))
         plan, edits = self.edits.gates(request.plan, request.window)
         if request.bare and not callbacks:
             plan = replace(plan, bare=True)
@@ -312,12 +310,12 @@ class Runner(Generic[ArrayT]):
                     "switch use_split_qkv_input and use_attn_in off, or take hook_q_input, hook_k_input and hook_v_input."
                 )
         backward_hooks = self.hooks.backward_callbacks(self.border, possible)
-        names = self.engine.names(request.plan)
+        names = self.engine.passed(request.plan)
         changing: list[str] = []
         callbacks = {
             **{
                 name: backward.noting(name, callback, changing)
-                for name, callback in self.hooks.callbacks(self.border, set(names)).items()
+                for name, callback in self.hooks.callbacks(self.border, names).items()
             },
             **{gradient_output(name): callback for name, callback in backward_hooks.items()},
         }

@@ -6,17 +6,20 @@ import contextvars
 import copy
 import dataclasses
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 
+import graphlens
 from graphlens import Ablate, HookedTransformer, InputError, Steer
 from graphlens.attribution import attribution_patch
 from graphlens.metrics import LogitDiff
@@ -54,6 +57,23 @@ def test_what_is_active_reaches_every_run(tiny: HookedTransformer) -> None:
         np.testing.assert_array_equal(runner.run(request).logits, edited)
     with tiny.hooks([(Z, lambda z, hook: z * 0)]), runner.as_in(then):  # and nothing else
         np.testing.assert_array_equal(runner.run(request).logits, edited)
+
+
+def test_a_run_with_one_hook_looks_at_no_other_hook_point(tiny: HookedTransformer) -> None:
+    package, calls = str(Path(graphlens.__file__).parent), 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_filename.startswith(package)
+
+    hooks = [(Z, lambda z, hook: None)]
+    tiny.run_with_hooks([[1, 2, 3]], fwd_hooks=hooks)  # opens the session
+    sys.setprofile(count)
+    try:
+        tiny.run_with_hooks([[1, 2, 3]], fwd_hooks=hooks)
+    finally:
+        sys.setprofile(None)
+    assert 0 < calls < 120  # a call for each of the 74 hook points would make it 170
 
 
 def test_a_value_of_its_own_in_each_thread() -> None:

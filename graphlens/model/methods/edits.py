@@ -12,7 +12,8 @@ from graphlens.analysis.arrays import ArrayT
 from graphlens.engine.plan import Plan
 from graphlens.model import describe
 from graphlens.model.config import HookPointInfo
-from graphlens.model.hooks import HookDict, HookFunction, HookName, Hooks
+from graphlens.model.hook_calls import HookFunction
+from graphlens.model.hooks import HookDict, HookName, Hooks
 from graphlens.model.runner import Interventions, Runner
 
 
@@ -172,16 +173,17 @@ class EditMethods(Generic[ArrayT]):
         Raises:
             UnknownHookPoint: For a name that is none.
         """
-        with contextlib.ExitStack() as stack:
-            if reset_hooks_end:
-                stack.enter_context(self.runner.hooks.adding(fwd_hooks, bwd_hooks))
-            else:
-                for direction, some in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
-                    for name, function in some:
-                        self.runner.hooks.add(name, function, direction)
-            if clear_contexts:
-                stack.callback(self.runner.hooks.clear_contexts)
-            yield self
+        registry = self.runner.hooks
+        if not reset_hooks_end:
+            for direction, some in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
+                for name, function in some:
+                    registry.add(name, function, direction)
+        with registry.adding(fwd_hooks, bwd_hooks) if reset_hooks_end else contextlib.nullcontext():
+            try:
+                yield self
+            finally:
+                if clear_contexts:
+                    registry.clear_contexts()
 
     # Interventions
 

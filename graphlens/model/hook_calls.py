@@ -1,0 +1,98 @@
+"""Calling Python hooks: how one is called, and what it may return."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.analysis.arrays import Array, Border
+from graphlens.errors import HookResultError
+from graphlens.runtime.callbacks import Callback
+
+if TYPE_CHECKING:
+    from graphlens.model.hooks import HookPoint
+
+# Called as ``function(activation, hook=HookPoint)``; the activation is the user's kind of array, and None keeps it.
+HookFunction = Callable[..., Any]
+
+
+def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any]) -> Callback:
+    """One function activation -> activation that calls the hooks at a hook point, one after the other.
+
+    Args:
+        point: The hook point.
+        functions: The hooks, in the order in which they are called.
+        border: How activations cross to the user.
+
+    Returns:
+        The function. It raises HookResultError for what a hook returns that is no array of the activation's shape and
+        dtype, and whatever a hook raises.
+    """
+
+    def run(activation: Array) -> Array:
+        array, shape, dtype = activation, activation.shape, activation.dtype  # before a hook can change them in place
+        value = border.to_user(activation)
+        for function in functions:
+            result = function(value, hook=point)
+            if result is not None:
+                value = result
+            array = _checked(border, value, shape, dtype, point, function)
+        return np.asarray(array)
+
+    return run
+
+
+def untupled(function: HookFunction) -> HookFunction:
+    """A backward hook whose result may also be a tuple of one gradient, which is what torch's own hooks return.
+
+    Args:
+        function: The hook.
+
+    Returns:
+        The hook with such a tuple unpacked.
+    """
+
+    @functools.wraps(function)
+    def run(gradient: object, hook: HookPoint) -> object:
+        result = function(gradient, hook=hook)
+        return result[0] if isinstance(result, tuple) and len(result) == 1 else result
+
+    return run
+
+
+def _checked(
+    border: Border[Any],
+    value: object,
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    point: HookPoint,
+    function: HookFunction,
+) -> Array:
+    """What a hook returned, as an array. Raises HookResultError for what has not the activation's shape and dtype."""
+    try:
+        array = border.from_user(value)
+    except TypeError as error:
+        raise HookResultError(
+            f"{_described(function, point)} returned a {type(value).__name__}, not an array."
+        ) from error
+    if array.shape != shape:
+        raise HookResultError(
+            f"{_described(function, point)} returned shape {list(array.shape)}; the activation's shape is {list(shape)}. "
+            "Return an array of that shape, or None to leave it as it is."
+        )
+    if array.dtype != dtype:
+        raise HookResultError(
+            f"{_described(function, point)} returned dtype {array.dtype}; the activation's is {dtype}. Cast it back before "
+            "returning."
+        )
+    return array
+
+
+def _described(function: HookFunction, point: HookPoint) -> str:
+    """A hook as an error names it: its function's name and its place."""
+    name = getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", repr(function))
+    return f"the hook {name!r} at {point.name!r}"
