@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.runner import Runner
 
+_TOKENS_AT_ONCE = 256  # beyond so many a run takes twice the time for twice the tokens
+
 
 def attribution_patch(
     model: HookedTransformer[Any],
@@ -216,28 +218,44 @@ def _estimates(run: CorruptedRun, steps: int) -> Iterator[Done]:
 
 
 def _gradients(
-    run: CorruptedRun, hooks: Sequence[str], metric: Measure, graph_of: Sequence[str] = ()
+    run: CorruptedRun, hooks: Sequence[str], metric: Measure, graph_of: Sequence[str] = (), copies: int = 1
 ) -> dict[str, Array]:
-    """The gradient of a metric with respect to hook points, in a run with what is active."""
+    """The gradient of a metric with respect to hook points, in a run with what is active.
+
+    With several copies of the prompts in the run it is that of the metric of each copy, one below the other.
+    """
     if isinstance(metric, Metric) and metric.reduction != "mean":
         raise InputError(f"{metric!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
-    runner = run.runner
-    found = runner.run_backward(run.request, runner.seed(run.request, metric), hooks, graph_of=graph_of).values
+    runner, request = run.runner, run.request
+    seed = runner.seed(request, metric)
+    if copies > 1:
+        request, seed = request.repeated(copies), seed.repeated(copies)
+    found = runner.run_backward(request, seed, hooks, graph_of=graph_of).values
     return {hook: found[gradient_output(hook)] for hook in hooks}
 
 
 def _averaged(run: CorruptedRun, hook: str, hooks: Sequence[str], metric: Measure, steps: int) -> Array:
     """The mean of the gradients on the straight way from the corrupted activation to the patched one.
 
-    All hook points share one graph, with a gate and a gradient at each: one session serves them all.
+    All hook points share one graph, with a gate and a gradient at each: one session serves them all. It computes every
+    gradient in every run, which several steps in one run more than make up for.
     """
     base, apart = run.activations[hook], _apart(run, hook)
-    total = np.zeros(base.shape)
-    for step in range(steps):
-        value = np.where(run.changed(hook), base + apart * ((step + 0.5) / steps), base).astype(base.dtype)
-        with run.runner.edits.sharing(hooks), run.runner.editing(Site(hook).patch(value)):
-            total += _gradients(run, [hook], metric, graph_of=hooks)[hook]
+    total, at_once = np.zeros(base.shape), _steps_at_once(run, metric)
+    for first in range(0, steps, at_once):
+        some = range(first, min(first + at_once, steps))
+        values = [np.where(run.changed(hook), base + apart * ((step + 0.5) / steps), base) for step in some]
+        patch = Site(hook).patch(np.concatenate(values).astype(base.dtype))
+        with run.runner.edits.sharing(hooks), run.runner.editing(patch):
+            gradient = _gradients(run, [hook], metric, graph_of=hooks, copies=len(some))[hook]
+        total += gradient.reshape(len(some), *base.shape).sum(0, dtype=np.float64)
     return total / steps
+
+
+def _steps_at_once(run: CorruptedRun, metric: Measure) -> int:
+    """How many steps one run takes: one where it matters to hooks, interventions or the metric which rows it has."""
+    alike = isinstance(metric, Metric) and metric.linear and run.runner.active().plain
+    return max(1, _TOKENS_AT_ONCE // (run.batch * run.length)) if alike else 1
 
 
 def _apart(run: CorruptedRun, hook: str) -> Array:

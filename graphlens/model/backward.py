@@ -45,6 +45,14 @@ class Seed:
         """
         return cls(DENSE, {SEED: gradient})
 
+    def repeated(self, times: int) -> Seed:
+        """The seed of ``Request.repeated``: that of the one run, for each copy of its prompts.
+
+        Args:
+            times: How many copies.
+        """
+        return Seed(self.kind, {name: np.concatenate([array] * times) for name, array in self.feeds.items()})
+
 
 class Differentiable(Protocol[ArrayT]):
     """A metric of one's own that has a derivative."""

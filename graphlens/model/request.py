@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict
 
 import numpy as np
@@ -74,6 +74,26 @@ class Request:
     shape: tuple[int, int]
     window: Window
     bare: bool = False
+
+    def repeated(self, times: int) -> Request:
+        """The run of several copies of its prompts, one below the other.
+
+        Args:
+            times: How many.
+
+        Returns:
+            A run over whole prompts, with as many times the rows.
+        """
+        batch, length = self.shape[0] * times, self.shape[1]
+
+        def tiled(array: Tokens | None) -> Tokens | None:
+            return None if array is None else np.concatenate([array] * times)
+
+        feeds = {name: np.concatenate([array] * times) for name, array in self.feeds.items()}
+        window = Window.whole(batch, length)
+        return replace(
+            self, feeds=feeds, tokens=tiled(self.tokens), mask=tiled(self.mask), shape=(batch, length), window=window
+        )
 
     def need_tokens(self) -> Tokens:
         """The tokens, for a loss.

@@ -19,6 +19,7 @@ from graphlens.attribution import (
     faithfulness,
 )
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
+from graphlens.model.runner import Runner
 from graphlens.patching import Site, SweepResult, act_patch_sites, sweep
 from tests.models import MODEL
 
@@ -77,6 +78,36 @@ def test_integrated_gradients_are_complete(model: HookedTransformer, cache: Any,
     large = np.abs(exact) > 0.05 * scale
     assert np.all(errors[2][large] <= 0.01 * np.abs(exact)[large])
     assert float(errors[2].max()) < 0.2 * float(errors[1].max()) < 0.2 * float(errors[0].max())
+
+
+def test_steps_that_share_a_run_are_those_that_run_alone(
+    model: HookedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, run_backward = [0], Runner.run_backward
+
+    def counted(*args: Any, **options: Any) -> Any:
+        runs[0] += 1
+        return run_backward(*args, **options)
+
+    monkeypatch.setattr(Runner, "run_backward", counted)
+    prompts = ["When John and Mary went home, John gave it to", "Then John saw Mary and John gave it to"]
+    others = [prompt.replace("Mary", "Anna") for prompt in prompts]
+    options: dict[str, Any] = {"padding_side": "left"}
+    _, clean = model.run_with_cache(prompts, **options)
+    sites = [Site("resid_pre", 1), Site("pattern", 2, head=1), Site("attn_scores", 3), Site("z", 0, position=-2)]
+
+    def estimate() -> tuple[Array, int]:
+        runs[0] = 0
+        metrics = [METRIC, CrossEntropy([" Mary"] * 2)]
+        found = attribution_patch(model, others, sites, clean, metrics, steps=13, verbose=False, **options)
+        return found.values, runs[0]
+
+    shared, few = estimate()
+    with model.hooks([("blocks.0.hook_resid_pre", lambda activation, hook: None)]):  # a hook sees the rows of its run
+        alone, many = estimate()
+    assert many == 2 * 13 * len(sites)
+    assert few == (2 + 13) * len(sites)  # a metric that is not linear has another gradient in each run
+    np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sites_estimate_is_the_product_summed_over_it(model: HookedTransformer, cache: Any) -> None:
