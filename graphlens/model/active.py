@@ -68,6 +68,9 @@ class PerThread(Generic[Value]):
 
         Args:
             value: The value inside the block.
+
+        Raises:
+            InputError: At the end of a block that another thread or task began: what was before is not its own.
         """
         return _During(self, value)
 
@@ -81,8 +84,18 @@ class _During(Generic[Value]):
     def __enter__(self) -> None:
         self._before = self._owner.get()
         self._owner.set(self._value)
+        self._token = _values.set(_values.get())
 
     def __exit__(self, *error: object) -> None:
+        now = _values.get()
+        try:
+            _values.reset(self._token)
+        except ValueError:
+            raise InputError(
+                "a block of hooks or interventions ended in another thread or asyncio task than it began in: leave it where "
+                "it was entered."
+            ) from None
+        _values.set(now)  # blocks of other owners may have begun or ended inside this one
         self._owner.set(self._before)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import itertools
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Self
 
 import numpy as np
@@ -25,6 +26,7 @@ Callback = Callable[[Array], Array]  # activation -> the activation to go on wit
 # What an operator's call gives: its id, then a shape and values for each output.
 _Answer = tuple[int | Sequence[int] | Sequence[float] | Array, ...]
 _Dispatch = Callable[[int, list[Array], Mapping[str, str]], _Answer]
+_Handler = Callable[[int, FrameType | None], object]
 _PACKAGE = "onnxruntime_extensions"
 _OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double", "GraphlensHookInt64": "dt_int64"}
 _active: dict[int, PythonCalls] = {}
@@ -127,7 +129,7 @@ def _call(activation: Array, run: Array, index: int) -> Array:
 class PythonCalls:
     """The callbacks of one run. Use it as a context manager around the run, and feed ``run_id``.
 
-    Leaving it raises what a callback raised.
+    Leaving it raises what a callback raised, or the KeyboardInterrupt of a Ctrl-C that came during the run.
 
     Args:
         callbacks: Functions by the place of their hook point in the graph's hook map.
@@ -138,6 +140,8 @@ class PythonCalls:
         self._id = next(_run_ids)
         self._error: BaseException | None = None
         self._stop: Callable[[], None] | None = None
+        self._in_callback = False
+        self._usual: _Handler | None = None  # what handles a Ctrl-C before and after the run
 
     @property
     def run_id(self) -> Array:
@@ -145,31 +149,79 @@ class PythonCalls:
         return np.asarray(self._id, np.int64)
 
     def on_start(self, stop: Callable[[], None]) -> None:
-        """Takes the function that stops the run early: ``Session.run`` calls this when the run begins."""
+        """Takes the function that stops the run early. ``Session.run_on_device`` calls this when the run begins.
+
+        Args:
+            stop: The function. It may be called from a callback.
+        """
         self._stop = stop
+        if self._error is not None:  # a Ctrl-C that came before
+            stop()
 
     def __enter__(self) -> Self:
         _active[self._id] = self
+        if threading.current_thread() is threading.main_thread():  # no other is told of a Ctrl-C
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
+                self._usual = handler
+                signal.signal(signal.SIGINT, self._interrupted)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         _active.pop(self._id, None)
+        if self._usual is not None:
+            now = signal.signal(signal.SIGINT, self._usual)
+            if now != self._interrupted:  # a callback has set another
+                signal.signal(signal.SIGINT, now)
         kept, self._error = self._error, None
-        if kept is not None:
-            # The run's own error, if any, only says that it was stopped.
-            raise kept.with_traceback(kept.__traceback__) from None
+        if kept is None:
+            return
+        # The run's own error, if any, only says that it was stopped. What the callback said of its error's cause stays.
+        cause, context, suppressed = kept.__cause__, kept.__context__, kept.__suppress_context__
+        try:
+            raise kept
+        finally:
+            kept.__cause__, kept.__context__ = cause, context
+            kept.__suppress_context__ = suppressed
 
     def invoke(self, index: int, activation: Array) -> Array:
-        """What the callback of a hook makes of an activation; what it raises is kept, and the run is stopped."""
-        """Calls one callback. An error is kept for the end of the run, which goes on unchanged until it is stopped."""
+        """Calls one callback. An error is kept for the end of the run, which goes on unchanged until it is stopped.
+
+        Args:
+            index: The place of the callback's hook point in the graph's hook map.
+            activation: What the callback is given.
+
+        Returns:
+            The activation to go on with.
+        """
         if self._error is not None:
             return activation
         try:
-            return np.asarray(self._callbacks[index](activation), order="C")
+            self._in_callback = True
+            result = np.asarray(self._callbacks[index](activation), order="C")
+            self._in_callback = False
+            return result
         except BaseException as error:
-            self._error = error
-            if self._stop is not None:
-                self._stop()
+            self._in_callback = False
+            self._fail(error)
             return activation
+
+    def _fail(self, error: BaseException) -> None:
+        """Keeps the first error, and stops the run."""
+        self._error = self._error or error
+        if self._stop is not None:
+            self._stop()
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """Handles a Ctrl-C during the run. Python raises it wherever it is next executed, which may be at the beginning of
+        an operator's call, where nothing could catch it."""
+        assert self._usual is not None
+        if self._in_callback:
+            self._usual(number, frame)
+            return
+        try:
+            self._usual(number, frame)
+        except BaseException as error:
+            self._fail(error)

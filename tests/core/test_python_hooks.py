@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -280,6 +281,59 @@ def test_a_hook_may_run_the_model_itself(tiny: HookedTransformer, tiny_folder: P
         tiny.run_with_hooks(others, fwd_hooks=[(PRE, patch)]),
         tiny.run_with_hooks(others, fwd_hooks=[(PRE, lambda x, hook: value)]),
     )
+
+
+def test_what_caused_a_hooks_error_is_told(tiny: HookedTransformer, tokens: np.ndarray) -> None:
+    z = "blocks.1.attn.hook_z"
+
+    def fail(activation: np.ndarray, hook: Any) -> None:
+        try:
+            activation[99, 99, 99, 99] = 0
+        except IndexError as error:
+            raise LookupError("no such head") from error
+
+    with pytest.raises(LookupError, match="no such head") as caught:
+        tiny.run_with_hooks(tokens, fwd_hooks=[(z, fail)])
+    assert isinstance(caught.value.__cause__, IndexError)
+
+
+def test_a_ctrl_c_between_callbacks_waits_for_the_end_of_the_run() -> None:
+    """Python tells of it where it is next executed: at the beginning of an operator's call, which must not raise."""
+    stopped: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def run() -> None:
+        with callbacks.PythonCalls({0: np.negative}) as calls:
+            signal.raise_signal(signal.SIGINT)
+            calls.on_start(lambda: stopped.append(1))  # the run is to end as soon as it begins
+            assert calls.invoke(0, np.ones(2)).tolist() == [1, 1]
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert stopped == [1]
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_ctrl_c_in_a_hook_ends_it(tiny: HookedTransformer, tokens: np.ndarray) -> None:
+    z = "blocks.1.attn.hook_z"
+    before, seen = signal.getsignal(signal.SIGINT), list[str]()
+
+    def inner(activation: np.ndarray, hook: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        seen.append("after the Ctrl-C")
+
+    def outer(activation: np.ndarray, hook: Any) -> None:
+        seen.append(hook.name)
+        if len(seen) == 1:
+            tiny.run_with_hooks(tokens, fwd_hooks=[("hook_embed", inner)])
+            seen.append("after the run inside")
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run_with_hooks(tokens, fwd_hooks=[(z, outer), ("unembed.hook_in", outer)])
+    assert seen == [z]
+    assert signal.getsignal(signal.SIGINT) == before
+    with ThreadPoolExecutor(1) as pool:  # where Ctrl-C is of no concern
+        pool.submit(tiny.run_with_hooks, tokens, fwd_hooks=[(z, outer)]).result()
 
 
 def test_after_a_callback_raised_no_other_is_called_even_if_the_run_goes_on() -> None:

@@ -9,7 +9,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -99,6 +99,28 @@ def test_blocks_of_two_models_may_end_in_any_order() -> None:
     assert (one.get(), other.get()) == (0, 2)
     second.__exit__(None, None, None)
     assert (one.get(), other.get()) == (0, 0)
+
+
+def test_a_block_ends_where_it_began(tiny: HookedTransformer) -> None:
+    def doubled() -> Iterator[None]:
+        with tiny.hooks([(Z, lambda z, hook: z * 2)]):
+            with tiny.hooks([(Z, lambda z, hook: z * 0)]), tiny.intervene(Ablate(Z, heads=0)):
+                yield
+            yield
+
+    def elsewhere() -> tuple[str, bool]:
+        with pytest.raises(InputError) as caught:
+            next(blocks)
+        return str(caught.value), tiny.runner.active().plain
+
+    blocks = doubled()
+    context = contextvars.copy_context()  # which keeps what is never ended
+    context.run(next, blocks)
+    with ThreadPoolExecutor(1) as pool:
+        message, plain = pool.submit(elsewhere).result()
+    assert "leave it where it was entered" in message
+    assert plain
+    assert tiny.runner.active().plain
 
 
 def held() -> int:
