@@ -129,15 +129,23 @@ class Engine:
         return f"bfloat16 weights, {computed} activations" if stored else computed
 
     def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
-        """The hook map of the graph that a plan asks for: name -> entry, in firing order."""
+        """The hook map of a plan's graph: name -> entry, in firing order.
+
+        Args:
+            plan: The plan. What its graph costs to make is paid on the first call.
+        """
         return self._graphs.hooks(plan)
 
     def names(self, plan: Plan) -> list[str]:
-        """The hook points that a user sees in a plan's graph, in firing order."""
+        """The hook points that a run of a plan passes, in firing order, each once however often it fires.
+
+        Args:
+            plan: The plan.
+        """
         return list(self.passed(plan))
 
     def passed(self, plan: Plan) -> Collection[str]:
-        """The hook points that a run of a plan passes, in firing order. To look one up takes no longer if there are many."""
+        """The same as ``names``, as a set in that order: to look a name up takes equally long however many there are."""
         return self._graphs.firings(plan.ungated).keys()
 
     def gates(self, kinds: Mapping[str, tuple[str, ...]], plan: Plan) -> Gates:
@@ -291,7 +299,15 @@ class Engine:
         return (open_ or self.session(Plan())).providers
 
     def session(self, plan: Plan) -> Runnable:
-        """The session of a plan, opened on first use. A bounded number stays open; the plain one always does."""
+        """The session of a plan, opened on first use. A bounded number stays open; the plain one always does.
+
+        Args:
+            plan: The plan.
+
+        Raises:
+            RuntimeUnavailable: An execution provider, or the package for Python hooks, is not there.
+            ModelFileError: ONNX Runtime refuses the graph.
+        """
         with self._lock:
             session = self._sessions.get(plan)
             if session is None:

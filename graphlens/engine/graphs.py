@@ -86,7 +86,11 @@ class Graphs:
         self._lock = threading.RLock()
 
     def graph(self, plan: Plan) -> ir.Model:
-        """The graph of a plan. It is kept, so whoever gets it must not change it."""
+        """The graph of a plan. It is kept, so whoever gets it must not change it.
+
+        Args:
+            plan: The plan.
+        """
         with self._lock:
             if plan == _NOTHING:
                 return self._model
@@ -107,7 +111,11 @@ class Graphs:
         self._firings.pop(plan, None)
 
     def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
-        """The hook map of a plan's graph: name -> entry, in firing order."""
+        """The hook map of a plan's graph: name -> entry, in firing order.
+
+        Args:
+            plan: The plan.
+        """
         with self._lock:
             found = self._hooks.get(plan)
             if found is None:
@@ -124,7 +132,14 @@ class Graphs:
         return {**hooks, **after_body}
 
     def firings(self, plan: Plan) -> Mapping[str, Sequence[Firing]]:
-        """Hook point -> all its firings in a plan's graph, in firing order."""
+        """The firings of each hook point in a plan's graph.
+
+        Args:
+            plan: The plan.
+
+        Returns:
+            Hook point -> its firings, both in firing order.
+        """
         with self._lock:
             known = self._firings.get(plan)
             if known is not None:
@@ -136,6 +151,10 @@ class Graphs:
             return found
 
     def ends_plainly(self, plan: Plan) -> bool:
-        """True if a plan's graph has gates and ends with the unembedding exactly as the file's own graph does."""
+        """True if a plan's graph has gates and ends with the unembedding exactly as the file's own graph does.
+
+        Args:
+            plan: The plan.
+        """
         whole = plan.stop is None and not plan.gradients and not plan.python and UNEMBEDDED in self._plain_hooks
         return whole and bool(plan.gates) and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)

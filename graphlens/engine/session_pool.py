@@ -17,7 +17,15 @@ class SessionPool:
         self._lock = threading.RLock()
 
     def get(self, key: Hashable, build: Callable[[], Runnable]) -> Runnable:
-        """The open session of a key, or what ``build`` opens. One session is built at a time."""
+        """The session of a key. One session is opened at a time.
+
+        Args:
+            key: What tells sessions apart: the file and its state, the providers, the plan.
+            build: Opens the session where none is open.
+
+        Raises:
+            Exception: Whatever ``build`` raises.
+        """
         with self._lock:
             session = self._sessions.get(key)
             if session is None:

@@ -122,7 +122,16 @@ def run_forward(
 
 
 def positions_of(runner: Runner[ArrayT], ran: Forwarded[ArrayT], pos_slice: SliceInput) -> dict[str, Array]:
-    """Some positions of every activation and gradient of a forward; see ``HookedTransformer.run_with_cache``."""
+    """Some positions of every activation and gradient of a forward.
+
+    Args:
+        runner: What ran it.
+        ran: The forward.
+        pos_slice: The positions; see ``HookedTransformer.run_with_cache``.
+
+    Returns:
+        The same names, with the shorter arrays.
+    """
     entries = runner.engine.hooks(ran.request.plan)
     return {
         name: of_positions(array, entries[name.removesuffix("_grad")].axes, pos_slice)

@@ -56,11 +56,27 @@ class HookPoint:
         level: int | None = None,
         prepend: bool = False,
     ) -> None:
-        """Adds a hook here until it is reset; see HookedTransformer.add_hook."""
+        """Adds a hook at this hook point, until it is reset.
+
+        Args:
+            hook: See ``HookedTransformer.add_hook``, as for what follows.
+            dir: See there.
+            is_permanent: See there.
+            level: See there.
+            prepend: See there.
+
+        Raises:
+            InputError: For another ``dir``, and for a hook point that belongs to no model.
+        """
         self._owner.add(self.name, hook, dir, is_permanent, prepend, level)
 
     def add_perma_hook(self, hook: HookFunction, dir: str = "fwd") -> None:
-        """Adds a hook here that resetting leaves, unless told ``including_permanent=True``."""
+        """Adds a hook at this hook point that resetting leaves, unless told ``including_permanent=True``.
+
+        Args:
+            hook: See ``add_hook``.
+            dir: See there.
+        """
         self.add_hook(hook, dir, is_permanent=True)
 
     @property
@@ -87,7 +103,13 @@ class HookPoint:
         )
 
     def remove_hooks(self, dir: str = "fwd", including_permanent: bool = False, level: int | None = None) -> None:
-        """Removes the hooks that are active here; see HookedTransformer.reset_hooks."""
+        """Removes the hooks that are active at this hook point.
+
+        Args:
+            dir: "fwd", "bwd" or "both".
+            including_permanent: True removes permanent hooks too.
+            level: Only hooks of this level go; see ``HookedTransformer.add_hook``.
+        """
         self._owner.reset(including_permanent, level, self.name, dir)
 
     @property
@@ -127,7 +149,12 @@ class HookDict(dict[str, HookPoint]):
     def get(self, name: str, default: HookPoint | Default) -> HookPoint | Default: ...
 
     def get(self, name: str, default: HookPoint | Default | None = None) -> HookPoint | Default | None:
-        """The hook point of a name or alias, else ``default``."""
+        """The hook point of a name.
+
+        Args:
+            name: Our name or TransformerLens 4's.
+            default: What to give where there is none.
+        """
         return self[name] if name in self else default
 
 
@@ -188,17 +215,24 @@ class HookRegistry:
         return HookDict({name: self.point(name) for name in self._names()}, self._n_layers)
 
     def point(self, name: str) -> HookPoint:
-        """The HookPoint of a name: the same object each time, so that its ``ctx`` is kept."""
+        """The HookPoint of a name: the same object each time, so that its ``ctx`` is kept.
+
+        Args:
+            name: The hook point's own name. Whether there is one now is not checked.
+        """
         point = self._points.get(name)
         return self._points.setdefault(name, HookPoint(name, self)) if point is None else point
 
     def find(self, name: str) -> HookPoint | None:
-        """The hook point of a name or TransformerLens 4 alias, None where there is none now."""
+        """The hook point of our name or TransformerLens 4's, None where there is none now."""
         known = canonical(name)
         return self.point(known) if known in self._names() else None
 
     def need(self, name: str) -> HookPoint:
-        """The hook point of a name, for an attribute.
+        """The hook point of a name that was asked for as an attribute.
+
+        Args:
+            name: Our name or TransformerLens 4's.
 
         Raises:
             AttributeError: Where there is none now; it offers the nearest.
@@ -209,7 +243,12 @@ class HookRegistry:
         return found
 
     def active(self, name: str | None = None, dir: str = FORWARD) -> list[ActiveHook]:
-        """The hooks at one hook point (None: at all) in this thread, in the order they run."""
+        """The hooks that are active in this thread, in the order in which they run.
+
+        Args:
+            name: Only those at this hook point; None for all.
+            dir: "fwd" or "bwd".
+        """
         return [hook for hook in self.snapshot() if hook.dir == dir and name in (None, hook.name)]
 
     def snapshot(self) -> tuple[ActiveHook, ...]:
@@ -218,7 +257,11 @@ class HookRegistry:
         return (*self._added, *self._blocks.get().hooks) if only is None else only
 
     def only(self, hooks: tuple[ActiveHook, ...]) -> contextlib.AbstractContextManager[None]:
-        """Makes the hooks of a ``snapshot``, and no others, active for the length of the block, in this thread."""
+        """Makes these hooks, and no others, active for the length of the block, in this thread.
+
+        Args:
+            hooks: What ``snapshot`` gave.
+        """
         return self._only.during(hooks)
 
     def _expand(
@@ -242,7 +285,15 @@ class HookRegistry:
         prepend: bool = False,
         level: int | None = None,
     ) -> None:
-        """Adds a hook that stays until it is reset; see HookedTransformer.add_hook.
+        """Adds a hook that stays until it is reset.
+
+        Args:
+            name: See ``HookedTransformer.add_hook``, as for what follows.
+            function: Its ``hook``.
+            dir: See there.
+            permanent: Its ``is_permanent``.
+            prepend: See there.
+            level: See there.
 
         Raises:
             UnknownHookPoint: For a name that is none.
@@ -275,7 +326,11 @@ class HookRegistry:
 
     @contextlib.contextmanager
     def adding(self, hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[None]:
-        """Adds forward and backward hooks for the length of the block, in this thread.
+        """Adds hooks for the length of the block, in this thread.
+
+        Args:
+            hooks: Forward hooks; see ``HookedTransformer.hooks``.
+            bwd_hooks: Backward hooks.
 
         Raises:
             UnknownHookPoint: For a name that is none, before any hook is added.

@@ -73,7 +73,16 @@ class Session:
     def run_on_device(
         self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
     ) -> list[DeviceValue]:
-        """The same as ``run``, but the outputs stay on the device that computed them."""
+        """Runs the graph and leaves the outputs on the device that computed them.
+
+        Args:
+            outputs: See ``run``, as for what follows.
+            feeds: See there.
+            on_start: See there.
+
+        Returns:
+            One value for each name, in the same order.
+        """
         ort = onnxruntime()
         options: RunOptions = ort.RunOptions()
         options.log_severity_level = _ERRORS_ONLY
@@ -114,7 +123,16 @@ class Chain:
     def run_on_device(
         self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
     ) -> list[DeviceValue]:
-        """Runs both sessions, or the first alone. ``on_start`` is handed a function to stop each of them."""
+        """Runs both sessions, or the first alone where nothing of the last is asked for.
+
+        Args:
+            outputs: See ``Session.run``, as for what follows.
+            feeds: See there.
+            on_start: Is called for each session that runs, with a function that stops that one.
+
+        Returns:
+            One value for each name, in the same order.
+        """
         late = [name for name in outputs if name in self._last.readable]
         early = [name for name in outputs if name not in self._last.readable]
         asked = list(dict.fromkeys([*early, *([self._between] if late else [])]))
