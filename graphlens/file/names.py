@@ -128,13 +128,18 @@ def split_name(name: str) -> tuple[int | None, str]:
     return (int(match[1]), match[2]) if match else (None, name)
 
 
+def block_name(layer: int) -> str:
+    """The name of a block: "blocks.3"."""
+    return f"blocks.{layer}"
+
+
 def in_block(layer: int, name: str) -> str:
     """The full name of a block's hook point, weight or part.
 
     >>> in_block(3, "attn.hook_z")
     'blocks.3.attn.hook_z'
     """
-    return f"blocks.{layer}.{name}"
+    return f"{block_name(layer)}.{name}"
 
 
 def canonical(name: str) -> str:

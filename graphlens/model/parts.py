@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 
 from graphlens.analysis import numerics
-from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.analysis.factored_matrix import FactoredMatrix
+from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
     from graphlens.model.runner import Runner
@@ -135,17 +136,15 @@ class Attention(Component[ArrayT]):
     @property
     def QK(self) -> FactoredMatrix:  # noqa: N802
         """W_Q W_K^T per head: a FactoredMatrix [h, d_model, d_model]."""
-        return self._runner.border.factored(
-            self._runner.weights[f"{self._prefix}.W_Q"],
-            np.swapaxes(self._runner.weights[f"{self._prefix}.W_K"], -2, -1),
-        )
+        return self._runner.border.factored(*qk_factors(self._weight))
 
     @property
     def OV(self) -> FactoredMatrix:  # noqa: N802
         """W_V W_O per head: a FactoredMatrix [h, d_model, d_model]."""
-        return self._runner.border.factored(
-            self._runner.weights[f"{self._prefix}.W_V"], self._runner.weights[f"{self._prefix}.W_O"]
-        )
+        return self._runner.border.factored(*ov_factors(self._weight))
+
+    def _weight(self, leaf: str) -> Array:
+        return self._runner.weights[f"{self._prefix}.{leaf}"]
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,3 +95,13 @@ class Weights:
 def _matrix_of(bias: str) -> str:
     prefix, _, leaf = bias.rpartition(".")
     return f"{prefix}.W_{leaf[2:]}"
+
+
+def qk_factors(weight: Callable[[str], Array]) -> tuple[Array, Array]:
+    """(W_Q, W_K^T) of each head. ``weight`` gives a weight of attention by the end of its name ("W_Q")."""
+    return weight("W_Q"), np.swapaxes(weight("W_K"), -2, -1)
+
+
+def ov_factors(weight: Callable[[str], Array]) -> tuple[Array, Array]:
+    """(W_V, W_O) of each head. ``weight`` gives a weight of attention by the end of its name ("W_V")."""
+    return weight("W_V"), weight("W_O")

@@ -10,9 +10,10 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayT, working
 from graphlens.analysis.factored_matrix import FactoredMatrix
 from graphlens.errors import InputError
-from graphlens.file.names import in_block
+from graphlens.file.names import block_name, in_block
 from graphlens.model.hooks import HookPoint
 from graphlens.model.parts import Block, Component, Embed, Norm, Unembed
+from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
     from graphlens.model.runner import Runner
@@ -49,7 +50,7 @@ class WeightMethods(Generic[ArrayT]):
     def blocks(self) -> list[Block[ArrayT]]:
         """The layers; see ``Block``."""
         # Not kept: they point back at the model, and a cycle would hold its session until the garbage collector runs.
-        return [Block(self.runner, f"blocks.{layer}") for layer in range(self.runner.config.n_layers)]
+        return [Block(self.runner, block_name(layer)) for layer in range(self.runner.config.n_layers)]
 
     @property
     def ln_final(self) -> Norm[ArrayT]:
@@ -152,85 +153,85 @@ class WeightMethods(Generic[ArrayT]):
     @property
     def W_Q(self) -> ArrayT:  # noqa: N802
         """Query weights [n_layers, n_heads, d_model, d_head]; a copy, as is every stack over layers."""
-        return self.runner.border.to_user(self.runner.weights.stacked("attn.W_Q"))
+        return self._stacked("attn.W_Q")
 
     @property
     def W_K(self) -> ArrayT:  # noqa: N802
         """Key weights [n_layers, n_heads, d_model, d_head]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("attn.W_K"))
+        return self._stacked("attn.W_K")
 
     @property
     def W_V(self) -> ArrayT:  # noqa: N802
         """Value weights [n_layers, n_heads, d_model, d_head]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("attn.W_V"))
+        return self._stacked("attn.W_V")
 
     @property
     def W_O(self) -> ArrayT:  # noqa: N802
         """Output weights of the heads [n_layers, n_heads, d_head, d_model]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("attn.W_O"))
+        return self._stacked("attn.W_O")
 
     @property
     def W_in(self) -> ArrayT:  # noqa: N802
         """MLP input weights [n_layers, d_model, d_mlp]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("mlp.W_in"))
+        return self._stacked("mlp.W_in")
 
     @property
     def W_gate(self) -> ArrayT | None:  # noqa: N802
         """MLP gate weights [n_layers, d_model, d_mlp], a copy; None for a model without gates."""
-        return (
-            self.runner.border.to_user(self.runner.weights.stacked("mlp.W_gate"))
-            if in_block(0, "mlp.W_gate") in self.runner.weights
-            else None
-        )
+        return self._stacked("mlp.W_gate") if in_block(0, "mlp.W_gate") in self.runner.weights else None
 
     @property
     def W_out(self) -> ArrayT:  # noqa: N802
         """MLP output weights [n_layers, d_mlp, d_model]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("mlp.W_out"))
+        return self._stacked("mlp.W_out")
 
     @property
     def b_Q(self) -> ArrayT:  # noqa: N802
         """Query biases [n_layers, n_heads, d_head]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("attn.b_Q"))
+        return self._stacked("attn.b_Q")
 
     @property
     def b_K(self) -> ArrayT:  # noqa: N802
         """Key biases [n_layers, n_heads, d_head]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("attn.b_K"))
+        return self._stacked("attn.b_K")
 
     @property
     def b_V(self) -> ArrayT:  # noqa: N802
         """Value biases [n_layers, n_heads, d_head]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("attn.b_V"))
+        return self._stacked("attn.b_V")
 
     @property
     def b_O(self) -> ArrayT:  # noqa: N802
         """Attention output biases [n_layers, d_model]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("attn.b_O"))
+        return self._stacked("attn.b_O")
 
     @property
     def b_in(self) -> ArrayT:
         """MLP input biases [n_layers, d_mlp]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("mlp.b_in"))
+        return self._stacked("mlp.b_in")
 
     @property
     def b_out(self) -> ArrayT:
         """MLP output biases [n_layers, d_model]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked("mlp.b_out"))
+        return self._stacked("mlp.b_out")
 
     @property
     def QK(self) -> FactoredMatrix:  # noqa: N802
         """W_Q W_K^T of every head: a FactoredMatrix [n_layers, n_heads, d_model, d_model]."""
-        return self.runner.border.factored(
-            self.runner.weights.stacked("attn.W_Q"), np.swapaxes(self.runner.weights.stacked("attn.W_K"), -2, -1)
-        )
+        return self.runner.border.factored(*qk_factors(self._attention))
 
     @property
     def OV(self) -> FactoredMatrix:  # noqa: N802
         """W_V W_O of every head: a FactoredMatrix [n_layers, n_heads, d_model, d_model]."""
-        return self.runner.border.factored(
-            self.runner.weights.stacked("attn.W_V"), self.runner.weights.stacked("attn.W_O")
-        )
+        return self.runner.border.factored(*ov_factors(self._attention))
+
+    def _attention(self, leaf: str) -> Array:
+        """A weight of every attention layer, [n_layers, n_heads, ...]."""
+        return self.runner.weights.stacked(f"attn.{leaf}")
+
+    def _stacked(self, name: str) -> ArrayT:
+        """A weight of every block for the user, [n_layers, ...]; a copy."""
+        return self.runner.border.to_user(self.runner.weights.stacked(name))
 
     # What follows from them
 
