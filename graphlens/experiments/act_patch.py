@@ -46,68 +46,64 @@ AXES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos")
 # Setters: what each patches can also be said as a Site, so that sweeps over them recompute less
 
 
-def layer_pos_patch_setter(
-    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
-) -> IndexedT:
-    """Patches a position: ``index`` is (layer, position)."""
-    _, position = index
-    corrupted_activation[:, position, ...] = clean_activation[:, position, ...]
-    return corrupted_activation
+class PatchSetter(Protocol):
+    """A ``..._patch_setter`` function: TransformerLens's arguments and results."""
+
+    def __call__(self, corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT) -> IndexedT:
+        """Puts a part of the clean activation into the corrupted one, and returns that."""
 
 
-def layer_pos_head_vector_patch_setter(
-    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
-) -> IndexedT:
-    """Patches a head's vector (q, k, v, z) at a position: ``index`` is (layer, position, head)."""
-    _, position, head = index
-    corrupted_activation[:, position, head] = clean_activation[:, position, head]
-    return corrupted_activation
+_PARTS: dict[Setter, tuple[str, ...]] = {}  # setter of this module -> the fields of Site that its index gives
 
 
-def layer_head_vector_patch_setter(
-    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
-) -> IndexedT:
-    """Patches a head's vectors at all positions: ``index`` is (layer, head)."""
-    _, head = index
-    corrupted_activation[:, :, head] = clean_activation[:, :, head]
-    return corrupted_activation
+def _patch_setter(name: str, what: str, axis: int, **fields: str) -> PatchSetter:
+    """The setter of that name.
+
+    Args:
+        name: Its name without ``_patch_setter``.
+        what: What it patches.
+        axis: The axis of the activation that its index begins with, after the layer.
+        **fields: What that axis and those after it run over -> the field of Site that says the same.
+    """
+
+    def patch_setter(corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT) -> IndexedT:
+        _, *parts = index
+        place = (*(slice(None),) * axis, *(part for part, _ in zip(parts, fields, strict=True)))
+        corrupted_activation[place] = clean_activation[place]
+        return corrupted_activation
+
+    patch_setter.__name__ = patch_setter.__qualname__ = f"{name}_patch_setter"
+    patch_setter.__doc__ = f"""Patches {what}: ``index`` is (layer, {", ".join(fields)}).
+
+    Args:
+        corrupted_activation: The activation of the run that is patched; changed in place.
+        index: What is patched.
+        clean_activation: The activation of the clean run.
+
+    Returns:
+        ``corrupted_activation``.
+    """
+    _PARTS[patch_setter] = tuple(fields.values())
+    return patch_setter
 
 
-def layer_head_pattern_patch_setter(
-    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
-) -> IndexedT:
-    """Patches a head's whole pattern: ``index`` is (layer, head)."""
-    _, head = index
-    corrupted_activation[:, head] = clean_activation[:, head]
-    return corrupted_activation
-
-
-def layer_head_pos_pattern_patch_setter(
-    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
-) -> IndexedT:
-    """Patches a head's pattern at a query's position: ``index`` is (layer, head, destination)."""
-    _, head, destination = index
-    corrupted_activation[:, head, destination] = clean_activation[:, head, destination]
-    return corrupted_activation
-
-
-def layer_head_dest_src_pos_pattern_patch_setter(
-    corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT
-) -> IndexedT:
-    """Patches one entry of a head's pattern: ``index`` is (layer, head, destination, source)."""
-    _, head, destination, source = index
-    corrupted_activation[:, head, destination, source] = clean_activation[:, head, destination, source]
-    return corrupted_activation
-
-
-_PARTS: Mapping[Setter, tuple[str, ...]] = {
-    layer_pos_patch_setter: ("position",),
-    layer_pos_head_vector_patch_setter: ("position", "head"),
-    layer_head_vector_patch_setter: ("head",),
-    layer_head_pattern_patch_setter: ("head",),
-    layer_head_pos_pattern_patch_setter: ("head", "position"),
-    layer_head_dest_src_pos_pattern_patch_setter: ("head", "position", "dims"),
-}
+layer_pos_patch_setter = _patch_setter("layer_pos", "a position", 1, position="position")
+layer_pos_head_vector_patch_setter = _patch_setter(
+    "layer_pos_head_vector", "a head's vector (q, k, v, z) at a position", 1, position="position", head="head"
+)
+layer_head_vector_patch_setter = _patch_setter("layer_head_vector", "a head's vectors at all positions", 2, head="head")
+layer_head_pattern_patch_setter = _patch_setter("layer_head_pattern", "a head's whole pattern", 1, head="head")
+layer_head_pos_pattern_patch_setter = _patch_setter(
+    "layer_head_pos_pattern", "a head's pattern at a query's position", 1, head="head", destination="position"
+)
+layer_head_dest_src_pos_pattern_patch_setter = _patch_setter(
+    "layer_head_dest_src_pos_pattern",
+    "one entry of a head's pattern",
+    1,
+    head="head",
+    destination="position",
+    source="dims",
+)
 
 
 def generic_activation_patch(
@@ -349,48 +345,51 @@ get_act_patch_attn_head_v_all_pos = _act_patch("attn_head_v_all_pos", "each head
 get_act_patch_attn_head_pattern_all_pos = _act_patch("attn_head_pattern_all_pos", "each head's whole pattern")
 
 
-def _stacked(model: HookedTransformer[ArrayT], arrays: Sequence[Any]) -> ArrayT:
-    return model.border.to_user(np.stack([np.asarray(array) for array in arrays]))
+class ActPatchEvery(Protocol):
+    """A ``get_act_patch_*_every`` function: TransformerLens's arguments and results."""
+
+    def __call__(
+        self, model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
+    ) -> ArrayT:
+        """Patches over several grids."""
 
 
-def get_act_patch_attn_head_all_pos_every(
-    model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
-) -> ArrayT:
-    """Patches z, q, k, v and pattern of each head, at all positions. TransformerLens: the same name.
+def _every(name: str, what: str, grids: Sequence[str]) -> ActPatchEvery:
+    """The function that patches over the grids of those names, one after the other, and lays all out as the first."""
+    axes = GRIDS[grids[0]][1]
 
-    Arguments and errors are those of ``get_act_patch_resid_pre``.
+    def every(
+        model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
+    ) -> ArrayT:
+        found = []
+        for grid_name in grids:
+            own = [{"dest_pos": "pos"}.get(axis, axis) for axis in GRIDS[grid_name][1]]
+            values = _patched(grid_name, model, corrupted_tokens, clean_cache, metric)
+            found.append(values.transpose([own.index(axis) for axis in axes]))
+        return model.border.to_user(np.stack(found))
 
-    Returns:
-        float32 [5, layer, head].
-    """
-    names = [f"attn_head_{part}_all_pos" for part in ("out", "q", "k", "v", "pattern")]
-    return _stacked(model, [_patched(name, model, corrupted_tokens, clean_cache, metric) for name in names])
-
-
-def get_act_patch_attn_head_by_pos_every(
-    model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
-) -> ArrayT:
-    """Patches z, q, k, v and pattern of each head by position (the query's). TransformerLens: the same name.
-
-    Arguments and errors are those of ``get_act_patch_resid_pre``.
-
-    Returns:
-        float32 [5, layer, position, head].
-    """
-    names = [f"attn_head_{part}_by_pos" for part in ("out", "q", "k", "v", "pattern")]
-    found = [np.asarray(_patched(name, model, corrupted_tokens, clean_cache, metric)) for name in names]
-    return _stacked(model, [*found[:4], found[4].transpose(0, 2, 1)])
-
-
-def get_act_patch_block_every(
-    model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
-) -> ArrayT:
-    """Patches resid_pre, attn_out and mlp_out by position. TransformerLens: the same name.
+    every.__name__ = every.__qualname__ = f"get_act_patch_{name}_every"
+    every.__doc__ = f"""Patches {what}. TransformerLens: the same name.
 
     Arguments and errors are those of ``get_act_patch_resid_pre``.
 
     Returns:
-        float32 [3, layer, position].
+        float32 [{len(grids)}, {", ".join(axes)}].
     """
-    names = ("resid_pre", "attn_out", "mlp_out")
-    return _stacked(model, [_patched(name, model, corrupted_tokens, clean_cache, metric) for name in names])
+    return every
+
+
+_HEAD_PARTS = ("out", "q", "k", "v", "pattern")
+get_act_patch_attn_head_all_pos_every = _every(
+    "attn_head_all_pos",
+    "z, q, k, v and pattern of each head, at all positions",
+    [f"attn_head_{part}_all_pos" for part in _HEAD_PARTS],
+)
+get_act_patch_attn_head_by_pos_every = _every(
+    "attn_head_by_pos",
+    "z, q, k, v and pattern of each head by position (the query's)",
+    [f"attn_head_{part}_by_pos" for part in _HEAD_PARTS],
+)
+get_act_patch_block_every = _every(
+    "block", "resid_pre, attn_out and mlp_out by position", ("resid_pre", "attn_out", "mlp_out")
+)
