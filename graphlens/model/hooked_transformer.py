@@ -10,10 +10,8 @@ from graphlens.analysis.arrays import ArrayInput, ArrayT
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.slices import SliceInput
-from graphlens.engine.engine import Engine
 from graphlens.errors import InputError
 from graphlens.file.names import NamesFilter
-from graphlens.file.tokenizer import Tokenizer, load_tokenizer
 from graphlens.model import describe
 from graphlens.model.backward import Differentiable, gradients
 from graphlens.model.border import Border, NumpyBorder
@@ -27,7 +25,7 @@ from graphlens.model.methods.open import OpenMethods
 from graphlens.model.methods.text import TextMethods
 from graphlens.model.methods.weights import WeightMethods
 from graphlens.model.request import ForwardOptions, Output
-from graphlens.model.runner import Interventions, Runner
+from graphlens.model.runner import Interventions
 from graphlens.model.text import Input
 
 
@@ -48,20 +46,6 @@ class HookedTransformer(
     Attributes:
         runner: Runs the model with what is active; experiments are built on it.
     """
-
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer | None = None,
-        default_prepend_bos: bool | None = None,
-        default_padding_side: str | None = None,
-    ) -> None:
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
-        usual = engine.manifest.config.default_prepend_bos
-        bos = usual if default_prepend_bos is None else default_prepend_bos
-        self.runner: Runner[ArrayT] = Runner(engine, self._border(), tokenizer, bos)
-        if default_padding_side is not None:  # otherwise the tokenizer's own
-            self.runner.text.default_padding_side = default_padding_side
 
     def _border(self) -> Border[ArrayT]:
         return cast(Border[ArrayT], NumpyBorder())

@@ -8,7 +8,8 @@ from typing import Any, Generic, Self
 from graphlens.analysis.arrays import ArrayT
 from graphlens.engine.engine import Engine
 from graphlens.errors import InputError
-from graphlens.file.tokenizer import Tokenizer
+from graphlens.file.tokenizer import Tokenizer, load_tokenizer
+from graphlens.model.border import Border
 from graphlens.model.runner import Runner
 from graphlens.runtime.providers import Providers
 from graphlens.views.progress import spinner
@@ -24,7 +25,7 @@ _ASKS_NOTHING = {
 
 
 class OpenMethods(Generic[ArrayT]):
-    """The part of HookedTransformer that finds, exports, processes and opens a model."""
+    """The part of HookedTransformer that finds, exports, processes and opens a model. It needs ``_border``."""
 
     runner: Runner[ArrayT]
 
@@ -35,7 +36,16 @@ class OpenMethods(Generic[ArrayT]):
         default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
     ) -> None:
-        raise NotImplementedError  # HookedTransformer's
+        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
+        usual = engine.manifest.config.default_prepend_bos
+        bos = usual if default_prepend_bos is None else default_prepend_bos
+        self.runner = Runner(engine, self._border(), tokenizer, bos)
+        if default_padding_side is not None:  # otherwise the tokenizer's own
+            self.runner.text.default_padding_side = default_padding_side
+
+    def _border(self) -> Border[ArrayT]:
+        """How arrays cross to the user and back."""
+        raise NotImplementedError
 
     @property
     def dtype(self) -> str:
