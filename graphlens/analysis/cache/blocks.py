@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Self
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayT, working
+from graphlens.analysis.arrays import Array, ArrayT, UserArray, working
 from graphlens.analysis.cache.reader import Reader
 from graphlens.analysis.cache.readout import Readout
-from graphlens.analysis.slices import Slice
+from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError
 from graphlens.file.names import in_block
 
@@ -21,12 +22,6 @@ class Blocks(NamedTuple):
 
     labels: list[str]
     arrays: Iterator[Array]
-
-
-def heads_before(reader: Reader[ArrayT], layer: int, positions: Slice, readout: Readout) -> Blocks:
-    """Every head before a layer, a block for each layer."""
-    labels = [f"L{i}H{head}" for i in range(layer) for head in range(reader.model.cfg.n_heads)]
-    return Blocks(labels, (head_results(reader, i, positions, readout) for i in range(layer)))
 
 
 def head_results(reader: Reader[ArrayT], layer: int, positions: Slice, readout: Readout) -> Array:
@@ -53,55 +48,104 @@ def neurons_of(
     return np.asarray(readout.coefficients(acts)), np.asarray(readout.directions(working(weight)))
 
 
-def neurons_before(reader: Reader[ArrayT], layer: int, positions: Slice, neurons: Slice, readout: Readout) -> Blocks:
-    """Every chosen neuron before a layer, a block for each layer."""
-    kept = Slice.unwrap(neurons.slice if neurons.mode == "int" else neurons)
+@dataclass(frozen=True)
+class Before(Generic[ArrayT]):
+    """What is written to the residual stream before a layer, as stacks of it are asked for.
 
-    def block(i: int) -> Array:
-        acts, directions = neurons_of(reader, i, positions, kept, readout)
-        first, trailing = np.moveaxis(acts, -1, 0), directions.shape[1:]
-        rows = directions.reshape(len(first), *[1] * (first.ndim - 1), *trailing)
-        return np.asarray(first.reshape(*first.shape, *[1] * len(trailing)) * rows)
-
-    names = kept.indices(reader.model.cfg.d_mlp)
-    return Blocks([f"L{i}N{neuron}" for i in range(layer) for neuron in names], (block(i) for i in range(layer)))
-
-
-def whole(reader: Reader[ArrayT], parts: Iterable[tuple[str, str]], positions: Slice, readout: Readout) -> Blocks:
-    """Whole activations, (label, hook name) each, a block of one for each."""
-    chosen = list(parts)
-    arrays = (readout.vectors(positions.apply(reader.activation(name), dim=-2))[None] for _, name in chosen)
-    return Blocks([label for label, _ in chosen], arrays)
-
-
-def stacked(
-    reader: Reader[ArrayT], parts: list[Blocks], layer: int, positions: Slice, readout: Readout, incl_remainder: bool
-) -> tuple[Array, list[str]]:
-    """One stack [n, *b, p, D] of some blocks, and its labels.
-
-    Args:
+    Attributes:
         reader: The run.
-        parts: What to stack.
-        layer: The layer before which they were written.
-        positions: Which positions they are of.
-        readout: How they were read.
-        incl_remainder: Whether the rest of the residual before that layer follows as a last entry.
+        layer: The layer.
+        positions: Which positions.
+        readout: How what is written is read.
     """
-    if incl_remainder:
-        # At layer 0 nothing is written yet, and all there is to read is the embeddings.
-        name = in_block(0, "hook_resid_pre") if layer == 0 else in_block(layer - 1, "hook_resid_post")
-        parts = [*parts, whole(reader, [("remainder", name)], positions, readout)]
-    labels = [label for part in parts for label in part.labels]
-    stack, filled = None, 0
-    # Filled block by block: a list of all blocks and their concatenation would take the memory twice.
-    for block in itertools.chain.from_iterable(part.arrays for part in parts):
+
+    reader: Reader[ArrayT]
+    layer: int
+    positions: Slice
+    readout: Readout
+
+    @classmethod
+    def asked(
+        cls,
+        reader: Reader[ArrayT],
+        layer: int | None,
+        mlp_input: bool,
+        apply_ln: bool,
+        pos_slice: SliceInput,
+        onto: UserArray | None = None,
+    ) -> Self:
+        """What the arguments of a method of ActivationCache mean.
+
+        Args:
+            reader: The run.
+            layer: See ``Reader.layers_before``.
+            mlp_input: Whether the residual in the middle of that layer is meant.
+            apply_ln: Whether as the norm there reads it.
+            pos_slice: Which positions.
+            onto: Directions [D] or [D, n] to project onto.
+
+        Raises:
+            InputError: For a layer that is not there, and for directions of another shape.
+            UnknownHookPoint: Where the norm's scale was not cached.
+        """
+        positions, upto = Slice(pos_slice), reader.layers_before(layer, mlp_input)
+        return cls(reader, upto, positions, reader.readout(apply_ln, upto, mlp_input, positions, onto))
+
+    def heads(self, in_layer_too: bool = False) -> Blocks:
+        """Every head before the layer, and with ``in_layer_too`` those of it; a block for each layer."""
+        layers = range(self.layer + in_layer_too)
+        labels = [f"L{i}H{head}" for i in layers for head in range(self.reader.model.cfg.n_heads)]
+        return Blocks(labels, (head_results(self.reader, i, self.positions, self.readout) for i in layers))
+
+    def neurons(self, neurons: Slice) -> Blocks:
+        """Every chosen neuron before the layer, a block for each layer."""
+        kept = Slice.unwrap(neurons.slice if neurons.mode == "int" else neurons)
+
+        def block(i: int) -> Array:
+            acts, directions = neurons_of(self.reader, i, self.positions, kept, self.readout)
+            first, trailing = np.moveaxis(acts, -1, 0), directions.shape[1:]
+            rows = directions.reshape(len(first), *[1] * (first.ndim - 1), *trailing)
+            return np.asarray(first.reshape(*first.shape, *[1] * len(trailing)) * rows)
+
+        layers, names = range(self.layer), kept.indices(self.reader.model.cfg.d_mlp)
+        return Blocks([f"L{i}N{neuron}" for i in layers for neuron in names], map(block, layers))
+
+    def whole(self, parts: Iterable[tuple[str, str]]) -> Blocks:
+        """Whole activations, (label, hook name) each, a block of one for each."""
+        chosen = list(parts)
+        found = (self.positions.apply(self.reader.activation(name), dim=-2) for _, name in chosen)
+        return Blocks([label for label, _ in chosen], (self.readout.vectors(array)[None] for array in found))
+
+    def bias(self, bias: Array) -> Blocks:
+        """A bias [D], the same at every position, as one entry."""
+        return Blocks(["bias"], iter([self.readout.vectors(np.broadcast_to(bias, (1, *self._shape)))]))
+
+    def stacked(self, parts: list[Blocks], incl_remainder: bool = False) -> tuple[Array, list[str]]:
+        """One stack [n, *b, p, D] of some blocks, and its labels.
+
+        Args:
+            parts: What to stack.
+            incl_remainder: Whether the rest of the residual before the layer follows as a last entry.
+        """
+        if incl_remainder:
+            # At layer 0 nothing is written yet, and all there is to read is the embeddings.
+            layer, point = (0, "hook_resid_pre") if self.layer == 0 else (self.layer - 1, "hook_resid_post")
+            parts = [*parts, self.whole([("remainder", in_block(layer, point))])]
+        labels = [label for part in parts for label in part.labels]
+        stack, filled = None, 0
+        # Filled block by block: a list of all blocks and their concatenation would take the memory twice.
+        for block in itertools.chain.from_iterable(part.arrays for part in parts):
+            if stack is None:
+                stack = np.empty((len(labels), *block.shape[1:]), block.dtype)
+            stack[filled : filled + len(block)] = block
+            filled += len(block)
         if stack is None:
-            stack = np.empty((len(labels), *block.shape[1:]), block.dtype)
-        stack[filled : filled + len(block)] = block
-        filled += len(block)
-    if stack is None:
-        shape = (0, *reader.positions_shape(positions), reader.model.cfg.d_model)
-        stack = Readout(onto=readout.onto).vectors(np.zeros(shape, np.float32))
-    if incl_remainder:
-        stack[-1] -= stack[:-1].sum(0)
-    return stack, labels
+            stack = Readout(onto=self.readout.onto).vectors(np.zeros((0, *self._shape), np.float32))
+        if incl_remainder:
+            stack[-1] -= stack[:-1].sum(0)
+        return stack, labels
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """[*b, p, D], of one entry that is not projected."""
+        return (*self.reader.positions_shape(self.positions), self.reader.model.cfg.d_model)

@@ -7,15 +7,7 @@ from typing import Generic, Literal, overload
 import numpy as np
 
 from graphlens.analysis.arrays import ArrayT, UserArray
-from graphlens.analysis.cache.blocks import (
-    Blocks,
-    head_results,
-    heads_before,
-    neurons_before,
-    neurons_of,
-    stacked,
-    whole,
-)
+from graphlens.analysis.cache.blocks import Before, head_results, neurons_of
 from graphlens.analysis.cache.reader import Reader
 from graphlens.analysis.cache.readout import Readout
 from graphlens.analysis.slices import Slice, SliceInput
@@ -117,12 +109,9 @@ class ComponentMethods(Generic[ArrayT]):
             InputError: For a layer or positions that are not there.
             UnknownHookPoint: For activations that were not cached.
         """
-        reader, positions = self._reader, Slice(pos_slice)
-        upto = reader.layers_before(layer)
-        readout = reader.readout(apply_ln, upto, False, positions)
-        heads = heads_before(reader, upto, positions, readout)
-        stack, labels = stacked(reader, [heads], upto, positions, readout, incl_remainder)
-        return reader.labelled(stack, labels, return_labels)
+        before = Before.asked(self._reader, layer, False, apply_ln, pos_slice)
+        stack, labels = before.stacked([before.heads()], incl_remainder)
+        return before.reader.labelled(stack, labels, return_labels)
 
     # Neurons
 
@@ -216,12 +205,9 @@ class ComponentMethods(Generic[ArrayT]):
             InputError: For a layer, neurons or positions that are not there, and for directions of another shape.
             UnknownHookPoint: For activations that were not cached.
         """
-        reader, positions = self._reader, Slice(pos_slice)
-        upto = reader.layers_before(layer)
-        readout = reader.readout(apply_ln, upto, False, positions, project_output_onto)
-        neurons = neurons_before(reader, upto, positions, Slice(neuron_slice), readout)
-        stack, labels = stacked(reader, [neurons], upto, positions, readout, incl_remainder)
-        return reader.labelled(stack, labels, return_labels)
+        before = Before.asked(self._reader, layer, False, apply_ln, pos_slice, project_output_onto)
+        stack, labels = before.stacked([before.neurons(Slice(neuron_slice))], incl_remainder)
+        return before.reader.labelled(stack, labels, return_labels)
 
     # Everything
 
@@ -279,19 +265,15 @@ class ComponentMethods(Generic[ArrayT]):
             InputError: For a layer or positions that are not there, and for directions of another shape.
             UnknownHookPoint: For activations that were not cached.
         """
-        reader, positions = self._reader, Slice(pos_slice)
-        upto = reader.layers_before(layer, mlp_input)
-        readout = reader.readout(apply_ln, upto, mlp_input, positions, project_output_onto)
-        parts = [heads_before(reader, upto + mlp_input, positions, readout)]
+        before = Before.asked(self._reader, layer, mlp_input, apply_ln, pos_slice, project_output_onto)
+        reader, upto = before.reader, before.layer
+        parts = [before.heads(mlp_input)]
         entire = reader.embeddings()
         if not reader.model.cfg.attn_only:
             if expand_neurons:
-                parts.append(neurons_before(reader, upto, positions, Slice(), readout))
+                parts.append(before.neurons(Slice()))
             else:
                 entire = [*((f"{i}_mlp_out", in_block(i, "hook_mlp_out")) for i in range(upto)), *entire]
-        parts.append(whole(reader, entire, positions, readout))
         bias = reader.numbers(reader.model.accumulated_bias(upto, mlp_input, expand_neurons), "bias")
-        shape = (1, *reader.positions_shape(positions), reader.model.cfg.d_model)
-        parts.append(Blocks(["bias"], iter([readout.vectors(np.broadcast_to(bias, shape))])))
-        stack, labels = stacked(reader, parts, upto, positions, readout, False)
+        stack, labels = before.stacked([*parts, before.whole(entire), before.bias(bias)])
         return reader.labelled(stack, labels, return_labels)
