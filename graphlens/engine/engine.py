@@ -62,6 +62,7 @@ class Engine:
     Attributes:
         path: The graph file.
         folder: The folder that it lies in.
+        asked: The execution providers asked for.
         manifest: What the file says about itself.
         weights: The model's weights by TransformerLens's names.
         proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
@@ -82,7 +83,7 @@ class Engine:
 
         self.path = model_path(path).resolve()
         self.folder = self.path.parent
-        self._asked = tuple(providers) if isinstance(providers, (list, tuple)) else providers
+        self.asked = tuple(providers) if isinstance(providers, (list, tuple)) else providers
         self._model = surgery.load(self.path)
         self.manifest: Manifest = surgery.read_manifest(self._model)
         if n_ctx is not None:
@@ -350,7 +351,7 @@ class Engine:
             return self._build(plan)
 
         stat = self.path.stat()
-        return POOL.get((str(self.path), stat.st_mtime_ns, stat.st_size, stat.st_ino, self._asked, plan), build)
+        return POOL.get((str(self.path), stat.st_mtime_ns, stat.st_size, stat.st_ino, self.asked, plan), build)
 
     def _build(self, plan: Plan) -> Runnable:
         """Opens the session of a plan."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
 
 from graphlens.analysis.arrays import Array
 from graphlens.edits import gate
@@ -47,6 +47,9 @@ class PerThread(Generic[Value]):
     def __init__(self, default: Value) -> None:
         self._default = default
         self._key = next(_owners)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Value]]:
+        return type(self), (self._default,)  # a copy has a key of its own, or it would share this one's values
 
     def get(self) -> Value:
         """The value in this thread."""

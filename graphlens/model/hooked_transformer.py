@@ -35,7 +35,8 @@ class HookedTransformer(
     """A hooked model: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``. Tokens are integer arrays [b, p]
-    or [p], nested lists, or strings; ``prepend_bos`` and ``padding_side`` apply to strings.
+    or [p], nested lists, or strings; ``prepend_bos`` and ``padding_side`` apply to strings. Pickled or copied deeply, a
+    model is opened again from its file, with its flags and defaults and without hooks and interventions.
 
     Args:
         engine: The hooked file, ready to run.

@@ -117,11 +117,17 @@ class Runner(Generic[ArrayT]):
 
     def copy(self) -> Runner[ArrayT]:
         """A runner of the same model with a tokenizer and interventions of its own; hooks and flags are shared."""
-        other = copy.copy(self)
-        other.text = copy.copy(self.text)
+        other: Runner[ArrayT] = object.__new__(type(self))
+        other.__dict__ |= {**self.__dict__, "text": copy.copy(self.text)}
         other.edits = ActiveEdits(self.engine)
         other._reader = Reader(self.engine, other.text)
         return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled, and copied deeply, as what opens the model again. Hooks and interventions belong to whoever set them.
+        asked = (self.engine.path, self.engine.asked, self.config.n_ctx)
+        side = self.text.default_padding_side
+        return _opened, (asked, self.border, self.text.tokenizer, self.text.default_prepend_bos, side, self.flags)
 
     # What there is
 
@@ -368,6 +374,15 @@ class Runner(Generic[ArrayT]):
     def differentiable(self, plan: Plan) -> set[str]:
         """The hook points that have one gradient in runs of a plan."""
         return backward.differentiable(self.engine, plan)
+
+
+def _opened(
+    asked: tuple[Any, ...], border: Border[ArrayT], tokenizer: Tokenizer | None, bos: bool, side: str, flags: Flags
+) -> Runner[ArrayT]:
+    """The runner that was pickled as this, its file opened again."""
+    runner = Runner(Engine(*asked), border, tokenizer, bos)
+    runner.text.default_padding_side, runner.flags = side, flags
+    return runner
 
 
 @dataclass(frozen=True)

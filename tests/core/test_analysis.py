@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import tracemalloc
 from typing import Any
 
@@ -247,6 +248,42 @@ def test_tokens_of_logit_attrs(tiny: Any, cache: Any) -> None:
         cache.logit_attrs(stack, [5, 7, 9])
     with pytest.raises(InputError, match=r"\[2, 1\]"):
         cache.logit_attrs(stack[:, :, :2], [5, 7], pos_slice=(0, 2))
+
+
+# Copies
+
+
+def pickled(value: Any) -> Any:
+    """What comes back of a value that is stored."""
+    return pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("copied", [pickled, copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("kind", ["cache", "single"])
+def test_a_copy_of_a_cache_holds_and_computes_the_same(request: Any, kind: str, copied: Any) -> None:
+    cache = request.getfixturevalue(kind)
+    other = copied(cache)
+    assert type(other) is ActivationCache
+    assert list(other) == list(cache)
+    assert other.has_batch_dim == cache.has_batch_dim
+    for name, value in cache.items():
+        assert other[name].dtype == value.dtype
+        np.testing.assert_array_equal(other[name], value)
+    np.testing.assert_array_equal(other.stack_head_results(apply_ln=True), cache.stack_head_results(apply_ln=True))
+    np.testing.assert_array_equal(
+        other.logit_attrs(other.decompose_resid(), " the"), cache.logit_attrs(cache.decompose_resid(), " the")
+    )
+
+
+@pytest.mark.parametrize("copied", [pickled, copy.deepcopy])
+def test_a_deep_copy_of_a_cache_has_activations_of_its_own(tiny: Any, tokens: Any, copied: Any) -> None:
+    _, cache = tiny.run_with_cache(tokens)
+    other = copied(cache)
+    other["hook_embed"][:] = 0
+    other.compute_head_results()
+    assert cache["hook_embed"].any()
+    assert "blocks.0.attn.hook_result" not in cache
+    assert (other.model is tiny) == (copied is copy.deepcopy)
 
 
 # What does not fit

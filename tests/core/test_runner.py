@@ -6,6 +6,7 @@ import contextvars
 import copy
 import dataclasses
 import gc
+import pickle
 import sys
 import threading
 import weakref
@@ -194,6 +195,26 @@ def test_a_copy_has_a_tokenizer_and_interventions_of_its_own(tiny_copy: Path) ->
         assert not other.runner.active().plain
         assert model.runner.active().plain
     np.testing.assert_array_equal(other([[1, 2, 3]]), model([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("copied", [lambda value: pickle.loads(pickle.dumps(value)), copy.deepcopy])
+def test_a_model_that_is_pickled_or_copied_deeply_is_opened_again(tiny_copy: Path, copied: Any) -> None:
+    model = HookedTransformer.from_onnx(tiny_copy, "cpu", default_prepend_bos=False, n_ctx=20)
+    model.default_padding_side = "left"
+    model.set_use_attn_result(True)
+    with model.hooks(fwd_hooks=[(Z, lambda z, hook: z * 0)]), model.intervene(Ablate(Z, heads=2)):
+        other, attention, point = copied((model, model.blocks[1].attn, model.hook_dict[Z]))
+        assert not model.runner.active().plain
+        assert other.runner.active().plain, "hooks and interventions are those of the model that they were added to"
+        assert point.fwd_hooks == []
+    assert (other.default_padding_side, other.cfg) == ("left", model.cfg)
+    assert list(other.hook_dict) == list(model.hook_dict)
+    np.testing.assert_array_equal(other("When Mary"), model("When Mary"))
+    np.testing.assert_array_equal(attention.W_Q, model.blocks[1].attn.W_Q)
+    other.set_use_attn_result(False)
+    other.default_padding_side = "right"
+    assert model.cfg.use_attn_result
+    assert model.default_padding_side == "left"
 
 
 def test_a_tokenizer_may_be_patched_for_a_while(tiny_copy: Path) -> None:

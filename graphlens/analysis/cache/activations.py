@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Self
@@ -30,6 +31,12 @@ class Activations(Mapping[str, ArrayT]):
         self.cache_dict = cache_dict
         self.model = model
         self.has_batch_dim = has_batch_dim
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """A cache with activations of its own, and the same model."""
+        other = copy.copy(self)
+        other.cache_dict = copy.deepcopy(self.cache_dict, memo)
+        return other
 
     # Lookup
 
