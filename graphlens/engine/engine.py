@@ -67,8 +67,6 @@ class Engine:
         weights: The model's weights by TransformerLens's names.
         proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
         sessions_built: How many sessions this engine has opened so far.
-        max_sessions: How many sessions stay open besides the plain one. Each holds memory of its own; with more, work that
-            goes to and fro between many kinds of run opens fewer anew.
         held_limit: Bytes of activations that a run may hold without handing them out. Where they would come to more,
             the run gets a session whose hook points are no outputs.
 
@@ -107,7 +105,7 @@ class Engine:
 
     @property
     def max_sessions(self) -> int:
-        """How many sessions stay open besides the plain one; those used longest ago go first."""
+        """How many sessions stay open besides the plain one; each takes memory. Those used longest ago go first."""
         return self._max_sessions
 
     @max_sessions.setter

@@ -1,0 +1,125 @@
+"""Factored matrices: each is the product of its factors, and composition scores are ratios of their norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphlens import utils
+from graphlens.errors import InputError
+from graphlens.utils import FactoredMatrix
+
+
+def close(found: Any, expected: Any, tolerance: float = 5e-5) -> None:
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert float(np.abs(found - expected).max(initial=0)) <= tolerance * max(
+        1.0, float(np.abs(expected).max(initial=0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((7, 3), (3, 5)), ((2, 4, 7, 3), (2, 4, 3, 7)), ((4, 3, 9), (2, 1, 9, 5)), ((6, 8), (8, 6))],
+)
+def test_factored_matrices_are_their_products(left: Any, right: Any) -> None:
+    draw = np.random.default_rng(3)
+    a, b = draw.normal(size=left), draw.normal(size=right)
+    factored, dense = FactoredMatrix(a, b), a @ b
+    rows, columns = dense.shape[-2:]
+    assert (factored.shape, factored.ndim, factored.has_leading_dims) == (dense.shape, dense.ndim, dense.ndim > 2)
+    assert (factored.ldim, factored.mdim, factored.rdim) == (rows, left[-1], columns)
+    close(factored.AB, dense)
+    close(factored.T.AB, np.swapaxes(dense, -1, -2))
+    close(factored.norm(), np.sqrt((dense**2).sum((-1, -2))))
+    close((2 * factored * np.float64(3)).AB, 6 * dense)
+    close(factored.pair[0] @ factored.pair[1], dense)
+
+    for wide in (2, 20):
+        matrix, other = draw.normal(size=(columns, wide)), draw.normal(size=(wide, rows))
+        close((factored @ matrix).AB, dense @ matrix)
+        close((other @ factored).AB, other @ dense)
+        both = FactoredMatrix(draw.normal(size=(columns, 2)), draw.normal(size=(2, wide)))
+        close((factored @ both).AB, dense @ both.AB)
+    vector, row = draw.normal(size=columns), draw.normal(size=rows)
+    close(factored @ vector, dense @ vector)
+    close(row @ factored, row @ dense)
+
+    u, s, v = factored.svd()
+    kept = min(rows, left[-1], columns)
+    assert (u.shape[-1], s.shape[-1], v.shape[-1]) == (kept, kept, kept)
+    close((u * s[..., None, :]) @ np.swapaxes(v, -1, -2), dense)
+    close(s, np.linalg.svd(dense, compute_uv=False)[..., :kept])
+    close(np.swapaxes(factored.U, -1, -2) @ factored.U, np.broadcast_to(np.eye(kept), (*dense.shape[:-2], kept, kept)))
+    close(factored.make_even().AB, dense)
+    close(factored.U @ factored.collapse_l(), dense)
+    close(factored.collapse_r() @ np.swapaxes(factored.V, -1, -2), dense)
+    close(factored.get_corner(2), dense[(slice(2),) * dense.ndim])
+    with pytest.warns(DeprecationWarning, match="write V"):
+        assert factored.Vh is factored.V
+    if rows == columns:
+        found = factored.eigenvalues
+        assert np.iscomplexobj(found)
+        close(found.sum(-1).real, np.trace(dense, axis1=-2, axis2=-1))
+        close(factored.BA, b @ a)
+    else:
+        for ask in (lambda: factored.BA, lambda: factored.eigenvalues):
+            with pytest.raises(InputError, match="square"):
+                ask()
+
+
+def test_indexing_a_factored_matrix() -> None:
+    draw = np.random.default_rng(4)
+    a, b = draw.normal(size=(2, 4, 7, 3)), draw.normal(size=(2, 4, 3, 5))
+    factored, dense = FactoredMatrix(a, b), a @ b
+    for index, expected in (
+        (1, dense[1]),
+        ((1, -1), dense[1, -1]),
+        ((slice(None), [0, 2]), dense[:, [0, 2]]),
+        ((None, 1), dense[None, 1]),
+        ((0, 1, -1), dense[0, 1, -1:]),
+        ((0, 1, 2, -1), dense[0, 1, 2:3, -1:]),
+        ((..., slice(2), [4, 0]), dense[..., :2, :][..., [4, 0]]),
+        ((0, ..., 3), dense[0, ..., 3:4]),
+        (([0, 1], [1, 2], slice(1, 3)), dense[[0, 1], [1, 2], 1:3]),
+    ):
+        close(factored[index].AB, expected)
+    assert factored.unsqueeze(1).shape == (2, 1, 4, 7, 5)
+    assert [part.shape for part in factored] == [(4, 7, 5)] * 2
+    for wrong in ((0, 0, 0, 0, 0), (5,), (0, 0, 7), (0, 0, 0, -6)):
+        with pytest.raises(InputError):
+            factored[wrong]
+    with pytest.raises(InputError, match="leading"):
+        factored.unsqueeze(4)
+
+
+def test_factored_matrices_refuse_what_does_not_fit() -> None:
+    matrix = FactoredMatrix(np.ones((7, 3), np.float16), np.ones((3, 5)))
+    assert matrix.A.dtype == np.float32
+    for wrong in (
+        lambda: FactoredMatrix(np.ones((7, 3)), np.ones((4, 5))),
+        lambda: FactoredMatrix(np.ones(3), np.ones((3, 5))),
+        lambda: FactoredMatrix(np.ones((2, 7, 3)), np.ones((4, 3, 5))),
+        lambda: matrix @ np.ones((4, 5)),
+        lambda: matrix @ np.ones(7),
+        lambda: np.ones((2, 5)) @ matrix,
+        lambda: matrix * np.ones(2),
+        lambda: utils.composition_scores(matrix, matrix),
+    ):
+        with pytest.raises(InputError):
+            wrong()
+
+
+def test_composition_scores_are_the_norms_ratio() -> None:
+    draw = np.random.default_rng(5)
+    left = FactoredMatrix(draw.normal(size=(2, 4, 9, 3)), draw.normal(size=(2, 4, 3, 9)))
+    right = FactoredMatrix(draw.normal(size=(3, 9, 2)), draw.normal(size=(3, 2, 6)))
+    product = left.AB[:, :, None] @ right.AB
+    norms = [np.linalg.norm(matrix, axis=(-2, -1)) for matrix in (product, left.AB, right.AB)]
+    scores = utils.composition_scores(left, right)
+    close(scores, norms[0] / norms[1][..., None] / norms[2])
+    paired = utils.composition_scores(left, right[0], broadcast_dims=False)
+    close(paired, scores[..., 0])
