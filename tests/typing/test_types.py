@@ -17,9 +17,9 @@ REVEALED = re.compile(r'^(?P<file>[^:]+):(?P<line>\d+): note: Revealed type is [
 
 
 def checked(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """mypy --strict of a script, by the rules of a user who has no configuration."""
+    """mypy --strict of a script, as a user has it who has no configuration of his own."""
     # Silent about the package itself, as mypy is of what a user has installed.
-    options = ["--strict", "--config-file=", "--follow-imports=silent", f"--cache-dir={folder}"]
+    options = ["--strict", f"--config-file={HERE / 'user.ini'}", "--follow-imports=silent", f"--cache-dir={folder}"]
     command = [sys.executable, "-m", "mypy", *options, str(script)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
 
