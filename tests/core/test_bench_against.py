@@ -148,6 +148,7 @@ def test_a_comparison_is_shown_and_written() -> None:
     out = StringIO()
     ratios.show(found, Console(file=out, width=200))
     page = ratios.to_markdown([found])
+    assert "| CPU | one |" in page
     for text in (out.getvalue(), page):
         assert "abc (old) against def+ (new)" in text
         assert "0.900x" in text

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench.report import number
+from tools.bench.report import machine_table, number
 
 LIMIT = 1.03
 _RESAMPLES = 2000
@@ -113,9 +113,9 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(f"  {note}", highlight=False, markup=False)
 
 
-def to_markdown(comparisons: Iterable[Comparison]) -> str:
-    """A Markdown page of comparisons."""
-    parts = [_ABOUT]
+def to_markdown(comparisons: Sequence[Comparison]) -> str:
+    """A Markdown page of comparisons that were made one after the other, and of the machine that they were made on."""
+    parts = [machine_table(comparisons[0].machine), _ABOUT]
     for one in comparisons:
         lines = [f"| {' | '.join(_COLUMNS)} |", f"|---|{'---:|' * (len(_COLUMNS) - 2)}---|"]
         lines += [f"| {' | '.join(_cells(row))} |" for row in one.rows]

@@ -106,9 +106,14 @@ def _notes(report: Report) -> list[str]:
     return [*([f"Floor: {floor}."] if floor else []), *report.findings.notes]
 
 
+def machine_table(machine: Mapping[str, str]) -> str:
+    """The machine as a Markdown table."""
+    return "| machine | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in machine.items())
+
+
 def to_markdown(reports: Iterable[Report], failures: Mapping[str, str], machine: Mapping[str, str]) -> str:
     """The Markdown page of several reports; ``failures`` maps a case to why it gave none."""
-    parts = [_ABOUT, "| machine | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in machine.items())]
+    parts = [_ABOUT, machine_table(machine)]
     for report in reports:
         lines = [f"| {' | '.join(_COLUMNS)} |", f"|---|{'---:|' * (len(_COLUMNS) - 2)}---|"]
         lines += [f"| {' | '.join(_cells(row))} |" for row in report.findings.rows]
