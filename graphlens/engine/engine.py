@@ -14,8 +14,9 @@ import numpy as np
 from graphlens.engine.block_pieces import Proof
 from graphlens.engine.feeding import gate_feeds, run_with_callbacks, without_idle_inputs
 from graphlens.engine.footprint import Footprint
+from graphlens.engine.opened_files import OpenedFiles
 from graphlens.engine.opener import Opener
-from graphlens.engine.plan import Gates, Plan
+from graphlens.engine.plan import Gates, Plan, sorts
 from graphlens.engine.session_pool import POOL
 from graphlens.errors import InputError
 from graphlens.file.folder import converted_weights, model_path
@@ -63,6 +64,7 @@ class Engine:
         path: The graph file.
         folder: The folder that it lies in.
         asked: The execution providers asked for.
+        files: The files that it was opened from.
         manifest: What the file says about itself.
         weights: The model's weights by TransformerLens's names.
         proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
@@ -82,8 +84,10 @@ class Engine:
         self.path = model_path(path).resolve()
         self.folder = self.path.parent
         self.asked = tuple(providers) if isinstance(providers, (list, tuple)) else providers
+        self.files = OpenedFiles(self.path)
         self._model = surgery.load(self.path)
         self.manifest: Manifest = surgery.read_manifest(self._model)
+        self.files.add(self.manifest.files)
         if n_ctx is not None:
             longest = self.manifest.config.n_ctx
             if not 1 <= n_ctx <= longest:
@@ -91,17 +95,17 @@ class Engine:
             self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
         size = sum(file.size for file in self.manifest.files.values())
         self.held_limit = max(size, SMALL)
-        self.weights = WeightStore(self.folder, self.manifest.weights)
+        self.weights = WeightStore(self.folder, self.manifest.weights, self.files.ensure_unchanged)
         self.proof = Proof()
         self.sessions_built = 0
         self._opener = Opener(self.path, self._model, providers, size)
         self._graphs = Graphs(self._model, self.manifest.hooks)
-        self.max_sessions = MAX_SESSIONS
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints: dict[Plan, Footprint] = {}
         self._lock = threading.RLock()
+        self.max_sessions = MAX_SESSIONS
 
     @property
     def max_sessions(self) -> int:
@@ -110,8 +114,18 @@ class Engine:
 
     @max_sessions.setter
     def max_sessions(self, number: int) -> None:
-        self._max_sessions = number
-        self._graphs.kept = 2 * number
+        if number < 1:
+            raise InputError(f"max_sessions={number}: one session at least stays open besides the plain one.")
+        with self._lock:
+            self._max_sessions = number
+            self._graphs.kept = 2 * number
+            self._close_extra()
+
+    def _close_extra(self) -> None:
+        """Gives up the sessions that are too many, those used longest ago first."""
+        extra = [other for other in self._sessions if other != Plan()]
+        for old in extra[: max(0, len(extra) - self.max_sessions)]:
+            del self._sessions[old]
 
     # What the file holds
 
@@ -262,13 +276,13 @@ class Engine:
             if plan in self._sessions:
                 return plan
             for other in reversed(self._sessions):
-                if _serves(other, plan):
+                if other.serves(plan):
                     return other
             for name, kinds in plan.gates:
                 self._gated.setdefault((split_name(name)[1], kinds), set()).add(name)
-            sorts = _sorts(plan.gates)
-            repeated = {sort for sort in sorts if len(self._gated[sort]) > 1}
-            if len(plan.gates) > len(sorts) or not repeated:
+            asked = sorts(plan.gates)
+            repeated = {sort for sort in asked if len(self._gated[sort]) > 1}
+            if len(plan.gates) > len(asked) or not repeated:
                 return plan
             # Only blocks' hook points repeat; one outside the blocks is there once.
             spread = {
@@ -311,9 +325,7 @@ class Engine:
             session = self._sessions.get(plan)
             if session is None:
                 session = self._sessions[plan] = self._pooled(plan)
-                extra = [other for other in self._sessions if other != Plan()]
-                for old in extra[: max(0, len(extra) - self.max_sessions)]:
-                    del self._sessions[old]
+                self._close_extra()
             self._sessions.move_to_end(plan)
             return session
 
@@ -332,6 +344,7 @@ class Engine:
             if key not in self._parts:
                 from graphlens import surgery
 
+                self.files.ensure_unchanged()
                 piece, frontier = surgery.cut(self._model, inputs, outputs)
                 if frontier:
                     raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
@@ -348,8 +361,8 @@ class Engine:
             self.sessions_built += 1
             return self._build(plan)
 
-        stat = self.path.stat()
-        return POOL.get((str(self.path), stat.st_mtime_ns, stat.st_size, stat.st_ino, self.asked, plan), build)
+        self.files.ensure_unchanged()
+        return POOL.get((str(self.path), self.files.identity, self.asked, plan), build)
 
     def _build(self, plan: Plan) -> Runnable:
         """Opens the session of a plan."""
@@ -383,17 +396,3 @@ class Engine:
             if found is not None:  # the plain session holds a copy of its own: it is opened again when it is needed
                 self._sessions.pop(Plan(), None)
         return found
-
-
-def _sorts(gates: Gates) -> set[tuple[str, tuple[str, ...]]]:
-    """The gates whatever their block: (hook without its block, kinds of change)."""
-    return {(split_name(name)[1], kinds) for name, kinds in gates}
-
-
-def _serves(other: Plan, plan: Plan) -> bool:
-    """Whether a run of ``plan`` can use the session of ``other``, leaving some gates of it unfed."""
-    return (
-        replace(other, gates=()) == replace(plan, gates=())
-        and set(plan.gates) <= set(other.gates)
-        and _sorts(plan.gates) == _sorts(other.gates)
-    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from graphlens.file.io_names import DENSE, LOGITS, RESIDUAL_OUT
+from graphlens.file.names import split_name
 
 # The gates of a graph: hook names, each with the kinds of change that are its inputs. All firings of a hook point are
 # there, next to one another.
@@ -19,6 +20,18 @@ def hook_point(firing: str) -> str:
     'blocks.0.ln1.hook_scale'
     """
     return firing.partition("@")[0]
+
+
+def sorts(gates: Gates) -> set[tuple[str, tuple[str, ...]]]:
+    """Gates whatever their block.
+
+    Args:
+        gates: The gates.
+
+    Returns:
+        (hook point without its block, kinds of change), each once.
+    """
+    return {(split_name(name)[1], kinds) for name, kinds in gates}
 
 
 @dataclass(frozen=True)
@@ -61,3 +74,15 @@ class Plan:
         if not (self.gates or self.python or self.bare):
             return self
         return replace(self, gates=(), python=False, bare=False)
+
+    def serves(self, other: Self) -> bool:
+        """Whether a run of another plan can use this one's session, leaving some gates of it unfed.
+
+        Args:
+            other: The plan of the run.
+        """
+        return (
+            replace(self, gates=()) == replace(other, gates=())
+            and set(other.gates) <= set(self.gates)
+            and sorts(other.gates) == sorts(self.gates)
+        )

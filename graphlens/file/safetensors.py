@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,14 +145,17 @@ class WeightStore(Mapping[str, Array]):
     Args:
         folder: The folder of the weights files.
         views: TransformerLens name -> the view that a weight is; a manifest's ``weights``.
+        before: Called before a file is opened. It may refuse, if the file is no more the one that it was.
 
     Attributes:
         views: See above.
         opened: The files that were opened so far, by name.
     """
 
-    def __init__(self, folder: Path, views: Mapping[str, WeightView]) -> None:
-        self._folder, self.views = folder, views
+    def __init__(
+        self, folder: Path, views: Mapping[str, WeightView], before: Callable[[], None] = lambda: None
+    ) -> None:
+        self._folder, self.views, self._before = folder, views, before
         self.opened: dict[str, SafetensorsFile] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -167,6 +170,7 @@ class WeightStore(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         view = self.views[name]
         if view.file not in self.opened:
+            self._before()
             self.opened[view.file] = _PrivateMapping(self._folder / view.file)
         file = self.opened[view.file]
         array = file.array(view.tensor).view()

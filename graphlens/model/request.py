@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict
@@ -117,11 +115,10 @@ class Reader(Generic[ArrayT]):
     def __init__(self, engine: Engine, text: Text[ArrayT]) -> None:
         self._engine, self._text = engine, text
 
-    @functools.cached_property
+    @property
     def identity(self) -> str:
-        """Which model this is, whatever it is called: a digest of its file, which names its weights by their own
-        digests and how they were processed."""
-        return hashlib.sha256(self._engine.path.read_bytes()).hexdigest()
+        """Which model this is, whatever it is called: see ``OpenedFiles``."""
+        return self._engine.files.identity
 
     def request(
         self,

@@ -126,8 +126,8 @@ class Runner(Generic[ArrayT]):
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled, and copied deeply, as what opens the model again. Hooks and interventions belong to whoever set them.
         asked = (self.engine.path, self.engine.asked, self.config.n_ctx)
-        side = self.text.default_padding_side
-        return _opened, (asked, self.border, self.text.tokenizer, self.text.default_prepend_bos, side, self.flags)
+        text = (self.border, self.text.tokenizer, self.text.default_prepend_bos)
+        return _opened, (asked, self.identity, text, self.text.default_padding_side, self.flags)
 
     # What there is
 
@@ -376,11 +376,11 @@ class Runner(Generic[ArrayT]):
         return backward.differentiable(self.engine, plan)
 
 
-def _opened(
-    asked: tuple[Any, ...], border: Border[ArrayT], tokenizer: Tokenizer | None, bos: bool, side: str, flags: Flags
-) -> Runner[ArrayT]:
+def _opened(asked: tuple[Any, ...], identity: str, text: tuple[Any, ...], side: str, flags: Flags) -> Runner[Any]:
     """The runner that was pickled as this, its file opened again."""
-    runner = Runner(Engine(*asked), border, tokenizer, bos)
+    engine = Engine(*asked)
+    engine.files.ensure_is(identity)
+    runner = Runner(engine, *text)
     runner.text.default_padding_side, runner.flags = side, flags
     return runner
 

@@ -15,6 +15,7 @@ from graphlens import utils
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.errors import GraphlensError, InputError, UnknownHookPoint
 from graphlens.utils import Slice
+from tests.closeness import close
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 
@@ -33,15 +34,6 @@ def cache(run: tuple[Any, ActivationCache]) -> ActivationCache:
 @pytest.fixture(scope="module")
 def single(tiny: graphlens.HookedTransformer, tokens: Any) -> ActivationCache:
     return tiny.run_with_cache(tokens[:1])[1].remove_batch_dim()
-
-
-def close(found: Any, expected: Any, tolerance: float = 5e-5) -> None:
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    assert float(np.abs(found - expected).max(initial=0)) <= tolerance * max(
-        1.0, float(np.abs(expected).max(initial=0))
-    )
 
 
 def weight(model: Any, name: str) -> Any:

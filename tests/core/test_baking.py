@@ -19,7 +19,7 @@ from graphlens.deploy import write_stripped
 from graphlens.errors import ExportError, InputError, UnknownHookPoint
 from graphlens.interventions import Intervention, save
 from tests.command_line import graphlens as command
-from tests.intervention_specs import FLAG_SETS, baked, close, plain_session, runs, set_flags
+from tests.intervention_specs import FLAG_SETS, baked, close, plain_session, python_hooks, runs, set_flags
 from tests.models import MODEL
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
@@ -295,6 +295,27 @@ def test_an_adapter_for_attention_scores(drivable: Path, tokens: np.ndarray, tmp
     # Its dims are keys, of which there are more or fewer in every run.
     with pytest.raises(InputError, match="the same at every position"):
         write_adapter(SOURCE, Scale(scores, 0.5, dims=0), file)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 1), (1, 4), (2, 7)], ids=str)
+def test_an_adapter_where_prompts_positions_and_heads_are_as_many(
+    shape: tuple[int, int], drivable: Path, tmp_path: Path
+) -> None:
+    """There are 4 heads: an operand of 4 rows is one row for each head, and for nothing else."""
+    ids = RNG.integers(0, CFG.d_vocab, shape)
+    draw = np.random.default_rng(shape)
+    per_head = draw.standard_normal((4, 1, 1)).astype(np.float32)
+    for name, item in {
+        "all": Scale("blocks.1.attn.hook_attn_scores", per_head),
+        "two": Scale("blocks.1.attn.hook_attn_scores", per_head[:2], heads=[3, 1]),
+        "vectors": Steer(Z, draw.standard_normal((4, CFG.d_head))),
+    }.items():
+        write_adapter(SOURCE, item, tmp_path / name)
+        adapter, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+        adapter.Load(str(tmp_path / name))
+        options.add_active_adapter(adapter)
+        found = plain_session(drivable).run(None, {"input_ids": ids}, options)[0]
+        close(found, MODEL.run_with_hooks(ids, fwd_hooks=python_hooks(MODEL, [item])))
 
 
 def test_the_transformersjs_layout_holds_its_weights(tokens: np.ndarray, tmp_path: Path) -> None:

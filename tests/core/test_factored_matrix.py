@@ -10,15 +10,7 @@ import pytest
 from graphlens import utils
 from graphlens.errors import InputError
 from graphlens.utils import FactoredMatrix
-
-
-def close(found: Any, expected: Any, tolerance: float = 5e-5) -> None:
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    assert float(np.abs(found - expected).max(initial=0)) <= tolerance * max(
-        1.0, float(np.abs(expected).max(initial=0))
-    )
+from tests.closeness import close
 
 
 @pytest.mark.parametrize(
