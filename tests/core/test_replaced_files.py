@@ -54,6 +54,8 @@ def test_sessions_and_weights_that_are_opened_later_are_refused(change: Any, tin
     with pytest.raises(ModelFileError, match=REPLACED):
         model.gradients(TOKENS, LogitDiff(5, 7))
     with pytest.raises(ModelFileError, match=REPLACED):
+        model.bake(NOTHING, tiny_copy.parent / "baked")
+    with pytest.raises(ModelFileError, match=REPLACED):
         _ = unread.W_E
     with pytest.raises(ModelFileError, match=REPLACED):
         unread(TOKENS)

@@ -232,9 +232,11 @@ class EditMethods(Generic[ArrayT]):
 
         Raises:
             ExportError: For a folder that is not empty or cannot be written; and what ``intervene`` raises.
+            ModelFileError: The model's file was replaced since it was opened.
         """
         from graphlens.pipelines.deploy import bake_model
 
+        self.runner.engine.files.ensure_unchanged()
         return bake_model(
             self.runner.engine.path,
             interventions,
