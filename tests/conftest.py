@@ -18,7 +18,7 @@ import graphlens
 
 pytest.register_assert_rewrite("tests.sweep_cases", "tests.damage", "tests.closeness", "tests.intervention_specs")
 # Tests make and drop thousands of graphs, which are circles of objects. By Python's own thresholds the collector looks
-# through all that pytest holds again and again: a fifth of the suite's CPU.
+# through all that pytest holds again and again.
 gc.set_threshold(50_000, 20, 20)
 # Scripts for mypy to read: reveal_type is no function.
 collect_ignore_glob = ["typing/*_script.py"]
