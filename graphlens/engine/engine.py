@@ -99,7 +99,7 @@ class Engine:
         self.proof = Proof()
         self.sessions_built = 0
         self._opener = Opener(self.path, self._model, providers, size)
-        self._graphs = Graphs(self._model, self.manifest.hooks)
+        self._graphs = Graphs(self._model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked

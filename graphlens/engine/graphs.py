@@ -73,13 +73,14 @@ class Graphs:
     Args:
         model: The file's own graph.
         hooks: Its hook map.
+        kept: How many graphs are kept, 1 or more; the one used longest ago goes first.
 
     Attributes:
-        kept: How many graphs are kept; the one used longest ago goes first.
+        kept: See above. It may be changed.
     """
 
-    def __init__(self, model: ir.Model, hooks: Mapping[str, HookEntry]) -> None:
-        self._model, self._plain_hooks, self.kept = model, hooks, 0
+    def __init__(self, model: ir.Model, hooks: Mapping[str, HookEntry], kept: int) -> None:
+        self._model, self._plain_hooks, self.kept = model, hooks, kept
         self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
         self._hooks: dict[Plan, Mapping[str, HookEntry]] = {_NOTHING: hooks}
         self._firings: dict[Plan, Mapping[str, Sequence[Firing]]] = {}
