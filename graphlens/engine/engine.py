@@ -362,7 +362,7 @@ class Engine:
             return self._build(plan)
 
         self.files.ensure_unchanged()
-        return POOL.get((str(self.path), self.files.identity, self.asked, plan), build)
+        return POOL.get((str(self.path), self.files.version, self.asked, plan), build)
 
     def _build(self, plan: Plan) -> Runnable:
         """Opens the session of a plan."""

@@ -19,12 +19,14 @@ class OpenedFiles:
     Attributes:
         identity: The SHA-256 of the graph file, which names the weights by their own digests and says how they were
             processed: it tells this model from any other, whatever they are called.
+        version: It and when the graph file was written: who opens the same version shares sessions.
     """
 
     def __init__(self, graph: Path) -> None:
         self._graph, self._weights = graph, dict[str, WeightFile]()
         self._seen = {graph: _mark(graph)}
         self.identity = _digest(graph)
+        self.version = (self.identity, *self._seen[graph])
 
     def add(self, weights: Mapping[str, WeightFile]) -> None:
         """Adds the weights files.
