@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ pytest.register_assert_rewrite("tests.sweep_cases", "tests.damage", "tests.close
 # Tests make and drop thousands of graphs, which are circles of objects. By Python's own thresholds the collector looks
 # through all that pytest holds again and again.
 gc.set_threshold(50_000, 20, 20)
+# What a shell starts in the background ignores Ctrl-C, and Python then leaves it so: the tests of Ctrl-C would see none.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Scripts for mypy to read: reveal_type is no function.
 collect_ignore_glob = ["typing/*_script.py"]
 
