@@ -1,9 +1,17 @@
-"""Every error graphlens raises on purpose, and how it warns. Each says what happened, to which object, what to do."""
+"""Every error graphlens raises on purpose, the checks of plain arguments, and how it warns.
+
+Each error says what happened, to which object, and what to do.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 import warnings
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any, overload
 
 
 class GraphlensError(Exception):
@@ -22,12 +30,20 @@ class InputError(GraphlensError, ValueError):
     """Tokens, prompts or options that the model cannot take: empty, ragged, too long, outside the vocabulary."""
 
 
+class InputTypeError(InputError, TypeError):
+    """An argument of a kind that the call does not take: a number where a function is wanted, say."""
+
+
 class HookResultError(GraphlensError, ValueError):
     """A Python hook returned something that is not an array of the activation's shape and dtype."""
 
 
 class ModelFileError(GraphlensError):
     """A model folder that is damaged, incomplete, changed since it was written, or not safe to open."""
+
+
+class RunError(GraphlensError, RuntimeError):
+    """A graph that ONNX Runtime could not run: not enough memory, or inputs or operators at which it fails."""
 
 
 class ExportError(GraphlensError):
@@ -53,6 +69,79 @@ def warn(message: str) -> None:
         message: What to tell.
     """
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
+    while frame.f_back is not None and not _is_users(frame):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def called() -> tuple[str, tuple[str, ...]]:
+    """The function of graphlens that the user's code called, wherever inside it this is asked.
+
+    Returns:
+        Its name, and the names of its arguments.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not _is_users(frame.f_back):
+        frame = frame.f_back
+    code = frame.f_code
+    return code.co_name, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
+def _is_users(frame: FrameType) -> bool:
+    """True for a frame of the user's own code."""
+    return frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS
+
+
+def is_one_of(value: object, allowed: Iterable[str | None]) -> bool:
+    """True if a value is one of some words, whatever else it may be: an array compares to no single answer.
+
+    Args:
+        value: What a user gave.
+        allowed: The words; None among them where it is one of the choices.
+    """
+    return any(value is one or (isinstance(value, str) and value == one) for one in allowed)
+
+
+@overload
+def checked_number(value: object, what: str, kind: type[bool]) -> bool: ...
+@overload
+def checked_number(
+    value: object, what: str, kind: type[int] = int, least: float | None = None, most: float | None = None
+) -> int: ...
+@overload
+def checked_number(
+    value: object, what: str, kind: type[float], least: float | None = None, most: float | None = None
+) -> float: ...
+def checked_number(
+    value: Any, what: str, kind: type[Any] = int, least: float | None = None, most: float | None = None
+) -> Any:
+    """A number that a user gave as an argument, checked.
+
+    Args:
+        value: What was given: a Python number, NumPy's, or an array or tensor without axes.
+        what: The argument's name, for the error.
+        kind: ``int`` takes whole numbers only, not 2.0; ``float`` finite numbers; ``bool`` True and False only.
+        least: The least that it may be; None for no limit.
+        most: The most.
+
+    Returns:
+        The number as Python's own ``kind``.
+
+    Raises:
+        InputError: For anything else: text, None, NaN, infinities, a bool in place of a number, and the other way around.
+    """
+    given = value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's, and tensors
+    found: Any = None
+    if isinstance(given, bool) == (kind is bool) and isinstance(given, int | float if kind is float else int):
+        with contextlib.suppress(OverflowError):
+            found = kind(given)
+    below = least is not None and found is not None and found < least
+    above = most is not None and found is not None and found > most
+    if found is None or (kind is float and not math.isfinite(found)) or below or above:
+        wanted = {int: "a whole number", float: "a finite number", bool: "True or False"}[kind]
+        if least is not None and most is not None:
+            wanted += f" from {least} to {most}"
+        elif least is not None or most is not None:
+            wanted += f" of {least} or more" if least is not None else f" of {most} or less"
+        raise InputError(f"{what}={value!r}: {what} must be {wanted}.")
+    return found

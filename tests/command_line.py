@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from graphlens.cli.app import main
+from graphlens.cli.app import DEFECT, main
 
 
-def graphlens(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """What a command printed, and the code that it exited with."""
+def graphlens(*arguments: str | Path, defect: bool = False) -> subprocess.CompletedProcess[str]:
+    """What a command printed, and the code that it exited with. A defect of graphlens fails the test that met it."""
     command = ["graphlens", *map(str, arguments)]
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = command
@@ -23,4 +23,11 @@ def graphlens(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
             main()
     finally:
         sys.argv = argv
-    return subprocess.CompletedProcess(command, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    code = int(ended.value.code or 0)
+    assert (code == DEFECT) == defect, err.getvalue()
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def sentence(printed: str) -> str:
+    """What a block on a terminal says, its frame and line breaks taken away."""
+    return " ".join(printed.translate(str.maketrans("│╭╮╰╯─", "      ")).split())

@@ -11,16 +11,17 @@ import pytest
 
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ModelFileError
+from graphlens.surgery.seal import sealed_bytes
 
 Change = Callable[[onnx.ModelProto], Any]
 MODEL, WEIGHTS = "model.onnx", "model.safetensors"
 
 
 def rewrite(folder: Path, change: Change) -> Path:
-    """Changes the graph file of a folder; returns the folder."""
+    """Changes the graph file of a folder, and seals it as one that was written so; returns the folder."""
     proto = onnx.load(folder / MODEL, load_external_data=False)
     change(proto)
-    (folder / MODEL).write_bytes(proto.SerializeToString())
+    (folder / MODEL).write_bytes(sealed_bytes(proto))
     return folder
 
 

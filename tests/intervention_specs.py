@@ -16,6 +16,7 @@ from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer
 from graphlens.errors import InputError
 from graphlens.file.names import axis_sizes
 from graphlens.interventions import Intervention
+from graphlens.patching import Site
 
 FLAG_SETS: tuple[tuple[str, ...], ...] = (
     (),
@@ -49,21 +50,40 @@ def fields_of(axes: Sequence[str]) -> list[str | None]:
             for i, axis in enumerate(axes)]  # fmt: skip
 
 
-def reference(item: Intervention, x: np.ndarray, axes: Sequence[str], scores: bool) -> np.ndarray:
-    """The activation after one intervention, on a whole run."""
-    index = []
-    for axis, field in enumerate(fields_of(axes)):
+def region_of(item: Intervention, axes: Sequence[str], sizes: Sequence[int]) -> tuple[list[np.ndarray], list[int]]:
+    """(the selected indices along each axis, the places of the axes that the selected part has)."""
+    indices, kept = [], []
+    for place, (size, field) in enumerate(zip(sizes, fields_of(axes), strict=True)):
         selection = getattr(item, field) if field else None
-        every = np.arange(x.shape[axis])
-        selection = np.asarray(selection) if isinstance(selection, tuple) else selection
-        index.append(every if selection is None else np.atleast_1d(every[selection]))
-    grid = np.ix_(*index)
+        chosen = np.arange(size)[
+            slice(None) if selection is None else np.asarray(selection) if isinstance(selection, tuple) else selection
+        ]
+        indices.append(np.atleast_1d(chosen))
+        kept += [place] if chosen.ndim else []  # NumPy's index by an integer takes the axis away
+    return indices, kept
+
+
+def patch_of(site: Site, activation: np.ndarray, axes: Sequence[str]) -> Patch:
+    """The patch that puts a site's part of a whole activation there; all of it at a mask [batch, pos]."""
+    if np.ndim(site.position) == 2:
+        assert not isinstance(site.head, int)
+        heads = slice(None) if site.head is None else list(site.head)  # type: ignore[arg-type]
+        return site.patch(activation if site.head is None else activation[:, :, heads])
+    if activation.size == 1:
+        return site.patch(activation)
+    indices, kept = region_of(site.patch(), axes, activation.shape)
+    removed = tuple(place for place in range(activation.ndim) if place not in kept)
+    return site.patch(activation[np.ix_(*indices)].squeeze(removed))
+
+
+def reference(item: Intervention, x: np.ndarray, axes: Sequence[str], scores: bool) -> np.ndarray:
+    """The activation after one intervention, on a whole run: ``x[selection] = value`` of NumPy, axis by axis."""
+    indices, kept = region_of(item, axes, x.shape)
+    grid = np.ix_(*indices)
     region = x[grid]
-    try:
-        operand = np.broadcast_to(item.array, x.shape)[grid]
-    except ValueError:
-        operand = np.broadcast_to(item.array, region.shape)
-    operand = operand.astype(x.dtype)
+    removed = tuple(place for place in range(x.ndim) if place not in kept)
+    operand = np.broadcast_to(item.array, [region.shape[place] for place in kept])
+    operand = np.expand_dims(operand, removed).astype(x.dtype)
     new = {"add": lambda: region + operand, "scale": lambda: region * operand}.get(item.part, lambda: operand)()
     if scores:
         new = np.where(np.isneginf(region), region, new)
@@ -96,8 +116,7 @@ def selections(draw: Callable[..., Any], size: int) -> Any:
     if form == "negative":
         return draw(st.integers(-size, -1))
     if form == "list":
-        listed = draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True))
-        return sorted(listed) if len(listed) == size else listed  # of all, an order could be that of either reading
+        return draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size, unique=True))
     if form == "slice":
         start, step = draw(st.integers(0, size - 1)), draw(st.sampled_from([1, 1, 2, 3]))
         return slice(start - size if draw(st.booleans()) and start else start, None, step)
@@ -117,30 +136,16 @@ def interventions(
     axes, sizes = shape_of(model, hook, batch, length)
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     chosen = {field: draw(selections(size)) for field, size in zip(fields_of(axes), sizes, strict=True) if field}
+    indices, places = region_of(Ablate(hook, **chosen), axes, sizes)
+    region = [indices[place].size for place in places]
     if hook == "hook_tokens":
-        return Patch(hook, rng.integers(0, model.cfg.d_vocab, sizes), **chosen)
-    shape = []
-    for field, size in zip(fields_of(axes), sizes, strict=True):
-        selection = chosen.get(field)
-        whole = selection is None or draw(st.booleans())
-        selected = np.atleast_1d(np.arange(size)[np.asarray(selection) if isinstance(selection, list) else selection])
-        shape.append(1 if draw(st.booleans()) else size if whole else selected.size)
+        return Patch(hook, rng.integers(0, model.cfg.d_vocab, region), **chosen)
+    shape = [1 if draw(st.booleans()) else size for size in region]
     kept = shape[draw(st.integers(0, len(shape))) :]  # leading axes may be left out
-    # A mix of a whole axis and as many as are selected is ours alone to read: NumPy needs the one or the other.
     array: Any = rng.standard_normal(kept).astype(np.float32) if kept else float(rng.standard_normal())
     kind = draw(st.sampled_from([Ablate, Patch, Steer, Scale]))
     if hook.endswith("hook_scale"):  # a norm is divided by it
         array = np.abs(array) + 0.5
-    try:
-        np.broadcast_to(np.empty(kept), sizes)
-    except ValueError:
-        region = tuple(np.atleast_1d(np.arange(size)[np.asarray(s) if isinstance(s, list) else s]).size
-                       if (s := chosen.get(field) if field else None) is not None else size
-                       for field, size in zip(fields_of(axes), sizes, strict=True))  # fmt: skip
-        try:
-            np.broadcast_to(np.empty(kept), region)
-        except ValueError:
-            array = float(rng.standard_normal()) if not hook.endswith("hook_scale") else 0.7
     options: dict[str, Any] = {"coefficient": float(draw(st.sampled_from([1.0, -0.5])))} if kind is Steer else {}
     if kind is Steer and hook.endswith("hook_scale"):
         options = {}
@@ -172,6 +177,18 @@ def plain_session(folder: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def feeds_of(session: onnxruntime.InferenceSession, tokens: np.ndarray, cfg: Any) -> dict[str, np.ndarray]:
+    """A whole prompt, with an empty cache where there is one."""
+    feeds = {"input_ids": tokens}
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values"):
+            feeds[value.name] = np.zeros((len(tokens), cfg.n_heads, 0, cfg.d_head), np.float32)
+    if any(value.name == "position_ids" for value in session.get_inputs()):
+        feeds["attention_mask"] = np.ones_like(tokens)
+        feeds["position_ids"] = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy()
+    return feeds
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from graphlens.errors import InputError
 from graphlens.experiments.stages import STAGES
-from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
+from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Metric, Probability
 from graphlens.patching import Site, SweepResult, sweep
-from tests.intervention_specs import fields_of, shape_of
+from tests.intervention_specs import fields_of, patch_of, shape_of
 from tests.models import MODEL
 
 CFG = MODEL.cfg
@@ -59,11 +59,17 @@ def in_one_session(tokens: Any, items: Sequence[Any], **options: Any) -> None:
 
 def loop(tokens: Any, sites: Sequence[Site], values: Any, metrics: Any, **options: Any) -> Any:
     """Each metric [metric, site, ...] (or [site, ...] of one alone) with ``values`` (by hook name) patched at each site."""
-    every = metrics if isinstance(metrics, list) else [metrics]
+    mask = options.get("attention_mask")
+    every = [
+        metric.masked(mask) if isinstance(metric, Metric) else metric
+        for metric in (metrics if isinstance(metrics, list) else [metrics])
+    ]
     rows = []
-    in_one_session(tokens, [site.patch(values[site.hook]) for site in sites], **options)
-    for site in sites:
-        logits = MODEL.run_with_interventions(tokens, site.patch(values[site.hook]), **options)
+    hooks = MODEL.runner.engine.hooks(MODEL.runner.plan())
+    patches = [patch_of(site, values[site.hook], hooks[site.hook].axes) for site in sites]
+    in_one_session(tokens, patches, **options)
+    for patch in patches:
+        logits = MODEL.run_with_interventions(tokens, patch, **options)
         rows.append([np.asarray(metric(logits)) for metric in every])
     found = np.stack([np.stack(column) for column in zip(*rows, strict=True)])
     return found if isinstance(metrics, list) else found[0]
@@ -135,14 +141,14 @@ FEW = [SOME[1], SOME[7], SOME[-1], SOME[-3]]
 METRICS: dict[str, Any] = {
     "difference": DIFFERENCE,
     "not the last": LogitDiff(5, 9, position=3),
-    "positions": LogitDiff(5, 9, position=[2, -1, 0], reduction="none"),
+    "positions": LogitDiff(5, 9, position=[3, -1, 1], reduction="none"),
     "probability": Probability([5, 8, 400], position=4),
     "probability per prompt": Probability(77, reduction="none"),
     "cross-entropy": CrossEntropy([1, 2, 3], position=[6, 2, 4]),
     "loss": CrossEntropy(CORRUPTED, position=None),
     "loss per prompt": CrossEntropy(CORRUPTED, position=None, reduction="none"),
     "KL": KLDivergence(MODEL(CLEAN)),
-    "KL at one position": KLDivergence(MODEL(CLEAN)[:, 2], position=2, reduction="none"),
+    "KL at one position": KLDivergence(MODEL(CLEAN)[:, 3], position=3, reduction="none"),
     "KL everywhere": KLDivergence(MODEL(CLEAN), position=None),
     "a function of all logits": entropy,
     "a function of a few": scaled,

@@ -84,12 +84,21 @@ def is_tensor(value: object) -> TypeGuard[Tensor]:
 
 
 def as_array(value: ArrayInput) -> Array:
-    """The array of an array, a number, a list, or a torch tensor on any device (bfloat16 as float32)."""
-    if is_tensor(value):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has none
-            value = value.float()
-    return np.asarray(value)
+    """The array of an array, a number, a list, or a torch tensor on any device (bfloat16 as float32).
+
+    Raises:
+        InputError: For ragged lists, and for a tensor that has no such array: a sparse, quantised or meta one.
+    """
+    try:
+        if is_tensor(value):
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # NumPy has none
+                value = value.float()
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        from graphlens.errors import InputError
+
+        raise InputError(f"what was given cannot be read as an array: {error}") from error
 
 
 def like(given: ArrayT, result: npt.ArrayLike) -> ArrayT:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphlens.analysis.result import SweepResult
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def compare_with_sweep(estimate: SweepResult, exact: SweepResult, n: int = 10) -
     """
     if estimate.axes != exact.axes or estimate.labels != exact.labels:
         raise InputError("the estimate and the sweep are not over the same sites: their axes or labels differ.")
+    n = checked_number(n, "n", least=0)
     found, true = (result.values - result.against("corrupted") for result in (estimate, exact))
     a, b = found.ravel(), true.ravel()
     if np.isnan(a).any() or np.isnan(b).any():
@@ -79,6 +80,7 @@ def circuit(scores: SweepResult, n: int) -> list[str]:
     """
     if scores.axes != ("edge",):
         raise InputError(f"a circuit is taken from edge_attribution's result, not from one over {scores.axes}.")
+    n = checked_number(n, "n")
     if not 0 <= n <= scores.shape[0]:
         raise InputError(f"n={n}: there are {scores.shape[0]} edges.")
     order = np.argsort(-np.abs(scores.values), kind="stable")[:n]

@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, Protocol, SupportsIndex, TypeAlias, overload
+from typing import Any, Protocol, SupportsIndex, TypeAlias, cast, overload
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, ArrayT_co, as_array, like, working
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 
-# One entry of an index.
-Index: TypeAlias = SupportsIndex | slice | EllipsisType | Sequence[int] | Array | None
+# One entry of an index, as it is given and as it is worked with.
+Index: TypeAlias = SupportsIndex | slice | EllipsisType | Sequence[int] | Sequence[bool] | Array | None
+Entry: TypeAlias = int | slice | EllipsisType | Array | None
 
 
 class FactoredMatrix:
@@ -94,8 +95,8 @@ class FactoredMatrix:
     def __mul__(self, scalar: ArrayInput) -> FactoredMatrix:
         """Times one number. Raises InputError for an array of several: use ``@`` for those."""
         number = as_array(scalar)
-        if number.size != 1:
-            raise InputError(f"* takes one number, not an array of shape {list(number.shape)}; @ multiplies matrices.")
+        if number.size != 1 or number.dtype.kind not in "biuf":
+            raise InputError(f"* takes one number, not {number.dtype}{list(number.shape)}; @ multiplies matrices.")
         return FactoredMatrix(self.A * number.reshape(()).astype(self.A.dtype), self.B)
 
     __rmul__ = __mul__
@@ -194,6 +195,7 @@ class FactoredMatrix:
 
     def unsqueeze(self, k: int) -> FactoredMatrix:
         """With a leading axis of one at ``k``."""
+        k = checked_number(k, "k")
         at = k if k >= 0 else k + self.ndim + 1
         if not 0 <= at <= self.ndim - 2:
             raise InputError(f"axis {k} is not a leading axis of shape {list(self.shape)}.")
@@ -201,29 +203,45 @@ class FactoredMatrix:
 
     def get_corner(self, k: int = 3) -> Array:
         """The first ``k`` entries along every axis."""
+        k = checked_number(k, "k", least=0)
         corner: Array = (self.A[..., :k, :] @ self.B[..., :, :k])[(slice(k),) * self.ndim]
         return corner
 
     def __getitem__(self, idx: Index | tuple[Index, ...]) -> FactoredMatrix:
-        """Indexes leading axes as an array does, then rows and columns, where an int keeps an axis of one."""
-        index = idx if isinstance(idx, tuple) else (idx,)
-        ellipsis = [i for i, item in enumerate(index) if item is Ellipsis]
-        if ellipsis:
-            missing = self.ndim - sum(item is not None and item is not Ellipsis for item in index)
-            index = (*index[: ellipsis[0]], *[slice(None)] * missing, *index[ellipsis[0] + 1 :])
-        leading: list[Index] = []
-        matrix: list[Index] = []
-        axis = 0
-        for item in index:
-            (leading if axis < self.ndim - 2 or (item is None and not matrix) else matrix).append(item)
-            axis += item is not None
-        if len(matrix) > 2 or any(item is None for item in matrix):
+        """Indexes leading axes as NumPy indexes an array; then rows, then columns, where an integer keeps an axis of one.
+
+        Args:
+            idx: Along leading axes whatever an array takes, together. Along rows and along columns an integer, a slice,
+                or a list, array or tensor of integers or bools with one axis, each by itself: NumPy would pair two lists.
+
+        Returns:
+            The part of both factors.
+
+        Raises:
+            InputError: For an index outside the matrix, or of another form.
+        """
+        index = [_entry(item, idx) for item in (idx if isinstance(idx, tuple) else (idx,))]
+        missing = self.ndim - sum(map(_axes_of, index))
+        at = next((place for place, item in enumerate(index) if item is Ellipsis), len(index))
+        index[at : at + 1] = [slice(None)] * missing
+        if missing < 0 or any(item is Ellipsis for item in index):
             raise InputError(f"{idx!r} is too long an index for a FactoredMatrix of shape {list(self.shape)}.")
-        rows, columns = ([*matrix, slice(None), slice(None)])[:2]
+        leading: list[Entry] = []
+        axis = 0
+        while axis < self.ndim - 2 or (len(leading) < len(index) and not _axes_of(index[len(leading)])):
+            axis += _axes_of(index[len(leading)])
+            leading.append(index[len(leading)])
+        matrix = index[len(leading) :]
+        if axis > self.ndim - 2 or any(getattr(item, "ndim", 1) != 1 or not _axes_of(item) for item in matrix):
+            raise InputError(
+                f"{idx!r}: along rows and columns of a FactoredMatrix of shape {list(self.shape)} an index is an integer, a "
+                "slice, or a list with one axis, each by itself."
+            )
         try:
             a, b = self.A[tuple(leading)], self.B[tuple(leading)]
-            return FactoredMatrix(a[..., _keeping(rows, self.ldim), :], b[..., _keeping(columns, self.rdim)])
-        except IndexError as error:
+            rows, columns = map(_keeping, matrix, self.shape[-2:])
+            return FactoredMatrix(a[..., rows, :], b[..., columns])
+        except (IndexError, TypeError, ValueError, OverflowError) as error:  # the last: of an integer beyond int64
             raise InputError(f"{idx!r} is outside a FactoredMatrix of shape {list(self.shape)}: {error}") from error
 
     def __len__(self) -> int:
@@ -238,13 +256,35 @@ def _transposed(matrix: Array) -> Array:
     return np.swapaxes(matrix, -1, -2)
 
 
-def _keeping(index: Index, size: int) -> Index:
-    """An int index of an axis of ``size`` as one that keeps the axis."""
-    if not isinstance(index, (int, np.integer)):
-        return index
-    if not -size <= index < size:
-        raise IndexError(f"index {index} of an axis of {size}")
-    return [int(index)]
+def _entry(item: Index, whole: object) -> Entry:
+    """One entry of an index, lists and tensors as arrays: NumPy takes a tensor with one element for an integer."""
+    if item is None or item is Ellipsis or isinstance(item, slice):
+        return item
+    try:
+        array = as_array(cast("ArrayInput", list(item) if isinstance(item, range) else item))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{whole!r} is no index: {error}") from error
+    if array.size == 0 and array.dtype.kind == "f":  # of an empty list
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iub":
+        raise InputError(f"{whole!r} is no index: it takes integers, slices, bools, None and ..., not {array.dtype}.")
+    return int(array) if array.ndim == 0 and array.dtype.kind != "b" else array
+
+
+def _axes_of(item: Entry) -> int:
+    """How many axes of an array an entry of an index takes."""
+    if item is None or item is Ellipsis:
+        return 0
+    return item.ndim if isinstance(item, np.ndarray) and item.dtype == bool else 1
+
+
+def _keeping(item: Entry, size: int) -> slice | Array:
+    """An index of an axis of ``size``, where an integer keeps the axis."""
+    if isinstance(item, int):
+        if not -size <= item < size:
+            raise IndexError(f"index {item} of an axis of {size}")
+        return np.asarray([item])
+    return cast("slice | Array", item)
 
 
 class Factors(Protocol[ArrayT_co]):

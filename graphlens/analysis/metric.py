@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast, overload
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array, is_tensor, like
-from graphlens.analysis.metric_inputs import checked, ids_of, kept, picked
+from graphlens.analysis.metric_inputs import Needs, checked, ids_of, kept, real_tokens, spanned
 from graphlens.edits.record import Record
-from graphlens.errors import InputError
+from graphlens.errors import InputError, is_one_of
 
 ToToken = Callable[[str], int]
 # Tokens of a metric: an id, the text of a single token, or one of these for each prompt.
@@ -23,30 +23,12 @@ Baseline: TypeAlias = float | Sequence[float] | Array | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Needs(Record):
-    """What a metric reads of the logits [b, p, V].
-
-    Attributes:
-        positions: int64 [n] or, where prompts differ, [b, n], counted from 0; None for every position.
-        tokens: int64 [b, k], the vocabulary columns of each prompt; None for the whole vocabulary.
-    """
-
-    positions: Array | None = None
-    tokens: Array | None = None
-
-    def gather(self, logits: Array) -> Array:
-        """The needed part [..., b, n, k or V] of logits [..., b, p, V]."""
-        if self.positions is not None:  # [n] and [b, n] alike, against rows [b, 1]
-            logits = logits[..., np.arange(logits.shape[-3])[:, None], self.positions, :]
-        return logits if self.tokens is None else picked(logits, self.tokens[:, None])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class Metric(Record):
     """The base of the metrics: one number for each prompt, computed in float64 from the logits at ``position``.
 
     A metric of one's own defines ``label``, ``_values`` and, unless it needs the whole vocabulary, ``_columns``; arrays
-    in its fields are [b]. For gradients it defines ``_slopes`` too.
+    in its fields are [b]. For gradients it defines ``_slopes`` too. One that averages over positions leaves padding out
+    by what ``masked`` gives it.
 
     Attributes:
         position: An int, or ints [b], one for each prompt; negative ones count from the end of the sequence, padding
@@ -72,7 +54,7 @@ class Metric(Record):
             self._set("position", kept(position, np.int64))
         for field in self.token_fields:
             self._set(field, ids_of(getattr(self, field), self._called(field), every=self.position is None))
-        if self.reduction not in ("mean", "none"):
+        if not is_one_of(self.reduction, ("mean", "none")):
             raise InputError(f"{self._called('reduction')} must be 'mean' or 'none', not {self.reduction!r}.")
 
     @property
@@ -113,6 +95,33 @@ class Metric(Record):
             ids = [to_single_token(text) for text in ((value,) if isinstance(value, str) else value)]
             changes[field] = ids[0] if isinstance(value, str) else ids
         return replace(self, **changes) if changes else self
+
+    def masked(self, mask: ArrayInput | None) -> Self:
+        """The metric of prompts with padding, which does not count. Whatever runs a model calls it with the run's mask.
+
+        Args:
+            mask: [b, p], 1 at real tokens, 0 at padding; None where there is none.
+
+        Raises:
+            InputError: For a mask of other prompts, and where ``position`` is padding, before a prompt or after it.
+        """
+        if mask is not None and self.position is not None:
+            self._ensure_real(real_tokens(mask, "mask"))
+        return self
+
+    def _ensure_real(self, real: Array) -> None:
+        """Raises InputError unless ``position`` lies, in each prompt, between its first real token and its last."""
+        self._check_batch(len(real))
+        if (positions := self._positions(real.shape[1])) is None:  # of a metric of one's own that reads all
+            return
+        at = np.broadcast_to(positions, (len(real), positions.shape[-1]))
+        hits = np.take_along_axis(spanned(real), at, 1).all(-1)
+        if not hits.all():
+            row = int(np.flatnonzero(~hits)[0])
+            raise InputError(
+                f"{self._called('position')} is {self.position}, which is padding in prompt {row}: pad prompts on the left "
+                "to read the last token at -1, or give a position for each prompt."
+            )
 
     def needs(self, batch: int, length: int) -> Needs:
         """Which positions and tokens it reads of the logits [batch, length, V].
@@ -163,7 +172,13 @@ class Metric(Record):
 
     def reduced(self, values: Array) -> Array:
         """Values [..., b] averaged over the prompts [...] or, with reduction "none", as they are."""
-        return values.mean(-1) if self.reduction == "mean" else values
+        if self.reduction != "mean":
+            return values
+        return np.asarray(values.mean(-1) if self._shares is None else (values * self._shares).sum(-1))
+
+    @property
+    def _shares(self) -> Array | None:
+        """What each prompt counts in the mean, [b], 1 together; None for all alike."""
 
     @property
     def linear(self) -> bool:
@@ -185,7 +200,8 @@ class Metric(Record):
         if self.reduction != "mean":
             raise InputError(f"{self!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
         scores = as_array(logits).astype(np.float64)
-        return self._slopes(scores) / len(scores)
+        share = 1 / len(scores) if self._shares is None else self._shares[:, None, None]
+        return self._slopes(scores) * share
 
     def _slopes(self, scores: Array) -> Array:
         """The derivatives of each prompt's value."""
@@ -333,6 +349,10 @@ class Normalised(Metric):
     def bound(self, to_single_token: ToToken | None) -> Self:
         """The metric with token ids in place of text. Raises InputError where there is text and no tokenizer."""
         return replace(self, metric=self.metric.bound(to_single_token))
+
+    def masked(self, mask: ArrayInput | None) -> Self:
+        """The same of prompts with padding; see ``metric.masked``."""
+        return replace(self, metric=self.metric.masked(mask))
 
     def needs(self, batch: int, length: int) -> Needs:
         """What ``metric`` needs. Raises InputError also for baselines of another number of prompts."""

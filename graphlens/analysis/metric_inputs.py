@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, as_array
+from graphlens.analysis.arrays import Array, ArrayInput, as_array
+from graphlens.edits.record import Record
 from graphlens.errors import InputError
 
 # Token ids of some prompts: one for all of them, int64 [b], or int64 [b, n] for n positions each.
 Ids = int | npt.NDArray[np.int64]
+_LARGEST = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Needs(Record):
+    """What a metric reads of the logits [b, p, V].
+
+    Attributes:
+        positions: int64 [n] or, where prompts differ, [b, n], counted from 0; None for every position.
+        tokens: int64 [b, k], the vocabulary columns of each prompt; None for the whole vocabulary.
+    """
+
+    positions: Array | None = None
+    tokens: Array | None = None
+
+    def gather(self, logits: Array) -> Array:
+        """The needed part [..., b, n, k or V] of logits [..., b, p, V]."""
+        if self.positions is not None:  # [n] and [b, n] alike, against rows [b, 1]
+            logits = logits[..., np.arange(logits.shape[-3])[:, None], self.positions, :]
+        return logits if self.tokens is None else picked(logits, self.tokens[:, None])
 
 
 def checked(value: npt.ArrayLike, what: str, kinds: str, axes: Container[int], wanted: str, size: int = 1) -> Array:
@@ -43,7 +65,13 @@ def checked(value: npt.ArrayLike, what: str, kinds: str, axes: Container[int], w
 
 
 def kept(array: Array, dtype: npt.DTypeLike) -> Array | float:
-    """An array as a record keeps it: a read-only copy in ``dtype``, or a Python number where it has no axes."""
+    """An array as a record keeps it: a read-only copy in ``dtype``, or a Python number where it has no axes.
+
+    Raises:
+        InputError: For an unsigned integer that int64 does not hold: it would become a negative one.
+    """
+    if array.dtype.kind == "u" and np.dtype(dtype) == np.int64 and array.max() > _LARGEST:
+        raise InputError(f"{array.max()} is too large for a token id or a position.")
     copy = array.astype(dtype)
     copy.flags.writeable = False
     return copy if copy.ndim else float(copy) if copy.dtype.kind == "f" else int(copy)
@@ -119,3 +147,37 @@ def one_hot(ids: Ids, scores: Array) -> Array:
     found = np.zeros(scores.shape)
     np.put_along_axis(found, np.broadcast_to(wanted, scores.shape[:2])[..., None].astype(np.int64), 1.0, -1)
     return found
+
+
+def real_tokens(mask: ArrayInput, what: str) -> Array:
+    """An attention mask as bools.
+
+    Args:
+        mask: [b, p], 1 (True) at real tokens, 0 (False) at padding.
+        what: How an error calls it.
+
+    Returns:
+        bool [b, p], read-only.
+
+    Raises:
+        InputError: For anything else, and for a prompt without a real token.
+    """
+    array = checked(mask, what, "biuf", (2,), "1 at real tokens and 0 at padding, [b, p]")
+    if not np.isin(array, (0, 1)).all() or not array.any(-1).all():
+        raise InputError(f"{what} must be 1 at real tokens and 0 at padding, with a real token in each prompt.")
+    real = array.astype(bool)
+    real.flags.writeable = False
+    return real
+
+
+def spanned(real: Array) -> Array:
+    """The places from the first real token of each prompt to its last: what is not among them is padding.
+
+    Args:
+        real: bool [b, p], True at real tokens.
+
+    Returns:
+        bool [b, p], True also at masked tokens between real ones.
+    """
+    begun = np.logical_or.accumulate(real, 1)
+    return np.asarray(begun & np.logical_or.accumulate(real[:, ::-1], 1)[:, ::-1])

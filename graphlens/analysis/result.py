@@ -15,7 +15,8 @@ import numpy.typing as npt
 from graphlens.analysis import result_files
 from graphlens.analysis.arrays import Array, ArrayInput, as_array
 from graphlens.analysis.result_files import saved_files as saved_files
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number, is_one_of
+from graphlens.file.folder import replacing, user_path
 from graphlens.views.text import view_package
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class SweepResult:
         Raises:
             InputError: For another name.
         """
-        if name not in BASELINES:
+        if not is_one_of(name, BASELINES):
             raise InputError(f"there is no baseline {name!r}: it is 'clean' or 'corrupted'.")
         baseline = self.baselines[name]
         array = np.asarray(0.0 if baseline is None else baseline)
@@ -181,8 +182,7 @@ class SweepResult:
         Raises:
             InputError: Unless n >= 1.
         """
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise InputError(f"n must be an integer of 1 or more, not {n!r}.")
+        n = checked_number(n, "n", least=1)
         distance = np.abs(self.values - self.against()).ravel()
         order = [int(at) for at in np.argsort(-distance, kind="stable") if not np.isnan(distance[at])]
         return [(self._labels_at(at), float(self.values.flat[at])) for at in order[:n]]
@@ -226,7 +226,7 @@ class SweepResult:
         """
         from graphlens.views import heat_map
 
-        return heat_map.plot(self, path, backend)
+        return heat_map.plot(self, None if path is None else user_path(path), backend, replacing)
 
     def __rich__(self) -> Table:
         """A table: rows by columns for two axes; more are flattened, with the last one across."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from graphlens.analysis.arrays import Array
 from graphlens.errors import InputError
-from graphlens.file.folder import write_whole
+from graphlens.file.folder import user_path
+from graphlens.file.manifest import Json
+from graphlens.file.pair import read_pair, write_pair
 
 FORMAT, FORMAT_VERSION = "graphlens.sweep_result", 1
 
@@ -30,7 +29,7 @@ def saved_files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     Raises:
         InputError: For a path that names no file.
     """
-    given = Path(path)
+    given = user_path(path)
     if not given.name:
         raise InputError(f"{str(path)!r} names no file.")
     stem = given.name.removesuffix(given.suffix) if given.suffix in (".json", ".safetensors") else given.name
@@ -46,21 +45,19 @@ def write(path: str | os.PathLike[str], record: Mapping[str, Any], arrays: Mappi
         arrays: The arrays by name; numbers become arrays of no axes.
 
     Returns:
-        The JSON's path. It holds the digest of the other file, and each is put in place whole.
+        The JSON's path. Until it is in place, an earlier save is valid as it was; see ``write_pair``.
 
     Raises:
         InputError: Where they cannot be written.
     """
-    from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    whole = {"format": FORMAT, "version": FORMAT_VERSION, **record, "safetensors_sha256": digest}
-    text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    target, beside = saved_files(path)
+    def text(more: Mapping[str, Json]) -> str:
+        whole = {"format": FORMAT, "version": FORMAT_VERSION, **record, **more}
+        return json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    target, _ = saved_files(path)
     try:
-        write_whole(beside, data)
-        write_whole(target, text.encode("ascii"))
+        write_pair(target, FORMAT, text, arrays)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error}).") from error
     return target
@@ -83,21 +80,28 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
 
     source, beside = saved_files(path)
     try:
-        record = json.loads(source.read_bytes())
+        text, data = read_pair(source)
+        record = json.loads(text)
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise InputError(f"{source}: this is not the result of a sweep.")
         version = record.get("version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise InputError(
                 f"{source}: version {version}, and this graphlens reads up to {FORMAT_VERSION}. Update it."
             )
-        data = beside.read_bytes()
-        if hashlib.sha256(data).hexdigest() != record.get("safetensors_sha256"):
-            raise InputError(f"{beside}: damaged, or of another save than {source.name}: the digest differs.")
+        if data is None:
+            raise InputError(f"{beside}: missing, or of another save than {source.name}: the digest differs.")
         return record, load(data)
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: no such file. A result is two: {source.name}, {beside.name}.") from error
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        SafetensorError,
+        AttributeError,
+        KeyError,
+    ) as error:  # the last two: a dtype that NumPy lacks
         raise InputError(f"{source}: damaged, it cannot be read ({type(error).__name__}: {error}).") from error

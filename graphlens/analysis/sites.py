@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from graphlens.analysis.arrays import ArrayInput
 from graphlens.edits.kinds import Patch, Selection
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.file.names import get_act_name, in_block, split_name
 
 # The grids of TransformerLens's get_act_patch_* functions: the activation, and what the result runs over.
@@ -62,6 +63,7 @@ class Site:
     ) -> None:
         if not isinstance(hook, str):
             raise InputError(f"a site's hook is a name, not {type(hook).__name__}.")
+        layer = None if layer is None else checked_number(layer, "layer", least=0)
         # Made plain and checked as an intervention's selections are.
         inside = "." in hook or hook.startswith("hook_")  # "mlp.hook_post" of a layer
         name = in_block(layer, hook) if layer is not None and inside else get_act_name(hook, layer)
@@ -71,7 +73,7 @@ class Site:
         object.__setattr__(self, "dims", patch.dims)
 
     def patch(self, value: ArrayInput = 0.0) -> Patch:
-        """The intervention that puts ``value`` there: a number, an activation, or the selected part of one."""
+        """The intervention that puts ``value`` there: a number, or the selected part of an activation."""
         return Patch(self.hook, value, heads=self.head, positions=self.position, dims=self.dims, allow_nonfinite=True)
 
     @property
@@ -126,6 +128,8 @@ def grid(
         selections = {_FIELDS[axis]: index for axis, index in zip(axes[1:], rest, strict=True)}
         found.append(Site(hook, layer, **selections))
     prefix = {"layer": "L", "head": "H"}
+    if not isinstance(labels, Mapping):
+        raise InputError(f"labels are a dict of axis -> names, not {type(labels).__name__}.")
     named = {a: tuple(labels.get(a, ())) or tuple(f"{prefix.get(a, '')}{i}" for i in ranges[a]) for a in axes}
     return Sites(tuple(found), tuple(axes), named)
 
@@ -136,7 +140,8 @@ def listed(sites: Iterable[Site] | Site | Sites) -> Sites:
     if isinstance(sites, Sites):
         found = sites
     else:
-        every = (sites,) if isinstance(sites, Site) else tuple(sites)
+        several = isinstance(sites, Iterable) and not isinstance(sites, Site)
+        every = tuple(cast("Iterable[Site]", sites)) if several else (cast(Site, sites),)
         for site in every:
             if not isinstance(site, Site):
                 raise InputError(f"a sweep takes Site(hook, ...), not {type(site).__name__}.")

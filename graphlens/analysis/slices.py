@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayT, Tensor, as_array
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 
 # What a slice argument may be; Slice says what each form takes.
 SliceInput: TypeAlias = Union[
@@ -39,11 +39,11 @@ class Slice:
         elif input_slice is None:
             self.slice, self.mode = slice(None), "identity"
         elif isinstance(input_slice, slice):
-            self.slice, self.mode = input_slice, "slice"
+            self.slice, self.mode = _whole(input_slice), "slice"
         elif isinstance(input_slice, tuple):
             if not 1 <= len(input_slice) <= 3:
                 raise InputError(f"{input_slice!r} is no slice: a tuple is (stop,), (start, stop) or with a step.")
-            self.slice, self.mode = slice(*input_slice), "slice"
+            self.slice, self.mode = _whole(slice(*input_slice)), "slice"
         elif isinstance(input_slice, (str, bytes, bool)):
             raise InputError(f"{input_slice!r} is no slice: pass None, an int, a tuple, or a list of indices.")
         else:
@@ -114,6 +114,17 @@ class Slice:
 
     def __repr__(self) -> str:
         return f"Slice({self.slice!r})"
+
+
+def _whole(given: slice) -> slice:
+    """A slice of Python's own ints. Raises InputError for other numbers, and a step of 0."""
+    start, stop, step = (
+        None if part is None else checked_number(part, f"{name} of a slice")
+        for name, part in (("start", given.start), ("stop", given.stop), ("step", given.step))
+    )
+    if step == 0:
+        raise InputError(f"{given!r} is no slice: its step is 0.")
+    return slice(start, stop, step)
 
 
 def of_positions(array: Array, axes: Sequence[str], pos_slice: SliceInput) -> Array:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias, TypeGuard
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, as_array, working
-from graphlens.errors import InputError, UnknownHookPoint
+from graphlens.errors import InputError, UnknownHookPoint, checked_number
 
 
 class Source(Protocol):
@@ -55,6 +55,10 @@ class Cache:
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
         """The cached activation. Raises UnknownHookPoint where there is none, InputError for one of another shape."""
+        if not _is_by_name(self.activations):
+            raise InputError(
+                f"a cache of activations goes by hook name, which {type(self.activations).__name__} does not."
+            )
         try:
             found = as_array(self.activations[hook])
         except UnknownHookPoint as error:
@@ -90,13 +94,18 @@ class Mean:
     """Mean ablation: the activation's mean over this batch's prompts and positions, padding left out."""
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
-        """The mean [1, 1, ...]; at scores and patterns over the batch alone. Masked scores keep their -inf."""
+        """The mean [1, 1, ...]; at scores and patterns over the batch alone, [1 or b, head, pos, pos]: there an entry whose
+        query or key is padding is in no mean and stays as it is. Masked scores keep their -inf."""
         if ".hook_attn_scores" in hook or ".hook_pattern" in hook:
-            return np.asarray(corrupted.mean(0, keepdims=True))
+            if mask is None:
+                return np.asarray(corrupted.mean(0, keepdims=True))
+            both = _real(hook, mask, corrupted.ndim)
+            total = np.where(both, working(corrupted), 0).sum(0, keepdims=True) / np.maximum(both.sum(0), 1)
+            return np.where(both, total.astype(corrupted.dtype), corrupted)
         if mask is None:
             return np.asarray(corrupted.mean((0, 1), keepdims=True))
-        weight = mask.astype(corrupted.dtype).reshape(*mask.shape, *(1,) * (corrupted.ndim - 2))
-        return np.asarray((corrupted * weight).sum((0, 1), keepdims=True) / weight.sum())
+        rows = working(corrupted)[mask.astype(bool)]  # [token, ...]
+        return np.asarray(rows.mean(0).astype(corrupted.dtype))[None, None]
 
 
 @dataclass(frozen=True)
@@ -111,16 +120,68 @@ class Noise:
     scale: float = 3.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        checked_number(self.scale, "scale", float)
+        checked_number(self.seed, "seed", least=0)
+
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
         """The noised activation."""
         digest = int.from_bytes(hashlib.sha256(hook.encode()).digest()[:8], "little")
         rng = np.random.default_rng([self.seed, digest])
-        finite = working(corrupted)[np.isfinite(corrupted)]
+        counted = np.isfinite(corrupted)
+        if mask is not None:
+            counted &= _real(hook, mask, corrupted.ndim)
+        finite = working(corrupted)[counted]
         deviation = float(finite.std()) if finite.size else 0.0
         noise = rng.standard_normal(corrupted.shape)
         if ".hook_pattern" in hook:  # no noise where nobody looks: the mask must stay causal
             noise = np.where(corrupted == 0, 0, noise)
         return (corrupted + self.scale * deviation * noise).astype(corrupted.dtype)
+
+
+def ensure_same_side(source: Source, mask: Array | None) -> None:
+    """Refuses a cache of prompts that are padded on the other side than those that are patched: no position is the same.
+
+    Args:
+        source: Where patched values come from. Only a cache that knows its padding is checked.
+        mask: int [b, pos] of the prompts that are patched, 0 at padding; None where there is none.
+
+    Raises:
+        InputError: If the one is padded on the left and the other on the right.
+    """
+    theirs = getattr(getattr(source, "activations", None), "mask", None)
+    if theirs is None or mask is None or theirs.shape[1] != mask.shape[1]:
+        return
+    theirs, ours = _sides(theirs), _sides(mask)
+    if theirs != ours and theirs | ours == {"left", "right"}:
+        raise InputError(
+            f"the clean cache is of prompts padded on the {' and '.join(sorted(theirs))}, and those that are patched are "
+            f"padded on the {' and '.join(sorted(ours))}: their positions are not the same tokens'. Make the cache with "
+            f"run_with_cache(..., padding_side={min(ours)!r})."
+        )
+
+
+def _sides(mask: Array) -> set[str]:
+    """The sides on which some prompt has padding."""
+    ends = {"left": mask[:, 0], "right": mask[:, -1]}
+    return {side for side, column in ends.items() if not column.all()}
+
+
+def _real(hook: str, mask: Array, rank: int) -> Array:
+    """Which entries of an activation are of real tokens, at scores and patterns of a real query and key.
+
+    Args:
+        hook: The hook point.
+        mask: int [b, pos], 0 at padding.
+        rank: How many axes the activation has.
+
+    Returns:
+        bool that broadcasts to the activation.
+    """
+    real = mask.astype(bool)
+    if ".hook_attn_scores" in hook or ".hook_pattern" in hook:
+        return np.asarray((real[:, :, None] & real[:, None, :])[:, None])
+    return real.reshape(*real.shape, *(1,) * (rank - 2))
 
 
 _NAMED: Mapping[str, Callable[[], Source]] = {"zero": Zero, "mean": Mean, "noise": Noise}

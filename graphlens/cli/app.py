@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
+import io
+import os
+import shlex
 import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import NoReturn
 
 import typer
 
 from graphlens.cli import deploy, export, patch, run
+from graphlens.cli.options import say
 from graphlens.errors import GraphlensError
+from graphlens.file.version import __version__
+from graphlens.views.text import PLAIN
+
+DEFECT = 70  # the exit code of a program with an error of its own: EX_SOFTWARE of sysexits.h
+# Of a disk or of what stdout leads to, wherever something is written.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     help="Transformers as ONNX files whose internals have names: export, read, edit.",
@@ -32,23 +49,88 @@ for command in (
     deploy.drivable,
     deploy.strip,
     deploy.check,
+    deploy.seal,
 ):
     app.command()(command)
 app.command("cache-clear")(export.cache_clear)
 
 
 def main() -> None:
-    """The entry point: errors of ours are one readable block on stderr and exit code 1; wrong usage exits with 2."""
-    try:
-        app()
-    except GraphlensError as error:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.panel import Panel
+    """The entry point: errors of ours are one readable block on stderr and exit code 1; wrong usage exits with 2.
 
-        title = type(error).__name__
-        Console(stderr=True).print(Panel(escape(str(error)), title=title, title_align="left", border_style="red"))
+    What is no error of ours is a defect of graphlens: it exits with 70 and says how to report it.
+    """
+    _print_anything()
+    try:
+        with _warnings_as_lines():
+            app()
+    except GraphlensError as error:
+        _block(type(error).__name__, str(error))
         sys.exit(1)
+    except MemoryError as error:
+        _block(
+            "MemoryError", f"there is not enough memory for this ({error}). Give it less at once, or a smaller model."
+        )
+        sys.exit(1)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            _defect(error)
+        where = "what this prints" if error.filename is None else os.fsdecode(error.filename)
+        _block("OSError", f"{where} could not be written: {error.strerror}. Make room, or write to another place.")
+        sys.exit(1)
+    except BaseException as error:  # noqa: BLE001  # the last resort; a panic in the tokenizers package is no Exception
+        _defect(error)
+
+
+def _defect(error: BaseException) -> NoReturn:
+    """Reports an error of graphlens's own, and ends the program."""
+    _block(
+        "a defect of graphlens",
+        f"{type(error).__name__}: {error}\n\ngraphlens {__version__} was asked for: {shlex.join(sys.argv[1:])}\n"
+        "This should have been a sentence about what is wrong. Please report it, with this block and the lines below.",
+    )
+    say("".join(traceback.format_exception(error)))
+    sys.exit(DEFECT)
+
+
+def _block(title: str, text: str) -> None:
+    """Prints a block on stderr."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    Console(stderr=True).print(Panel(Text(text), title=title, title_align="left", border_style="red"))
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Inside the ``with`` block, a warning is one line on stderr: it points at no code of the user's."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        say(f"Warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _print_anything() -> None:
+    """Lets stdout and stderr print any text: what their encoding lacks becomes something as wide, or an escape."""
+    codecs.register_error("graphlens", _in_place_of)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="graphlens")
+
+
+def _in_place_of(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What is printed in place of characters that a stream cannot encode."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wanted = error.object[error.start : error.end].translate(PLAIN)
+    return "".join(c if c.isascii() else c.encode("ascii", "backslashreplace").decode() for c in wanted), error.end
 
 
 if __name__ == "__main__":

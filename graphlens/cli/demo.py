@@ -274,7 +274,7 @@ def show_demo(demo: Demo, console: Console) -> None:
         return made
 
     best = f"[bold green]{escape(demo.predicted.strip())}[/]"
-    console.print(Panel(f"{escape(PROMPT)} [dim]…[/dim] {best}", title=escape(demo.model)))
+    console.print(Panel(f"{escape(PROMPT)} [dim]...[/dim] {best}", title=escape(demo.model)))
     console.print(f"[dim]{len(demo.tokens)} tokens:[/] " + escape(" | ".join(demo.tokens)))
     console.print(
         f"Read all [bold]{demo.activations}[/] activations, {demo.megabytes:.1f} MB, in [bold]{demo.cache_ms:.1f} ms[/]. "
@@ -296,7 +296,7 @@ def show_demo(demo: Demo, console: Console) -> None:
     console.print(lens)
     edit = demo.ablation
     console.print(
-        f"[bold]Ablate[/] {edit.hook} head {edit.head}: logit difference {edit.before:+.2f} → [bold]{edit.after:+.2f}[/], "
+        f"[bold]Ablate[/] {edit.hook} head {edit.head}: logit difference {edit.before:+.2f} -> [bold]{edit.after:+.2f}[/], "
         f"KL {edit.kl:.3f} nats\n"
     )
     position = demo.patches[0].position

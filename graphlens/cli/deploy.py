@@ -1,23 +1,23 @@
-"""Commands that make a hooked model into files for other programs: bake, drivable, strip; and check, for such files."""
+"""Commands that make a hooked model into files for other programs: bake, drivable, strip; check and seal, for such files."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Hooked, KeepHooks, Layout, Out, SelfContained, WithPast
+from graphlens.cli.options import Hooked, KeepHooks, Layout, Link, Out, SelfContained, WithPast
 
 
 def bake(
     model: Hooked,
-    edits: Annotated[Path, typer.Argument(help="Interventions as JSON (graphlens.interventions.save writes it).")],
+    edits: Annotated[str, typer.Argument(help="Interventions as JSON (graphlens.interventions.save writes it).")],
     out: Out,
     with_past: WithPast = False,
     keep_hooks: KeepHooks = False,
     self_contained: SelfContained = False,
     layout: Layout = "plain",
+    link: Link = False,
 ) -> None:
     """Write a model with interventions inside: a plain ONNX file that any ONNX Runtime runs.
 
@@ -34,6 +34,8 @@ def bake(
         keep_hooks=keep_hooks,
         self_contained=self_contained,
         layout=layout,
+        link=link,
+        announce=typer.echo,
     )
     typer.echo(f"Wrote {folder}")
 
@@ -51,6 +53,7 @@ def drivable(
     with_past: WithPast = False,
     keep_hooks: KeepHooks = False,
     self_contained: SelfContained = False,
+    link: Link = False,
 ) -> None:
     """Write a model whose hook points can be changed through inputs, from any ONNX Runtime language.
 
@@ -67,6 +70,8 @@ def drivable(
         with_past=with_past,
         keep_hooks=keep_hooks,
         self_contained=self_contained,
+        link=link,
+        announce=typer.echo,
     )
     typer.echo(f"Wrote {out}: {len(names)} gates, the inputs <hook>/" + ", <hook>/".join(_parts(kinds)))
 
@@ -78,25 +83,55 @@ def _parts(kinds: str) -> list[str]:
     return [part for kind in kinds.split(",") for part in PARTS[kind.strip()].inputs]
 
 
-def strip(model: Hooked, out: Out, self_contained: SelfContained = False) -> None:
+def strip(model: Hooked, out: Out, self_contained: SelfContained = False, link: Link = False) -> None:
     """Write the plain model of a hooked or drivable file: no hook points as outputs, no gates.
 
     Example: [bold]graphlens strip gpt2-drivable -o gpt2-plain[/]
     """
     from graphlens.pipelines.deploy import write_stripped
 
-    typer.echo(f"Wrote {write_stripped(model, out, self_contained=self_contained)}")
+    folder = write_stripped(model, out, self_contained=self_contained, link=link, announce=typer.echo)
+    typer.echo(f"Wrote {folder}")
 
 
-def check(model: Annotated[Path, typer.Argument(help="A hooked folder or model.onnx.")]) -> None:
-    """Check a file from a stranger: what it contains, and every byte of its weights.
+def check(
+    model: Hooked,
+    run: Annotated[
+        bool, typer.Option("--run", help="Also open it in ONNX Runtime and run it once, in a process with limits.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also read the weights packed in the cache, every byte.")
+    ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory", min=0.25, max=1e6, help="With --run: gigabytes that it may take; default: by its weights."
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, max=1e6, help="With --run: how long it may take.")
+    ] = 120,
+) -> None:
+    """Check a file from a stranger: its graph, every byte of its weights, its tokenizer; and say what was checked.
 
-    Example: [bold]graphlens check gpt2-hooked[/]
+    Example: [bold]graphlens check gpt2-hooked --run[/]
     """
-    from graphlens.surgery import check as check_file
+    from graphlens.pipelines.check import check_folder
 
-    report = check_file(model)
+    found = check_folder(model, run, None if memory is None else int(memory * 1e9), seconds, full)
+    typer.echo("\n".join(found.lines()))
+
+
+def seal(model: Hooked) -> None:
+    """Check a hooked file that you changed with another program, and record its digest, so that it opens.
+
+    The seal tells damage from what was written. It is no signature: whoever changes a file can seal it anew.
+
+    Example: [bold]graphlens seal gpt2-hooked[/]
+    """
+    from graphlens.surgery import seal as seal_file
+
+    report = seal_file(model)
     typer.echo(
-        f"{model}: safe to open. {report.nodes:,} nodes, {report.external_bytes / 1e6:,.1f} MB of weights in "
-        f"{', '.join(report.external_files) or 'the file itself'}; fingerprints match."
+        f"Sealed {model}: {report.nodes:,} nodes; every byte of {', '.join(report.external_files)} is as recorded."
     )

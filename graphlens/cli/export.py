@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Layout, Out, WithPast
+from graphlens.cli.options import Layout, Link, Out, WithPast
 from graphlens.errors import InputError
 
 
@@ -21,6 +20,7 @@ def export(
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
     with_past: WithPast = False,
     layout: Layout = "plain",
+    link: Link = False,
 ) -> None:
     """Export a Hugging Face checkpoint to a hooked folder (needs torch and transformers).
 
@@ -42,16 +42,17 @@ def export(
             )
 
         folder = cached_export(model, revision=revision)
-        typer.echo(f"Wrote {bake_model(folder, [], out, with_past=with_past, layout=layout)}")
+        made = bake_model(folder, [], out, with_past=with_past, layout=layout, link=link, announce=typer.echo)
+        typer.echo(f"Wrote {made}")
         return
     with spinner(f"Exporting {model}"):
-        report = export_model(model, out, verify=verify, force=force, revision=revision, announce=typer.echo)
+        report = export_model(model, out, verify=verify, force=force, revision=revision, announce=typer.echo, link=link)
     for line in report_lines(report):
         typer.echo(line)
 
 
 def process(
-    model: Annotated[Path, typer.Argument(help="A hooked folder or model.onnx with unprocessed float32 weights.")],
+    model: Annotated[str, typer.Argument(help="A hooked folder or model.onnx with unprocessed float32 weights.")],
     out: Out,
     fold_ln: Annotated[bool, typer.Option(help="Fold the norms' weights into what reads them.")] = True,
     center_writing_weights: Annotated[bool, typer.Option(help="Centre what writes to the residual stream.")] = True,
@@ -63,23 +64,22 @@ def process(
 
     Example: [bold]graphlens process gpt2-hooked -o gpt2-processed[/]
     """
+    from graphlens.file.leftovers import size_of
     from graphlens.surgery import process_weights
 
     folder = process_weights(model, out, fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor)
-    typer.echo(f"Wrote {folder}")
+    typer.echo(f"Wrote {folder}: {size_of(folder) / 1e6:,.1f} MB written")
 
 
 def cache_clear() -> None:
-    """Delete what is in the cache folder (GRAPHLENS_CACHE): the exports that from_pretrained made, and packed weights.
+    """Delete what is in the cache folder (GRAPHLENS_CACHE): exports that from_pretrained made, packed weights, digests.
 
     Example: [bold]graphlens cache-clear[/]
     """
-    import shutil
-
     from graphlens.file.folder import cache_root
+    from graphlens.file.leftovers import clear
 
-    for name, remark in (("hooked", " (hardlinked weights free nothing while the original stays)"), ("packed", "")):
+    hardlinked = " (hardlinked weights free nothing while the original stays)"
+    for name, remark in (("hooked", hardlinked), ("packed", ""), ("digests", "")):
         folder = cache_root() / name
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-        shutil.rmtree(folder, ignore_errors=True)
-        typer.echo(f"{folder}: removed {size / 1e6:,.1f} MB{remark}.")
+        typer.echo(f"{folder}: removed {clear(folder) / 1e6:,.1f} MB{remark}.")

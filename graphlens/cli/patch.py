@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphlens.cli.options import Json, Model, NoBos, Out, Provider, open_model
+from graphlens.cli.options import Json, Model, NoBos, Out, Provider, Read, Strict, open_model, read_text, say
 from graphlens.errors import InputError
+from graphlens.file.folder import make_folder, user_path
 
 if TYPE_CHECKING:
     from graphlens.analysis.arrays import Array
@@ -42,7 +43,7 @@ class Pair:
 
     Attributes:
         model: The model.
-        corrupted: The corrupted prompt's tokens [1, p].
+        corrupted: The corrupted prompt.
         cache: The activations of the clean prompt.
         measure: The metric.
         out: The folder for the results.
@@ -51,7 +52,7 @@ class Pair:
     """
 
     model: HookedTransformer
-    corrupted: Array
+    corrupted: Read
     cache: ActivationCache
     measure: Metric
     out: Path
@@ -62,9 +63,9 @@ class Pair:
         """The sites of each name, positions labelled by their tokens."""
         from graphlens.experiments.act_patch import act_patch_sites
 
-        tokens = [f"{text}_{i}" for i, text in enumerate(self.model.to_str_tokens(self.corrupted[0]))]
+        tokens = [f"{text}_{i}" for i, text in enumerate(self.model.to_str_tokens(self.corrupted.tokens[0]))]
         labels = dict.fromkeys(("pos", "dest_pos", "src_pos"), tokens)
-        return {name: act_patch_sites(self.model, self.corrupted, name, labels) for name in names}
+        return {name: act_patch_sites(self.model, self.corrupted.tokens, name, labels) for name in names}
 
     def report(self, title: str, found: SweepResult, kept: Path) -> None:
         """Shows a result that is kept at a path, and writes its picture."""
@@ -73,7 +74,7 @@ class Pair:
         if self.as_json:
             typer.echo(kept.with_suffix(".json").read_text(), nl=False)
         else:
-            _show(title, found, kept)
+            _show(f"{title}, {self.corrupted.used}" if self.corrupted.is_cut else title, found, kept)
 
 
 def _pair(
@@ -87,24 +88,25 @@ def _pair(
     normalise: Normalise = True,
     picture: Picture = None,
     no_bos: NoBos = False,
+    strict: Strict = False,
     provider: Provider = None,
     as_json: Json = False,
 ) -> Pair:
     """The pair that these options describe. Raises InputError for prompts of different lengths."""
     opened = open_model(model, provider)
-    tokens = {name: opened.to_tokens(text, not no_bos) for name, text in (("clean", clean), ("corrupted", corrupted))}
-    lengths = {name: ids.shape[1] for name, ids in tokens.items()}
-    if len(set(lengths.values())) > 1:
+    right = read_text(opened, "--clean", clean, not no_bos, strict)
+    other = read_text(opened, "--corrupted", corrupted, not no_bos, strict)
+    if right.length != other.length:
         raise InputError(
-            f"the clean prompt has {lengths['clean']} tokens and the corrupted one {lengths['corrupted']}: patching needs "
-            "them position by position. Reword one of them."
+            f"the clean prompt has {right.length} tokens and the corrupted one {other.length}: patching needs them position "
+            "by position. Reword one of them."
         )
-    logits, cache = opened.run_with_cache(tokens["clean"])
+    logits, cache = opened.run_with_cache(right.tokens)
     measure = _metric(metric, answer, wrong, logits)
     if normalise:
         plain = measure.bound(opened.to_single_token)
-        measure = plain.normalised(float(plain(logits)), float(plain(opened(tokens["corrupted"]))))
-    return Pair(opened, tokens["corrupted"], cache, measure, out, picture, as_json)
+        measure = plain.normalised(float(plain(logits)), float(plain(opened(other.tokens))))
+    return Pair(opened, other, cache, measure, user_path(out), picture, as_json)
 
 
 def on_a_pair(command: Callable[..., None]) -> Callable[..., None]:
@@ -150,15 +152,17 @@ def patch(
     from graphlens.experiments.sweep import sweep
 
     grids = pair.grids(sites or ["resid_pre"])
-    pair.out.mkdir(parents=True, exist_ok=True)
+    make_folder(pair.out)
     for name, grid in grids.items():
         kept = pair.out / name
         if not resume and kept.with_suffix(".json").exists():
             raise InputError(f"{kept}.json exists. Go on with it by --resume, or name another folder.")
         try:
-            found = sweep(pair.model, pair.corrupted, grid, pair.cache, pair.measure, save_to=kept, resume=resume)
+            found = sweep(
+                pair.model, pair.corrupted.tokens, grid, pair.cache, pair.measure, save_to=kept, resume=resume
+            )
         except KeyboardInterrupt:
-            typer.echo(f"\nInterrupted. {_done(kept)} Go on with the same command and --resume.", err=True)
+            say(f"\nInterrupted. {_done(kept)} Go on with the same command and --resume.")
             raise typer.Exit(INTERRUPTED) from None
         pair.report(name, found, kept)
 
@@ -184,19 +188,41 @@ def attribute(
 
     grids = pair.grids(sites or ["attn_head_out_by_pos"])
     kinds = ("estimate", "exact") if compare else ("estimate",)
-    for kept in (pair.out / f"{name}-{kind}" for name in grids for kind in kinds):
-        if kept.with_suffix(".json").exists():
-            raise InputError(f"{kept}.json exists. Name another folder.")
-    pair.out.mkdir(parents=True, exist_ok=True)
+    held = {kept: _held(kept) for kept in (pair.out / f"{name}-{kind}" for name in grids for kind in kinds)}
+    make_folder(pair.out)
     for name, grid in grids.items():
-        kept = pair.out / f"{name}-estimate"
-        found = attribution_patch(pair.model, pair.corrupted, grid, pair.cache, pair.measure, steps=steps)
-        found.save(kept)
-        pair.report(f"{name}, estimated", found, kept)
+        made = {
+            "estimate": attribution_patch(
+                pair.model, pair.corrupted.tokens, grid, pair.cache, pair.measure, steps=steps
+            )
+        }
         if compare:
-            exact = sweep(pair.model, pair.corrupted, grid, pair.cache, pair.measure)
-            exact.save(pair.out / f"{name}-exact")
-            typer.echo(f"Against the patches themselves: {compare_with_sweep(found, exact, 5)}", err=pair.as_json)
+            made["exact"] = sweep(pair.model, pair.corrupted.tokens, grid, pair.cache, pair.measure)
+        results = {pair.out / f"{name}-{kind}": found for kind, found in made.items()}
+        for kept, found in results.items():
+            if held[kept] not in (None, found):
+                raise InputError(f"{kept}.json exists, and is the result of something else. Name another folder.")
+        for kept, found in results.items():
+            found.save(kept)
+        pair.report(f"{name}, estimated", made["estimate"], pair.out / f"{name}-estimate")
+        if compare:
+            against = compare_with_sweep(made["estimate"], made["exact"], 5)
+            typer.echo(f"Against the patches themselves: {against}", err=pair.as_json)
+
+
+def _held(kept: Path) -> SweepResult | None:
+    """What an earlier run of a command kept: the same command may run again, after it was interrupted.
+
+    Raises InputError for what cannot be read.
+    """
+    from graphlens.analysis.result import SweepResult
+
+    if not kept.with_suffix(".json").exists():
+        return None
+    try:
+        return SweepResult.load(kept)
+    except InputError as error:
+        raise InputError(f"{kept}.json exists, and cannot be read ({error}). Name another folder.") from error
 
 
 def _metric(metric: str, answer: str, wrong: str | None, clean_logits: Array) -> Metric:

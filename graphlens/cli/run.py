@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphlens.cli.options import Json, Model, NoBos, Prompt, Provider, is_hooked, open_model, print_json
+from graphlens.cli.options import (
+    Json,
+    Model,
+    NoBos,
+    Prompt,
+    Provider,
+    Strict,
+    is_hooked,
+    open_model,
+    print_json,
+    read_text,
+)
 from graphlens.errors import InputError
+from graphlens.file.folder import replacing, user_path
 
 if TYPE_CHECKING:
     from graphlens.edits.kinds import Ablate
+
+_SHOWN = 8  # tokens at the end of a prompt that was cut
 
 
 def demo(
@@ -32,7 +45,7 @@ def demo(
     from graphlens.cli.demo import run_demo, show_demo
     from graphlens.pipelines.hub import embedded_model
 
-    figures = run_demo(open_model(model or str(embedded_model()), provider))
+    figures = run_demo(open_model(str(embedded_model()) if model is None else model, provider))
     if as_json:
         print_json(asdict(figures))
     else:
@@ -49,7 +62,7 @@ def hooks(model: Model, as_json: Json = False) -> None:
     from graphlens.engine.engine import Engine
     from graphlens.model.hooked_transformer import HookedTransformer
 
-    path = Path(model)
+    path = user_path(model)
     opened = HookedTransformer(Engine(path)) if is_hooked(path) else open_model(model)
     points = opened.hook_points()
     if as_json:
@@ -61,9 +74,10 @@ def hooks(model: Model, as_json: Json = False) -> None:
 def cache(
     model: Model,
     prompt: Prompt,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The .safetensors file to write.")],
+    out: Annotated[str, typer.Option("-o", "--out", help="The .safetensors file to write.")],
     names: Annotated[str, typer.Option("--names", help="Which hook points, as a shell pattern.")] = "*",
     no_bos: NoBos = False,
+    strict: Strict = False,
     provider: Provider = None,
 ) -> None:
     """Run a prompt and save its activations as safetensors.
@@ -72,23 +86,27 @@ def cache(
     """
     import numpy as np
     from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save, save_file
 
     from graphlens.file.names import match_glob
 
     opened = open_model(model, provider)
+    target = user_path(out)
     chosen = match_glob(list(opened.hook_dict), names)
-    tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
-    _, activations = opened.run_with_cache(tokens, names_filter=chosen, return_type=None)
+    read = read_text(opened, "the prompt", prompt, not no_bos, strict)
+    _, activations = opened.run_with_cache(read.tokens, names_filter=chosen, return_type=None)
+    tensors = {"tokens": read.tokens, **{name: np.ascontiguousarray(value) for name, value in activations.items()}}
+    notes = {"prompt": prompt, "model": opened.cfg.model_name, "used": read.used}
     try:
-        save_file(
-            {"tokens": tokens, **{name: np.ascontiguousarray(value) for name, value in activations.items()}},
-            out,
-            metadata={"prompt": prompt, "model": opened.cfg.model_name},
-        )
+        with replacing(target) as place:
+            if place != target:
+                save_file(tensors, place, metadata=notes)
+            else:  # a pipe, say, which save_file would replace by a file
+                target.write_bytes(save(tensors, metadata=notes))
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{out}: cannot be written ({error}).") from error
-    typer.echo(f"{len(chosen)} activations of {tokens.shape[1]} tokens -> {out} ({out.stat().st_size / 1e6:.1f} MB)")
+        raise InputError(f"{target}: cannot be written ({error}).") from error
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    typer.echo(f"{len(chosen)} activations of {read.used} -> {target} ({size / 1e6:.1f} MB)")
 
 
 def run(
@@ -100,6 +118,7 @@ def run(
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many next tokens to show.")] = 5,
     no_bos: NoBos = False,
+    strict: Strict = False,
     provider: Provider = None,
     as_json: Json = False,
 ) -> None:
@@ -112,21 +131,23 @@ def run(
     from graphlens.analysis.numerics import softmax
 
     opened = open_model(model, provider)
-    tokens = opened.to_tokens(prompt, prepend_bos=not no_bos)
+    read = read_text(opened, "the prompt", prompt, not no_bos, strict)
     edits = [_ablation(spec) for spec in ablate or []]
-    plain = softmax(opened(tokens)[0, -1])
-    edited = softmax(opened.run_with_interventions(tokens, edits)[0, -1]) if edits else plain
+    plain = softmax(opened(read.tokens)[0, -1])
+    edited = softmax(opened.run_with_interventions(read.tokens, edits)[0, -1]) if edits else plain
     order = np.argsort(-plain)[:top]
     extra = [i for i in np.argsort(-edited)[:top] if i not in order]
     rows = [(opened.to_string([int(i)]), float(plain[i]), float(edited[i])) for i in [*order, *extra]]
     if as_json:
-        print_json([{"token": token, "probability": p, **({"ablated": q} if edits else {})} for token, p, q in rows])
+        next_tokens = [{"token": t, "probability": p, **({"ablated": q} if edits else {})} for t, p, q in rows]
+        print_json({"tokens": opened.to_str_tokens(read.tokens[0]), "of": read.length, "next": next_tokens})
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"Next token after {escape(prompt)!r}", title_justify="left")
+    end = f"{read.used}, which end in {opened.to_string(read.tokens[0, -_SHOWN:])!r}" if read.is_cut else repr(prompt)
+    table = Table(title=escape(f"Next token after {end}"), title_justify="left")
     for column in ("token", "probability", *(["ablated", "change"] if edits else [])):
         table.add_column(column, justify="left" if column == "token" else "right")
     for token, p, q in rows:
@@ -139,7 +160,7 @@ def _ablation(spec: str) -> Ablate:
     from graphlens.edits.kinds import Ablate
 
     name, _, head = spec.partition(":")
-    if head and not head.isdigit():
+    if head and not head.isdecimal():
         raise InputError(f"--ablate {spec!r}: after the colon comes a head's number, not {head!r}.")
     return Ablate(name, heads=int(head) if head else None)
 
@@ -149,7 +170,7 @@ def generate(
     prompt: Prompt,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="How many tokens at most.")] = 20,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int | None, typer.Option("--seed", help="Makes the draws repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes the draws repeatable.")] = None,
     no_bos: NoBos = False,
     provider: Provider = None,
 ) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import numpy as np
 from graphlens.edits.kinds import KINDS, Intervention, checked
 from graphlens.edits.record import Array
 from graphlens.errors import InputError
-from graphlens.file.folder import write_through
+from graphlens.file.folder import user_path
 from graphlens.file.manifest import Json
+from graphlens.file.pair import ENDING, read_pair, write_pair
 
 FORMAT, FORMAT_VERSION = "graphlens.interventions", 1
 
@@ -68,16 +70,26 @@ def from_json(text: str, tensors: Mapping[str, Array] | None = None, where: str 
     Raises:
         InputError: If the text is something else, is damaged, or was written by a newer version.
     """
+    if not isinstance(tensors, (Mapping, NoneType)):
+        raise InputError(f"tensors is a dict of name -> array, not {type(tensors).__name__}.")
     try:
-        data = json.loads(text)
-        if data["format"] != FORMAT:
-            raise ValueError(f"its format is {data['format']!r}, not {FORMAT!r}")
-        version, records = int(data["version"]), list(data["interventions"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{where}: not a file of interventions ({type(error).__name__}: {error}).") from error
-    if version > FORMAT_VERSION:
+        data: Json = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{where}: not a file of interventions: it is no JSON ({error}).") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else data
+        raise InputError(f"{where}: not a file of interventions: its format is {found!r:.80}, not {FORMAT!r}.")
+    version, records = data.get("version"), data.get("interventions")
+    number = version if isinstance(version, int) and not isinstance(version, bool) else 0
+    if number > FORMAT_VERSION:
         raise InputError(
-            f"{where}: version {version}, and this graphlens reads up to {FORMAT_VERSION}. Update graphlens."
+            f"{where}: version {number}, and this graphlens reads up to {FORMAT_VERSION}. Update graphlens."
+        )
+    if number < 1 or not isinstance(records, list):
+        wrong = "version" if number < 1 else "interventions"
+        raise InputError(
+            f"{where}: not a file of interventions: its {wrong} is {data.get(wrong)!r:.80}, not "
+            f"{'a whole number' if number < 1 else 'a list'}."
         )
     return [_from_record(record, tensors or {}, f"{where}, intervention {i}") for i, record in enumerate(records)]
 
@@ -91,15 +103,16 @@ def _from_record(record: Json, tensors: Mapping[str, Array], where: str) -> Inte
     unknown = record.keys() - {"kind", *(field.name for field in fields(kind))}
     if unknown:
         raise InputError(f"{where}: {kind.__name__} has no {sorted(unknown)[0]!r}.")
+    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in record]
+    if missing:
+        raise InputError(f"{where}: {kind.__name__} needs {missing[0]!r}.")
+    given: dict[str, Any] = {
+        name: _from_value(value, tensors, f"{where}, {name}") for name, value in record.items() if name != "kind"
+    }
     try:
-        given: dict[str, Any] = {
-            name: _from_value(value, tensors, where) for name, value in record.items() if name != "kind"
-        }
         return kind(**given)
-    except InputError:
-        raise
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{where}: {error}.") from error
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _from_value(value: Json, tensors: Mapping[str, Array], where: str) -> Json | Array | slice:
@@ -113,13 +126,15 @@ def _from_value(value: Json, tensors: Mapping[str, Array], where: str) -> Json |
             return tensors[name]
         case {"slice": [start, stop, step], **rest} if not rest:
             return slice(start, stop, step)
-        case {"number": str() | int() | float() as number, **rest} if not rest:
+        case {"number": "nan" | "inf" | "-inf" as number, **rest} if not rest:
             return float(number)
-    raise InputError(f"{where}: {value!r} is neither a number, a tensor nor a slice.")
+    raise InputError(f"{where}: {value!r:.80} is neither a number, a tensor nor a slice.")
 
 
 def save(interventions: Iterable[Intervention] | Intervention, path: str | os.PathLike[str]) -> Path:
     """Writes interventions to a JSON file, and their arrays to a safetensors file beside it.
+
+    The two change as one: whatever happens meanwhile, ``load`` finds what was saved before or what is saved now.
 
     Args:
         interventions: A list of interventions, or one alone.
@@ -130,20 +145,20 @@ def save(interventions: Iterable[Intervention] | Intervention, path: str | os.Pa
         The JSON file's path.
 
     Raises:
-        InputError: If one of them is no intervention.
-        OSError: If the files cannot be written. Each is written whole or not at all, where it is an ordinary file in a
-            folder that can be written; links are followed, and a file's permissions stay.
+        InputError: If one of them is no intervention, if ``path`` is the name of the arrays, if something else has that
+            name, or if the files cannot be written. Links are followed, and a file's permissions stay. A pipe or a device
+            is written in place, and so is a file in a folder that cannot be written.
     """
-    from safetensors.numpy import save as packed
-
     text, tensors = to_json(interventions)
-    target = Path(path)
-    beside = target.with_suffix(".safetensors")
-    if tensors:
-        write_through(beside, packed({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
-    else:
-        beside.unlink(missing_ok=True)  # an earlier save's: its arrays would go with another text
-    write_through(target, text.encode("utf-8"))
+    target = _named(path)
+
+    def with_keys(more: Mapping[str, Json]) -> str:
+        return json.dumps({**json.loads(text), **more}, indent=2, allow_nan=False) + "\n"
+
+    try:
+        write_pair(target, FORMAT, with_keys, tensors)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error}).") from error
     return target
 
 
@@ -160,13 +175,22 @@ def load(path: str | os.PathLike[str]) -> list[Intervention]:
         InputError: If a file is missing, damaged, something else, or of a newer version.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load as unpacked
 
-    source = Path(path)
-    beside = source.with_suffix(".safetensors")
+    source = _named(path)
     try:
-        text = source.read_text(encoding="utf-8")
-        tensors = load_file(beside) if beside.is_file() else {}
-    except (OSError, UnicodeDecodeError, SafetensorError) as error:
+        text, data = read_pair(source)
+        tensors = {} if data is None else unpacked(data)
+    except (OSError, SafetensorError, AttributeError, KeyError) as error:  # the last two: a dtype that NumPy lacks
         raise InputError(f"{source}: cannot be read ({error}).") from error
     return from_json(text, tensors, str(source))
+
+
+def _named(path: str | os.PathLike[str]) -> Path:
+    """The JSON file. Raises InputError for the name of the arrays."""
+    found = user_path(path)
+    if found.suffix.lower() == ENDING:
+        raise InputError(
+            f"{found}: the arrays of interventions get this name. Name their JSON file: {found.with_suffix('.json')}."
+        )
+    return found

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from graphlens.edits.kinds import KINDS, Intervention, names_of
+from graphlens.edits.operand import aligned, along, ensure_fits
 from graphlens.edits.parts import INPUTS, PARTS, Change
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
@@ -18,10 +19,8 @@ from graphlens.edits.selection import (
     Axis,
     Mask,
     Window,
-    along,
     grid_mask,
     is_grid,
-    misfit,
     order,
     selected_by,
 )
@@ -74,16 +73,9 @@ def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, i
     for item in items:
         if entry.dtype.startswith("int"):
             _check_tokens(item, sizes["d_vocab"])
-        for place, name in enumerate(entry.axes):
-            if name in sizes and name != "1" and name in selected_by(entry.axes):
-                _check_along(item, entry.axes, place, sizes[name])
         if item.heads is not None and "heads" not in selected_by(entry.axes).values():
             raise InputError(f"{item.label}: it has no heads (its axes are {', '.join(entry.axes)}); leave out heads=.")
-        if item.array.ndim > len(entry.axes):
-            raise InputError(
-                f"{item.label}: its {item.operand} has shape {list(item.array.shape)}, more axes than the activation's "
-                f"{len(entry.axes)} ({', '.join(entry.axes)})."
-            )
+        _check_along(item, entry.axes, sizes)
     patches = [item.selection for item in items if item.is_activation]
     if len(patches) > len(set(patches)):
         warn(f"two patches of the same elements at {items[0].hook!r}: the later one wins.")
@@ -99,15 +91,15 @@ def _check_tokens(item: Intervention, vocabulary: int) -> None:
         raise InputError(f"{item.label}: its value must be token ids, integers from 0 to {vocabulary - 1}.")
 
 
-def _check_along(item: Intervention, axes: Sequence[str], place: int, size: int) -> None:
-    """Raises InputError unless selection and operand fit an axis of a size that is the same in every run."""
-    axis = Axis.fixed(axes[place], size)
-    field = selected_by(axes)[axis.name]
-    chosen = order(item.chosen(field), axis, item.label, field)
-    shape, from_last = item.array.shape, place - len(axes)
-    found = shape[from_last] if -from_last <= len(shape) else 1
-    if found not in (1, size, size if chosen is None else len(chosen)):
-        raise misfit(item, axes, axis, found, chosen)
+def _check_along(item: Intervention, names: Sequence[str], sizes: Mapping[str, int]) -> None:
+    """Raises InputError unless selection and operand fit along the axes whose size is the same in every run."""
+    fields, shape = selected_by(names), aligned(item, names).shape
+    for name, size in zip(names, shape, strict=True):
+        if name not in sizes or name == "1" or name not in fields:
+            continue
+        axis = Axis.fixed(name, sizes[name])
+        chosen = order(item.chosen(fields[name]), axis, item.label, fields[name])
+        ensure_fits(item, names, size, axis, chosen, [sizes.get(other) for other in names])
 
 
 def compose(
@@ -157,9 +149,8 @@ def _placed(
     the run has none of the elements."""
     rank = len(axes)
     mask: Mask | None = None
-    value = item.array.reshape((1,) * (rank - item.array.ndim) + item.array.shape)
+    value = aligned(item, entry.axes)
     field_of, label = selected_by(entry.axes), item.label
-    whole = all(size in (1, axis.total) for size, axis in zip(value.shape, axes, strict=True))
     for index, axis in enumerate(axes):
         field = field_of.get(axis.name)
         selection = item.chosen(field)
@@ -174,7 +165,7 @@ def _placed(
             if not part.any():
                 return None
             mask = part if mask is None else mask & part
-        value = along(item, entry.axes, value, index, axis, chosen, whole)
+        value = along(item, entry.axes, value, index, axes, chosen)
     with np.errstate(over="ignore"):  # the error below says it
         cast = value.astype(entry.dtype, copy=False)
     if not item.allow_nonfinite and not np.isfinite(cast).all():

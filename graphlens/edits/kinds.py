@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from graphlens.edits.parts import PARTS, PartName
 from graphlens.edits.record import Array, Record, hashable
-from graphlens.edits.selection import FIELDS, Chosen, SelectionField, plain
+from graphlens.edits.selection import FIELDS, Chosen, SelectionField, Tensor, of_tensor, plain
 from graphlens.edits.selection import Selection as Selection
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 
 _registered: dict[str, type[Intervention]] = {}
 # Every kind of intervention by the name that it has in files.
@@ -43,6 +43,10 @@ class Intervention(AtHook):
     """The base of the kinds: a change of the selected elements of the activation at one hook point.
 
     Positions count from the first token of the sequence, padding included, also when a KV cache holds the earlier ones.
+
+    An operand has the axes of the selected part, matched from the last one: a list, a slice or a mask of an axis keeps it,
+    an integer takes it away. With ``positions=-1`` of [batch, pos, d_model] it is [batch, d_model], [d_model] or a number.
+    To take a position out of a longer array, index it. A mask [batch, pos] keeps both axes, whole.
 
     A kind of one's own is a subclass that names its ``kind``, ``operand`` and ``part``, and has the operand as a field;
     it then works in runs, files and baked graphs. Dataclasses put the fields of bases first, the last base's before the
@@ -87,6 +91,8 @@ class Intervention(AtHook):
     def __post_init__(self) -> None:
         if not isinstance(self.hook, str):
             raise InputError(f"hook must be a hook point's name, not {type(self.hook).__name__}.")
+        for name in ("strict", "allow_nonfinite"):
+            self._set(name, checked_number(getattr(self, name), f"{type(self).__name__}.{name}", bool))
         self._set(self.operand, number(getattr(self, self.operand), f"{type(self).__name__}.{self.operand}"))
         for field in FIELDS:
             self._set(field, plain(getattr(self, field), field))
@@ -200,7 +206,7 @@ class Ablate(Intervention, Value):
     The other fields are those of ``Intervention``.
 
     Attributes:
-        value: A number, or an array that broadcasts to the activation, or else to the selected part of it.
+        value: A number, or an array that broadcasts to the selected part, as in NumPy's ``x[selection] = value``.
 
     Raises:
         InputError: If a field holds what it does not take.
@@ -221,7 +227,7 @@ class Patch(Intervention, Value):
     ``Intervention``.
 
     Attributes:
-        value: A number, or an array that broadcasts to the activation, or else to the selected part of it.
+        value: A number, or an array that broadcasts to the selected part, as in NumPy's ``x[selection] = value``.
 
     Raises:
         InputError: If a field holds what it does not take.
@@ -240,7 +246,7 @@ class Steer(Intervention, Vector):
     The other fields are those of ``Intervention``.
 
     Attributes:
-        vector: A number, or an array that broadcasts to the activation, or else to the selected part of it.
+        vector: A number, or an array that broadcasts to the selected part, as in NumPy's ``x[selection] = vector``.
         coefficient: A number.
 
     Raises:
@@ -273,7 +279,7 @@ class Scale(Intervention, Factor):
     The other fields are those of ``Intervention``.
 
     Attributes:
-        factor: A number, or an array that broadcasts to the activation, or else to the selected part of it.
+        factor: A number, or an array that broadcasts to the selected part, as in NumPy's ``x[selection] = factor``.
 
     Raises:
         InputError: If a field holds what it does not take.
@@ -302,7 +308,8 @@ def checked(interventions: Iterable[Intervention] | Intervention) -> tuple[Inter
     Raises:
         InputError: If one of them is something else.
     """
-    found = (interventions,) if isinstance(interventions, Intervention) else tuple(interventions)
+    found = (interventions,) if isinstance(interventions, Intervention) else interventions
+    found = tuple(found) if isinstance(found, Iterable) else (found,)
     for item in found:
         if not isinstance(item, Intervention):
             raise InputError(
@@ -326,13 +333,15 @@ def number(value: npt.ArrayLike, what: str) -> float | Array:
         InputError: If it holds no numbers, or is ragged.
     """
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = of_tensor(cast("Tensor", value), what)
     try:
         array = np.array(value)
-    except ValueError as error:
-        raise InputError(f"{what} is ragged: it must be a number or an array.") from error
+    except (ValueError, TypeError) as error:  # TypeError: of an object whose __array__ gives none
+        raise InputError(f"{what} is ragged, or no array: it must be a number or an array ({error}).") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"{what} must be a number or an array of numbers, not {array.dtype}.")
+    if not array.size:
+        raise InputError(f"{what} is an empty array, of shape {list(array.shape)}: it must hold a number at least.")
     if array.ndim == 0:
         return cast("float", array.item())
     array.flags.writeable = False

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, SupportsIndex, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, Self, SupportsIndex, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from graphlens.edits.record import Array
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -28,16 +27,24 @@ Grid = tuple[tuple[bool, ...], ...]
 # indices, a boolean mask of the axis, or a boolean mask [batch, pos].
 Chosen = int | slice | Span | tuple[int, ...] | tuple[bool, ...] | Grid | None
 _NOWHERE = -(2**40)  # an index that no run has
+_BEYOND = 2**62  # a larger index would not fit int64 once a size is added
 
 
 class Tensor(Protocol):
     """What is known here of a tensor of torch: how it is read."""
+
+    @property
+    def dtype(self) -> object:
+        """Its torch.dtype."""
 
     def detach(self) -> Self:
         """The tensor without the graph that computed it."""
 
     def cpu(self) -> Self:
         """The tensor in the computer's own memory."""
+
+    def float(self) -> Self:
+        """The same numbers as float32."""
 
     def numpy(self) -> Array:
         """Its values."""
@@ -56,20 +63,6 @@ Selection = (
     | Tensor
     | None
 )
-
-
-class Edit(Protocol):
-    """What is read here of an intervention: its name in errors, and its operand."""
-
-    operand: ClassVar[str]
-
-    @property
-    def label(self) -> str:
-        """How an error names it."""
-
-    @property
-    def array(self) -> Array:
-        """Its operand."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +134,23 @@ class Axis:
         return flags.reshape((1,) * index + (-1,) + (1,) * (rank - index - 1))
 
 
+def of_tensor(value: Tensor, what: str) -> Array:
+    """The array of a tensor of torch, on any device; bfloat16, which NumPy lacks, as float32.
+
+    Args:
+        value: The tensor.
+        what: How an error calls it.
+
+    Raises:
+        InputError: If it holds no numbers that NumPy has.
+    """
+    try:
+        value = value.detach().cpu()
+        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    except (TypeError, RuntimeError) as error:  # a quantised, sparse or meta tensor
+        raise InputError(f"{what} is a tensor that cannot be read as an array ({error}).") from error
+
+
 def plain(value: Selection, field: SelectionField) -> Chosen:
     """A selection in its plain form.
 
@@ -163,14 +173,16 @@ def plain(value: Selection, field: SelectionField) -> Chosen:
         wanted = " or ".join(map(repr, SPANS)) if field == "positions" else "no text"
         raise InputError(f"{field}={value!r}: {field} takes {wanted}, an int, a slice, a list, or a boolean mask.")
     if isinstance(value, slice):
-        try:
-            return slice(
-                *(None if part is None else operator.index(part) for part in (value.start, value.stop, value.step))
-            )
-        except TypeError as error:
-            raise InputError(f"{field}={value!r}: a slice is of ints.") from error
+        parts = (
+            None if part is None else checked_number(part, f"the {name} of the slice at {field}")
+            for name, part in (("start", value.start), ("stop", value.stop), ("step", value.step))
+        )
+        found = slice(*parts)
+        if found.step == 0:
+            raise InputError(f"{field}={value!r}: the step of a slice is not 0.")
+        return found
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = of_tensor(cast("Tensor", value), field)
     try:
         array = np.asarray(value if not isinstance(value, range) else list(value))
     except ValueError as error:
@@ -182,6 +194,8 @@ def plain(value: Selection, field: SelectionField) -> Chosen:
     if array.dtype.kind == "b" and array.ndim == 2 and field == "positions":
         return tuple(map(tuple, array.tolist()))
     if array.dtype.kind in "iu" and array.ndim <= 1:
+        if max(-int(array.min()), int(array.max())) > _BEYOND:
+            raise InputError(f"{field}={value!r}: no activation is that long.")
         return tuple(int(i) for i in array) if array.ndim else int(array)
     raise InputError(
         f"{field}={value!r}: {field} takes an int, a slice, a list of ints, or a boolean mask, not {array.dtype} of "
@@ -285,48 +299,3 @@ def order(
         hint = ". Pass strict=False to ignore what lies beyond the sequence" if field == "positions" else ""
         raise InputError(f"{said}: there is no {bad}; {axis.name} has {axis.total} (0-{axis.total - 1}){hint}.")
     return np.where(beyond, _NOWHERE, indices)
-
-
-def along(
-    item: Edit, names: Sequence[str], value: Array, index: int, axis: Axis, chosen: Indices | None, whole: bool
-) -> Array:
-    """An operand with its entries along one axis moved to where the run computes their elements.
-
-    Args:
-        item: The intervention, for errors.
-        names: The names of the activation's axes, for errors.
-        value: The operand, with as many axes as the activation.
-        index: The place of the axis among them.
-        axis: The axis in this run.
-        chosen: What ``order`` gave for it.
-        whole: True if the operand is shaped like the activation, False if like the selected part of it.
-
-    Returns:
-        The operand with 1 or ``axis.size`` entries along the axis. Those of elements that are not selected mean nothing.
-
-    Raises:
-        InputError: If the operand has neither size along the axis.
-    """
-    size = value.shape[index]
-    if size == 1:
-        return value
-    if whole or chosen is None:
-        if size != axis.total:
-            raise misfit(item, names, axis, size, chosen)
-        return value[(slice(None),) * index + (slice(axis.start, axis.start + axis.size),)]
-    if size != len(chosen):
-        raise misfit(item, names, axis, size, chosen)
-    places = np.zeros(axis.size, np.int64)
-    local = chosen - axis.start
-    here = (local >= 0) & (local < axis.size)
-    places[local[here]] = np.flatnonzero(here)
-    return value.take(places, axis=index)
-
-
-def misfit(item: Edit, names: Sequence[str], axis: Axis, size: int, chosen: Indices | None) -> InputError:
-    """The error for an operand whose ``size`` along an axis is neither the axis's nor that of the selected part."""
-    selection = "" if chosen is None else f", of which {len(chosen)} are selected"
-    return InputError(
-        f"{item.label}: its {item.operand} has shape {list(item.array.shape)}, which does not fit the activation "
-        f"[{', '.join(names)}]: along {axis.name} it has {size}, and the activation {axis.total}{selection}."
-    )

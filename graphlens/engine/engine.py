@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from graphlens.engine.block_pieces import Proof
 from graphlens.engine.feeding import gate_feeds, run_with_callbacks, without_idle_inputs
-from graphlens.engine.footprint import Footprint
+from graphlens.engine.footprint import Footprints
 from graphlens.engine.opened_files import OpenedFiles
 from graphlens.engine.opener import Opener
 from graphlens.engine.plan import Gates, Plan, sorts
+from graphlens.engine.results import Results, ensure_readable
 from graphlens.engine.session_pool import POOL
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.file.folder import converted_weights, model_path
-from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, LOGITS, PRESENT, RESIDUAL_IN
+from graphlens.file.io_names import LOGITS, PRESENT
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import UNEMBEDDED, axis_sizes, split_name
+from graphlens.file.names import UNEMBEDDED, split_name
 from graphlens.file.safetensors import WeightStore
 from graphlens.runtime.callbacks import Callback, callback_library
 from graphlens.runtime.providers import CPU, Providers
@@ -30,26 +30,12 @@ from graphlens.runtime.sessions import Chain, Runnable, Session
 from graphlens.runtime.types import Array, DeviceValue, Feed
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from graphlens.engine import packed_weights
 
 MAX_SESSIONS = 6  # see Engine.max_sessions
 SMALL = 1 << 26  # bytes of activations that are nothing to worry about, however small the weights
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a run gave.
-
-    Attributes:
-        output: The logits [b, pos, d_vocab], or the residual [b, pos, d_model] where the plan stops early. None if it
-            was not asked for.
-        values: Activations by hook name.
-        present: The keys and values of a KV cache by output name, still on the device that computed them.
-    """
-
-    output: Array | None
-    values: dict[str, Array]
-    present: dict[str, DeviceValue]
 
 
 class Engine:
@@ -67,6 +53,8 @@ class Engine:
         files: The files that it was opened from.
         manifest: What the file says about itself.
         weights: The model's weights by TransformerLens's names.
+        replaced: Those of them that are not the file's: see ``with_weights``.
+        identity: A digest that tells this model from any other, by its file and the weights that are not the file's.
         proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
         sessions_built: How many sessions this engine has opened so far.
         held_limit: Bytes of activations that a run may hold without handing them out. Where they would come to more,
@@ -79,33 +67,66 @@ class Engine:
 
     def __init__(self, path: str | os.PathLike[str], providers: Providers = None, n_ctx: int | None = None) -> None:
         from graphlens import surgery
-        from graphlens.engine.graphs import Graphs
 
-        self.path = model_path(path).resolve()
-        self.folder = self.path.parent
+        found = model_path(path)
+        # In the hub's cache the file itself is a link, and the weights lie beside the link.
+        self.folder = found.parent.resolve()
+        self.path = self.folder / found.name
         self.asked = tuple(providers) if isinstance(providers, (list, tuple)) else providers
         self.files = OpenedFiles(self.path)
-        self._model = surgery.load(self.path)
-        self.manifest: Manifest = surgery.read_manifest(self._model)
-        self.files.add(self.manifest.files)
+        self._file_model = surgery.load(self.path)
+        self.manifest: Manifest = surgery.read_manifest(self._file_model)
+        self.files.add(self.manifest)
         if n_ctx is not None:
             longest = self.manifest.config.n_ctx
+            n_ctx = checked_number(n_ctx, "n_ctx")
             if not 1 <= n_ctx <= longest:
                 raise InputError(f"n_ctx={n_ctx}: this model has position embeddings for 1 to {longest} tokens.")
             self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
-        size = sum(file.size for file in self.manifest.files.values())
-        self.held_limit = max(size, SMALL)
-        self.weights = WeightStore(self.folder, self.manifest.weights, self.files.ensure_unchanged)
+        self._size = sum(file.size for file in self.manifest.files.values())
+        self.held_limit = max(self._size, SMALL)
+        self.weights: Mapping[str, Array] = WeightStore(self.folder, self.manifest.weights, self.files.ensure_unchanged)
+        self.replaced: Mapping[str, Array] = {}
+        self.identity = self.files.identity
+        self._start(self._file_model, {})
+
+    def _start(self, model: ir.Model, contents: Mapping[str, Array]) -> None:
+        """Begins without a session, over a graph whose initializers may hold something else than the file."""
+        from graphlens.engine.graphs import Graphs
+
+        self._model = model
         self.proof = Proof()
         self.sessions_built = 0
-        self._opener = Opener(self.path, self._model, providers, size)
-        self._graphs = Graphs(self._model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
+        self._opener = Opener(self.path, self._file_model, self.asked, self._size, contents)
+        self._graphs = Graphs(model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
         self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
-        self._footprints: dict[Plan, Footprint] = {}
+        self._footprints = Footprints(self.hooks, self.manifest.config)
         self._lock = threading.RLock()
         self.max_sessions = MAX_SESSIONS
+
+    def with_weights(self, given: Mapping[str, Array]) -> Engine:
+        """An engine over the same file that computes with other weights, with sessions of its own. This one stays as it is.
+
+        Args:
+            given: TransformerLens name -> the weight, of any floating dtype. All others are the file's.
+
+        Raises:
+            InputError: For a weight that does not fit; nothing is made then. See ``replaced_weights.replace_weights``.
+            ModelFileError: The model's files were replaced since it was opened.
+        """
+        from graphlens.engine.replaced_weights import OverlaidWeights, replace_weights
+
+        self.files.ensure_unchanged()
+        found = replace_weights(self._file_model, self.manifest, given)
+        stored = WeightStore(self.folder, self.manifest.weights, self.files.ensure_unchanged)
+        other = copy.copy(self)
+        other.weights, other.replaced = OverlaidWeights(stored, found.values), found.values
+        other.identity = found.digest(self.files.identity)
+        other._start(found.model, found.contents)
+        other.max_sessions = self.max_sessions
+        return other
 
     @property
     def max_sessions(self) -> int:
@@ -114,8 +135,7 @@ class Engine:
 
     @max_sessions.setter
     def max_sessions(self, number: int) -> None:
-        if number < 1:
-            raise InputError(f"max_sessions={number}: one session at least stays open besides the plain one.")
+        number = checked_number(number, "max_sessions", least=1)
         with self._lock:
             self._max_sessions = number
             self._graphs.kept = 2 * number
@@ -207,7 +227,7 @@ class Engine:
         present = [name for name in session.outputs if name.startswith(PRESENT)] if plan.past else []
         values = self._values(plan, fetch)
         wanted = dict.fromkeys([plan.result, *values.values()] if output else values.values())
-        self._check_readable(session, wanted)
+        ensure_readable(session, wanted, self.path)
         feeds = without_idle_inputs({**feeds, **gates}, session)
         asked = [*wanted, *(name for name in present if name not in wanted)]
         found: dict[str, DeviceValue] = {}
@@ -235,32 +255,9 @@ class Engine:
         python = plan.python or calls
         bare = plan.bare
         if not (bare or fetch or plan.gradients):
-            # Edited runs mostly read nothing.
-            bare = (bool(plan.gates) and not python) or self._outweighs(plan, feeds)
+            # Edited runs mostly read nothing. Others do with a second session, where activations take more than that.
+            bare = (bool(plan.gates) and not python) or self._footprints.of_run(plan, feeds) > self.held_limit
         return plan if (python, bare) == (plan.python, plan.bare) else replace(plan, python=python, bare=bare)
-
-    def _outweighs(self, plan: Plan, feeds: Mapping[str, Feed]) -> bool:
-        """Whether the activations of a run take more memory than a second session, which may load all weights again.
-
-        ONNX Runtime keeps every output until the run ends, whether it is fetched or not.
-        """
-        plan = plan.ungated
-        footprint = self._footprints.get(plan)
-        if footprint is None:
-            held = [entry for entry in self.hooks(plan).values() if entry.value != LOGITS]
-            footprint = self._footprints[plan] = Footprint.of(held, axis_sizes(self.manifest.config))
-        batch, pos = np.asarray(feeds[INPUT_IDS if plan.start is None else RESIDUAL_IN]).shape[:2]
-        keys = np.asarray(feeds[ATTENTION_MASK]).shape[1] if ATTENTION_MASK in feeds else pos
-        return footprint.of_run(batch, pos, keys) > self.held_limit
-
-    def _check_readable(self, session: Runnable, wanted: Collection[str]) -> None:
-        """Raises InputError for outputs that a session has not."""
-        if not session.readable.issuperset(wanted):
-            lost = [name for name in wanted if name not in session.readable]
-            raise InputError(
-                f"{lost[0]!r} ({len(lost)} of {len(wanted)} asked for) is not an output of {self.path}: the file was pruned, "
-                "stripped or exposes other hook points. Ask for those it has, or export the model again."
-            )
 
     # Which session serves a plan
 
@@ -322,6 +319,7 @@ class Engine:
             ModelFileError: ONNX Runtime refuses the graph.
         """
         with self._lock:
+            self.files.ensure_not_written_over()
             session = self._sessions.get(plan)
             if session is None:
                 session = self._sessions[plan] = self._pooled(plan)
@@ -341,14 +339,16 @@ class Engine:
         """
         key = (tuple(inputs), tuple(outputs))
         with self._lock:
+            self.files.ensure_not_written_over()
             if key not in self._parts:
                 from graphlens import surgery
 
-                self.files.ensure_unchanged()
                 piece, frontier = surgery.cut(self._model, inputs, outputs)
                 if frontier:
                     raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
-                self._parts[key] = self._opener.open(piece, self._packed(make=True), one_of_many=True)
+                part = self._opener.open(piece, self._packed(make=True), one_of_many=True)
+                self.files.ensure_unchanged()
+                self._parts[key] = part
                 self.sessions_built += 1
             return self._parts[key]
 
@@ -359,10 +359,12 @@ class Engine:
 
         def build() -> Runnable:
             self.sessions_built += 1
-            return self._build(plan)
+            session = self._build(plan)
+            self.files.ensure_unchanged()  # nor while it was opened
+            return session
 
         self.files.ensure_unchanged()
-        return POOL.get((str(self.path), self.files.version, self.asked, plan), build)
+        return POOL.get((str(self.path), self.files.version, self.identity, self.asked, plan), build)
 
     def _build(self, plan: Plan) -> Runnable:
         """Opens the session of a plan."""

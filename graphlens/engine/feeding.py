@@ -71,8 +71,9 @@ def run_with_callbacks(
         for firing in firings[hook]:
             called[firing.place] = _in_half(callback) if firing.entry.dtype == "float16" else callback
             gates[gate_input(firing.name)] = on
-    with PythonCalls(called) as calls:
-        values = session.run_on_device(outputs, {**feeds, **gates, RUN_INPUT: calls.run_id}, calls.on_start)
+    calls = PythonCalls(called)
+    fed = {**feeds, **gates, RUN_INPUT: calls.run_id}
+    values = calls.run(lambda: session.run_on_device(outputs, fed, calls.on_start))
     return dict(zip(outputs, values, strict=True))
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from graphlens.file.manifest import HookEntry
+from graphlens.engine.plan import Plan
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, LOGITS, RESIDUAL_IN
+from graphlens.file.manifest import HookEntry, ModelConfig
+from graphlens.file.names import axis_sizes
+from graphlens.runtime.types import Feed
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,32 @@ class Footprint:
             keys: The number of positions that each token attends to, cached ones included.
         """
         return batch * pos * (self.per_token + keys * self.per_pair)
+
+
+class Footprints:
+    """The footprints of the runs of one model.
+
+    Args:
+        hooks: Gives the hook map of a plan's graph.
+        config: The model's architecture.
+    """
+
+    def __init__(self, hooks: Callable[[Plan], Mapping[str, HookEntry]], config: ModelConfig) -> None:
+        self._hooks, self._sizes = hooks, axis_sizes(config)
+        self._known: dict[Plan, Footprint] = {}
+
+    def of_run(self, plan: Plan, feeds: Mapping[str, Feed]) -> int:
+        """Bytes of the activations that ONNX Runtime keeps until a run ends, whether they are fetched or not.
+
+        Args:
+            plan: The plan of the run.
+            feeds: What the run is fed, by input name.
+        """
+        plan = plan.ungated
+        footprint = self._known.get(plan)
+        if footprint is None:
+            held = [entry for entry in self._hooks(plan).values() if entry.value != LOGITS]
+            footprint = self._known[plan] = Footprint.of(held, self._sizes)
+        batch, pos = np.asarray(feeds[INPUT_IDS if plan.start is None else RESIDUAL_IN]).shape[:2]
+        keys = np.asarray(feeds[ATTENTION_MASK]).shape[1] if ATTENTION_MASK in feeds else pos
+        return footprint.of_run(batch, pos, keys)

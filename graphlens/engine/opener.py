@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphlens.errors import ModelFileError
 from graphlens.runtime.providers import CPU, Providers, choose_providers
 from graphlens.runtime.sessions import Session, open_session
+from graphlens.runtime.types import Array
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
     from graphlens.engine import packed_weights
@@ -23,22 +26,27 @@ class Opener:
         model: Its graph.
         providers: The execution providers asked for. See ``choose_providers``.
         weights: How many bytes its weights have.
+        contents: What initializers hold in place of what the file holds. Packed weights, which are the file's, are then
+            left alone.
     """
 
-    def __init__(self, path: Path, model: ir.Model, providers: Providers, weights: int) -> None:
+    def __init__(
+        self, path: Path, model: ir.Model, providers: Providers, weights: int, contents: Mapping[str, Array]
+    ) -> None:
         self._path, self._model, self._providers, self._weights = path, model, providers, weights
+        self._contents = contents
 
     def packed(self) -> packed_weights.Packed | None:
         """The packed weights that sessions on this processor share, or None if they were not made."""
         from graphlens.engine import packed_weights
 
-        return packed_weights.find(self._path) if self._on_cpu() else None
+        return packed_weights.find(self._path) if self._may_pack() else None
 
     def pack(self) -> packed_weights.Packed | None:
         """Makes the packed weights. Returns None where that is not worth it or not possible: see packed_weights.make."""
         from graphlens.engine import packed_weights
 
-        return packed_weights.make(self._path, self._weights) if self._on_cpu() else None
+        return packed_weights.make(self._path, self._weights) if self._may_pack() else None
 
     @property
     def asked_providers(self) -> list[str]:
@@ -49,9 +57,9 @@ class Opener:
         """
         return choose_providers(self._providers)[0]
 
-    def _on_cpu(self) -> bool:
-        """Whether sessions run on this processor, whose packed weights are the only ones there are."""
-        return self.asked_providers[0] == CPU
+    def _may_pack(self) -> bool:
+        """Whether sessions compute with the file's weights on this processor, whose packed weights are the only ones."""
+        return not self._contents and self.asked_providers[0] == CPU
 
     def open(
         self,
@@ -71,18 +79,42 @@ class Opener:
         Raises:
             RuntimeUnavailable: An execution provider is not there or not active.
             ModelFileError: ONNX Runtime refuses the graph.
+            RunError: There is not enough memory.
         """
+        name = f"a graph made of {self._path}" if graph is not self._model else str(self._path)
         bound = None if packed is None else packed.bind(graph)
         if packed is not None and bound is not None:
             from graphlens.engine import packed_weights
 
             try:
-                return open_session(bound, self._providers, packed.folder, custom_ops, one_of_many)
+                return open_session(bound, self._providers, packed.folder, custom_ops, one_of_many, name)
             except ModelFileError:  # whatever is wrong with the copy, the file itself can still be opened
                 packed_weights.discard(packed)
+        there = {key: content for key, content in self._contents.items() if key in graph.graph.initializers}
         if graph is self._model:
-            return open_session(self._path, self._providers)
+            return open_session(self._path, self._providers, None, None, False, name, there)
         import onnx_ir as ir
 
-        data = ir.to_proto(graph).SerializeToString()
-        return open_session(data, self._providers, self._path.parent, custom_ops, one_of_many)
+        proto = ir.to_proto(graph)
+        folder = _without_links(proto, self._path.parent)
+        return open_session(proto.SerializeToString(), self._providers, folder, custom_ops, one_of_many, name, there)
+
+
+def _without_links(proto: onnx.ModelProto, folder: Path) -> Path:
+    """Points a graph, in place, at the files behind links: those of the hub's cache. Returns the folder that they lie in.
+
+    Of a graph that is no file, ONNX Runtime takes no weights through a link that leaves the folder it was told.
+    """
+    places = [
+        entry
+        for initializer in proto.graph.initializer
+        for entry in initializer.external_data
+        if entry.key == "location"
+    ]
+    files: dict[str, Path] = {name: (folder / name).resolve() for name in {entry.value for entry in places}}
+    homes = {file.parent for file in files.values()}
+    if len(homes) != 1 or homes == {folder}:
+        return folder
+    for entry in places:
+        entry.value = files[entry.value].name
+    return homes.pop()

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,15 +22,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.errors import ExportError, InputError, ModelFileError
-from graphlens.file.folder import MODEL_FILE, cache_root, staged_folder
+from graphlens.errors import ExportError, InputError, ModelFileError, RunError
+from graphlens.file.digests import digest_of, fresh_digest
+from graphlens.file.folder import MODEL_FILE, cache_root, staged_folder, write_whole
+from graphlens.file.inside import inside, read_regular
+from graphlens.file.leftovers import remove_stale, remove_whole, size_of
 from graphlens.runtime.sessions import save_optimised, version
-from graphlens.views.progress import spinner
+from graphlens.views.progress import note, spinner
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FORMAT = 1
+FORMAT = 2
 LEAST = 64_000_000  # bytes of weights: below, private copies cost less than the disk they would save
 LIMIT = 16_000_000_000  # bytes of the cache's packed files; GRAPHLENS_PACKED_LIMIT overrides it, 0 packs nothing
 WEIGHTS, TABLE = "weights.bin", "table.json"  # a folder holds these two and ONNX Runtime's own graph, as MODEL_FILE
@@ -87,19 +91,62 @@ def packed_folder(model: Path) -> Path:
     version and of the processor.
     """
     digest = hashlib.sha256(json.dumps([FORMAT, version(), platform.machine(), _processor()]).encode())
-    digest.update(model.read_bytes())
+    digest.update(digest_of(model).encode())
     return cache_root() / "packed" / digest.hexdigest()[:24]
 
 
 def find(model: Path) -> Packed | None:
-    """The packed copy for a graph file, if there is one."""
+    """The packed copy for a graph file, if there is one that holds what was written. One that is damaged is removed."""
+    folder = packed_folder(model)
+    if not folder.is_dir():
+        return None
+    try:
+        table = _read(folder, digest_of)
+    except (OSError, ModelFileError):
+        # Nothing else would tell: ONNX Runtime computes with whatever it finds there.
+        note(f"{folder}: the packed weights are damaged. Removed; they are made again.")
+        remove_whole(folder)
+        return None
+    with contextlib.suppress(OSError):  # of a cache that belongs to another user
+        os.utime(folder)  # the one used longest ago is the first to go
+    remove_stale(folder.parent)
+    return Packed(folder, table)
+
+
+def verify(model: Path) -> int | None:
+    """Reads every byte of the packed copy for a graph file.
+
+    Returns:
+        Its size in bytes, or None if there is none.
+
+    Raises:
+        ModelFileError: It does not hold what was written.
+    """
     folder = packed_folder(model)
     try:
-        table = json.loads((folder / TABLE).read_text())
-        os.utime(folder)  # the one used longest ago is the first to go
-    except (OSError, ValueError):
+        _read(folder, fresh_digest)
+    except FileNotFoundError:
         return None
-    return Packed(folder, table)
+    except OSError as error:
+        raise ModelFileError(f"{folder}: the packed weights cannot be read ({error.strerror or error}).") from error
+    return size_of(folder)
+
+
+def _read(folder: Path, digest: Callable[[Path], str]) -> dict[str, ExternalData]:
+    """The table of a packed copy. Raises ModelFileError where it or the weights are not what was written."""
+    try:
+        found = json.loads(read_regular(inside(folder, TABLE)))
+        table: dict[str, ExternalData] = found["weights"]
+        if found["seal"] == _seal(table, digest(inside(folder, WEIGHTS))):
+            return table
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ModelFileError(f"{folder}: these packed weights are damaged. Remove them: graphlens cache-clear.")
+
+
+def _seal(table: dict[str, ExternalData], weights: str) -> str:
+    """What both files of a packed copy are known by: a digest of the table and of the digest of the weights file."""
+    return hashlib.sha256(json.dumps([table, weights], sort_keys=True).encode()).hexdigest()
 
 
 def make(model: Path, weights: int) -> Packed | None:
@@ -123,7 +170,7 @@ def make(model: Path, weights: int) -> Packed | None:
     target = packed_folder(model)
     root = target.parent
     # A cache that cannot be written must not keep a run from happening: the sessions then pack for themselves.
-    with contextlib.suppress(OSError, ExportError, ModelFileError):
+    with contextlib.suppress(OSError, ExportError, ModelFileError, RunError):
         root.mkdir(parents=True, exist_ok=True)
         _evict(root, limit - need)
         if shutil.disk_usage(root).free < need + LEAST:
@@ -134,7 +181,8 @@ def make(model: Path, weights: int) -> Packed | None:
         ):
             save_optimised(model, stage / MODEL_FILE, WEIGHTS)
             table = _table(stage / MODEL_FILE, stage / WEIGHTS, model)
-            (stage / TABLE).write_text(json.dumps(table))
+            seal = _seal(table, digest_of(stage / WEIGHTS))
+            write_whole(stage / TABLE, json.dumps({"weights": table, "seal": seal}).encode())
         return find(model)
     return None
 
@@ -144,7 +192,7 @@ def _limit() -> int:
     asked = os.environ.get("GRAPHLENS_PACKED_LIMIT", str(LIMIT))
     try:
         return int(float(asked))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(
             f"GRAPHLENS_PACKED_LIMIT={asked!r}: give a number of bytes, 0 for no packed weights."
         ) from error
@@ -152,7 +200,7 @@ def _limit() -> int:
 
 def discard(packed: Packed) -> None:
     """Removes a packed copy that ONNX Runtime refuses, because it is damaged or of another machine after all."""
-    shutil.rmtree(packed.folder, ignore_errors=True)
+    remove_whole(packed.folder)
 
 
 def _table(graph: Path, weights: Path, original: Path) -> dict[str, ExternalData]:
@@ -189,14 +237,14 @@ def _same(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> bool:
 
 def _evict(root: Path, room: int) -> None:
     """Removes packed copies, the one used longest ago first, until they take at most ``room`` bytes."""
-    # Another process may be writing a hidden folder.
-    finished = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    folders = sorted(finished, key=lambda path: path.stat().st_mtime)
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
-    for folder in folders:
+    # What killed processes left goes first. What others are writing counts, and stays.
+    remove_stale(root)
+    sizes = {path: size_of(path) for path in root.iterdir()}
+    finished = (path for path in sizes if path.is_dir() and not path.name.startswith("."))
+    for folder in sorted(finished, key=lambda path: path.stat().st_mtime):
         if sum(sizes.values()) <= room:
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_whole(folder)
         del sizes[folder]
 
 

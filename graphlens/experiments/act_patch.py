@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.metric import Metric
 from graphlens.analysis.sites import GRIDS, Site, Sites, grid
-from graphlens.errors import InputError
+from graphlens.analysis.sources import Cache, ensure_same_side
+from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.experiments.sweep import sweep
-from graphlens.experiments.sweep_metrics import Measure
+from graphlens.experiments.sweep_metrics import Measure, one_number
 from graphlens.file.names import get_act_name
 from graphlens.model.text import is_text
 
@@ -166,16 +168,19 @@ def _one_by_one(
     indices: Sequence[Sequence[int]],
 ) -> Array:
     values = []
+    request = model.runner.whole_prompts(tokens)
+    ensure_same_side(Cache(cache), request.mask)
+    ids = model.border.to_user(request.need_tokens())
+    metric = model.runner.bound(metric, request.mask) if isinstance(metric, Metric) else metric
     for index in indices:
-        hook_name = get_act_name(name, index[0])
-        clean = cache[hook_name]
+        clean = cache[hook_name := get_act_name(name, index[0])]
 
         def patch(activation: ArrayT, hook: HookPoint, index: Sequence[int] = index, clean: ArrayT = clean) -> ArrayT:
             changed: ArrayT = setter(activation, index, clean)
             return changed
 
-        value: Any = metric(model.run_with_hooks(tokens, fwd_hooks=[(hook_name, patch)]))
-        values.append(float(value))
+        logits = model.run_with_hooks(ids, fwd_hooks=[(hook_name, patch)], attention_mask=request.mask)
+        values.append(float(one_number(metric(logits))))
     if np.isnan(values).any():
         raise InputError(f"the metric is NaN at index {indices[int(np.isnan(values).argmax())]}.")
     return np.asarray(values)
@@ -193,7 +198,7 @@ def _indices(
         raise InputError("give either index_axis_names or index_df.")
     if names is None or table is not None:
         assert table is not None
-        rows = [tuple(int(i) for i in row) for row in table.to_numpy().tolist()]
+        rows = [tuple(checked_number(i, "an index of index_df") for i in row) for row in table.to_numpy().tolist()]
         if not rows:
             raise InputError("index_df is empty: there is nothing to patch.")
         return rows, (len(rows),), list(table.columns)
@@ -242,10 +247,10 @@ def act_patch_sites(
     Raises:
         InputError: For a name that is none.
     """
-    if name not in GRIDS:
+    if not is_one_of(name, GRIDS):
         raise InputError(f"no sites are called {name!r}: there are {', '.join(GRIDS)}.")
     activation, axes = GRIDS[name]
-    return grid(activation, axes, _ranges(model, corrupted_tokens, activation), labels or {})
+    return grid(activation, axes, _ranges(model, corrupted_tokens, activation), {} if labels is None else labels)
 
 
 class ActPatch(Protocol):

@@ -13,7 +13,7 @@ from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import Source, as_source
 from graphlens.edits import gate
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
 from graphlens.experiments.sweep import check_processing, collect
 from graphlens.experiments.sweep_metrics import Measure
@@ -100,9 +100,10 @@ def direct_logit_attribution(
     """
     if not isinstance(metric, LogitDiff) or metric.reduction != "mean":
         raise InputError(f"direct logit attribution is of a LogitDiff with a mean, not of {type(metric).__name__}.")
-    logits, cache = model.run_with_cache(input, **forward_options)
+    request = model.runner.whole_prompts(input, **forward_options)
+    logits, cache = model.run_with_cache(request.need_tokens(), attention_mask=request.mask)
     plain = as_array(logits)
-    metric = model.runner.bound(metric)
+    metric = model.runner.bound(metric, request.mask)
     metric.check(plain.shape[-1])
     needs = metric.needs(*plain.shape[:2])
     assert needs.tokens is not None
@@ -195,9 +196,7 @@ def checked_steps(steps: int) -> int:
     Raises:
         InputError: For anything else.
     """
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
-        raise InputError(f"steps={steps!r}: it is 0, or how many gradients to average.")
-    return int(steps)
+    return checked_number(steps, "steps", least=0)
 
 
 def _estimates(run: CorruptedRun, steps: int) -> Iterator[Done]:

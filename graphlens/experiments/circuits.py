@@ -56,7 +56,7 @@ def edge_attribution(
 
     Args:
         model: The model.
-        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them.
+        corrupted_tokens: Tokens [b, p] or text; a list of texts is padded on the left.
         clean_cache: The clean run's blocks.0.hook_resid_pre, hook_z and hook_mlp_out.
         metric: What is measured; it needs a derivative.
         steps: Gradients averaged between the corrupted embeddings and the clean ones, at midpoints (EAP-IG: Hanna et

@@ -11,8 +11,11 @@ import numpy as np
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.sites import Site
-from graphlens.analysis.sources import Source
+from graphlens.analysis.sources import Source, ensure_same_side
 from graphlens.edits import gate
+from graphlens.edits.kinds import Patch
+from graphlens.edits.operand import part_of
+from graphlens.errors import InputError
 from graphlens.experiments.recompute import Kept
 from graphlens.experiments.stages import Variant, position_axis
 from graphlens.experiments.sweep_metrics import Measure, Measuring
@@ -78,12 +81,12 @@ class CorruptedRun:
             InputError: For metrics and values that do not fit.
         """
         hooks = list(dict.fromkeys(site.hook for site in sites))
+        ensure_same_side(source, request.mask)
         ran = runner.run(request, list(dict.fromkeys([*keep, *hooks])))
         patched = {
-            hook: _unmasked(hook, source.value(hook, ran.values[hook], request.mask), ran.values[hook])
-            for hook in hooks
+            hook: _unmasked(hook, _value(source, hook, ran.values[hook], request), ran.values[hook]) for hook in hooks
         }
-        measuring = Measuring(runner, request.shape, metrics, ran.logits, source)
+        measuring = Measuring(runner, request, metrics, ran.logits, source)
         whole = None if all(isinstance(metric, Metric) for metric in measuring.metrics) else ran.logits
         probed = np.linspace(0, runner.config.d_vocab - 1, _PROBES, dtype=np.int64)
         probe = ran.logits[:, -1:, probed].copy()
@@ -147,6 +150,16 @@ class CorruptedRun:
         sizes = axis_sizes(self.runner.config)
         return gate.compose([site.patch()], self.entry(site.hook), sizes, self.request.window).get("where")
 
+    def patch(self, site: Site, activation: Array) -> Patch:
+        """The intervention that puts a site's part of an activation in its place.
+
+        Args:
+            site: One of the run's hook points and a part of it.
+            activation: The whole activation, which broadcasts to that of the run.
+        """
+        whole = np.broadcast_to(activation, self.activations[site.hook].shape)
+        return site.patch(part_of(site.patch(), whole, self.entry(site.hook).axes))
+
     def variant(self, index: int) -> Variant | None:
         """The patched run of a site, from the first position that it changes to the last.
 
@@ -207,6 +220,21 @@ def _plainly_there(site: Site, axes: Sequence[str], sizes: Mapping[str, int]) ->
         and (site.position is None or (isinstance(site.position, int) and "pos" in " ".join(axes)))
         and (site.dims is None or (isinstance(site.dims, int) and 0 <= site.dims < last))
     )
+
+
+def _value(source: Source, hook: str, activation: Array, request: Request) -> Array:
+    """What a source puts in an activation's place. Raises InputError for what does not broadcast to it."""
+    value = np.asarray(source.value(hook, activation, request.mask))
+    try:
+        fits = np.broadcast_shapes(value.shape, activation.shape) == activation.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{type(source).__name__}.value gave {list(value.shape)} for {hook!r}: it must broadcast to the activation, "
+            f"{list(activation.shape)}."
+        )
+    return value
 
 
 def _unmasked(hook: str, value: Array, base: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT, as_array, working
-from graphlens.errors import InputError, warn
+from graphlens.errors import InputError, checked_number, is_one_of, warn
 from graphlens.file.names import in_block
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def detect_head(
     Raises:
         InputError: For an unknown pattern or measure, prompts that do not fit, and heads that are not there.
     """
-    if error_measure not in ("mul", "abs"):
+    if not is_one_of(error_measure, ("mul", "abs")):
         raise InputError(f"error_measure must be 'mul' or 'abs', not {error_measure!r}.")
     if isinstance(detection_pattern, str) and detection_pattern not in HEAD_PATTERNS:
         raise InputError(f"{detection_pattern!r} is no known head: {', '.join(HEAD_PATTERNS)}, or a pattern [p, p].")
@@ -166,9 +166,10 @@ def _wanted_heads(heads: Any, n_layers: int, n_heads: int) -> dict[int, list[int
         raise InputError("heads must be a list of (layer, head) or a dictionary {layer: [head, ...]}.") from error
     wanted: dict[int, list[int]] = {}
     for layer, head in pairs:
+        layer, head = checked_number(layer, "layer"), checked_number(head, "head")
         if not 0 <= layer < n_layers or not 0 <= head < n_heads:
             raise InputError(
                 f"there is no head {head} in layer {layer}: this model has {n_layers} layers of {n_heads} heads."
             )
-        wanted.setdefault(int(layer), []).append(int(head))
+        wanted.setdefault(layer, []).append(head)
     return wanted

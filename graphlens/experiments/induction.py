@@ -8,7 +8,7 @@ import numpy as np
 
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array, ArrayT
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
@@ -68,12 +68,12 @@ def induction_loss(
     Raises:
         InputError: For sizes that do not fit, and for BOS without a tokenizer.
     """
+    for what, number, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+        checked_number(number, what, least=least)
     longest = model.cfg.n_ctx // 2
-    length = min(384, longest) if subseq_len is None else subseq_len
+    length = min(384, longest) if subseq_len is None else checked_number(subseq_len, "subseq_len")
     if not 3 <= length <= longest:
         raise InputError(f"subseq_len {length}: it must be 3 to {longest}, half of this model's context.")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or more, not {batch_size}.")
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     tokens = repeated_tokens(model, batch_size, length, bos, seed)
     # A prompt at a time: the logits of a whole batch are the largest thing here.

@@ -57,7 +57,7 @@ def path_patch(
 
     Args:
         model: The model.
-        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them.
+        corrupted_tokens: Tokens [b, p] or text; a list of texts is padded on the left.
         source: What the senders write; see ``sweep``.
         metric: What is measured; see ``sweep``.
         receivers: "logits", or Sites of q, k and v (``Site("q", 9, head=6)``), which are all patched together.
@@ -180,7 +180,7 @@ def _to_heads(run: CorruptedRun, paths: DirectPaths, receivers: Sequence[Site]) 
             if layer not in at:
                 continue
             found = dict(zip(RECEIVERS, paths.receivers(layer, residual), strict=True))
-            patches += [receiver.patch(found[split_name(receiver.hook)[1]]) for receiver in at[layer]]
+            patches += [run.patch(receiver, found[split_name(receiver.hook)[1]]) for receiver in at[layer]]
         if not patches:  # no receiver comes after it
             yield [index], [base[None] for base in run.measuring.corrupted]
             continue

@@ -17,10 +17,11 @@ from graphlens.analysis.metric import Metric
 from graphlens.analysis.result import SweepResult, saved_files
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import Source, as_source
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS
 from graphlens.experiments.sweep_metrics import Measure
 from graphlens.experiments.sweep_run import SweepRun, start_sweep
+from graphlens.model.text import is_text
 from graphlens.views.progress import note, steps
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def sweep(
 
     Args:
         model: The model.
-        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them.
+        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them; but a list of texts is padded on the left, so
+            that the last position is each one's last token.
         sites: A Site, a list of them (an axis "site"), or a ``grid``.
         source: What is put there: a cache of the clean run, "zero", "mean", "noise" or Noise(...).
         metric: One of graphlens.metrics, which lets the sweep compute only the logits it reads, or a function of logits
@@ -78,6 +80,7 @@ def sweep(
     places = listed(sites)
     check_processing(model.cfg, source)
     given, runner = as_source(source), model.runner
+    recompute, resume = checked_number(recompute, "recompute", bool), checked_number(resume, "resume", bool)
 
     def start(measures: list[Measure], left: list[int]) -> SweepRun:
         some = [places.sites[i] for i in left]
@@ -87,6 +90,8 @@ def sweep(
 
     def identity(measures: list[Measure], names: list[str] | None) -> str:
         options: list[object] = [names, runner.active().key(), sorted(forward_options.items())]
+        if not isinstance(corrupted_tokens, str) and is_text(corrupted_tokens):
+            options.append("padded on the left")  # a file from when they were not is another sweep's
         return _identity(runner, corrupted_tokens, places, given, measures, options)
 
     return collect(runner, places, metric, start, verbose, save_to, resume, identity)
@@ -149,6 +154,8 @@ def collect(
     )
     if not left:
         assert done is not None
+        if save_to is not None:
+            done.save(save_to)  # tidies up after a process that was killed at the end of its last save
         return done
     run = start(measures, left)
     result = _Result(places, names, batch, run, runner.config.model_name, name, done)
@@ -239,7 +246,7 @@ def _measures(metric: Metrics) -> tuple[list[Measure], list[str] | None]:
     if isinstance(metric, Mapping):
         names, every = [str(name) for name in metric], list(metric.values())
     else:
-        every = list(metric)
+        every = list(metric) if isinstance(metric, Iterable) else []
         names = [_called(item) for item in every]
         names = [name if names.count(name) == 1 else f"{name} {i}" for i, name in enumerate(names)]
     if not every or not all(isinstance(item, Metric) or callable(item) for item in every):

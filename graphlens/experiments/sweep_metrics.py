@@ -13,6 +13,7 @@ from graphlens.analysis.sources import Source
 from graphlens.errors import InputError
 
 if TYPE_CHECKING:
+    from graphlens.model.request import Request
     from graphlens.model.runner import Runner
 
 # One of graphlens.metrics, or a function of logits [b, p, V], the user's kind of array, to one number.
@@ -24,7 +25,7 @@ class Measuring:
 
     Args:
         runner: Runs the model.
-        shape: The prompts' (batch, length).
+        request: The corrupted run.
         metrics: What is measured.
         logits: The corrupted run's, [b, p, V].
         source: Where patched values come from; a cache that holds the clean run's logits gives the clean values.
@@ -41,12 +42,12 @@ class Measuring:
     def __init__(
         self,
         runner: Runner[Any],
-        shape: tuple[int, int],
+        request: Request,
         metrics: Sequence[Measure],
         logits: Array,
         source: Source,
     ) -> None:
-        self._runner, self._shape = runner, shape
+        self._runner, self._shape = runner, request.shape
         self._d_vocab = runner.config.d_vocab
         self.metrics: list[Measure] = []
         self.corrupted: list[Array] = []
@@ -55,9 +56,9 @@ class Measuring:
         for metric in metrics:
             plain: Measure = metric
             if isinstance(metric, Metric):
-                metric = runner.bound(metric)
+                metric = runner.bound(metric, request.mask)
                 metric.check(self._d_vocab)
-                metric.needs(*shape)
+                metric.needs(*request.shape)
                 plain = metric.plain
             here = self.of(plain, logits)
             there = None if clean_logits is None else self.of(plain, clean_logits)
@@ -94,14 +95,7 @@ class Measuring:
         if isinstance(metric, Metric):
             value = np.asarray(metric(logits))
         else:
-            given = metric(self._runner.border.to_user(logits))
-            value = as_array(given)
-            if value.size != 1 or value.dtype.kind not in "biuf":
-                raise InputError(
-                    f"the metric returned {type(given).__name__} of shape {list(value.shape)}; it must return one number "
-                    "(average over the batch), or be one of graphlens.metrics with reduction='none'."
-                )
-            value = value.reshape(())
+            value = one_number(metric(self._runner.border.to_user(logits)))
         if np.isnan(value).any():
             raise InputError(f"the metric {called(metric)} is NaN. Does it divide by zero, or take a log of one?")
         return value
@@ -115,6 +109,24 @@ class Measuring:
                 return None
             found.append(np.broadcast_to(positions, (self._shape[0], positions.shape[-1])))
         return np.concatenate(found, 1)
+
+
+def one_number(given: Any) -> Array:
+    """What a metric returned, as an array without axes.
+
+    Args:
+        given: A number, or an array or tensor that holds one.
+
+    Raises:
+        InputError: For anything else.
+    """
+    value = as_array(given)
+    if value.size != 1 or value.dtype.kind not in "biuf":
+        raise InputError(
+            f"the metric returned {type(given).__name__} of shape {list(value.shape)}; it must return one number "
+            "(average over the batch), or be one of graphlens.metrics with reduction='none'."
+        )
+    return value.reshape(())
 
 
 def called(metric: Measure) -> str:

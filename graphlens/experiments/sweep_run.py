@@ -12,7 +12,7 @@ from graphlens.analysis.arrays import Array
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
 from graphlens.engine.block_pieces import BlockPieces
-from graphlens.errors import InputError
+from graphlens.errors import checked_number
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
 from graphlens.experiments.proof import needed_for_proof, prove
 from graphlens.experiments.readout import Readout
@@ -93,8 +93,7 @@ def start_sweep(
         UnknownHookPoint: For a hook point that is not there.
         InputError: For what does not fit the model, the prompts or each other.
     """
-    if not isinstance(max_batch_tokens, (int, np.integer)) or max_batch_tokens < 1:
-        raise InputError(f"max_batch_tokens={max_batch_tokens!r}: it must be at least 1, a number of tokens.")
+    max_batch_tokens = checked_number(max_batch_tokens, "max_batch_tokens", least=1)
     request = runner.whole_prompts(corrupted, **forward_options)
     found = resolved_sites(runner, sites)
     quick, notes = _quick_hooks(runner, found, recompute)
@@ -184,7 +183,6 @@ class Sweeper:
     def _whole_run(self, site: Site) -> list[Array]:
         """Each metric of one forward with the patch."""
         run = self._run
-        value = np.broadcast_to(run.patched[site.hook], run.activations[site.hook].shape)
-        with run.runner.editing(site.patch(value)):
+        with run.runner.editing(run.patch(site, run.patched[site.hook])):
             logits = run.runner.run(run.request).logits
         return [run.measuring.of(metric, logits) for metric in run.measuring.metrics]

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from graphlens.errors import ExportError, ModelFileError
 from graphlens.export.families import Family, families, family_for
 from graphlens.file.folder import CONFIG_FILE
+from graphlens.file.inside import inside, read_regular
 from graphlens.file.manifest import Json
-from graphlens.file.safetensors import SafetensorsFile, TensorEntry
+from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, as_float
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 WEIGHTS_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -37,6 +45,48 @@ class Checkpoint:
     def files(self) -> list[str]:
         """The names of the weights files, sorted."""
         return sorted({file for file, _ in self.tensors.values()})
+
+    def is_tied(self, asked: bool) -> bool:
+        """Whether parameters that the family ties share one tensor, as transformers would load this checkpoint.
+
+        Args:
+            asked: What the config says.
+
+        Returns:
+            False also where the config ties a parameter and the checkpoint stores another content for it than for the one
+            that it would be tied to. The stored content is then the model's.
+        """
+        return asked and all(self._agree(one, other) for one, other in self.family.tied.items())
+
+    def _agree(self, one: str, other: str) -> bool:
+        """True unless two parameters are stored both, with different contents."""
+        stored = list[Array]()
+        for parameter in (one, other):
+            key = next((key for key in self.family.keys(parameter, tied=False) if key in self.tensors), None)
+            if key is None:
+                return True
+            file, entry = self.tensors[key]
+            if entry.dtype not in FLOATS:
+                return True  # refused where the parameter is located
+            stored.append(as_float(SafetensorsFile(self.folder / file), key))
+        return np.array_equal(stored[0], stored[1], equal_nan=True)
+
+    def hf_config(self) -> PretrainedConfig:
+        """transformers' config of the checkpoint, which fills in the defaults that ``config.json`` leaves out.
+
+        Raises:
+            ExportError: transformers refuses what the file holds.
+        """
+        import transformers
+        from huggingface_hub import errors
+
+        # Its checks of fields raise this one, which is no ValueError; older versions have no checks.
+        strict = getattr(errors, "StrictDataclassError", ValueError)
+        try:
+            found: PretrainedConfig = transformers.AutoConfig.from_pretrained(self.folder)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, strict) as error:
+            raise ExportError(f"{self.folder / CONFIG_FILE}: transformers refuses it ({error}).") from error
+        return found
 
     def locate(self, parameter: str, shape: tuple[int, ...], tied: bool) -> tuple[str, str]:
         """Where a parameter of the transformers model is stored.
@@ -96,23 +146,51 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def _family(folder: Path) -> Family:
     """The family that a folder's config names. Raises ExportError for a config that cannot be exported."""
     try:
-        config: Json = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config: Json = json.loads(read_regular(inside(folder, CONFIG_FILE)))
     except FileNotFoundError as error:
         raise ExportError(f"{folder}: no config.json here, so this is not a Hugging Face checkpoint folder.") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ExportError(f"{folder / CONFIG_FILE}: cannot be read ({error}).") from error
+    return supported_family(config, str(folder))
+
+
+def supported_family(config: Json, where: str) -> Family:
+    """The family of a config that can be exported.
+
+    Args:
+        config: What its config.json holds.
+        where: How an error calls the checkpoint: its folder, or its name on the hub.
+
+    Raises:
+        ExportError: graphlens cannot export it; the message says what it can.
+    """
     settings = config if isinstance(config, dict) else {}
     family = family_for(settings)
     if family is None:
         known = ", ".join(family.architecture for family in families())
         found = settings.get("architectures") or settings.get("model_type")
-        raise ExportError(f"{folder}: config.json names {found}, which graphlens cannot export. It exports: {known}.")
+        raise ExportError(f"{where}: config.json names {found}, which graphlens cannot export. It exports: {known}.")
     for key, value in family.refused.items():
         if settings.get(key, value) != value:
-            raise ExportError(
-                f"{folder}: config.json sets {key}={settings[key]}; graphlens exports only {key}={value}."
-            )
+            raise ExportError(f"{where}: config.json sets {key}={settings[key]}; graphlens exports only {key}={value}.")
+    for key, wanted in family.sizes.items():
+        found = settings.get(key, 1)
+        if not _is_size(found, wanted):
+            kind = "a whole number" if wanted is int else "a number"
+            raise ExportError(f"{where}: config.json sets {key}={found!r:.80}, and it must be {kind} above 0.")
+    if settings.get("quantization_config"):
+        raise ExportError(
+            f"{where}: config.json has a quantization_config: its weights are quantised, and graphlens exports float weights "
+            "(F64, F32, F16, BF16). Take the original model, or save it dequantised."
+        )
     return family
+
+
+def _is_size(value: Json, wanted: type[int] | type[float]) -> bool:
+    """True for a finite number above 0, of that kind."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < math.inf and (wanted is float or isinstance(value, int))
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -132,8 +210,8 @@ def _weight_files(folder: Path) -> list[str]:
 def _shards(folder: Path) -> list[str]:
     """The names of the weights files that a shard index lists."""
     try:
-        shards = set(json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+        shards = set(json.loads(read_regular(inside(folder, SHARD_INDEX)))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ExportError(f"{folder / SHARD_INDEX}: cannot be read as a shard index ({error!r}).") from error
     for shard in shards:
         if Path(shard).name != shard:

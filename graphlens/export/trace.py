@@ -247,6 +247,9 @@ def trace(config: PretrainedConfig, family: Family) -> ir.Model:
     Returns:
         A graph with the inputs of ``_Decoder.forward``. Its initializers are named as the parameters, with "model." in
         front, and hold no data, except buffers that the model computes and no checkpoint stores.
+
+    Raises:
+        ExportError: transformers cannot build the model of this config.
     """
     AttentionInterface.register(ATTENTION, hooked_attention)
     AttentionMaskInterface.register(ATTENTION, _mask_must_be_ready)
@@ -254,7 +257,12 @@ def trace(config: PretrainedConfig, family: Family) -> ir.Model:
     config._attn_implementation = ATTENTION
     with _quiet(), torch.no_grad():
         with FakeTensorMode():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            try:
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+                raise ExportError(
+                    f"transformers cannot build the model that config.json describes ({error})."
+                ) from error
             stored = set(model.state_dict())
             computed = {name for name, _ in model.named_buffers() if name not in stored}
             traced = _trace(model, family)

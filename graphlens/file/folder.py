@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from graphlens.errors import ExportError, ModelFileError
+from graphlens.errors import ExportError, InputError, ModelFileError
+from graphlens.file.inside import inside, root_of
+from graphlens.file.leftovers import partial_of, provisional, remove, remove_stale
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE, GENERATION_CONFIG_FILE = "config.json", "generation_config.json"
@@ -24,6 +26,54 @@ TOKENIZER_FILES = (
 SETTINGS = (CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES)
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user gave it, ``~`` being the user's own folder.
+
+    Args:
+        path: The path. There need be nothing there.
+
+    Raises:
+        InputError: It is no path, or one that no file or folder can have here.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError as error:
+        raise InputError(f"a path is text or a pathlib.Path, not {type(path).__name__}.") from error
+    if not isinstance(text, str):
+        raise InputError(f"a path is text, not bytes: pass os.fsdecode({text!r:.60}).")
+    if not text or "\0" in text:
+        raise InputError(f"{text!r:.60}: {'the path is empty' if not text else 'no path holds a null character'}.")
+    try:
+        found = Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{text}: there is no such user's folder ({error}). Write the path in full.") from error
+    try:
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{text!a:.200}: no file or folder can be looked for there ({said}).") from error
+    return found
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder to write results into, and those that it lies in.
+
+    Args:
+        folder: The folder. One that is there stays as it is.
+
+    Raises:
+        InputError: It is a file, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"{folder}: this is a file, and a folder is wanted. Name another one.") from error
+    except OSError as error:
+        raise InputError(f"{folder}: this folder cannot be made ({error.strerror}). Name another one.") from error
+
+
 def model_path(path: str | os.PathLike[str]) -> Path:
     """The graph file of a model.
 
@@ -34,13 +84,23 @@ def model_path(path: str | os.PathLike[str]) -> Path:
         The graph file.
 
     Raises:
-        ModelFileError: There is no such file.
+        ModelFileError: There is no such file, or it lies where ONNX Runtime cannot open one.
+        InputError: ``path`` can be none.
     """
-    found = Path(path)
+    found = user_path(path)
     if found.is_dir():
         found = found / MODEL_FILE
+    elif found.is_symlink() and found.name != MODEL_FILE and root_of(found.parent) == found.parent.resolve():
+        found = found.resolve()  # a name that the user gave it: the weights lie beside the file itself
     if not found.is_file():
         raise ModelFileError(f"{found}: no such file. A hooked folder holds {MODEL_FILE}; make one: graphlens export.")
+    try:
+        os.path.abspath(found).encode()
+    except UnicodeEncodeError as error:
+        raise ModelFileError(
+            f"{os.path.abspath(found)!a}: the name of a folder on this path is not UTF-8, and ONNX Runtime opens no file "
+            "there. Rename the folder, or move the model."
+        ) from error
     return found
 
 
@@ -59,115 +119,29 @@ def copy_settings(source: Path, target: Path) -> None:
     Args:
         source: The folder that they lie in.
         target: The folder that gets them. Where it is the same folder nothing happens.
+
+    Raises:
+        ModelFileError: One is a link that leaves the folder, and so another's file.
     """
     import shutil  # slow to load, and not needed to open a model
 
     for file in SETTINGS:
         if (source / file).is_file() and source.resolve() != target.resolve():
-            shutil.copyfile(source / file, target / file)
+            shutil.copyfile(inside(source, file), target / file)
 
 
 def cache_root() -> Path:
     """The cache folder: ``GRAPHLENS_CACHE``, else graphlens's folder in the user's cache directory."""
     chosen = os.environ.get("GRAPHLENS_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        base = Path(os.environ.get("LOCALAPPDATA") or user_path("~/AppData/Local"))
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = user_path("~/Library/Caches")
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = Path(os.environ.get("XDG_CACHE_HOME") or user_path("~/.cache"))
     return base / "graphlens"
-
-
-def partial_of(target: Path) -> Path:
-    """Where to write what becomes a file or folder at the end: a new name in the same folder.
-
-    Args:
-        target: The file or folder.
-
-    Returns:
-        ``.{target}.{machine}-{process}-{random}.partial``, by which ``remove_stale`` sees who writes it.
-    """
-    # Cut: the target's own name may be as long as a name can be.
-    name = os.fsencode(target.name)[:160].decode(errors="ignore")
-    return target.with_name(f".{name}.{_machine()}-{os.getpid()}-{os.urandom(8).hex()}.partial")
-
-
-def remove_stale(folder: Path) -> None:
-    """Removes the partial files in a folder that a killed process of this machine left there.
-
-    Those of running processes stay, and so do those of other machines, of which nothing is known here. One that cannot
-    be removed stays too.
-
-    Args:
-        folder: The folder.
-    """
-    for path in folder.glob(f".*.{_machine()}-*-*.partial"):
-        process = path.name.rsplit(".", 2)[1].split("-")[1]
-        if path.is_file() and process.isdecimal() and not _is_running(int(process)):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _machine() -> str:
-    """A mark of this machine, under whose name its processes have their ids. A container counts as a machine."""
-    import hashlib  # both are slow to load, and not needed to open a model
-    import platform
-
-    try:
-        processes = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        processes = 0
-    return hashlib.sha256(f"{platform.node()} {processes}".encode()).hexdigest()[:8]
-
-
-def _is_running(process: int) -> bool:
-    """False if no process of this machine has that id."""
-    if sys.platform == "win32":
-        return True  # there, os.kill ends the process that it is asked about
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def link_or_copy(source: Path, target: Path) -> bool:
-    """Gives a file another entry in a folder: a hardlink, or a copy where the file system has none.
-
-    Never a symlink: ONNX Runtime refuses one that leaves the folder.
-
-    Args:
-        source: The file. Symlinks are followed.
-        target: The new entry. One that is there already is replaced.
-
-    Returns:
-        True if it was copied.
-
-    Raises:
-        OSError: It cannot be written, or there is no such file.
-    """
-    import shutil  # slow to load, and not needed to open a model
-
-    blob = source.resolve(strict=True)
-    partial = partial_of(target)
-    try:
-        try:
-            os.link(blob, partial)
-            copied = False
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
-                raise
-            shutil.copyfile(blob, partial)
-            copied = True
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return copied
 
 
 def write_through(target: Path, data: bytes) -> None:
@@ -186,18 +160,16 @@ def write_through(target: Path, data: bytes) -> None:
     if not (ordinary and os.access(place.parent, os.W_OK)):
         target.write_bytes(data)
         return
-    mode = place.stat().st_mode if place.exists() else None
-    write_whole(place, data)
-    if mode is not None:
-        place.chmod(mode)
+    write_whole(place, data, place.stat().st_mode if place.exists() else None)
 
 
-def write_whole(target: Path, data: bytes) -> None:
+def write_whole(target: Path, data: bytes, mode: int | None = None) -> None:
     """Writes a file so that it is there whole or not at all, also if the computer stops in between.
 
     Args:
         target: The file. One that is there already is replaced at the end.
         data: Its content. It is written to a temporary file in the same folder first, which is removed on an error.
+        mode: Its permissions; None takes those of any new file.
 
     Raises:
         OSError: If it cannot be written.
@@ -205,12 +177,58 @@ def write_whole(target: Path, data: bytes) -> None:
     partial = partial_of(target)
     try:
         with partial.open("xb") as file:
+            if mode is not None:
+                partial.chmod(mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
+        to_disk(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A new file to write, with the same ending, which becomes another at the end, whole, or vanishes on an error.
+
+    Args:
+        target: The other file. Links are followed, and its permissions stay. What is no ordinary file, or is one that can
+            be written in a folder that cannot, is written itself.
+    """
+    place = Path(os.path.realpath(target))
+    if place.exists() and not (place.is_file() and (os.access(place.parent, os.W_OK) or not os.access(place, os.W_OK))):
+        yield target
+        return
+    remove_stale(place.parent)
+    made = provisional(place)
+    made.touch()  # raises here where that may not be, in words of the system and not of who writes it
+    try:
+        yield made
+        if place.exists():
+            made.chmod(place.stat().st_mode)
+        to_disk(made)
+        os.replace(made, place)
+        to_disk(place.parent)
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Makes sure that a file's content, or the names in a folder, outlast a stop of the computer."""
+    if sys.platform == "win32":
+        return  # there, only what is open for writing can be asked for
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return  # one may write into a folder that one may not read
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -237,31 +255,76 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path, finished: str = MODEL_FILE) -> Iterator[Path]:
+def working_folder(folder: Path, name: str = "work") -> Iterator[Path]:
+    """A temporary folder inside another, which is gone when the ``with`` block ends.
+
+    What killed processes left beside it is removed first.
+
+    Args:
+        folder: The other folder.
+        name: What the temporary one is for, as a part of its name.
+    """
+    remove_stale(folder)
+    made = partial_of(folder / name)
+    made.mkdir()
+    try:
+        yield made
+    finally:
+        remove(made)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, finished: str = MODEL_FILE, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` at the end, whole, or vanishes on an error.
 
     ``target`` must be absent or empty, unless another process put the same thing there meanwhile: then theirs stays.
+    What killed processes left beside it is removed first.
 
     Args:
         target: The folder to make.
         finished: The file that tells another process's finished folder from any other folder.
+        replace: True puts it in the place of a folder that is there, which is then removed.
     """
-    import shutil  # slow to load, and not needed to open a model
-
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = partial_of(target)
-        stage.mkdir()
-    try:
+    with contextlib.ExitStack() as work:
+        with writing(target):
+            place = Path(os.path.realpath(target))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            stage = work.enter_context(working_folder(place.parent, place.name))
         yield stage
         with writing(target):
+            for item in (*stage.rglob("*"), stage):
+                to_disk(item)
             try:
-                os.replace(stage, target)
+                if replace and place.exists():
+                    _exchange(stage, place)  # the old one is removed at the end
+                else:
+                    os.replace(stage, place)
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (target / finished).is_file():
+                if replace or error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (place / finished).is_file():
                     raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+            to_disk(place.parent)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Gives a folder the place of another, whose content then has the first one's name.
+
+    In one step where the system has one. Elsewhere there is a moment in which neither is in place.
+    """
+    if sys.platform == "linux":
+        import ctypes  # slow to load, and not needed to open a model
+
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # not in every C library
+        if rename is not None and rename(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+            return
+    aside = partial_of(old)
+    os.replace(old, aside)
+    try:
+        os.replace(new, old)
+    except BaseException:
+        os.replace(aside, old)
+        raise
+    os.replace(aside, new)
 
 
 def refuse_occupied(target: Path) -> None:
@@ -290,7 +353,7 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         ExportError: If ``out`` is not empty, or cannot be written.
     """
-    target = Path(out).expanduser()
+    target = user_path(out)
     refuse_occupied(target)
     with staged_folder(target) as stage, writing(target):
         yield stage

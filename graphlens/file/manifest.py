@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from graphlens.errors import ModelFileError
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Record = TypeVar("Record", bound="DataclassInstance")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SEALED_SINCE = 2  # the first format whose graph files have a seal
 METADATA_KEY = "graphlens"
+_LARGEST = 2**31  # of a size, which is multiplied by others
+DTYPES = ("float32", "float64", "float16", "int64", "int32")  # of activations
 
 
 @dataclass(frozen=True)
@@ -145,14 +148,10 @@ class WeightFile:
 
     Attributes:
         size: Bytes.
-        header_sha256: SHA-256 of the safetensors header.
-        samples_sha256: SHA-256 of strided samples of every tensor.
         sha256: SHA-256 of the whole file.
     """
 
     size: int
-    header_sha256: str
-    samples_sha256: str
     sha256: str
 
 
@@ -191,8 +190,9 @@ class Manifest:
         return replace(self, files=dict(files))
 
     def to_json(self) -> str:
-        """The manifest as compact JSON; the same manifest always gives the same bytes."""
-        return json.dumps({**asdict(self), "config": _stored(self.config)}, separators=(",", ":"))
+        """The manifest as compact JSON, in the newest format; the same manifest always gives the same bytes."""
+        data = {**asdict(self), "config": _stored(self.config), "format_version": FORMAT_VERSION}
+        return json.dumps(data, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, where: str = "this file") -> Self:
@@ -205,24 +205,13 @@ class Manifest:
         Raises:
             ModelFileError: The manifest is malformed, or of a newer format.
         """
-        try:
-            data = json.loads(text)
-            version = data["format_version"]
-            if not isinstance(version, int):
-                raise TypeError("format_version is not an integer")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise _malformed(where, error) from error
-        if version > FORMAT_VERSION:
-            raise ModelFileError(
-                f"{where}: the manifest has format {version}, and this graphlens reads up to {FORMAT_VERSION}. "
-                "Update graphlens, or export the model again with this version."
-            )
+        data, version = _of_known_format(text, where)
         try:
             manifest = cls(
                 config=_record(ModelConfig, data["config"]),
                 hooks={name: _record(HookEntry, _known(HookEntry, entry)) for name, entry in data["hooks"].items()},
                 weights={name: _record(WeightView, _known(WeightView, view)) for name, view in data["weights"].items()},
-                files={name: _record(WeightFile, file) for name, file in data["files"].items()},
+                files={name: _record(WeightFile, _known(WeightFile, file)) for name, file in data["files"].items()},
                 source=data["source"],
                 revision=data["revision"],
                 processing=tuple(data["processing"]),
@@ -230,6 +219,7 @@ class Manifest:
                 format_version=version,
             )
             manifest._check_texts()
+            manifest._check_entries()
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise _malformed(where, error) from error
         return manifest
@@ -245,13 +235,70 @@ class Manifest:
         if strange:
             raise ValueError(f"no fingerprint of {sorted(strange)}")
 
+    def _check_entries(self) -> None:
+        """Raises ValueError for hook points and weights that are described by what is no axis, dtype or view."""
+        for name, entry in self.hooks.items():
+            if not all(isinstance(axis, str) for axis in entry.axes):
+                raise ValueError(f"the axes of {name!r} are {entry.axes!r}, not names")
+            if entry.dtype not in DTYPES:
+                raise ValueError(f"{name!r} has the dtype {entry.dtype!r}")
+        if self.config.dtype not in DTYPES:
+            raise ValueError(f"the model computes in {self.config.dtype!r}")
+        for item in fields(ModelConfig):
+            size = getattr(self.config, item.name)
+            if str(item.type) == "int" and not (item.name != "d_mlp") <= size <= _LARGEST:
+                raise ValueError(f"the model's {item.name} is {size}")
+        if not 0 <= self.config.eps < math.inf:
+            raise ValueError(f"the model's eps is {self.config.eps}")
+        for name, view in self.weights.items():
+            for part, numbers in (("take", view.take), ("shape", view.shape), ("permute", view.permute)):
+                if not all(type(number) is int and number >= 0 for number in numbers or ()):
+                    raise ValueError(f"{part} of the weight {name!r} is {numbers!r}")
+            if view.take is not None and not (len(view.take) == 3 and view.take[1] < view.take[2]):
+                raise ValueError(f"take of the weight {name!r} is {view.take!r}, not (axis, part, parts)")
+            if sorted(view.permute or ()) != list(range(len(view.permute or ()))):
+                raise ValueError(f"permute of the weight {name!r} is {view.permute!r}, no order of axes")
+
+
+def ensure_known_format(text: str, where: str) -> None:
+    """Refuses a manifest of a newer format, in which everything else may be otherwise.
+
+    Args:
+        text: The manifest as it is stored.
+        where: The file's name, for error messages.
+
+    Raises:
+        ModelFileError: Its format is a newer one, or it cannot be read.
+    """
+    _of_known_format(text, where)
+
+
+def _of_known_format(text: str, where: str) -> tuple[dict[str, Any], int]:
+    """(what a manifest's JSON holds, its format). Raises ModelFileError for a newer one."""
+    try:
+        data = json.loads(text)
+        version = data["format_version"]
+        if type(version) is not int or version < 1:
+            raise TypeError(f"format_version is {version!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _malformed(where, error) from error
+    if version > FORMAT_VERSION:
+        writers = data.get("exporter")
+        writer = writers.get("graphlens") if isinstance(writers, dict) else None
+        by, to = (f", written by graphlens {writer}", f" to {writer} or later") if isinstance(writer, str) else ("", "")
+        raise ModelFileError(
+            f"{where}: the manifest has format {version}{by}, and this graphlens reads up to {FORMAT_VERSION}. Update "
+            f"graphlens{to}, or export the model again with this version."
+        )
+    return data, version
+
 
 # What a field of each type takes from JSON. bool is no int here.
 _PLAIN_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
 
 
-def _known(kind: type[HookEntry | WeightView], data: Mapping[str, Json]) -> dict[str, Json]:
-    """What a later version may have added to a hook point or a weight is left out."""
+def _known(kind: type[HookEntry | WeightView | WeightFile], data: Mapping[str, Json]) -> dict[str, Json]:
+    """What another version may have written of a hook point, a weight or a file besides is left out."""
     names = {item.name for item in fields(kind)}
     return {name: value for name, value in data.items() if name in names}
 

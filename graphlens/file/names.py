@@ -9,9 +9,10 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING
 
-from graphlens.errors import UnknownHookPoint
+from graphlens.errors import InputTypeError, UnknownHookPoint
 
 if TYPE_CHECKING:
     from graphlens.file.manifest import ModelConfig
@@ -75,6 +76,8 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
     "unembed.hook_in": RESIDUAL,
     "unembed.hook_out": ("batch", "pos", "d_vocab"),
 }
+# The name of every axis that an activation can have.
+AXES = frozenset(axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS) for axes in table.values() for axis in axes)
 SCORES = "attn.hook_attn_scores"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.
@@ -251,13 +254,17 @@ def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> li
         return picked
     if isinstance(names_filter, str) and names_filter in names:
         return [str(names_filter)]
+    if not isinstance(names_filter, Iterable):
+        raise InputTypeError(
+            f"names_filter must be a hook name, a list of names or a function, not {type(names_filter).__name__}"
+        )
     wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
     if not wanted:
         raise UnknownHookPoint("names_filter is an empty list: it would cache nothing. Pass None to cache everything.")
     known = set(names)
     for name in wanted:
         if not isinstance(name, str):
-            raise TypeError(f"names_filter must hold strings, not {type(name).__name__}")
+            raise InputTypeError(f"names_filter must hold strings, not {type(name).__name__}")
     wanted = [name if name in known else canonical(name) for name in wanted]
     for name in wanted:
         if name not in known:
@@ -314,6 +321,10 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         layer: The layer; ``scale`` and ``normalized`` without one are those of the final norm.
         layer_type: The sublayer, e.g. ``"attn"``, ``"mlp"`` or ``"ln1"``.
     """
+    if not isinstance(name, str) or not isinstance(layer_type, (str, NoneType)):
+        raise UnknownHookPoint(
+            f"({name!r:.60}, {layer!r:.60}, {layer_type!r:.60}) names no hook point: ('z', 3) would."
+        )
     if ("." in name or name.startswith("hook_")) and layer is None and layer_type is None:
         return name
     match = re.fullmatch(r"([a-z_]+)(\d+)([a-z]?.*)", name)

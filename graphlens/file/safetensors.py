@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.errors import ModelFileError
+from graphlens.file.digests import Mark
+from graphlens.file.inside import inside, open_regular
 from graphlens.file.manifest import WeightView
 
 Array = npt.NDArray[Any]
@@ -63,8 +67,8 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.size = path.stat().st_size
-            with path.open("rb") as file:
+            with open_regular(inside(path.parent, path.name)) as file:
+                self.size = os.fstat(file.fileno()).st_size
                 prefix = file.read(8)
                 length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
                 if not 2 <= length <= min(_MAX_HEADER, self.size - 8):
@@ -72,6 +76,8 @@ class SafetensorsFile:
                 self.header = prefix + file.read(length)
         except FileNotFoundError as error:
             raise ModelFileError(f"{path}: the weights file is missing. Export the model again.") from error
+        except OSError as error:
+            raise ModelFileError(f"{path}: the weights file cannot be read ({error.strerror or error}).") from error
         try:
             self.entries = self._entries(json.loads(self.header[8:]), len(self.header))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -119,22 +125,64 @@ class SafetensorsFile:
         if entry.dtype not in NUMPY_DTYPES:
             raise ModelFileError(f"{self.path}: tensor {name!r} has dtype {entry.dtype}, which graphlens cannot read.")
         raw = self.bytes[entry.offset : entry.offset + entry.length]
-        return np.frombuffer(raw, dtype=NUMPY_DTYPES[entry.dtype]).reshape(entry.shape)
+        flat = np.frombuffer(raw, dtype=NUMPY_DTYPES[entry.dtype])
+        flat.flags.writeable = False  # it is the base of all views of it, and the mapping itself may be written into
+        return flat.reshape(entry.shape)
+
+
+def as_float(file: SafetensorsFile, name: str) -> Array:
+    """One tensor of floats as NumPy can compute with it.
+
+    Args:
+        file: The file.
+        name: The tensor's name.
+
+    Returns:
+        A read-only view of the file; bfloat16, which NumPy lacks, as a float32 copy, exact.
+
+    Raises:
+        ModelFileError: The file holds no such tensor, or one of a dtype that graphlens cannot read.
+    """
+    array = file.array(name)
+    if file.entries[name].dtype != "BF16":
+        return array
+    words = array.astype(np.uint32) << 16  # bfloat16 is the upper half of a float32
+    words.flags.writeable = False  # it is the base of all views of it
+    return words.view(np.float32)
 
 
 class _PrivateMapping(SafetensorsFile):
-    """A safetensors file mapped copy-on-write where the system grants that, else read-only.
+    """A safetensors file mapped copy-on-write where the system grants that, else read-only, and watched.
 
     torch has no read-only tensors: over a read-only mapping, a write through one would crash the process.
+
+    Attributes:
+        bytes: The whole file, mapped. It stays the same file when another is renamed to its path.
     """
 
-    @cached_property
-    def bytes(self) -> npt.NDArray[np.uint8]:
-        """The whole file, mapped."""
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._file = open_regular(path)
+        weakref.finalize(self, self._file.close)
+        self._mapped = Mark.of_open(self._file.fileno())
         try:
-            return np.memmap(self.path, dtype=np.uint8, mode="c")
+            self.bytes = np.memmap(self._file, dtype=np.uint8, mode="c")
         except OSError:  # a file larger than the memory that may be promised
-            return np.memmap(self.path, dtype=np.uint8, mode="r")
+            self.bytes = np.memmap(self._file, dtype=np.uint8, mode="r")
+
+    def ensure_unwritten(self, verify: Callable[[], None] | None) -> None:
+        """Raises ModelFileError if the file was written to since it was mapped; ``verify`` tells of one still in place."""
+        now = Mark.of_open(self._file.fileno())
+        if (now.size, now.mtime_ns) == (self._mapped.size, self._mapped.mtime_ns):
+            return
+        there = Mark.of(self.path)
+        if verify is None or there is None or (there.inode, there.device) != (now.inode, now.device):
+            raise ModelFileError(
+                f"{self.path}: something wrote into this file since the model was opened. Put the original back, or export the "
+                "model again, and open it anew."
+            )
+        verify()
+        self._mapped = now  # touched, or written back
 
 
 class WeightStore(Mapping[str, Array]):
@@ -145,18 +193,16 @@ class WeightStore(Mapping[str, Array]):
     Args:
         folder: The folder of the weights files.
         views: TransformerLens name -> the view that a weight is; a manifest's ``weights``.
-        before: Called before a file is opened. It may refuse, if the file is no more the one that it was.
+        verify: Called when a file was opened, or touched since. It may refuse, if the file is no more the one that it was.
 
     Attributes:
         views: See above.
         opened: The files that were opened so far, by name.
     """
 
-    def __init__(
-        self, folder: Path, views: Mapping[str, WeightView], before: Callable[[], None] = lambda: None
-    ) -> None:
-        self._folder, self.views, self._before = folder, views, before
-        self.opened: dict[str, SafetensorsFile] = {}
+    def __init__(self, folder: Path, views: Mapping[str, WeightView], verify: Callable[[], None] | None = None) -> None:
+        self._folder, self.views, self._verify = folder, views, verify
+        self.opened: dict[str, _PrivateMapping] = {}
 
     def __contains__(self, name: object) -> bool:
         return name in self.views
@@ -170,14 +216,12 @@ class WeightStore(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         view = self.views[name]
         if view.file not in self.opened:
-            self._before()
-            self.opened[view.file] = _PrivateMapping(self._folder / view.file)
-        file = self.opened[view.file]
-        array = file.array(view.tensor).view()
-        if file.entries[view.tensor].dtype == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        array.flags.writeable = False
-        return apply_view(array, view)
+            mapping = _PrivateMapping(self._folder / view.file)
+            if self._verify is not None:
+                self._verify()  # after it was mapped, so that what was mapped is what is verified
+            self.opened[view.file] = mapping
+        self.opened[view.file].ensure_unwritten(self._verify)
+        return apply_view(as_float(self.opened[view.file], view.tensor), view)
 
 
 def apply_view(array: Array, view: WeightView) -> Array:
@@ -189,16 +233,28 @@ def apply_view(array: Array, view: WeightView) -> Array:
 
     Returns:
         A strided view: writing to it writes to ``array``.
+
+    Raises:
+        ModelFileError: The view does not fit the tensor.
     """
-    if view.take is not None:
-        axis, part, parts = view.take
-        size = array.shape[axis] // parts
-        array = array[(slice(None),) * axis + (slice(part * size, (part + 1) * size),)]
-    if view.shape is not None:
-        shaped = array.view()
-        shaped.shape = view.shape  # unlike reshape, this raises where it would have to copy
-        array = shaped
-    return array if view.permute is None else array.transpose(view.permute)
+    stored = array.shape
+    try:
+        if view.take is not None:
+            axis, part, parts = view.take
+            size, left = divmod(stored[axis], parts)
+            if left:
+                raise ValueError(f"{stored[axis]} are not {parts} equal parts")
+            array = array[(slice(None),) * axis + (slice(part * size, (part + 1) * size),)]
+        if view.shape is not None:
+            shaped = array.view()
+            shaped.shape = view.shape  # unlike reshape, this raises where it would have to copy
+            array = shaped
+        return array if view.permute is None else array.transpose(view.permute)
+    except (ValueError, IndexError, AttributeError) as error:
+        raise ModelFileError(
+            f"{view.file}: the manifest makes a weight of the tensor {view.tensor!r} by take {view.take}, shape {view.shape} and "
+            f"permute {view.permute}, which does not fit its shape {list(stored)} ({error}). Export the model again."
+        ) from error
 
 
 def write_safetensors(path: Path, entries: Mapping[str, TensorEntry], arrays: Iterable[Array]) -> None:

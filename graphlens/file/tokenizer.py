@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, overload
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,13 @@ import numpy.typing as npt
 from graphlens.errors import InputError, ModelFileError
 from graphlens.file.folder import CONFIG_FILE
 from graphlens.file.io_names import INPUT_IDS
+from graphlens.file.tokenizer_check import (
+    MAX_SETTINGS_BYTES,
+    MAX_TOKENS,
+    asking,
+    check_tokenizer,
+    read_checked,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -21,6 +29,21 @@ if TYPE_CHECKING:
 
 _ROLES = ("bos_token", "eos_token", "pad_token")
 _SETTINGS = "tokenizer_config.json"
+TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
+_LARGEST_ID = 2**32 - 1  # that the tokenizers package takes
+Taken = ParamSpec("Taken")
+Given = TypeVar("Given")
+
+
+def _asking(method: Callable[Concatenate[Tokenizer, Taken], Given]) -> Callable[Concatenate[Tokenizer, Taken], Given]:
+    """A method in which a panic of the tokenizers package becomes an error that names the tokenizer's file."""
+
+    @functools.wraps(method)
+    def wrapped(self: Tokenizer, /, *args: Taken.args, **kwargs: Taken.kwargs) -> Given:
+        with asking(self.source):
+            return method(self, *args, **kwargs)
+
+    return wrapped
 
 
 class TransformersTokenizer(Protocol):
@@ -41,16 +64,28 @@ class Tokenizer:
         eos_token_id: The id of the EOS token, or None.
         pad_token_id: The id of the PAD token; where the files name none, EOS's, as in TransformerLens.
         prepends_bos: True if encoding with special tokens puts BOS before a text.
+        source: The file that it was loaded from, or what it is called in messages.
     """
 
-    def __init__(self, fast: FastTokenizer, special: Mapping[str, str], padding_side: str = "right") -> None:
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        special: Mapping[str, str],
+        padding_side: str = "right",
+        source: Path | str = "the tokenizer",
+    ) -> None:
         """Takes a tokenizer of the tokenizers package.
 
         Args:
             fast: That tokenizer; its own padding and truncation are switched off.
             special: "bos_token", "eos_token" and "pad_token" -> their texts, as far as there are any.
             padding_side: Where the model pads prompts of different lengths.
+            source: The file that it was loaded from, or what it is called in messages.
+
+        Raises:
+            ModelFileError: The tokenizers package cannot encode with it.
         """
+        self.source = source
         fast.no_padding()  # tokenizer files may ask for both, and encode would then pad and cut unasked
         fast.no_truncation()
         self.fast = fast
@@ -59,7 +94,7 @@ class Tokenizer:
         self.bos_token_id = self._id("bos_token")
         self.eos_token_id = self._id("eos_token")
         self.pad_token_id = self._id("pad_token") if "pad_token" in special else self.eos_token_id
-        plain = fast.encode("a", add_special_tokens=True).ids
+        plain = self.encode("a", add_special_tokens=True)
         self.prepends_bos = bool(plain) and self.bos_token_id is not None and plain[0] == self.bos_token_id
 
     @classmethod
@@ -115,23 +150,31 @@ class Tokenizer:
         """Every token as the tokenizer writes it, and its id."""
         return dict(self.fast.get_vocab(with_added_tokens=True))
 
+    @_asking
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """The token ids of a text.
 
         Args:
             text: The text.
             add_special_tokens: Put special tokens around it as the tokenizer's files say; transformers does so unasked.
-        """
-        return list(self.fast.encode(text, add_special_tokens=add_special_tokens).ids)
 
+        Raises:
+            InputError: It is no text, or holds what is no character.
+        """
+        return list(self.fast.encode(checked_text(text), add_special_tokens=add_special_tokens).ids)
+
+    @_asking
     def decode(self, tokens: npt.ArrayLike, skip_special_tokens: bool = False) -> str:
         """The text of token ids.
 
         Args:
             tokens: Integers [p], or one.
             skip_special_tokens: Leave out special tokens.
+
+        Raises:
+            InputError: For what is no id of a token.
         """
-        ids = np.atleast_1d(np.asarray(tokens, np.int64)).tolist()
+        ids = _ids(tokens)
         return str(self.fast.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def batch_decode(self, tokens: Iterable[npt.ArrayLike], skip_special_tokens: bool = False) -> list[str]:
@@ -141,6 +184,8 @@ class Tokenizer:
             tokens: Integers [b, p], or rows of different lengths.
             skip_special_tokens: Leave out special tokens.
         """
+        if not isinstance(tokens, Iterable):
+            raise InputError(f"rows of token ids are wanted, not {tokens!r:.60}.")
         return [self.decode(row, skip_special_tokens) for row in tokens]
 
     @overload
@@ -158,7 +203,7 @@ class Tokenizer:
             text: A text, for a list of ids, or a list of texts, for a list of lists.
             add_special_tokens: Put special tokens around each as the tokenizer's files say.
         """
-        if isinstance(text, str):
+        if isinstance(text, (str, bytes)) or not isinstance(text, Iterable):
             return {INPUT_IDS: self.encode(text, add_special_tokens)}
         return {INPUT_IDS: [self.encode(each, add_special_tokens) for each in text]}
 
@@ -171,6 +216,40 @@ class Tokenizer:
         if self.bos_token_id is None:
             raise InputError("this tokenizer has no BOS token: pass prepend_bos=False.")
         return self.bos_token_id
+
+
+def checked_text(text: object) -> str:
+    """The text as it is, if it is text.
+
+    Args:
+        text: What a user gave.
+
+    Raises:
+        InputError: It is something else, or holds half a surrogate pair, which is no character.
+    """
+    if not isinstance(text, str):
+        hint = ": decode it first, with text.decode()" if isinstance(text, bytes) else ""
+        raise InputError(f"{text!r:.60} is no text but {type(text).__name__}{hint}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text {text!a:.60} holds {text[error.start]!a} at index {error.start}, which is no character but half of a "
+            "pair, or a byte that was not UTF-8 where the text was read. Read it with errors='replace', or in its own encoding."
+        ) from error
+    return text
+
+
+def _ids(tokens: npt.ArrayLike) -> list[int]:
+    """Token ids as a list."""
+    try:
+        array = np.atleast_1d(np.asarray(tokens))
+    except ValueError as error:
+        raise InputError("token ids [p] are wanted, not ragged lists.") from error
+    whole = array.dtype.kind in "iu" or not array.size
+    if not whole or array.ndim != 1 or (array.size and (array.min() < 0 or array.max() > _LARGEST_ID)):
+        raise InputError(f"token ids [p], integers from 0, are wanted, not {tokens!r:.60}.")
+    return [int(token) for token in array]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -187,14 +266,20 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     """
     from tokenizers import Tokenizer as FastTokenizer
 
+    file = next((folder / name for name in (TOKENIZER_FILE, VOCAB_FILE) if (folder / name).is_file()), None)
+    if file is None or (file.name == VOCAB_FILE and not (folder / MERGES_FILE).is_file()):
+        return None
     try:
-        if (folder / "tokenizer.json").is_file():
-            fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            fast = _byte_level(folder)
-        else:
-            return None
-        return Tokenizer(fast, _special_tokens(folder, fast), _padding_side(folder))
+        with asking(file):
+            if file.name == TOKENIZER_FILE:
+                data = read_checked(file)
+                check_tokenizer(data, file)
+                fast = FastTokenizer.from_buffer(data)  # the bytes that were checked, and no other file of that name
+            else:
+                fast = _byte_level(folder)
+            return Tokenizer(fast, _special_tokens(folder, fast), _padding_side(folder), file)
+    except ModelFileError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception for a malformed file
         raise ModelFileError(f"{folder}: its tokenizer files cannot be read ({error}).") from error
 
@@ -205,7 +290,12 @@ def _byte_level(folder: Path) -> FastTokenizer:
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE
 
-    fast = FastTokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    vocab = json.loads(read_checked(folder / VOCAB_FILE))
+    lines = read_checked(folder / MERGES_FILE).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+    merges = [(left, right) for line in lines if not line.startswith("#version") for left, right in [line.split(" ")]]
+    if not isinstance(vocab, dict) or max(len(vocab), len(merges)) > MAX_TOKENS:
+        raise ValueError(f"{VOCAB_FILE} is no vocabulary, or has more than {MAX_TOKENS:,} tokens")
+    fast = FastTokenizer(BPE(vocab, merges))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
     special = [name for name in ("<|endoftext|>",) if fast.token_to_id(name) is not None]
@@ -215,7 +305,7 @@ def _byte_level(folder: Path) -> FastTokenizer:
 
 def _settings(path: Path) -> Mapping[str, Json]:
     """The content of a JSON file; nothing where there is no such file."""
-    data: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    data: Json = json.loads(read_checked(path, MAX_SETTINGS_BYTES)) if path.is_file() else {}
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return data

@@ -1,15 +1,11 @@
-"""What is active: values that belong to one thread or asyncio task, a model's interventions among them."""
+"""What is active on a model in a thread: its interventions, and what they come to in a run."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from graphlens.analysis.arrays import Array
 from graphlens.edits import gate
@@ -19,87 +15,14 @@ from graphlens.edits.parts import PARTS
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
 from graphlens.file.names import axis_sizes, select
+from graphlens.model.per_thread import Block, PerThread
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
 
 Edits = Mapping[str, Mapping[str, Array]]  # hook name -> the arrays of its gate, by part
-Value = TypeVar("Value")
 Result = TypeVar("Result")
 _KEPT, _FEW = 500_000, 16  # bytes of one remembered result; how many of them are kept
-
-# One variable for all owners: a context never forgets a variable, so one of each model's own would outlive the model.
-_values: ContextVar[Mapping[int, object]] = ContextVar(
-    "graphlens", default=MappingProxyType({})
-)  # read-only, since all contexts share the default
-_owners = itertools.count()
-
-
-class PerThread(Generic[Value]):
-    """A value that each thread and each asyncio task has of its own.
-
-    Two threads that share a model must not see each other's hooks and interventions.
-
-    Args:
-        default: The value where none was set.
-    """
-
-    def __init__(self, default: Value) -> None:
-        self._default = default
-        self._key = next(_owners)
-
-    def __reduce__(self) -> tuple[type[Self], tuple[Value]]:
-        return type(self), (self._default,)  # a copy has a key of its own, or it would share this one's values
-
-    def get(self) -> Value:
-        """The value in this thread."""
-        return cast(Value, _values.get().get(self._key, self._default))
-
-    def set(self, value: Value) -> None:
-        """Sets the value in this thread.
-
-        Args:
-            value: The new value. The default is not stored, so that nothing stays behind when the owner is gone.
-        """
-        values = {**_values.get(), self._key: value}
-        if value == self._default:
-            del values[self._key]
-        _values.set(values)
-
-    def during(self, value: Value) -> contextlib.AbstractContextManager[None]:
-        """Sets the value in this thread for the length of a ``with`` block, then puts back what it was before.
-
-        Args:
-            value: The value inside the block.
-
-        Raises:
-            InputError: At the end of a block that another thread or task began: what was before is not its own.
-        """
-        return _During(self, value)
-
-
-class _During(Generic[Value]):
-    """The block of ``PerThread.during``. Every run enters some, and a generator would take several times as long."""
-
-    def __init__(self, owner: PerThread[Value], value: Value) -> None:
-        self._owner, self._value = owner, value
-
-    def __enter__(self) -> None:
-        self._before = self._owner.get()
-        self._owner.set(self._value)
-        self._token = _values.set(_values.get())
-
-    def __exit__(self, *error: object) -> None:
-        now = _values.get()
-        try:
-            _values.reset(self._token)
-        except ValueError:
-            raise InputError(
-                "a block of hooks or interventions ended in another thread or asyncio task than it began in: leave it where "
-                "it was entered."
-            ) from None
-        _values.set(now)  # blocks of other owners may have begun or ended inside this one
-        self._owner.set(self._before)
 
 
 @dataclass(frozen=True)
@@ -142,14 +65,17 @@ class ActiveEdits:
             lambda found: sum(array.nbytes for parts in found[1].values() for array in parts.values())
         )
 
+    def use(self, engine: Engine) -> None:
+        """Goes on with another engine over the same file."""
+        self._engine = engine
+
     @property
     def items(self) -> tuple[Intervention, ...]:
         """The active interventions, those of outer blocks first."""
         return self._items.get()
 
-    @contextlib.contextmanager
-    def adding(self, items: Sequence[Intervention], plan: Plan, strict: bool) -> Iterator[None]:
-        """Adds interventions for the length of the block.
+    def adding(self, items: Sequence[Intervention], plan: Plan, strict: bool) -> Block[None]:
+        """Adds interventions for the length of a ``with`` block.
 
         Args:
             items: The interventions.
@@ -157,15 +83,18 @@ class ActiveEdits:
             strict: False ignores positions beyond the sequence.
 
         Raises:
-            UnknownHookPoint: For a hook point that is not there.
-            InputError: For what the model lacks, or what cannot fit; before anything runs.
+            UnknownHookPoint: At its beginning, for a hook point that is not there.
+            InputError: At its beginning, for what the model lacks, or what cannot fit.
         """
-        # Each call of a loop checks its edits; the same ones on the same graph were checked before.
-        found = self._resolved.of(items, (strict, plan), lambda: self._resolve(items, plan, strict))
-        with self._items.during((*self.items, *found)):
-            yield
 
-    def only(self, items: tuple[Intervention, ...]) -> contextlib.AbstractContextManager[None]:
+        def inside(around: tuple[Intervention, ...]) -> tuple[Intervention, ...]:
+            # Each call of a loop checks its edits; the same ones on the same graph were checked before.
+            found = self._resolved.of(items, (strict, plan), lambda: self._resolve(items, plan, strict))
+            return (*around, *found)
+
+        return Block(self._items, inside)
+
+    def only(self, items: tuple[Intervention, ...]) -> Block[None]:
         """Makes these interventions, and no others, active for the length of the block.
 
         Args:
@@ -173,7 +102,7 @@ class ActiveEdits:
         """
         return self._items.during(items)
 
-    def sharing(self, hooks: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    def sharing(self, hooks: Sequence[str]) -> Block[None]:
         """Gives runs inside the block a gate that patches at each of these hook points, used or not.
 
         Runs that each patch another one of them then share one graph and one session.

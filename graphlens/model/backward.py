@@ -104,7 +104,7 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
     dtype, width = np.dtype(runner.config.dtype), runner.config.d_vocab
     if not isinstance(metric, Metric):
         return Seed.dense(_own_gradient(runner, request, metric, (batch, length, width)).astype(dtype))
-    metric = runner.bound(metric)
+    metric = runner.bound(metric, request.mask)
     metric.check(width)
     needs = metric.needs(batch, length)
     positions = np.arange(length) if needs.positions is None else needs.positions

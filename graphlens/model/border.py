@@ -48,11 +48,12 @@ class Border(ABC, Generic[ArrayT]):
         """
 
     @abstractmethod
-    def weight_to_user(self, array: Array) -> ArrayT:
-        """A weight as the user's kind of array.
+    def weight_to_user(self, array: Array, name: str) -> ArrayT:
+        """A weight as the user's kind of array, which refuses to be written into.
 
         Args:
-            array: A read-only view of a mapped file.
+            array: The weight: read-only, or a copy that nobody else has.
+            name: What the user calls it.
         """
 
     @abstractmethod
@@ -111,8 +112,9 @@ class NumpyBorder(Border[Array]):
             raise TypeError(type(value).__name__)
         return value
 
-    def weight_to_user(self, array: Array) -> Array:
-        """The read-only view itself."""
+    def weight_to_user(self, array: Array, name: str) -> Array:
+        """The array itself, read-only."""
+        array.flags.writeable = False
         return array
 
     def factored(self, left: Array, right: Array) -> FactoredMatrix:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.slices import SliceInput, of_positions
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.names import NamesFilter
-from graphlens.model.hooks import BACKWARD, Hooks
+from graphlens.model.hook_calls import Hooks
+from graphlens.model.hooks import BACKWARD
 from graphlens.model.request import RETURN_TYPES, ForwardOptions, Output, Request
 from graphlens.model.text import Input
 
@@ -68,6 +69,7 @@ def run_forward(
     names_filter: NamesFilter | Literal[False],
     incl_bwd: bool,
     input: Input[ArrayT],
+    /,
     return_type: str | None = "logits",
     loss_per_token: bool = False,
     *forward_args: Any,
@@ -91,13 +93,19 @@ def run_forward(
     Raises:
         InputError: For arguments that do not go together, and what Runner.request and Runner.run raise.
     """
-    if return_type not in RETURN_TYPES:
+    if not is_one_of(return_type, RETURN_TYPES):
         raise InputError(f"return_type must be one of {RETURN_TYPES}, not {return_type!r}.")
+    incl_bwd, loss_per_token = (
+        checked_number(incl_bwd, "incl_bwd", bool),
+        checked_number(loss_per_token, "loss_per_token", bool),
+    )
     request = runner.request(input, *forward_args, **forward_options)
     stops = request.plan.stop is not None
     wants_loss = return_type in ("loss", "both") and not stops
     if wants_loss:
         request.need_tokens()
+    if wants_loss and request.mask is None and request.real is not None:
+        runner.text.warn_of_padding_in_loss()
     if wants_loss and request.shape[1] < 2:
         raise InputError("a loss needs at least 2 tokens: it is that of each next token.")
     fetch = [] if names_filter is False else runner.select(names_filter, request)

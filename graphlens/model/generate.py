@@ -12,7 +12,7 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.analysis.numerics import softmax
 from graphlens.edits.gate import Window
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.request import Request, checked_mask
@@ -48,11 +48,17 @@ class Options(Generic[ArrayT]):
         Raises:
             InputError: For a temperature, ``top_k``, ``top_p`` or number of tokens that cannot be.
         """
-        top_k, top_p = self.top_k, self.top_p
-        if self.temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-            raise InputError(f"temperature >= 0, top_k >= 1, 0 < top_p <= 1: not {self.temperature}, {top_k}, {top_p}.")
-        if self.max_new_tokens < 0:
-            raise InputError(f"max_new_tokens={self.max_new_tokens} is less than none.")
+        checked_number(self.max_new_tokens, "max_new_tokens", least=0)
+        checked_number(self.temperature, "temperature", float, least=0)
+        checked_number(self.freq_penalty, "freq_penalty", float)
+        if self.top_k is not None:
+            checked_number(self.top_k, "top_k", least=1)
+        if self.top_p is not None and not checked_number(self.top_p, "top_p", float, most=1) > 0:
+            raise InputError(f"top_p={self.top_p!r}: top_p must be more than 0.")
+        if self.seed is not None:
+            checked_number(self.seed, "seed", least=0)
+        for name in ("stop_at_eos", "do_sample", "use_past_kv_cache"):
+            checked_number(getattr(self, name), name, bool)
 
 
 def sample(
@@ -83,10 +89,12 @@ def sample(
     """
     if temperature == 0:
         return np.asarray(logits.argmax(-1), np.int64)
-    scores = logits.astype(np.float64) / temperature
+    scores = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # of a tiny temperature: all but the likeliest token become -inf, as they should
+        scores = (scores - scores.max(-1, keepdims=True)) / temperature
     if freq_penalty:
         for row, seen in zip(scores, tokens, strict=True):
-            row -= freq_penalty * np.bincount(seen, minlength=row.size)
+            row -= float(freq_penalty) * np.bincount(seen, minlength=row.size)
     if top_k is not None and top_k < scores.shape[-1]:
         least = np.partition(scores, -top_k, axis=-1)[:, -top_k, None]
         scores = np.where(scores < least, -np.inf, scores)
@@ -114,10 +122,10 @@ class Generation(Generic[ArrayT]):
     """
 
     def __init__(self, runner: Runner[ArrayT], input: Input[ArrayT], options: Options[ArrayT]) -> None:
+        options.check()
         self._runner, self._options = runner, options
         self._ends, self._fill = self._end_tokens()
         self._rng = np.random.default_rng(options.seed)
-        options.check()
         self._prompt, mask = self._prompts(input)
         if options.attention_mask is not None:
             mask = checked_mask(options.attention_mask, (self._prompt.shape[0], self._prompt.shape[1]))
@@ -182,7 +190,7 @@ class Generation(Generic[ArrayT]):
             feeds |= cache.feeds(range(self._runner.config.n_layers), part)
             window = cache.window(shape[1], horizon)
         plan = replace(self._runner.plan(), past=cache is not None)
-        return Request(plan, feeds, new, part, cache, "", shape, window, bare=True)
+        return Request(plan, feeds, new, part, part, cache, "", shape, window, bare=True)
 
     def _end_tokens(self) -> tuple[list[int], int]:
         """The ids that end a sequence, and the one that fills it up: of several the tokenizer's own, if it has one."""
@@ -194,9 +202,10 @@ class Generation(Generic[ArrayT]):
             if own is None:
                 raise InputError("this model has no end token: pass eos_token_id=, or stop_at_eos=False.")
             return [own], own
-        if np.ndim(eos_token_id) == 0:
-            return [int(eos_token_id)], int(eos_token_id)  # type: ignore[arg-type]
-        ends = [int(token) for token in eos_token_id]  # type: ignore[union-attr]  # an array of ids, then
+        if not isinstance(eos_token_id, list | tuple) and getattr(eos_token_id, "ndim", 0) == 0:
+            end = checked_number(eos_token_id, "eos_token_id", least=0)
+            return [end], end
+        ends = [checked_number(token, "eos_token_id", least=0) for token in eos_token_id]  # type: ignore[union-attr]
         if not ends:
             raise InputError("eos_token_id is an empty list: pass an id, or stop_at_eos=False.")
         return ends, ends[0] if own is None else own
@@ -207,8 +216,8 @@ class Generation(Generic[ArrayT]):
         text, options = self._runner.text, self._options
         side = text.side(options.padding_side)
         if holds_text(input):
-            return text.tokens_and_mask(input, options.prepend_bos, "left", truncate=False)
-        prompt, mask = text.tokens_and_mask(input, options.prepend_bos, side, followed=True)
+            return text.tokens_and_mask(input, options.prepend_bos, "left", truncate=False)[:2]
+        prompt, mask, _ = text.tokens_and_mask(input, options.prepend_bos, side, followed=True)
         # Nothing is longer than a single row, so PADs at its end are no padding but part of it.
         return prompt, None if len(prompt) == 1 and side == "right" else mask
 

@@ -1,16 +1,16 @@
-"""Calling Python hooks: how one is called, and what it may return."""
+"""Calling Python hooks: what may be given as hooks, how one is called, and what it may return."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, Border
-from graphlens.errors import HookResultError
+from graphlens.errors import HookResultError, InputError
 from graphlens.runtime.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -18,19 +18,47 @@ if TYPE_CHECKING:
 
 # Called as ``function(activation, hook=HookPoint)``; the activation is the user's kind of array, and None keeps it.
 HookFunction = Callable[..., Any]
+HookName = str | Callable[[str], bool]
+Hooks = Sequence[tuple[HookName, HookFunction]]
 
 
-def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any]) -> Callback:
+def pairs(hooks: Hooks) -> list[tuple[HookName, HookFunction]]:
+    """What a user gave as hooks, as a list of pairs.
+
+    Args:
+        hooks: (hook name or function name -> bool, function) pairs.
+
+    Raises:
+        InputError: For something else.
+    """
+    wanted = "hooks are a list of (hook name, function) pairs"
+    if isinstance(hooks, Mapping):
+        raise InputError(f"{wanted}, not a dict: pass list(hooks.items()).")
+    if isinstance(hooks, str) or not isinstance(hooks, Iterable):
+        raise InputError(f"{wanted}, not {hooks!r}.")
+    found = []
+    for pair in hooks:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise InputError(f"{wanted}, and {pair!r} among them is no pair.")
+        name, function = pair
+        if not isinstance(name, str) and not callable(name):
+            raise InputError(f"{wanted}: {name!r} is neither a name nor a function name -> bool.")
+        found.append((name, function))
+    return found
+
+
+def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any], d_vocab: int) -> Callback:
     """One function activation -> activation that calls the hooks at a hook point, one after the other.
 
     Args:
         point: The hook point.
         functions: The hooks, in the order in which they are called.
         border: How activations cross to the user.
+        d_vocab: The size of the vocabulary: token ids that are not in it are refused.
 
     Returns:
         The function. It raises HookResultError for what a hook returns that is no array of the activation's shape and
-        dtype, and whatever a hook raises.
+        dtype or holds ids that are no tokens, and whatever a hook raises.
     """
 
     def run(activation: Array) -> Array:
@@ -41,6 +69,11 @@ def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[
             if result is not None:
                 value = result
             array = _checked(border, value, shape, dtype, point, function)
+            if array.dtype.kind == "i" and array.size and not 0 <= array.min() <= array.max() < d_vocab:
+                bad = int(array.min() if array.min() < 0 else array.max())
+                raise HookResultError(
+                    f"{_described(function, point)} returned the token id {bad}: ids go from 0 to {d_vocab - 1}."
+                )
         return np.asarray(array)
 
     return run

@@ -10,21 +10,21 @@ from graphlens.analysis.arrays import ArrayInput, ArrayT
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.slices import SliceInput
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.file.names import NamesFilter
 from graphlens.model import describe
 from graphlens.model.backward import Differentiable, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward
-from graphlens.model.hooks import Hooks
+from graphlens.model.hook_calls import Hooks
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.generate import GenerateMethods
 from graphlens.model.methods.open import OpenMethods
 from graphlens.model.methods.text import TextMethods
 from graphlens.model.methods.weights import WeightMethods
-from graphlens.model.request import ForwardOptions, Output
+from graphlens.model.request import OUTPUT_ARGUMENTS, ForwardOptions, Output, check_arguments
 from graphlens.model.runner import Interventions
 from graphlens.model.text import Input
 
@@ -35,8 +35,9 @@ class HookedTransformer(
     """A hooked model: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``. Tokens are integer arrays [b, p]
-    or [p], nested lists, or strings; ``prepend_bos`` and ``padding_side`` apply to strings. Pickled or copied deeply, a
-    model is opened again from its file, with its flags and defaults and without hooks and interventions.
+    or [p], nested lists, or strings; ``prepend_bos`` and ``padding_side`` apply to strings. A pickled model is opened again
+    from its file, a deep copy shares the file and its sessions; both have its flags, defaults and the weights that were
+    set, and no hooks and interventions.
 
     Args:
         engine: The hooked file, ready to run.
@@ -228,13 +229,16 @@ class HookedTransformer(
             raise InputError(f"this model runs on {self.cfg.device}; its activations cannot be put on {device}.")
         ran = run_forward(self.runner, names_filter, incl_bwd, input, *forward_args, **forward_options)
         values = ran.values if pos_slice is None else positions_of(self.runner, ran, pos_slice)
-        if clear_contexts:
+        if checked_number(clear_contexts, "clear_contexts", bool):
             self.clear_contexts()
         to_user = self.border.to_user
         cache = ActivationCache({name: to_user(array) for name, array in values.items()}, self)
-        if remove_batch_dim:
+        cache.mask = ran.request.real
+        if checked_number(remove_batch_dim, "remove_batch_dim", bool):
             cache.remove_batch_dim()
-        return ran.result, (cache if return_cache_object else cache.cache_dict)
+        return ran.result, (
+            cache if checked_number(return_cache_object, "return_cache_object", bool) else cache.cache_dict
+        )
 
     @overload
     def run_with_hooks(
@@ -280,7 +284,8 @@ class HookedTransformer(
             UnknownHookPoint: For a name that is none.
             HookResultError: For what a hook returned; and whatever a hook raises.
         """
-        given = dict(zip(("return_type", "loss_per_token"), forward_args, strict=False)) | forward_options
+        check_arguments(forward_args[2:], forward_options, OUTPUT_ARGUMENTS[len(forward_args) :])
+        given = dict(zip(OUTPUT_ARGUMENTS, forward_args, strict=False)) | forward_options
         scalar = given.get("return_type") == "loss" and not given.get("loss_per_token")
         if bwd_hooks and not self.border.backward_later and (not scalar or given.get("stop_at_layer") is not None):
             raise InputError(
@@ -347,6 +352,7 @@ class HookedTransformer(
             UnknownHookPoint: For a hook point that is not there.
             InputError: For what the model lacks or what cannot fit, before anything runs.
         """
+        check_arguments((), forward_options, OUTPUT_ARGUMENTS[1:])
         with self.intervene(interventions, strict), self.hooks(fwd_hooks):
             if names_filter is None:
                 return self.forward(input, return_type=return_type, **forward_options)
@@ -366,7 +372,7 @@ class HookedTransformer(
         whose derivative depends on the logits takes a forward first, in which forward hooks are called too.
 
         Args:
-            input: Whole prompts, as in ``forward``.
+            input: Whole prompts, as in ``forward``; a list of texts is padded on the left.
             metric: One of graphlens.metrics with a mean over the batch, or an object with ``gradient(logits) ->
                 d/d(logits)`` [b, p, V], for a metric of one's own.
             names: As ``names_filter`` in ``run_with_cache``; None is every hook point of floats.

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, NamedTuple, TypeVar, overload
 
 from graphlens.analysis.arrays import Border
-from graphlens.errors import InputError
+from graphlens.errors import InputError, InputTypeError, checked_number, is_one_of
 from graphlens.file.names import canonical, select, split_name, unknown_hook
-from graphlens.model.active import PerThread
-from graphlens.model.hook_calls import HookFunction, chained, untupled
+from graphlens.model.hook_calls import HookFunction, HookName, Hooks, chained, pairs, untupled
+from graphlens.model.per_thread import Block, PerThread
+from graphlens.model.ran import ActiveHook as ActiveHook
 from graphlens.runtime.callbacks import Callback
 
-HookName = str | Callable[[str], bool]
-Hooks = Sequence[tuple[HookName, HookFunction]]
 Default = TypeVar("Default")
 FORWARD, BACKWARD = "fwd", "bwd"
+_NEVER = {
+    FORWARD: "the hook at {!r} would never fire: this run does not pass it. Its flag was switched off, or start_at_layer or "
+    "stop_at_layer leaves it out.",
+    BACKWARD: "the backward hook at {!r} would never fire: this run does not pass it, it holds integers, or it fires several "
+    "times (ln1, with inputs split).",
+}
+_changing = threading.Lock()  # held while the added hooks of a model change, which several threads may do
 
 
 class HookPoint:
@@ -112,6 +118,15 @@ class HookPoint:
         """
         self._owner.reset(including_permanent, level, self.name, dir)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # That of the model's copy, or one of no model.
+        made = (
+            (HookPoint, (self.name,))
+            if self._registry is None
+            else (methodcaller("point", self.name), (self._registry,))
+        )
+        return *made, {"ctx": self.ctx}
+
     @property
     def _owner(self) -> HookRegistry:
         if self._registry is None:
@@ -158,35 +173,6 @@ class HookDict(dict[str, HookPoint]):
         return self[name] if name in self else default
 
 
-@dataclass(frozen=True)
-class ActiveHook:
-    """A hook function at a hook point.
-
-    Attributes:
-        name: The hook point's name.
-        user_hook: The function.
-        asked: True if it was added under this very name and not chosen by a function; then it has to fire.
-        is_permanent: True if resetting leaves it.
-        context_level: The depth of the ``with`` block it belongs to, from 1, or what ``add_hook(level=)`` said.
-        dir: "fwd" or "bwd".
-    """
-
-    name: str
-    user_hook: HookFunction
-    asked: bool = False
-    is_permanent: bool = False
-    context_level: int | None = None
-    dir: str = FORWARD
-
-    def goes(self, including_permanent: bool, level: int | None, name: str | None, dir: str = "both") -> bool:
-        """True if a reset with these arguments removes the hook.
-
-        As in TransformerLens, a reset that includes permanent hooks removes those of every level.
-        """
-        chosen = including_permanent or (not self.is_permanent and level in (None, self.context_level))
-        return chosen and name in (None, self.name) and dir in ("both", self.dir)
-
-
 class _Blocks(NamedTuple):
     """The ``with`` blocks that are open in a thread: their hooks, those of outer blocks first, and how many they are."""
 
@@ -200,10 +186,11 @@ class HookRegistry:
     Args:
         names: Gives the hook points there are now, in firing order.
         n_layers: The number of blocks.
+        d_vocab: The size of the vocabulary.
     """
 
-    def __init__(self, names: Callable[[], Sequence[str]], n_layers: int) -> None:
-        self._names, self._n_layers = names, n_layers
+    def __init__(self, names: Callable[[], Sequence[str]], n_layers: int, d_vocab: int) -> None:
+        self._names, self._n_layers, self._d_vocab = names, n_layers, d_vocab
         self._points: dict[str, HookPoint] = {}
         self._added: tuple[ActiveHook, ...] = ()
         self._blocks: PerThread[_Blocks] = PerThread(_Blocks((), 0))
@@ -253,10 +240,10 @@ class HookRegistry:
 
     def snapshot(self) -> tuple[ActiveHook, ...]:
         """All hooks that are active in this thread now, of both directions."""
-        only = self._only.get()
-        return (*self._added, *self._blocks.get().hooks) if only is None else only
+        only, blocks = self._only.get(), self._blocks.get()  # which may end one first: it takes added hooks with it
+        return (*self._added, *blocks.hooks) if only is None else only
 
-    def only(self, hooks: tuple[ActiveHook, ...]) -> contextlib.AbstractContextManager[None]:
+    def only(self, hooks: tuple[ActiveHook, ...]) -> Block[None]:
         """Makes these hooks, and no others, active for the length of the block, in this thread.
 
         Args:
@@ -268,10 +255,11 @@ class HookRegistry:
         self, hooks: Hooks, permanent: bool = False, level: int | None = None, dir: str = FORWARD
     ) -> list[ActiveHook]:
         expanded = []
-        names = self._names() if hooks else []
-        for name, function in hooks:
+        given = pairs(hooks)
+        names = self._names() if given else []
+        for name, function in given:
             if not callable(function):
-                raise TypeError(f"the hook at {name!r} is not callable but {type(function).__name__}")
+                raise InputTypeError(f"the hook at {name!r} is not callable but {type(function).__name__}")
             found = select(names, name, self._n_layers)
             expanded += [ActiveHook(n, function, isinstance(name, str), permanent, level, dir) for n in found]
         return expanded
@@ -299,10 +287,11 @@ class HookRegistry:
             UnknownHookPoint: For a name that is none.
             InputError: For another ``dir``.
         """
-        if dir not in (FORWARD, BACKWARD):
+        if not is_one_of(dir, (FORWARD, BACKWARD)):
             raise InputError(f"dir must be 'fwd' or 'bwd', not {dir!r}.")
         new = tuple(self._expand([(name, function)], permanent, level, dir))
-        self._added = (*new, *self._added) if prepend else (*self._added, *new)
+        with _changing:
+            self._added = (*new, *self._added) if prepend else (*self._added, *new)
 
     def reset(
         self,
@@ -319,79 +308,67 @@ class HookRegistry:
             name: Only those at one hook point.
             dir: "fwd", "bwd" or "both".
         """
+        if not is_one_of(dir, (FORWARD, BACKWARD, "both")):
+            raise InputError(f"the direction must be 'fwd', 'bwd' or 'both', not {dir!r}.")
+        level = None if level is None else checked_number(level, "level")
         asked = (including_permanent, level, name, dir)
-        self._added = tuple(hook for hook in self._added if not hook.goes(*asked))
         blocks = self._blocks.get()
+        with _changing:
+            self._added = tuple(hook for hook in self._added if not hook.goes(*asked))
         self._blocks.set(_Blocks(tuple(hook for hook in blocks.hooks if not hook.goes(*asked)), blocks.depth))
 
-    @contextlib.contextmanager
-    def adding(self, hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[None]:
-        """Adds hooks for the length of the block, in this thread.
+    def adding(self, hooks: Hooks, bwd_hooks: Hooks, stay: bool, clear_contexts: bool) -> Block[None]:
+        """Adds hooks for the length of a ``with`` block, in this thread.
 
         Args:
-            hooks: Forward hooks; see ``HookedTransformer.hooks``.
+            hooks: Forward hooks; see ``HookedTransformer.hooks``, as for what follows.
             bwd_hooks: Backward hooks.
+            stay: True adds them for good.
+            clear_contexts: See there.
 
         Raises:
-            UnknownHookPoint: For a name that is none, before any hook is added.
+            UnknownHookPoint: At its beginning, for a name that is none, before any hook is added.
         """
-        around = self._blocks.get()
-        depth = around.depth + 1
-        new = (*self._expand(hooks, level=depth), *self._expand(bwd_hooks, level=depth, dir=BACKWARD))
-        try:
-            with self._blocks.during(_Blocks((*around.hooks, *new), depth)):
-                yield
-        finally:
-            # TransformerLens: hooks that were added at the block's level go with it.
-            self._added = tuple(hook for hook in self._added if not hook.goes(False, depth, None))
+
+        def inside(around: _Blocks) -> _Blocks:
+            level = None if stay else around.depth + 1
+            new = (*self._expand(hooks, level=level), *self._expand(bwd_hooks, level=level, dir=BACKWARD))
+            if level is None:
+                with _changing:
+                    self._added = (*self._added, *new)
+                return around
+            return _Blocks((*around.hooks, *new), level)
+
+        def after(blocks: _Blocks) -> None:
+            if not stay:  # TransformerLens: hooks that were added at the block's level go with it
+                with _changing:
+                    self._added = tuple(hook for hook in self._added if not hook.goes(False, blocks.depth, None))
+            if clear_contexts:
+                self.clear_contexts()
+
+        return Block(self._blocks, inside, after)
 
     def clear_contexts(self) -> None:
         """Empties every hook point's ``ctx``."""
-        for point in self._points.values():
+        for point in list(self._points.values()):  # other threads may add some meanwhile
             point.clear_context()
 
-    def callbacks(self, border: Border[Any], names: Collection[str]) -> dict[str, Callback]:
-        """For each hook point with hooks, one function activation -> activation that calls them in order.
+    def callbacks(self, border: Border[Any], names: Collection[str], dir: str = FORWARD) -> dict[str, Callback]:
+        """For each hook point with hooks, one function activation -> activation (or gradients) that calls them in order.
 
         Args:
-            border: How activations cross to the user.
-            names: The hook points that the run passes.
+            border: How arrays cross to the user.
+            names: The hook points that the run passes; of backward hooks, those that have one gradient in it.
+            dir: "fwd" or "bwd".
 
         Raises:
-            InputError: For a hook asked for by name that this run does not pass: it would silently never fire.
+            InputError: For a hook asked for by name at another one: it would silently never fire.
         """
-        return self._chained(
-            border,
-            names,
-            FORWARD,
-            "the hook at {!r} would never fire: this run does not pass it. Its flag was switched off, or "
-            "start_at_layer or stop_at_layer leaves it out.",
-        )
-
-    def backward_callbacks(self, border: Border[Any], names: Collection[str]) -> dict[str, Callback]:
-        """For each hook point with backward hooks, one function gradient -> gradient that calls them in order.
-
-        Args:
-            border: How gradients cross to the user.
-            names: The hook points that have one gradient in the run.
-
-        Raises:
-            InputError: For a hook asked for by name at another one.
-        """
-        return self._chained(
-            border,
-            names,
-            BACKWARD,
-            "the backward hook at {!r} would never fire: this run does not pass it, it holds integers, or it fires "
-            "several times (ln1, with inputs split).",
-        )
-
-    def _chained(self, border: Border[Any], names: Collection[str], dir: str, idle: str) -> dict[str, Callback]:
         at: dict[str, list[HookFunction]] = {}
         for hook in self.active(dir=dir):
             if hook.name in names:
                 function = hook.user_hook if dir == FORWARD else untupled(hook.user_hook)
                 at.setdefault(hook.name, []).append(function)
             elif hook.asked and not hook.is_permanent:
-                raise InputError(idle.format(hook.name))
-        return {name: chained(self.point(name), functions, border) for name, functions in at.items()}
+                raise InputError(_NEVER[dir].format(hook.name))
+        return {name: chained(self.point(name), functions, border, self._d_vocab) for name, functions in at.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.edits.gate import Window
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.manifest import ModelConfig
 
@@ -51,9 +51,18 @@ class KeyValueCache:
         Returns:
             A cache for that many sequences.
         """
+        batch_size = checked_number(batch_size, "batch_size", least=1)
         # On the torch face cfg.dtype is a torch.dtype.
         plain = replace(cfg, dtype=str(cfg.dtype).removeprefix("torch."))
         return cls(plain, np.zeros((batch_size, 0), np.int64))
+
+    def __getstate__(self) -> dict[str, object]:
+        # Pickled and copied as arrays in main memory: ONNX Runtime's values can be neither. Runs take both.
+        held = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in self.present.items()}
+        return {**self.__dict__, "present": held}
+
+    def __copy__(self) -> Self:
+        return replace(self, present=dict(self.present))  # runs put new values in, and leave those that are there
 
     @property
     def batch_size(self) -> int:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, cast
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array
 from graphlens.edits.gate import Window
 from graphlens.engine.plan import Plan
-from graphlens.errors import InputError
+from graphlens.errors import InputError, called, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
 from graphlens.model.kv_cache import KeyValueCache
-from graphlens.model.text import Input, Text, Tokens
+from graphlens.model.text import Input, Text, Tokens, is_text
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
@@ -47,6 +48,36 @@ class ForwardOptions(TypedDict, Generic[ArrayT], total=False):
     past_kv_cache: KeyValueCache | None
 
 
+OUTPUT_ARGUMENTS = ("return_type", "loss_per_token")  # of ``forward``, before the others
+FORWARD_ARGUMENTS = tuple(ForwardOptions.__annotations__)
+
+
+def check_arguments(given: Sequence[Any], options: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Checks what a call hands on to ``forward``, so that an error names the function that the user called.
+
+    Args:
+        given: The arguments of ``forward`` after ``loss_per_token``.
+        options: The same by name.
+        more: Other names that there may be among ``options``.
+
+    Raises:
+        TypeError: For an argument that ``forward`` does not have, or is given twice.
+    """
+    known = {*FORWARD_ARGUMENTS[len(given) :], *more}
+    if len(given) <= len(FORWARD_ARGUMENTS) and options.keys() <= known:
+        return
+    function, own = called()
+    possible = list(dict.fromkeys([*(name for name in own if name != "self"), *more, *FORWARD_ARGUMENTS]))
+    if len(given) > len(FORWARD_ARGUMENTS):
+        raise TypeError(f"{function}() was given too many arguments; they are {', '.join(possible)}.")
+    name = next(name for name in options if name not in known)
+    if name in FORWARD_ARGUMENTS:
+        raise TypeError(f"{function}() was given {name} twice: by its place and by its name.")
+    near = difflib.get_close_matches(name, possible, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(possible)}."
+    raise TypeError(f"{function}() has no argument {name!r}: {hint}")
+
+
 @dataclass(frozen=True)
 class Request:
     """One run.
@@ -56,6 +87,7 @@ class Request:
         feeds: The inputs of the graph.
         tokens: int64 [b, p]; None where the run starts from a residual stream and no tokens were given.
         mask: int64 [b, p], 1 at real tokens, as it was given or inferred; None where nothing is masked.
+        real: The same, also where the padding needs no mask: that of text on the right. None where none is known of.
         cache: The KV cache to extend, if any.
         owner: The model that the cache belongs to from now on.
         shape: (b, p).
@@ -67,6 +99,7 @@ class Request:
     feeds: Mapping[str, Any]
     tokens: Tokens | None
     mask: Tokens | None
+    real: Tokens | None
     cache: KeyValueCache | None
     owner: str
     shape: tuple[int, int]
@@ -90,7 +123,13 @@ class Request:
         feeds = {name: np.concatenate([array] * times) for name, array in self.feeds.items()}
         window = Window.whole(batch, length)
         return replace(
-            self, feeds=feeds, tokens=tiled(self.tokens), mask=tiled(self.mask), shape=(batch, length), window=window
+            self,
+            feeds=feeds,
+            tokens=tiled(self.tokens),
+            mask=tiled(self.mask),
+            real=tiled(self.real),
+            shape=(batch, length),
+            window=window,
         )
 
     def need_tokens(self) -> Tokens:
@@ -117,10 +156,28 @@ class Reader(Generic[ArrayT]):
 
     @property
     def identity(self) -> str:
-        """Which model this is, whatever it is called: see ``OpenedFiles``."""
-        return self._engine.files.identity
+        """Which model this is, whatever it is called: see ``Engine``."""
+        return self._engine.identity
 
     def request(
+        self, flags: tuple[str, ...], input: Input[ArrayT], *forward_args: Any, **forward_options: Any
+    ) -> Request:
+        """The request of a call of ``forward``.
+
+        Args:
+            flags: The flags that are set, sorted.
+            input: See ``HookedTransformer.forward``.
+            *forward_args: Its arguments after ``loss_per_token``.
+            **forward_options: The same by name.
+
+        Raises:
+            InputError: For arguments that do not fit the model or each other.
+            TypeError: For arguments that ``forward`` does not have.
+        """
+        check_arguments(forward_args, forward_options)
+        return self._request(flags, input, *forward_args, **forward_options)
+
+    def _request(
         self,
         flags: tuple[str, ...],
         input: Input[ArrayT],
@@ -133,23 +190,7 @@ class Reader(Generic[ArrayT]):
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
     ) -> Request:
-        """The request of a call of ``forward``.
-
-        Args:
-            flags: The flags that are set, sorted.
-            input: See ``HookedTransformer.forward``, as for all arguments after it.
-            prepend_bos: See there.
-            padding_side: See there.
-            start_at_layer: See there.
-            tokens: See there.
-            shortformer_pos_embed: See there.
-            attention_mask: See there.
-            stop_at_layer: See there.
-            past_kv_cache: See there.
-
-        Raises:
-            InputError: For arguments that do not fit the model or each other.
-        """
+        """``request``, its arguments being those of ``forward``."""
         if shortformer_pos_embed is not None:
             raise InputError("shortformer_pos_embed: no supported model adds its position embeddings to the attention.")
         cfg, cached = self._engine.manifest.config, past_kv_cache is not None
@@ -158,19 +199,20 @@ class Reader(Generic[ArrayT]):
         ids: Tokens | None
         feeds: dict[str, Any]
         if start is None:
-            ids, mask = self._text.tokens_and_mask(input, prepend_bos, padding_side, cached)
+            ids, mask, real = self._text.tokens_and_mask(input, prepend_bos, padding_side, cached)
             feeds, shape = {INPUT_IDS: ids}, (ids.shape[0], ids.shape[1])
         else:
             residual = self._residual(input)
             shape = (residual.shape[0], residual.shape[1])
-            ids = mask = None
+            ids = mask = real = None
             if tokens is not None:
-                ids, mask = self._text.tokens_and_mask(tokens, prepend_bos, padding_side, cached)
+                ids, mask, real = self._text.tokens_and_mask(tokens, prepend_bos, padding_side, cached)
             if ids is not None and ids.shape != shape:
                 raise InputError(f"tokens have shape {list(ids.shape)}; the residual has {list(shape)} positions.")
             feeds = {RESIDUAL_IN: residual}
         if attention_mask is not None:
             mask = checked_mask(attention_mask, shape, cached)
+            real = mask if real is None else mask & real
         plan = Plan(flags, start, stop, past=cached)
         window = Window.whole(*shape)
         if past_kv_cache is not None:
@@ -187,10 +229,13 @@ class Reader(Generic[ArrayT]):
         elif mask is not None:
             feeds[ATTENTION_MASK] = mask
         owner = self.identity if cached else ""
-        return Request(plan, feeds, ids, mask, past_kv_cache, owner, shape, window)
+        return Request(plan, feeds, ids, mask, real, past_kv_cache, owner, shape, window)
 
     def whole_prompts(self, flags: tuple[str, ...], input: Input[ArrayT], **forward_options: Any) -> Request:
         """A request over whole prompts, as sweeps and gradients take them.
+
+        Texts of different lengths are padded on the left unless told otherwise, so that the last position is each one's
+        last token. Whatever padding is known of is masked.
 
         Args:
             flags: The flags that are set, sorted.
@@ -198,19 +243,32 @@ class Reader(Generic[ArrayT]):
             **forward_options: The arguments of ``forward`` by name.
 
         Raises:
-            InputError: For a run of some layers only, or with a KV cache; and what ``request`` raises.
+            InputError: For a run of some layers only, or with a KV cache; for an attention mask that counts padding as
+                real; and what ``request`` raises.
         """
+        said = forward_options.get("attention_mask") is not None or forward_options.get("padding_side") is not None
+        if is_text(input) and not said:
+            forward_options["padding_side"] = "left"
         request = self.request(flags, input, **forward_options)
         if request.tokens is None or request.plan.stop is not None or request.cache is not None:
             raise InputError("a sweep runs whole prompts: without start_at_layer, stop_at_layer and past_kv_cache.")
-        return request
+        if request.real is None:
+            return request
+        if request.mask is not None and (request.mask > request.real).any():
+            row = int(np.flatnonzero((request.mask > request.real).any(-1))[0])
+            raise InputError(
+                f"attention_mask is 1 at padding of text {row}: these texts are padded on the "
+                f"{self._text.side(forward_options.get('padding_side'))}. Leave it out: the padding of text is known."
+            )
+        return replace(request, mask=request.real, feeds={**request.feeds, ATTENTION_MASK: request.real})
 
     def _layer(self, argument: str, layer: int | None) -> int | None:
         """A layer counted from the start. Raises InputError for one that the model has not."""
         if layer is None:
             return None
         count = self._engine.manifest.config.n_layers
-        index = int(layer) + count if layer < 0 else int(layer)
+        layer = checked_number(layer, argument)
+        index = layer + count if layer < 0 else layer
         if not 0 <= index <= count:
             raise InputError(
                 f"{argument}={layer}: this model has {count} layers (0-{count - 1}); {count} is their end."
@@ -251,7 +309,10 @@ def checked_mask(attention_mask: object, shape: tuple[int, int], cached: bool = 
     Raises:
         InputError: For another shape, other values than 0 and 1, and a row without a real token.
     """
-    mask = np.atleast_2d(np.asarray(attention_mask))
+    try:
+        mask = np.atleast_2d(as_array(cast(ArrayInput, attention_mask)))
+    except ValueError as error:
+        raise InputError("attention_mask is ragged: its rows have different lengths.") from error
     if mask.shape != shape:
         raise InputError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(shape)}.")
     if not np.isin(mask, (0, 1)).all():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,61 +24,16 @@ from graphlens.model import backward
 from graphlens.model.active import Active, ActiveEdits
 from graphlens.model.backward import Differentiated, Seed
 from graphlens.model.border import Border
-from graphlens.model.hooks import ActiveHook, HookRegistry
+from graphlens.model.flags import Flags
+from graphlens.model.hooks import BACKWARD, HookRegistry
+from graphlens.model.per_thread import Block
+from graphlens.model.ran import Ran, Snapshot
 from graphlens.model.request import Reader, Request
 from graphlens.model.text import Input, Text
 from graphlens.model.weights import Weights
 
 Interventions = Iterable[Intervention] | Intervention
 MetricT = TypeVar("MetricT", bound=Metric)
-_EXCLUDE_EACH_OTHER = {"use_attn_in": "use_split_qkv_input", "use_split_qkv_input": "use_attn_in"}
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a run gave, as arrays.
-
-    Attributes:
-        output: Logits [b, p, V], or the residual stream [b, p, d_model] where the run stops early; None if it was not
-            asked for.
-        values: Activations, and gradients as ``<name>_grad``, by name, after the hooks and interventions there.
-    """
-
-    output: Array | None
-    values: dict[str, Array]
-
-    @property
-    def logits(self) -> Array:
-        """The output of a run that was asked for it."""
-        assert self.output is not None, "the run was not asked for its output"
-        return self.output
-
-
-class Flags:
-    """The flags that are set: each adds hook points to the graph."""
-
-    def __init__(self) -> None:
-        self._on: set[str] = set()
-
-    def set(self, flag: str, on: bool) -> None:
-        """Sets or unsets a flag.
-
-        Args:
-            flag: Its name in the configuration ("use_attn_result", say).
-            on: True sets it.
-
-        Raises:
-            InputError: For one that excludes another that is set.
-        """
-        other = _EXCLUDE_EACH_OTHER.get(flag)
-        if on and other in self._on:
-            raise InputError(f"{flag} and {other} exclude each other: call model.set_{other}(False) first.")
-        (self._on.add if on else self._on.discard)(flag)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The flags that are set, sorted."""
-        return tuple(sorted(self._on))
 
 
 class Runner(Generic[ArrayT]):
@@ -111,7 +66,7 @@ class Runner(Generic[ArrayT]):
         self.text: Text[ArrayT] = Text(engine, border, tokenizer, default_prepend_bos)
         self.weights = Weights(engine)
         self.flags = Flags()
-        self.hooks = HookRegistry(self.names, engine.manifest.config.n_layers)
+        self.hooks: HookRegistry = _Hooks(self)
         self.edits = ActiveEdits(engine)
         self._reader = Reader(engine, self.text)
 
@@ -123,11 +78,49 @@ class Runner(Generic[ArrayT]):
         other._reader = Reader(self.engine, other.text)
         return other
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled, and copied deeply, as what opens the model again. Hooks and interventions belong to whoever set them.
+    def use(self, engine: Engine) -> None:
+        """Goes on with another engine over the same file: one that computes with other weights.
+
+        Args:
+            engine: It has the same hook points. What is active stays active.
+        """
+        self.engine, self.weights = engine, Weights(engine)
+        self.text.use(engine)
+        self.edits.use(engine)
+        self._reader = Reader(engine, self.text)
+
+    # Hooks and interventions belong to whoever set them: a copy of either kind has none.
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Runner[ArrayT]:
+        text = (copy.deepcopy(self.text.tokenizer, memo), self.text.default_prepend_bos)
+        other = memo[id(self)] = Runner(self.engine, self.border, *text)
+        other.text.default_padding_side, other.flags = self.text.default_padding_side, copy.deepcopy(self.flags, memo)
+        return other
+
+    def __reduce__(self) -> tuple[object, ...]:
         asked = (self.engine.path, self.engine.asked, self.config.n_ctx)
         text = (self.border, self.text.tokenizer, self.text.default_prepend_bos)
-        return _opened, (asked, self.identity, text, self.text.default_padding_side, self.flags)
+        weights = {name: np.array(value) for name, value in self.engine.replaced.items()}
+        return _opened, (asked, self.engine.files.identity, text, self.text.default_padding_side, self.flags, weights)
+
+    def set_flag(self, flag: str, on: bool) -> None:
+        """Sets or unsets a flag.
+
+        Args:
+            flag: Its name in the configuration ("use_attn_result", say).
+            on: True sets it.
+
+        Raises:
+            InputError: For one that excludes another that is set, and for one that this model cannot have; it is not set
+                then.
+        """
+        self.flags.set(flag, on)
+        if on:
+            try:
+                self.names()
+            except InputError:
+                self.flags.set(flag, False)
+                raise
 
     # What there is
 
@@ -158,7 +151,7 @@ class Runner(Generic[ArrayT]):
         Raises:
             AttributeError: If the model has no weight of that name.
         """
-        return self.border.weight_to_user(self.weights[name])
+        return self.border.weight_to_user(self.weights[name], name)
 
     def select(self, names_filter: NamesFilter, request: Request) -> list[str]:
         """The hook points of a run that a ``names_filter`` picks, in firing order.
@@ -185,16 +178,19 @@ class Runner(Generic[ArrayT]):
             return asked
         return select(list(passed), names_filter, layers) if passed else []
 
-    def bound(self, metric: MetricT) -> MetricT:
-        """A metric with token ids in place of text.
+    def bound(self, metric: MetricT, mask: Array | None) -> MetricT:
+        """A metric with token ids in place of text, that leaves out the padding of a run.
 
         Args:
             metric: One of graphlens.metrics.
+            mask: The run's, 0 at padding; None where there is none.
 
         Raises:
-            InputError: If it holds text and there is no tokenizer, or text that is not one token.
+            InputError: If it holds text and there is no tokenizer, or text that is not one token; and what
+                ``metric.masked`` raises.
         """
-        return metric.bound(self.text.single_token if self.text.tokenizer is not None else None)
+        known = metric.bound(self.text.single_token if self.text.tokenizer is not None else None)
+        return known.masked(mask)
 
     # What is active
 
@@ -203,7 +199,7 @@ class Runner(Generic[ArrayT]):
         hooks = tuple((hook.name, getattr(hook.user_hook, "__qualname__", "")) for hook in self.hooks.active())
         return Active(self.flags.names, self.edits.items, hooks)
 
-    def editing(self, interventions: Interventions, strict: bool = True) -> contextlib.AbstractContextManager[None]:
+    def editing(self, interventions: Interventions, strict: bool = True) -> Block[None]:
         """Adds interventions to every run inside the ``with`` block; see HookedTransformer.intervene.
 
         Args:
@@ -219,16 +215,6 @@ class Runner(Generic[ArrayT]):
     def snapshot(self) -> Snapshot:
         """The hooks and interventions that are active now, to run with later."""
         return Snapshot(self.hooks.snapshot(), self.edits.items)
-
-    @contextlib.contextmanager
-    def as_in(self, snapshot: Snapshot) -> Iterator[None]:
-        """Makes what a snapshot holds, and nothing else, active for the length of the block, in this thread.
-
-        Args:
-            snapshot: What ``snapshot`` gave, in this or another thread.
-        """
-        with self.hooks.only(snapshot.hooks), self.edits.only(snapshot.interventions):
-            yield
 
     # Running
 
@@ -315,7 +301,7 @@ class Runner(Generic[ArrayT]):
                     f"{name!r} fires for queries, keys and values apart while inputs are split, so it has no one gradient: "
                     "switch use_split_qkv_input and use_attn_in off, or take hook_q_input, hook_k_input and hook_v_input."
                 )
-        backward_hooks = self.hooks.backward_callbacks(self.border, possible)
+        backward_hooks = self.hooks.callbacks(self.border, possible, BACKWARD)
         names = self.engine.passed(request.plan)
         changing: list[str] = []
         callbacks = {
@@ -376,18 +362,29 @@ class Runner(Generic[ArrayT]):
         return backward.differentiable(self.engine, plan)
 
 
-def _opened(asked: tuple[Any, ...], identity: str, text: tuple[Any, ...], side: str, flags: Flags) -> Runner[Any]:
+class _Hooks(HookRegistry):
+    """The hooks of a runner's model. Pickled or copied deeply they are those of the runner's copy, which begins without any."""
+
+    def __init__(self, runner: Runner[Any]) -> None:
+        config = runner.config
+        super().__init__(runner.names, config.n_layers, config.d_vocab)
+        self._runner = runner
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return attrgetter("hooks"), (self._runner,)
+
+
+def _opened(
+    asked: tuple[Any, ...],
+    identity: str,
+    text: tuple[Any, ...],
+    side: str,
+    flags: Flags,
+    weights: dict[str, Array],
+) -> Runner[Any]:
     """The runner that was pickled as this, its file opened again."""
     engine = Engine(*asked)
     engine.files.ensure_is(identity)
-    runner = Runner(engine, *text)
+    runner = Runner(engine.with_weights(weights) if weights else engine, *text)
     runner.text.default_padding_side, runner.flags = side, flags
     return runner
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The hooks and interventions that were active at some time in some thread."""
-
-    hooks: tuple[ActiveHook, ...]
-    interventions: tuple[Intervention, ...]

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeGuard
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
-from graphlens.errors import InputError, warn
-from graphlens.file.tokenizer import Tokenizer
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array, is_tensor
+from graphlens.errors import InputError, checked_number, is_one_of, warn
+from graphlens.file.tokenizer import Tokenizer, checked_text
 from graphlens.model.border import Border
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
 
 Tokens = npt.NDArray[np.int64]
+_SHOWN = 20  # tokens in an error
 # What a run takes: text, token ids as lists or arrays, or (with start_at_layer) a residual stream.
 Input: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Array | ArrayT
+
+
+class Prompts(NamedTuple):
+    """The tokens of a run.
+
+    Attributes:
+        tokens: int64 [b, p], every id inside the vocabulary, at most n_ctx of them.
+        mask: int64 [b, p], 0 at padding; None where nothing has to be masked.
+        real: The same wherever padding is known of, also where it needs no mask; None where it is known of nowhere.
+    """
+
+    tokens: Tokens
+    mask: Tokens | None
+    real: Tokens | None
 
 
 class Text(Generic[ArrayT]):
@@ -43,6 +58,11 @@ class Text(Generic[ArrayT]):
         self.tokenizer = self.own_tokenizer = tokenizer
         self.default_prepend_bos = default_prepend_bos
         self._side_without_tokenizer = "right"
+        self._warned = False
+
+    def use(self, engine: Engine) -> None:
+        """Goes on with another engine over the same file."""
+        self._engine = engine
 
     @property
     def default_padding_side(self) -> str:
@@ -94,7 +114,8 @@ class Text(Generic[ArrayT]):
         """
         ids = self.need_tokenizer().encode(string)
         if len(ids) != 1:
-            raise InputError(f"{string!r} is {len(ids)} tokens ({self.of_each(ids)}), not one.")
+            shown = f"{self.of_each(ids[:_SHOWN])}{', ...' if len(ids) > _SHOWN else ''}"
+            raise InputError(f"{string!r:.200} is {len(ids)} tokens ({shown}), not one.")
         return ids[0]
 
     def encode(self, text: str, prepend_bos: bool | None, truncate: bool) -> list[int]:
@@ -109,7 +130,7 @@ class Text(Generic[ArrayT]):
             InputError: For a model without a tokenizer, and a tokenizer without BOS where it is asked for.
         """
         tokenizer = self.need_tokenizer()
-        bos = self.default_prepend_bos if prepend_bos is None else prepend_bos
+        bos = self.default_prepend_bos if prepend_bos is None else checked_number(prepend_bos, "prepend_bos", bool)
         ids = [*([tokenizer.require_bos()] if bos else []), *tokenizer.encode(text)]
         return ids[: self._engine.manifest.config.n_ctx] if truncate else ids
 
@@ -150,7 +171,14 @@ class Text(Generic[ArrayT]):
         return self._padded(self._rows(input, prepend_bos, truncate), side)
 
     def _rows(self, input: str | Sequence[str], prepend_bos: bool | None, truncate: bool) -> list[list[int]]:
-        texts = [input] if isinstance(input, str) else list(input)
+        several = (
+            isinstance(input, Iterable)
+            and not isinstance(input, (str, bytes, Mapping))
+            and getattr(input, "ndim", 1) > 0
+        )
+        texts = list(input) if several else [checked_text(input)]
+        if not texts:
+            raise InputError("the list of texts is empty: pass one text at least.")
         return [self.encode(text, prepend_bos, truncate) for text in texts]
 
     def _padded(self, rows: Sequence[Sequence[int]], side: str) -> Tokens:
@@ -170,7 +198,7 @@ class Text(Generic[ArrayT]):
         padding_side: str | None = None,
         followed: bool = False,
         truncate: bool = True,
-    ) -> tuple[Tokens, Tokens | None]:
+    ) -> Prompts:
         """The tokens of a run, and which of them are real.
 
         Args:
@@ -182,8 +210,7 @@ class Text(Generic[ArrayT]):
             truncate: True cuts text at n_ctx, with a warning. Ids are never cut.
 
         Returns:
-            int64 [b, p], every id inside the vocabulary, at most n_ctx of them; and int64 [b, p] with 0 at padding,
-            None where nothing has to be masked.
+            The tokens. The padding of text is known; that of ids is guessed, and only where it has to be masked.
 
         Raises:
             InputError: For input that is neither text nor ids, is empty or too long, or has ids outside the vocabulary.
@@ -192,7 +219,8 @@ class Text(Generic[ArrayT]):
         masked = side == "left" or followed
         if not is_text(input):
             tokens = self._validated(self.ids(input))
-            return tokens, self._guessed_mask(tokens, prepend_bos, side) if masked else None
+            guessed = self._guessed_mask(tokens, prepend_bos, side) if masked else None
+            return Prompts(tokens, guessed, guessed)
         rows = some(self._rows(input, prepend_bos, truncate=False))
         cfg = self._engine.manifest.config
         n_ctx = cfg.n_ctx
@@ -206,7 +234,18 @@ class Text(Generic[ArrayT]):
         tokens = self._validated(self._padded(rows, side))
         lengths, index = np.asarray([[len(row)] for row in rows]), np.arange(tokens.shape[1])
         mask = index >= index.size - lengths if side == "left" else index < lengths
-        return tokens, mask.astype(np.int64) if masked and not mask.all() else None
+        real = None if mask.all() else mask.astype(np.int64)
+        return Prompts(tokens, real if masked else None, real)
+
+    def warn_of_padding_in_loss(self) -> None:
+        """Warns, the first time for a model, that a loss counts the padding of text."""
+        if not self._warned:
+            self._warned = True
+            warn(
+                "the texts have different lengths and are padded on the right, and this loss counts the padding, as "
+                "TransformerLens's does. For the loss of the real tokens pass padding_side='left', or tokens with "
+                "attention_mask=."
+            )
 
     def _guessed_mask(self, tokens: Tokens, prepend_bos: bool | None, side: str) -> Tokens | None:
         """The mask that TransformerLens guesses from ids alone: 0 at the PADs that end a row (side "left": begin it).
@@ -269,10 +308,7 @@ class Text(Generic[ArrayT]):
                 raise InputError(
                     f"ragged token lists (lengths {lengths}): pad them, or pass strings to have that done."
                 )
-        try:
-            array = self._array(input)
-        except ValueError as error:
-            raise InputError("ragged token lists: pad them, or pass strings to have that done.") from error
+        array = self._array(input)
         if array.size and not np.issubdtype(array.dtype, np.integer):
             raise InputError(f"tokens must be integers, not {array.dtype}.")
         if array.ndim not in (1, 2):
@@ -283,7 +319,13 @@ class Text(Generic[ArrayT]):
         try:
             return self.border.from_user(input)
         except TypeError:
-            return np.asarray(input)
+            pass
+        try:
+            return as_array(cast(ArrayInput, input))
+        except ValueError as error:
+            if is_tensor(input):
+                raise
+            raise InputError("ragged token lists: pad them, or pass strings to have that done.") from error
 
 
 def is_text(input: object) -> TypeGuard[str | Sequence[str]]:
@@ -316,7 +358,7 @@ def checked_side(side: str) -> str:
     Raises:
         InputError: For anything but "right" and "left".
     """
-    if side not in ("right", "left"):
+    if not is_one_of(side, ("right", "left")):
         raise InputError(f"padding_side must be 'right' or 'left', not {side!r}.")
     return side
 

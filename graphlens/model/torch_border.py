@@ -12,6 +12,7 @@ import torch
 from graphlens.analysis import factored_matrix, numerics
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.numerics import counted_pairs
+from graphlens.edits.selection import of_tensor
 from graphlens.errors import InputError
 from graphlens.model.backward import Seed
 from graphlens.model.border import Border
@@ -19,6 +20,7 @@ from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.hooks import BACKWARD
 from graphlens.model.request import Request
 from graphlens.model.runner import Runner
+from graphlens.model.torch_weight import Weight
 
 
 class FactoredMatrix:
@@ -62,7 +64,9 @@ def _tensors(value: Any) -> Any:
         return FactoredMatrix(value.A, value.B)
     if isinstance(value, tuple):
         return value if all(isinstance(size, int) for size in value) else tuple(map(_tensors, value))
-    return torch.from_numpy(np.require(value, requirements="W")) if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    return torch.from_numpy(value) if value.flags.writeable else Weight.of(value)  # a factor that is a weight
 
 
 class _Backward(torch.autograd.Function):
@@ -97,17 +101,11 @@ class TorchBorder(Border[torch.Tensor]):
             raise TypeError(type(value).__name__)
         if value.dtype == torch.bfloat16:
             raise InputError("a bfloat16 tensor has no NumPy form: pass value.float().")
-        array: Array = value.detach().cpu().numpy()
-        return array
+        return of_tensor(cast(Any, value), "what was given")
 
-    def weight_to_user(self, array: Array) -> torch.Tensor:
-        """A tensor over the mapped file; editing it in place never reaches the file."""
-        array = array.view()
-        try:
-            array.flags.writeable = True  # the mapping is copy-on-write: the file stays as it is
-        except ValueError:  # it could only be mapped read-only
-            array = array.copy()
-        return torch.from_numpy(array)
+    def weight_to_user(self, array: Array, name: str) -> torch.Tensor:
+        """A tensor over the array's memory that refuses to be written into; see ``Weight``."""
+        return Weight.of(array, name)
 
     def factored(self, left: Array, right: Array) -> factored_matrix.FactoredMatrix:
         """A FactoredMatrix of tensors."""
@@ -131,7 +129,7 @@ class TorchBorder(Border[torch.Tensor]):
         kept = replace(request, feeds=feeds)
 
         def run(gradient: Array) -> None:
-            with runner.as_in(then), torch.no_grad():
+            with runner.hooks.only(then.hooks), runner.edits.only(then.interventions), torch.no_grad():
                 runner.run_backward(kept, Seed.dense(gradient), ())
 
         anchor = torch.zeros((), requires_grad=True)

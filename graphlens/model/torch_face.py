@@ -17,8 +17,8 @@ class HookedTransformer(hooked_transformer.HookedTransformer[torch.Tensor]):
 
     Tensors come out on the CPU, whatever device the session runs on (see ``providers``); those handed in may be
     anywhere. Where backward hooks are active and grad is enabled, logits and a loss have a ``backward()`` that calls them (it
-    runs the forward once more, forward hooks included); no other tensor carries a gradient. Weights are plain tensors:
-    editing one in place changes what later reads of the weights give, never the model.
+    runs the forward once more, forward hooks included); no other tensor carries a gradient. Weights are
+    tensors that refuse to be written into: ``set_weights`` changes what the model computes.
     """
 
     def _border(self) -> TorchBorder:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, working
+from graphlens.analysis.arrays import Array, ArrayInput, as_array, working
+from graphlens.errors import InputError, ModelFileError
 from graphlens.file.names import in_block
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _BIASES: Mapping[str, tuple[str, ...]] = {
 
 
 class Weights:
-    """Weights by TransformerLens name, as read-only views of the mapped files.
+    """Weights by TransformerLens name, read-only: writing into one would not change what the model computes.
 
     Args:
         engine: The model's engine.
@@ -37,7 +38,7 @@ class Weights:
 
     @property
     def stored(self) -> Mapping[str, Array]:
-        """The weights that the files hold."""
+        """The weights that the model computes with: views of the mapped files, or of what they were set to."""
         return self._engine.weights
 
     def __contains__(self, name: object) -> bool:
@@ -58,7 +59,9 @@ class Weights:
         if name not in self:
             raise AttributeError(f"this model has no weight {name!r}. List what it has with list(model.weights).")
         shape = tuple(int(getattr(config, size)) for size in _BIASES[name.rpartition(".")[2]])
-        return np.zeros(shape, stored[_matrix_of(name)].dtype)
+        zeros = np.zeros(shape, stored[_matrix_of(name)].dtype)
+        zeros.flags.writeable = False
+        return zeros
 
     def names(self) -> list[str]:
         """Every weight's name, biases that are zeros included."""
@@ -81,7 +84,11 @@ class Weights:
         Raises:
             AttributeError: If the blocks have no weight of that name.
         """
-        return np.stack([self[in_block(layer, name)] for layer in range(self._engine.manifest.config.n_layers)])
+        every = [self[in_block(layer, name)] for layer in range(self._engine.manifest.config.n_layers)]
+        if len({weight.shape for weight in every}) > 1:
+            shapes = ", ".join(str(list(weight.shape)) for weight in every)
+            raise ModelFileError(f"{self._engine.path}: its blocks have {name} of different shapes: {shapes}.")
+        return np.stack(every)
 
     def computing(self, name: str) -> Array:
         """``stacked`` in float32 at least: linear algebra has no half precision.
@@ -90,6 +97,33 @@ class Weights:
             name: Its name in a block.
         """
         return working(self.stacked(name))
+
+    def with_others(self, given: Mapping[str, ArrayInput]) -> Engine:
+        """An engine that computes with other weights; those that were set before stay set.
+
+        Args:
+            given: TransformerLens name -> the weight. Zeros for a bias that the model lacks are what it has already.
+
+        Raises:
+            InputError: For a weight that does not fit; see ``Engine.with_weights``. For what is no dict of arrays.
+        """
+        if not isinstance(given, Mapping):
+            raise InputError(f"weights are given as a dict of name -> array, not as {type(given).__name__}.")
+        new = dict(self._engine.replaced)
+        for name, value in given.items():
+            if not isinstance(name, str):
+                raise InputError(f"a weight's name is text, not {type(name).__name__}.")
+            try:
+                array = as_array(value)
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{name!r} was to be set to what cannot be read as an array ({error}).") from error
+            if name in self.stored or name not in self:
+                new[name] = array
+            elif array.shape != self[name].shape or np.any(array):
+                raise InputError(
+                    f"{name!r} counts as {list(self[name].shape)} zeros: this model has no such bias, and its graph adds none."
+                )
+        return self._engine.with_weights(new)
 
 
 def _matrix_of(bias: str) -> str:

@@ -8,29 +8,32 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from graphlens.errors import ExportError, InputError, ModelFileError
+from graphlens.errors import ExportError, InputError, ModelFileError, checked_number
 from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE
+from graphlens.file.digests import digest_of
 from graphlens.file.folder import (
     CONFIG_FILE,
     MODEL_FILE,
+    SETTINGS,
     TOKENIZER_FILES,
     cache_root,
     copy_settings,
     staged_folder,
     writing,
 )
+from graphlens.file.inside import inside
+from graphlens.file.leftovers import remove_stale, remove_whole
 from graphlens.file.manifest import FORMAT_VERSION, Manifest
 from graphlens.pipelines.export import export_to_new_folder
-from graphlens.pipelines.hub import Source, resolve
+from graphlens.pipelines.hub import Source, manifest_of, resolve
 from graphlens.pipelines.placing import DTYPE
-from graphlens.surgery.fingerprint import quick_fingerprint
-from graphlens.views.progress import spinner
+from graphlens.views.progress import note, spinner
 
 # Raised whenever the exporter would write other bytes for the same checkpoint. The versions of torch and transformers
 # are left out on purpose: an export is opened later where neither is installed.
@@ -54,6 +57,9 @@ class TransformersModel(Protocol):
 
     def named_parameters(self) -> Iterable[tuple[str, TorchTensor]]:
         """The model's parameters by name."""
+
+    def state_dict(self) -> Mapping[str, object]:
+        """What the model's state is made of, by name."""
 
 
 def cached_export(
@@ -83,17 +89,21 @@ def cached_export(
 
     Raises:
         ExportError: The model cannot be found or exported, or the folder holds something else than asked for.
-        InputError: ``hf_model`` is no transformers model, or too precise for the export.
+        InputError: ``hf_model`` is no transformers model, or too precise for the export; ``first_n_layers`` is no number.
     """
+    if first_n_layers is not None:
+        first_n_layers = checked_number(first_n_layers, "first_n_layers")
     resolved = (
         contextlib.nullcontext(resolve(name, revision, token, cache_dir))
         if hf_model is None
         else _saved(hf_model, os.fspath(name))
     )
     steps = tuple(processing)
+    remove_stale(
+        cache_root() / "hooked"
+    )  # also where nothing is exported now: a killed export may never be asked for again
     with resolved as source:
-        folder = _plain_export(source, steps, dtype)
-        done = _manifest(folder)
+        folder, done = _plain_export(source, steps, dtype)
         if first_n_layers is not None and first_n_layers != done.config.n_layers:
             folder = _derived(
                 folder, f"first-{first_n_layers}", lambda path, stage: _shorten(path, stage, first_n_layers)
@@ -112,7 +122,7 @@ def cached_export(
 def export_folder(name: str, checkpoint: Path, dtype: str, processing: Sequence[str]) -> Path:
     """Where the export of a checkpoint lies in the cache: a path that depends on everything that changes its bytes.
 
-    Reads the small files and samples of the weights, a few milliseconds.
+    It covers every byte of the checkpoint's files. Weights are read whole, unless they were not touched since.
 
     Args:
         name: The model's name, for people who look into the cache.
@@ -125,16 +135,11 @@ def export_folder(name: str, checkpoint: Path, dtype: str, processing: Sequence[
     """
     digest = hashlib.sha256()
     digest.update(json.dumps([EXPORTER_REVISION, FORMAT_VERSION, dtype, list(processing)]).encode())
-    for file in (CONFIG_FILE, SHARD_INDEX, *TOKENIZER_FILES):
-        path = checkpoint / file
-        if path.is_file():
-            digest.update(f"\0{file}\0".encode() + path.read_bytes())
-    weights = sorted(checkpoint.glob("*.safetensors"))
     if not (checkpoint / CONFIG_FILE).is_file():
         raise ExportError(f"{checkpoint}: no config.json here, so this is not a Hugging Face checkpoint folder.")
-    for path in weights:
-        found = quick_fingerprint(path)
-        digest.update(f"\0{path.name}\0{found.size}{found.header_sha256}{found.samples_sha256}".encode())
+    settings = [file for file in (*SETTINGS, SHARD_INDEX) if (checkpoint / file).is_file()]
+    for file in (*settings, *sorted(path.name for path in checkpoint.glob("*.safetensors"))):
+        digest.update(f"\0{file}\0{digest_of(inside(checkpoint, file))}".encode())
     label = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-") or "model"
     return cache_root() / "hooked" / f"{label}-{digest.hexdigest()[:24]}"
 
@@ -143,11 +148,11 @@ def derived_folder(folder: Path, label: str) -> Path:
     """Where what is made of a hooked folder lies in the cache.
 
     Args:
-        folder: The hooked folder. The path depends on its graph, which holds its weights' fingerprints.
+        folder: The hooked folder. The path depends on every byte of its graph, which holds the digests of its weights.
         label: What is made of it, e.g. ``first-2`` or ``float16``.
     """
     digest = hashlib.sha256(json.dumps([EXPORTER_REVISION, FORMAT_VERSION, label]).encode())
-    digest.update((folder / MODEL_FILE).read_bytes())
+    digest.update(digest_of(inside(folder, MODEL_FILE)).encode())
     return cache_root() / "hooked" / f"{folder.name.rsplit('-', 1)[0]}-{label[:24]}-{digest.hexdigest()[:24]}"
 
 
@@ -156,6 +161,12 @@ def _saved(hf_model: TransformersModel, name: str) -> Iterator[Source]:
     """A transformers model written to a temporary folder, with the tokenizer files of the named model beside it."""
     if not hasattr(hf_model, "save_pretrained"):
         raise InputError(f"hf_model must be a transformers model, not {type(hf_model).__name__}.")
+    quantised = _quantised(hf_model)
+    if quantised is not None:
+        raise InputError(
+            f"hf_model is quantised ({quantised}), and graphlens exports float weights: pass the model before it was "
+            "quantised, or hf_model.dequantize()."
+        )
     for parameter, tensor in hf_model.named_parameters():
         if tensor.element_size() > np.dtype(DTYPE).itemsize:
             raise InputError(
@@ -170,51 +181,87 @@ def _saved(hf_model: TransformersModel, name: str) -> Iterator[Source]:
             named = resolve(name).folder
             for file in TOKENIZER_FILES:
                 if (named / file).is_file():
-                    shutil.copyfile(named / file, folder / file)
+                    shutil.copyfile(inside(named, file), folder / file)
         yield Source(Path(name).name, folder)
 
 
-def _plain_export(source: Source, processing: tuple[str, ...], dtype: str) -> Path:
+def _quantised(hf_model: TransformersModel) -> str | None:
+    """What shows that a model's weights are quantised; None for plain ones."""
+    method = getattr(hf_model, "quantization_method", None) or getattr(
+        getattr(hf_model, "config", None), "quantization_config", None
+    )
+    if method is not None or getattr(hf_model, "is_quantized", False):
+        return f"by {getattr(method, 'value', None) or getattr(method, 'quant_method', None) or type(method).__name__}"
+    for name, tensor in hf_model.state_dict().items():
+        dtype = getattr(tensor, "dtype", None)  # torch's own quantised modules keep packed weights and dtypes there
+        if dtype is None or getattr(tensor, "is_quantized", False):
+            return f"{name} is a {type(tensor).__name__ if dtype is None else dtype}"
+    for name, tensor in hf_model.named_parameters():
+        if "float" not in str(tensor.dtype):
+            return f"{name} is {tensor.dtype}"
+    return None
+
+
+def _plain_export(source: Source, processing: tuple[str, ...], dtype: str) -> tuple[Path, Manifest]:
     """The folder itself where it holds what is asked for or its plain export, else the export in the cache."""
+    from graphlens.surgery.files import stored_manifest
+
     manifest = _hooked(source.folder)
     if manifest is not None:
         if (manifest.processing, manifest.config.dtype) in (((), DTYPE), (processing, dtype)):
-            return source.folder
+            return source.folder, manifest
         if not (source.folder / WEIGHTS_FILE).is_file():
             raise ExportError(
                 f"{source.folder}: holds {manifest.config.dtype} weights processed with {list(manifest.processing)}, which "
                 f"cannot become {dtype} with {list(processing)}. Export the original again, or open it with from_onnx."
             )
     folder = export_folder(source.name, source.folder, DTYPE, ())
+    made = _made(folder)
+    if made is not None:
+        return folder, made
+    with spinner(f"Exporting {source.name} (once)"):
+        export_to_new_folder(source, folder, verify=True, announce=lambda _: None, link=True)
+    if export_folder(source.name, source.folder, DTYPE, ()) != folder:
+        remove_whole(folder)  # under this name it would be served for what the checkpoint was before
+        raise ExportError(f"{source.folder}: something wrote into this checkpoint while it was exported. Try again.")
+    return folder, stored_manifest(folder)
+
+
+def _made(folder: Path) -> Manifest | None:
+    """The manifest of a folder that was made in the cache; None where there is none. One that is damaged is removed.
+
+    Its weights may be another name of the checkpoint's own file, and change with it when that is written over.
+    """
+    from graphlens.surgery.files import stored_manifest
+
     if not (folder / MODEL_FILE).is_file():
-        with spinner(f"Exporting {source.name} (once)"):
-            export_to_new_folder(source, folder, verify=True, announce=lambda _: None)
-    return folder
+        return None
+    try:
+        return stored_manifest(folder, intact=True)
+    except ModelFileError:
+        note(f"{folder}: this export in the cache does not hold any more what was written. It is made again.")
+        remove_whole(folder)
+        return None
 
 
 def _hooked(folder: Path) -> Manifest | None:
     """The manifest of a folder that holds a hooked file, else None. A stranger's model.onnx is not one."""
     if not (folder / MODEL_FILE).is_file():
         return None
-    try:
-        return _manifest(folder)
-    except ModelFileError:
-        if (folder / CONFIG_FILE).is_file():
-            return None
-        raise  # without a checkpoint beside it there is nothing to export instead: this says what is wrong
+    if (folder / CONFIG_FILE).is_file():
+        return manifest_of(folder / MODEL_FILE)
+    from graphlens.surgery.files import stored_manifest
 
-
-def _manifest(folder: Path) -> Manifest:
-    """The manifest of a hooked folder, its weights not checked."""
-    from graphlens import surgery
-
-    return surgery.read_manifest(surgery.load(folder, verify=False))
+    return stored_manifest(folder)  # without a checkpoint beside it there is nothing to export: this says what is wrong
 
 
 def _derived(folder: Path, label: str, write: Callable[[Path, Path], None]) -> Path:
     """The folder in the cache that ``write(graph file, new folder)`` makes of a hooked folder, made if absent."""
+    from graphlens import surgery
+
+    surgery.load(folder)  # refuses one that is damaged: what was once made of it would be served nevertheless
     target = derived_folder(folder, label)
-    if not (target / MODEL_FILE).is_file():
+    if _made(target) is None:
         with spinner(f"Writing {target.name} (once)"), staged_folder(target) as stage, writing(target):
             write(folder / MODEL_FILE, stage)
     return target
@@ -224,5 +271,5 @@ def _shorten(path: Path, stage: Path, layers: int) -> None:
     """Writes a hooked file's first blocks into another folder."""
     from graphlens import surgery
 
-    surgery.save(surgery.first_layers(surgery.load(path), layers), stage)
+    surgery.save(surgery.first_layers(surgery.load(path), layers), stage, link=True)
     copy_settings(path.parent, stage)

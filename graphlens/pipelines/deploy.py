@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +13,13 @@ from graphlens.edits import gate
 from graphlens.edits.kinds import Intervention, checked
 from graphlens.edits.parts import PARTS
 from graphlens.errors import InputError
-from graphlens.file.folder import MODEL_FILE, copy_settings, link_or_copy, model_path, new_folder
+from graphlens.file.copies import Announce, Placed, ensure_room, place
+from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_folder, replacing, user_path, writing
 from graphlens.file.manifest import METADATA_KEY, Manifest
 from graphlens.file.names import FLAGGED, all_names, axis_sizes, canonical, match_glob, select, split_name
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.pipelines.runtimes import write_genai_config, write_transformersjs
+from graphlens.views.progress import note
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,6 +41,8 @@ def bake_model(
     self_contained: bool = False,
     layout: str = "plain",
     flags: Sequence[str] = (),
+    link: bool = False,
+    announce: Announce = note,
 ) -> Path:
     """Writes a folder with a hooked file's model and the interventions inside it.
 
@@ -52,10 +55,13 @@ def bake_model(
         out: The folder to make: absent, or empty.
         with_past: True adds the inputs and outputs of a KV cache, and what onnxruntime-genai needs beside the graph.
         keep_hooks: True makes a hooked file, which graphlens opens.
-        self_contained: True copies the weights where they would be hardlinked.
+        self_contained: What is the default now: the weights are copied. It cannot be combined with ``link``.
         layout: "plain", or "transformersjs" for ``onnx/model.onnx`` with the weights inside (from 2 GB on in
             ``onnx/model.onnx_data``).
         flags: Flags whose hook points are inserted besides.
+        link: True hardlinks the weights, where the file system can, instead of copying them. onnx.load refuses such a
+            folder, and so do the tools that use it.
+        announce: Called with lines of text for people: what is copied, and how much was written.
 
     Returns:
         The folder.
@@ -69,6 +75,7 @@ def bake_model(
     from graphlens import surgery
 
     _check_layout(layout, keep_hooks)
+    _check_link(link, self_contained)
     items = checked(interventions)
     source = model_path(model)
     graph = surgery.with_flagged(surgery.load(source), {*flags, *_flags_of(items)})
@@ -79,7 +86,8 @@ def bake_model(
         source.parent,
         out,
         folded=folded,
-        self_contained=self_contained,
+        link=link,
+        announce=announce,
         layout=layout,
         decoder=manifest if with_past else None,
     )
@@ -95,6 +103,8 @@ def write_drivable(
     with_past: bool = False,
     keep_hooks: bool = False,
     self_contained: bool = False,
+    link: bool = False,
+    announce: Announce = note,
 ) -> list[str]:
     """Writes a folder with a hooked file's model in which hook points are changed through inputs of the graph.
 
@@ -111,6 +121,8 @@ def write_drivable(
         with_past: As in bake_model.
         keep_hooks: As in bake_model.
         self_contained: As in bake_model.
+        link: As in bake_model.
+        announce: As in bake_model.
 
     Returns:
         The names of the hook points that have a gate, in firing order.
@@ -123,6 +135,7 @@ def write_drivable(
     """
     from graphlens import surgery
 
+    _check_link(link, self_contained)
     source = model_path(model)
     graph = surgery.load(source)
     plain = surgery.read_manifest(graph)
@@ -151,17 +164,26 @@ def write_drivable(
     )
     if not keep_hooks:
         driven = _without_hooks(driven)
-    _write(driven, source.parent, out, self_contained=self_contained, decoder=manifest if with_past else None)
+    _write(driven, source.parent, out, link=link, announce=announce, decoder=manifest if with_past else None)
     return order
 
 
-def write_stripped(model: str | os.PathLike[str], out: str | os.PathLike[str], *, self_contained: bool = False) -> Path:
+def write_stripped(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    self_contained: bool = False,
+    link: bool = False,
+    announce: Announce = note,
+) -> Path:
     """Writes a folder with the plain model of a file: hook points are no outputs, and there are no gates.
 
     Args:
         model: A hooked or a drivable file, or its folder.
         out: The folder to make: absent, or empty.
         self_contained: As in bake_model.
+        link: As in bake_model.
+        announce: As in bake_model.
 
     Returns:
         The folder.
@@ -172,12 +194,13 @@ def write_stripped(model: str | os.PathLike[str], out: str | os.PathLike[str], *
     """
     from graphlens import surgery
 
+    _check_link(link, self_contained)
     source = model_path(model)
     stripped = surgery.without_gates(surgery.load_plain(source))
     stripped.metadata_props.pop(GATES_KEY, None)
     if METADATA_KEY in stripped.metadata_props:
         stripped = _without_hooks(stripped)
-    return _write(stripped, source.parent, out, self_contained=self_contained)
+    return _write(stripped, source.parent, out, link=link, announce=announce)
 
 
 def write_adapter(
@@ -225,7 +248,8 @@ def write_adapter(
         for part, array in zip(("scale", "add"), change, strict=True):
             if (array != gate.neutral(part, entry.dtype)).any():
                 inputs[surgery.gate_input(name, part)] = array
-    write_adapter_file(inputs, out)
+    with writing(Path(out)), replacing(Path(out)) as made:
+        write_adapter_file(inputs, made)
     return list(inputs)
 
 
@@ -235,6 +259,14 @@ def _check_layout(layout: str, keep_hooks: bool) -> None:
         raise InputError(f"layout {layout!r}: there is {', '.join(LAYOUTS)}.")
     if layout != "plain" and keep_hooks:
         raise InputError(f"layout {layout!r} is for files without hooks: graphlens opens only the plain layout.")
+
+
+def _check_link(link: bool, self_contained: bool) -> None:
+    """Raises InputError where weights shall be both copied and hardlinked."""
+    if link and self_contained:
+        raise InputError(
+            "self_contained copies the weights, as is the default now, and link hardlinks them: choose one."
+        )
 
 
 def _flags_for(hooks: Iterable[str]) -> set[str]:
@@ -262,8 +294,9 @@ def _write(
     source: Path,
     out: str | os.PathLike[str],
     *,
+    link: bool,
+    announce: Announce,
     folded: Folded | None = None,
-    self_contained: bool = False,
     layout: str = "plain",
     decoder: Manifest | None = None,
 ) -> Path:
@@ -273,8 +306,9 @@ def _write(
         model: The graph. Its weights lie in the folder ``source``.
         source: The folder of the hooked file.
         out: The folder to make.
+        link: True hardlinks the weights instead of copying them.
+        announce: Called with lines of text about what is copied and how much was written.
         folded: The new content of weights that edits went into.
-        self_contained: True copies the weights where they would be hardlinked.
         layout: One of LAYOUTS.
         decoder: The manifest, for onnxruntime-genai, of a graph with a KV cache.
 
@@ -285,36 +319,33 @@ def _write(
         copy_settings(source, stage)
         if folded:
             _write_folded(model, folded, source, stage)
+        placed = Placed(0, {})
         if layout == "transformersjs":
             write_transformersjs(model, stage)
             (stage / EDITED_FILE).unlink(missing_ok=True)  # its tensors are in the graph now
         else:
             if decoder is not None:
                 write_genai_config(decoder, stage)
-            _write_plain(model, stage, self_contained)
-    return Path(out).expanduser()
+            placed = _write_plain(model, stage, link, announce)
+        written = placed.line(stage)
+    announce(written)
+    return user_path(out)
 
 
-def _write_plain(model: ir.Model, stage: Path, self_contained: bool) -> None:
+def _write_plain(model: ir.Model, stage: Path, link: bool, announce: Announce) -> Placed:
     """Writes the graph and puts its weights files beside it. Its manifest, if it has one, is made to describe these files."""
     from graphlens.surgery.files import weights_files, write_graph
     from graphlens.surgery.fingerprint import fingerprint
     from graphlens.surgery.graph import read_manifest, write_manifest
 
-    files = sorted(weights_files(model).items())
-    for name, path in files:
-        place = stage / name
-        if place.exists():
-            continue
-        if self_contained:
-            shutil.copyfile(path.resolve(strict=True), place)
-        else:
-            link_or_copy(path, place)
+    files = dict(sorted(weights_files(model).items()))
+    placed = place({name: path for name, path in files.items() if not (stage / name).exists()}, stage, link, announce)
     if METADATA_KEY in model.metadata_props:
         known = read_manifest(model)
-        found = {name: known.files[name] if name in known.files else fingerprint(stage / name) for name, _ in files}
+        found = {name: known.files[name] if name in known.files else fingerprint(stage / name) for name in files}
         write_manifest(model, known.with_files(found))
     write_graph(model, stage / MODEL_FILE)
+    return placed
 
 
 def _write_folded(model: ir.Model, folded: Folded, source: Path, stage: Path) -> None:
@@ -327,6 +358,7 @@ def _write_folded(model: ir.Model, folded: Folded, source: Path, stage: Path) ->
         key = f"{file}:{tensor}" if tensor in entries else tensor
         keys[file, SafetensorsFile(source / file).entries[tensor].offset] = key
         entries[key] = TensorEntry("F32", array.shape, 0, array.nbytes)
+    ensure_room(stage, sum(entry.length for entry in entries.values()))
     path = stage / EDITED_FILE
     write_safetensors(path, entries, folded.values())
     written = SafetensorsFile(path).entries

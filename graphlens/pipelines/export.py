@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphlens.errors import ExportError, RuntimeUnavailable
 from graphlens.file import version
-from graphlens.file.folder import MODEL_FILE, copy_settings, refuse_occupied, staged_folder, writing
+from graphlens.file.copies import Announce
+from graphlens.file.folder import (
+    MODEL_FILE,
+    copy_settings,
+    refuse_occupied,
+    staged_folder,
+    user_path,
+    working_folder,
+    writing,
+)
+from graphlens.file.leftovers import size_of
 from graphlens.file.manifest import Manifest, ModelConfig
 from graphlens.file.tokenizer import load_tokenizer
 from graphlens.pipelines.hub import Source, resolve
 from graphlens.pipelines.memory import peak_memory
-from graphlens.pipelines.placing import DTYPE, PlacedWeights, place_weights
+from graphlens.pipelines.placing import CONVERTED_FILE, DTYPE, PlacedWeights, is_float32, place_weights
 from graphlens.views.progress import note
 
 if TYPE_CHECKING:
@@ -34,8 +43,6 @@ UNVERIFIED_FILE = f".{MODEL_FILE}.unverified"  # renamed when the export is comp
 _NEEDED = ("torch", "transformers", "onnxscript")
 _VERSIONS_OF = (*_NEEDED, "onnx-ir")
 
-Announce = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -45,7 +52,8 @@ class ExportReport:
         folder: The hooked folder.
         seconds: How long tracing and writing took, verification not counted.
         peak_bytes: The peak memory of that.
-        copied_bytes: Bytes of weights that were written; 0 if they were linked.
+        copied_bytes: Bytes of weights that were written; 0 if they were hardlinked or cloned.
+        written: What was written into the folder altogether, as text.
         verification: What the verification found; None if it was skipped.
     """
 
@@ -53,6 +61,7 @@ class ExportReport:
     seconds: float
     peak_bytes: int
     copied_bytes: int
+    written: str
     verification: Verification | None
 
 
@@ -66,11 +75,13 @@ def export_model(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     announce: Announce = note,
+    link: bool = False,
 ) -> ExportReport:
     """Exports a checkpoint to a hooked folder, and tries out the result.
 
-    The folder gets ``model.onnx`` with every hook point as an output, its own entry of the weights files (a hardlink
-    where the file system allows, else a copy) and the tokenizer files.
+    The folder gets ``model.onnx`` with every hook point as an output, a copy of the weights files (which shares their
+    blocks where the file system can) and the tokenizer files. An export that is replaced stays until the new one is
+    complete.
 
     Args:
         name: A name on the Hugging Face hub, TransformerLens's alias of one, or a checkpoint folder.
@@ -81,6 +92,8 @@ def export_model(
         token: The hub's access token, or True for the one of the last login.
         cache_dir: The hub's cache folder.
         announce: Called with a line of text before each long step.
+        link: Hardlink the weights files, where the file system can, instead of copying them. onnx.load refuses such a
+            folder, and so do the tools that use it.
 
     Returns:
         Where the export is, and what it took.
@@ -91,20 +104,21 @@ def export_model(
         RuntimeUnavailable: A package that exporting needs is not installed.
     """
     source = resolve(name, revision, token, cache_dir)
-    target = Path(out).expanduser()
+    target = user_path(out)
     if target.exists() and target.resolve() == source.folder.resolve():
-        with writing(target):
-            return _export(source, target, target, verify, announce)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        return _export_in_place(source, target, verify, announce)
+    replace = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if replace:
         if not (target / MODEL_FILE).is_file():
             refuse_occupied(target)
         if not force:
             raise ExportError(f"{target}: holds an export already. Pass force=True (--force) to replace it.")
-        shutil.rmtree(target)
-    return export_to_new_folder(source, target, verify, announce)
+    return export_to_new_folder(source, target, verify, announce, link, replace)
 
 
-def export_to_new_folder(source: Source, target: Path, verify: bool, announce: Announce) -> ExportReport:
+def export_to_new_folder(
+    source: Source, target: Path, verify: bool, announce: Announce, link: bool = False, replace: bool = False
+) -> ExportReport:
     """Exports a resolved checkpoint to a folder that is absent or empty; see ``export_model``.
 
     Args:
@@ -112,14 +126,45 @@ def export_to_new_folder(source: Source, target: Path, verify: bool, announce: A
         target: The folder; nothing of it is left if the export fails.
         verify: Try out the result.
         announce: Called with a line of text before each long step.
+        link: Hardlink the weights files, where the file system can.
+        replace: Put it in the place of a folder that is there, once it is complete.
     """
-    with staged_folder(target) as stage, writing(target):
-        return _export(source, stage, target, verify, announce)
+    with staged_folder(target, replace=replace) as stage, writing(target):
+        return _export(source, stage, target, verify, announce, link)
+
+
+def _export_in_place(source: Source, target: Path, verify: bool, announce: Announce) -> ExportReport:
+    """Adds the graph to the checkpoint folder itself. What an earlier export put there stays until it is complete."""
+    from graphlens import surgery
+    from graphlens.export.checkpoint import read_checkpoint
+    from graphlens.file.stored import in_files
+
+    checkpoint = read_checkpoint(source.folder)
+    own = checkpoint.files
+    if CONVERTED_FILE in own and not is_float32(checkpoint):
+        raise ExportError(f"{target / CONVERTED_FILE}: the converted weights would replace these. Export elsewhere.")
+    for file in own:
+        if (target / file).resolve().parent != target.resolve():
+            raise ExportError(
+                f"{target / file}: a link that leaves the folder, which no graph may follow. Export elsewhere."
+            )
+    with writing(target), working_folder(target) as stage:
+        report = _export(source, stage, target, verify, announce, link=True)
+        model = surgery.load(stage, verify=False)
+        for _, tensor in in_files(model):
+            if str(tensor.location) in own:  # the checkpoint's own, in float32: it stays where it is
+                tensor.base_dir = str(target)
+        surgery.save(model, target, link=True)
+        written = size_of(target / MODEL_FILE) + report.copied_bytes
+    return dataclasses.replace(report, written=f"{written / 1e6:,.1f} MB written")
 
 
 def report_lines(report: ExportReport) -> list[str]:
     """What an export did, in lines of text for people."""
-    lines = [f"Wrote {report.folder} in {report.seconds:.1f} s, peak memory {report.peak_bytes / 1e6:,.0f} MB"]
+    lines = [
+        f"Wrote {report.folder} in {report.seconds:.1f} s, peak memory {report.peak_bytes / 1e6:,.0f} MB",
+        report.written,
+    ]
     if report.verification is None:
         lines.append("Not verified (--no-verify)")
     else:
@@ -127,20 +172,17 @@ def report_lines(report: ExportReport) -> list[str]:
     return lines
 
 
-def _export(source: Source, stage: Path, target: Path, verify: bool, announce: Announce) -> ExportReport:
-    """Writes the export into ``stage``, which is or will become ``target``."""
+def _export(source: Source, stage: Path, target: Path, verify: bool, announce: Announce, link: bool) -> ExportReport:
+    """Writes the export into ``stage``, which will become ``target``."""
     checkpoint = _checked(source, verify)
-    unverified = stage / UNVERIFIED_FILE
     started = time.perf_counter()
-    try:
-        with peak_memory() as peak:
-            placed = _write(source, checkpoint, stage, unverified, announce)
-        seconds = time.perf_counter() - started
-        found = _verified(unverified, source, announce) if verify else None
-        os.replace(unverified, stage / MODEL_FILE)
-        return ExportReport(target, seconds, peak.bytes, placed.copied_bytes, found)
-    finally:
-        unverified.unlink(missing_ok=True)
+    unverified = stage / UNVERIFIED_FILE
+    with peak_memory() as peak:
+        placed = _write(source, checkpoint, stage, unverified, announce, link)
+    seconds = time.perf_counter() - started
+    found = _verified(unverified, source, announce) if verify else None
+    os.replace(unverified, stage / MODEL_FILE)
+    return ExportReport(target, seconds, peak.bytes, placed.copied_bytes, placed.files.line(stage), found)
 
 
 def _checked(source: Source, verify: bool) -> Checkpoint:
@@ -178,18 +220,18 @@ def _verified(model: Path, source: Source, announce: Announce) -> Verification:
     return verify_export(model, source.folder)
 
 
-def _write(source: Source, checkpoint: Checkpoint, stage: Path, path: Path, announce: Announce) -> PlacedWeights:
-    """Writes the graph to ``path`` and all that belongs beside it to ``stage``."""
-    import transformers
-
+def _write(
+    source: Source, checkpoint: Checkpoint, stage: Path, path: Path, announce: Announce, link: bool
+) -> PlacedWeights:
+    """Writes the graph to ``path`` and all that belongs beside it into ``stage``."""
     from graphlens import surgery
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.graph import write_manifest
 
-    hf_config = transformers.AutoConfig.from_pretrained(source.folder)
+    hf_config = checkpoint.hf_config()
     # Before anything is written: the family may refuse it.
     config = checkpoint.family.model_config(hf_config, source.name, DTYPE)
-    placed = place_weights(checkpoint, stage, announce)
+    placed = place_weights(checkpoint, stage, announce, link)
     model, manifest = _hooked_graph(source, checkpoint, hf_config, config, placed, stage, announce)
     write_manifest(model, manifest)
     write_graph(surgery.expose(model, manifest.hooks), path)
@@ -214,11 +256,12 @@ def _hooked_graph(
     from graphlens.surgery.inputs import attach_preamble
 
     family = checkpoint.family
+    tied = checkpoint.is_tied(bool(getattr(hf_config, "tie_word_embeddings", False)))
+    hf_config.tie_word_embeddings = tied
     announce(f"Tracing {source.name}: {config.n_layers} layers")
     model = trace(hf_config, family)
     build.optimise(model)
     hooks = build.name_hook_points(model, config.n_layers)
-    tied = bool(getattr(hf_config, "tie_word_embeddings", False))
 
     def place_of(parameter: str, shape: tuple[int, ...]) -> tuple[str, str]:
         return placed.at(*checkpoint.locate(parameter, shape, tied))

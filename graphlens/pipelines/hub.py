@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphlens.errors import ExportError
-from graphlens.export.checkpoint import SHARD_INDEX
+from graphlens.errors import ExportError, ModelFileError, warn
+from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE, supported_family
 from graphlens.export.families import aliases
-from graphlens.file.folder import CONFIG_FILE, SETTINGS
+from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, user_path
+from graphlens.file.inside import read_regular
+from graphlens.file.manifest import Json, Manifest
 from graphlens.views.progress import spinner
 
 EMBEDDED = "tiny-gpt2"
-# The files of a repository that are fetched.
-_PATTERNS = [*SETTINGS, "model*.safetensors", SHARD_INDEX]
+# The files of a checkpoint that are fetched.
+_CHECKPOINT = [*SETTINGS, "model*.safetensors", SHARD_INDEX]
+# Bytes of a model.onnx that is looked into: a hooked one holds no weights. GPT-2 small's has 2 MB.
+LARGEST_GRAPH = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def resolve(
         ExportError: The name is none of these, the repository needs a login, or the hub cannot be reached while nothing
             is cached. The message says what to do.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         return Source(folder.resolve().name, folder)
     text = os.fspath(name)
@@ -80,25 +86,143 @@ def resolve(
     return Source(text, found, revision=found.name if found.parent.name == "snapshots" else revision)
 
 
+def manifest_of(graph: Path) -> Manifest | None:
+    """The manifest of a ``model.onnx`` that lies where a checkpoint does, its weights not checked; None without one.
+
+    Args:
+        graph: The file.
+
+    Raises:
+        ModelFileError: It is one of ours that is damaged, or of a newer format. The checkpoint is not taken in its stead:
+            the file may hold another model than that.
+    """
+    from graphlens import surgery
+    from graphlens.surgery.files import stored_manifest
+    from graphlens.surgery.seal import is_sealed
+
+    try:
+        return stored_manifest(graph)
+    except surgery.NotHooked as error:
+        if surgery.names_graphlens(graph):
+            if not is_sealed(read_regular(graph), str(graph)):  # as what bake and strip write is: so it is damaged
+                raise ModelFileError(f"{error} To export the checkpoint beside it, remove {graph.name}.") from error
+            warn(
+                f"{graph} was written for other runtimes (by bake or strip, say) and has no hook points: it is not used. The "
+                "checkpoint beside it is, without the edits that the file may hold."
+            )
+    except ModelFileError as error:
+        if surgery.names_graphlens(graph):
+            raise ModelFileError(f"{error} To export the checkpoint beside it instead, remove {graph.name}.") from error
+    return None
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A repository on the hub, whose files are fetched into the hub's cache unless they are there.
+
+    Attributes:
+        name: Its name on the hub.
+        revision: A branch, tag or commit.
+        token: The hub's access token.
+        cache_dir: The hub's cache folder.
+    """
+
+    name: str
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | None
+
+    def file(self, name: str) -> Path | None:
+        """A file of the repository, None where it has none of that name.
+
+        It is asked for as a snapshot of that one file. Where the hub cannot be reached, that falls back to the cache at
+        once; the call for single files would try again for 23 seconds first.
+        """
+        found = self.files([name]) / name
+        return found if found.exists() else None
+
+    def files(self, patterns: Sequence[str]) -> Path:
+        """The local folder with the files of the repository that shell patterns match."""
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(
+                self.name,
+                revision=self.revision,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                allow_patterns=list(patterns),
+            )
+        )
+
+    def at_commit_of(self, file: Path | None) -> _Repository:
+        """The repository at the very commit that a file was fetched of, whatever is pushed meanwhile."""
+        commit = None if file is None or file.parent.parent.name != "snapshots" else file.parent.name
+        return self if commit is None else replace(self, revision=commit)
+
+    def manifest(self) -> Manifest | None:
+        """The manifest of its ``model.onnx``, None where it has no hooked one. No weight is fetched."""
+        graph = self._graph()
+        return None if graph is None else manifest_of(graph)
+
+    def _graph(self) -> Path | None:
+        """The repository's ``model.onnx``, where it is small enough to be a hooked one."""
+        from huggingface_hub import HfApi, errors, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.name, MODEL_FILE, cache_dir=self.cache_dir, revision=self.revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        # Without a connection the library beneath the hub's raises its own errors, of which the hub's is one.
+        trouble = tuple(kind for kind in errors.HfHubHTTPError.__mro__ if issubclass(kind, Exception))[:-1]
+        try:
+            found = HfApi(token=self.token).get_paths_info(self.name, [MODEL_FILE], revision=self.revision)
+        except trouble:
+            return None
+        sizes = [getattr(each, "size", None) for each in found]
+        return self.file(MODEL_FILE) if sizes and (sizes[0] or 0) <= LARGEST_GRAPH else None
+
+
 def _fetched(
     name: str, revision: str | None, token: str | bool | None, cache_dir: str | os.PathLike[str] | None
 ) -> Path:
-    """The local folder of a repository on the hub, downloaded unless it is cached."""
-    from huggingface_hub import errors, snapshot_download
+    """The local folder of a repository on the hub, downloaded unless it is cached: a hooked model as it is, else a
+    checkpoint. Whether it can be exported is known before any weight is fetched."""
+    from huggingface_hub import errors
 
     repo = aliases().get(name, name)
+    repository = _Repository(repo, revision, token, None if cache_dir is None else str(user_path(cache_dir)))
     try:
         with spinner(f"Fetching {repo} from the Hugging Face hub"):
-            path = snapshot_download(
-                repo,
-                revision=revision,
-                token=token,
-                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-                allow_patterns=_PATTERNS,
-            )
+            config = repository.file(CONFIG_FILE)
+            repository = repository.at_commit_of(config)
+            manifest = repository.manifest()
+            if manifest is not None:
+                return repository.files([*SETTINGS, MODEL_FILE, *manifest.files])
+            if config is None:
+                raise ExportError(
+                    f"{repo}: this repository has no {CONFIG_FILE}, so it is no model of transformers, and no hooked "
+                    f"{MODEL_FILE}."
+                )
+            supported_family(_read(config, repo), repo)
+            folder = repository.files(_CHECKPOINT)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise ExportError(_refusal(error, name, repo, revision)) from error
-    return Path(path)
+    if not any((folder / file).exists() for file in (WEIGHTS_FILE, SHARD_INDEX)):
+        raise ExportError(
+            f"{repo}: this repository has no {WEIGHTS_FILE} (nor {SHARD_INDEX}), and graphlens reads no other weights. "
+            f"Convert them once with: AutoModelForCausalLM.from_pretrained({repo!r}).save_pretrained(folder), and pass that "
+            "folder."
+        )
+    return folder
+
+
+def _read(config: Path, repo: str) -> Json:
+    """What a config.json holds."""
+    try:
+        found: Json = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{repo}: its {CONFIG_FILE} cannot be read ({error}).") from error
+    return found
 
 
 def _refusal(error: Exception, name: str, repo: str, revision: str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graphlens.file.copies import ensure_room
 from graphlens.file.folder import CONFIG_FILE, GENERATION_CONFIG_FILE, MODEL_FILE
 from graphlens.file.io_names import (
     ATTENTION_MASK,
@@ -85,6 +86,7 @@ def write_transformersjs(model: ir.Model, stage: Path) -> None:
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = mapped(value.const_value)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    ensure_room(stage, size)
     embed = size < EMBEDDABLE
     ir.save(model, folder / MODEL_FILE, external_data=None if embed else f"{MODEL_FILE}_data")
     settings = _settings(stage, CONFIG_FILE)

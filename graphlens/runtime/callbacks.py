@@ -1,24 +1,28 @@
 """Python inside a running graph: an operator that hands an activation to Python and goes on with what it returns.
 
 An exception that leaves such an operator aborts the whole process, so nothing may: it is kept, the run is stopped, and
-it is raised after the run.
+it is raised after the run. What a signal handler raises cannot be kept everywhere: see ``runtime/shielded.py``.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import functools
 import importlib.machinery
 import importlib.util
 import itertools
-import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType, ModuleType, TracebackType
-from typing import Self
+from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 
-from graphlens.errors import RuntimeUnavailable
+from graphlens.errors import GraphlensError, RuntimeUnavailable
+from graphlens.runtime.shielded import raise_as_it_is, raise_in, shielded
 from graphlens.runtime.types import Array
 
 Callback = Callable[[Array], Array]  # activation -> the activation to go on with
@@ -26,12 +30,13 @@ Callback = Callable[[Array], Array]  # activation -> the activation to go on wit
 # What an operator's call gives: its id, then a shape and values for each output.
 _Answer = tuple[int | Sequence[int] | Sequence[float] | Array, ...]
 _Dispatch = Callable[[int, list[Array], Mapping[str, str]], _Answer]
-_Handler = Callable[[int, FrameType | None], object]
+Result = TypeVar("Result")
 _PACKAGE = "onnxruntime_extensions"
 _OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double", "GraphlensHookInt64": "dt_int64"}
 _active: dict[int, PythonCalls] = {}
 _run_ids = itertools.count(1)
 library: str | None = None
+_reinstall: Callable[[], object] | None = None
 # The package keeps its operators in one array that moves as it grows, and open sessions point into it: an operator that
 # somebody registers later would crash them. Reserved places make the array large before the first session of ours. (A
 # session with Python operators that was opened *before* our first hook cannot be saved from our side.)
@@ -110,9 +115,21 @@ def callback_library() -> str:
             result = _call(activation, run, int(attributes["index"]))
             return op_id, result.shape, result
 
-        definition.install_hooker(dispatch)
+        # The package lets go of it when the process ends, without Python's lock if it was loaded or called that late: this
+        # reference keeps it from being freed then.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dispatch))
+        install = functools.partial(definition.install_hooker, dispatch)
+        install()
+        atexit.register(_at_exit, install)
         library = ocos.get_library_path()
         return library
+
+
+def _at_exit(install: Callable[[], object]) -> None:
+    """At the end of the interpreter the package takes the dispatcher away, before functions that were registered earlier
+    with ``atexit`` make their runs: from now on each run puts it back."""
+    global _reinstall
+    _reinstall = install
 
 
 def _unused(x: Array) -> Array:
@@ -126,10 +143,21 @@ def _call(activation: Array, run: Array, index: int) -> Array:
     return activation if calls is None else calls.invoke(index, activation)
 
 
-class PythonCalls:
-    """The callbacks of one run. Use it as a context manager around the run, and feed ``run_id``.
+class _Here(threading.local):
+    """What a thread is doing.
 
-    Leaving it raises what a callback raised, or the KeyboardInterrupt of a Ctrl-C that came during the run.
+    Attributes:
+        calls: The run whose callback it is in, the innermost where a callback runs a model itself.
+    """
+
+    calls: PythonCalls | None = None
+
+
+_here = _Here()
+
+
+class PythonCalls:
+    """The callbacks of one run.
 
     Args:
         callbacks: Functions by the place of their hook point in the graph's hook map.
@@ -140,8 +168,11 @@ class PythonCalls:
         self._id = next(_run_ids)
         self._error: BaseException | None = None
         self._stop: Callable[[], None] | None = None
-        self._in_callback = False
-        self._usual: _Handler | None = None  # what handles a Ctrl-C before and after the run
+        self._inner: PythonCalls | None = None  # the run that a callback of this one is making
+        # An exception is thrown into this thread while it is in a callback, and never outside: nothing would catch it.
+        self._open_to: int | None = None
+        self._gate = threading.Lock()  # held to read and change it
+        self._thrown = self._came_out = False
 
     @property
     def run_id(self) -> Array:
@@ -152,39 +183,64 @@ class PythonCalls:
         """Takes the function that stops the run early. ``Session.run_on_device`` calls this when the run begins.
 
         Args:
-            stop: The function. It may be called from a callback.
+            stop: The function. It may be called from a callback and from any thread.
         """
         self._stop = stop
         if self._error is not None:  # a Ctrl-C that came before
             stop()
 
-    def __enter__(self) -> Self:
-        _active[self._id] = self
-        if threading.current_thread() is threading.main_thread():  # no other is told of a Ctrl-C
-            handler = signal.getsignal(signal.SIGINT)
-            if callable(handler):
-                self._usual = handler
-                signal.signal(signal.SIGINT, self._interrupted)
-        return self
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Makes the run.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        _active.pop(self._id, None)
-        if self._usual is not None:
-            now = signal.signal(signal.SIGINT, self._usual)
-            if now != self._interrupted:  # a callback has set another
-                signal.signal(signal.SIGINT, now)
-        kept, self._error = self._error, None
-        if kept is None:
-            return
-        # The run's own error, if any, only says that it was stopped. What the callback said of its error's cause stays.
-        cause, context, suppressed = kept.__cause__, kept.__context__, kept.__suppress_context__
+        Args:
+            work: Runs the session, feeding it ``run_id``.
+
+        Returns:
+            What ``work`` gave.
+
+        Raises:
+            BaseException: What a callback or a signal handler raised, else what ``work`` raises.
+        """
+        if _reinstall is not None:
+            _reinstall()
+        _active[self._id] = self
         try:
-            raise kept
+            around = _here.calls
+            if around is None:
+                return shielded(lambda: self._made(work), self)
+            return self._made_inside(around, work)
         finally:
-            kept.__cause__, kept.__context__ = cause, context
-            kept.__suppress_context__ = suppressed
+            _active.pop(self._id, None)
+
+    def _made_inside(self, around: PythonCalls, work: Callable[[], Result]) -> Result:
+        """Makes a run that a callback of another run makes, which means: in a thread where no signal handler runs.
+
+        Who ends the run around ends this one. Nothing is thrown into this thread while it is inside ONNX Runtime again.
+        """
+        around._inner = self
+        try:
+            if around._error is not None:
+                self.interrupt(around._error)
+            around._close()
+            return self._made(work)
+        finally:
+            around._inner = None
+            around._open_to = threading.get_ident()
+
+    def _made(self, work: Callable[[], Result]) -> Result:
+        """Makes the run. What a callback raised comes in place of the run's own error, which only says it was stopped."""
+        try:
+            result = work()
+        except GraphlensError:
+            if self._error is None:
+                raise
+        if self._error is None:
+            return result
+        kept, self._error = self._error, None
+        try:
+            raise_as_it_is(kept)
+        finally:
+            del kept
 
     def invoke(self, index: int, activation: Array) -> Array:
         """Calls one callback. An error is kept for the end of the run, which goes on unchanged until it is stopped.
@@ -198,15 +254,27 @@ class PythonCalls:
         """
         if self._error is not None:
             return activation
+        outer, result = _here.calls, activation
         try:
-            self._in_callback = True
-            result = np.asarray(self._callbacks[index](activation), order="C")
-            self._in_callback = False
-            return result
-        except BaseException as error:
-            self._in_callback = False
+            try:
+                _here.calls = self
+                self._open_to = threading.get_ident()
+                result = np.asarray(self._callbacks[index](activation), order="C")
+            finally:
+                self._close()
+        except BaseException as error:  # the callback's, or one that was thrown in, which may come as late as in _close
+            self._close()
             self._fail(error)
-            return activation
+            result = activation
+        _here.calls = outer
+        return result
+
+    def _close(self) -> None:
+        """From here on nothing is thrown into this thread. What was thrown comes out here at the latest."""
+        with self._gate:
+            self._open_to = None
+        while self._thrown and not self._came_out:
+            time.sleep(0)
 
     def _fail(self, error: BaseException) -> None:
         """Keeps the first error, and stops the run."""
@@ -214,14 +282,36 @@ class PythonCalls:
         if self._stop is not None:
             self._stop()
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        """Handles a Ctrl-C during the run. Python raises it wherever it is next executed, which may be at the beginning of
-        an operator's call, where nothing could catch it."""
-        assert self._usual is not None
-        if self._in_callback:
-            self._usual(number, frame)
+    def interrupt(self, error: BaseException) -> None:
+        """Ends the run: no callback is called any more. May be called from another thread.
+
+        Args:
+            error: What a signal handler raised.
+        """
+        self._fail(error)
+        inner = self._inner
+        if inner is not None:
+            inner.interrupt(error)
+
+    def insist(self, error: BaseException) -> None:
+        """Raises a KeyboardInterrupt, once, inside the callback that keeps the run from ending.
+
+        Args:
+            error: What a signal handler raised.
+        """
+        inner = self._inner
+        if inner is not None:
+            inner.insist(error)
             return
-        try:
-            self._usual(number, frame)
-        except BaseException as error:
-            self._fail(error)
+        with self._gate:
+            if self._open_to is not None and not self._thrown:
+                self._thrown = True
+                raise_in(self._open_to, self._telling())
+
+    def _telling(self) -> type[BaseException]:
+        """A KeyboardInterrupt that tells this object when it comes out: the class is all that can be thrown."""
+
+        def came_out(_: object) -> None:
+            self._came_out = True
+
+        return type("KeyboardInterrupt", (KeyboardInterrupt,), {"__init__": came_out})

@@ -11,13 +11,14 @@ from typing import Protocol
 
 import numpy as np
 
-from graphlens.errors import ModelFileError
+from graphlens.runtime.ort_errors import opening_failed, ort_errors, run_failed
 from graphlens.runtime.providers import CPU, Providers, choose_providers, onnxruntime, require_active
 from graphlens.runtime.types import Array, DeviceValue, Feed, InferenceSession, RunOptions, SessionOptions
 
 # Is handed a function that stops a run, when the run begins.
 OnStart = Callable[[Callable[[], None]], None]
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _NOTHING = 3, 4  # how severe a message must be for ONNX Runtime to print it
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 # Microseconds that a session's threads wait for more work before they sleep. Between the operators of a run it is always
 # enough; ONNX Runtime's own tens of milliseconds would take a core from whatever session runs next.
 _SPIN = "200"
@@ -47,10 +48,16 @@ class Runnable(Protocol):
 
 
 class Session:
-    """One ONNX Runtime session, safe to run from several threads at once. For its attributes see ``Runnable``."""
+    """One ONNX Runtime session, safe to run from several threads at once. For its attributes see ``Runnable``.
 
-    def __init__(self, session: InferenceSession) -> None:
-        self._session = session
+    Args:
+        session: The session.
+        weights: Arrays that the session computes with where they lie, by initializer.
+        name: Its graph, as errors name it.
+    """
+
+    def __init__(self, session: InferenceSession, weights: Mapping[str, Array], name: str = "a graph") -> None:
+        self._session, self._weights, self._name = session, weights, name
         self.providers: list[str] = session.get_providers()
         self.inputs = [value.name for value in session.get_inputs()]
         self.outputs = [value.name for value in session.get_outputs()]
@@ -67,6 +74,9 @@ class Session:
 
         Returns:
             One array for each name, in the same order. On the CPU they own ONNX Runtime's buffers: nothing is copied.
+
+        Raises:
+            RunError: ONNX Runtime could not run the graph.
         """
         return [value.numpy() for value in self.run_on_device(outputs, feeds, on_start)]
 
@@ -82,26 +92,32 @@ class Session:
 
         Returns:
             One value for each name, in the same order.
+
+        Raises:
+            RunError: See there.
         """
         ort = onnxruntime()
         options: RunOptions = ort.RunOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _NOTHING  # what fails, or was stopped, comes as an exception
         if on_start is not None:
 
             def stop() -> None:
                 options.terminate = True
 
             on_start(stop)
+        # An OrtValue aliases its array's memory, so both must live until the run ends: `arrays` keeps them.
         arrays: dict[str, Array] = {}
         values: dict[str, DeviceValue] = {}
-        for name, feed in feeds.items():
-            if isinstance(feed, ort.OrtValue):
-                values[name] = feed
-            else:
-                # The OrtValue aliases the array's memory, so both must live until the run ends: `arrays` keeps them.
-                arrays[name] = np.asarray(feed, order="C")
-                values[name] = ort.OrtValue.ortvalue_from_numpy(arrays[name])
-        return self._session.run_with_ort_values(list(outputs), values, options)
+        try:
+            for name, feed in feeds.items():
+                if isinstance(feed, ort.OrtValue):
+                    values[name] = feed
+                else:
+                    arrays[name] = np.asarray(feed, order="C")
+                    values[name] = ort.OrtValue.ortvalue_from_numpy(arrays[name])
+            return self._session.run_with_ort_values(list(outputs), values, options)
+        except ort_errors() as error:
+            raise run_failed(error, self._name, feeds) from error
 
 
 class Chain:
@@ -159,6 +175,7 @@ def save_optimised(model: Path, graph: Path, weights: str) -> None:
 
     Raises:
         ModelFileError: ONNX Runtime cannot load or save the model.
+        RunError: There is not enough memory.
     """
     ort = onnxruntime()
     options = _options()
@@ -168,8 +185,8 @@ def save_optimised(model: Path, graph: Path, weights: str) -> None:
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     try:
         ort.InferenceSession(str(model), options, providers=[CPU])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ModelFileError(f"{model}: ONNX Runtime could not save it optimised: {error}") from error
+    except ort_errors() as error:
+        raise opening_failed(error, f"{model}, to be saved optimised") from error
 
 
 def _options() -> SessionOptions:
@@ -189,8 +206,8 @@ def _share_arena() -> None:
     ort = onnxruntime()
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     exact = ort.OrtArenaCfg({"arena_extend_strategy": 1})  # as much as is asked for, instead of twice as much each time
-    # Refused where somebody else has registered one: theirs serves as well. Its exceptions share no base class.
-    with contextlib.suppress(Exception):
+    # Refused where somebody else has registered one: theirs serves as well.
+    with contextlib.suppress(*ort_errors()):
         ort.create_and_register_allocator(memory, exact)
 
 
@@ -200,6 +217,8 @@ def open_session(
     folder: Path | None = None,
     custom_ops: str | None = None,
     one_of_many: bool = False,
+    name: str | None = None,
+    weights: Mapping[str, Array] | None = None,
 ) -> Session:
     """Opens a session.
 
@@ -209,12 +228,15 @@ def open_session(
         folder: Where the external data of a graph given as bytes lies.
         custom_ops: The library with the graph's custom operators. graphlens alone chooses it: a model never names one.
         one_of_many: True for sessions that take turns. They share one memory arena, and their idle threads sleep.
+        name: The graph, as errors name it; by default its file or folder.
+        weights: What some initializers of the graph, whose data lie in files, hold instead: shaped and typed as they
+            are, bfloat16 as uint16 words.
 
     Raises:
         RuntimeUnavailable: A provider that was asked for is not there or not active.
         ModelFileError: ONNX Runtime refuses the graph.
+        RunError: There is not enough memory to open it.
     """
-    ort = onnxruntime()
     names, required = choose_providers(providers)
     options = _options()
     if folder is not None:
@@ -225,17 +247,39 @@ def open_session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     else:
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN)
-    if custom_ops is not None:
-        options.register_custom_ops_library(custom_ops)
-    source = str(model) if isinstance(model, Path) else model
+    if weights:
+        options.add_external_initializers(list(weights), [_initializer(array) for array in weights.values()])
+    name = name or str(model if isinstance(model, Path) else folder or "a graph")
     try:
-        session = ort.InferenceSession(source, options, providers=names)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        if not required and names[0] != CPU:
-            session = ort.InferenceSession(source, options, providers=[CPU])
-        else:
-            where = model if isinstance(model, Path) else folder
-            raise ModelFileError(f"{where}: ONNX Runtime refuses this model: {error}") from error
+        if custom_ops is not None:
+            options.register_custom_ops_library(custom_ops)
+        session = _opened(model, options, names, may_fall_back=not required)
+    except ort_errors() as error:
+        raise opening_failed(error, name) from error
     if required:
         require_active(session, names)
-    return Session(session)
+    return Session(session, weights or {}, name)
+
+
+def _initializer(array: Array) -> DeviceValue:
+    """A weight over the array's memory; uint16 words are bfloat16, which NumPy lacks."""
+    values = onnxruntime().OrtValue
+    if array.dtype == np.uint16:
+        bfloat16: DeviceValue = values.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
+        return bfloat16
+    value: DeviceValue = values.ortvalue_from_numpy(array)
+    return value
+
+
+def _opened(
+    model: Path | bytes, options: SessionOptions, providers: list[str], may_fall_back: bool
+) -> InferenceSession:
+    """A session with these providers, or with the CPU alone where they fail and that will do."""
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        session: InferenceSession = onnxruntime().InferenceSession(source, options, providers=providers)
+    except ort_errors():
+        if not may_fall_back or providers[0] == CPU:
+            raise
+        session = onnxruntime().InferenceSession(source, options, providers=[CPU])
+    return session

@@ -73,5 +73,8 @@ class SessionOptions(Protocol):
     def add_session_config_entry(self, key: str, value: str) -> None:
         """Sets one of the settings that have no attribute."""
 
+    def add_external_initializers(self, names: Sequence[str], values: Sequence[DeviceValue]) -> None:
+        """Lets initializers whose data lie in files hold these values instead."""
+
     def register_custom_ops_library(self, path: str) -> None:
         """Makes the operators of a library known to the session."""

@@ -6,11 +6,11 @@ from graphlens.file.io_names import gradient_output
 from graphlens.surgery.bake import bake
 from graphlens.surgery.cut import cut
 from graphlens.surgery.differentiate import differentiate
-from graphlens.surgery.files import check, load, load_plain, save
+from graphlens.surgery.files import check, load, load_plain, names_graphlens, save, seal
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.flagged import with_flagged
 from graphlens.surgery.gates import gate_input, with_gates, without_gates
-from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
+from graphlens.surgery.graph import NotHooked, ensure_hooks_resolve, read_manifest
 from graphlens.surgery.graphsurgeon import from_graphsurgeon, to_graphsurgeon
 from graphlens.surgery.outputs import expose, keep_results, prune, strip, without_logits
 from graphlens.surgery.process import process_weights
@@ -21,6 +21,7 @@ from graphlens.surgery.untrusted import CheckReport, check_graph
 
 __all__ = [
     "CheckReport",
+    "NotHooked",
     "bake",
     "check",
     "check_graph",
@@ -36,10 +37,12 @@ __all__ = [
     "keep_results",
     "load",
     "load_plain",
+    "names_graphlens",
     "process_weights",
     "prune",
     "read_manifest",
     "save",
+    "seal",
     "segment",
     "splice",
     "strip",

@@ -12,7 +12,8 @@ import onnx_ir.passes.common as common_passes
 
 from graphlens.edits import gate
 from graphlens.edits.files import to_json
-from graphlens.edits.kinds import Intervention, hooks_of
+from graphlens.edits.kinds import Intervention, checked, hooks_of
+from graphlens.edits.operand import aligned, along
 from graphlens.edits.parts import PARTS
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
@@ -21,7 +22,6 @@ from graphlens.edits.selection import (
     Grid,
     Mask,
     SelectionField,
-    along,
     is_grid,
     order,
     selected_by,
@@ -72,7 +72,7 @@ def bake(
     names, config = list(manifest.hooks), manifest.config
     sizes = axis_sizes(config)
     items = []
-    for item in interventions:
+    for item in checked(interventions):
         (name,) = select(names, item.hook, config.n_layers)
         items.append(item.at(name))
     by_hook = {hook: [item for item in items if item.hook == hook] for hook in hooks_of(items)}
@@ -134,20 +134,20 @@ class _Baked:
     def apply(self, x: ir.Value) -> ir.Value:
         """The activation after the intervention."""
         item = self.item
-        array = item.array.reshape((1,) * (self.rank - item.array.ndim) + item.array.shape)
+        array = aligned(item, self.axes)
         fixed: Mask | None = None  # the selection along axes whose size is known
         dynamic: list[ir.Value] = []
         gathers: list[tuple[int, ir.Value]] = []
-        whole = self._is_whole(array)
         for index, name in enumerate(self.axes):
             if name not in self.sizes:
-                mask, gather, array = self._along_run(name, index, array, whole)
+                mask, gather, array = self._along_run(name, index, array)
                 dynamic += [] if mask is None else [mask]
                 gathers += [] if gather is None else [(index, gather)]
                 continue
             field, axis = self.field_of.get(name), Axis.fixed(name, self.sizes[name])
             chosen = order(item.chosen(field), axis, item.label, field)
-            array = along(item, self.axes, array, index, axis, chosen, whole)
+            axes = [Axis.fixed(other, self.sizes.get(other, 1)) for other in self.axes]
+            array = along(item, self.axes, array, index, axes, chosen)
             if chosen is not None:
                 flags = axis.mask(chosen, index, self.rank)
                 fixed = flags if fixed is None else fixed & flags
@@ -162,33 +162,6 @@ class _Baked:
         operand = self._gathered(constant(part.filled(array, fixed), "value"), gathers)
         changed = op(part.operator, part.arguments(x, [operand]))
         return changed if not dynamic else op("Where", [self._all(dynamic), changed, x])
-
-    def _is_whole(self, array: Array) -> bool:
-        """True if the operand is shaped like the activation, False if like the selected part of it (see along).
-
-        Along an axis whose size only a run knows, an operand with as many entries as there are listed positions is
-        taken for the selected part.
-        """
-        as_selected = False
-        for name, size in zip(self.axes, array.shape, strict=True):
-            field = self.field_of.get(name)
-            selection = self.item.chosen(field)
-            if size == 1 or selection is None:
-                continue
-            if name in self.sizes:
-                axis = Axis.fixed(name, self.sizes[name])
-                chosen = order(selection, axis, self.item.label, field)
-                if size != (axis.size if chosen is None else len(chosen)):
-                    return True  # not the selected part; along() says so if it is not the whole either
-                as_selected |= size != axis.size
-            elif isinstance(selection, slice) and selection != slice(None) and _listed(selection) is None:
-                raise InputError(
-                    f"{self.item.label}: a file can't tell which {size} positions a value per position is for where "
-                    f"{field}={selection!r} depends on the length: list them, or give the slice an end."
-                )
-            elif not isinstance(selection, str) and not is_grid(selection) and len(_listed(selection) or ()) == size:
-                as_selected = True
-        return not as_selected
 
     def _all(self, masks: Sequence[ir.Value]) -> ir.Value:
         """True where all masks are."""
@@ -227,9 +200,7 @@ class _Baked:
         shape[index] = -1
         return self.scope.op("Reshape", [value, self._integers(shape, "column")])
 
-    def _along_run(
-        self, name: str, index: int, array: Array, whole: bool
-    ) -> tuple[ir.Value | None, ir.Value | None, Array]:
+    def _along_run(self, name: str, index: int, array: Array) -> tuple[ir.Value | None, ir.Value | None, Array]:
         """(mask or None, places to gather the operand at or None, the operand) along an axis."""
         field, size = self.field_of.get(name), array.shape[index]
         selection = self.item.chosen(field)
@@ -238,18 +209,23 @@ class _Baked:
         op = self.scope.op
         indices, total, start = self._indices(name, index)
         if is_grid(selection):
-            return self._grid(selection, indices, index), *self._whole(indices, index, array)[1:]
+            return self._within(self._grid(selection, indices, index), indices, index, array)
         if isinstance(selection, str):
             if not self.past:
                 raise InputError(
                     f"{self.item.label}: positions={selection!r} needs a file with past keys and values (with_past): "
                     "without them a run can't tell the prompt from what was generated."
                 )
+            if selection == "generated" and size > 1:
+                raise InputError(
+                    f"{self.item.label}: a file can't tell which {size} positions a value per position is for where "
+                    "positions='generated' depends on the length of the prompt: list them."
+                )
             prompt = op("Equal", [start, self._integers(0, "zero")])
             flag = prompt if selection == "prompt" else op("Not", [prompt])
             mask = op("Reshape", [flag, self._integers([1] * self.rank, "scalar")])
-            return mask, *self._whole(indices, index, array)[1:]
-        if selection is None:
+            return self._within(mask, indices, index, array)
+        if selection is None or selection == slice(None):
             return self._whole(indices, index, array)
         ahead, behind = _split(selection, self.item.label, field)
         parts = []
@@ -265,9 +241,11 @@ class _Baked:
         chosen = _listed(selection)
         if size == 1:
             return column, None, array
-        if whole or chosen is None:
-            beyond, places, array = self._whole(indices, index, array)
-            return self._all([column, *([] if beyond is None else [beyond])]), places, array
+        if chosen is None:
+            raise InputError(
+                f"{self.item.label}: a file can't tell which {size} positions a value per position is for where "
+                f"{field}={selection!r} depends on the length: list them, or give the slice an end."
+            )
         if size != len(chosen):
             raise InputError(
                 f"{self.item.label}: along {name} its {self.item.operand} has {size} entries, and {len(chosen)} are selected."
@@ -290,6 +268,13 @@ class _Baked:
         inside = self.scope.op("Less", [indices, self._integers(size, "size")])
         places = self.scope.op("Min", [indices, self._integers(size - 1, "last")])
         return self._column(inside, index), places, array
+
+    def _within(
+        self, mask: ir.Value, indices: ir.Value, index: int, array: Array
+    ) -> tuple[ir.Value, ir.Value | None, Array]:
+        """``_whole`` of the positions in a mask alone."""
+        inside, places, array = self._whole(indices, index, array)
+        return self._all([mask, *([] if inside is None else [inside])]), places, array
 
     def _member(self, indices: ir.Value, wanted: Sequence[int]) -> ir.Value:
         """bool [n]: which indices are wanted."""

@@ -28,7 +28,9 @@ from graphlens.surgery.graph import (
     replace_value,
     values_by_name,
 )
+from graphlens.surgery.structure import Structure
 
+_ATTENTION = {letter: (f"attn.W_{letter.upper()}", f"attn.b_{letter.upper()}") for letter in "qkv"}
 FLAGS = tuple(dict.fromkeys(FLAGGED.values()))
 
 
@@ -47,8 +49,8 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
 
     Raises:
         InputError: There is no such flag; ``use_attn_in`` and ``use_split_qkv_input`` are given together;
-            ``use_attn_in`` is given for a model with fewer key-value heads than heads; or the manifest lacks a weight
-            that a flag needs.
+            ``use_attn_in`` is given for a model with fewer key-value heads than heads; or the model computes what a
+            flag rewrites in another way than the flag would (a norm after attention, a bias that the manifest does not name).
     """
     wanted = set(flags)
     if wanted - set(FLAGS):
@@ -68,12 +70,7 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
         if "use_attn_result" in wanted:
             work.results(layer)
         if "use_hook_mlp_in" in wanted:
-            work.fork(
-                work.hooks[in_block(layer, "hook_resid_mid")].value,
-                in_block(layer, "ln2.hook_normalized"),
-                in_block(layer, "hook_mlp_in"),
-                work.manifest.config.dtype,
-            )
+            work.mlp_input(layer)
     return work.finish()
 
 
@@ -86,6 +83,7 @@ class _Rewrite:
         self.hooks = dict(self.manifest.hooks)
         self.values = values_by_name(model)
         self._weights = StoredWeights(model, self.manifest)
+        self._structure = Structure(model, self.manifest)
         self._added: list[ir.Value] = []
 
     def finish(self) -> ir.Model:
@@ -103,15 +101,42 @@ class _Rewrite:
         value = self.values[source]
         upstream = _ancestors(self.values[self.hooks[reader].value], value)
         readers = [(node, index) for node, index in value.uses() if node in upstream]
+        if not readers:
+            raise InputError(
+                f"{name!r} would change nothing in this model: {reader!r} is not computed from {source!r}."
+            )
         tape = Tape()
         copy = tape.op("Identity", [value])
         let_read(readers, copy, value)
         self._declare(name, copy, axes_of(name), dtype)
         self._install(tape, f"{name}/")
 
+    def mlp_input(self, layer: int) -> None:
+        """Adds the hook point of the residual that the MLP reads."""
+        names = [in_block(layer, name) for name in ("hook_resid_mid", "ln2.hook_normalized", "hook_mlp_in")]
+        self._ensure(all(name in self.hooks for name in names[:2]), "use_hook_mlp_in", *names[:2])
+        self.fork(self.hooks[names[0]].value, names[1], names[2], self.manifest.config.dtype)
+
+    def _ensure(self, is_so: bool, flag: str, start: str, end: str) -> None:
+        """Refuses a flag whose rewrite of what lies between two hook points would compute something else."""
+        if not is_so:
+            raise InputError(
+                f"{flag} cannot be set for this model: between {start!r} and {end!r} it computes something else than a norm "
+                "and the weights that TransformerLens names (a norm of its own there, an edit that was baked in, or a weight "
+                "or bias without a name), and this flag would leave that out."
+            )
+
     def split_inputs(self, layer: int, split: bool) -> None:
         """Gives every head its own copy of the residual before ln1; with ``split`` one each for q, k and v."""
         cfg, tape = self.manifest.config, Tape()
+        flag = "use_split_qkv_input" if split else "use_attn_in"
+        start, normal = in_block(layer, "hook_resid_pre"), in_block(layer, "ln1.hook_normalized")
+        self._ensure(self._structure.is_norm(start, in_block(layer, "ln1")), flag, start, normal)
+        for letter, weights in _ATTENTION.items():
+            end = in_block(layer, f"attn.hook_{letter}")
+            full = [in_block(layer, name) for name in ("ln1.w", "ln1.b", *weights)]
+            self._need(full[2])
+            self._ensure(self._structure.is_linear(normal, end, full), flag, normal, end)
         residual = self._value(layer, "hook_resid_pre")
         for old in ("ln1.hook_scale", "ln1.hook_normalized"):
             replaced = self._value(layer, old)
@@ -145,6 +170,10 @@ class _Rewrite:
     def results(self, layer: int) -> None:
         """Writes the attention output as a sum of the heads' results."""
         cfg, tape = self.manifest.config, Tape()
+        start, end = in_block(layer, "attn.hook_z"), in_block(layer, "hook_attn_out")
+        weights = [in_block(layer, name) for name in ("attn.W_O", "attn.b_O")]
+        self._need(weights[0])
+        self._ensure(self._structure.is_linear(start, end, weights), "use_attn_result", start, end)
         z = self._value(layer, "attn.hook_z")
         result = self._per_head(z, in_block(layer, "attn.W_O"), tape)
         _shape(result, z, cfg.n_heads, cfg.d_model)
@@ -189,10 +218,14 @@ class _Rewrite:
     def _per_head(self, x: ir.Value, name: str, tape: Tape) -> ir.Value:
         """Each head's x [b, s, heads, n] times its own part of a weight [heads, n, m]: [b, s, heads, m]."""
         weight = self._weight(name, tape)
-        if weight is None:
-            raise InputError(f"this model's file does not say where its weight {name!r} lies, which this flag needs.")
+        assert weight is not None, "it was looked for before"
         product = tape.op("MatMul", [tape.op("Transpose", [x], {"perm": [0, 2, 1, 3]}), weight])
         return tape.op("Transpose", [product], {"perm": [0, 2, 1, 3]})
+
+    def _need(self, name: str) -> None:
+        """Refuses a flag that needs a weight which has no place in the files."""
+        if self._weights.entry(name) is None:
+            raise InputError(f"this model's file does not say where its weight {name!r} lies, which this flag needs.")
 
     def _weight(self, name: str, tape: Tape) -> ir.Value | None:
         """A weight in the graph's compute dtype, as nodes that fold away when the graph is loaded; None for no weight."""

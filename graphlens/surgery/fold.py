@@ -14,12 +14,14 @@ import onnx_ir as ir
 
 from graphlens.edits import gate
 from graphlens.edits.kinds import Intervention
+from graphlens.edits.operand import aligned
 from graphlens.edits.record import Array
 from graphlens.edits.selection import Window, selected_by
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import axis_sizes, firing_order, in_block, split_name
 from graphlens.file.safetensors import apply_view
 from graphlens.file.stored import StoredWeights
+from graphlens.surgery.structure import Structure
 
 Folded = dict[tuple[str, str], Array]  # (weights file, tensor) -> its new content
 ByHook = dict[str, list[Intervention]]
@@ -64,13 +66,13 @@ def fold(model: ir.Model, manifest: Manifest, by_hook: ByHook) -> tuple[ByHook, 
     Returns:
         (the edits that have to stay nodes, the new content of the weights that took in the others).
     """
-    weights = _Weights(model, manifest)
+    weights, structure = _Weights(model, manifest), Structure(model, manifest)
     left: ByHook = {}
     for hook in firing_order(by_hook, manifest.config.n_layers):
         items = by_hook[hook]
         target = _target(hook, by_hook, items)
         change = None if target is None else affine(items, manifest.hooks[hook], manifest)
-        if target is None or change is None or not weights.has(target):
+        if target is None or change is None or not weights.has(target) or not _is_so(structure, hook, target):
             left[hook] = items
         else:
             # What folds lies at hook points [batch, pos, ...]: a matrix knows neither of these.
@@ -104,6 +106,28 @@ def _target(hook: str, by_hook: Mapping[str, Sequence[Intervention]], items: Seq
     return None if others & set(by_hook) else _Target("added", in_block(layer, bias))
 
 
+def _is_so(structure: Structure, hook: str, target: _Target) -> bool:
+    """True if the graph computes with the target's weights what folding takes it to compute: no norm comes between."""
+    layer = split_name(target.bias)[0]
+    assert layer is not None
+    part, kind = ("attn", "O") if target.bias.endswith("attn.b_O") else ("mlp", "out")
+    out, source = (
+        in_block(layer, f"hook_{part}_out"),
+        in_block(layer, "attn.hook_z" if part == "attn" else "mlp.hook_post"),
+    )
+    if target.how == "written" and hook != out:
+        norm = in_block(layer, "ln2" if split_name(hook)[1].startswith("mlp") else "ln1")
+        names = [f"{norm}.w", f"{norm}.b", str(target.matrix), target.bias]
+        return structure.is_linear(f"{norm}.hook_normalized", hook, names)
+    if not structure.is_linear(source, out, [in_block(layer, f"{part}.W_{kind}"), target.bias]):
+        return False
+    if target.how != "added":
+        return True
+    before, after = ("pre", "mid") if part == "attn" else ("mid", "post")
+    terms = [in_block(layer, f"hook_resid_{before}"), out]
+    return structure.is_sum(in_block(layer, f"hook_resid_{after}"), terms)
+
+
 def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) -> tuple[Array, Array] | None:
     """What the interventions at one hook point come to where they are the same at every position.
 
@@ -123,7 +147,7 @@ def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) 
     sizes, field_of = axis_sizes(manifest.config), selected_by(entry.axes)
     dynamic = [index for index, name in enumerate(entry.axes) if name not in sizes]
     for item in items:
-        shape = (1,) * (len(entry.axes) - item.array.ndim) + item.array.shape
+        shape = aligned(item, entry.axes).shape
         if any(shape[index] != 1 or item.chosen(field_of.get(entry.axes[index])) is not None for index in dynamic):
             return None
         if not np.isfinite(item.array).all():

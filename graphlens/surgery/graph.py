@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -14,6 +14,7 @@ from onnx_ir.tape import Tape
 
 from graphlens.errors import ModelFileError
 from graphlens.file.manifest import METADATA_KEY, Manifest
+from graphlens.file.names import AXES
 
 Attribute = int | float | str | Sequence[int] | ir.Graph
 """What a node's attribute may be given as."""
@@ -22,7 +23,18 @@ Attribute = int | float | str | Sequence[int] | ir.Graph
 @lru_cache(maxsize=32)
 def _parsed(text: str, where: str) -> Manifest:
     """The manifest that a text holds. A model and its copies share one text, so it is parsed once for all of them."""
-    return Manifest.from_json(text, where)
+    found = Manifest.from_json(text, where)
+    for name, entry in found.hooks.items():
+        strange = [axis for axis in entry.axes if axis not in AXES]
+        if strange:
+            raise ModelFileError(
+                f"{where}: the manifest gives {name!r} the axis {strange[0]!r}, which there is not. Export the model again."
+            )
+    return found
+
+
+class NotHooked(ModelFileError):
+    """A graph that could be read and has no manifest."""
 
 
 def read_manifest(model: ir.Model, where: str = "this model") -> Manifest:
@@ -36,13 +48,22 @@ def read_manifest(model: ir.Model, where: str = "this model") -> Manifest:
         The manifest.
 
     Raises:
-        ModelFileError: The model has no manifest, or one that is malformed or of a newer format.
+        NotHooked: (a ModelFileError) The model has no manifest.
+        ModelFileError: Its manifest is malformed or of a newer format.
     """
-    text = model.metadata_props.get(METADATA_KEY)
+    return manifest_in(model.metadata_props, where)
+
+
+def manifest_in(metadata: Mapping[str, str], where: str) -> Manifest:
+    """The manifest among a model's metadata; see read_manifest.
+
+    Args:
+        metadata: The model's ``metadata_props``.
+        where: What an error calls the model: its path, say.
+    """
+    text = metadata.get(METADATA_KEY)
     if text is None:
-        raise ModelFileError(
-            f"{where}: no graphlens manifest, so this is not a hooked file. Make one: graphlens export."
-        )
+        raise NotHooked(f"{where}: no graphlens manifest, so this is not a hooked file. Make one: graphlens export.")
     found = _parsed(text, where)
     # Mappings of the caller's own: editing one must not reach what the next reader gets.
     return replace(

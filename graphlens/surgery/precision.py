@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.errors import ExportError
+from graphlens.file.copies import ensure_room
 from graphlens.file.folder import MODEL_FILE, converted_weights, copy_settings
 from graphlens.file.manifest import ModelConfig
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, write_safetensors
@@ -75,6 +76,7 @@ def _rewrite_weights(files: list[SafetensorsFile], target: Path, stored: str) ->
     def arrays() -> Iterator[Array]:
         yield from (file.array(key).astype(dtype) for file, key in wanted)
 
+    ensure_room(target.parent, sum(entry.length for entry in entries.values()))
     write_safetensors(target, entries, arrays())
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphlens.errors import ExportError, InputError
-from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_folder
+from graphlens.file.copies import ensure_room
+from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_folder, user_path
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
 from graphlens.file.names import in_block, split_name
@@ -25,6 +26,7 @@ from graphlens.file.stored import StoredWeights, bind, stored_tensor
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.graph import finish, read_manifest, replace_value, set_outputs
+from graphlens.surgery.structure import Structure
 
 WEIGHTS_FILE = "processed.safetensors"
 STEPS = (
@@ -81,7 +83,7 @@ def process_weights(
     chosen = tuple(step for step, on in zip(STEPS, asked, strict=True) if on)
     with new_folder(out) as stage:
         process_into(model_path(path), stage, chosen)
-    return Path(out).expanduser()
+    return user_path(out)
 
 
 def process_into(source: Path, stage: Path, steps: Sequence[str]) -> None:
@@ -101,6 +103,7 @@ def process_into(source: Path, stage: Path, steps: Sequence[str]) -> None:
     model = load(source)
     manifest = read_manifest(model)
     _check(source, manifest)
+    _check_structure(source, Structure(model, manifest), manifest)
     work = _Processing(model, manifest, steps)
     work.write(stage / WEIGHTS_FILE)
     done = work.rebind(stage / WEIGHTS_FILE)
@@ -124,6 +127,64 @@ def _check(source: Path, manifest: Manifest) -> None:
     missing = [name for name in needed if name not in manifest.weights]
     if missing:
         raise ExportError(f"{source}: does not say where its weight {missing[0]!r} lies, so it cannot be processed.")
+
+
+def _check_structure(source: Path, structure: Structure, manifest: Manifest) -> None:
+    """Refuses a model that computes something else than the architecture whose weights are processed.
+
+    A norm after attention, a matrix that reads a norm besides those that it is folded into, a bias without a name: what was
+    processed would then predict something else, without a word.
+    """
+    layers, config = range(manifest.config.n_layers), manifest.config
+
+    def ensure(is_so: bool, start: str, end: str) -> None:
+        if not is_so:
+            raise ExportError(
+                f"{source}: cannot be processed: between {start!r} and {end!r} this model computes something else than a norm "
+                "and the weights that TransformerLens names (a norm of its own there, an edit that was baked in, a second "
+                "matrix, or a weight or bias without a name), so its predictions would change."
+            )
+
+    embedded = [name for name in ("hook_embed", "hook_pos_embed") if name in manifest.hooks]
+    residual = in_block(0, "hook_resid_pre")
+    ensure(structure.is_sum(residual, embedded), embedded[0], residual)
+    for layer in layers:
+        pre, mid, post = (in_block(layer, f"hook_resid_{place}") for place in ("pre", "mid", "post"))
+        written = []
+        for norm, start, readers, z, out in (
+            (
+                "ln1",
+                pre,
+                {f"attn.hook_{letter}": f"attn.{{}}_{letter.upper()}" for letter in "qkv"},
+                "attn.hook_z",
+                "attn",
+            ),
+            ("ln2", mid, {"mlp.hook_pre": "mlp.{}_in"}, "mlp.hook_post", "mlp"),
+        ):
+            if norm == "ln2" and config.attn_only:
+                continue
+            full = in_block(layer, norm)
+            normal, ends = f"{full}.hook_normalized", [in_block(layer, reader) for reader in readers]
+            ensure(structure.is_norm(start, full), start, normal)
+            for end, weights in zip(ends, readers.values(), strict=True):
+                names = [f"{full}.w", f"{full}.b", *(in_block(layer, weights.format(kind)) for kind in "Wb")]
+                ensure(structure.is_linear(normal, end, names), normal, end)
+            ensure(structure.nothing_leaves(normal, ends), normal, ends[0])
+            written.append(in_block(layer, f"hook_{out}_out"))
+            matrix = [in_block(layer, f"{out}.{kind}_{'O' if out == 'attn' else 'out'}") for kind in "Wb"]
+            ensure(structure.is_linear(in_block(layer, z), written[-1], matrix), in_block(layer, z), written[-1])
+        ensure(structure.is_sum(mid, [pre, written[0]]), written[0], mid)
+        ensure(structure.is_sum(post, [mid, written[1]] if len(written) > 1 else [mid]), written[-1], post)
+    last = in_block(layers[-1], "hook_resid_post")
+    names = ["ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U"]
+    ensure(structure.is_norm(last, "ln_final"), last, "ln_final.hook_normalized")
+    ensure(
+        structure.is_linear("ln_final.hook_normalized", "unembed.hook_out", names), "ln_final.hook_normalized", LOGITS
+    )
+    for layer in layers:
+        for name in ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post"):
+            hook = in_block(layer, name)
+            ensure(hook not in manifest.hooks or structure.only_known_read(hook), hook, LOGITS)
 
 
 class _Processing:
@@ -178,6 +239,7 @@ class _Processing:
                 continue
             shape = (self.manifest.config.d_vocab,) if entry is None else entry.shape  # b_U, where there was none
             entries[key] = TensorEntry("F32", shape, 0, math.prod(shape) * 4)
+        ensure_room(path.parent, sum(entry.length for entry in entries.values()))
         order = iter(entries)
 
         def arrays() -> Iterator[Array]:

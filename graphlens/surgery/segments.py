@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import (
     INPUT_IDS,
     LOGITS,
@@ -56,7 +56,7 @@ def segment(model: ir.Model, start: int | None = None, stop: int | None = None) 
     manifest = read_manifest(model)
     layers = manifest.config.n_layers
     for what, layer in (("start", start), ("stop", stop)):
-        if layer is not None and not 0 <= layer <= layers:
+        if layer is not None and not 0 <= checked_number(layer, what) <= layers:
             raise InputError(f"{what} at layer {layer}: this model has {layers} layers, so it goes from 0 to {layers}.")
     if start is not None and stop is not None and start > stop:
         raise InputError(f"start at layer {start} comes after stop at layer {stop}: there is nothing to run.")
@@ -193,7 +193,7 @@ def first_layers(model: ir.Model, count: int) -> ir.Model:
     """
     manifest = read_manifest(model)
     layers = manifest.config.n_layers
-    if not 1 <= count <= layers:
+    if not 1 <= checked_number(count, "first_n_layers") <= layers:
         raise InputError(f"first_n_layers={count}: this model has {layers} layers, so it goes from 1 to {layers}.")
     model = model.clone()
     values = values_by_name(model)

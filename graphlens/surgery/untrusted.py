@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -16,15 +16,18 @@ import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
+from graphlens.file.inside import inside
+from graphlens.surgery import operators
+from graphlens.surgery.operators import OPERATORS, FileKind
+from graphlens.surgery.sizes import check_sizes
 
+OLDEST_OPSET = 13
 MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit
-MAX_NODES = 200_000
-MAX_EXPANDED_NODES = 1_000_000
-MAX_DEPTH = 16
+MAX_NODES = 50_000  # ONNX Runtime opens 10,000 in about a second; 80 layers with a gate at each hook point have 40,000
+MAX_FUNCTION_NODES = 2_000  # that calls of functions come to: nested, they take it longer, a second for so many
+MAX_DEPTH = 8
 MAX_FUNCTION_DEPTH = 64
 MAX_TENSOR_BYTES = 1 << 40
-ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-REFUSED_OPS = frozenset({"EPContext"})
 _MEMORY_MARKERS = ("*/_ORT_MEM_ADDR_/*", "_ORT_MEM_ADDR_")
 
 
@@ -37,12 +40,15 @@ class CheckReport:
         embedded_bytes: The size of the tensors inside the graph file.
         external_bytes: The size of those in weights files.
         external_files: The names of the weights files, sorted.
+        added_operators: The operators in it that graphlens itself writes into no file, sorted; empty unless its graph
+            was edited.
     """
 
     nodes: int
     embedded_bytes: int
     external_bytes: int
     external_files: tuple[str, ...]
+    added_operators: tuple[str, ...] = ()
 
 
 def check_size(file: Path) -> None:
@@ -59,12 +65,14 @@ def check_size(file: Path) -> None:
         raise ModelFileError(f"{file}: {size:,} bytes, more than an ONNX graph can have ({MAX_GRAPH_BYTES:,}).")
 
 
-def check_graph(model: ir.Model, file: Path) -> CheckReport:
-    """Refuses a model that reaches outside its folder, explodes when expanded, or needs foreign code.
+def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> CheckReport:
+    """Refuses a model that reaches outside its folder, explodes when expanded or run, or needs foreign code.
 
     Args:
         model: The model; its weights need not be read.
         file: The graph file that it came from.
+        kind: Who may have written it: "exported" allows the operators that graphlens writes, "edited" those besides that
+            its users may add. See OPERATORS.
 
     Returns:
         What the check saw.
@@ -72,8 +80,12 @@ def check_graph(model: ir.Model, file: Path) -> CheckReport:
     Raises:
         ModelFileError: The model is refused; the node or tensor is named.
     """
-    declared, folder = {(f.domain, f.name) for f in model.functions.values()}, file.parent
-    nodes = 0
+    for domain, name, _ in model.functions:
+        if operators.is_reserved(domain):
+            raise ModelFileError(
+                f"{file}: it defines a function {domain}::{name} in a domain that is ONNX's own. Refused."
+            )
+    nodes, seen = 0, set[str]()
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         for node, depth in _nodes(graph, 0):
             nodes += 1
@@ -81,21 +93,51 @@ def check_graph(model: ir.Model, file: Path) -> CheckReport:
                 raise ModelFileError(f"{file}: more than {MAX_NODES:,} nodes. graphlens refuses to open it.")
             if depth > MAX_DEPTH:
                 raise ModelFileError(f"{file}: subgraphs nested more than {MAX_DEPTH} deep.")
-            _check_node(node, declared, file)
+            if node.op_identifier() in model.functions:
+                continue
+            if not operators.is_allowed(node.domain, node.op_type, kind):
+                why = operators.why_not(node.domain, node.op_type)
+                raise ModelFileError(f"{file}: node {node.name!r} {why}")
+            seen.add(node.op_type)
     expanded = _expanded_nodes(model, file)
     embedded = external = 0
     files: set[str] = set()
     for tensor in _tensors(model, file):
         size = _tensor_bytes(tensor, file)
         if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor, size, folder)
+            _check_external(tensor, size, file.parent)
             external += size
             files.add(str(tensor.location))
         else:
             embedded += size
         if embedded + external > MAX_TENSOR_BYTES:
             raise ModelFileError(f"{file}: its tensors claim more than {MAX_TENSOR_BYTES:,} bytes.")
-    return CheckReport(expanded, embedded, external, tuple(sorted(files)))
+    check_sizes(model, file, embedded + external)
+    opset = model.opset_imports.get("")
+    if opset is None or not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise ModelFileError(
+            f"{file}: its operators are those of opset {opset}; graphlens opens {OLDEST_OPSET} to "
+            f"{onnx.defs.onnx_opset_version()}. Refused."
+        )
+    _check_order(model.graph, set(), file)
+    return CheckReport(expanded, embedded, external, tuple(sorted(files)), tuple(sorted(seen - OPERATORS["exported"])))
+
+
+def _check_order(graph: ir.Graph, around: set[ir.Value], file: Path, depth: int = 0) -> None:
+    """Refuses a graph in which a value is used that nothing computed before; ``around``: the values of the graphs outside."""
+    known = around | {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        lost = next((value for value in node.inputs if value is not None and value not in known), None)
+        if lost is not None:
+            raise ModelFileError(
+                f"{file}: node {node.name!r} uses {lost.name!r}, which nothing before it computes. Refused."
+            )
+        for subgraph in _subgraphs(node) if depth < MAX_DEPTH else ():
+            _check_order(subgraph, known, file, depth + 1)
+        known.update(node.outputs)
+    lost = next((value for value in graph.outputs if value not in known), None)
+    if lost is not None:
+        raise ModelFileError(f"{file}: the output {lost.name!r} is computed by nothing. Refused.")
 
 
 def _nodes(graph: ir.Graph | ir.Function, depth: int) -> Iterator[tuple[ir.Node, int]]:
@@ -117,17 +159,6 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def _check_node(node: ir.Node, declared: set[tuple[str, str]], file: Path) -> None:
-    """Refuses a node that needs foreign code; ``declared`` holds the functions that the file defines."""
-    if node.op_type in REFUSED_OPS:
-        raise ModelFileError(f"{file}: node {node.name!r} is an {node.op_type}, which loads compiled foreign code.")
-    if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) not in declared:
-        raise ModelFileError(
-            f"{file}: node {node.name!r} needs the operator {node.domain}::{node.op_type}. graphlens opens files with "
-            "standard operators only and never registers a custom operator library for a model."
-        )
-
-
 def _expanded_nodes(model: ir.Model, file: Path) -> int:
     """Nodes after every function call is inlined, counted without inlining: a doubling chain is found in linear time."""
     functions = model.functions
@@ -135,13 +166,16 @@ def _expanded_nodes(model: ir.Model, file: Path) -> int:
     open_calls: list[ir.OperatorIdentifier] = []
 
     def measure(graph: ir.Graph | ir.Function) -> tuple[int, int]:
-        total = depth = 0
+        total = called = depth = 0
         for node, _ in _nodes(graph, 0):
-            inlined, below = call(node.op_identifier()) if node.op_identifier() in functions else (1, 0)
-            total, depth = total + inlined, max(depth, below)
-            if total > MAX_EXPANDED_NODES:
-                raise ModelFileError(f"{file}: its functions expand to over {MAX_EXPANDED_NODES:,} nodes.")
-        return total, depth
+            if node.op_identifier() not in functions:
+                total += 1
+                continue
+            inlined, below = call(node.op_identifier())
+            called, depth = called + inlined, max(depth, below)
+            if called > MAX_FUNCTION_NODES:
+                raise ModelFileError(f"{file}: its functions expand to over {MAX_FUNCTION_NODES:,} nodes.")
+        return total + called, depth
 
     def call(key: ir.OperatorIdentifier) -> tuple[int, int]:
         if key in open_calls:
@@ -162,27 +196,35 @@ def _expanded_nodes(model: ir.Model, file: Path) -> int:
     return measure(model.graph)[0]
 
 
-def refuse_sparse(proto: onnx.ModelProto, file: Path) -> None:
-    """Refuses sparse initializers, which onnx-ir drops without a word.
+def check_structure(proto: onnx.ModelProto, file: Path) -> None:
+    """Refuses what onnx-ir could not make a model of, or only in a long time: before it is asked to.
 
     Args:
         proto: The model as it was read.
         file: The graph file that it came from.
 
     Raises:
-        ModelFileError: There is one, in whatever subgraph or function.
+        ModelFileError: There are sparse initializers, which onnx-ir drops without a word, in whatever subgraph or function;
+            or too many nodes, or subgraphs nested too deep.
     """
-    graphs = [proto.graph]
-    nodes = [node for function in proto.functions for node in function.node]
-    while graphs or nodes:
-        while nodes:
-            for attribute in nodes.pop().attribute:
-                graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+    waiting: list[tuple[Iterable[onnx.NodeProto], int]] = [(function.node, 0) for function in proto.functions]
+    graphs, count = [(proto.graph, 0)], 0
+    while graphs or waiting:
         if graphs:
-            graph = graphs.pop()
+            graph, depth = graphs.pop()
             if graph.sparse_initializer:
                 raise _sparse(file)
-            nodes += graph.node
+            waiting.append((graph.node, depth))
+        nodes, depth = waiting.pop()
+        for node in nodes:
+            count += 1
+            if count > MAX_NODES:
+                raise ModelFileError(f"{file}: more than {MAX_NODES:,} nodes. graphlens refuses to open it.")
+            for attribute in node.attribute:
+                inner = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+                if inner and depth + 1 > MAX_DEPTH:
+                    raise ModelFileError(f"{file}: subgraphs nested more than {MAX_DEPTH} deep.")
+                graphs += [(graph, depth + 1) for graph in inner]
 
 
 def _tensors(model: ir.Model, file: Path) -> Iterator[ir.TensorProtocol]:
@@ -230,12 +272,10 @@ def _check_external(tensor: ir.ExternalTensor, size: int, folder: Path) -> None:
     if not location or posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts):
         raise ModelFileError(f"{folder}: tensor {tensor.name!r} lies outside the folder ({location!r}). Refused.")
     path = folder / location
-    if not path.exists():
-        raise ModelFileError(f"{path}: the weights file is missing. Put it back, or export the model again.")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelFileError(f"{path}: a link that leaves the folder. Refused: copy or hardlink the file instead.")
-    if not path.is_file():
-        raise ModelFileError(f"{path}: not a regular file.")
+    try:
+        inside(folder, location)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path}: the weights file is missing. Put it back, or export the model again.") from error
     offset, length = tensor.offset or 0, tensor.length if tensor.length is not None else size
     if offset < 0 or length != size or offset + length > os.stat(path).st_size:
         raise ModelFileError(

@@ -6,6 +6,7 @@ below it, red and high above it, grey and half-high at it.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 from collections.abc import Callable, Iterator
@@ -18,12 +19,11 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from graphlens.errors import InputError
+from graphlens.errors import InputError, is_one_of
 from graphlens.views.labelled import Array, Labelled
-from graphlens.views.text import NOT_COMPUTED, number, shown, view_package
+from graphlens.views.text import BLOCKS, NOT_COMPUTED, PLAIN, number, shown, view_package
 
 BACKENDS = {"terminal": (".txt",), "matplotlib": (".png", ".svg", ".pdf"), "plotly": (".html",)}
-BLOCKS = "▁▂▃▄▅▆█"  # an odd number: the middle one is the baseline
 BELOW, AT, ABOVE = (33, 102, 172), (150, 150, 150), (202, 40, 54)
 ROW_LABEL, COLUMN_LABEL, LEGIBLE, NARROWEST, GAP = 18, 8, 6, 3, 1  # widths in a terminal, in cells
 TEXT_WIDTH = 120  # of a .txt
@@ -103,8 +103,13 @@ def panels(result: Labelled) -> list[Panel]:
     return found
 
 
-def plot(result: Labelled, path: str | os.PathLike[str] | None = None, backend: str | None = None) -> Any:
-    """Plots a result: see ``SweepResult.plot``."""
+def plot(
+    result: Labelled,
+    path: str | os.PathLike[str] | None = None,
+    backend: str | None = None,
+    into: Callable[[Path], contextlib.AbstractContextManager[Path]] = contextlib.nullcontext,
+) -> Any:
+    """Plots a result: see ``SweepResult.plot``. ``into`` gives the file to write, and puts it in place at the end."""
     target = None if path is None else Path(path)
     if backend is None:
         ending = ".txt" if target is None else target.suffix.lower()
@@ -112,7 +117,7 @@ def plot(result: Labelled, path: str | os.PathLike[str] | None = None, backend: 
     known = "; ".join(f"{name!r} ({', '.join(endings)})" for name, endings in BACKENDS.items())
     if backend is None:
         raise InputError(f"{path}: no plot ends in {target.suffix if target else ''!r}. There is {known}.")
-    if backend not in BACKENDS:
+    if not is_one_of(backend, BACKENDS):
         raise InputError(f"there is no backend {backend!r}. There is {known}.")
     if target is not None and target.suffix.lower() not in BACKENDS[backend]:
         raise InputError(f"{path}: {backend} writes {' and '.join(BACKENDS[backend])}.")
@@ -122,7 +127,10 @@ def plot(result: Labelled, path: str | os.PathLike[str] | None = None, backend: 
         "plotly": _draw_plotly,
     }
     try:
-        return drawers[backend](result, target)
+        if target is None:
+            return drawers[backend](result, None)
+        with into(target) as made:
+            return drawers[backend](result, made)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}).") from error
 
@@ -144,6 +152,8 @@ class HeatMap:
             for line in _lines(panel, options.max_width):
                 line.rstrip()
                 line.no_wrap, line.overflow = True, "ellipsis"
+                if options.ascii_only:
+                    line.plain = line.plain.translate(PLAIN)
                 yield line
 
 

@@ -19,7 +19,7 @@ from graphlens.deploy import write_stripped
 from graphlens.errors import ExportError, InputError, UnknownHookPoint
 from graphlens.interventions import Intervention, save
 from tests.command_line import graphlens as command
-from tests.intervention_specs import FLAG_SETS, baked, close, plain_session, python_hooks, runs, set_flags
+from tests.intervention_specs import FLAG_SETS, baked, close, feeds_of, plain_session, python_hooks, runs, set_flags
 from tests.models import MODEL
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
@@ -34,18 +34,6 @@ VECTOR = RNG.standard_normal(CFG.d_model).astype(np.float32)
 def no_flags() -> Iterator[None]:
     yield
     set_flags(MODEL, ())
-
-
-def feeds_of(session: onnxruntime.InferenceSession, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """A whole prompt, with an empty cache where there is one."""
-    feeds = {"input_ids": tokens}
-    for value in session.get_inputs():
-        if value.name.startswith("past_key_values"):
-            feeds[value.name] = np.zeros((len(tokens), CFG.n_heads, 0, CFG.d_head), np.float32)
-    if any(value.name == "position_ids" for value in session.get_inputs()):
-        feeds["attention_mask"] = np.ones_like(tokens)
-        feeds["position_ids"] = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy()
-    return feeds
 
 
 @pytest.mark.filterwarnings("ignore:two patches of the same elements")
@@ -63,14 +51,14 @@ def test_a_baked_file_does_what_the_run_time_edits_do(
         for with_past in (False, True):  # of the same edits: what opens a session is their run
             folder = baked(MODEL, items, tmp_path_factory.mktemp("baked") / "out", with_past=with_past)
             session = plain_session(folder)
-            close(session.run(["logits"], feeds_of(session, tokens))[0], expected)
+            close(session.run(["logits"], feeds_of(session, tokens, CFG))[0], expected)
 
     check()
 
 
 FOLDED: list[list[Intervention]] = [
     [Ablate(Z, heads=2)],
-    [Ablate(Z, RNG.standard_normal((4, 32)), heads=[0, 3])],
+    [Ablate(Z, RNG.standard_normal((2, 32)), heads=[0, 3])],
     [Scale("blocks.1.attn.hook_q", 1.5, heads=1), Steer("blocks.1.attn.hook_k", RNG.standard_normal(32), heads=0)],
     [Steer("blocks.0.attn.hook_v", RNG.standard_normal((4, 32))), Ablate("blocks.0.attn.hook_v", heads=3)],
     [Patch("blocks.2.mlp.hook_pre", 0.3, dims=slice(10, 40)), Scale("blocks.2.mlp.hook_post", 0.5, dims=3)],
@@ -138,9 +126,11 @@ def test_a_baked_file_is_plain(tmp_path: Path) -> None:
         "steer",
     ]
     assert not list(folder.rglob("*.partial"))
-    assert (folder / "model.safetensors").samefile(SOURCE / "model.safetensors")
-    apart = bake_model(SOURCE, items, tmp_path / "apart", self_contained=True)
-    assert not (apart / "model.safetensors").samefile(SOURCE / "model.safetensors")
+    for name, options in {"copied": {}, "apart": {"self_contained": True}, "linked": {"link": True}}.items():
+        made = bake_model(SOURCE, items, tmp_path / name, **options)
+        assert (made / "model.safetensors").samefile(SOURCE / "model.safetensors") is (name == "linked")
+    with pytest.raises(InputError, match="choose one"):
+        bake_model(SOURCE, items, tmp_path / "both", link=True, self_contained=True)
     past = bake_model(SOURCE, items, tmp_path / "past", with_past=True)
     names = [value.name for value in plain_session(past).get_outputs()]
     assert names == ["logits", *(f"present.{i}.{part}" for i in range(CFG.n_layers) for part in ("key", "value"))]
@@ -174,7 +164,7 @@ def test_generating_from_a_baked_file_is_generating_under_the_edits(items: list[
     with MODEL.intervene(items):
         expected = MODEL.generate(tokens, 10, do_sample=False, stop_at_eos=False, return_type="tokens", verbose=False)
     session = plain_session(bake_model(SOURCE, items, tmp_path / "out", with_past=True))
-    feeds, all_tokens = feeds_of(session, tokens), tokens
+    feeds, all_tokens = feeds_of(session, tokens, CFG), tokens
     names = [value.name for value in session.get_outputs()]
     for _ in range(10):
         results = dict(zip(names, session.run(names, feeds), strict=True))
@@ -245,7 +235,7 @@ def test_required_gates_are_inputs_without_defaults(tokens: np.ndarray, tmp_path
     session = plain_session(tmp_path / "out")
     assert f"{Z}/scale" in [value.name for value in session.get_inputs()]
     one = np.ones((1, 1, 1, 1), np.float32)
-    close(session.run(["logits"], {**feeds_of(session, tokens), f"{Z}/scale": one})[0], MODEL(tokens), 1e-6)
+    close(session.run(["logits"], {**feeds_of(session, tokens, CFG), f"{Z}/scale": one})[0], MODEL(tokens), 1e-6)
 
 
 def test_strip_gives_back_the_original_graph(drivable: Path, tokens: np.ndarray, tmp_path: Path) -> None:
@@ -324,7 +314,7 @@ def test_the_transformersjs_layout_holds_its_weights(tokens: np.ndarray, tmp_pat
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx"]
     assert not list(folder.glob("*.safetensors"))
     session = plain_session(folder / "onnx")
-    close(session.run(["logits"], feeds_of(session, tokens))[0], MODEL.run_with_interventions(tokens, items))
+    close(session.run(["logits"], feeds_of(session, tokens, CFG))[0], MODEL.run_with_interventions(tokens, items))
     assert json.loads((folder / "config.json").read_text())["transformers.js_config"] == {"dtype": "fp32"}
 
 
@@ -337,7 +327,7 @@ def test_large_weights_lie_beside_the_transformersjs_graph(
     settings_ = json.loads((folder / "config.json").read_text())["transformers.js_config"]
     assert settings_ == {"dtype": "fp32", "use_external_data_format": True}
     session = plain_session(folder / "onnx")
-    close(session.run(["logits"], feeds_of(session, tokens))[0], MODEL(tokens), 1e-6)
+    close(session.run(["logits"], feeds_of(session, tokens, CFG))[0], MODEL(tokens), 1e-6)
 
 
 def test_what_genai_reads(tmp_path: Path) -> None:
@@ -418,7 +408,7 @@ def test_the_command_line_bakes_drives_and_strips(tmp_path: Path, tokens: np.nda
     done = command("export", SOURCE, "-o", tmp_path / "past", "--with-past", "--layout", "transformersjs")
     assert done.returncode == 0, done.stderr
     session = plain_session(tmp_path / "past" / "onnx")
-    close(session.run(["logits"], feeds_of(session, tokens))[0], MODEL(tokens), 1e-6)
+    close(session.run(["logits"], feeds_of(session, tokens, CFG))[0], MODEL(tokens), 1e-6)
     done = command("export", SOURCE, "-o", tmp_path / "other", "--with-past", "--force")
     assert (done.returncode, (tmp_path / "other").exists()) == (1, False)
     assert "hooked export" in done.stderr

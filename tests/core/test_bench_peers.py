@@ -65,8 +65,10 @@ def test_shapes(kind: str, shape: tuple[int, ...]) -> None:
 def _patch(kind: sweeps.Kind, layer: int, cell: tuple[int, ...], clean: np.ndarray) -> Patch:
     """The same patch as an intervention."""
     chosen = dict(zip(kind.axes, cell, strict=True))
-    heads = chosen.get("head", chosen.get("head_index"))
-    return Patch(kind.hook_name(layer), clean, heads=heads, positions=chosen.get("pos"))
+    heads, position = chosen.get("head", chosen.get("head_index")), chosen.get("pos")
+    part = clean if heads is None else clean.take(heads, 1 if "pattern" in kind.hook else 2)
+    part = part if position is None else part[:, position]  # no pattern is patched by position here
+    return Patch(kind.hook_name(layer), part, heads=heads, positions=position)
 
 
 @pytest.mark.parametrize("name", sweeps.KINDS)

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from graphlens import HookedTransformer
+from graphlens.cli.app import DEFECT
 from tests.command_line import graphlens
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
@@ -22,7 +23,9 @@ PROMPT = "When John and Mary went to the store, John gave a drink to"
 
 def in_a_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "graphlens", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != DEFECT, done.stderr
+    return done
 
 
 def test_demo_runs_on_the_embedded_model_and_on_a_folder(tiny_folder: Path) -> None:
@@ -61,7 +64,10 @@ def test_cache_writes_the_activations_that_the_api_reads(
 
 
 def test_run_shows_the_models_probabilities_and_an_ablations(tiny: HookedTransformer, tiny_folder: Path) -> None:
-    rows = json.loads(graphlens("run", tiny_folder, PROMPT, "--ablate", "blocks.2.attn.hook_z:1", "--json").stdout)
+    ran = json.loads(graphlens("run", tiny_folder, PROMPT, "--ablate", "blocks.2.attn.hook_z:1", "--json").stdout)
+    rows = ran["next"]
+    assert ran["tokens"] == tiny.to_str_tokens(PROMPT)
+    assert ran["of"] == len(ran["tokens"])
 
     def probabilities(logits: np.ndarray) -> np.ndarray:
         exp = np.exp(logits[0, -1].astype(np.float64) - logits[0, -1].max())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from graphlens import utils
 from graphlens.errors import InputError
@@ -86,6 +89,97 @@ def test_indexing_a_factored_matrix() -> None:
             factored[wrong]
     with pytest.raises(InputError, match="leading"):
         factored.unsqueeze(4)
+
+
+@st.composite
+def axis_index(draw: Callable[..., Any], size: int) -> Any:
+    """An index of one axis: every form that NumPy takes along one, as NumPy's own object."""
+    form = draw(st.sampled_from(["int", "NumPy int", "slice", "list", "array", "mask", "range", "one", "none of them"]))
+    place = st.integers(-size, size - 1)
+    if form in ("int", "NumPy int"):
+        return draw(place) if form == "int" else np.int16(draw(place))
+    if form == "slice":
+        ends = st.none() | st.integers(-size - 2, size + 2)
+        return slice(draw(ends), draw(ends), draw(st.sampled_from([None, 1, 2, -1, -2])))
+    if form == "range":
+        return range(draw(st.integers(0, size - 1)), size)
+    if form == "mask":
+        return np.asarray(draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    if form == "none of them":
+        return []
+    listed = draw(st.lists(place, min_size=1, max_size=1 if form == "one" else 4))
+    return np.asarray(listed) if draw(st.booleans()) else listed
+
+
+@st.composite
+def indices(draw: Callable[..., Any], shape: tuple[int, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], list[Any]]:
+    """(an index of a factored matrix, its leading part, that of rows and of columns)."""
+    leading: list[Any] = []
+    place = 0
+    while place < len(shape) - 2:
+        form = draw(st.sampled_from(["one axis", "one axis", "new", "mask of all", "bool"]))
+        if form == "mask of all" and place == 0:
+            leading.append(np.asarray(draw(st.lists(st.booleans(), min_size=6, max_size=6))).reshape(shape[:2]))
+            place = 2
+        elif form == "new":
+            leading.append(None)
+        elif form == "bool" and not any(item is True for item in leading):
+            leading.append(True)
+        else:
+            leading.append(draw(axis_index(shape[place])))
+            place += 1
+    matrix = [draw(axis_index(size)) for size in shape[-2:]][: draw(st.integers(0, 2))]
+    index = [*leading, *matrix]
+    if not matrix and draw(st.booleans()):
+        index.append(...)
+    whole = [*matrix, *[slice(None)] * (2 - len(matrix))]
+    return tuple(index), tuple(leading), whole
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@given(st.data())
+def test_every_form_of_index_is_numpy_s_axis_by_axis(data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from([(2, 3, 5, 4), (5, 4)]))
+    draw = np.random.default_rng(5)
+    a, b = draw.normal(size=(*shape[:-1], 3)), draw.normal(size=(*shape[:-2], 3, shape[-1]))
+    index, leading, (rows, columns) = data.draw(indices(shape))
+
+    def kept(item: Any) -> Any:
+        """An integer as a list of one: of rows and of columns it keeps the axis."""
+        return [item] if isinstance(item, int | np.integer) else np.asarray(item, int) if item == [] else item
+
+    try:
+        part = (a @ b)[leading]
+    except IndexError:  # of arrays that NumPy cannot pair
+        with pytest.raises(InputError):
+            FactoredMatrix(a, b)[index]
+        return
+    rows, columns = (kept(item) if not isinstance(item, np.ndarray) else item for item in (rows, columns))
+    expected = part[..., rows, :][..., columns]
+    found = FactoredMatrix(a, b)[index if len(index) != 1 or data.draw(st.booleans()) else index[0]]
+    assert found.AB.shape == expected.shape
+    np.testing.assert_allclose(found.AB, expected, atol=1e-12)
+    np.testing.assert_array_equal(found.A, a[leading][..., rows, :])  # no other factors that give the same
+
+
+def test_one_listed_index_keeps_its_axis() -> None:
+    a, b = np.random.default_rng(6).normal(size=(2, 5, 3)), np.random.default_rng(7).normal(size=(2, 3, 4))
+    for one in ([1], np.asarray([1]), (1,), range(1, 2), np.asarray([False, True, False, False])):
+        found = FactoredMatrix(a, b)[:, :, one]
+        np.testing.assert_allclose(found.AB, (a @ b)[:, :, [1]], atol=1e-12)
+    assert FactoredMatrix(a, b)[[1]].shape == (1, 5, 4)
+    assert FactoredMatrix(a, b)[np.asarray(1)].shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [1.0, "1", (0, 1.5), (0, [0.5]), (..., ...), (0, 0, None), (0, [[0, 1]]), (slice(1.5),), (0, 1j), ([0, 2],), (0, 0, True),
+     (0, 0, 0, ...,  0), (np.ones((2, 5), bool),), ([True] * 3,)],
+    ids=repr,
+)  # fmt: skip
+def test_an_index_of_another_form_is_refused(index: Any) -> None:
+    with pytest.raises(InputError):
+        FactoredMatrix(np.ones((2, 5, 3)), np.ones((2, 3, 4)))[index]
 
 
 def test_factored_matrices_refuse_what_does_not_fit() -> None:

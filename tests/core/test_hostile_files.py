@@ -95,7 +95,9 @@ def test_the_last_byte_counts(tiny_copy: Path) -> None:
     size = (tiny_copy / WEIGHTS).stat().st_size
     proto = onnx.load(tiny_copy / MODEL, load_external_data=False)
     length = 4 * int(np.prod(external(proto).dims))
-    surgery.load(rewrite(tiny_copy, pointing(offset=size - length)))
+    surgery.check_graph(
+        surgery.load(rewrite(tiny_copy, pointing(offset=size - length)), verify=False), tiny_copy / MODEL
+    )
     refused(rewrite(tiny_copy, pointing(offset=size - length + 1)), f"{size:,}", of=WEIGHTS)
 
 
@@ -295,21 +297,47 @@ def test_functions_nested_too_deep_are_refused(count: int, tiny_copy: Path) -> N
 
 
 def nested(depth: int) -> onnx.NodeProto:
-    """A node inside ``depth`` Loops."""
+    """A node inside ``depth`` branches."""
     output = helper.make_tensor_value_info("out", TensorProto.INT64, None)
     node = helper.make_node("Identity", ["input_ids"], ["out"])
+    other = helper.make_graph([node], "other", [], [output])
     for _ in range(depth):
-        node = helper.make_node("Loop", ["", ""], ["out"], body=helper.make_graph([node], "body", [], [output]))
+        body = helper.make_graph([node], "body", [], [output])
+        node = helper.make_node("If", ["condition"], ["out"], then_branch=body, else_branch=other)
     return node
 
 
 def test_subgraphs_nested_too_deep_are_refused(tiny_copy: Path) -> None:
     good = (tiny_copy / MODEL).read_bytes()
-    surgery.load(rewrite(tiny_copy, lambda proto: proto.graph.node.append(nested(4))))
-    for depth in (17, 25):
+    true = helper.make_node("Constant", [], ["condition"], value=helper.make_tensor("", TensorProto.BOOL, [], [1]))
+    surgery.load(rewrite(tiny_copy, lambda proto: proto.graph.node.extend([true, nested(4)])))
+    for depth in (9, 25):
         (tiny_copy / MODEL).write_bytes(good)
         deep = nested(depth)
         refused(rewrite(tiny_copy, lambda proto, deep=deep: proto.graph.node.append(deep)), "nested more than")
+
+
+def test_a_value_that_nothing_computes_before_it_is_used_is_refused(tiny_copy: Path) -> None:
+    def reverse(proto: onnx.ModelProto) -> None:
+        nodes = list(reversed(proto.graph.node))
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+
+    good = (tiny_copy / MODEL).read_bytes()
+    extra = helper.make_tensor_value_info("nothing", TensorProto.FLOAT, None)
+    refused(rewrite(tiny_copy, reverse), "which nothing before it computes", of=MODEL)
+    (tiny_copy / MODEL).write_bytes(good)
+    refused(rewrite(tiny_copy, lambda proto: proto.graph.output.append(extra)), "'nothing' is computed by nothing")
+    (tiny_copy / MODEL).write_bytes(good)
+    refused(rewrite(tiny_copy, lambda proto: proto.graph.node.append(nested(1))), "'condition'", of=MODEL)
+
+
+@pytest.mark.parametrize("version", [7, 99])
+def test_an_opset_that_is_not_known_is_refused(version: int, tiny_copy: Path) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        proto.opset_import[0].version = version
+
+    refused(rewrite(tiny_copy, change), f"opset {version}", of=MODEL)
 
 
 def test_nesting_that_the_parser_refuses_is_refused(tiny_copy: Path) -> None:

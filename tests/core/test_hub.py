@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,16 +16,88 @@ from huggingface_hub import errors
 
 import graphlens
 from graphlens.errors import ExportError
+from graphlens.pipelines.cache import cached_export
 from graphlens.pipelines.hub import resolve
 
 RESPONSE = SimpleNamespace(headers={}, request=None)
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def snapshot_download(*_: object, **__: object) -> str:
+    def download(*_: object, **__: object) -> str:
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+
+class Hub:
+    """A hub with one repository, and a cache folder in the hub's own layout: files are links from a commit to blobs.
+
+    Attributes:
+        files: The content of each file of the repository.
+        cache: The cache folder.
+        asked: What was downloaded, in order.
+        online: False makes what is not in the cache unreachable.
+    """
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path, files: Mapping[str, bytes]) -> None:
+        self.files, self.cache, self.asked, self.online = dict(files), cache, list[str](), True
+        self.folder = cache / "models--someone--model"
+        self.snapshot = self.folder / "snapshots" / self.commit
+        for name in ("hf_hub_download", "snapshot_download"):
+            monkeypatch.setattr(huggingface_hub, name, getattr(self, name))
+        monkeypatch.setattr(huggingface_hub.HfApi, "get_paths_info", self.get_paths_info)
+
+    def hf_hub_download(self, repo: str, name: str, **options: object) -> str:
+        self._check(repo, options)
+        place = self.snapshot / name
+        if place.exists():
+            return str(place)
+        if not self.online:
+            raise errors.LocalEntryNotFoundError("offline")
+        if name not in self.files:
+            (self.folder / ".no_exist" / self.commit).mkdir(parents=True, exist_ok=True)
+            (self.folder / ".no_exist" / self.commit / name).touch()
+            raise errors.RemoteEntryNotFoundError("404", response=RESPONSE)
+        blob = self.folder / "blobs" / hashlib.sha256(self.files[name]).hexdigest()
+        for made in (blob.parent, self.snapshot, self.folder / "refs"):
+            made.mkdir(parents=True, exist_ok=True)
+        (self.folder / "refs" / "main").write_text(self.commit)
+        blob.write_bytes(self.files[name])
+        place.symlink_to(os.path.relpath(blob, place.parent))
+        self.asked.append(name)
+        return str(place)
+
+    def snapshot_download(self, repo: str, allow_patterns: Sequence[str], **options: object) -> str:
+        self._check(repo, options)
+        assert options["revision"] in (self.commit, None) or not self.asked, "after the first, files of one commit"
+        if not self.online and not self.snapshot.exists():
+            raise errors.LocalEntryNotFoundError("offline")
+        if self.online:
+            for name in self.files:
+                if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                    self.hf_hub_download(repo, name, **options)
+        return str(self.snapshot)
+
+    def get_paths_info(self, repo: str, paths: Sequence[str], **_: object) -> list[SimpleNamespace]:
+        if not self.online:
+            raise errors.OfflineModeIsEnabled("offline")
+        return [SimpleNamespace(size=len(self.files[path])) for path in paths if path in self.files]
+
+    def _check(self, repo: str, options: Mapping[str, object]) -> None:
+        assert repo == "someone/model"
+        assert options["cache_dir"] == str(self.cache)
+
+
+CHECKPOINT = {
+    "config.json": json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}).encode(),
+    "model.safetensors": b"weights",
+    "pytorch_model.bin": b"weights once more",
+    "README.md": b"a model",
+    "tokenizer.json": b"{}",
+}
 
 
 @pytest.mark.parametrize(
@@ -53,22 +130,104 @@ def test_names_that_cannot_be_on_the_hub(tmp_path: Path) -> None:
         resolve(tmp_path / "file")
 
 
-def test_only_the_files_that_are_needed_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: dict[str, object] = {}
-    folder = tmp_path / "snapshots" / "abc"
-    folder.mkdir(parents=True)
+def test_only_the_files_that_are_needed_are_fetched_and_the_config_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = Hub(monkeypatch, tmp_path, CHECKPOINT)
+    source = resolve("someone/model", revision="main", token="t", cache_dir=tmp_path)
+    assert (source.name, source.folder, source.revision) == ("someone/model", hub.snapshot, hub.commit)
+    assert hub.asked == ["config.json", "model.safetensors", "tokenizer.json"]
+    hub.online = False
+    assert resolve("someone/model", cache_dir=tmp_path) == source
 
-    def snapshot_download(repo: str, **options: object) -> str:
-        asked.update(options, repo=repo)
-        return str(folder)
+
+def test_an_alias_is_the_repository_that_it_stands_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def snapshot_download(repo: str, *_: object, **__: object) -> str:
+        raise errors.RepositoryNotFoundError(repo, response=RESPONSE)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    source = resolve("gpt2-small", revision="main", token="t", cache_dir=tmp_path)
-    assert (source.name, source.folder, source.revision) == ("gpt2-small", folder, "abc")
-    assert asked["repo"] == "gpt2"
-    assert (asked["revision"], asked["token"], asked["cache_dir"]) == ("main", "t", str(tmp_path))
-    assert "model*.safetensors" in asked["allow_patterns"]
-    assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+    with pytest.raises(ExportError, match="'gpt2-small' is neither") as caught:
+        resolve("gpt2-small", cache_dir=tmp_path)
+    assert str(caught.value.__cause__) == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"model_type": "whisper"},
+            r"^someone/model: config\.json names whisper, which .* It exports: GPT2LMHeadModel",
+        ),
+        (
+            {"model_type": "gpt2", "add_cross_attention": True},
+            r"^someone/model: config\.json sets add_cross_attention",
+        ),
+        (
+            {"model_type": "gpt2", "quantization_config": {"quant_method": "gptq"}},
+            r"^someone/model: .*its weights are quantised.* F16",
+        ),
+        ([1], r"^someone/model: config\.json names None"),
+        (None, r"^someone/model: its config\.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_any_weight_is_fetched(
+    config: object, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = b"{" if config is None else json.dumps(config).encode()
+    hub = Hub(monkeypatch, tmp_path, {**CHECKPOINT, "config.json": text})
+    with pytest.raises(ExportError, match=said) as caught:
+        graphlens.HookedTransformer.from_pretrained("someone/model", cache_dir=tmp_path)
+    assert str(tmp_path) not in str(caught.value)
+    assert hub.asked == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("model.safetensors", r"^someone/model: this repository has no model\.safetensors .*save_pretrained"),
+        ("config.json", r"^someone/model: this repository has no config\.json"),
+    ],
+)
+def test_a_repository_without_what_is_needed(
+    lost: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = Hub(monkeypatch, tmp_path, {name: data for name, data in CHECKPOINT.items() if name != lost})
+    with pytest.raises(ExportError, match=said) as caught:
+        resolve("someone/model", cache_dir=tmp_path)
+    assert str(tmp_path) not in str(caught.value)
+    assert "model.safetensors" not in hub.asked
+    assert "pytorch_model.bin" not in hub.asked
+
+
+@pytest.mark.parametrize("config", ["kept", "another's", "none"])
+def test_a_hooked_repository_is_used_as_it_is(
+    config: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path
+) -> None:
+    names = ("model.onnx", "model.safetensors", "config.json", "tokenizer.json")
+    files = {name: (tiny_folder / name).read_bytes() for name in names}
+    files |= {"another.safetensors": b"", "pytorch_model.bin": b"", "onnx/model.onnx": b""}
+    if config == "none":
+        del files["config.json"]
+    elif config != "kept":
+        files["config.json"] = b'{"model_type": "whisper"}'
+    hub = Hub(monkeypatch, tmp_path / "hub", files)
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
+    for online in (True, False):
+        hub.online = online
+        assert cached_export("someone/model", cache_dir=hub.cache) == hub.snapshot
+    assert set(hub.asked) == set(names) & set(files)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("size", [100, 101])
+def test_another_exporters_graph_is_no_hooked_one_and_is_not_fetched_if_large(
+    size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("graphlens.pipelines.hub.LARGEST_GRAPH", 100)
+    hub = Hub(monkeypatch, tmp_path, {**CHECKPOINT, "model.onnx": b"x" * size})
+    assert resolve("someone/model", cache_dir=tmp_path).folder == hub.snapshot
+    assert "model.safetensors" in hub.asked
+    assert ("model.onnx" in hub.asked) == (size == 100)
 
 
 def test_a_local_folder_wins_over_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_the_same_edits_on_one_run_after_another(tokens: np.ndarray) -> None:
     "name", [n for n in MODEL.hook_dict if n.startswith(("blocks.1.", "hook", "ln_final", "unembed"))]
 )
 def test_every_hook_point_takes_every_kind(name: str, tokens: np.ndarray) -> None:
-    _, shape = shape_of(MODEL, name, *tokens.shape)
+    axes, shape = shape_of(MODEL, name, *tokens.shape)
     rng = np.random.default_rng(1)
     value = rng.standard_normal(shape).astype(np.float32)
     if name.endswith("hook_scale"):
@@ -92,7 +92,9 @@ def test_every_hook_point_takes_every_kind(name: str, tokens: np.ndarray) -> Non
     plain = MODEL(tokens)
     for item in (
         Ablate(name, value),
-        Patch(name, value, positions=-1),
+        Patch(
+            name, value.take(-1, next(i for i, axis in enumerate(axes) if axis in ("pos", "query_pos"))), positions=-1
+        ),
         Steer(name, value, 0.5),
         Scale(name, 1 + value**2),
     ):
@@ -523,7 +525,10 @@ def test_files_that_are_none(text: str, says: str, tmp_path: Path) -> None:
         (lambda: Ablate(Z, heads="all"), "heads='all'"),
         (lambda: Ablate(Z, positions="everywhere"), "'prompt' or 'generated'"),
         (lambda: Ablate(Z, heads=[]), "selects nothing"),
-        (lambda: Ablate(Z, heads=slice(0.5, None)), "a slice is of ints"),
+        (
+            lambda: Ablate(Z, heads=slice(0.5, None)),
+            "the start of the slice at heads must be a whole number",
+        ),
         (lambda: Ablate(Z, positions=[[True], [True, False]]), "ragged"),
         (lambda: Ablate(Z, heads=1.5), "takes an int"),
         (lambda: Ablate(Z, heads=[[1, 2]]), "takes an int"),

@@ -230,6 +230,20 @@ def test_a_cache_that_cannot_be_written_keeps_no_run_from_happening(
     opened(tiny_copy).run_with_interventions(tokens, Ablate("blocks.1.attn.hook_z", heads=2))
 
 
+def test_packed_weights_that_another_user_made_are_used(
+    cache: Path, tiny_copy: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tiny_copy).run_with_interventions(tokens, Ablate("blocks.1.attn.hook_z"))
+    assert packed_weights.find(tiny_copy / "model.onnx") is not None
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(packed_weights.os, "utime", refused)
+    assert packed_weights.find(tiny_copy / "model.onnx") is not None
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_the_cache_is_bounded(cache: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (tiny_copy / "model.safetensors").stat().st_size
     for name in ("a", "b"):
@@ -258,7 +272,10 @@ def test_a_copy_that_cannot_be_made_keeps_no_run_from_happening(
     assert list(cache.iterdir()) == []
 
 
-def test_a_limit_that_is_no_number_says_so(cache: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "lots")
+@pytest.mark.parametrize("limit", ["lots", "inf", "nan", ""])
+def test_a_limit_that_is_no_number_says_so(
+    limit: str, cache: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", limit)
     with pytest.raises(InputError, match="number of bytes"):
         packed_weights.make(tiny_copy / "model.onnx", 10)

@@ -28,7 +28,8 @@ def test_a_layers_weights_are_views_of_the_file_and_stacks_are_copies(tiny: Hook
     for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "W_in", "b_in", "W_out", "b_out"):
         part = "mlp" if name.endswith(("in", "out")) else "attn"
         stack = getattr(tiny, name)
-        assert stack.flags.writeable
+        assert not start <= stack.ctypes.data < stop
+        assert not stack.flags.writeable
         for layer, each in enumerate(tiny.blocks):
             np.testing.assert_array_equal(stack[layer], getattr(getattr(each, part), name))
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from graphlens import HookedTransformer
 from graphlens.attribution import attribution_patch
 from graphlens.cli.app import app
+from graphlens.errors import GraphlensError
 from graphlens.experiments.recompute import Recomputation
 from graphlens.metrics import KLDivergence, LogitDiff, Probability
 from graphlens.patching import (
@@ -34,7 +35,9 @@ def command(model: Path, out: Path, *more: str, clean: str = CLEAN, corrupted: s
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
+    done = CliRunner().invoke(app, list(arguments))
+    assert isinstance(done.exception, (GraphlensError, SystemExit, type(None))), "a defect of graphlens"
+    return done
 
 
 def test_it_keeps_what_the_api_gives(tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path) -> None:

@@ -113,5 +113,5 @@ def test_how_many_sessions_stay_open(tiny_copy: Path) -> None:
             np.testing.assert_array_equal(model.run_with_interventions(TOKENS, edit), before)
             assert len([plan for plan in model.sessions if plan.gates]) == 1
     for number in (0, -1):
-        with pytest.raises(InputError, match="one session at least"):
+        with pytest.raises(InputError, match=r"max_sessions must be a whole number of 1 or more"):
             model.runner.engine.max_sessions = number

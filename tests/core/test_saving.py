@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ExportError, ModelFileError
-from graphlens.file.folder import partial_of
+from graphlens.file.leftovers import partial_of, provisional
 from graphlens.file.safetensors import SafetensorsFile
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.graph import write_manifest
@@ -43,19 +44,20 @@ def assert_near(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(found - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
-def test_a_saved_model_opens_anywhere_and_links_its_weights(
-    tiny_copy: Path, tmp_path: Path, tokens: np.ndarray
+@pytest.mark.parametrize("link", [False, True])
+def test_a_saved_model_opens_anywhere_with_weights_of_its_own(
+    link: bool, tiny_copy: Path, tmp_path: Path, tokens: np.ndarray
 ) -> None:
     edited = surgery.splice(surgery.load(tiny_copy), {POST: times_three})
     expected = HookedTransformer.from_onnx(tiny_copy, "cpu").run_with_hooks(
         tokens, fwd_hooks=[(POST, lambda x, hook: x * np.float32(3))]
     )
-    path = surgery.save(edited, tmp_path / "deep" / "new")
+    path = surgery.save(edited, tmp_path / "deep" / "new", link=link)
     assert path == tmp_path / "deep" / "new" / "model.onnx"
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["model.onnx", WEIGHTS]
     weights = path.parent / WEIGHTS
     assert not weights.is_symlink()
-    assert weights.stat().st_ino == (tiny_copy / WEIGHTS).stat().st_ino
+    assert weights.samefile(tiny_copy / WEIGHTS) is link
     surgery.check(path)
     shutil.rmtree(tiny_copy)
     plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -78,7 +80,7 @@ def test_weights_behind_a_link_are_linked_themselves(tiny_copy: Path, tmp_path: 
     (tiny_copy / "blob").hardlink_to(tiny_copy / WEIGHTS)
     (tiny_copy / WEIGHTS).unlink()
     (tiny_copy / WEIGHTS).symlink_to("blob")
-    path = surgery.save(surgery.load(tiny_copy), tmp_path / "new")
+    path = surgery.save(surgery.load(tiny_copy), tmp_path / "new", link=True)
     assert not (path.parent / WEIGHTS).is_symlink()
     assert (path.parent / WEIGHTS).stat().st_ino == (tiny_copy / "blob").stat().st_ino
 
@@ -91,7 +93,7 @@ def test_where_nothing_can_be_linked_the_weights_are_copied(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
-    path = surgery.save(surgery.load(tiny_copy), tmp_path / "new")
+    path = surgery.save(surgery.load(tiny_copy), tmp_path / "new", link=True)
     assert (path.parent / WEIGHTS).stat().st_ino != (tiny_copy / WEIGHTS).stat().st_ino
     surgery.check(path)
 
@@ -119,11 +121,40 @@ def other_model(folder: Path, target: Path) -> ir.Model:
     return model
 
 
-def test_another_model_can_be_saved_over_one(tiny_copy: Path, tmp_path: Path, tokens: np.ndarray) -> None:
+@pytest.mark.parametrize("link", [False, True])
+def test_another_model_can_be_saved_over_one(link: bool, tiny_copy: Path, tmp_path: Path, tokens: np.ndarray) -> None:
     before = HookedTransformer.from_onnx(tiny_copy, "cpu")(tokens)
-    surgery.save(other_model(tiny_copy, tmp_path / "other"), tiny_copy)
+    names = {path.name for path in tiny_copy.iterdir()}
+    surgery.save(other_model(tiny_copy, tmp_path / "other"), tiny_copy, link=link)
+    assert {path.name for path in tiny_copy.iterdir()} == names
+    assert (tiny_copy / WEIGHTS).samefile(tmp_path / "other" / WEIGHTS) is link
     surgery.check(tiny_copy)
     assert not np.allclose(HookedTransformer.from_onnx(tiny_copy, "cpu")(tokens), before, atol=1e-3)
+
+
+def test_weights_keep_a_longer_name_where_the_last_step_fails(
+    tiny_copy: Path, tmp_path: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is saved by then, under names that a later save tidies up."""
+    other = other_model(tiny_copy, tmp_path / "other")
+    expected = HookedTransformer.from_onnx(surgery.save(other, tmp_path / "apart"), "cpu")(tokens)
+    names = {path.name for path in tiny_copy.iterdir()}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "link", refuse)
+        surgery.save(other, tiny_copy)
+    (longer,) = {path.name for path in tiny_copy.iterdir()} - names
+    assert surgery.check(tiny_copy).external_files == (longer,)
+    np.testing.assert_array_equal(HookedTransformer.from_onnx(tiny_copy, "cpu")(tokens), expected)
+    surgery.save(other, tiny_copy)
+    assert surgery.check(tiny_copy).external_files == (WEIGHTS,)
+    # Its writer, this process, still runs: as if it were dead.
+    monkeypatch.setattr("graphlens.file.leftovers.is_running", lambda process: False)
+    surgery.save(other, tiny_copy)
+    assert {path.name for path in tiny_copy.iterdir()} == names
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, step: str, code: int) -> None:
@@ -208,7 +239,7 @@ def test_a_save_into_a_new_folder_that_fails_leaves_nothing_that_opens(
 
 def test_a_save_removes_what_killed_writers_left_and_nothing_of_running_ones(tiny_copy: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from graphlens.file.folder import partial_of\n"
+        "import sys, time; from pathlib import Path; from graphlens.file.leftovers import partial_of\n"
         "path = partial_of(Path(sys.argv[1])); path.write_bytes(b'half'); print(path.name, flush=True); time.sleep(600)\n"
     )
     target = tiny_copy / "model.onnx"
@@ -226,6 +257,25 @@ def test_a_save_removes_what_killed_writers_left_and_nothing_of_running_ones(tin
             path.write_bytes(b"half")
         staged = partial_of(tiny_copy / "export")  # an export into a folder beside the file
         staged.mkdir()
+        pid = writers[1].pid
+        dead = [tiny_copy / name.replace(f"-{os.getpid()}-", f"-{pid}-") for name in (staged.name, ours.name)]
+        dead += [provisional(tiny_copy / name) for name in ("w.safetensors", "edits.json", "unnamed")]
+        dead[2:] = [path.with_name(path.name.replace(f"-{os.getpid()}-", f"-{pid}-")) for path in dead[2:]]
+        dead[0].mkdir()
+        for path in (dead[0] / "model.onnx", *dead[1:]):
+            path.write_bytes(b"half")
+        named = provisional(tiny_copy / "edits.safetensors")
+        named = named.with_name(named.name.replace(f"-{os.getpid()}-", f"-{pid}-"))
+        named.write_bytes(b"arrays")
+        (tiny_copy / "edits.txt").write_text(f'{{"safetensors_file": "{named.name}"}}')
+        day = 24 * 3600
+        abandoned = tiny_copy / f".export.deadbeef-7-{'0' * 16}.partial"
+        slow = tiny_copy / f".export.deadbeef-8-{'0' * 16}.partial"
+        for path in (abandoned, slow):
+            path.mkdir()
+            (path / "model.onnx").write_bytes(b"half")
+            os.utime(path / "model.onnx", (0, time.time() - (day + 60 if path is abandoned else day - 60)))
+            os.utime(path, (0, time.time() - day - 60))
         surgery.save(other_model(tiny_copy, tmp_path / "other"), tiny_copy)
         left = {path.name for path in tiny_copy.iterdir() if path.name.endswith(".partial")}
     finally:
@@ -233,7 +283,9 @@ def test_a_save_removes_what_killed_writers_left_and_nothing_of_running_ones(tin
             writer.kill()
             writer.communicate()
     assert killed not in left
-    assert left == {running, staged.name, *(path.name for path in strangers)}
+    assert left == {running, staged.name, slow.name, *(path.name for path in strangers)}
+    assert not any(path.exists() for path in dead)
+    assert named.exists()
     surgery.check(tiny_copy)
 
 

@@ -18,7 +18,7 @@ from graphlens.errors import ModelFileError, UnknownHookPoint
 from graphlens.file.manifest import Manifest
 from graphlens.file.safetensors import SafetensorsFile
 from graphlens.runtime import open_session
-from graphlens.surgery.fingerprint import fingerprint, quick_fingerprint
+from graphlens.surgery.fingerprint import fingerprint
 
 POST, PRE = "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"
 END = "unembed.hook_in"
@@ -484,27 +484,27 @@ def test_the_manifests_fingerprint_is_the_weights_files(model: ir.Model, tiny_fo
     assert files == {path.name: fingerprint(path) for path in tiny_folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("byte", [0, -1])
-def test_the_quick_fingerprint_sees_every_tensors_first_and_last_byte(byte: int, tiny_copy: Path) -> None:
+@pytest.mark.parametrize("byte", [0, 7, -1])
+def test_the_fingerprint_sees_every_byte_of_every_tensor(byte: int, tiny_copy: Path) -> None:
     path = tiny_copy / WEIGHTS
-    original = quick_fingerprint(path)
+    original = fingerprint(path)
     entries = SafetensorsFile(path).entries
     assert len(entries) > 48
     seen = set()
     with path.open("r+b") as file:
-        for name, entry in entries.items():
+        for name, entry in list(entries.items())[::5]:
             place = entry.offset + byte % entry.length
             file.seek(place)
             (old,) = file.read(1)
             file.seek(place)
             file.write(bytes([old ^ 0x40]))
             file.flush()
-            found = quick_fingerprint(path)
-            assert found.samples_sha256 != original.samples_sha256, name
-            assert (found.size, found.header_sha256) == (original.size, original.header_sha256)
-            seen.add(found.samples_sha256)
+            found = fingerprint(path)
+            assert found.sha256 != original.sha256, name
+            assert found.size == original.size
+            seen.add(found.sha256)
             file.seek(place)
             file.write(bytes([old]))
             file.flush()
-    assert len(seen) == len(entries)
-    assert quick_fingerprint(path) == original
+    assert len(seen) == len(list(entries)[::5])
+    assert fingerprint(path) == original

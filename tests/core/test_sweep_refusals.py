@@ -130,7 +130,7 @@ def test_places_that_there_are_not(sites: list[Any], kind: type[Exception], says
         ({"source": "random"}, "source 'random': there is 'zero', 'mean', 'noise', or a cache"),
         ({"source": 3}, "not int"),
         ({"source": None}, "not NoneType"),
-        ({"max_batch_tokens": 0}, "max_batch_tokens=0: it must be at least 1"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens must be a whole number of 1 or more"),
         ({"max_batch_tokens": -4}, "max_batch_tokens=-4"),
         ({"resume": True}, "resume=True needs save_to="),
         ({"stop_at_layer": 2}, "a sweep runs whole prompts"),

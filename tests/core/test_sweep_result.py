@@ -300,7 +300,7 @@ def test_a_save_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch: p
     assert len(list(tmp_path.iterdir())) == 2
     with pytest.raises(InputError, match="cannot be written"):
         flat().save(tmp_path / "no" / "folder")
-    with pytest.raises(InputError, match="names no file"):
+    with pytest.raises(InputError, match="the path is empty"):
         flat().save("")
 
 

@@ -47,7 +47,12 @@ def test_zero_is_ablation(tail: str, options: dict[str, Any]) -> None:
 def mean_of(hook: str, array: Any, mask: Any) -> Any:
     """The mean activation, a number at a time over prompts and positions that are no padding."""
     if "attn_scores" in hook or "pattern" in hook:
-        return np.stack([array[:, head].sum(0) / len(array) for head in range(array.shape[1])])[None]
+        found = array.astype(np.float64)
+        for query, key in np.ndindex(*array.shape[2:]):
+            rows = [row for row in range(len(array)) if mask[row, query] and mask[row, key]]
+            if rows:  # what is padding stays as it is
+                found[rows, :, query, key] = array[rows, :, query, key].astype(np.float64).sum(0) / len(rows)
+        return found
     rows = [array[b, p].astype(np.float64) for b, p in np.ndindex(*mask.shape) if mask[b, p]]
     return (sum(rows) / len(rows))[None, None]
 
@@ -71,11 +76,15 @@ def test_mean_is_that_of_the_real_tokens(tail: str, options: dict[str, Any]) -> 
     agrees(sweep(MODEL, CORRUPTED, sites, Mean(), DIFFERENCE, verbose=False, **options), result.values)
 
 
-def noised(hook: str, array: Any, scale: float, seed: int) -> Any:
-    """The documented noise, written out."""
+def noised(hook: str, array: Any, scale: float, seed: int, mask: Any) -> Any:
+    """The documented noise, written out: as large as the activation's deviation where neither query nor key is padding."""
     digest = int.from_bytes(hashlib.sha256(hook.encode()).digest()[:8], "little")
     noise = np.random.default_rng([seed, digest]).standard_normal(array.shape)
-    finite = array[np.isfinite(array)].astype(np.float64)
+    if "attn_scores" in hook or "pattern" in hook:
+        counted = np.stack([np.outer(row, row) for row in mask == 1])[:, None] & np.isfinite(array)
+    else:
+        counted = np.broadcast_to((mask == 1).reshape(*mask.shape, *(1,) * (array.ndim - 2)), array.shape)
+    finite = array[counted].astype(np.float64)
     noise[array == 0 if "pattern" in hook else np.isinf(array)] = 0
     return (array + scale * np.sqrt(((finite - finite.mean()) ** 2).mean()) * noise).astype(np.float32)
 
@@ -87,7 +96,8 @@ def test_noise_is_seeded_by_hook_and_seed(tail: str, options: dict[str, Any]) ->
     sites = places(tail)
     _, cache = MODEL.run_with_cache(CORRUPTED, **options)
     for source, scale, seed in (("noise", 3.0, 0), (Noise(0.5, seed=4), 0.5, 4)):
-        values = {hook: noised(hook, cache[hook], scale, seed) for hook in {site.hook for site in sites}}
+        mask = options.get("attention_mask", np.ones_like(CORRUPTED))
+        values = {hook: noised(hook, cache[hook], scale, seed, mask) for hook in {site.hook for site in sites}}
         result = sweep(MODEL, CORRUPTED, sites, source, DIFFERENCE, verbose=False, **options)
         agrees(result, loop(CORRUPTED, sites, values, DIFFERENCE, **options))
         again = sweep(MODEL, CORRUPTED, sites[::-1], source, DIFFERENCE, verbose=False, **options)

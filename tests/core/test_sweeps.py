@@ -13,9 +13,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from graphlens import HookedTransformer, Scale
+from graphlens.errors import InputError
 from graphlens.experiments import sweep as sweeps
 from graphlens.experiments.stages import STAGES
-from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability, normalised
+from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Metric, Probability, normalised
 from graphlens.patching import Cache, Site, act_patch_sites, get_act_patch_attn_head_out_all_pos, grid, sweep
 from tests.intervention_specs import fields_of, selections, shape_of
 from tests.sweep_cases import (
@@ -111,6 +112,12 @@ def test_anywhere_at_random(drawn: dict[str, Any]) -> None:
     MODEL.set_use_attn_result(True)
     tokens, sites, metric = drawn["corrupted"], drawn["sites"], drawn["metric"]
     options = {name: drawn[name] for name in ("attention_mask",) if name in drawn}
+    try:
+        metric.masked(options.get("attention_mask"))
+    except InputError:  # it would read padding: the sweep says so too
+        with pytest.raises(InputError, match="which is padding in prompt"):
+            sweep(MODEL, tokens, sites, "zero", metric, verbose=False, **options)
+        return
     _, cache = MODEL.run_with_cache(drawn["clean"], **options)
     result = sweep(MODEL, tokens, sites, cache, metric, max_batch_tokens=drawn["tokens"], verbose=False, **options)
     agrees(result, loop(tokens, sites, cache, metric, **options))
@@ -151,6 +158,8 @@ def test_prompts_of_different_lengths(padding_side: str) -> None:
 def test_with_every_metric(metric: Any, options: dict[str, Any], clean: Mapping[str, Any]) -> None:
     result = sweep(MODEL, CORRUPTED, SOME, clean, metric, verbose=False, **options)
     agrees(result, loop(CORRUPTED, SOME, clean, metric, **options))
+    if isinstance(metric, Metric):
+        metric = metric.masked(options.get("attention_mask"))
     assert np.allclose(result.baselines["corrupted"], metric(MODEL(CORRUPTED, **options)), rtol=1e-5, atol=1e-5)
     assert np.allclose(result.baselines["clean"], metric(MODEL(CLEAN)), rtol=1e-5, atol=1e-5)
 
@@ -343,7 +352,8 @@ def test_a_run_patched_from_itself_is_itself(options: dict[str, Any]) -> None:
         for metric in (DIFFERENCE, METRICS["loss"], entropy):
             result = sweep(MODEL, tokens, sites, cache, metric, verbose=False, **options)
             np.testing.assert_array_equal(result.values, result.baselines["corrupted"])
-            assert apart(result.values, np.full(len(sites), metric(logits)), result.baselines) <= 1e-5
+            own = metric.masked(options.get("attention_mask")) if isinstance(metric, Metric) else metric
+            assert apart(result.values, np.full(len(sites), own(logits)), result.baselines) <= 1e-5
             assert result.baselines["clean"] == result.baselines["corrupted"]
 
 

@@ -70,14 +70,18 @@ def test_padding_on_the_left_puts_bos_right_before_the_text(tiny: HookedTransfor
 
 def test_the_mask_of_padded_text_comes_from_its_lengths(tiny: HookedTransformer) -> None:
     texts = ["<|endoftext|><|endoftext|> John", "When John and Mary"]
-    tokens, mask = tiny.runner.text.tokens_and_mask(texts, None, "left")
+    tokens, mask, real = tiny.runner.text.tokens_and_mask(texts, None, "left")
+    assert real is mask
     np.testing.assert_array_equal(tokens, tiny.to_tokens(texts, padding_side="left"))
     lengths = [tiny.to_tokens(text).shape[1] for text in texts]
     assert mask is not None
     assert mask.dtype == np.int64
     assert mask.sum(1).tolist() == lengths
     assert (np.diff(mask, axis=1) >= 0).all()
-    assert tiny.runner.text.tokens_and_mask(texts, None, "right")[1] is None
+    unmasked = tiny.runner.text.tokens_and_mask(texts[::-1], None, "right")
+    assert unmasked.mask is None
+    assert unmasked.real is not None  # it is known all the same
+    assert unmasked.real.tolist() == mask[::-1, ::-1].tolist()
     assert tiny.runner.text.tokens_and_mask(["When John", "When Mary"], None, "left")[1] is None
     # On the right it takes other tokens that follow to make a difference.
     assert (

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -23,12 +24,13 @@ from torch_reference import ODD_CONFIG
 
 import graphlens
 from graphlens import surgery
-from graphlens.errors import ExportError, ModelFileError, RuntimeUnavailable, VerificationError
+from graphlens.errors import ExportError, GraphlensError, ModelFileError, RuntimeUnavailable, VerificationError
 from graphlens.file.folder import staged_folder
 from graphlens.pipelines.cache import cached_export
 from graphlens.pipelines.verify import verify_export
 from graphlens.surgery.files import write_graph
 from graphlens.surgery.graph import values_by_name
+from tests.hub_cache import in_the_hubs_cache
 
 
 def copy_with(checkpoint: Path, target: Path, change) -> Path:
@@ -110,16 +112,24 @@ def test_other_dtypes_become_one_new_float32_file(odd_checkpoint: Path, tmp_path
     assert np.abs(logits_of(folder) - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
 
 
-def test_weights_are_linked_not_copied_and_links_are_resolved(odd_checkpoint: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for file in ("config.json", "model.safetensors"):
-        (linked / file).symlink_to(odd_checkpoint / file)
-    report = graphlens.export_model(linked, tmp_path / "out", verify=False)
-    assert report.copied_bytes == 0
+@pytest.mark.parametrize("link", [False, True])
+def test_weights_are_copied_or_hardlinked_and_links_are_resolved(
+    link: bool, odd_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphlens.file.copies.clone", lambda *_: False)
+    linked = in_the_hubs_cache(odd_checkpoint, tmp_path / "hub")
+    report = graphlens.export_model(linked, tmp_path / "out", verify=False, link=link)
+    weights = (linked / "model.safetensors").resolve()
+    assert report.copied_bytes == (0 if link else weights.stat().st_size)
     entry = report.folder / "model.safetensors"
     assert not entry.is_symlink()
-    assert entry.stat().st_ino == (odd_checkpoint / "model.safetensors").stat().st_ino
+    assert entry.samefile(weights) is link
+    written = sum(path.stat().st_size for path in report.folder.iterdir() if not (link and path == entry))
+    assert report.written.startswith(f"{written / 1e6:,.1f} MB written")
+    assert ("model.safetensors hardlinked" in report.written) is link
+    if not link:
+        loaded = onnx.load(report.folder / "model.onnx")
+        assert all(item.raw_data for item in loaded.graph.initializer if item.dims)
 
 
 def test_where_linking_is_refused_the_weights_are_copied_and_that_is_announced(
@@ -130,9 +140,9 @@ def test_where_linking_is_refused_the_weights_are_copied_and_that_is_announced(
 
     monkeypatch.setattr(os, "link", refuse)
     said: list[str] = []
-    report = graphlens.export_model(odd_checkpoint, tmp_path / "out", verify=False, announce=said.append)
+    report = graphlens.export_model(odd_checkpoint, tmp_path / "out", verify=False, announce=said.append, link=True)
     assert report.copied_bytes == (odd_checkpoint / "model.safetensors").stat().st_size
-    assert any("Copied model.safetensors" in line for line in said)
+    assert any("Copying model.safetensors" in line and "cannot be hardlinked" in line for line in said)
     np.testing.assert_array_equal(logits_of(report.folder), logits_of(odd_hooked))
 
 
@@ -323,6 +333,59 @@ def test_a_killed_export_leaves_nothing_that_opens(odd_checkpoint: Path, tmp_pat
     with pytest.raises(ModelFileError):
         graphlens.HookedTransformer.from_onnx(left[0])
     graphlens.export_model(odd_checkpoint, tmp_path / "out", verify=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_replaced_export_stays_until_the_new_one_is_complete(
+    odd_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = graphlens.export_model(odd_checkpoint, tmp_path / "out", verify=False).folder
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise VerificationError("no")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("graphlens.pipelines.verify.verify_export", fail)
+        with pytest.raises(VerificationError):
+            graphlens.export_model(odd_checkpoint, out, force=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    # Also where the system cannot exchange two folders in one step.
+    monkeypatch.setattr(sys, "platform", "darwin")
+    graphlens.export_model(odd_checkpoint, out, verify=False, force=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_beside_weights_that_it_would_replace_or_may_not_follow_is_refused(
+    odd_checkpoint: Path, tmp_path: Path
+) -> None:
+    half = transformers.GPT2LMHeadModel.from_pretrained(odd_checkpoint, dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half", max_shard_size="60KB")
+    index = json.loads((tmp_path / "half" / "model.safetensors.index.json").read_text())
+    first = sorted(set(index["weight_map"].values()))[0]
+    (tmp_path / "half" / first).rename(tmp_path / "half" / "weights.safetensors")
+    renamed = {key: "weights.safetensors" if file == first else file for key, file in index["weight_map"].items()}
+    (tmp_path / "half" / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": renamed}))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "half").iterdir()}
+    with pytest.raises(ExportError, match="would replace"):
+        graphlens.export_model(tmp_path / "half", tmp_path / "half", verify=False)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "half").iterdir()} == before
+    linked = in_the_hubs_cache(odd_checkpoint, tmp_path / "hub")
+    names = sorted(path.name for path in linked.iterdir())
+    with pytest.raises(ExportError, match="leaves the folder"):
+        graphlens.export_model(linked, linked, verify=False)
+    assert sorted(path.name for path in linked.iterdir()) == names
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_checkpoints_link_that_leaves_its_folder_is_refused(file: str, odd_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(odd_checkpoint, tmp_path / "checkpoint"))
+    (folder / file).unlink()
+    (folder / file).symlink_to(odd_checkpoint / file)
+    with pytest.raises(GraphlensError, match=f"{file}: a link that leaves the folder"):
+        graphlens.export_model(folder, tmp_path / "out", verify=False)
+    assert not (tmp_path / "out").exists()
 
 
 # The cache of from_pretrained

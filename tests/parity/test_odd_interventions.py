@@ -62,12 +62,12 @@ def test_the_torch_face_takes_and_gives_tensors(tokens: np.ndarray) -> None:
     ids = torch.from_numpy(tokens.copy())
     _, cache = model.run_with_cache(ids.flip(0))
     name = "blocks.1.hook_resid_pre"
-    items = [Patch(name, cache[name], positions=torch.tensor([2, 3])), Steer(name, cache[name][0, 0], 2.0)]
+    items = [Patch(name, cache[name][:, 2:4], positions=torch.tensor([2, 3])), Steer(name, cache[name][0, 0], 2.0)]
     logits, edited = model.run_with_interventions(ids, items, names_filter=name)
     assert isinstance(logits, torch.Tensor)
     assert isinstance(edited[name], torch.Tensor)
     arrays = [
-        Patch(name, cache[name].numpy(), positions=[2, 3]),
+        Patch(name, cache[name].numpy()[:, 2:4], positions=[2, 3]),
         Steer(name, cache[name][0, 0].numpy(), 2.0),
     ]
     assert items == arrays

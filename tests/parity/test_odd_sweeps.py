@@ -17,7 +17,7 @@ from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
 from graphlens.patching import Noise, Site, grid, sweep
 from graphlens.torch import HookedTransformer
 from tests.core.test_cutting import pieces_are_the_model
-from tests.intervention_specs import reference, shape_of
+from tests.intervention_specs import patch_of, reference, shape_of
 
 CLEAN, CORRUPTED = (np.random.default_rng(seed).integers(0, 101, (3, 7)) for seed in (1, 2))
 PADDING = np.ones((3, 7), int)
@@ -78,7 +78,7 @@ def by_lens(lens: Any, ours: Any, sites: Sequence[Site], cache: Any) -> list[flo
     found = []
     for site in sites:
         axes, _ = shape_of(ours, site.hook, 3, 7)
-        item = site.patch(np.broadcast_to(cache[site.hook].numpy(), cache[site.hook].shape))
+        item = patch_of(site, cache[site.hook].numpy(), axes)
 
         def edit(activation: Any, hook: Any, item: Any = item, axes: Any = axes) -> Any:
             return torch.from_numpy(reference(item, activation.numpy(), axes, scores=False))
@@ -121,8 +121,9 @@ def test_as_a_loop_of_whole_runs(tail: str, options: dict[str, Any], numpy_face:
     _, cache = numpy_face.run_with_cache(CLEAN, **options)
     rows = []
     for site in sites:
-        logits = numpy_face.run_with_interventions(CORRUPTED, site.patch(cache[site.hook]), **options)
-        rows.append([metric(logits) for metric in METRICS.values()])
+        patch = patch_of(site, cache[site.hook], shape_of(numpy_face, site.hook, 3, 7)[0])
+        logits = numpy_face.run_with_interventions(CORRUPTED, patch, **options)
+        rows.append([metric.masked(options.get("attention_mask"))(logits) for metric in METRICS.values()])
     for given in (METRICS, {"loss": METRICS["loss"]}, {"difference": METRICS["difference"]}):
         for tokens in (5, 4096):
             result = sweep(

@@ -106,7 +106,7 @@ def main(
 ) -> None:
     """Measure graphlens against bare ONNX Runtime in the same run. Targets are shown; nothing fails over one.
 
-    With --against COMMIT: both commits on the same model files and inputs, each in processes of its own, in turns; shown
+    With --against COMMIT: both commits on the same weights and inputs, each in processes of its own, in turns; shown
     are the pairs' ratios new / old and their spread. For example: python -m tools.bench one_hook --against HEAD~1
     """
     console = Console()

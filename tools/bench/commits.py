@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from tools.bench.harness import Case, Figure, Setup, rounds
@@ -39,6 +40,11 @@ def compare(name: str, summary: str, case: Case, setup: Setup, trees: tuple[Tree
     )
 
 
+def _on(tree: Tree, setup: Setup) -> Setup:
+    """The same setup with files that the tree's graphlens makes: an older one need not open what a newer one writes."""
+    return replace(setup, model=setup.model.made_by(tree.folder, tree.child))
+
+
 def _works(name: str, setup: Setup, trees: tuple[Tree, Tree], starts: int) -> tuple[list[Pairs], list[str]]:
     """Rows of the works, each tree's in a process that stays, and how far the results agree.
 
@@ -50,7 +56,7 @@ def _works(name: str, setup: Setup, trees: tuple[Tree, Tree], starts: int) -> tu
         repeats = setup.repeats // starts + (start < setup.repeats % starts)
         with ExitStack() as stack:
             workers = {
-                tree.name: stack.enter_context(tree.worker(name, setup.model.hooked, setup.workdir))
+                tree.name: stack.enter_context(tree.worker(name, _on(tree, setup).model.hooked, setup.workdir))
                 for tree in (trees if start % 2 == 0 else trees[::-1])
             }
             checks = {tree.name: workers[tree.name].check for tree in trees}
@@ -70,8 +76,9 @@ def _figures(case: Case, setup: Setup, trees: tuple[Tree, Tree]) -> list[Pairs]:
     assert measure is not None
 
     def one_round(tree: Tree) -> list[Figure]:
-        return list(measure(tree.child, setup))
+        return list(measure(tree.child, setups[tree.name]))
 
+    setups = {tree.name: _on(tree, setup) for tree in trees}
     found = rounds({tree.name: partial(one_round, tree) for tree in trees}, setup.repeats)
     old, new = (zip(*found[tree.name], strict=True) for tree in trees)
     return [

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tools.bench.children import run_child
+from tools.bench.children import ChildRun, run_child
 
 SHAPES = {
     "small": {},  # GPT2Config's own defaults are GPT-2 small's
@@ -25,36 +25,67 @@ SHAPES = {
 class Standin:
     """A model's files and sizes, each made when first asked for: an export of the large one takes a minute.
 
-    ``checkpoint``: its folder. ``workdir``: where its other files lie, on one file system.
+    ``checkpoint``: its folder. ``workdir``: where its other files lie, on one file system. ``package``: the graphlens that
+    makes them, and ``child``: runs a function in a process that imports that one.
     """
 
-    def __init__(self, name: str, checkpoint: Path, workdir: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Path,
+        workdir: Path,
+        package: Path | None = None,
+        child: Callable[..., ChildRun] = run_child,
+    ) -> None:
         self.name, self.checkpoint, self.workdir = name, checkpoint, workdir
+        self._package, self._child = package or _package(), child
         # The checkpoint's, and so the hooked file's: exports link their weights.
         self.weights_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+
+    def made_by(self, tree: Path, child: Callable[..., ChildRun]) -> Standin:
+        """The same model with files that another version of graphlens makes: it may not open what this one writes.
+
+        ``tree``: the folder of its package and embedded models. ``child``: see above.
+        """
+        embedded = self.checkpoint.resolve().parent == _embedded().parent
+        checkpoint = tree / "models" / self.checkpoint.name if embedded else self.checkpoint
+        return Standin(self.name, checkpoint, self.workdir / tree.name, tree / "graphlens", child)
 
     @cached_property
     def hooked(self) -> Path:
         """The hooked folder."""
         if (self.checkpoint / "model.onnx").is_file():
             return self.checkpoint
-        return _once(self.workdir, "hooked", _export, self.checkpoint)
+        return self._once("hooked", _export, self.checkpoint)
 
     @cached_property
     def stripped(self) -> Path:
         """The graph without hooks, weights hardlinked beside it."""
-        return _once(self.workdir, "stripped", _strip, self.hooked) / "model.onnx"
+        return self._once("stripped", _strip, self.hooked) / "model.onnx"
 
     def made(self, kind: str, function: Callable[..., None], *arguments: Any) -> Path:
         """A folder with another file of the hooked one, which ``function(hooked, folder, *arguments)`` writes, once.
 
         The function runs in a child (see run_child). ``kind`` names what it makes, arguments included.
         """
-        return _once(self.workdir, kind, function, self.hooked, *arguments)
+        return self._once(kind, function, self.hooked, *arguments)
+
+    def _once(self, kind: str, function: Callable[..., None], source: Path, *arguments: Any) -> Path:
+        """The folder that ``function(source, folder, *arguments)`` makes in a child, once for the same code and source.
+
+        What earlier versions left is removed.
+        """
+        folder = self.workdir / f"{kind}-{_digest(self._package, source)}"
+        if not (folder / "model.onnx").is_file():
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            for path in self.workdir.glob(f"{kind}-*"):
+                shutil.rmtree(path)
+            self._child(function, str(source), str(folder), *arguments)
+        return folder
 
     @cached_property
     def _config(self) -> dict[str, int]:
-        config: dict[str, int] = run_child(_read_config, str(self.hooked)).result
+        config: dict[str, int] = self._child(_read_config, str(self.hooked)).result
         return config
 
     @property
@@ -83,9 +114,7 @@ def prepare(model: str, workdir: Path) -> Standin:
     if model in SHAPES:
         return Standin(model, _made_checkpoint(workdir / model / "checkpoint", SHAPES[model]), workdir / model)
     if model == "tiny":
-        from graphlens import embedded_model
-
-        return Standin(model, embedded_model(), workdir / model)
+        return Standin(model, _embedded(), workdir / model)
     given = Path(model).expanduser().resolve()
     if not given.is_dir():
         raise SystemExit(f"{model!r} is neither {', '.join(SHAPES)}, tiny nor a folder.")
@@ -105,6 +134,12 @@ def _package() -> Path:
     import graphlens
 
     return Path(graphlens.__file__).parent
+
+
+def _embedded() -> Path:
+    from graphlens import embedded_model
+
+    return embedded_model().resolve()
 
 
 def _digest(*folders: Path) -> str:
@@ -127,20 +162,6 @@ def _made_checkpoint(folder: Path, shape: dict[str, int]) -> Path:
             os.replace(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _once(home: Path, kind: str, function: Callable[..., None], source: Path, *arguments: Any) -> Path:
-    """The folder that ``function(source, folder, *arguments)`` makes in a child, once for the same code and source.
-
-    What earlier versions left is removed.
-    """
-    folder = home / f"{kind}-{_digest(_package(), source)}"
-    if not (folder / "model.onnx").is_file():
-        home.mkdir(parents=True, exist_ok=True)
-        for path in home.glob(f"{kind}-*"):
-            shutil.rmtree(path)
-        run_child(function, str(source), str(folder), *arguments)
     return folder
 
 

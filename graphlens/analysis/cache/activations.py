@@ -7,10 +7,10 @@ import difflib
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Self
 
-from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.cache.reader import CacheModel
 from graphlens.analysis.slices import Slice, SliceInput
-from graphlens.errors import InputError, UnknownHookPoint
+from graphlens.errors import InputError, UnknownHookPoint, checked_number
 from graphlens.file.names import FLAGGED, canonical, get_act_name, split_name
 
 Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
@@ -25,7 +25,12 @@ class Activations(Mapping[str, ArrayT]):
         cache_dict: The activations by hook name.
         model: The model that ran.
         has_batch_dim: Whether the activations have a batch axis.
+
+    Attributes:
+        mask: int64 [b, p], 0 at padding of the run; None where none is known of.
     """
+
+    mask: Array | None = None
 
     def __init__(self, cache_dict: dict[str, ArrayT], model: CacheModel[ArrayT], has_batch_dim: bool = True) -> None:
         self.cache_dict = cache_dict
@@ -49,7 +54,10 @@ class Activations(Mapping[str, ArrayT]):
         """The key with shorthands written out."""
         if isinstance(key, str):
             return key if key in self.cache_dict else get_act_name(key)
+        if not isinstance(key, tuple) or not 2 <= len(key) <= 3:
+            raise UnknownHookPoint(f"{key!r:.80} names no activation: pass a hook name, or a tuple like ('z', 3).")
         name, layer, *rest = key
+        layer = None if layer is None else checked_number(layer, "layer")
         if layer is not None and layer < 0:
             layer += self.model.cfg.n_layers
         return get_act_name(name, layer, rest[0] if rest else None)
@@ -69,7 +77,7 @@ class Activations(Mapping[str, ArrayT]):
     def __contains__(self, key: object) -> bool:
         try:
             return self._name(key) in self.cache_dict  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError):
             return False
 
     def __iter__(self) -> Iterator[str]:

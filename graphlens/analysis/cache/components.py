@@ -11,7 +11,7 @@ from graphlens.analysis.cache.blocks import Before, head_results, neurons_of
 from graphlens.analysis.cache.reader import Reader
 from graphlens.analysis.cache.readout import Readout
 from graphlens.analysis.slices import Slice, SliceInput
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.file.names import get_act_name, in_block
 
 
@@ -140,9 +140,10 @@ class ComponentMethods(Generic[ArrayT]):
         """
         reader = self._reader
         count = reader.model.cfg.n_layers
-        if not isinstance(layer, (int, np.integer)) or not -count <= layer < count:
+        layer = checked_number(layer, "layer")
+        if not -count <= layer < count:
             raise InputError(f"layer {layer!r}: this model has {count} layers, 0 to {count - 1}.")
-        layer, positions, neurons = int(layer) % count, Slice(pos_slice), Slice(neuron_slice)
+        layer, positions, neurons = layer % count, Slice(pos_slice), Slice(neuron_slice)
         readout = reader.readout(False, layer, False, positions, project_output_onto)
         activations, directions = neurons_of(reader, layer, positions, neurons, readout)
         if neurons.mode == "int":

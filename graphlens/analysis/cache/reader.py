@@ -11,7 +11,7 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, Border, UserArray, working
 from graphlens.analysis.cache.readout import Readout, fitted
 from graphlens.analysis.slices import Slice, SliceInput
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number
 from graphlens.file.names import get_act_name, in_block
 
 # One token (its text, or its id), or several in any shape.
@@ -125,16 +125,16 @@ class Reader(Generic[ArrayT]):
             InputError: For a layer that the model does not have, or whose middle it does not have.
         """
         count = int(self.model.cfg.n_layers)
-        if layer is None or (isinstance(layer, (int, np.integer)) and layer == -1):
-            layer = count
-        if not isinstance(layer, (int, np.integer)) or isinstance(layer, bool) or not 0 <= layer <= count:
+        layer = count if layer is None else checked_number(layer, "layer")
+        layer = count if layer == -1 else layer
+        if not 0 <= layer <= count:
             raise InputError(
                 f"layer {layer!r}: this model has {count} layers, so layer is 0 to {count}, "
                 f"{count} (or -1, or None) being the input of the unembedding."
             )
         if mlp_input and layer == count:
             raise InputError(f"mlp_input needs a layer from 0 to {count - 1}: the unembedding has no MLP input.")
-        return int(layer)
+        return layer
 
     def positions_shape(self, positions: Slice) -> tuple[int, ...]:
         """The shape [*b, p] of the chosen positions, taken from any activation of the residual stream that is cached."""

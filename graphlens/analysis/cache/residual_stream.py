@@ -10,7 +10,7 @@ from graphlens.analysis.arrays import Array, ArrayT, UserArray
 from graphlens.analysis.cache.reader import Reader, Tokens
 from graphlens.analysis.cache.readout import aligned
 from graphlens.analysis.slices import Slice, SliceInput
-from graphlens.errors import InputError
+from graphlens.errors import InputError, is_one_of
 from graphlens.file.names import in_block
 
 
@@ -180,7 +180,7 @@ class ResidualMethods(Generic[ArrayT]):
             InputError: For another mode, and for a layer or positions that are not there.
             UnknownHookPoint: For an output that was not cached.
         """
-        if mode not in ("all", "attn", "mlp"):
+        if not is_one_of(mode, ("all", "attn", "mlp")):
             raise InputError(f"mode must be 'all', 'attn' or 'mlp', not {mode!r}.")
         reader, positions = self._reader, Slice(pos_slice)
         upto = reader.layers_before(layer, mlp_input)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from graphlens.errors import ExportError
 from graphlens.file.manifest import REQUIRED, Json, ModelConfig, WeightView
 from graphlens.file.names import in_block
 
@@ -113,6 +114,14 @@ class Family:
         """True for LayerNorm, which subtracts the mean; False for RMSNorm."""
         return self.constants["normalization_type"] == "LN"
 
+    @property
+    def sizes(self) -> dict[str, type[int] | type[float]]:
+        """The keys of a checkpoint's ``config.json`` that hold numbers above 0, and whether they are whole."""
+        kinds: dict[str, type[int] | type[float]] = {"int": int, "float": float}
+        kind_of = {item.name: kinds.get(str(item.type)) for item in fields(ModelConfig)}
+        found = {source: kind_of[item] for item, source in self.config.items() if isinstance(source, str)}
+        return {source: kind for source, kind in found.items() if kind is not None}
+
     def keys(self, parameter: str, tied: bool) -> list[str]:
         """The keys that a checkpoint may store a parameter under, in the order in which to look for them.
 
@@ -134,9 +143,17 @@ class Family:
             hf_config: transformers' config object, which fills in the defaults that ``config.json`` leaves out.
             name: The model's name.
             dtype: The NumPy name of the dtype that the weights are exported in.
+
+        Raises:
+            ExportError: The heads have no width.
         """
         values = {**self.constants, **{item: _value(hf_config, source) for item, source in self.config.items()}}
-        return ModelConfig(model_name=name, original_architecture=self.architecture, dtype=dtype, **values)
+        config = ModelConfig(model_name=name, original_architecture=self.architecture, dtype=dtype, **values)
+        if config.d_head < 1:
+            raise ExportError(
+                f"{name}: config.json gives {config.n_heads} heads a width of {config.d_model}, less than 1 each."
+            )
+        return config
 
 
 def _value(hf_config: PretrainedConfig, source: str | Callable[[PretrainedConfig], Json]) -> Any:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, Self
 
 from graphlens.analysis.arrays import ArrayT
 from graphlens.engine.plan import Plan
+from graphlens.errors import checked_number
 from graphlens.model import describe
 from graphlens.model.config import HookPointInfo
-from graphlens.model.hook_calls import HookFunction
-from graphlens.model.hooks import HookDict, HookName, Hooks
+from graphlens.model.hook_calls import HookFunction, HookName, Hooks
+from graphlens.model.hooks import HookDict
+from graphlens.model.per_thread import Block
 from graphlens.model.runner import Interventions, Runner
 
 
@@ -30,7 +30,7 @@ class EditMethods(Generic[ArrayT]):
         Args:
             use_attn_result: True adds it.
         """
-        self.runner.flags.set("use_attn_result", use_attn_result)
+        self.runner.set_flag("use_attn_result", use_attn_result)
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
         """Adds or removes hook points where each head reads a residual stream of its own for q, k and v:
@@ -42,7 +42,7 @@ class EditMethods(Generic[ArrayT]):
         Raises:
             InputError: While ``use_attn_in`` is set.
         """
-        self.runner.flags.set("use_split_qkv_input", use_split_qkv_input)
+        self.runner.set_flag("use_split_qkv_input", use_split_qkv_input)
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
         """Adds or removes the hook point where each head reads a residual stream of its own: ``hook_attn_in``
@@ -54,7 +54,7 @@ class EditMethods(Generic[ArrayT]):
         Raises:
             InputError: While ``use_split_qkv_input`` is set.
         """
-        self.runner.flags.set("use_attn_in", use_attn_in)
+        self.runner.set_flag("use_attn_in", use_attn_in)
 
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
         """Adds or removes the hook point of the residual stream that the MLP reads: ``hook_mlp_in`` [b, p, d_model].
@@ -62,7 +62,7 @@ class EditMethods(Generic[ArrayT]):
         Args:
             use_hook_mlp_in: True adds it.
         """
-        self.runner.flags.set("use_hook_mlp_in", use_hook_mlp_in)
+        self.runner.set_flag("use_hook_mlp_in", use_hook_mlp_in)
 
     def set_use_hook_tokens(self, use_hook_tokens: bool) -> None:
         """Adds or removes the hook point of the tokens that are embedded: ``hook_tokens`` int64 [b, p].
@@ -70,7 +70,7 @@ class EditMethods(Generic[ArrayT]):
         Args:
             use_hook_tokens: True adds it.
         """
-        self.runner.flags.set("use_hook_tokens", use_hook_tokens)
+        self.runner.set_flag("use_hook_tokens", use_hook_tokens)
 
     # Hooks
 
@@ -148,18 +148,23 @@ class EditMethods(Generic[ArrayT]):
         """Empties every ``hook.ctx``."""
         self.runner.hooks.clear_contexts()
 
-    @contextlib.contextmanager
     def hooks(
         self,
         fwd_hooks: Hooks = (),
         bwd_hooks: Hooks = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
-    ) -> Iterator[Self]:
+    ) -> Block[Self]:
         """Adds hooks to every call inside the ``with`` block. TransformerLens: the same name.
 
         They are active in the thread (or asyncio task) that entered the block, so threads can share a model; a thread
         started inside the block has to enter one of its own.
+
+        A run with hooks in the main thread is made, and its hooks are called, in another thread while the main thread
+        waits: Ctrl-C can then end it. Hooks find the caller's context variables and torch settings (grad mode, autocast,
+        default device); what else belongs to one thread, as an open sqlite3 connection, an asyncio loop, ``threading.local``
+        or a profiler, is not theirs. A hook must not wait for what its caller holds: an RLock, or the import of a module that
+        makes the run while it is imported.
 
         Args:
             fwd_hooks: (hook name or function name -> bool, function) pairs; see ``run_with_hooks``.
@@ -173,22 +178,13 @@ class EditMethods(Generic[ArrayT]):
         Raises:
             UnknownHookPoint: For a name that is none.
         """
-        registry = self.runner.hooks
-        if not reset_hooks_end:
-            for direction, some in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
-                for name, function in some:
-                    registry.add(name, function, direction)
-        with registry.adding(fwd_hooks, bwd_hooks) if reset_hooks_end else contextlib.nullcontext():
-            try:
-                yield self
-            finally:
-                if clear_contexts:
-                    registry.clear_contexts()
+        stay = not checked_number(reset_hooks_end, "reset_hooks_end", bool)
+        clear_contexts = checked_number(clear_contexts, "clear_contexts", bool)
+        return self.runner.hooks.adding(fwd_hooks, bwd_hooks, stay, clear_contexts).giving(self)
 
     # Interventions
 
-    @contextlib.contextmanager
-    def intervene(self, interventions: Interventions, strict: bool = True) -> Iterator[Self]:
+    def intervene(self, interventions: Interventions, strict: bool = True) -> Block[Self]:
         """Applies interventions to every call inside the ``with`` block, ``generate`` included, with no Python in the run.
 
         Blocks nest; those at one hook point apply in order, outer ones first, and before Python hooks there. Cached
@@ -204,8 +200,7 @@ class EditMethods(Generic[ArrayT]):
             UnknownHookPoint: For a hook point that is not there.
             InputError: For what the model lacks or what cannot fit, before anything runs.
         """
-        with self.runner.editing(interventions, strict):
-            yield self
+        return self.runner.editing(interventions, checked_number(strict, "strict", bool)).giving(self)
 
     def bake(
         self,
@@ -216,16 +211,18 @@ class EditMethods(Generic[ArrayT]):
         keep_hooks: bool = False,
         self_contained: bool = False,
         layout: str = "plain",
+        link: bool = False,
     ) -> Path:
-        """Writes this model with the interventions inside: a file that runs without graphlens.
+        """Writes this model, with the weights that were set and the interventions inside: a file that runs without graphlens.
 
         Args:
-            interventions: One Ablate, Patch, Steer or Scale, or several.
+            interventions: One Ablate, Patch, Steer or Scale, several, or none (``[]``).
             out_dir: The folder to write.
             with_past: See graphlens.bake_model, as for the arguments after it.
             keep_hooks: See there.
             self_contained: See there.
             layout: See there.
+            link: See there.
 
         Returns:
             The folder.
@@ -235,18 +232,20 @@ class EditMethods(Generic[ArrayT]):
             ModelFileError: The model's file was replaced since it was opened.
         """
         from graphlens.pipelines.deploy import bake_model
+        from graphlens.pipelines.with_weights import as_file
 
-        self.runner.engine.files.ensure_unchanged()
-        return bake_model(
-            self.runner.engine.path,
-            interventions,
-            out_dir,
-            with_past=with_past,
-            keep_hooks=keep_hooks,
-            self_contained=self_contained,
-            layout=layout,
-            flags=self.runner.flags.names,
-        )
+        with as_file(self.runner.engine, out_dir) as path:
+            return bake_model(
+                path,
+                interventions,
+                out_dir,
+                with_past=with_past,
+                keep_hooks=keep_hooks,
+                self_contained=self_contained,
+                layout=layout,
+                link=link,
+                flags=self.runner.flags.names,
+            )
 
     @property
     def sessions(self) -> list[Plan]:

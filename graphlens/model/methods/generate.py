@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, cast
 import numpy as np
 
 from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.model.generate import Generation, Options, gathered, holds_text
 from graphlens.model.text import Input, Tokens
 
@@ -121,9 +121,8 @@ class GenerateMethods(Generic[ArrayT]):
         Raises:
             InputError: As ``generate`` does, before anything is yielded.
         """
-        if max_tokens_per_yield < 1:
-            raise InputError(f"max_tokens_per_yield must be at least 1, not {max_tokens_per_yield}.")
-        if return_type in ("input", "tensor"):  # TransformerLens's names of what it yields
+        checked_number(max_tokens_per_yield, "max_tokens_per_yield", least=1)
+        if is_one_of(return_type, ("input", "tensor")):  # TransformerLens's names of what it yields
             return_type = "tokens"
         as_text = _output_type(input, return_type) == "str"
         if as_text and not isinstance(input, str) and len(cast(Sized, input)) != 1:
@@ -153,8 +152,8 @@ class GenerateMethods(Generic[ArrayT]):
 
 
 def _output_type(input: object, return_type: str | None) -> str:
-    if return_type not in _RETURN_TYPES:
+    if not is_one_of(return_type, _RETURN_TYPES):
         raise InputError(f"return_type must be one of {_RETURN_TYPES}, not {return_type!r}.")
-    if return_type != "input":
-        return return_type
-    return "str" if holds_text(input) else "tokens"
+    if return_type == "input":
+        return "str" if holds_text(input) else "tokens"
+    return str(return_type)

@@ -7,7 +7,7 @@ from typing import Any, Generic, Self
 
 from graphlens.analysis.arrays import ArrayT
 from graphlens.engine.engine import Engine
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.tokenizer import Tokenizer, load_tokenizer
 from graphlens.model.border import Border
 from graphlens.model.runner import Runner
@@ -63,6 +63,11 @@ class OpenMethods(Generic[ArrayT]):
         other.__dict__ |= {**self.__dict__, "runner": self.runner.copy()}
         return other
 
+    @property
+    def checked(self) -> str:
+        """What was found right about the files when the model was opened, a line per file. See docs/hooked-file.md."""
+        return "\n".join(self.runner.engine.files.checked)
+
     @classmethod
     def from_onnx(
         cls,
@@ -87,7 +92,7 @@ class OpenMethods(Generic[ArrayT]):
             ModelFileError: When the file is damaged, altered or not hooked.
             InputError: For another padding side or ``n_ctx``.
         """
-        if default_padding_side not in ("left", "right", None):
+        if not is_one_of(default_padding_side, ("left", "right", None)):
             raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
         with spinner(f"Opening {path}"):
             engine = Engine(path, providers, n_ctx)
@@ -152,7 +157,8 @@ class OpenMethods(Generic[ArrayT]):
             InputError: For what ONNX Runtime cannot honour.
         """
         for name, value in unsupported.items():
-            if name not in _ASKS_NOTHING or value not in (_ASKS_NOTHING[name], None):
+            usual = _ASKS_NOTHING.get(name, "nothing of that name")
+            if not (value is None or (isinstance(value, (int, bool)) and value == usual)) or name not in _ASKS_NOTHING:
                 raise InputError(f"from_pretrained cannot honour {name}={value!r}.")
         from graphlens.pipelines.cache import cached_export
 
@@ -169,7 +175,7 @@ class OpenMethods(Generic[ArrayT]):
             token=token,
             cache_dir=cache_dir,
             dtype=_dtype_name(dtype),
-            processing=tuple(name for name, on in processing.items() if on),
+            processing=tuple(name for name, on in processing.items() if checked_number(on, name, bool)),
             first_n_layers=first_n_layers,
             hf_model=hf_model,
         )

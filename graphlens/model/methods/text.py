@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 import numpy as np
 
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
-from graphlens.errors import InputError
-from graphlens.file.tokenizer import Tokenizer
+from graphlens.errors import InputError, checked_number, is_one_of
+from graphlens.file.tokenizer import Tokenizer, checked_text
 from graphlens.model.text import Input, Tokens, checked_side, is_text, some
 
 if TYPE_CHECKING:
@@ -111,10 +111,13 @@ class TextMethods(Generic[ArrayT]):
         Raises:
             InputError: When the token is not there, and for several prompts.
         """
-        if mode not in ("first", "last"):
+        if not is_one_of(mode, ("first", "last")):
             raise InputError(f"mode must be 'first' or 'last', not {mode!r}.")
         text = self.runner.text
-        token = text.single_token(single_token) if isinstance(single_token, str) else int(single_token)
+        if isinstance(single_token, str):
+            token = text.single_token(single_token)
+        else:
+            token = checked_number(single_token, "single_token")
         rows = text.padded(input, prepend_bos, True, padding_side) if is_text(input) else text.ids(input)
         if rows.shape[0] != 1:
             raise InputError(f"get_token_position takes one prompt, not {rows.shape[0]}.")
@@ -177,7 +180,7 @@ class TextMethods(Generic[ArrayT]):
             InputError: For ids that are no tokens.
         """
         text = self.runner.text
-        checked_side(padding_side or "right")
+        checked_side("right" if padding_side is None else padding_side)
         if isinstance(input, str):
             return text.of_each(text.encode(input, prepend_bos, truncate=True))
         if is_text(input):
@@ -230,8 +233,10 @@ class TextMethods(Generic[ArrayT]):
             InputError: For an empty answer or a prompt too long.
         """
         text = self.runner.text
-        answers = [answer] if isinstance(answer, str) else list(answer)
-        if prepend_space_to_answer:
+        single = isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable)
+        answers = [checked_text(each) for each in ([answer] if single else answer)]
+        top_k = checked_number(top_k, "top_k", least=0)
+        if checked_number(prepend_space_to_answer, "prepend_space_to_answer", bool):
             answers = [each if each.startswith(" ") else f" {each}" for each in answers]
         rows = [text.need_tokenizer().encode(each) for each in answers]
         if not rows or not all(rows):
@@ -241,7 +246,13 @@ class TextMethods(Generic[ArrayT]):
         tokens = np.concatenate([start.repeat(len(wanted), 0), wanted], axis=1)
         border, model = self.runner.border, cast(Any, self)  # forward is HookedTransformer's
         logits = border.from_user(model.forward(border.to_user(tokens)))[:, start.shape[1] - 1 : -1].astype(np.float32)
-        _print_completions(text.of_each, start[0], wanted, logits, top_k if print_details else None)
+        _print_completions(
+            text.of_each,
+            start[0],
+            wanted,
+            logits,
+            top_k if checked_number(print_details, "print_details", bool) else None,
+        )
 
 
 def _print_completions(

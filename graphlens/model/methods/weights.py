@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Generic
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayT, working
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, working
 from graphlens.analysis.factored_matrix import FactoredMatrix
-from graphlens.errors import InputError
+from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.names import block_name, in_block
 from graphlens.model.hooks import HookPoint
 from graphlens.model.parts import Block, Component, Embed, Norm, Unembed
@@ -20,19 +20,44 @@ if TYPE_CHECKING:
 
 
 class WeightMethods(Generic[ArrayT]):
-    """The part of HookedTransformer that reads weights.
+    """The part of HookedTransformer that reads and sets weights.
 
     The weights of one layer (``model.blocks[i].attn.W_Q``) and the unstacked ones (``W_E``, ``W_U``) are views of the
-    mapped files: reading them copies nothing. Those stacked over layers (``W_Q``) are copies. The model runs from its
-    own file, so no edit of an array changes what it computes.
+    mapped files: reading them copies nothing. Those stacked over layers (``W_Q``) are copies. All are read-only, since
+    writing into an array would not change what the model computes: ``set_weights`` does.
     """
 
     runner: Runner[ArrayT]
 
     @property
     def weights(self) -> Mapping[str, Array]:
-        """Weights by TransformerLens name, as NumPy arrays: read-only views of the mapped files."""
+        """Weights by TransformerLens name, as NumPy arrays: read-only views of the mapped files, or of what was set."""
         return self.runner.engine.weights
+
+    def set_weights(self, weights: Mapping[str, ArrayInput]) -> None:
+        """Computes with other weights from now on, in runs, gradients, sweeps, generation, ``bake``: in all there is.
+
+        What was set before stays set, and the file stays as it is. Sessions are opened again. Copies of the model keep
+        the weights that they have; caches of earlier runs keep their activations, and their methods read the new weights.
+
+        Args:
+            weights: TransformerLens name ("blocks.0.attn.W_O", see ``state_dict``) -> the new weight, shaped as the old one, of
+                any floating dtype. An embedding and an unembedding that the file holds as one tensor may be set apart.
+
+        Raises:
+            InputError: For a name, a shape or a dtype that does not fit, numbers that are not finite, and what is no
+                array. Nothing is changed then.
+            ModelFileError: The model's file was replaced since it was opened.
+        """
+        self.runner.use(self.runner.weights.with_others(weights))
+
+    def reset_weights(self) -> None:
+        """Takes back what ``set_weights`` did: the model computes with its file's weights again.
+
+        Raises:
+            ModelFileError: The model's file was replaced since it was opened.
+        """
+        self.runner.use(self.runner.engine.with_weights({}))
 
     # Parts
 
@@ -134,9 +159,8 @@ class WeightMethods(Generic[ArrayT]):
         Raises:
             AttributeError: For a model without positional embeddings.
         """
-        return self.runner.border.to_user(
-            np.concatenate([self.runner.weights["embed.W_E"], self.runner.weights["pos_embed.W_pos"]])
-        )
+        both = np.concatenate([self.runner.weights["embed.W_E"], self.runner.weights["pos_embed.W_pos"]])
+        return self.runner.border.weight_to_user(both, "embed.W_E")
 
     @property
     def W_U(self) -> ArrayT:  # noqa: N802
@@ -227,11 +251,13 @@ class WeightMethods(Generic[ArrayT]):
 
     def _attention(self, leaf: str) -> Array:
         """A weight of every attention layer, [n_layers, n_heads, ...]."""
-        return self.runner.weights.stacked(f"attn.{leaf}")
+        weight = self.runner.weights.stacked(f"attn.{leaf}")
+        weight.flags.writeable = False
+        return weight
 
     def _stacked(self, name: str) -> ArrayT:
         """A weight of every block for the user, [n_layers, ...]; a copy."""
-        return self.runner.border.to_user(self.runner.weights.stacked(name))
+        return self.runner.border.weight_to_user(self.runner.weights.stacked(name), in_block(0, name))
 
     # What follows from them
 
@@ -250,6 +276,7 @@ class WeightMethods(Generic[ArrayT]):
             InputError: For a layer outside 0..n_layers, and for ``mlp_input`` past the last one.
         """
         n_layers = self.runner.config.n_layers
+        layer = checked_number(layer, "layer")
         if not 0 <= layer <= n_layers or (mlp_input and layer == n_layers):
             last = n_layers - 1 if mlp_input else n_layers
             raise InputError(f"layer must be from 0 to {last}{' with mlp_input' if mlp_input else ''}, not {layer}.")
@@ -275,7 +302,7 @@ class WeightMethods(Generic[ArrayT]):
         Raises:
             InputError: For another mode.
         """
-        if mode not in ("Q", "K", "V"):
+        if not is_one_of(mode, ("Q", "K", "V")):
             raise InputError(f"mode must be 'Q', 'K' or 'V', not {mode!r}.")
         first, second = {"Q": ("W_Q", "W_K"), "K": ("W_K", "W_Q"), "V": ("W_V", "W_O")}[mode]
         outer = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -51,6 +53,18 @@ def _first_run(path: str, vocabulary: int, batch: int, length: int) -> dict[str,
     return {"marks": marks}
 
 
+def _seconds_of(stage: str, child: ChildRun) -> float:
+    """How long a stage of a process took."""
+    times = {name: now - before for (_, before), (name, now) in pairwise(child.result["marks"])}
+    return float(times[stage])
+
+
+def _first_on_this_machine(hooked: str, vocabulary: int) -> ChildRun:
+    """A process whose cache folder is empty: no digest is remembered, so that every byte of the weights is read."""
+    with tempfile.TemporaryDirectory() as cache:
+        return run_child(_first_cache, hooked, vocabulary, *_SIZE, variables={**os.environ, "GRAPHLENS_CACHE": cache})
+
+
 def _stages(runs: Sequence[ChildRun]) -> str:
     """Median seconds of each stage, in order."""
     seconds: dict[str, list[float]] = {"interpreter": [run.boot_seconds for run in runs]}
@@ -69,6 +83,7 @@ def figures(child: Callable[..., ChildRun], setup: Setup) -> list[Figure]:
     done = child(_first_cache, str(setup.model.hooked), setup.model.d_vocab, *_SIZE)
     return [
         Figure(f"{_size()}, wall", "s", done.seconds),
+        Figure("open and check", "s", _seconds_of("open and check", done)),
         Figure(f"{_size()}, peak memory", "MB", done.peak_bytes / 1e6),
     ]
 
@@ -80,6 +95,7 @@ def run(setup: Setup) -> Findings:
         {
             "floor": lambda: run_child(_first_run, str(model.stripped), model.d_vocab, *_SIZE),
             "ours": lambda: run_child(_first_cache, str(model.hooked), model.d_vocab, *_SIZE),
+            "first": lambda: _first_on_this_machine(str(model.hooked), model.d_vocab),
         },
         setup.repeats,
     )
@@ -91,6 +107,13 @@ def run(setup: Setup) -> Findings:
     rows = (
         Row(f"{_size()}, wall", "s", seconds["ours"], seconds["floor"], wall),
         Row(f"{_size()}, peak memory", "MB", memory["ours"], memory["floor"], peak),
+        *(
+            Row(label, "s", [_seconds_of("open and check", child) for child in found[name]])
+            for name, label in (
+                ("ours", "open and check, nothing moved"),
+                ("first", "open and check, every byte read and hashed"),
+            )
+        ),
     )
     notes = (
         f"graphlens, seconds: {_stages(found['ours'])}.",

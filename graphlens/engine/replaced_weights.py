@@ -1,0 +1,174 @@
+"""The weights that an open model computes with in place of its files': checked, and what the graph's tensors become by them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphlens.errors import InputError
+from graphlens.file.manifest import Manifest
+from graphlens.file.safetensors import Array, apply_view
+from graphlens.file.stored import DATA_TYPES, StoredWeights
+from graphlens.surgery.replaced import initializers_of_weights, untied
+
+_EMBEDDING, _UNEMBEDDING = "embed.W_E", "unembed.W_U"
+
+
+@dataclass(frozen=True)
+class ReplacedWeights:
+    """The weights that an open model computes with in place of its files'.
+
+    Attributes:
+        model: The hooked graph. Where a file has one tensor as embedding and unembedding and these now differ, each has an
+            initializer of its own.
+        places: TransformerLens name -> the initializer that the weight is a view of.
+        contents: Initializer -> what it holds instead, shaped and typed as it is stored; bfloat16 as uint16 words.
+            Read-only. Without those that hold what the file holds.
+        values: TransformerLens name -> the weight, as a read-only view of the contents; bfloat16 as a float32 copy.
+    """
+
+    model: ir.Model
+    places: Mapping[str, str] = field(default_factory=dict)
+    contents: Mapping[str, Array] = field(default_factory=dict)
+    values: Mapping[str, Array] = field(default_factory=dict)
+
+    def digest(self, of_files: str) -> str:
+        """What tells the model with these weights from any other.
+
+        Args:
+            of_files: The digest of its files: that of the model itself where no weight is another.
+        """
+        if not self.contents:
+            return of_files
+        # Which initializer each weight is: an embedding that was set apart, and one that was not, may hold the same.
+        digest = hashlib.sha256(f"{of_files} {sorted(self.places.items())}".encode())
+        for name, content in sorted(self.contents.items()):
+            digest.update(f"{name} {content.dtype} {content.shape}".encode())
+            digest.update(np.ascontiguousarray(content).data)
+        return digest.hexdigest()
+
+
+class OverlaidWeights(Mapping[str, Array]):
+    """A model's weights by TransformerLens name: those that were replaced, else those of its files.
+
+    Args:
+        stored: The weights of the files.
+        values: Those that were replaced.
+    """
+
+    def __init__(self, stored: Mapping[str, Array], values: Mapping[str, Array]) -> None:
+        self._stored, self._values = stored, values
+
+    def __getitem__(self, name: str) -> Array:
+        return self._values[name] if name in self._values else self._stored[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def replace_weights(model: ir.Model, manifest: Manifest, given: Mapping[str, Array]) -> ReplacedWeights:
+    """What a file's weights become. Everything is checked before anything is made, and nothing of the file is changed.
+
+    Args:
+        model: The hooked graph of the file.
+        manifest: Its manifest. With a lower ``n_ctx`` the position embeddings are the first so many.
+        given: TransformerLens name -> the weight, of any floating dtype.
+
+    Raises:
+        InputError: For a name that the file has no weight of, a shape that is not the weight's, numbers that are no floats or not
+            finite in the dtype that the file stores, and two weights that are one tensor and contradict each other.
+    """
+    tensors = _Tensors(model, manifest)
+    new = {name: tensors.checked(name, array) for name, array in given.items()}
+    places = initializers_of_weights(model, manifest)
+    contents: dict[str, Array] = {}
+    for name, array in new.items():
+        tensors.write(contents.setdefault(places[name], tensors.copy(name)), name, array)
+    for place, content in list(contents.items()):
+        names = [name for name in places if places[name] == place]
+        if all(_same(tensors.view(content, name), new.get(name, tensors.now(name))) for name in names):
+            continue
+        if sorted(names) != [_EMBEDDING, _UNEMBEDDING]:
+            raise InputError(
+                f"{' and '.join(names)} are one tensor in this file: set all of them, to the same numbers."
+            )
+        model, places[_UNEMBEDDING] = untied(model, place)
+        for name in names:
+            contents[places[name]] = tensors.copy(name)
+            tensors.write(contents[places[name]], name, new.get(name, tensors.now(name)))
+    for name, place in places.items():
+        if place in contents and _same(contents[place], tensors.copy(name)):
+            del contents[place]
+    for content in contents.values():
+        content.flags.writeable = False
+    values = {
+        name: tensors.view(_widened(contents[place]), name) for name, place in places.items() if place in contents
+    }
+    return ReplacedWeights(model, places, contents, values)
+
+
+class _Tensors:
+    """The stored tensors that a file's weights are views of."""
+
+    def __init__(self, model: ir.Model, manifest: Manifest) -> None:
+        self._manifest, self._stored = manifest, StoredWeights(model, manifest)
+
+    def copy(self, name: str) -> Array:
+        """The whole tensor that a weight is a view of, to write into."""
+        return np.array(self._stored.array(name))
+
+    def now(self, name: str) -> Array:
+        """A weight as the file holds it."""
+        return self.view(self._stored.array(name), name)
+
+    def view(self, tensor: Array, name: str) -> Array:
+        """A weight in a tensor that is laid out as the file's."""
+        array = apply_view(tensor, self._manifest.weights[name])
+        return array[: self._manifest.config.n_ctx] if name == "pos_embed.W_pos" else array
+
+    def write(self, tensor: Array, name: str, array: Array) -> None:
+        """Writes a weight into a tensor."""
+        self.view(tensor, name)[...] = array
+
+    def checked(self, name: str, array: Array) -> Array:
+        """A weight in the dtype that the file stores. Raises InputError for one that does not fit."""
+        entry = self._stored.entry(name)
+        if entry is None:
+            known = self._manifest.weights
+            near = [full for full in known if full.endswith(f".{name}")][:3] or difflib.get_close_matches(name, known)
+            hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+            raise InputError(f"this model has no weight {name!r}.{hint} List what it has with list(model.weights).")
+        shape = self.now(name).shape
+        if array.shape != shape:
+            raise InputError(f"{name!r} is {list(shape)}, and what it was to be set to is {list(array.shape)}.")
+        if not np.issubdtype(array.dtype, np.floating):
+            raise InputError(f"{name!r} was to be set to numbers of dtype {array.dtype}: give floating-point ones.")
+        dtype = DATA_TYPES[entry.dtype].numpy()
+        with np.errstate(over="ignore"):
+            found: Array = array.astype(dtype)
+        if not np.isfinite(found).all():
+            raise InputError(
+                f"{name!r} was to be set to numbers that are not finite, or too large for the {dtype} that the file holds."
+            )
+        return found.view(np.uint16) if entry.dtype == "BF16" else found
+
+
+def _widened(content: Array) -> Array:
+    """A tensor as numbers, read-only: bfloat16 words as float32, which holds them exactly."""
+    if content.dtype != np.uint16:
+        return content
+    words = content.astype(np.uint32) << 16
+    words.flags.writeable = False
+    return words.view(np.float32)
+
+
+def _same(one: Array, other: Array) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")

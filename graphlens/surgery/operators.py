@@ -1,0 +1,83 @@
+"""Which operators a model file may contain: one table, by who wrote the file, and why the best known others may not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+FileKind = Literal["exported", "edited"]  # and "adopted", once files are opened that others exported
+
+# What this package writes: the export, surgery, gates, gradients, baking, processing, lower precision, KV caches.
+_EXPORTED = """
+    Abs Add And Cast Concat Constant ConstantOfShape Cos CumSum Div Equal Erf Exp Expand Gather Gelu Gemm Greater
+    GreaterOrEqual Identity If IsInf IsNaN Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not OneHot Or Pow Range
+    Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh
+    Transpose Unsqueeze Where
+"""
+# What a user may put in besides with onnx-graphsurgeon or surgery: standard operators on tensors of numbers whose output
+# is no larger than their inputs, their attributes or their constants say. None that repeats a part of the graph, holds
+# sequences, optional values or text, looks things up in tables of its own, or reads files.
+_ADDED_BY_USERS = """
+    Acos Acosh ArgMax ArgMin Asin Asinh Atan Atanh Attention BatchNormalization Bernoulli BitShift BitwiseAnd BitwiseNot
+    BitwiseOr BitwiseXor CastLike Ceil Celu Clip Compress Cosh DequantizeLinear Det Dropout DynamicQuantizeLinear Einsum Elu
+    EyeLike Flatten Floor GatherElements GatherND GroupNormalization HardSigmoid HardSwish Hardmax InstanceNormalization
+    LayerNormalization LeakyRelu LogSoftmax LpNormalization MatMulInteger Mean MeanVarianceNormalization Mish NonZero PRelu Pad
+    QuantizeLinear RMSNormalization RandomNormalLike RandomUniformLike ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
+    ReduceMin ReduceProd ReduceSumSquare ReverseSequence RotaryEmbedding Round ScatterElements ScatterND Selu Shrink Sign
+    Sinh Size Softplus Softsign Sum Swish Tan TensorScatter ThresholdedRelu Tile TopK Trilu Unique Xor
+"""
+# Kind of file -> the operators of the standard domain that it may contain. Nothing of any other domain is allowed.
+OPERATORS: Mapping[FileKind, frozenset[str]] = MappingProxyType(
+    {"exported": frozenset(_EXPORTED.split()), "edited": frozenset(f"{_EXPORTED} {_ADDED_BY_USERS}".split())}
+)
+
+_REPEATS = "which runs a part of the graph as often as its data say"
+_REFUSED = {
+    "EPContext": "which loads compiled foreign code",
+    "Loop": _REPEATS,
+    "Scan": _REPEATS,
+    "SequenceMap": _REPEATS,
+    "TfIdfVectorizer": "whose output is as large as a number in it says",
+}
+_STANDARD = frozenset({"", "ai.onnx"})
+
+
+def is_allowed(domain: str, op_type: str, kind: FileKind) -> bool:
+    """True if a file of a kind may contain an operator.
+
+    Args:
+        domain: The operator's domain; "" and "ai.onnx" are ONNX's own.
+        op_type: The operator's name.
+        kind: Who wrote the file.
+    """
+    return domain in _STANDARD and op_type in OPERATORS[kind]
+
+
+def is_reserved(domain: str) -> bool:
+    """True for a domain whose operators are ONNX's or ONNX Runtime's: no function of a file may take such a name.
+
+    Args:
+        domain: A function's domain.
+    """
+    return domain in _STANDARD or domain.startswith(("ai.onnx.", "com.microsoft", "com.ms.", "org.pytorch"))
+
+
+def why_not(domain: str, op_type: str) -> str:
+    """Why an operator is not allowed, as the end of a sentence about a node.
+
+    Args:
+        domain: The operator's domain.
+        op_type: The operator's name.
+    """
+    if op_type in _REFUSED:
+        return f"uses the operator {op_type}, {_REFUSED[op_type]}. graphlens refuses to open such files."
+    if domain in _STANDARD:
+        return (
+            f"uses the operator {op_type}, which is not among those that graphlens opens files with: tensor operators whose "
+            "work and output are bounded. Write it with other operators, or run the file with ONNX Runtime itself."
+        )
+    return (
+        f"needs the operator {domain}::{op_type}. graphlens opens files with standard operators only and never registers "
+        "a custom operator library for a model."
+    )

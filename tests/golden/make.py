@@ -1,0 +1,239 @@
+"""Makes the golden files of the formats that this version writes: ``python tests/golden/make.py``, once for each release.
+
+They are a hooked folder of a tiny random GPT-2 of odd sizes, an edits file and a saved sweep, in a folder named after the
+three formats: ``1-1-1`` is format 1 of the manifest, of edits files and of sweep results. ``expected.safetensors`` holds
+what they must give, computed by transformers and torch hooks and not by graphlens. A folder that is there is never made
+again: later versions open what earlier ones wrote. Needs the extras [cpu,export].
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+    import transformers
+
+    from graphlens import HookedTransformer
+
+HERE = Path(__file__).parent
+SIZES = {"n_layer": 3, "n_head": 5, "n_embd": 40, "n_inner": 56, "n_positions": 24, "vocab_size": 263}
+TEXT = "When Ann and Bob met, Bob gave a book to Ann. The cat sat on the mat and the dog on the log."
+PROMPT = "Bob gave a book to"
+ANSWER, WRONG = 33, 34
+Array = npt.NDArray[Any]
+
+
+def formats() -> str:
+    """The name of the folder of this version's formats."""
+    from graphlens.analysis.result_files import FORMAT_VERSION as RESULT
+    from graphlens.edits.files import FORMAT_VERSION as EDITS
+    from graphlens.file.manifest import FORMAT_VERSION as MANIFEST
+
+    return f"{MANIFEST}-{EDITS}-{RESULT}"
+
+
+def main() -> int:
+    """Makes them; 1 if they are there already, or if what graphlens computes is not what transformers does."""
+    import graphlens
+    from graphlens import interventions
+
+    target = HERE / formats()
+    if target.exists():
+        print(f"{target}: is there already. Golden files are made once; a new format gets a folder of its own.")
+        return 1
+    with tempfile.TemporaryDirectory(dir=HERE, prefix=".making-") as temporary:
+        checkpoint, made = Path(temporary) / "golden-gpt2", Path(temporary) / target.name
+        module = _save_checkpoint(checkpoint)
+        graphlens.export_model(checkpoint, made / "model", announce=print)
+        model = graphlens.HookedTransformer.from_onnx(made / "model", "cpu")
+        expected = _expected(module, model)
+        interventions.save(_edits(expected["steering"], expected["patch"]), made / "edits.json")
+        _sweep(model, expected).save(made / "sweep.json")
+        _write(made, expected)
+        made.rename(target)  # all of it, or nothing
+    print(f"Wrote {target}. Now: python -m pytest tests/golden")
+    return 0
+
+
+def _save_checkpoint(folder: Path) -> transformers.GPT2LMHeadModel:
+    """A random model with every weight far from its initial symmetry, and a byte-level tokenizer, saved."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    torch.manual_seed(11)
+    config = transformers.GPT2Config(**SIZES, bos_token_id=0, eos_token_id=0, attn_implementation="eager")
+    module = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    module.save_pretrained(folder)
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZES["vocab_size"],
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator([TEXT], trainer)
+    made.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return module
+
+
+def _edits(steering: Array, patch: Array) -> list[Any]:
+    """One edit of each kind; ``edited`` does the same to the module."""
+    from graphlens import Ablate, Patch, Scale, Steer
+
+    return [
+        Scale("blocks.0.hook_mlp_out", 0.5),
+        Ablate("blocks.1.attn.hook_z", heads=[1, 3]),
+        Patch("blocks.1.hook_mlp_out", patch, positions=0),
+        Steer("blocks.2.hook_resid_pre", steering, -1.5, positions=slice(1, None)),
+    ]
+
+
+@contextmanager
+def _hooked(pairs: list[tuple[torch.nn.Module, Callable[..., Any], bool]]) -> Iterator[None]:
+    """torch's hooks on modules, each before (True) or after it."""
+    with ExitStack() as stack:
+        for module, hook, before in pairs:
+            handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
+            stack.callback(handle.remove)
+        yield
+
+
+def _edited(module: transformers.GPT2LMHeadModel, tokens: torch.Tensor, steering: Array, patch: Array) -> torch.Tensor:
+    """The logits of the module with the edits of ``_edits``, by torch's own hooks."""
+    import torch
+
+    blocks, heads = module.transformer.h, SIZES["n_head"]
+
+    def without_heads(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        z = inputs[0].clone().unflatten(-1, (heads, -1))
+        z[:, :, [1, 3]] = 0
+        return (z.flatten(-2),)
+
+    def patched(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[:, 0] = torch.from_numpy(patch)
+        return output
+
+    def steered(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        residual = inputs[0].clone()
+        residual[:, 1:] += torch.from_numpy(steering) * -1.5
+        return (residual, *inputs[1:])
+
+    with _hooked(
+        [
+            (blocks[0].mlp, lambda _, __, output: output * 0.5, False),
+            (blocks[1].attn.c_proj, without_heads, True),
+            (blocks[1].mlp, patched, False),
+            (blocks[2], steered, True),
+        ]
+    ):
+        logits: torch.Tensor = module(tokens).logits
+    return logits
+
+
+def _swept(module: transformers.GPT2LMHeadModel, clean: torch.Tensor, corrupted: torch.Tensor) -> Array:
+    """Each layer's residual at each position of the clean run put into the other's: the logit difference [layer, pos]."""
+
+    kept = module(clean, output_hidden_states=True).hidden_states
+    values = np.zeros((SIZES["n_layer"], clean.shape[1]))
+    for layer in range(SIZES["n_layer"]):
+        for position in range(clean.shape[1]):
+
+            def restored(_: Any, inputs: tuple[torch.Tensor, ...], layer: int = layer, at: int = position) -> Any:
+                residual = inputs[0].clone()
+                residual[:, at] = kept[layer][:, at]
+                return (residual, *inputs[1:])
+
+            with _hooked([(module.transformer.h[layer], restored, True)]):
+                values[layer, position] = _difference(module(corrupted).logits)
+    return values
+
+
+def _difference(logits: torch.Tensor) -> float:
+    """The logit of the answer minus that of the wrong one, at the last position."""
+    return float(logits[0, -1, ANSWER] - logits[0, -1, WRONG])
+
+
+def _expected(module: transformers.GPT2LMHeadModel, model: HookedTransformer) -> dict[str, Array]:
+    """What the files must give, by transformers and torch; of ``model`` the tokenizer alone is asked, for a text's ids."""
+    import torch
+
+    rng = np.random.default_rng(7)
+    tokens = torch.from_numpy(rng.integers(1, SIZES["vocab_size"], (2, 7)))
+    steering, patch = (rng.standard_normal(SIZES["n_embd"]).astype(np.float32) for _ in range(2))
+    clean, corrupted = (torch.from_numpy(rng.integers(1, SIZES["vocab_size"], (1, 6))) for _ in range(2))
+    with torch.no_grad():
+        run = module(tokens, output_hidden_states=True, output_attentions=True)
+        found = {
+            "tokens": tokens,
+            "logits": run.logits,
+            "edited": _edited(module, tokens, steering, patch),
+            "clean": clean,
+            "corrupted": corrupted,
+            "baselines": torch.tensor([_difference(module(ids).logits) for ids in (clean, corrupted)]),
+        }
+        for layer in range(SIZES["n_layer"]):
+            found[f"cache/blocks.{layer}.hook_resid_pre"] = run.hidden_states[layer]
+            found[f"cache/blocks.{layer}.attn.hook_pattern"] = run.attentions[layer]
+        arrays = {name: value.numpy() for name, value in found.items()}
+        arrays["swept"] = _swept(module, clean, corrupted)
+    ids = [0, *model.tokenizer.fast.encode(PROMPT, add_special_tokens=False).ids]  # the tokenizers package's own
+    return {**arrays, "steering": steering, "patch": patch, "prompt": np.asarray([ids])}
+
+
+def _sweep(model: HookedTransformer, expected: dict[str, Array]) -> Any:
+    """The sweep that ``_swept`` does by torch, by graphlens."""
+    from graphlens.experiments.act_patch import act_patch_sites
+    from graphlens.metrics import LogitDiff
+    from graphlens.patching import sweep
+
+    clean, corrupted = expected["clean"], expected["corrupted"]
+    _, cache = model.run_with_cache(clean)
+    sites = act_patch_sites(model, corrupted, "resid_pre")
+    return sweep(model, corrupted, sites, cache, LogitDiff(ANSWER, WRONG), verbose=False)
+
+
+def _write(target: Path, expected: dict[str, Array]) -> None:
+    """Writes what was expected, and what it was made with."""
+    import onnxruntime
+    import torch
+    import transformers
+    from safetensors.numpy import save_file
+
+    import graphlens
+    from graphlens.file.version import __version__
+
+    save_file({name: np.ascontiguousarray(array) for name, array in expected.items()}, target / "expected.safetensors")
+    made = {
+        "graphlens": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "prompt": PROMPT,
+        "answer": ANSWER,
+        "wrong": WRONG,
+    }
+    (target / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+    assert graphlens.HookedTransformer.from_onnx(target / "model", "cpu").cfg.n_layers == SIZES["n_layer"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
