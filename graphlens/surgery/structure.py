@@ -183,7 +183,7 @@ def _is_shape(value: ir.Value) -> bool:
 def _is_plain(node: ir.Node) -> bool:
     """False for a product or sum that is more than its operands', and for a product of two activations."""
     if node.op_type == "Gemm" and any(
-        name in node.attributes and node.attributes[name].as_float() != 1 for name in ("alpha", "beta")
+        name in node.attributes and node.attributes[name].value != 1 for name in ("alpha", "beta")
     ):
         return False
     return node.op_type not in ("Gemm", "MatMul", "Mul") or any(_is_weight(value) for value in node.inputs)
