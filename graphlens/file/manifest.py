@@ -20,6 +20,7 @@ FORMAT_VERSION = 2
 SEALED_SINCE = 2  # the first format whose graph files have a seal
 METADATA_KEY = "graphlens"
 _LARGEST = 2**31  # of a size, which is multiplied by others
+_MOST_LAYERS = 10_000  # hook names of all blocks are listed; a graph has a node for each at least
 DTYPES = ("float32", "float64", "float16", "int64", "int32")  # of activations
 
 
@@ -248,6 +249,8 @@ class Manifest:
             size = getattr(self.config, item.name)
             if str(item.type) == "int" and not (item.name != "d_mlp") <= size <= _LARGEST:
                 raise ValueError(f"the model's {item.name} is {size}")
+        if self.config.n_layers > _MOST_LAYERS:
+            raise ValueError(f"the model's n_layers is {self.config.n_layers}")
         if not 0 <= self.config.eps < math.inf:
             raise ValueError(f"the model's eps is {self.config.eps}")
         for name, view in self.weights.items():
