@@ -105,6 +105,10 @@ def fresh_digest(path: Path) -> str:
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
+        # Whoever has the file mapped may write into a page again that is dirty already, and its times stay: they move at
+        # the first write into a page that is on the disk.
+        with contextlib.suppress(OSError):
+            os.fsync(file.fileno())
         before = Mark.of_open(file.fileno())
         while chunk := file.read(_CHUNK):
             digest.update(chunk)

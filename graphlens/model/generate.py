@@ -147,7 +147,7 @@ class Generation(Generic[ArrayT]):
         options, prompt = self._options, self._prompt
         temperature = options.temperature if options.do_sample else 0.0
         yield prompt
-        tokens, new, seen = prompt, prompt, self._seen
+        tokens, new, seen, began = prompt, prompt, self._seen, self._runner.identity
         finished = np.zeros(len(prompt), bool)
         cache = (
             KeyValueCache.init_cache(self._runner.config, batch_size=len(prompt)) if options.use_past_kv_cache else None
@@ -159,6 +159,11 @@ class Generation(Generic[ArrayT]):
         )
         with bar as progress:
             for _ in range(options.max_new_tokens):
+                if self._runner.identity != began:
+                    raise InputError(
+                        "the model's weights were set while it generated: what it has generated so far is of the weights of "
+                        "before. Generate anew."
+                    )
                 logits = self._runner.run(self._step(new, cache, seen)).logits[:, -1]
                 chosen = sample(
                     logits, tokens, self._rng, options.top_k, options.top_p, temperature, options.freq_penalty

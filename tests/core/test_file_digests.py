@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import time
@@ -302,3 +303,45 @@ def test_weights_that_are_replaced_while_a_session_opens_are_refused(
     model = HookedTransformer.from_onnx(tiny_copy, "cpu")
     with pytest.raises(ModelFileError, match=r"since the model was opened"):
         model([[1, 2]])
+
+
+# Writes through a mapping
+
+
+@pytest.fixture
+def telling(tmp_path: Path) -> None:
+    """Skips where a write through a mapping does not move a file's times: file systems in memory are so."""
+    path = tmp_path / "probe"
+    path.write_bytes(bytes(4096))
+    before = path.stat().st_mtime_ns
+    time.sleep(0.02)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        os.fsync(file.fileno())
+        mapped[0] = 1
+    if path.stat().st_mtime_ns == before:
+        pytest.skip("this file system does not tell of writes through mappings")
+
+
+@pytest.mark.usefixtures("telling")
+def test_a_byte_written_through_a_mapping_again_and_again_is_seen(tiny_copy: Path) -> None:
+    """A mapped page that is dirty already takes more writes without touching the file's times."""
+    path = tiny_copy / WEIGHTS
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        for value in range(4):
+            mapped[-1] = value
+            time.sleep(0.12)  # long enough that a digest of it is remembered
+            assert digest_of(path) == sha256(path), value
+
+
+@pytest.mark.usefixtures("telling")
+def test_a_run_after_a_write_through_a_mapping_is_refused(tiny_copy: Path) -> None:
+    path = tiny_copy / WEIGHTS
+    last = path.read_bytes()[-1]
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[-1] = last  # the page is dirty, and holds what it held
+        time.sleep(0.12)
+        model = HookedTransformer.from_onnx(tiny_copy, "cpu")
+        model([[1, 2, 3]])
+        mapped[-1] = last ^ 1
+        with pytest.raises(ModelFileError, match="replaced since the model was opened"):
+            model([[1, 2, 3]])

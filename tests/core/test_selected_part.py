@@ -174,3 +174,17 @@ def test_what_lies_beyond_a_file_s_values_stays_as_it_is(positions: Any, tmp_pat
     session = plain_session(MODEL.bake(Patch(RESID, value, positions=positions), tmp_path / "out", with_past=True))
     expected = MODEL.run_with_interventions(tokens, Patch(RESID, value, positions=[0, 1, 2]))
     close(session.run(["logits"], feeds_of(session, tokens, CFG))[0], expected)
+
+
+def test_two_prompts_of_two_tokens_and_two_heads() -> None:
+    """Every size coincides: which axis is which is told by the selection alone."""
+    tokens = np.asarray([[3, 1], [9, 2]])
+    value = np.random.default_rng(0).normal(size=(2, 2, CFG.d_head)).astype(np.float32)
+    for position, heads in ((0, [1, 3]), (1, [3, 1]), (-1, [0, 2])):
+
+        def by_hand(z: np.ndarray, hook: object, at: int = position, which: list[int] = heads) -> None:
+            z[:, at, which] = value
+
+        expected = MODEL.run_with_hooks(tokens, fwd_hooks=[(Z, by_hand)])
+        found = MODEL.run_with_interventions(tokens, Patch(Z, value, positions=position, heads=heads))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5 * np.abs(expected).max())

@@ -13,13 +13,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from graphlens import HookedTransformer, KeyValueCache, Scale, Steer, process_weights, utils
+from graphlens import Ablate, HookedTransformer, KeyValueCache, Scale, Steer, process_weights, utils
+from graphlens.engine import engine, packed_weights
+from graphlens.engine.session_pool import SessionPool
 from graphlens.errors import InputError
 from graphlens.file.safetensors import SafetensorsFile
 from graphlens.metrics import LogitDiff
 from graphlens.patching import get_act_patch_resid_pre
 from graphlens.surgery.precision import convert_into
 from tests.closeness import close
+from tests.hub_cache import in_the_hubs_cache
 
 TOKENS = np.asarray([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 Q, OUT, E, U = "blocks.1.attn.W_Q", "blocks.2.attn.W_O", "embed.W_E", "unembed.W_U"
@@ -383,3 +386,65 @@ def test_composition_scores_of_utils_take_read_only_factors(edited: HookedTransf
     norm = np.linalg.norm
     whole = norm(first[0].AB @ second[1].AB) / norm(first[0].AB) / norm(second[1].AB)
     np.testing.assert_allclose(utils.composition_scores(first, second)[0, 1], whole, rtol=1e-4)
+
+
+# Beside packed weights, links, and a generation that is under way
+
+
+def of_several_sessions(model: HookedTransformer) -> list[np.ndarray]:
+    """What sessions of several kinds give."""
+    _, cache = model.run_with_cache(TOKENS)
+    return [
+        model(TOKENS),
+        model.run_with_interventions(TOKENS, Ablate("blocks.1.attn.hook_z", heads=2)),
+        model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: z * 0.5)]),
+        model(TOKENS, stop_at_layer=3),
+        np.asarray(get_act_patch_resid_pre(model, TOKENS[:, ::-1], cache, METRIC)),
+    ]
+
+
+def test_weights_that_are_set_are_not_those_that_were_packed(
+    tiny_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GRAPHLENS_PACKED_LIMIT", raising=False)
+    monkeypatch.setattr(packed_weights, "LEAST", 0)
+    monkeypatch.setattr(engine, "POOL", SessionPool())
+    model = opened(tiny_copy)
+    before = of_several_sessions(model)
+    assert list((tmp_path / "cache" / "packed").iterdir())
+    other = model.state_dict()[OUT] * np.float32(-1.5)
+    model.set_weights({OUT: other})
+    found = of_several_sessions(model)
+    assert not any(np.allclose(one, two, atol=1e-3) for one, two in zip(found[:4], before[:4], strict=True))
+    by_file = opened(model.bake([], tmp_path / "baked", keep_hooks=True))
+    np.testing.assert_array_equal(by_file.state_dict()[OUT], other)
+    for one, two in zip(found, of_several_sessions(by_file), strict=True):
+        close(one, two)
+    model.reset_weights()
+    for one, two in zip(of_several_sessions(model), before, strict=True):
+        close(one, two)
+
+
+def test_weights_are_set_in_the_hubs_cache_too(tiny_copy: Path, tmp_path: Path) -> None:
+    """There the files are links, and graphs in memory name the files behind them."""
+    plain, linked = (opened(folder) for folder in (tiny_copy, in_the_hubs_cache(tiny_copy, tmp_path / "hub")))
+    other = plain.state_dict()[OUT] * np.float32(-1.5)
+    for model in (plain, linked):
+        model.set_weights({OUT: other})
+    for one, two in zip(of_several_sessions(linked), of_several_sessions(plain), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_weights_that_are_set_in_the_midst_of_a_generation_end_it(cached: bool, tiny_copy: Path) -> None:
+    """The keys and values that it has are those of the weights of before."""
+    model = opened(tiny_copy)
+    options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "verbose": False, "return_type": "tokens"}
+    stream = model.generate_stream(TOKENS, 6, max_tokens_per_yield=1, use_past_kv_cache=cached, **options)
+    next(stream)
+    next(stream)
+    model.set_weights({OUT: model.state_dict()[OUT] * np.float32(-1.5)})
+    with pytest.raises(InputError, match="weights were set while it generated"):
+        list(stream)
+    assert model.generate(TOKENS, 6, use_past_kv_cache=cached, **options).shape == (2, 11)
