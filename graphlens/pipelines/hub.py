@@ -102,17 +102,16 @@ def manifest_of(graph: Path) -> Manifest | None:
 
     try:
         return stored_manifest(graph)
-    except surgery.NotHooked as error:
-        if surgery.names_graphlens(graph):
-            if not is_sealed(read_regular(graph), str(graph)):  # as what bake and strip write is: so it is damaged
-                raise ModelFileError(f"{error} To export the checkpoint beside it, remove {graph.name}.") from error
-            warn(
-                f"{graph} was written for other runtimes (by bake or strip, say) and has no hook points: it is not used. The "
-                "checkpoint beside it is, without the edits that the file may hold."
-            )
     except ModelFileError as error:
-        if surgery.names_graphlens(graph):
+        if not surgery.names_graphlens(graph):
+            return None
+        # What bake and strip write is sealed and has no manifest; without a seal its manifest's key is damaged.
+        if not (isinstance(error, surgery.NotHooked) and is_sealed(read_regular(graph), str(graph))):
             raise ModelFileError(f"{error} To export the checkpoint beside it instead, remove {graph.name}.") from error
+    warn(
+        f"{graph} was written for other runtimes (by bake or strip, say) and has no hook points: it is not used. The checkpoint "
+        "beside it is, without the edits that the file may hold."
+    )
     return None
 
 
@@ -136,7 +135,7 @@ class _Repository:
         """A file of the repository, None where it has none of that name.
 
         It is asked for as a snapshot of that one file. Where the hub cannot be reached, that falls back to the cache at
-        once; the call for single files would try again for 23 seconds first.
+        once; the call for single files would try several times first.
         """
         found = self.files([name]) / name
         return found if found.exists() else None

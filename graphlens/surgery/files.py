@@ -150,7 +150,7 @@ def names_graphlens(file: Path) -> bool:
     Raises:
         ModelFileError: It cannot be read.
     """
-    data = read_regular(file)
+    data = read_regular(inside(file.parent, file.name))
     return METADATA_KEY.encode() in data or not data.strip(b"\0")
 
 
