@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from graphlens.engine.session_pool import SessionPool
 from graphlens.errors import ExportError, InputError, ModelFileError
 from graphlens.metrics import LogitDiff
 from graphlens.patching import get_act_patch_resid_pre
+from graphlens.pipelines.check import check_folder
 from graphlens.runtime.sessions import Chain
+from tests.command_line import graphlens as graphlens_command
 from tests.intervention_specs import python_hooks
 
 
@@ -206,7 +209,31 @@ def spoil_table(folder: Path) -> None:
     (folder / packed_weights.TABLE).write_text("{")
 
 
-@pytest.mark.parametrize("spoil", [spoil_blobs, cut_weights, spoil_table])
+def flip_a_byte(folder: Path) -> None:
+    file = folder / packed_weights.WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(data)
+
+
+def zero_the_tail(folder: Path) -> None:
+    file = folder / packed_weights.WEIGHTS
+    data = bytearray(file.read_bytes())
+    last = next(place for place in reversed(range(len(data))) if data[place])
+    data[last - 100 :] = bytes(len(data) - last + 100)
+    file.write_bytes(data)
+
+
+def shift_the_offsets(folder: Path) -> None:
+    table = json.loads((folder / packed_weights.TABLE).read_text())
+    for entries in table["weights"].values():
+        entries["offset"] = str(int(entries["offset"]) + 64)
+    (folder / packed_weights.TABLE).write_text(json.dumps(table))
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_blobs, cut_weights, spoil_table, flip_a_byte, zero_the_tail, shift_the_offsets]
+)
 def test_a_spoilt_copy_is_not_used(
     spoil: Callable[[Path], Any],
     cache: Path,
@@ -279,3 +306,24 @@ def test_a_limit_that_is_no_number_says_so(
     monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", limit)
     with pytest.raises(InputError, match="number of bytes"):
         packed_weights.make(tiny_copy / "model.onnx", 10)
+
+
+def test_a_full_check_reads_every_packed_byte(cache: Path, tiny_copy: Path, tokens: np.ndarray) -> None:
+    assert check_folder(tiny_copy, full=True).packed is None
+    opened(tiny_copy).run_with_interventions(tokens, Ablate("blocks.1.attn.hook_z", heads=2))
+    (folder,) = cache.iterdir()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    found = check_folder(tiny_copy, full=True)
+    assert found.packed == size
+    assert any(f"every byte of {size / 1e6:,.1f} MB is as it was written" in line for line in found.lines())
+    for spoil in (flip_a_byte, shift_the_offsets, cut_weights):
+        good = {file: file.read_bytes() for file in folder.iterdir()}
+        spoil(folder)
+        with pytest.raises(ModelFileError, match=r"packed weights are damaged.*cache-clear"):
+            check_folder(tiny_copy, full=True)
+        check_folder(tiny_copy)
+        for file, data in good.items():
+            file.write_bytes(data)
+    done = graphlens_command("check", tiny_copy, "--full")
+    assert done.returncode == 0, done.stderr
+    assert "as it was written" in " ".join(done.stdout.split())
