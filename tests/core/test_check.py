@@ -14,19 +14,14 @@ from graphlens import HookedTransformer, surgery
 from graphlens.errors import ModelFileError
 from graphlens.pipelines.check import check_folder
 from graphlens.pipelines.trial import try_out
-from tests.command_line import graphlens
+from tests.command_line import graphlens, sentence
 from tests.damage import rewrite
-
-
-def words(text: str) -> str:
-    """The words of a text, however it was broken into lines and framed."""
-    return " ".join(text.replace("│", " ").split())
 
 
 def test_check_says_what_it_checked_and_what_not(tiny_folder: Path) -> None:
     done = graphlens("check", tiny_folder)
     assert done.returncode == 0, done.stderr
-    said = words(done.stdout)
+    said = sentence(done.stdout)
     assert "safe " not in said
     assert "nothing was found wrong in what was checked" in said
     report = surgery.check(tiny_folder)
@@ -46,7 +41,7 @@ def test_check_names_what_an_edit_added(tiny_copy: Path) -> None:
     def add(proto: onnx.ModelProto) -> None:
         proto.graph.node.append(helper.make_node("Selu", ["logits"], ["selu"]))
 
-    said = words(graphlens("check", rewrite(tiny_copy, add)).stdout)
+    said = sentence(graphlens("check", rewrite(tiny_copy, add)).stdout)
     assert "Selu" in said
     assert "only operators that graphlens itself writes" not in said
 
@@ -58,9 +53,9 @@ def test_check_looks_at_the_tokenizer_and_says_when_there_is_none(tiny_copy: Pat
     file.write_text(json.dumps(data))
     done = graphlens("check", tiny_copy)
     assert done.returncode == 1
-    assert "precompiled_charsmap" in words(done.stderr)
+    assert "precompiled_charsmap" in sentence(done.stderr)
     file.unlink()
-    assert "tokenizer: there is none" in words(graphlens("check", tiny_copy / "model.onnx").stdout)
+    assert "tokenizer: there is none" in sentence(graphlens("check", tiny_copy / "model.onnx").stdout)
 
 
 def test_a_trial_run_opens_and_runs_the_file(tiny: HookedTransformer, tiny_folder: Path) -> None:
@@ -78,7 +73,7 @@ def test_the_command_tries_a_file_with_required_inputs(tiny_folder: Path, tmp_pa
     surgery.save(surgery.with_past(surgery.load(tiny_folder)), tmp_path / "past")
     done = graphlens("check", tmp_path / "past", "--run", "--memory", "2.5", "--seconds", "60")
     assert done.returncode == 0, done.stderr
-    said = words(done.stdout)
+    said = sentence(done.stdout)
     assert "tokenizer: there is none" in said
     assert "ran once" in said
     assert ("at most 2.5 GB" if sys.platform == "linux" else "no limit of memory") in said
@@ -135,4 +130,4 @@ def test_a_trial_run_imports_nothing_from_the_working_folder_and_leaves_nothing(
 def test_a_trial_run_without_a_limit_is_refused(limit: tuple[str, str], tiny_folder: Path) -> None:
     done = graphlens("check", tiny_folder, "--run", *limit)
     assert done.returncode == 2
-    assert limit[0] in words(done.stderr)
+    assert limit[0] in sentence(done.stderr)

@@ -20,7 +20,7 @@ from graphlens.engine import opened_files
 from graphlens.errors import ModelFileError
 from graphlens.file import digests
 from graphlens.file.digests import Mark, digest_of, fresh_digest
-from graphlens.surgery.seal import KEY
+from graphlens.surgery.seal import KEY, is_sealed, sealed_bytes
 from tests.damage import MODEL, WEIGHTS, refused, rewrite
 
 RNG = np.random.default_rng(0)
@@ -107,6 +107,26 @@ def test_two_contents_in_one_instant_are_two(tmp_path: Path) -> None:
         assert digest_of(path) == sha256(path)
 
 
+@pytest.mark.parametrize(
+    ("age", "settled"),
+    [
+        (0, False),
+        (10_000_001, False),
+        (70_000_001, True),  # no clock of a file system that counts fractions of a second ticks so slowly
+        (10**9, None),
+    ],
+)
+def test_a_file_is_settled_once_its_clock_must_have_ticked(
+    age: int, settled: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = 1_000_000_000 * 10**9 + (0 if settled is None else 1)  # whole seconds: perhaps it counts nothing else
+    monkeypatch.setattr(time, "time_ns", lambda: changed + age)
+    mark = Mark(size=1, mtime_ns=changed, ctime_ns=changed, inode=1, device=1)
+    assert digests.settled(mark) is bool(settled)
+    monkeypatch.setattr(time, "time_ns", lambda: changed + age + 2 * 10**9)
+    assert digests.settled(mark)
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(large: Path) -> None:
     large.with_name("cache").write_text("not a folder")
     for _ in range(2):
@@ -157,6 +177,24 @@ def test_what_another_program_wrote_is_refused_until_it_is_sealed(tiny_copy: Pat
         surgery.seal(tiny_copy)
         np.testing.assert_array_equal(HookedTransformer.from_onnx(tiny_copy, "cpu")(tokens), expected)
         assert onnx.load(tiny_copy / MODEL, load_external_data=False).doc_string == "edited"
+
+
+def test_what_looks_like_a_seal_in_the_weights_stays_as_it_is() -> None:
+    """Other bytes of the file are the graph's own: a seal written over them would change it."""
+    digits = b"0" * 64
+    fake = KEY.encode() + b"\x12\x47sha256:" + digits  # as protobuf stores an entry of the metadata
+    graph = onnx.helper.make_graph([], "g", [], [])
+    graph.initializer.append(
+        onnx.TensorProto(name="w", dims=[len(fake)], data_type=onnx.TensorProto.UINT8, raw_data=fake)
+    )
+    data = sealed_bytes(onnx.helper.make_model(graph))
+    assert data.count(fake) == 1
+    assert is_sealed(data, "x")
+    read = onnx.load_from_string(data)
+    assert read.graph.initializer[0].raw_data == fake
+    assert sealed_bytes(read) == data
+    with pytest.raises(ModelFileError, match="differs from its seal"):
+        is_sealed(data.replace(fake, fake[:-1] + b"1"), "x")
 
 
 def test_nothing_that_fails_a_check_is_sealed(tiny_copy: Path) -> None:

@@ -271,6 +271,28 @@ def test_a_hook_sees_and_sets_the_callers_context(tiny: HookedTransformer, token
     assert [name for name, *_ in seen] == ["caller", "caller hook"] * 2
 
 
+def test_a_hooks_error_keeps_what_it_says_of_its_cause(tiny: HookedTransformer, tokens: np.ndarray) -> None:
+    """Also where the run is made while another error is handled, as if the hook were called there."""
+
+    def fails(activation: np.ndarray, hook: Any) -> None:
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise ValueError("second")  # noqa: B904 - its context is what is looked at
+
+    def fails_of(activation: np.ndarray, hook: Any) -> None:
+        raise ValueError("third") from OSError("its cause")
+
+    for hook, kept in ((fails, (type(None), KeyError)), (fails_of, (OSError, ZeroDivisionError))):
+        try:
+            raise ZeroDivisionError("around the run")
+        except ZeroDivisionError:
+            with pytest.raises(ValueError, match="second" if hook is fails else "third") as caught:
+                tiny.run_with_hooks(tokens, fwd_hooks=[(Z, hook)])
+        error = caught.value
+        assert (type(error.__cause__), type(error.__context__)) == kept
+
+
 def test_an_error_stops_the_run_at_once(
     tiny: HookedTransformer, tokens: np.ndarray, capfd: pytest.CaptureFixture[str]
 ) -> None:

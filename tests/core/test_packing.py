@@ -20,6 +20,7 @@ from graphlens.patching import get_act_patch_resid_pre
 from graphlens.pipelines.check import check_folder
 from graphlens.runtime.sessions import Chain
 from tests.command_line import graphlens as graphlens_command
+from tests.command_line import sentence
 from tests.intervention_specs import python_hooks
 
 
@@ -326,4 +327,4 @@ def test_a_full_check_reads_every_packed_byte(cache: Path, tiny_copy: Path, toke
             file.write_bytes(data)
     done = graphlens_command("check", tiny_copy, "--full")
     assert done.returncode == 0, done.stderr
-    assert "as it was written" in " ".join(done.stdout.split())
+    assert "as it was written" in sentence(done.stdout)

@@ -186,6 +186,33 @@ def test_masks_that_are_none() -> None:
     assert np.isfinite(CrossEntropy(tokens, position=None, mask=some)(MODEL(tokens, attention_mask=mask)))
 
 
+def test_a_masked_token_between_real_ones_is_no_padding() -> None:
+    logits = np.random.default_rng(6).standard_normal((1, 5, 9))
+    mask = [[0, 1, 0, 1, 0]]
+    for position in (1, 2, 3, -3):
+        for plain in (LogitDiff(2, 7, position), CrossEntropy(4, position)):
+            assert float(plain.masked(mask)(logits)) == float(plain(logits))
+    for position in (0, 4, -1):
+        with pytest.raises(InputError, match="which is padding in prompt 0"):
+            LogitDiff(2, 7, position).masked(mask)
+        with pytest.raises(InputError, match="which is padding in prompt 0"):
+            CrossEntropy(4, position, mask=mask)
+
+
+@pytest.mark.parametrize("position", [0, None])
+def test_a_mask_of_prompts_of_another_length_is_refused(position: int | None) -> None:
+    tokens, mask = batch("right")
+    reference = np.zeros((*tokens.shape, 9) if position is None else (3, 9), np.float32)
+    target = tokens % 9 if position is None else 5
+    for metric in (
+        KLDivergence(reference, position=position, mask=mask),
+        CrossEntropy(target, position=position, mask=mask),
+    ):
+        assert np.isfinite(metric(np.zeros((3, LONGEST, 9))))
+        with pytest.raises(InputError, match=rf"mask has {LONGEST} positions; there are {LONGEST + 1}\."):
+            metric(np.zeros((3, LONGEST + 1, 9)))
+
+
 # Lists of texts
 
 

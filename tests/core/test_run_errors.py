@@ -16,7 +16,7 @@ from graphlens.metrics import LogitDiff
 from graphlens.runtime import open_session
 from graphlens.runtime.ort_errors import ort_errors
 from graphlens.runtime.sessions import Chain, save_optimised
-from tests.command_line import graphlens
+from tests.command_line import graphlens, sentence
 from tests.models import MODEL
 
 FLOAT, INT64, BFLOAT16 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BFLOAT16
@@ -157,5 +157,5 @@ def test_the_command_line_says_it_in_a_block(tiny_folder: Path) -> None:
     ran = graphlens("run", tiny_folder, "When John and Mary")
     assert ran.returncode == 1
     assert "RunError" in ran.stderr
-    assert "not enough memory" in " ".join(ran.stderr.replace("│", " ").split())
+    assert "not enough memory" in sentence(ran.stderr)
     assert "Traceback" not in ran.stderr

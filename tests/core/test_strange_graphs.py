@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import graphlens
 from graphlens import HookedTransformer, surgery
 from graphlens.surgery.operators import OPERATORS
+from graphlens.surgery.sizes import Sizes, short_shape
 from graphlens.surgery.untrusted import MAX_FUNCTION_NODES
 from tests.core.test_hostile_files import branching, calling, functions
 from tests.damage import Change, refused, rewrite
@@ -209,6 +210,22 @@ def test_what_a_run_needs_in_proportion_to_its_weights_is_not_refused(tiny_copy:
     surgery.load(rewrite(tiny_copy, change))
 
 
+def test_how_much_the_values_may_take(tiny_copy: Path) -> None:
+    """1 GiB, and 8 bytes for each byte of the weights: a value of just so many is allowed, and a larger one is not."""
+    report = surgery.check(tiny_copy)
+    model = surgery.load(tiny_copy)
+    taken = Sizes(model, tiny_copy, 1 << 40).total
+    left = (1 << 30) + 8 * (report.embedded_bytes + report.external_bytes) - taken
+    good = (tiny_copy / "model.onnx").read_bytes()
+
+    def filling(count: int) -> Change:
+        return adding(helper.make_node("ConstantOfShape", ["count"], ["large"]), count=[count])  # of float32
+
+    surgery.load(rewrite(tiny_copy, filling(left // 4 - 1000)))
+    (tiny_copy / "model.onnx").write_bytes(good)
+    refused(rewrite(tiny_copy, filling(left // 4 + 1000)), "'large'", "bytes")
+
+
 # What may be there
 
 
@@ -280,8 +297,6 @@ def test_gradients_of_a_file_with_every_elementwise_rule_stay_inside_the_table()
 def test_what_is_known_of_shapes_is_what_onnx_runtime_computes(tiny_folder: Path) -> None:
     """Of every value of the plain graph, and of one with gates, heads' results and split inputs."""
     import onnxruntime
-
-    from graphlens.surgery.sizes import Sizes, short_shape
 
     plain = surgery.load(tiny_folder)
     flagged = surgery.with_flagged(plain, ["use_attn_result", "use_split_qkv_input", "use_hook_mlp_in"])

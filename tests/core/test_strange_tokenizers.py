@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from graphlens import HookedTransformer
@@ -251,11 +252,9 @@ def test_the_expressions_of_the_families_are_read_and_match_as_said(family: str,
     text = "Hello, I'LL say  123456 straße 漢字かな <|endoftext|>  IMGIMGABCZ été\r\n\n  don't\t !?…"
     pieces = loaded.fast.pre_tokenizer.pre_tokenize_str(text)
     assert "".join(piece for piece, _ in pieces) == text
-    matched = replacing("#", Regex=expression)
-    shorter = load_tokenizer(written(tmp_path, normalizer=matched))
-    assert shorter is not None
-    if least:
-        assert len(shorter.fast.normalizer.normalize_str(text)) <= len(text) - (least - 1) * (least > 1 and "#" in text)
+    matches = pre_tokenizers.Split(Regex(expression), "removed", invert=True).pre_tokenize_str(text)
+    assert bool(matches) == (least > 0)  # what may match nothing is a look ahead, and finds no digits at the end
+    assert all(len(match) >= least for match, _ in matches)
 
 
 @pytest.mark.parametrize("expression", [r"\s*[\r\n]+|\s+(?!\S)|\s+x|y", r"[ab]*a+(?:c|d)?|x", r"(?=( {3})+(?! ))"])

@@ -77,7 +77,7 @@ CALLS: dict[str, Call] = {
     "a pair": lambda m, x: m.run_with_hooks(TOKENS, fwd_hooks=[x]),
     "a hook's name": lambda m, x: m.run_with_hooks(TOKENS, fwd_hooks=[(x, keep)]),
     "reset_hooks_end": lambda m, x: m.run_with_hooks(TOKENS, reset_hooks_end=x),
-    "dir": lambda m, x: m.add_hook("no.such.hook", keep, dir=x),
+    "dir": lambda m, x: m.add_hook(HOOK, keep, dir=x),
     "direction": lambda m, x: m.reset_hooks(direction=x),
     "level": lambda m, x: m.reset_hooks(level=x),
     "interventions": lambda m, x: m.run_with_interventions(TOKENS, x),

@@ -287,6 +287,13 @@ def run_pack(folder: Path) -> None:
     assert packed_weights.make(folder / "in" / "model.onnx", 100_000) is not None
 
 
+def run_packing(folder: Path) -> None:
+    """Opens a second session, for which weights are packed where there is room; the numbers are the same without."""
+    packed_weights.LEAST = 0
+    model = HookedTransformer.from_onnx(folder / "in", "cpu")
+    assert is_near(model.run_with_interventions(TOKENS, Scale(Z, 1.0)), of_a(folder))
+
+
 def force(folder: Path) -> None:
     graphlens.export_model(folder / "b", folder / "out", verify=False, force=True, announce=quiet)
 
@@ -390,7 +397,8 @@ JOBS: dict[str, Job] = {
     "patch": Job(nothing, run_patch, found_results("resid_pre", "mlp_out")),
     "attribute": Job(nothing, run_attribute, found_results("resid_pre-estimate", "mlp_out-estimate")),
 }
-# Not to be killed: it removes the cache itself.
+# Not to be killed: one removes the cache itself, one may write nothing.
 SCENES: dict[str, Job] = {
+    "pack in passing": Job(copies(**{"in": "hooked_a"}), run_packing, found_packed),
     "open without a cache": Job(copies(b="b"), lose_cache, found_cached),
 }

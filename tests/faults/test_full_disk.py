@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.harness import Faults, names
-from tests.faults.jobs import JOBS, NEW
+from tests.faults.jobs import ABSENT, JOBS, NEW
 
 FILLER = "filler"
 SIZE = 24 << 20
@@ -98,9 +98,12 @@ def test_too_little_room_is_told_before_anything_is_copied(faults: Faults, disk:
 
 
 def test_packed_weights_are_done_without_where_there_is_no_room(faults: Faults, disk: Path) -> None:
-    folder = disk / "one"
-    folder.mkdir()
-    faults.prepared("pack", folder)
-    leave(disk, 8192)
-    assert faults.found("pack", folder) != NEW
-    assert not [name for name in names(folder) if name.endswith(".partial")]
+    for room, state in ((None, NEW), (8192, ABSENT)):
+        folder = disk / state
+        folder.mkdir()
+        faults.prepared("pack in passing", folder)
+        if room is not None:
+            leave(disk, room)
+        assert faults.run("pack in passing", folder).get("done")
+        assert faults.found("pack in passing", folder) == state
+        assert not [name for name in names(folder) if name.endswith(".partial")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ from graphlens.errors import InputError, ModelFileError
 from graphlens.experiments.act_patch import act_patch_sites
 from graphlens.metrics import LogitDiff
 from graphlens.patching import sweep
+from tests import closeness
 from tests.golden.make import formats
 
 HERE = Path(__file__).parent
 RELEASES = sorted(path.name for path in HERE.iterdir() if (path / "made.json").is_file())
-TOLERANCE = 2e-5  # of the largest number: float32, by other sums in another order
+close = partial(closeness.close, tolerance=2e-5)  # float32, by other sums in another order
 
 release = pytest.mark.parametrize("name", RELEASES)
 
@@ -40,11 +41,6 @@ def expected(name: str) -> dict[str, np.ndarray]:
 def made(name: str) -> dict[str, int | str]:
     found: dict[str, int | str] = json.loads((HERE / name / "made.json").read_text())
     return found
-
-
-def close(found: np.ndarray, right: np.ndarray) -> None:
-    assert found.shape == right.shape
-    assert np.abs(found - right).max() <= TOLERANCE * max(1.0, float(np.abs(right).max()))
 
 
 def test_the_formats_of_this_version_have_golden_files() -> None:

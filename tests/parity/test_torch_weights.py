@@ -128,8 +128,14 @@ def test_arrays_of_weights_are_read_only(model: HookedTransformer) -> None:
             array[...] = 0
     assert np.array(weight).flags.writeable
     before = weight.clone()
-    torch.from_dlpack(weight).zero_()  # a copy
-    assert torch.equal(weight, before)
+    for copied in (
+        torch.from_dlpack(weight),
+        weight.as_subclass(torch.Tensor),
+        copy.deepcopy(weight),
+        copy.copy(weight),
+    ):
+        copied.zero_()
+        assert torch.equal(weight, before)
 
 
 def test_what_is_computed_of_weights_is_plain(model: HookedTransformer) -> None:
