@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from graphlens.file.folder import CONFIG_FILE
 from graphlens.file.inside import inside, read_regular
 from graphlens.file.manifest import Json
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, as_float
+from graphlens.file.settings import read_settings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -131,7 +133,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         ExportError: Something is missing or damaged, or graphlens cannot export this architecture.
     """
-    family = _family(folder)
+    family = family_of(folder, str(folder))
     tensors: dict[str, tuple[str, TensorEntry]] = {}
     for file in _weight_files(folder):
         try:
@@ -143,28 +145,35 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, family, tensors)
 
 
-def _family(folder: Path) -> Family:
-    """The family that a folder's config names. Raises ExportError for a config that cannot be exported."""
+def family_of(folder: Path, where: str) -> Family:
+    """The family that a folder's config names.
+
+    Args:
+        folder: The folder.
+        where: How an error calls the checkpoint: its folder, or its name on the hub.
+
+    Raises:
+        ExportError: It has no config, or one that cannot be read or exported.
+    """
+    if not os.path.lexists(folder / CONFIG_FILE):
+        raise ExportError(f"{where}: no config.json here, so this is not a Hugging Face checkpoint folder.")
     try:
-        config: Json = json.loads(read_regular(inside(folder, CONFIG_FILE)))
-    except FileNotFoundError as error:
-        raise ExportError(f"{folder}: no config.json here, so this is not a Hugging Face checkpoint folder.") from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise ExportError(f"{folder / CONFIG_FILE}: cannot be read ({error}).") from error
-    return supported_family(config, str(folder))
+        config = read_settings(folder / CONFIG_FILE, f"{where}: its {CONFIG_FILE}")
+    except ModelFileError as error:
+        raise ExportError(str(error)) from error
+    return supported_family(config, where)
 
 
-def supported_family(config: Json, where: str) -> Family:
+def supported_family(settings: Mapping[str, Json], where: str) -> Family:
     """The family of a config that can be exported.
 
     Args:
-        config: What its config.json holds.
+        settings: What its config.json holds.
         where: How an error calls the checkpoint: its folder, or its name on the hub.
 
     Raises:
         ExportError: graphlens cannot export it; the message says what it can.
     """
-    settings = config if isinstance(config, dict) else {}
     family = family_for(settings)
     if family is None:
         known = ", ".join(family.architecture for family in families())

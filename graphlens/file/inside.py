@@ -89,15 +89,19 @@ def open_regular(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def read_regular(path: Path) -> bytes:
+def read_regular(path: Path, most: int | None = None) -> bytes:
     """The content of a regular file.
 
     Args:
         path: The file. Links are followed.
+        most: How many bytes it may have; None for any number.
 
     Raises:
-        ModelFileError: It is a pipe, a device or a folder.
+        ModelFileError: It is a pipe, a device or a folder, or larger.
         OSError: It cannot be read.
     """
     with open_regular(path) as file:
-        return file.read()
+        data = file.read(-1 if most is None else most + 1)
+    if most is not None and len(data) > most:
+        raise ModelFileError(f"{path}: more than {most:,} bytes, too many for such a file. Refused.")
+    return data

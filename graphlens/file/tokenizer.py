@@ -14,8 +14,8 @@ import numpy.typing as npt
 from graphlens.errors import InputError, ModelFileError
 from graphlens.file.folder import CONFIG_FILE
 from graphlens.file.io_names import INPUT_IDS
+from graphlens.file.settings import read_settings
 from graphlens.file.tokenizer_check import (
-    MAX_SETTINGS_BYTES,
     MAX_TOKENS,
     asking,
     check_tokenizer,
@@ -303,17 +303,9 @@ def _byte_level(folder: Path) -> FastTokenizer:
     return fast
 
 
-def _settings(path: Path) -> Mapping[str, Json]:
-    """The content of a JSON file; nothing where there is no such file."""
-    data: Json = json.loads(read_checked(path, MAX_SETTINGS_BYTES)) if path.is_file() else {}
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return data
-
-
 def _padding_side(folder: Path) -> str:
     """The padding side that a folder's tokenizer settings name, else "right"."""
-    side = _settings(folder / _SETTINGS).get("padding_side") or "right"
+    side = read_settings(folder / _SETTINGS).get("padding_side") or "right"
     if side not in ("left", "right"):
         raise ValueError(f"padding_side is {side!r}, neither 'left' nor 'right'")
     return str(side)
@@ -323,13 +315,13 @@ def _special_tokens(folder: Path, fast: FastTokenizer) -> dict[str, str]:
     """Role -> text of the special tokens that a folder's files name, the tokenizer's settings before the model's."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", _SETTINGS):
-        data = _settings(folder / name)
+        data = read_settings(folder / name)
         for role in _ROLES:
             token = data.get(role)
             text = token.get("content") if isinstance(token, dict) else token
             if isinstance(text, str) and fast.token_to_id(text) is not None:
                 found[role] = text
-    config = _settings(folder / CONFIG_FILE)
+    config = read_settings(folder / CONFIG_FILE)
     for role in ("bos_token", "eos_token"):
         if role not in found and (text := _first_token(config.get(f"{role}_id"), fast)) is not None:
             found[role] = text

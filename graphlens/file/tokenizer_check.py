@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.errors import ModelFileError
-from graphlens.file.inside import inside, open_regular
+from graphlens.file.inside import inside, read_regular
 from graphlens.file.patterns import PatternRefused, least_match
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     Object = Mapping[str, Json]
 
 MAX_BYTES = 128_000_000  # of a tokenizer.json or one of the older pair of files; Gemma's has 34 million
-MAX_SETTINGS_BYTES = 16_000_000  # of a settings file; those with 100,000 added tokens have some 10
 MAX_TOKENS = 4_000_000
 MAX_COMPONENTS, MAX_DEPTH = 256, 8
 MAX_TEXT = 4_096  # characters of a piece of text in a component
@@ -108,21 +107,17 @@ def asking(path: Path | str) -> Iterator[None]:
         ) from error
 
 
-def read_checked(path: Path, limit: int = MAX_BYTES) -> bytes:
+def read_checked(path: Path) -> bytes:
     """The content of a tokenizer's file, or an error where it is too large to be one.
 
     Args:
         path: The file.
-        limit: How many bytes it may have.
 
     Raises:
         ModelFileError: It is larger, no regular file, or a link that leaves its folder.
+        OSError: It cannot be read.
     """
-    with open_regular(inside(path.parent, path.name)) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ModelFileError(f"{path}: more than {limit:,} bytes, too many for a tokenizer's file. Refused.")
-    return data
+    return read_regular(inside(path.parent, path.name), MAX_BYTES)
 
 
 def check_tokenizer(data: bytes, path: Path) -> int:

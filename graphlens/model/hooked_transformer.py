@@ -227,18 +227,21 @@ class HookedTransformer(
         """
         if device is not None and str(device).partition(":")[0] != self.cfg.device:
             raise InputError(f"this model runs on {self.cfg.device}; its activations cannot be put on {device}.")
+        clear_contexts, remove_batch_dim, return_cache_object = (
+            checked_number(clear_contexts, "clear_contexts", bool),
+            checked_number(remove_batch_dim, "remove_batch_dim", bool),
+            checked_number(return_cache_object, "return_cache_object", bool),
+        )
         ran = run_forward(self.runner, names_filter, incl_bwd, input, *forward_args, **forward_options)
         values = ran.values if pos_slice is None else positions_of(self.runner, ran, pos_slice)
-        if checked_number(clear_contexts, "clear_contexts", bool):
+        if clear_contexts:
             self.clear_contexts()
         to_user = self.border.to_user
         cache = ActivationCache({name: to_user(array) for name, array in values.items()}, self)
         cache.mask = ran.request.real
-        if checked_number(remove_batch_dim, "remove_batch_dim", bool):
+        if remove_batch_dim:
             cache.remove_batch_dim()
-        return ran.result, (
-            cache if checked_number(return_cache_object, "return_cache_object", bool) else cache.cache_dict
-        )
+        return ran.result, (cache if return_cache_object else cache.cache_dict)
 
     @overload
     def run_with_hooks(

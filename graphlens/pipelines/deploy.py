@@ -248,7 +248,8 @@ def write_adapter(
         for part, array in zip(("scale", "add"), change, strict=True):
             if (array != gate.neutral(part, entry.dtype)).any():
                 inputs[surgery.gate_input(name, part)] = array
-    with writing(Path(out)), replacing(Path(out)) as made:
+    target = user_path(out)
+    with writing(target), replacing(target) as made:
         write_adapter_file(inputs, made)
     return list(inputs)
 

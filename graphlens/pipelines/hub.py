@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphlens.errors import ExportError, ModelFileError, warn
-from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE, supported_family
+from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE, family_of
 from graphlens.export.families import aliases
 from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, user_path
 from graphlens.file.inside import read_regular
-from graphlens.file.manifest import Json, Manifest
+from graphlens.file.manifest import Manifest
 from graphlens.views.progress import spinner
 
 EMBEDDED = "tiny-gpt2"
@@ -202,7 +201,7 @@ def _fetched(
                     f"{repo}: this repository has no {CONFIG_FILE}, so it is no model of transformers, and no hooked "
                     f"{MODEL_FILE}."
                 )
-            supported_family(_read(config, repo), repo)
+            family_of(config.parent, repo)
             folder = repository.files(_CHECKPOINT)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise ExportError(_refusal(error, name, repo, revision)) from error
@@ -213,15 +212,6 @@ def _fetched(
             "folder."
         )
     return folder
-
-
-def _read(config: Path, repo: str) -> Json:
-    """What a config.json holds."""
-    try:
-        found: Json = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{repo}: its {CONFIG_FILE} cannot be read ({error}).") from error
-    return found
 
 
 def _refusal(error: Exception, name: str, repo: str, revision: str | None) -> str:

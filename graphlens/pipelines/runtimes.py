@@ -19,6 +19,7 @@ from graphlens.file.io_names import (
     present_output,
 )
 from graphlens.file.manifest import Json, Manifest
+from graphlens.file.settings import read_settings
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,7 +34,7 @@ def write_genai_config(manifest: Manifest, stage: Path) -> None:
         manifest: That of the model.
         stage: The folder, which holds the checkpoint's settings already.
     """
-    config, hf = manifest.config, {**_settings(stage, CONFIG_FILE), **_settings(stage, GENERATION_CONFIG_FILE)}
+    config, hf = manifest.config, read_settings(stage / CONFIG_FILE) | read_settings(stage / GENERATION_CONFIG_FILE)
     eos = hf.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) else eos
     tokens = {"bos_token_id": hf.get("bos_token_id", first_eos), "eos_token_id": eos}
@@ -89,16 +90,9 @@ def write_transformersjs(model: ir.Model, stage: Path) -> None:
     ensure_room(stage, size)
     embed = size < EMBEDDABLE
     ir.save(model, folder / MODEL_FILE, external_data=None if embed else f"{MODEL_FILE}_data")
-    settings = _settings(stage, CONFIG_FILE)
+    settings = read_settings(stage / CONFIG_FILE)
     settings["transformers.js_config"] = {"dtype": "fp32", **({} if embed else {"use_external_data_format": True})}
     _write_json(stage / CONFIG_FILE, settings)
-
-
-def _settings(stage: Path, name: str) -> dict[str, Json]:
-    """What a JSON file among the settings holds; nothing where it is missing."""
-    path = stage / name
-    found: dict[str, Json] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
 
 
 def _write_json(path: Path, data: Mapping[str, Json]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 import graphlens
 from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, bake_model, write_adapter, write_drivable
 from graphlens.deploy import write_stripped
-from graphlens.errors import ExportError, InputError, UnknownHookPoint
+from graphlens.errors import ExportError, InputError, ModelFileError, UnknownHookPoint
 from graphlens.interventions import Intervention, save
 from tests.command_line import graphlens as command
 from tests.intervention_specs import FLAG_SETS, baked, close, feeds_of, plain_session, python_hooks, runs, set_flags
@@ -269,6 +269,22 @@ def test_a_steering_vector_as_an_adapter_file(drivable: Path, tokens: np.ndarray
     close(found, MODEL.run_with_interventions(tokens, items))
     with pytest.raises(InputError, match="the same at every position"):
         write_adapter(SOURCE, Steer(RESID, VECTOR, positions=1), tmp_path / "x.onnx_adapter")
+
+
+def test_an_adapter_in_the_users_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_adapter(SOURCE, Steer(RESID, VECTOR), "~/steer.onnx_adapter")
+    assert (tmp_path / "steer.onnx_adapter").is_file()
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1]", "[" * 100_000])
+def test_settings_that_cannot_be_read_are_said(text: str, tiny_copy: Path, tmp_path: Path) -> None:
+    (tiny_copy / "config.json").write_text(text)
+    for options in ({"layout": "transformersjs"}, {"with_past": True}):
+        with pytest.raises(ModelFileError, match=r"config\.json (cannot be read|holds no JSON object)"):
+            bake_model(tiny_copy, [], tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_for_attention_scores(drivable: Path, tokens: np.ndarray, tmp_path: Path) -> None:

@@ -166,14 +166,16 @@ def test_an_alias_is_the_repository_that_it_stands_for(monkeypatch: pytest.Monke
             {"model_type": "gpt2", "quantization_config": {"quant_method": "gptq"}},
             r"^someone/model: .*its weights are quantised.* F16",
         ),
-        ([1], r"^someone/model: config\.json names None"),
+        ([1], r"^someone/model: its config\.json holds no JSON object"),
         (None, r"^someone/model: its config\.json cannot be read"),
+        ("nested too deep", r"^someone/model: its config\.json cannot be read"),
     ],
 )
 def test_what_cannot_be_exported_is_said_before_any_weight_is_fetched(
     config: object, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = b"{" if config is None else json.dumps(config).encode()
+    text = b"[" * 100_000 if config == "nested too deep" else text
     hub = Hub(monkeypatch, tmp_path, {**CHECKPOINT, "config.json": text})
     with pytest.raises(ExportError, match=said) as caught:
         graphlens.HookedTransformer.from_pretrained("someone/model", cache_dir=tmp_path)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from graphlens import HookedTransformer
 from graphlens.errors import ModelFileError
-from graphlens.file import tokenizer_check
+from graphlens.file import settings, tokenizer_check
 from graphlens.file.patterns import MAX_LENGTH, PatternRefused, least_match
 from graphlens.file.tokenizer import load_tokenizer
 
@@ -383,7 +383,7 @@ def test_a_file_too_large_for_a_tokenizer_is_refused_unread(name: str, tmp_path:
 
 def test_settings_too_large_are_refused(tiny_copy: Path) -> None:
     with (tiny_copy / "tokenizer_config.json").open("wb") as file:
-        file.truncate(tokenizer_check.MAX_SETTINGS_BYTES + 1)
+        file.truncate(settings.MAX_SETTINGS_BYTES + 1)
     with pytest.raises(ModelFileError, match=r"tokenizer_config\.json"):
         HookedTransformer.from_onnx(tiny_copy)
 

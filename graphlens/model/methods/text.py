@@ -236,6 +236,7 @@ class TextMethods(Generic[ArrayT]):
         single = isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable)
         answers = [checked_text(each) for each in ([answer] if single else answer)]
         top_k = checked_number(top_k, "top_k", least=0)
+        shown = top_k if checked_number(print_details, "print_details", bool) else None
         if checked_number(prepend_space_to_answer, "prepend_space_to_answer", bool):
             answers = [each if each.startswith(" ") else f" {each}" for each in answers]
         rows = [text.need_tokenizer().encode(each) for each in answers]
@@ -246,13 +247,7 @@ class TextMethods(Generic[ArrayT]):
         tokens = np.concatenate([start.repeat(len(wanted), 0), wanted], axis=1)
         border, model = self.runner.border, cast(Any, self)  # forward is HookedTransformer's
         logits = border.from_user(model.forward(border.to_user(tokens)))[:, start.shape[1] - 1 : -1].astype(np.float32)
-        _print_completions(
-            text.of_each,
-            start[0],
-            wanted,
-            logits,
-            top_k if checked_number(print_details, "print_details", bool) else None,
-        )
+        _print_completions(text.of_each, start[0], wanted, logits, shown)
 
 
 def _print_completions(
