@@ -175,6 +175,29 @@ def in_function(*nodes: onnx.NodeProto) -> Change:
     return apply
 
 
+def by_attribute(default: bool) -> Change:
+    """A function that makes a value of the size that an attribute of its call, or the attribute's default, says."""
+    size = [2**20, 2**20]
+    constant = helper.make_node("Constant", [], ["size"])
+    constant.attribute.append(
+        onnx.AttributeProto(name="value_ints", ref_attr_name="size", type=onnx.AttributeProto.INTS)
+    )
+    body = [
+        constant,
+        helper.make_node("ConstantOfShape", ["size"], ["large"]),
+        helper.make_node("ReduceMax", ["large"], ["one"], keepdims=0),
+    ]
+    given = {"attribute_protos": [helper.make_attribute("size", size)]} if default else {"attributes": ["size"]}
+    made = helper.make_function("f", "F", [], ["one"], body, [helper.make_opsetid("", 20)], **given)
+
+    def apply(proto: onnx.ModelProto) -> None:
+        proto.functions.append(made)
+        proto.opset_import.append(helper.make_opsetid("f", 1))
+        proto.graph.node.append(helper.make_node("F", [], ["small"], domain="f", **({} if default else {"size": size})))
+
+    return apply
+
+
 TILE = helper.make_node("Tile", ["input_ids", "huge"], ["large"])
 OUT = helper.make_tensor_value_info("large", TensorProto.INT64, None)
 SIZES: dict[str, Callable[[], Change]] = {
@@ -192,6 +215,8 @@ SIZES: dict[str, Callable[[], Change]] = {
         square=[300, 300],
     ),
     "in a function": lambda: in_function(TILE),
+    "by an attribute of a call": lambda: by_attribute(default=False),
+    "by the default of an attribute": lambda: by_attribute(default=True),
     "in a branch": lambda: adding(branching(helper.make_graph([TILE], "branch", [], [OUT])), huge=[2**20, 2**20]),
     "beyond all integers": lambda: adding(
         helper.make_node("ConstantOfShape", ["huge"], ["large"]), huge=[2**31, 2**31, 2**31]
