@@ -120,8 +120,12 @@ def bare_session(model: bytes | str, folder: Path | None = None, threads: int = 
 
 
 def run_bare(session: onnxruntime.InferenceSession, tokens: Array, names: Sequence[str]) -> list[Array]:
-    """Outputs of a session for tokens [b, p]; a KV cache that it wants is empty."""
-    feeds = {"input_ids": np.asarray(tokens, np.int64)}
+    """Outputs of a session for tokens [b, p]; any other input that a variant of a file asks for is 0."""
+    feeds = {
+        each.name: np.zeros([size if isinstance(size, int) else 1 for size in each.shape or ()], np.float32)
+        for each in session.get_inputs()
+    }
+    feeds["input_ids"] = np.asarray(tokens, np.int64)
     found: list[Array] = session.run(list(names), feeds)
     return found
 
