@@ -11,7 +11,7 @@ import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer
 
 from graphlens.errors import ExportError
-from graphlens.export.trace import HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
+from graphlens.export.decoder import FORK_OP, HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import axes_of, firing_order
@@ -87,7 +87,8 @@ def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
         if id(value) not in named:
             named[id(value)] = value.name = LOGITS if value.is_graph_output() else name
         dtype = str(value.dtype).lower() if value.dtype is not None else "unknown"
-        hooks[name] = HookEntry(named[id(value)], axes_of(name), _NUMPY_NAMES.get(dtype, dtype))
+        axes = axes_of(name, None if value.shape is None else len(value.shape))
+        hooks[name] = HookEntry(named[id(value)], axes, _NUMPY_NAMES.get(dtype, dtype))
     if len(hooks) != len(carried):
         raise ExportError(
             f"internal error: traced hook points without a known name: {sorted(set(carried) - set(hooks))}"
@@ -98,6 +99,11 @@ def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
 def _remove_markers(model: ir.Model) -> dict[str, ir.Value]:
     """Takes the hook markers out of a graph, in place. Returns hook name -> the value that was marked."""
     carried: dict[str, ir.Value] = {}
+    for node in list(model.graph):
+        if node.op_type == FORK_OP and node.domain == HOOK_DOMAIN:
+            assert node.inputs[0] is not None
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            model.graph.remove(node, safe=True)
     for node in list(model.graph):
         if node.op_type != HOOK_OP or node.domain != HOOK_DOMAIN:
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -179,27 +178,12 @@ def supported_family(settings: Mapping[str, Json], where: str) -> Family:
         known = ", ".join(family.architecture for family in families())
         found = settings.get("architectures") or settings.get("model_type")
         raise ExportError(f"{where}: config.json names {found}, which graphlens cannot export. It exports: {known}.")
-    for key, value in family.refused.items():
-        if settings.get(key, value) != value:
-            raise ExportError(f"{where}: config.json sets {key}={settings[key]}; graphlens exports only {key}={value}.")
-    for key, wanted in family.sizes.items():
-        found = settings.get(key, 1)
-        if not _is_size(found, wanted):
-            kind = "a whole number" if wanted is int else "a number"
-            raise ExportError(f"{where}: config.json sets {key}={found!r:.80}, and it must be {kind} above 0.")
     if settings.get("quantization_config"):
         raise ExportError(
             f"{where}: config.json has a quantization_config: its weights are quantised, and graphlens exports float weights "
             "(F64, F32, F16, BF16). Take the original model, or save it dequantised."
         )
     return family
-
-
-def _is_size(value: Json, wanted: type[int] | type[float]) -> bool:
-    """True for a finite number above 0, of that kind."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value < math.inf and (wanted is float or isinstance(value, int))
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -7,8 +7,11 @@ INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
 # What the blocks read besides, made from those by the first nodes of the graph: positions int64 [b, p], which keys each
-# query may attend to bool [b, 1, q, k], and which tokens are no padding bool [b, p].
-BODY_INPUTS = POSITIONS, MASK, TOKEN_MASK = ("positions", "mask", "token_mask")
+# query may attend to bool [b, 1, q, k], and which tokens are no padding bool [b, p]; for some architectures also what of
+# the mask a window leaves, and by how many tokens a key lies before a query, negative or 0, float32 [q, k].
+BODY_INPUTS = POSITIONS, MASK, TOKEN_MASK, LOCAL_MASK, DISTANCE = (
+    "positions", "mask", "token_mask", "local_mask", "distance",
+)  # fmt: skip
 # The residual stream [b, p, d_model] that a segment of blocks starts from, and the one that it ends with.
 RESIDUAL_IN = "residual"
 RESIDUAL_OUT = "residual_out"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Record = TypeVar("Record", bound="DataclassInstance")
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SEALED_SINCE = 2  # the first format whose graph files have a seal
 METADATA_KEY = "graphlens"
 _LARGEST = 2**31  # of a size, which is multiplied by others
@@ -52,6 +52,23 @@ class ModelConfig:
         parallel_attn_mlp: True if attention and MLP of a block read the same residual stream.
         attention_dir: ``"causal"``, or ``"bidirectional"`` where tokens attend to later ones too.
         default_prepend_bos: True if BOS is put before a text unless the caller says otherwise.
+        attn_scale: What attention scores are divided by: sqrt(d_head), unless the architecture has its own.
+        attn_scores_soft_cap: The bound that tanh squeezes the scores into; -1 for none.
+        output_logits_soft_cap: The same for the logits.
+        use_attn_scale: False where scores are not divided.
+        scale_attn_by_inverse_layer_idx: True if the scores of layer i are also divided by i + 1.
+        use_local_attn: True if some layers see a window of tokens alone.
+        window_size: How many tokens back a query of such a layer sees, itself included.
+        attn_types: ``"local"`` or ``"global"`` for each layer, where some are local.
+        use_qk_norm: True if queries and keys are normalised before rotation.
+        rotary_dim: How many of a head's dimensions are rotated; None without rotary embeddings.
+        rotary_base: The base of the rotation's frequencies.
+        rotary_adjacent_pairs: True where neighbouring dimensions are rotated together.
+        use_normalization_before_and_after: True if there are norms after the sublayers besides those before.
+        post_norm_only: True if the norms are after the sublayers alone (OLMo-2).
+        post_embedding_ln: True if the embeddings are normalised.
+        num_experts: The number of an MLP's experts; None for a plain MLP.
+        experts_per_token: How many of them a token goes through.
     """
 
     model_name: str
@@ -74,16 +91,33 @@ class ModelConfig:
     parallel_attn_mlp: bool = field(default=False, repr=False)
     attention_dir: str = field(default="causal", repr=False)
     default_prepend_bos: bool = True
+    attn_scale: float = field(default=-1.0, repr=False)
+    attn_scores_soft_cap: float = field(default=-1.0, repr=False)
+    output_logits_soft_cap: float = field(default=-1.0, repr=False)
+    use_attn_scale: bool = field(default=True, repr=False)
+    scale_attn_by_inverse_layer_idx: bool = field(default=False, repr=False)
+    use_local_attn: bool = field(default=False, repr=False)
+    window_size: int | None = field(default=None, repr=False)
+    attn_types: tuple[str, ...] | None = field(default=None, repr=False)
+    use_qk_norm: bool = field(default=False, repr=False)
+    rotary_dim: int | None = field(default=None, repr=False)
+    rotary_base: float | None = field(default=None, repr=False)
+    rotary_adjacent_pairs: bool = field(default=False, repr=False)
+    use_normalization_before_and_after: bool = field(default=False, repr=False)
+    post_norm_only: bool = field(default=False, repr=False)
+    post_embedding_ln: bool = field(default=False, repr=False)
+    num_experts: int | None = field(default=None, repr=False)
+    experts_per_token: int | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Fills in what follows from the rest, as TransformerLens does."""
+        if self.attn_scale == -1:
+            object.__setattr__(self, "attn_scale", math.sqrt(self.d_head) if self.use_attn_scale else 1.0)
 
     @property
     def d_vocab_out(self) -> int:
         """The number of logits: ``d_vocab``."""
         return self.d_vocab
-
-    @property
-    def attn_scale(self) -> float:
-        """sqrt(d_head): what attention scores are divided by, in a model that scales them."""
-        return math.sqrt(self.d_head)
 
     @property
     def n_params(self) -> int:
@@ -124,9 +158,9 @@ class HookEntry:
 
 @dataclass(frozen=True)
 class WeightView:
-    """A weight as a strided view of one tensor of one safetensors file.
+    """A weight as a view of one tensor of one safetensors file.
 
-    Applied in this order: ``take``, ``shape``, ``permute``.
+    Applied in this order: ``take`` or ``cut``, ``shape``, ``within``, ``permute``, ``joined``, ``times``, ``plus``.
 
     Attributes:
         file: The name of the weights file, in the folder of the graph.
@@ -134,6 +168,11 @@ class WeightView:
         take: (axis, part, parts): keep one of so many equal parts of an axis.
         shape: The sizes after a reshape that splits axes.
         permute: The order of the axes.
+        cut: (axis, start, stop): keep a stretch of an axis.
+        within: (axis, start, stop): keep a stretch of an axis that ``shape`` made.
+        joined: True if the first two axes are joined into one.
+        times: What the numbers are multiplied by, in float32.
+        plus: What is added to them.
     """
 
     file: str
@@ -141,6 +180,16 @@ class WeightView:
     take: tuple[int, int, int] | None = None
     shape: tuple[int, ...] | None = None
     permute: tuple[int, ...] | None = None
+    cut: tuple[int, int, int] | None = None
+    within: tuple[int, int, int] | None = None
+    joined: bool = False
+    times: float | None = None
+    plus: float | None = None
+
+
+def _told(view: WeightView) -> dict[str, Json]:
+    """The fields of a view as a manifest holds them: without those that say nothing."""
+    return {name: value for name, value in asdict(view).items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True)
@@ -192,7 +241,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest as compact JSON, in the newest format; the same manifest always gives the same bytes."""
-        data = {**asdict(self), "config": _stored(self.config), "format_version": FORMAT_VERSION}
+        weights = {name: _told(view) for name, view in self.weights.items()}
+        changed = {"config": _stored(self.config), "weights": weights, "format_version": FORMAT_VERSION}
+        data = {**asdict(self), **changed}
         return json.dumps(data, separators=(",", ":"))
 
     @classmethod
@@ -254,11 +305,17 @@ class Manifest:
         if not 0 <= self.config.eps < math.inf:
             raise ValueError(f"the model's eps is {self.config.eps}")
         for name, view in self.weights.items():
-            for part, numbers in (("take", view.take), ("shape", view.shape), ("permute", view.permute)):
+            for part in ("take", "shape", "permute", "cut", "within"):
+                numbers = getattr(view, part)
                 if not all(type(number) is int and number >= 0 for number in numbers or ()):
                     raise ValueError(f"{part} of the weight {name!r} is {numbers!r}")
-            if view.take is not None and not (len(view.take) == 3 and view.take[1] < view.take[2]):
-                raise ValueError(f"take of the weight {name!r} is {view.take!r}, not (axis, part, parts)")
+            for part, told in (("take", "(axis, part, parts)"), ("cut", _STRETCH), ("within", _STRETCH)):
+                numbers = getattr(view, part)
+                if numbers is not None and not (len(numbers) == 3 and numbers[1] < numbers[2]):
+                    raise ValueError(f"{part} of the weight {name!r} is {numbers!r}, not {told}")
+            for part in ("times", "plus"):
+                if not math.isfinite(getattr(view, part) or 0):
+                    raise ValueError(f"{part} of the weight {name!r} is {getattr(view, part)!r}")
             if sorted(view.permute or ()) != list(range(len(view.permute or ()))):
                 raise ValueError(f"permute of the weight {name!r} is {view.permute!r}, no order of axes")
 
@@ -296,6 +353,7 @@ def _of_known_format(text: str, where: str) -> tuple[dict[str, Any], int]:
     return data, version
 
 
+_STRETCH = "(axis, start, stop)"
 # What a field of each type takes from JSON. bool is no int here.
 _PLAIN_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
 

@@ -29,12 +29,23 @@ SCALE = ("batch", "pos", "1")
 NEURONS = ("batch", "pos", "d_mlp")
 HEAD_RESIDUAL = ("batch", "pos", "head_index", "d_model")
 KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
+# The norm of each head's query or key: TransformerLens puts batch, positions and heads into one axis.
+QUERIES, KEYS = "batch_pos_head", "batch_pos_key_value_head"
+# The norm of all heads' queries or keys together (OLMo-2).
+_OF_ALL_HEADS: Mapping[str, Axes] = {
+    "attn.q_norm.hook_scale": ("batch", "pos", "1"),
+    "attn.q_norm.hook_normalized": ("batch", "pos", "d_queries"),
+    "attn.k_norm.hook_scale": ("batch", "pos", "1"),
+    "attn.k_norm.hook_normalized": ("batch", "pos", "d_keys"),
+}
 
 # Hook point -> axes, in firing order, flagged hook points included. Names with "@" are not hook points but earlier
 # firings of the name before the "@": with split inputs ln1 runs on queries, keys and values apart, and the cache keeps
 # the last.
 BEFORE_BLOCKS: Mapping[str, Axes] = {
     "hook_tokens": ("batch", "pos"),
+    "embed.ln.hook_scale": SCALE,
+    "embed.ln.hook_normalized": RESIDUAL,
     "hook_embed": RESIDUAL,
     "hook_pos_embed": RESIDUAL,
 }
@@ -53,12 +64,18 @@ BLOCK: Mapping[str, Axes] = {
     "attn.hook_q": HEADS,
     "attn.hook_k": KEY_VALUE_HEADS,
     "attn.hook_v": KEY_VALUE_HEADS,
+    "attn.q_norm.hook_scale": (QUERIES, "1"),
+    "attn.q_norm.hook_normalized": (QUERIES, "d_head"),
+    "attn.k_norm.hook_scale": (KEYS, "1"),
+    "attn.k_norm.hook_normalized": (KEYS, "d_head"),
     "attn.hook_rot_q": HEADS,
     "attn.hook_rot_k": KEY_VALUE_HEADS,
     "attn.hook_attn_scores": ATTENTION,
     "attn.hook_pattern": ATTENTION,
     "attn.hook_z": HEADS,
     "attn.hook_result": HEAD_RESIDUAL,
+    "ln1_post.hook_scale": SCALE,
+    "ln1_post.hook_normalized": RESIDUAL,
     "hook_attn_out": RESIDUAL,
     "hook_resid_mid": RESIDUAL,
     "hook_mlp_in": RESIDUAL,
@@ -67,6 +84,8 @@ BLOCK: Mapping[str, Axes] = {
     "mlp.hook_pre": NEURONS,
     "mlp.hook_pre_linear": NEURONS,
     "mlp.hook_post": NEURONS,
+    "ln2_post.hook_scale": SCALE,
+    "ln2_post.hook_normalized": RESIDUAL,
     "hook_mlp_out": RESIDUAL,
     "hook_resid_post": RESIDUAL,
 }
@@ -77,7 +96,9 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
     "unembed.hook_out": ("batch", "pos", "d_vocab"),
 }
 # The name of every axis that an activation can have.
-AXES = frozenset(axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS) for axes in table.values() for axis in axes)
+AXES = frozenset(
+    axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
+)
 SCORES = "attn.hook_attn_scores"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.
@@ -174,13 +195,19 @@ def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
     return [name for name in all_names(n_layers) if name in wanted]
 
 
-def axes_of(name: str) -> Axes:
+def axes_of(name: str, count: int | None = None) -> Axes:
     """The axes of a hook point's activation.
 
     >>> axes_of("blocks.3.attn.hook_z")
     ('batch', 'pos', 'head_index', 'd_head')
+
+    Args:
+        name: The hook point.
+        count: How many axes it has, where that depends on the architecture: norms of queries and keys.
     """
     layer, rest = split_name(name)
+    if count is not None and rest in _OF_ALL_HEADS and len(_OF_ALL_HEADS[rest]) == count:
+        return _OF_ALL_HEADS[rest]
     table = {**BEFORE_BLOCKS, **AFTER_BLOCKS} if layer is None else BLOCK
     return table[rest]
 
@@ -195,6 +222,8 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
         "d_vocab": config.d_vocab,
         "head_index": config.n_heads,
         "key_value_head_index": config.n_key_value_heads,
+        "d_queries": config.n_heads * config.d_head,
+        "d_keys": config.n_key_value_heads * config.d_head,
     }
 
 

@@ -232,11 +232,38 @@ def apply_view(array: Array, view: WeightView) -> Array:
         view: How the weight is taken from it.
 
     Returns:
-        A strided view: writing to it writes to ``array``.
+        A strided view: writing to it writes to ``array``. A copy where the view computes (``times``, ``plus``) or joins axes
+        that lie apart.
 
     Raises:
         ModelFileError: The view does not fit the tensor.
     """
+    found = _strided(array, view)
+    if view.joined:
+        found = found.reshape(-1, *found.shape[2:])
+    if view.times is not None:
+        found = found * np.asarray(view.times, found.dtype)
+    return found if view.plus is None else found + np.asarray(view.plus, found.dtype)
+
+
+def put_view(array: Array, view: WeightView, weight: Array) -> None:
+    """Writes a weight to where it lies in a stored tensor.
+
+    Args:
+        array: The stored tensor, writable.
+        view: How the weight is taken from it.
+        weight: The new weight, of the shape that ``apply_view`` gives.
+    """
+    place = _strided(array, view)
+    if view.plus is not None:
+        weight = weight - np.asarray(view.plus, weight.dtype)
+    if view.times is not None:
+        weight = weight / np.asarray(view.times, weight.dtype)
+    place[...] = weight.reshape(place.shape)
+
+
+def _strided(array: Array, view: WeightView) -> Array:
+    """What a view takes from a tensor, before axes are joined and anything is computed: a strided view of it."""
     stored = array.shape
     try:
         if view.take is not None:
@@ -244,17 +271,34 @@ def apply_view(array: Array, view: WeightView) -> Array:
             size, left = divmod(stored[axis], parts)
             if left:
                 raise ValueError(f"{stored[axis]} are not {parts} equal parts")
-            array = array[(slice(None),) * axis + (slice(part * size, (part + 1) * size),)]
+            array = _stretch(array, (axis, part * size, (part + 1) * size))
+        if view.cut is not None:
+            array = _stretch(array, view.cut)
         if view.shape is not None:
             shaped = array.view()
             shaped.shape = view.shape  # unlike reshape, this raises where it would have to copy
             array = shaped
-        return array if view.permute is None else array.transpose(view.permute)
+        if view.within is not None:
+            array = _stretch(array, view.within)
+        if view.permute is not None:
+            array = array.transpose(view.permute)
+        if view.joined and array.ndim < 2:
+            raise ValueError(f"{array.ndim} axes cannot be joined")
     except (ValueError, IndexError, AttributeError) as error:
+        how = ", ".join(f"{part} {getattr(view, part)}" for part in ("take", "cut", "shape", "within", "permute"))
         raise ModelFileError(
-            f"{view.file}: the manifest makes a weight of the tensor {view.tensor!r} by take {view.take}, shape {view.shape} and "
-            f"permute {view.permute}, which does not fit its shape {list(stored)} ({error}). Export the model again."
+            f"{view.file}: the manifest makes a weight of the tensor {view.tensor!r} by {how}, which does not fit its shape "
+            f"{list(stored)} ({error}). Export the model again."
         ) from error
+    return array
+
+
+def _stretch(array: Array, where: tuple[int, int, int]) -> Array:
+    """A stretch of one axis. Raises ValueError if the axis is not so long."""
+    axis, start, stop = where
+    if stop > array.shape[axis]:
+        raise ValueError(f"axis {axis} has {array.shape[axis]} entries, not {stop}")
+    return array[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def write_safetensors(path: Path, entries: Mapping[str, TensorEntry], arrays: Iterable[Array]) -> None:

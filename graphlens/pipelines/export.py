@@ -24,7 +24,7 @@ from graphlens.file.folder import (
     writing,
 )
 from graphlens.file.leftovers import size_of
-from graphlens.file.manifest import Manifest, ModelConfig
+from graphlens.file.manifest import Manifest
 from graphlens.file.tokenizer import load_tokenizer
 from graphlens.pipelines.hub import Source, resolve
 from graphlens.pipelines.memory import peak_memory
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import transformers
 
     from graphlens.export.checkpoint import Checkpoint
+    from graphlens.export.families import Spec
     from graphlens.pipelines.verify import Verification
 
 UNVERIFIED_FILE = f".{MODEL_FILE}.unverified"  # renamed when the export is complete: a killed one does not open
@@ -230,9 +231,9 @@ def _write(
 
     hf_config = checkpoint.hf_config()
     # Before anything is written: the family may refuse it.
-    config = checkpoint.family.model_config(hf_config, source.name, DTYPE)
+    spec = checkpoint.family.spec_of(hf_config, source.name)
     placed = place_weights(checkpoint, stage, announce, link)
-    model, manifest = _hooked_graph(source, checkpoint, hf_config, config, placed, stage, announce)
+    model, manifest = _hooked_graph(source, checkpoint, hf_config, spec, placed, stage, announce)
     write_manifest(model, manifest)
     write_graph(surgery.expose(model, manifest.hooks), path)
     copy_settings(source.folder, stage)
@@ -243,7 +244,7 @@ def _hooked_graph(
     source: Source,
     checkpoint: Checkpoint,
     hf_config: transformers.PretrainedConfig,
-    config: ModelConfig,
+    spec: Spec,
     placed: PlacedWeights,
     stage: Path,
     announce: Announce,
@@ -258,8 +259,9 @@ def _hooked_graph(
     family = checkpoint.family
     tied = checkpoint.is_tied(bool(getattr(hf_config, "tie_word_embeddings", False)))
     hf_config.tie_word_embeddings = tied
+    config = family.model_config(spec, source.name, DTYPE)
     announce(f"Tracing {source.name}: {config.n_layers} layers")
-    model = trace(hf_config, family)
+    model = trace(hf_config, spec)
     build.optimise(model)
     hooks = build.name_hook_points(model, config.n_layers)
 
@@ -276,7 +278,7 @@ def _hooked_graph(
     manifest = Manifest(
         config=config,
         hooks=hooks,
-        weights=weight_views(family, config, places),
+        weights=weight_views(spec, places),
         files={file: surgery.fingerprint(stage / file) for file in sorted(placed.entries)},
         source=source.name,
         revision=source.revision,
@@ -285,4 +287,4 @@ def _hooked_graph(
             **{name: importlib.metadata.version(name) for name in _VERSIONS_OF},
         },
     )
-    return attach_preamble(model), manifest
+    return attach_preamble(model, config.window_size), manifest

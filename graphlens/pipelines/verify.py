@@ -14,7 +14,7 @@ from graphlens.analysis.numerics import log_softmax
 from graphlens.engine.engine import Engine
 from graphlens.errors import VerificationError
 from graphlens.file.io_names import INPUT_IDS
-from graphlens.file.names import SCORES, axis_sizes, split_name
+from graphlens.file.names import KEYS, QUERIES, SCORES, axis_sizes, split_name
 from graphlens.pipelines.memory import peak_memory
 from graphlens.views.progress import steps
 
@@ -24,6 +24,7 @@ _NO_EFFECT = 1e-6  # of the logits after a change that should matter
 _NO_LEAK = 1e-5  # of earlier logits after a change of the last token
 _ROW_SUM = 1e-4  # of a pattern's row from 1, absolute
 _BATCH, _LENGTH = 2, 11
+_MAX_WINDOW = 1024  # that is tried: beyond, a run past the window takes too long
 _EFFECT_LENGTH = 5  # a perturbed hook point needs at least 4 positions to be sure of an effect
 _PATTERN = "attn.hook_pattern"
 
@@ -85,7 +86,14 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         if causal:
             _check_future(engine, tokens, logits)
         del values, results
-        difference, allowed = _compare(logits, _reference(checkpoint, tokens), bool(engine.manifest.processing))
+        processed = bool(engine.manifest.processing)
+        difference, allowed = _compare(logits, _reference(checkpoint, tokens), processed)
+        window = config.window_size
+        if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window + 1 < config.n_ctx:
+            # A mask that ignored the window would be right up to here.
+            long = rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))
+            beyond, _ = _compare(_logits(engine, long), _reference(checkpoint, long), processed)
+            difference = max(difference, beyond)
         _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
     return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started)
 
@@ -151,6 +159,7 @@ def _check_shapes(engine: Engine, values: Mapping[str, Array], length: int) -> N
     """Raises VerificationError for an activation that has not the shape and dtype that the manifest gives it."""
     sizes = axis_sizes(engine.manifest.config)
     sizes |= {"batch": _BATCH, "pos": length, "query_pos": length, "key_pos": length}
+    sizes |= {QUERIES: _BATCH * length * sizes["head_index"], KEYS: _BATCH * length * sizes["key_value_head_index"]}
     for name, entry in engine.manifest.hooks.items():
         expected = tuple(sizes[axis] for axis in entry.axes)
         if values[name].shape != expected or str(values[name].dtype) != entry.dtype:

@@ -1,8 +1,8 @@
 """The head of a hooked graph: how positions and masks come from input_ids and the optional inputs.
 
-The body reads four values: input_ids [b, s], ``positions`` int64 [b, s], ``mask`` bool [b, 1, q, k] and ``token_mask``
-bool [b, s]. Keeping their computation apart lets another head (one with a KV cache, one that starts from a residual)
-feed the same body.
+The body reads input_ids [b, s], ``positions`` int64 [b, s], ``mask`` bool [b, 1, q, k] and ``token_mask`` bool [b, s]; some
+architectures also ``local_mask``, what a window leaves of the mask, and ``distance`` [q, k], how far before a query a key lies.
+Keeping their computation apart lets another head (one with a KV cache, one that starts from a residual) feed the same body.
 """
 
 from __future__ import annotations
@@ -13,17 +13,32 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from graphlens.file.io_names import ATTENTION_MASK, BODY_INPUTS, INPUT_IDS, POSITION_IDS
-from graphlens.surgery.graph import Attribute, install, integers, numbered, optional_input, replace_value
+from graphlens.file.io_names import (
+    ATTENTION_MASK,
+    BODY_INPUTS,
+    DISTANCE,
+    INPUT_IDS,
+    LOCAL_MASK,
+    MASK,
+    POSITION_IDS,
+    POSITIONS,
+    TOKEN_MASK,
+)
+from graphlens.surgery.graph import Attribute, install, integers, numbered, optional_input, read_manifest, replace_value
 
 _PREFIX = "preamble/"
 
 
 class _Head:
-    """Nodes under construction for a head that is fed by ``source``, an input, and their installation before a body."""
+    """Nodes under construction for a head that is fed by ``source``, an input, and their installation before a body.
 
-    def __init__(self, graph: ir.Graph, source: ir.Value) -> None:
-        self.graph, self.source = graph, source
+    The body's inputs are ``body``, by name; its local layers see ``window`` tokens.
+    """
+
+    def __init__(self, graph: ir.Graph, source: ir.Value, body: Mapping[str, ir.Value], window: int | None) -> None:
+        self.graph, self.source, self._window = graph, source, window
+        # A segment of a model may read some of them alone.
+        self._body = {name: value for name, value in body.items() if value.uses()}
         self._tape = Tape()
 
     def op(self, kind: str, inputs: Sequence[ir.Value], **attributes: Attribute) -> ir.Value:
@@ -34,28 +49,47 @@ class _Head:
         """An int64 constant."""
         return integers(self._tape, value, f"{_PREFIX}{name}")
 
-    def install(self, body: Mapping[str, ir.Value], values: tuple[ir.Value, ir.Value, ir.Value]) -> None:
-        """Feeds (positions, mask, token_mask) to the body in place of the ``body`` values of those names."""
-        for name, value in zip(BODY_INPUTS, values, strict=True):
-            if name in body:  # a segment of a model may not read it
-                replace_value(body[name], value)
-                value.name = name
+    def install(self, positions: ir.Value, token_mask: ir.Value, keys: ir.Value, sizes: tuple[ir.Value, ir.Value | None]) -> None:
+        """Feeds the body.
+
+        Args:
+            positions: int64 [b, s].
+            token_mask: bool [b, s], True at tokens that are no padding.
+            keys: bool [b, k], the same for all keys.
+            sizes: How many keys there are, and which of them the first query is, if not the first: scalars.
+        """
+        values = {POSITIONS: positions, TOKEN_MASK: token_mask, **self._seen(keys, *sizes)}
+        for name, old in self._body.items():
+            replace_value(old, values[name])
+            values[name].name = name
         install(self.graph, self._tape, numbered(_PREFIX), after=self.source)
 
-    def causal(self, length: ir.Value, offset: ir.Value | None) -> ir.Value:
-        """bool [q, k]: which of ``length`` keys each query may see; queries start at key ``offset`` (default 0)."""
+    def _seen(self, real: ir.Value, length: ir.Value, offset: ir.Value | None) -> dict[str, ir.Value]:
+        """What each query may see of the keys, and how far they are away."""
         zero, unit = self.constant(0, "zero"), self.constant(1, "one")
         keys = self.op("Range", [zero, length, unit])
         queries = keys if offset is None else self.op("Range", [offset, length, unit])
-        return self.op("LessOrEqual", [keys, self.op("Unsqueeze", [queries, self.constant([1], "column")])])
+        column = self.op("Unsqueeze", [queries, self.constant([1], "column")])
+        causal = self.op("LessOrEqual", [keys, column])
+        mask = self.op("And", [causal, self.op("Unsqueeze", [real, self.constant([1, 2], "keys")])])
+        found = {MASK: mask}
+        if self._body.keys() & {LOCAL_MASK, DISTANCE}:
+            away = self.op("Sub", [keys, column])
+            if LOCAL_MASK in self._body:
+                assert self._window is not None, "a model with local layers has a window"
+                near = self.op("Greater", [away, self.constant(-self._window, "window")])
+                found[LOCAL_MASK] = self.op("And", [mask, near])
+            if DISTANCE in self._body:
+                dtype = self._body[DISTANCE].dtype or ir.DataType.FLOAT
+                found[DISTANCE] = self.op("Cast", [self.op("Min", [away, zero])], to=dtype)
+        return found
 
 
-def _plain_head(head: _Head, body: Mapping[str, ir.Value], **sizes: int) -> None:
+def _plain_head(head: _Head, **sizes: int) -> None:
     """Makes positions and masks of the optional inputs, and feeds them to the body.
 
     Args:
         head: Takes the nodes.
-        body: The body's inputs by name.
         sizes: Attributes with which a Shape of the head's source gives batch and sequence.
     """
     one, minus_one = np.ones((1, 1), np.int64), np.full((1, 1), -1, np.int64)
@@ -67,28 +101,28 @@ def _plain_head(head: _Head, body: Mapping[str, ir.Value], **sizes: int) -> None
     computed = head.op("Max", [head.op("Sub", [head.op("CumSum", [full, unit]), unit]), zero])
     positions = head.op("Where", [head.op("Less", [position_ids, zero]), computed, position_ids])
     length = head.op("Shape", [head.source], start=1, end=2)
-    causal = head.causal(head.op("Squeeze", [length]), None)
-    mask = head.op("And", [causal, head.op("Unsqueeze", [token_mask, head.constant([1, 2], "keys")])])
-    head.install(body, (positions, mask, token_mask))
+    head.install(positions, token_mask, token_mask, (head.op("Squeeze", [length]), None))
 
 
-def attach_preamble(model: ir.Model) -> ir.Model:
+def attach_preamble(model: ir.Model, window: int | None = None) -> ir.Model:
     """A copy of a traced body with the plain head, so that it runs from ``input_ids`` alone.
 
     ``attention_mask`` int64 [b, s] (1 = real token) defaults to ones. ``position_ids`` int64 [b, s] default to
     max(cumsum(attention_mask) - 1, 0); a negative entry asks for that default too.
 
     Args:
-        model: A traced body, with the inputs ``input_ids``, ``positions``, ``mask`` and ``token_mask``.
+        model: A traced body, with ``input_ids`` and BODY_INPUTS as its inputs.
+        window: How many tokens back its local layers see; None where it has none.
 
     Returns:
         The copy.
     """
     model = model.clone()
     body = {str(value.name): value for value in model.graph.inputs}
-    for name in BODY_INPUTS:
-        model.graph.inputs.remove(body[name])
-    _plain_head(_Head(model.graph, body[INPUT_IDS]), body)
+    tokens = body.pop(INPUT_IDS)
+    for value in body.values():
+        model.graph.inputs.remove(value)
+    _plain_head(_Head(model.graph, tokens, body, window))
     return model
 
 
@@ -125,7 +159,12 @@ def head_from_residual(model: ir.Model, residual: ir.Value) -> None:
         residual: The input [b, s, d_model] that it starts from.
     """
     body = detach_preamble(model)
-    _plain_head(_Head(model.graph, residual), body, start=0, end=2)
+    _plain_head(_Head(model.graph, residual, body, _window(model)), start=0, end=2)
+
+
+def _window(model: ir.Model) -> int | None:
+    """How many tokens back a model's local layers see."""
+    return read_manifest(model).config.window_size
 
 
 def head_with_past(model: ir.Model, source: ir.Value) -> None:
@@ -139,7 +178,7 @@ def head_with_past(model: ir.Model, source: ir.Value) -> None:
         source: The input that it starts from, with the sequence at axis 1: ``input_ids`` or a residual.
     """
     body = detach_preamble(model)
-    head = _Head(model.graph, source)
+    head = _Head(model.graph, source, body, _window(model))
 
     def required(name: str, sequence: str) -> ir.Value:
         value = ir.Value(name=name, shape=ir.Shape(["batch", sequence]), type=ir.TensorType(ir.DataType.INT64))
@@ -153,6 +192,4 @@ def head_with_past(model: ir.Model, source: ir.Value) -> None:
     past = head.op("Sub", [total, new])
     attended = head.op("Cast", [attention_mask], to=ir.DataType.BOOL)
     token_mask = head.op("Slice", [attended, past, total, head.constant([1], "sequence_axis")])
-    causal = head.causal(head.op("Squeeze", [total]), head.op("Squeeze", [past]))
-    mask = head.op("And", [causal, head.op("Unsqueeze", [attended, head.constant([1, 2], "keys")])])
-    head.install(body, (positions, mask, token_mask))
+    head.install(positions, token_mask, attended, (head.op("Squeeze", [total]), head.op("Squeeze", [past])))

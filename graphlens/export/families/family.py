@@ -6,121 +6,46 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graphlens.errors import ExportError
-from graphlens.file.manifest import REQUIRED, Json, ModelConfig, WeightView
-from graphlens.file.names import in_block
+from graphlens.export.families.config_reader import ConfigReader
+from graphlens.export.families.spec import Spec
+from graphlens.file.manifest import Json, ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Fields of ModelConfig that say which model it is, not which architecture: no family gives them.
-_OF_THE_MODEL = {"model_name", "original_architecture", "dtype"}
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Hook points at the boundary of a module.
-
-    Attributes:
-        before: The hook point that is the module's first input, or None.
-        after: The hook point that is the module's output (the first, where it returns several), or None.
-    """
-
-    before: str | None = None
-    after: str | None = None
-
-
-@dataclass(frozen=True)
-class Weight:
-    """Where a TransformerLens weight lies in a checkpoint, as a strided view of one tensor (never a copy).
-
-    Applied in this order: ``take``, ``shape``, ``permute``.
-
-    Attributes:
-        tensor: The name of the module's parameter; ``{i}`` stands for the layer.
-        take: (axis, part, parts): keep one of so many equal parts of an axis.
-        shape: Names of ModelConfig fields, the sizes of the axes after a reshape that splits axes.
-        permute: The order of the axes, last.
-    """
-
-    tensor: str
-    take: tuple[int, int, int] | None = None
-    shape: tuple[str, ...] | None = None
-    permute: tuple[int, ...] | None = None
+N_CTX = 2048  # TransformerLens's own cap, for models that could take more
 
 
 @dataclass(frozen=True)
 class Family:
     """All that graphlens knows about one Hugging Face architecture.
 
-    Module paths are those of the transformers model. In ``block`` and ``norms`` they are relative to a block.
-
     Attributes:
         architecture: The class name in a config's ``architectures``.
         model_types: The config's ``model_type`` values that mean this family where no architecture is named.
-        blocks: The path of the list of blocks.
-        top: Module path -> hook points, outside the blocks.
-        block: Module path -> hook points (named without ``blocks.N.``); "" is the block itself.
-        norms: Module path -> ``ln1`` or ``ln2``, for the block's normalisation modules.
-        final_norm: The path of the norm before the unembedding.
-        config: ModelConfig field -> the attribute of transformers' config that holds it, or a function of that config.
-        constants: ModelConfig field -> its value, for what the architecture fixes. Fields in neither mapping keep
-            ModelConfig's defaults.
-        weights: TransformerLens weight name -> where it lies, outside the blocks.
-        block_weights: The same for the weights of a block, named without ``blocks.N.``.
-        pos_embed: The path of a module whose output is made 0 at masked positions, as TransformerLens does with learned
-            position embeddings; None where there is none.
+        spec: What the model of a config computes, and where its parameters lie. It reads the config's values as attributes
+            of what it is given; those that it does not read, and that are not known to be without effect, are refused.
+        prepends_bos: True if BOS is put before a text unless the caller says otherwise.
         tied: Parameter -> the parameter whose tensor it shares when ``tie_word_embeddings`` is set.
         prefixes: Prefixes of parameter names that a checkpoint's keys may lack.
-        refused: Config key -> the only value that can be exported (also meant where the key is absent).
-        tanh_gelu: Class names of activation modules that compute GELU by the tanh formula. Each becomes one node.
+        renamed: Parameter -> another key that checkpoints store it under.
+        without_effect: Config keys that change no computation, besides those of all families.
         aliases: TransformerLens's model names -> names on the Hugging Face hub.
     """
 
     architecture: str
     model_types: tuple[str, ...]
-    blocks: str
-    top: Mapping[str, Tap]
-    block: Mapping[str, Tap]
-    norms: Mapping[str, str]
-    final_norm: str
-    config: Mapping[str, str | Callable[[PretrainedConfig], Json]]
-    constants: Mapping[str, str | bool | int | float]
-    weights: Mapping[str, Weight]
-    block_weights: Mapping[str, Weight]
-    pos_embed: str | None = None
+    spec: Callable[[Any], Spec]
+    prepends_bos: bool = True
     tied: Mapping[str, str] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
-    refused: Mapping[str, Json] = field(default_factory=dict)
-    tanh_gelu: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    without_effect: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuses a family whose ``config`` and ``constants`` do not give each architecture field at most once."""
-        known = {item.name for item in fields(ModelConfig)} - _OF_THE_MODEL
-        missing = REQUIRED - _OF_THE_MODEL - set(self.config) - set(self.constants)
-        wrong = ((set(self.config) | set(self.constants)) - known) | (set(self.config) & set(self.constants)) | missing
-        if wrong:
-            raise ValueError(
-                f"the family {self.architecture} gives these ModelConfig fields twice or not at all, or there is no such "
-                f"field: {', '.join(sorted(wrong))}."
-            )
-
-    @property
-    def centred_norms(self) -> bool:
-        """True for LayerNorm, which subtracts the mean; False for RMSNorm."""
-        return self.constants["normalization_type"] == "LN"
-
-    @property
-    def sizes(self) -> dict[str, type[int] | type[float]]:
-        """The keys of a checkpoint's ``config.json`` that hold numbers above 0, and whether they are whole."""
-        kinds: dict[str, type[int] | type[float]] = {"int": int, "float": float}
-        kind_of = {item.name: kinds.get(str(item.type)) for item in fields(ModelConfig)}
-        found = {source: kind_of[item] for item, source in self.config.items() if isinstance(source, str)}
-        return {source: kind for source, kind in found.items() if kind is not None}
 
     def keys(self, parameter: str, tied: bool) -> list[str]:
         """The keys that a checkpoint may store a parameter under, in the order in which to look for them.
@@ -133,32 +58,84 @@ class Family:
         return [
             key
             for name in names
-            for key in (name, *(name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)))
+            for other in (name, *([self.renamed[name]] if name in self.renamed else []))
+            for key in (other, *(other.removeprefix(prefix) for prefix in self.prefixes if other.startswith(prefix)))
         ]
 
-    def model_config(self, hf_config: PretrainedConfig, name: str, dtype: str) -> ModelConfig:
-        """The architecture of a checkpoint in TransformerLens's terms.
+    def spec_of(self, hf_config: PretrainedConfig, where: str) -> Spec:
+        """What the model of a config computes.
 
         Args:
             hf_config: transformers' config object, which fills in the defaults that ``config.json`` leaves out.
-            name: The model's name.
-            dtype: The NumPy name of the dtype that the weights are exported in.
+            where: How an error calls the checkpoint.
 
         Raises:
-            ExportError: The heads have no width.
+            ExportError: The config asks for something that graphlens does not compute, or holds a key that it does not know
+                and that may change the computation.
         """
-        values = {**self.constants, **{item: _value(hf_config, source) for item, source in self.config.items()}}
-        config = ModelConfig(model_name=name, original_architecture=self.architecture, dtype=dtype, **values)
-        if config.d_head < 1:
+        reader = ConfigReader(hf_config, where)
+        spec = self.spec(reader)
+        reader.refuse_unread(self.without_effect)
+        attention = spec.attention
+        if attention.d_head < 1:
             raise ExportError(
-                f"{name}: config.json gives {config.n_heads} heads a width of {config.d_model}, less than 1 each."
+                f"{where}: config.json gives {attention.n_heads} heads a width of {spec.d_model}, less than 1 each."
             )
-        return config
+        if attention.n_heads % attention.n_key_value_heads:
+            raise ExportError(
+                f"{where}: config.json gives {attention.n_heads} heads {attention.n_key_value_heads} keys and values, which "
+                "cannot be shared evenly."
+            )
+        return spec
 
+    def model_config(self, spec: Spec, name: str, dtype: str, n_ctx: int | None = N_CTX) -> ModelConfig:
+        """The architecture of a checkpoint in TransformerLens's terms.
 
-def _value(hf_config: PretrainedConfig, source: str | Callable[[PretrainedConfig], Json]) -> Any:
-    """One value of transformers' config, by attribute or by function."""
-    return getattr(hf_config, source) if isinstance(source, str) else source(hf_config)
+        Args:
+            spec: What the model computes.
+            name: The model's name.
+            dtype: The NumPy name of the dtype that the weights are exported in.
+            n_ctx: The most tokens that it is said to take, where it could take more; None for no cap.
+        """
+        a, rotary = spec.attention, spec.attention.rotary
+        scale = 1 / a.scale
+        usual = abs(scale - a.d_head**0.5) < 1e-9 * scale
+        positions = "standard" if spec.pos_embed is not None else "alibi" if a.alibi is not None else "rotary"
+        local = tuple("local" if layer in a.local else "global" for layer in range(spec.n_layers))
+        return ModelConfig(
+            model_name=name,
+            original_architecture=self.architecture,
+            n_layers=spec.n_layers,
+            n_heads=a.n_heads,
+            n_key_value_heads=a.n_key_value_heads,
+            d_model=spec.d_model,
+            d_head=a.d_head,
+            d_mlp=spec.mlp.size,
+            d_vocab=spec.d_vocab,
+            n_ctx=spec.n_ctx if n_ctx is None else min(spec.n_ctx, n_ctx),
+            act_fn=spec.mlp.act,
+            eps=spec.norms.eps,
+            normalization_type=spec.norms.kind,
+            positional_embedding_type=positions,
+            dtype=dtype,
+            gated_mlp=spec.mlp.gated,
+            parallel_attn_mlp=spec.parallel,
+            default_prepend_bos=self.prepends_bos,
+            attn_scale=-1.0 if usual else scale,
+            attn_scores_soft_cap=-1.0 if a.softcap is None else a.softcap,
+            output_logits_soft_cap=-1.0 if spec.logit_softcap is None else spec.logit_softcap,
+            scale_attn_by_inverse_layer_idx=a.by_layer,
+            use_local_attn=bool(a.local),
+            window_size=a.window if a.local else None,
+            attn_types=local if a.local else None,
+            use_qk_norm=a.q_norm is not None,
+            rotary_dim=None if rotary is None else rotary.size,
+            rotary_base=None if rotary is None else rotary.base,
+            rotary_adjacent_pairs=rotary is not None and rotary.pairs,
+            use_normalization_before_and_after=spec.ln1_post is not None,
+            post_norm_only=spec.post_norm_only,
+            post_embedding_ln=spec.embed_norm is not None,
+        )
 
 
 _registered: dict[str, Family] = {}
@@ -216,26 +193,3 @@ def family_for(config: Mapping[str, Json]) -> Family | None:
         elif not named and config.get("model_type") in family.model_types:
             return family
     return None
-
-
-def weight_views(family: Family, config: ModelConfig, key_of: Mapping[str, tuple[str, str]]) -> dict[str, WeightView]:
-    """TransformerLens weight names -> views of checkpoint tensors.
-
-    Args:
-        family: The model's family.
-        config: Its architecture, for the number of layers and the sizes of axes.
-        key_of: The name of a module's parameter -> the (file, key) that stores it. Weights of other parameters are
-            left out.
-    """
-    placed = {name: (weight, weight.tensor) for name, weight in family.weights.items()}
-    for layer in range(config.n_layers):
-        for name, weight in family.block_weights.items():
-            placed[in_block(layer, name)] = (weight, weight.tensor.format(i=layer))
-    views = {}
-    for name, (weight, parameter) in placed.items():
-        if parameter not in key_of:
-            continue
-        file, key = key_of[parameter]
-        shape = tuple(int(getattr(config, size)) for size in weight.shape) if weight.shape else None
-        views[name] = WeightView(file=file, tensor=key, take=weight.take, shape=shape, permute=weight.permute)
-    return views

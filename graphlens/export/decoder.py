@@ -1,0 +1,333 @@
+"""The forward of all decoders, hook by hook as TransformerLens has it, over the parameters of a transformers model.
+
+transformers' model is built (of fake tensors) for its parameters, which keep their names, and for its rotary embeddings; its
+own forward is never traced. A Spec says which computation each part does. Hook points are marked with a symbolic operator
+that the optimiser keeps; build.py turns the marks into names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graphlens.errors import ExportError
+from graphlens.export.families import Spec
+from graphlens.file.names import in_block
+
+HOOK_DOMAIN = "ai.graphlens"
+HOOK_OP, FORK_OP = "HookPoint", "Fork"
+MODEL_PREFIX = "model."  # Decoder's attribute, in front of every parameter name
+
+
+def _tanh_gelu(x: Tensor) -> Tensor:
+    """GELU by the tanh formula, which exports as one node."""
+    return functional.gelu(x, approximate="tanh")
+
+
+# By their names in transformers' configs.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_python": functional.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": functional.relu,
+    "silu": functional.silu,
+    "swish": functional.silu,
+}
+
+
+def hook_point(x: Tensor, name: str) -> Tensor:
+    """Marks a tensor as a hook point, for export and optimiser to keep.
+
+    Args:
+        x: The activation.
+        name: The hook point's full name.
+
+    Returns:
+        The same tensor for all that reads it: same shape and dtype.
+    """
+    return _symbolic(HOOK_OP, x, name)
+
+
+def fork(x: Tensor, name: str) -> Tensor:
+    """A copy of a tensor that the optimiser does not see through, so that what reads it is not merged with other readers.
+
+    Args:
+        x: The tensor.
+        name: What reads the copy.
+    """
+    return _symbolic(FORK_OP, x, name)
+
+
+def _symbolic(operator: str, x: Tensor, name: str) -> Tensor:
+    """An operator of our own on a tensor, which gives it back."""
+    return torch.onnx.ops.symbolic(
+        f"{HOOK_DOMAIN}::{operator}", (x,), {"name": name}, dtype=x.dtype, shape=x.shape, version=1
+    )
+
+
+class _Norm(nn.Module):
+    """A LayerNorm or RMSNorm written out, with hook_scale and hook_normalized marked (the affine comes after)."""
+
+    def __init__(self, module: nn.Module, centred: bool, plus_one: bool, eps: float) -> None:
+        super().__init__()
+        for key, value in module.named_parameters(recurse=False):
+            self.register_parameter(key, value)
+        self.centred, self.plus_one, self.eps = centred, plus_one, eps
+
+    def forward(self, x: Tensor, name: str) -> Tensor:
+        """The norm of ``x`` over its last axis, its hook points under ``name``."""
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        scale = hook_point(torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps), f"{name}.hook_scale")
+        x = hook_point(x / scale, f"{name}.hook_normalized")
+        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
+        if weight is not None:
+            x = x * (weight + 1.0 if self.plus_one else weight)
+        return x if bias is None else x + bias
+
+
+def _linear(module: nn.Module, x: Tensor, transposed: bool) -> Tensor:
+    """A linear map of the last axis of ``x``, as one Gemm that reads the weight as stored, untransposed."""
+    flat = x.reshape(-1, x.shape[-1])
+    if transposed:
+        flat = torch.addmm(module.bias, flat, module.weight)
+    else:
+        flat = functional.linear(flat, module.weight, module.bias)
+    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, pairs: bool) -> Tensor:
+    """Queries or keys [b, p, h, d] rotated by their positions; cos and sin [b, p, r], r <= d."""
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    size = cos.shape[-1]
+    # Split, and not an index: it has a derivative.
+    turning, rest = (x, None) if size == x.shape[-1] else x.split([size, x.shape[-1] - size], -1)
+    if pairs:
+        first, second = turning.reshape(*turning.shape[:-1], size // 2, 2).split([1, 1], -1)
+        turned = torch.cat([-second, first], -1).reshape(turning.shape)
+    else:
+        first, second = turning.split([size // 2, size // 2], -1)
+        turned = torch.cat([-second, first], -1)
+    turned = turning * cos + turned * sin
+    return turned if rest is None else torch.cat([turned, rest], -1)
+
+
+class _Inputs:
+    """What every block reads besides the residual stream; see file/io_names.py for the shapes."""
+
+    def __init__(self, positions: Tensor, mask: Tensor, local_mask: Tensor, distance: Tensor) -> None:
+        self.positions, self.mask, self.local_mask, self.distance = positions, mask, local_mask, distance
+        self.turns: dict[str, tuple[Tensor, Tensor]] = {}
+
+
+class _Block(nn.Module):
+    """One block. The children of transformers' block are registered under their own names."""
+
+    def __init__(self, old: nn.Module, spec: Spec, layer: int) -> None:
+        super().__init__()
+        for key, child in old.named_children():
+            self.add_module(key, child)
+        self.spec, self.layer = spec, layer
+        for path in {spec.ln1, spec.ln2, spec.ln1_post, spec.ln2_post} - {None}:
+            _put_norm(self, str(path), spec)
+        attention = spec.attention
+        for path in {attention.q_norm, attention.k_norm} - {None}:
+            _put_norm(self, f"{attention.module}.{path}", spec)
+        if attention.alibi is not None:
+            self.slopes = nn.Buffer(torch.empty(1, attention.n_heads, 1, 1), persistent=False)
+
+    def _norm(self, path: str, name: str, x: Tensor) -> Tensor:
+        """A norm of the block, its hook points under ``name``. One module under two names is two norms in the graph."""
+        return self.get_submodule(path)(x, in_block(self.layer, name))
+
+    def _mark(self, x: Tensor, name: str) -> Tensor:
+        """Marks a hook point of this block."""
+        return hook_point(x, in_block(self.layer, name))
+
+    def forward(self, resid: Tensor, inputs: _Inputs, model: nn.Module) -> Tensor:
+        """The residual stream [b, p, d_model] after the block."""
+        spec = self.spec
+        resid = self._mark(resid, "hook_resid_pre")
+        out = self._attend(resid if spec.post_norm_only else self._norm(spec.ln1, "ln1", resid), inputs, model)
+        out = self._mark(self._finished(out, spec.ln1, spec.ln1_post, "ln1"), "hook_attn_out")
+        middle = resid if spec.parallel else self._mark(resid + out, "hook_resid_mid")
+        # Where both norms compute the same, the optimiser would merge them: editing one would edit the other.
+        read = fork(middle, in_block(self.layer, "ln2")) if spec.parallel else middle
+        fed = self._feed(read if spec.post_norm_only else self._norm(spec.ln2, "ln2", read))
+        fed = self._mark(self._finished(fed, spec.ln2, spec.ln2_post, "ln2"), "hook_mlp_out")
+        return self._mark(middle + out + fed if spec.parallel else middle + fed, "hook_resid_post")
+
+    def _finished(self, out: Tensor, norm: str, post: str | None, name: str) -> Tensor:
+        """What a sublayer adds to the residual stream, from what it gives."""
+        if post is not None:
+            out = self._norm(post, f"{name}_post", out)
+        if self.spec.post_norm_only:
+            out = self._norm(norm, name, out)
+        return out if self.spec.residual_scale == 1 else out * self.spec.residual_scale
+
+    # Attention
+
+    def _attend(self, x: Tensor, inputs: _Inputs, model: nn.Module) -> Tensor:
+        """Attention's output [b, p, d_model]. Masked scores are -inf; a row without keys has pattern 0."""
+        a = self.spec.attention
+        q, k, v = self._heads(x)
+        q, k = self._turned(self._normed(q, "q"), self._normed(k, "k"), inputs, model)
+        if a.clip is not None:
+            v = v.clamp(-a.clip, a.clip)
+        groups = a.n_heads // a.n_key_value_heads
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        scores = torch.matmul(q, k.transpose(-1, -2)) * (a.scale / (self.layer + 1) if a.by_layer else a.scale)
+        if a.softcap is not None:
+            scores = torch.tanh(scores / a.softcap) * a.softcap
+        if a.alibi is not None:
+            scores = scores + self.slopes * inputs.distance * a.alibi
+        mask = inputs.local_mask if self.layer in a.local else inputs.mask
+        scores = torch.where(mask, scores, torch.full((), -torch.inf, dtype=scores.dtype, device=scores.device))
+        scores = self._mark(scores, "attn.hook_attn_scores")
+        pattern = torch.softmax(scores, dim=-1)
+        zero = torch.zeros((), dtype=pattern.dtype, device=pattern.device)
+        pattern = self._mark(torch.where(torch.isnan(pattern), zero, pattern), "attn.hook_pattern")
+        z = self._mark(torch.matmul(pattern, v).transpose(1, 2), "attn.hook_z")
+        return self._matrix(f"{a.module}.{a.out}", z.reshape(*x.shape[:2], -1))
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [b, p, h, d], keys and values [b, p, kv, d], marked."""
+        a, shape = self.spec.attention, x.shape[:2]
+        if a.fused is None:
+            parts = [
+                self._matrix(f"{a.module}.{path}", x).reshape(*shape, -1, a.d_head) for path in (a.q, a.k, a.v)
+            ]
+        else:
+            fused = self._matrix(f"{a.module}.{a.fused}", x)
+            if a.layout == "parts":
+                sizes = [count * a.d_head for count in (a.n_heads, a.n_key_value_heads, a.n_key_value_heads)]
+                parts = [part.reshape(*shape, -1, a.d_head) for part in fused.split(sizes, -1)]
+            elif a.layout == "heads":
+                parts = list(fused.reshape(*shape, a.n_heads, 3 * a.d_head).split([a.d_head] * 3, -1))
+            else:
+                groups = a.n_heads // a.n_key_value_heads
+                each = fused.reshape(*shape, a.n_key_value_heads, groups + 2, a.d_head).split([groups, 1, 1], 3)
+                parts = [part.reshape(*shape, -1, a.d_head) for part in each]
+        q, k, v = (self._mark(part, f"attn.hook_{letter}") for part, letter in zip(parts, "qkv", strict=True))
+        return q, k, v
+
+    def _normed(self, x: Tensor, letter: str) -> Tensor:
+        """Queries or keys [b, p, h, d] after their norm and clipping, if there are any."""
+        a = self.spec.attention
+        path = a.q_norm if letter == "q" else a.k_norm
+        if path is not None:
+            flat = x.reshape(*x.shape[:2], -1) if a.norm_of_all else x.reshape(-1, a.d_head)
+            x = self._norm(f"{a.module}.{path}", f"attn.{letter}_norm", flat).reshape(x.shape)
+        return x if a.clip is None else x.clamp(-a.clip, a.clip)
+
+    def _turned(self, q: Tensor, k: Tensor, inputs: _Inputs, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Queries and keys rotated by their positions, marked; as they are where nothing is rotated."""
+        rotary = self.spec.attention.rotary
+        if rotary is None or self.layer in rotary.skipped:
+            return q, k
+        if rotary.in_attention:
+            both = getattr(self.get_submodule(self.spec.attention.module), rotary.module)[inputs.positions]
+            sin, cos = (part.repeat_interleave(2, -1) for part in both.split(both.shape[-1] // 2, -1))
+        else:
+            kind = rotary.types[self.layer] if rotary.types else ""
+            if kind not in inputs.turns:
+                module = model.get_submodule(rotary.module)
+                inputs.turns[kind] = module(q, inputs.positions, *([kind] if kind else []))
+            cos, sin = inputs.turns[kind]
+        q, k = (_rotated(each, cos, sin, rotary.pairs) for each in (q, k))
+        return self._mark(q, "attn.hook_rot_q"), self._mark(k, "attn.hook_rot_k")
+
+    # The MLP
+
+    def _feed(self, x: Tensor) -> Tensor:
+        """The MLP's output [b, p, d_model]."""
+        mlp = self.spec.mlp
+        at = f"{mlp.module}." if mlp.module else ""
+        linear = None
+        if mlp.gate_up is not None:
+            pre, linear = self._matrix(at + mlp.gate_up, x).chunk(2, -1)
+        elif mlp.gate is not None:
+            pre, linear = self._matrix(at + mlp.gate, x), self._matrix(at + mlp.up, x)
+        else:
+            pre = self._matrix(at + mlp.up, x)
+        post = ACTIVATIONS[mlp.act](self._mark(pre, "mlp.hook_pre"))
+        if linear is not None:
+            post = post * self._mark(linear, "mlp.hook_pre_linear")
+        return self._matrix(at + mlp.down, self._mark(post, "mlp.hook_post"))
+
+    def _matrix(self, path: str, x: Tensor) -> Tensor:
+        """A linear map of this block."""
+        return _linear(self.get_submodule(path), x, self.spec.transposed)
+
+
+class Decoder(nn.Module):
+    """The model as it is traced: positions and masks are inputs, made ready outside.
+
+    Args:
+        model: transformers' model, freshly built; its blocks and norms are replaced in place.
+        spec: What it computes.
+
+    Raises:
+        ExportError: Its activation function is not known.
+    """
+
+    def __init__(self, model: nn.Module, spec: Spec) -> None:
+        super().__init__()
+        if spec.mlp.act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ExportError(f"config.json asks for the activation function {spec.mlp.act!r}; graphlens exports {known}.")
+        self.model, self.spec = model, spec
+        blocks = model.get_submodule(spec.blocks)
+        for layer in range(len(blocks)):
+            blocks[layer] = _Block(blocks[layer], spec, layer)
+        for path in {spec.embed_norm, spec.final_norm} - {None}:
+            _put_norm(model, str(path), spec)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        token_mask: Tensor,
+        local_mask: Tensor,
+        distance: Tensor,
+    ) -> Tensor:
+        """Logits [b, p, d_vocab]; see file/io_names.py for the inputs."""
+        spec, model = self.spec, self.model
+        x = functional.embedding(input_ids, model.get_submodule(spec.embed).weight)
+        if spec.embed_scale != 1:
+            x = x * spec.embed_scale
+        if spec.embed_norm is not None:
+            x = model.get_submodule(spec.embed_norm)(x, "embed.ln")
+        x = hook_point(x, "hook_embed")
+        if spec.pos_embed is not None:
+            rows = positions + spec.pos_offset if spec.pos_offset else positions
+            learned = functional.embedding(rows, model.get_submodule(spec.pos_embed).weight)
+            zero = torch.zeros((), dtype=learned.dtype, device=learned.device)
+            x = x + hook_point(torch.where(token_mask.unsqueeze(-1), learned, zero), "hook_pos_embed")
+        inputs = _Inputs(positions, mask, local_mask, distance)
+        for block in model.get_submodule(spec.blocks):
+            x = block(x, inputs, model)
+        x = hook_point(model.get_submodule(spec.final_norm)(x, "ln_final"), "unembed.hook_in")
+        logits = hook_point(_linear(model.get_submodule(spec.head), x, transposed=False), "unembed.hook_out")
+        if spec.logit_scale != 1:
+            logits = logits * spec.logit_scale
+        if spec.logit_softcap is not None:
+            logits = torch.tanh(logits / spec.logit_softcap) * spec.logit_softcap
+        return logits
+
+
+def _put_norm(root: nn.Module, path: str, spec: Spec) -> None:
+    """Puts a norm of our own, with the same parameters, in the place of transformers'."""
+    parent, _, name = path.rpartition(".")
+    norms = spec.norms
+    centred = norms.kind == "LN" and not path.endswith(("q_norm", "k_norm"))
+    made = _Norm(root.get_submodule(path), centred, norms.plus_one, norms.eps)
+    setattr(root.get_submodule(parent), name, made)

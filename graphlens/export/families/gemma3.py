@@ -1,0 +1,43 @@
+"""Gemma 3 (text): norms before and after each sublayer, norms of queries and keys, windows, two kinds of rotation."""
+
+from __future__ import annotations
+
+from graphlens.export.families.config_reader import ConfigReader
+from graphlens.export.families.family import Family, register
+from graphlens.export.families.parts import attention_of, llama_like, windowed
+from graphlens.export.families.spec import Mlp, Norms, Spec
+
+
+def spec(c: ConfigReader) -> Spec:
+    """What Gemma 3 computes."""
+    c.only("use_bidirectional_attention", False)
+    c.get("_sliding_window_pattern"), c.get("sliding_window_pattern")  # in layer_types too
+    attention = attention_of(
+        c,
+        scale=c.number("query_pre_attn_scalar") ** -0.5,
+        softcap=c.get("attn_logit_softcapping"),
+        q_norm="q_norm",
+        k_norm="k_norm",
+    )
+    return llama_like(
+        c,
+        norms=Norms("RMS", c.number("rms_norm_eps"), plus_one=True),
+        attention=windowed(c, attention, c.size("num_hidden_layers")),
+        mlp=Mlp(c.size("intermediate_size"), c.get("hidden_activation", "gelu_pytorch_tanh"), gate="gate_proj"),
+        embed_scale=c.size("hidden_size") ** 0.5,
+        ln1_post="post_attention_layernorm",
+        ln2="pre_feedforward_layernorm",
+        ln2_post="post_feedforward_layernorm",
+        logit_softcap=c.get("final_logit_softcapping"),
+    )
+
+
+GEMMA3 = register(
+    Family(
+        architecture="Gemma3ForCausalLM",
+        model_types=("gemma3_text",),
+        spec=spec,
+        tied={"lm_head.weight": "model.embed_tokens.weight"},
+        prefixes=("model.",),
+    )
+)

@@ -1,0 +1,100 @@
+"""Parts of Specs that many families share, as their configs in transformers name them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from graphlens.errors import ExportError
+from graphlens.export.families.config_reader import ConfigReader
+from graphlens.export.families.spec import Attention, Mlp, Norms, Rotary, Spec
+
+# Kinds of rotary embeddings whose frequencies do not depend on the length of the input.
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+
+
+def rotary_of(c: ConfigReader, d_head: int, module: str = "model.rotary_emb") -> Rotary:
+    """The rotary embeddings of a config.
+
+    Args:
+        c: The config.
+        d_head: The width of a head.
+        module: The path of the module that gives cosines and sines.
+
+    Raises:
+        ExportError: They are of a kind that is not computed.
+    """
+    found: dict[str, Any] = c.get("rope_parameters") or {}
+    kinds = {key: value for key, value in found.items() if isinstance(value, dict)} or {"": found}
+    types = tuple(c.get("layer_types") or ()) if "" not in kinds else ()
+    for key, kind in kinds.items():
+        if kind.get("rope_type", "default") not in FIXED_ROPE:
+            raise ExportError(
+                f"{c.where}: config.json sets rope_type={kind['rope_type']!r}{f' for {key}' if key else ''}; graphlens exports "
+                f"only {', '.join(FIXED_ROPE)}."
+            )
+    main = kinds.get("full_attention", next(iter(kinds.values())))
+    size = int(d_head * main.get("partial_rotary_factor", 1.0))
+    return Rotary(module, size, base=main.get("rope_theta"), types=types)
+
+
+def attention_of(c: ConfigReader, rotary: bool = True, **more: Any) -> Attention:
+    """Attention with matrices and, if wanted, rotary embeddings as in Llama.
+
+    Args:
+        c: The config.
+        rotary: False for no rotary embeddings.
+        more: Fields of Attention that are otherwise.
+    """
+    n_heads = c.size("num_attention_heads")
+    d_head = c.get("head_dim") or c.size("hidden_size") // n_heads
+    made = Attention(
+        n_heads=n_heads,
+        n_key_value_heads=c.size("num_key_value_heads", n_heads),
+        d_head=d_head,
+        scale=d_head**-0.5 if d_head > 0 else 1.0,
+        rotary=rotary_of(c, d_head) if rotary else None,
+    )
+    return replace(made, **more)
+
+
+def windowed(c: ConfigReader, attention: Attention, n_layers: int) -> Attention:
+    """Attention with the window of a config: in the layers that it names, or in all where it names none.
+
+    Args:
+        c: The config.
+        attention: Attention without a window.
+        n_layers: The number of blocks.
+    """
+    window, types = c.get("sliding_window"), c.get("layer_types")
+    if not window:
+        return attention
+    kinds = types or ["sliding_attention"] * n_layers
+    if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
+        raise ExportError(f"{c.where}: config.json gives a layer the type {sorted(unknown)[0]!r}, which is not computed.")
+    local = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    return replace(attention, window=c.size("sliding_window"), local=local) if local else attention
+
+
+def llama_like(c: ConfigReader, **more: Any) -> Spec:
+    """The decoder of Llama, which many others change in a place or two.
+
+    Args:
+        c: The config.
+        more: Fields of Spec that are otherwise.
+    """
+    n_layers = c.size("num_hidden_layers")
+    c.get("attention_bias"), c.get("mlp_bias")  # whether there are biases: the parameters tell
+    fields: dict[str, Any] = {
+        "n_layers": n_layers,
+        "d_model": c.size("hidden_size"),
+        "d_vocab": c.size("vocab_size"),
+        "n_ctx": c.size("max_position_embeddings"),
+    }
+    if "norms" not in more:
+        fields["norms"] = Norms("RMS", c.number("rms_norm_eps"))
+    if "attention" not in more:
+        fields["attention"] = windowed(c, attention_of(c), n_layers)
+    if "mlp" not in more:
+        fields["mlp"] = Mlp(c.size("intermediate_size"), c.get("hidden_act", "silu"), gate="gate_proj")
+    return Spec(**fields | more)

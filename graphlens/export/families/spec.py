@@ -1,0 +1,190 @@
+"""A model's forward as data: which computation each part of its blocks does, and where its parameters lie.
+
+Module paths are those of the transformers model, without the list index of a block; those of a block's parts are relative
+to the block. A Spec holds no torch: names and numbers alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Layout = Literal["parts", "heads", "groups"]
+
+
+@dataclass(frozen=True)
+class Norms:
+    """How a model normalises.
+
+    Attributes:
+        kind: ``"LN"`` subtracts the mean, ``"RMS"`` does not.
+        eps: What is added to the variance.
+        plus_one: True where the stored weight is the factor less 1, as in Gemma.
+    """
+
+    kind: Literal["LN", "RMS"]
+    eps: float
+    plus_one: bool = False
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embeddings.
+
+    Attributes:
+        module: The path of the module of the model that gives cosines and sines, or the name of a buffer in each attention
+            that holds the sines and cosines of all positions side by side.
+        size: How many of a head's dimensions are rotated.
+        base: The base of the frequencies, that of global layers where several.
+        in_attention: True where ``module`` is such a buffer.
+        pairs: True where neighbouring dimensions are rotated together (GPT-J), and not those half a head apart.
+        types: The kind of rotation of each layer, where the module has several; empty for one kind.
+        skipped: Layers whose queries and keys are not rotated.
+    """
+
+    module: str
+    size: int
+    base: float | None = None
+    in_attention: bool = False
+    pairs: bool = False
+    types: tuple[str, ...] = ()
+    skipped: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of a block.
+
+    Attributes:
+        n_heads: How many heads there are.
+        n_key_value_heads: How many of keys and values.
+        d_head: Their width.
+        scale: What the scores are multiplied by.
+        module: The path of the module in the block.
+        q: The query's matrix in it, where it is one of its own.
+        k: The key's.
+        v: The value's.
+        fused: The matrix of all three, where they share one.
+        layout: How the rows of the fused matrix are ordered: ``"parts"`` all queries, all keys, all values; ``"heads"`` a
+            query, a key and a value for each head; ``"groups"`` the queries, the key and the value of each group of heads.
+        out: The output's matrix.
+        by_layer: True if the scores of layer i are also divided by i + 1.
+        q_norm: The norm of the queries in the module, or None.
+        k_norm: The norm of the keys.
+        norm_of_all: True if those norms are over all heads together, not over each head.
+        softcap: The bound that tanh squeezes the scores into, or None.
+        clip: The bound that queries, keys and values are cut to, or None.
+        alibi: What a bias of (key - query) times each head's slope is multiplied by; None for no such bias.
+        rotary: Rotary position embeddings, or None.
+        window: How many tokens back a query of a local layer sees, itself included; None for no local layers.
+        local: The layers that see a window alone.
+    """
+
+    n_heads: int
+    n_key_value_heads: int
+    d_head: int
+    scale: float
+    module: str = "self_attn"
+    q: str = "q_proj"
+    k: str = "k_proj"
+    v: str = "v_proj"
+    fused: str | None = None
+    layout: Layout = "parts"
+    out: str = "o_proj"
+    by_layer: bool = False
+    q_norm: str | None = None
+    k_norm: str | None = None
+    norm_of_all: bool = False
+    softcap: float | None = None
+    clip: float | None = None
+    alibi: float | None = None
+    rotary: Rotary | None = None
+    window: int | None = None
+    local: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The MLP of a block.
+
+    Attributes:
+        size: The number of its neurons.
+        act: The name of its activation function in transformers.
+        module: The path of the module in the block; "" where the block holds the matrices itself.
+        gate: The gate's matrix; None for no gate.
+        up: The first matrix, or the one beside the gate.
+        gate_up: The matrix of both, gate first, where they share one.
+        down: The last matrix.
+    """
+
+    size: int
+    act: str
+    module: str = "mlp"
+    gate: str | None = None
+    up: str = "up_proj"
+    gate_up: str | None = None
+    down: str = "down_proj"
+
+    @property
+    def gated(self) -> bool:
+        """True if the activation is multiplied by a second, linear projection."""
+        return self.gate is not None or self.gate_up is not None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a decoder computes, and where its parameters lie.
+
+    Attributes:
+        n_layers: The number of blocks.
+        d_model: The width of the residual stream.
+        d_vocab: The number of tokens.
+        n_ctx: The most tokens that the model can take.
+        norms: How it normalises.
+        attention: The attention of its blocks.
+        mlp: Their MLP.
+        blocks: The path of the list of blocks.
+        embed: The path of the token embedding.
+        final_norm: The path of the norm before the unembedding.
+        ln1: The norm of what attention reads, or of what it gives where ``post_norm_only``.
+        ln2: The same for the MLP. The same path as ``ln1`` where one module serves both: still two norms here.
+        head: The path of the unembedding.
+        embed_norm: The path of a norm of the embeddings, or None.
+        embed_scale: What the embeddings are multiplied by.
+        pos_embed: The path of the learned position embeddings, or None.
+        pos_offset: The row of position 0 in them.
+        ln1_post: The norm of attention's output besides ``ln1``, or None.
+        ln2_post: The norm of the MLP's output.
+        post_norm_only: True where ``ln1`` and ``ln2`` come after the sublayers and none before (OLMo-2).
+        parallel: True if attention and MLP read the same residual stream.
+        residual_scale: What a sublayer's output is multiplied by before it is added.
+        logit_scale: What the logits are multiplied by after ``unembed.hook_out``.
+        logit_softcap: The bound that tanh squeezes the logits into after that, or None.
+        transposed: True where matrices are stored [input, output] (GPT-2's Conv1D).
+    """
+
+    n_layers: int
+    d_model: int
+    d_vocab: int
+    n_ctx: int
+    norms: Norms
+    attention: Attention
+    mlp: Mlp
+    blocks: str = "model.layers"
+    embed: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    ln1: str = "input_layernorm"
+    ln2: str = "post_attention_layernorm"
+    head: str = "lm_head"
+    embed_norm: str | None = None
+    embed_scale: float = 1.0
+    pos_embed: str | None = None
+    pos_offset: int = 0
+    ln1_post: str | None = None
+    ln2_post: str | None = None
+    post_norm_only: bool = False
+    parallel: bool = False
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    transposed: bool = False
