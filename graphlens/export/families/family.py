@@ -135,6 +135,8 @@ class Family:
             use_normalization_before_and_after=spec.ln1_post is not None,
             post_norm_only=spec.post_norm_only,
             post_embedding_ln=spec.embed_norm is not None,
+            num_experts=None if spec.mlp.experts is None else spec.mlp.experts.count,
+            experts_per_token=None if spec.mlp.experts is None else spec.mlp.experts.chosen,
         )
 
 
