@@ -10,7 +10,7 @@ from graphlens.export.families.spec import Attention, Mlp, Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What GPT-2 computes."""
     c.only("add_cross_attention", False)
-    c.only("reorder_and_upcast_attn", False)
+    c.get("reorder_and_upcast_attn")  # the order of the arithmetic alone
     n_heads, d_model = c.size("n_head"), c.size("n_embd")
     d_head = d_model // n_heads
     return Spec(
