@@ -178,6 +178,17 @@ def aliases() -> dict[str, str]:
     return {alias: name for family in families() for alias, name in family.aliases.items()}
 
 
+def hub_name(name: str) -> str:
+    """The name on the hub of a model that is called by an alias, in capitals or not; any other name as it is.
+
+    >>> hub_name("Pythia-70M")
+    'EleutherAI/pythia-70m'
+    """
+    known = aliases()
+    lower = {alias.lower(): official for alias, official in known.items()}
+    return known.get(name) or lower.get(name.lower(), name)
+
+
 def family_for(config: Mapping[str, Json]) -> Family | None:
     """The family of a checkpoint, or None if graphlens does not know it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.parts import llama_like
 from graphlens.export.families.spec import Norms, Spec
 
@@ -26,5 +27,6 @@ GEMMA = register(
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
         without_effect=frozenset({"hidden_activation"}),  # of old config files; transformers reads hidden_act
+        aliases=official_names("GemmaForCausalLM"),
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.parts import attention_of, llama_like
 from graphlens.export.families.spec import Mlp, Norms, Spec
 
@@ -36,5 +37,6 @@ GEMMA2 = register(
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
         without_effect=frozenset({"hidden_act", "sliding_window_size"}),  # transformers reads others
+        aliases=official_names("Gemma2ForCausalLM"),
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.spec import Attention, Mlp, Norms, Spec
 
 
@@ -46,5 +47,6 @@ GPT_NEO = register(
         tied={"lm_head.weight": "transformer.wte.weight"},
         prefixes=("transformer.",),
         without_effect=frozenset({"gradient_checkpointing"}),
+        aliases=official_names("GPTNeoForCausalLM"),
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.spec import Attention, Mlp, Norms, Rotary, Spec
 
 
@@ -39,5 +40,6 @@ GPTJ = register(
         tied={"lm_head.weight": "transformer.wte.weight"},
         prefixes=("transformer.",),
         without_effect=frozenset({"n_ctx", "rotary", "scale_attn_weights", "gradient_checkpointing"}),
+        aliases=official_names("GPTJForCausalLM"),
     )
 )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.parts import attention_of, llama_like
 from graphlens.export.families.spec import Norms, Spec
 
@@ -23,5 +24,6 @@ OLMO = register(
         spec=spec,
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
+        aliases=official_names("OlmoForCausalLM"),
     )
 )

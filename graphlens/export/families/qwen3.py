@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.parts import attention_of, llama_like
 from graphlens.export.families.spec import Spec
 
@@ -22,5 +23,6 @@ QWEN3 = register(
         prepends_bos=False,
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
+        aliases=official_names("Qwen3ForCausalLM"),
     )
 )
