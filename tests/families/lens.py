@@ -105,6 +105,7 @@ def _sizes(config: Any, named: bool) -> dict[str, Any]:
     for ours, theirs in (
         ("attn_logit_softcapping", "attn_scores_soft_cap"),
         ("final_logit_softcapping", "output_logits_soft_cap"),
+        ("hidden_act", "act_fn"),
         ("hidden_activation", "act_fn"),
         ("clip_qkv", "clip_qkv"),
     ):

@@ -116,7 +116,8 @@ def _of_block(spec: Spec, block: str) -> Iterator[tuple[str, Place]]:
     """The places of a block."""
     a, mlp, centred = spec.attention, spec.mlp, spec.norms.kind == "LN"
     attention = f"{block}.{a.module}"
-    feed = f"{block}.{mlp.module}" if mlp.module else ""
+    module = mlp.module if mlp.experts is None else mlp.experts.fused
+    feed = f"{block}.{module}" if module else ""
     yield "hook_resid_pre", _whole(block, True)
     yield "hook_resid_post", _whole(block, False)
     if not spec.parallel and not spec.post_norm_only:
@@ -137,8 +138,10 @@ def _of_block(spec: Spec, block: str) -> Iterator[tuple[str, Place]]:
         yield f"attn.hook_{letter}", _columns(f"{attention}.{path}", False, columns)
     for letter, norm, heads in (("q", a.q_norm, a.n_heads), ("k", a.k_norm, a.n_key_value_heads)):
         if norm is not None:
-            for hook, place in _normed(f"{attention}.{norm}", spec, False, False, 0 if a.norm_of_all else heads):
+            for hook, place in _normed(f"{attention}.{norm}", spec, centred, False, 0 if a.norm_of_all else heads):
                 yield f"attn.{letter}_norm.{hook}", place
+    if mlp.experts is not None:
+        return
     at = f"{feed or block}."
     both, size = np.arange(2 * mlp.size).reshape(2, -1), np.arange(mlp.size)
     if mlp.gate_up is not None:
