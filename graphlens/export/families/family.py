@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 N_CTX = 2048  # TransformerLens's own cap, where a model was trained for more and nobody asks
+# Activation functions by their names in transformers' configs; decoder.py has the functions.
+ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Family:
         spec = self.spec(reader)
         reader.refuse_unread(self.without_effect)
         attention = spec.attention
+        if spec.mlp.act not in ACTIVATIONS:
+            raise ExportError(
+                f"{where}: config.json asks for the activation function {spec.mlp.act!r:.80}; graphlens exports "
+                f"{', '.join(ACTIVATIONS)}."
+            )
         if attention.d_head < 1:
             raise ExportError(
                 f"{where}: config.json gives {attention.n_heads} heads a width of {spec.d_model}, less than 1 each."
