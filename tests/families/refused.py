@@ -37,7 +37,9 @@ REFUSED: dict[str, Refused] = {
     "an unknown flag": Refused(
         "LlamaConfig", variants._TWO | {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping=5.0", _FLAG
     ),
-    "cross-attention": Refused("GPT2Config", variants._GPT2 | {"add_cross_attention": True}, "add_cross_attention", _FLAG),
+    "cross-attention": Refused(
+        "GPT2Config", variants._GPT2 | {"add_cross_attention": True}, "add_cross_attention", _FLAG
+    ),
     "attention both ways": Refused(
         "Gemma3TextConfig",
         variants._ONE | {"head_dim": 12, "use_bidirectional_attention": True},
