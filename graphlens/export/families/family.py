@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 N_CTX = 2048  # TransformerLens's own cap, where a model was trained for more and nobody asks
+# Activation functions by their names in transformers' configs; decoder.py has the functions.
+ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Family:
         spec = self.spec(reader)
         reader.refuse_unread(self.without_effect)
         attention = spec.attention
+        if spec.mlp.act not in ACTIVATIONS:
+            raise ExportError(
+                f"{where}: config.json asks for the activation function {spec.mlp.act!r:.80}; graphlens exports "
+                f"{', '.join(ACTIVATIONS)}."
+            )
         if attention.d_head < 1:
             raise ExportError(
                 f"{where}: config.json gives {attention.n_heads} heads a width of {spec.d_model}, less than 1 each."
@@ -223,17 +230,6 @@ def aliases() -> dict[str, str]:
     return {alias: name for family in families() for alias, name in family.aliases.items()}
 
 
-def hub_name(name: str) -> str:
-    """The name on the hub of a model that is called by an alias, in capitals or not; any other name as it is.
-
-    >>> hub_name("Pythia-70M")
-    'EleutherAI/pythia-70m'
-    """
-    known = aliases()
-    lower = {alias.lower(): official for alias, official in known.items()}
-    return known.get(name) or lower.get(name.lower(), name)
-
-
 def nearest_names(name: str) -> list[str]:
     """The model names known here, TransformerLens's aliases and what they stand for, that are spelt most like a name.
 
@@ -246,6 +242,17 @@ def nearest_names(name: str) -> list[str]:
     if not found and folder:
         found = difflib.get_close_matches(last, known, n=3)
     return [known[spelling] for spelling in found]
+
+
+def hub_name(name: str) -> str:
+    """The name on the hub of a model that is called by an alias, in capitals or not; any other name as it is.
+
+    >>> hub_name("Pythia-70M")
+    'EleutherAI/pythia-70m'
+    """
+    known = aliases()
+    lower = {alias.lower(): official for alias, official in known.items()}
+    return known.get(name) or lower.get(name.lower(), name)
 
 
 def family_for(config: Mapping[str, Json]) -> Family | None:

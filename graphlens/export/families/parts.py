@@ -50,7 +50,7 @@ def attention_of(c: ConfigReader, rotary: bool = True, **more: Any) -> Attention
         more: Fields of Attention that are otherwise.
     """
     n_heads = c.size("num_attention_heads")
-    d_head = c.get("head_dim") or c.size("hidden_size") // n_heads
+    d_head = c.size("hidden_size") // n_heads if c.get("head_dim") is None else c.size("head_dim")
     made = Attention(
         n_heads=n_heads,
         n_key_value_heads=c.size("num_key_value_heads", n_heads),
