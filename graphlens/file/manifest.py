@@ -132,9 +132,8 @@ class ModelConfig:
         """
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_key_value_heads)
         mlp = 0 if self.attn_only else self.d_model * self.d_mlp * (2 + self.gated_mlp)
-        if self.num_experts:
-            mlp = (mlp + self.d_model) * self.num_experts  # and the router
-        return self.n_layers * (attention + mlp)
+        router = self.d_model if self.num_experts else 0
+        return self.n_layers * (attention + (mlp + router) * (self.num_experts or 1))
 
 
 # The fields of ModelConfig that have no default: every manifest holds them.
