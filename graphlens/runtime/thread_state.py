@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import copy_context
 from types import ModuleType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Result = TypeVar("Result")
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # torch keeps one autocast for each kind of device
@@ -26,7 +26,7 @@ class _TorchState(NamedTuple):
         inference: True in ``torch.inference_mode()``.
         autocast: The kinds of device with autocast, and the dtype of each.
         cached: True if autocast keeps the weights that it cast.
-        device: Where new tensors are made.
+        device: Where new tensors are made; None for the CPU.
         cuda: The current CUDA device.
         threads: How many threads an operator takes.
     """
@@ -42,7 +42,7 @@ class _TorchState(NamedTuple):
     @classmethod
     def of_new_threads(cls, torch: ModuleType) -> _TorchState:
         """The settings that a thread begins with, and as many threads as this one has: setting that sets it for new ones."""
-        return cls(True, False, (), True, torch.device("cpu"), 0, torch.get_num_threads())
+        return cls(True, False, (), True, None, 0, torch.get_num_threads())
 
     @classmethod
     def now(cls, torch: ModuleType) -> _TorchState:
@@ -50,9 +50,9 @@ class _TorchState(NamedTuple):
         return cls(
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
-            tuple((kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCAST if torch.is_autocast_enabled(kind)),
+            _autocast(torch),
             torch.is_autocast_cache_enabled(),
-            torch.get_default_device(),
+            _default_device(torch),
             torch.cuda.current_device() if torch.cuda.is_initialized() else 0,
             torch.get_num_threads(),
         )
@@ -71,11 +71,29 @@ class _TorchState(NamedTuple):
             torch.clear_autocast_cache()
         torch.set_autocast_cache_enabled(self.cached)
         if self.device != here.device:
-            torch.set_default_device(None if self.device == torch.device("cpu") else self.device)
+            torch.set_default_device(self.device)
         if self.cuda != here.cuda:
             torch.cuda.set_device(self.cuda)
         if self.threads != here.threads:
             torch.set_num_threads(self.threads)
+
+
+def _autocast(torch: Any) -> tuple[tuple[str, object], ...]:
+    """The kinds of device with autocast in this thread, and the dtype of each."""
+    some = getattr(torch._C, "_is_any_autocast_enabled", None)  # sooner answered, where this torch has it; leaves out mps
+    if some is not None and not some() and not torch.is_autocast_enabled("mps"):
+        return ()
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCAST if torch.is_autocast_enabled(kind))
+
+
+def _default_device(torch: Any) -> object:
+    """Where this thread makes new tensors; None for the CPU."""
+    # torch takes microseconds to say. A device that was set is a function mode, and that of set_default_device is kept too.
+    modes, kept = getattr(torch._C, "_len_torch_function_stack", None), getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
+    if modes is not None and kept is not None and modes() == 0 and getattr(kept, "device_context", None) is None:
+        return None
+    device: object = torch.get_default_device()
+    return None if device == torch.device("cpu") else device
 
 
 class ThreadState:
@@ -110,9 +128,8 @@ class ThreadState:
                 return work()
             finally:
                 self._left = _TorchState.now(torch)
-                usual = _TorchState.of_new_threads(torch)
                 if self._left != usual:
-                    usual.put(torch)
+                    _TorchState.of_new_threads(torch).put(torch)
 
     def take_back(self) -> None:
         """Sets, in the thread that made this object, the context variables and torch settings that the work changed."""
