@@ -80,7 +80,7 @@ class _TorchState(NamedTuple):
 
 def _autocast(torch: Any) -> tuple[tuple[str, object], ...]:
     """The kinds of device with autocast in this thread, and the dtype of each."""
-    some = getattr(torch._C, "_is_any_autocast_enabled", None)  # sooner answered, where this torch has it; leaves out mps
+    some = getattr(torch._C, "_is_any_autocast_enabled", None)  # sooner answered, but it leaves out mps
     if some is not None and not some() and not torch.is_autocast_enabled("mps"):
         return ()
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCAST if torch.is_autocast_enabled(kind))
