@@ -6,6 +6,7 @@ inference mode, autocast, default device, number of threads and CUDA device. tor
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -78,19 +79,26 @@ class _TorchState(NamedTuple):
             torch.set_num_threads(self.threads)
 
 
+@functools.cache
+def _told_at_once(torch: Any) -> tuple[Callable[[], bool] | None, Callable[[], int] | None]:
+    """torch's functions that say, much sooner than those for users, if this thread has autocast and how many function
+    modes; None for one that this torch lacks."""
+    autocast = getattr(torch._C, "_is_any_autocast_enabled", None)  # leaves out mps
+    return None if torch.backends.mps.is_built() else autocast, getattr(torch._C, "_len_torch_function_stack", None)
+
+
 def _autocast(torch: Any) -> tuple[tuple[str, object], ...]:
     """The kinds of device with autocast in this thread, and the dtype of each."""
-    some = getattr(torch._C, "_is_any_autocast_enabled", None)  # sooner answered, but it leaves out mps
-    if some is not None and not some() and not torch.is_autocast_enabled("mps"):
+    some, _ = _told_at_once(torch)
+    if some is not None and not some():
         return ()
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCAST if torch.is_autocast_enabled(kind))
 
 
 def _default_device(torch: Any) -> object:
     """Where this thread makes new tensors; None for the CPU."""
-    # torch takes microseconds to say. A device that was set is a function mode, and that of set_default_device is kept too.
-    modes, kept = getattr(torch._C, "_len_torch_function_stack", None), getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None)
-    if modes is not None and kept is not None and modes() == 0 and getattr(kept, "device_context", None) is None:
+    _, modes = _told_at_once(torch)
+    if modes is not None and modes() == 0:  # a device that was set is a function mode
         return None
     device: object = torch.get_default_device()
     return None if device == torch.device("cpu") else device
