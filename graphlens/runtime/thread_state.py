@@ -7,6 +7,7 @@ inference mode, autocast, default device, number of threads and CUDA device. tor
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -48,15 +49,7 @@ class _TorchState(NamedTuple):
     @classmethod
     def now(cls, torch: ModuleType) -> _TorchState:
         """The settings of this thread."""
-        return cls(
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            _autocast(torch),
-            torch.is_autocast_cache_enabled(),
-            _default_device(torch),
-            torch.cuda.current_device() if torch.cuda.is_initialized() else 0,
-            torch.get_num_threads(),
-        )
+        return cls._make(map(operator.call, _tellers(torch)))
 
     def put(self, torch: ModuleType) -> None:
         """Makes these the settings of this thread, inference mode apart, which only a ``with`` block can set."""
@@ -80,28 +73,35 @@ class _TorchState(NamedTuple):
 
 
 @functools.cache
+def _tellers(torch: Any) -> tuple[Callable[[], Any], ...]:
+    """The functions that tell the settings of a thread, in the order of ``_TorchState``. To look them up costs as much as to
+    call them."""
+    some, modes = _told_at_once(torch)
+
+    def autocast() -> tuple[tuple[str, object], ...]:
+        if some is not None and not some():
+            return ()
+        return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCAST if torch.is_autocast_enabled(kind))
+
+    def device() -> object:
+        if modes is not None and modes() == 0:  # a device that was set is a function mode
+            return None
+        device: object = torch.get_default_device()
+        return None if device == cpu else device
+
+    def cuda() -> int:
+        return torch.cuda.current_device() if initialized() else 0
+
+    cpu, initialized = torch.device("cpu"), torch.cuda.is_initialized
+    grad, inference, cached = torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_cache_enabled
+    return grad, inference, autocast, cached, device, cuda, torch.get_num_threads
+
+
 def _told_at_once(torch: Any) -> tuple[Callable[[], bool] | None, Callable[[], int] | None]:
-    """torch's functions that say, much sooner than those for users, if this thread has autocast and how many function
-    modes; None for one that this torch lacks."""
+    """torch's functions that say, much sooner than those for users, if a thread has autocast and how many function modes it
+    has; None for one that this torch lacks."""
     autocast = getattr(torch._C, "_is_any_autocast_enabled", None)  # leaves out mps
     return None if torch.backends.mps.is_built() else autocast, getattr(torch._C, "_len_torch_function_stack", None)
-
-
-def _autocast(torch: Any) -> tuple[tuple[str, object], ...]:
-    """The kinds of device with autocast in this thread, and the dtype of each."""
-    some, _ = _told_at_once(torch)
-    if some is not None and not some():
-        return ()
-    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCAST if torch.is_autocast_enabled(kind))
-
-
-def _default_device(torch: Any) -> object:
-    """Where this thread makes new tensors; None for the CPU."""
-    _, modes = _told_at_once(torch)
-    if modes is not None and modes() == 0:  # a device that was set is a function mode
-        return None
-    device: object = torch.get_default_device()
-    return None if device == torch.device("cpu") else device
 
 
 class ThreadState:
