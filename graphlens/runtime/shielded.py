@@ -22,7 +22,7 @@ from graphlens.runtime.thread_state import ThreadState
 Result = TypeVar("Result")
 # Seconds after which the waiting thread looks for signals that did not wake it: those sent to another thread, and on
 # Windows all of them. An interrupted hook gets as long to end by itself.
-_LOOK = 0.05
+LOOK = 0.05
 
 
 class Interruptible(Protocol):
@@ -76,10 +76,10 @@ class _Job(Generic[Result]):
         """
         until = None if seconds is None else time.monotonic() + seconds
         while not self.ended:
-            left = _LOOK if until is None else until - time.monotonic()
+            left = LOOK if until is None else until - time.monotonic()
             if left <= 0:
                 break
-            _bell.wait(left)  # which may have rung for another job, one that was left
+            bell.wait(left)  # which may have rung for another job, one that was left
             if not self.taken and not _idle:  # the thread that was idle does something else, which was left to it
                 _Worker().start()
         return self.ended
@@ -132,7 +132,7 @@ class _Worker(threading.Thread):
                 _idle.add(self)
                 job.ended = True
                 del job
-                _bell.ring()
+                bell.ring()
             else:
                 del job
 
@@ -140,13 +140,13 @@ class _Worker(threading.Thread):
 _jobs: queue.SimpleQueue[_Job[object]] = queue.SimpleQueue()
 _idle: set[_Worker] = set()
 _under_way: set[_Job[object]] = set()
-_bell = Bell()  # rings at the end of each job
+bell = Bell()  # rings at the end of each job
 
 
 def _forget_all() -> None:
     """In a forked process there are no other threads."""
-    global _jobs, _bell
-    _jobs, _bell = queue.SimpleQueue(), Bell()
+    global _jobs, bell
+    _jobs, bell = queue.SimpleQueue(), Bell()
     _idle.clear()
     _under_way.clear()
 
@@ -196,7 +196,7 @@ def shielded(work: Callable[[], Result], ends: Interruptible) -> Result:
     except BaseException as error:
         ends.interrupt(error)
         _jobs.put(told)  # where the interruption came before the first time
-        while not job.wait(_LOOK):
+        while not job.wait(LOOK):
             ends.insist(error)
         raise
     return job.outcome()

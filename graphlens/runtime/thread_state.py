@@ -20,7 +20,7 @@ _AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # torch keeps one autocast for each k
 _MISSING = object()
 
 
-class _TorchState(NamedTuple):
+class TorchState(NamedTuple):
     """torch's settings in one thread.
 
     Attributes:
@@ -42,18 +42,18 @@ class _TorchState(NamedTuple):
     threads: int
 
     @classmethod
-    def of_new_threads(cls, torch: ModuleType) -> _TorchState:
+    def of_new_threads(cls, torch: ModuleType) -> TorchState:
         """The settings that a thread begins with, and as many threads as this one has: setting that sets it for new ones."""
         return cls(True, False, (), True, None, 0, torch.get_num_threads())
 
     @classmethod
-    def now(cls, torch: ModuleType) -> _TorchState:
+    def now(cls, torch: ModuleType) -> TorchState:
         """The settings of this thread."""
-        return cls._make(map(operator.call, _tellers(torch)))
+        return cls._make(map(operator.call, tellers(torch)))
 
     def put(self, torch: ModuleType) -> None:
         """Makes these the settings of this thread, inference mode apart, which only a ``with`` block can set."""
-        here = _TorchState.now(torch)
+        here = TorchState.now(torch)
         if self.grad != here.grad:
             torch.set_grad_enabled(self.grad)
         if self.autocast != here.autocast:
@@ -73,10 +73,10 @@ class _TorchState(NamedTuple):
 
 
 @functools.cache
-def _tellers(torch: Any) -> tuple[Callable[[], Any], ...]:
-    """The functions that tell the settings of a thread, in the order of ``_TorchState``. To look them up costs as much as to
+def tellers(torch: Any) -> tuple[Callable[[], Any], ...]:
+    """The functions that tell the settings of a thread, in the order of ``TorchState``. To look them up costs as much as to
     call them."""
-    some, modes = _told_at_once(torch)
+    some, modes = told_at_once(torch)
 
     def autocast() -> tuple[tuple[str, object], ...]:
         if some is not None and not some():
@@ -97,11 +97,14 @@ def _tellers(torch: Any) -> tuple[Callable[[], Any], ...]:
     return grad, inference, autocast, cached, device, cuda, torch.get_num_threads
 
 
-def _told_at_once(torch: Any) -> tuple[Callable[[], bool] | None, Callable[[], int] | None]:
+def told_at_once(torch: Any) -> tuple[Callable[[], bool] | None, Callable[[], int] | None]:
     """torch's functions that say, much sooner than those for users, if a thread has autocast and how many function modes it
-    has; None for one that this torch lacks."""
-    autocast = getattr(torch._C, "_is_any_autocast_enabled", None)  # leaves out mps
-    return None if torch.backends.mps.is_built() else autocast, getattr(torch._C, "_len_torch_function_stack", None)
+    has; None where this torch lacks them."""
+    try:
+        autocast, modes = torch._C._is_any_autocast_enabled, torch._C._len_torch_function_stack
+    except AttributeError:
+        return None, None
+    return None if torch.backends.mps.is_built() else autocast, modes  # the first leaves mps out
 
 
 class ThreadState:
@@ -114,7 +117,7 @@ class ThreadState:
         # An import of torch that is under way in another thread has put a half-made module there, and fails if it is used;
         # vmap is among the last names that it gets.
         self._torch = torch if torch is not None and "vmap" in vars(torch) else None
-        self._settings = self._left = None if self._torch is None else _TorchState.now(self._torch)
+        self._settings = self._left = None if self._torch is None else TorchState.now(self._torch)
 
     def run(self, work: Callable[[], Result]) -> Result:
         """Does the work in the thread that calls this, with the state of the one that made the object.
@@ -128,16 +131,16 @@ class ThreadState:
         torch, settings = self._torch, self._settings
         if torch is None or settings is None:
             return work()
-        usual = _TorchState.of_new_threads(torch)
+        usual = TorchState.of_new_threads(torch)
         with torch.inference_mode() if settings.inference else nullcontext():
             if settings != usual:
                 settings.put(torch)
             try:
                 return work()
             finally:
-                self._left = _TorchState.now(torch)
+                self._left = TorchState.now(torch)
                 if self._left != usual:
-                    _TorchState.of_new_threads(torch).put(torch)
+                    TorchState.of_new_threads(torch).put(torch)
 
     def take_back(self) -> None:
         """Sets, in the thread that made this object, the context variables and torch settings that the work changed."""

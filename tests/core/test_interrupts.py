@@ -254,13 +254,13 @@ def test_an_interrupted_hook_has_its_time_to_end_whatever_rings(
     monkeypatch: pytest.MonkeyPatch, tiny: HookedTransformer, tokens: np.ndarray
 ) -> None:
     """A job that was left rings for nobody when it ends."""
-    monkeypatch.setattr(shielded, "_LOOK", 0.3)
+    monkeypatch.setattr(shielded, "LOOK", 0.3)
     ended = list[bool]()
 
     def cleans_up(activation: np.ndarray, hook: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(10):
-            shielded._bell.ring()
+            shielded.bell.ring()
         until = time.monotonic() + 0.1
         while time.monotonic() < until:
             pass

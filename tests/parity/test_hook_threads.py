@@ -90,11 +90,11 @@ def test_a_hook_finds_the_callers_settings(contexts: Any, place: Any, model: Hoo
 @pytest.mark.parametrize("quick", [True, False], ids=["quick", "by the functions for users"])
 def test_settings_told_quickly_are_those_that_torch_tells(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not quick:
-        monkeypatch.setattr(thread_state, "_told_at_once", lambda torch: (None, None))
-        monkeypatch.setattr(thread_state, "_tellers", thread_state._tellers.__wrapped__)
+        monkeypatch.setattr(thread_state, "told_at_once", lambda torch: (None, None))
+        monkeypatch.setattr(thread_state, "tellers", thread_state.tellers.__wrapped__)
 
     def compare() -> tuple[Any, Any]:
-        now = thread_state._TorchState.now(torch)
+        now = thread_state.TorchState.now(torch)
         kinds = ("cpu", "cuda", "xpu")
         assert now.autocast == tuple(
             (one, torch.get_autocast_dtype(one)) for one in kinds if torch.is_autocast_enabled(one)
