@@ -63,7 +63,7 @@ def _drop_idle_reshapes(model: ir.Model) -> None:
             model.graph.remove(node, safe=True)
 
 
-def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
+def name_hook_points(model: ir.Model, n_layers: int, late_norms: bool = False) -> dict[str, HookEntry]:
     """Turns hook markers into names, in place: each marked value gets the name of its hook point.
 
     The logits keep the name ``logits``. Hook points that mark one value (resid_post and the next resid_pre) share it:
@@ -72,6 +72,7 @@ def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
     Args:
         model: A traced and optimised graph.
         n_layers: The number of blocks.
+        late_norms: True if the norms come after the sublayers alone.
 
     Returns:
         Hook name -> its value, axes and dtype, in firing order.
@@ -82,7 +83,7 @@ def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
     carried = _remove_markers(model)
     hooks: dict[str, HookEntry] = {}
     named: dict[int, str] = {}
-    for name in firing_order(carried, n_layers):
+    for name in firing_order(carried, n_layers, late_norms):
         value = carried[name]
         if id(value) not in named:
             named[id(value)] = value.name = LOGITS if value.is_graph_output() else name

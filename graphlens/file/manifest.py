@@ -41,7 +41,7 @@ class ModelConfig:
         d_head: The width of a head.
         d_mlp: The number of neurons of an MLP.
         d_vocab: The number of tokens in the vocabulary.
-        n_ctx: The most tokens that the model can take.
+        n_ctx: The most tokens that a run takes.
         act_fn: The name of the MLP's activation function, as in transformers' config.
         eps: What the norms add to a variance.
         normalization_type: ``"LN"`` for LayerNorm, ``"RMS"`` for RMSNorm.
@@ -69,6 +69,7 @@ class ModelConfig:
         post_embedding_ln: True if the embeddings are normalised.
         num_experts: The number of an MLP's experts; None for a plain MLP.
         experts_per_token: How many of them a token goes through.
+        n_ctx_trained: The most tokens that the model was trained for, where ``n_ctx`` is lower; None where it is that.
     """
 
     model_name: str
@@ -108,6 +109,7 @@ class ModelConfig:
     post_embedding_ln: bool = field(default=False, repr=False)
     num_experts: int | None = field(default=None, repr=False)
     experts_per_token: int | None = field(default=None, repr=False)
+    n_ctx_trained: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, as TransformerLens does."""

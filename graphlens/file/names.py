@@ -31,6 +31,7 @@ HEAD_RESIDUAL = ("batch", "pos", "head_index", "d_model")
 KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
 # The norm of each head's query or key: TransformerLens puts batch, positions and heads into one axis.
 QUERIES, KEYS = "batch_pos_head", "batch_pos_key_value_head"
+TOKENS = "batch_pos"  # batch and positions in one axis, where an MLP chooses experts
 # The norm of all heads' queries or keys together (OLMo-2).
 _OF_ALL_HEADS: Mapping[str, Axes] = {
     "attn.q_norm.hook_scale": ("batch", "pos", "1"),
@@ -81,6 +82,8 @@ BLOCK: Mapping[str, Axes] = {
     "hook_mlp_in": RESIDUAL,
     "ln2.hook_scale": SCALE,
     "ln2.hook_normalized": RESIDUAL,
+    "mlp.hook_expert_weights": (TOKENS, "expert"),
+    "mlp.hook_expert_indices": (TOKENS, "chosen_expert"),
     "mlp.hook_pre": NEURONS,
     "mlp.hook_pre_linear": NEURONS,
     "mlp.hook_post": NEURONS,
@@ -178,21 +181,39 @@ def canonical(name: str) -> str:
     return in_block(layer, BRIDGE_BLOCK[rest]) if rest in BRIDGE_BLOCK else name
 
 
-def all_names(n_layers: int) -> list[str]:
-    """Every name that a hook point of a model with so many blocks may have, in firing order, flagged ones included."""
-    blocks = [in_block(layer, name) for layer in range(n_layers) for name in BLOCK]
+def _block_order(late_norms: bool) -> list[str]:
+    """The names in a block, in firing order."""
+    names = list(BLOCK)
+    if late_norms:
+        for norm, after in (("ln1", "attn.hook_result"), ("ln2", "mlp.hook_post")):
+            moved = [name for name in names if name.startswith(f"{norm}.")]
+            names = [name for name in names if name not in moved]
+            place = names.index(after) + 1
+            names[place:place] = moved
+    return names
+
+
+def all_names(n_layers: int, late_norms: bool = False) -> list[str]:
+    """Every name that a hook point of a model may have, in firing order, flagged ones included.
+
+    Args:
+        n_layers: The number of blocks of the model.
+        late_norms: True if its norms come after the sublayers alone; a config's ``post_norm_only``.
+    """
+    blocks = [in_block(layer, name) for layer in range(n_layers) for name in _block_order(late_norms)]
     return [*BEFORE_BLOCKS, *blocks, *AFTER_BLOCKS]
 
 
-def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
+def firing_order(names: Iterable[str], n_layers: int, late_norms: bool = False) -> list[str]:
     """Sorts hook names into firing order.
 
     Args:
         names: Hook names of one model; others are left out.
         n_layers: The number of blocks of the model.
+        late_norms: See ``all_names``.
     """
     wanted = set(names)
-    return [name for name in all_names(n_layers) if name in wanted]
+    return [name for name in all_names(n_layers, late_norms) if name in wanted]
 
 
 def axes_of(name: str, count: int | None = None) -> Axes:
@@ -224,6 +245,8 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
         "key_value_head_index": config.n_key_value_heads,
         "d_queries": config.n_heads * config.d_head,
         "d_keys": config.n_key_value_heads * config.d_head,
+        "expert": config.num_experts or 1,
+        "chosen_expert": config.experts_per_token or 1,
     }
 
 

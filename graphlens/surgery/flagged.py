@@ -92,7 +92,8 @@ class _Rewrite:
         self.graph.outputs.extend(value for value in self._added if value not in known)
         common_passes.RemoveUnusedNodesPass()(self.model)
         self.graph.sort()
-        order = firing_order(self.hooks, self.manifest.config.n_layers)
+        config = self.manifest.config
+        order = firing_order(self.hooks, config.n_layers, config.post_norm_only)
         manifest = self.manifest.with_hooks({name: self.hooks[name] for name in order})
         return finish(self.model, manifest, "the graph with flagged hook points")
 

@@ -68,7 +68,7 @@ def fold(model: ir.Model, manifest: Manifest, by_hook: ByHook) -> tuple[ByHook, 
     """
     weights, structure = _Weights(model, manifest), Structure(model, manifest)
     left: ByHook = {}
-    for hook in firing_order(by_hook, manifest.config.n_layers):
+    for hook in firing_order(by_hook, manifest.config.n_layers, manifest.config.post_norm_only):
         items = by_hook[hook]
         target = _target(hook, by_hook, items)
         change = None if target is None else affine(items, manifest.hooks[hook], manifest)
