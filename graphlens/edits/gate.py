@@ -15,6 +15,8 @@ from graphlens.edits.operand import aligned, along, ensure_fits
 from graphlens.edits.parts import INPUTS, PARTS, Change
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
+    FIELDS,
+    JOINT_AXES,
     POSITION_AXES,
     Axis,
     Mask,
@@ -68,17 +70,33 @@ def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, i
         sizes: The sizes of those axes that are the same in every run.
 
     Raises:
-        InputError: For an axis that is not there, an index beyond it, or an operand that fits no run.
+        InputError: For a selection along an axis that is not there, an index beyond it, or an operand that fits no run.
     """
     for item in items:
         if entry.dtype.startswith("int"):
             _check_tokens(item, sizes["d_vocab"])
-        if item.heads is not None and "heads" not in selected_by(entry.axes).values():
-            raise InputError(f"{item.label}: it has no heads (its axes are {', '.join(entry.axes)}); leave out heads=.")
+        _check_fields(item, entry.axes)
         _check_along(item, entry.axes, sizes)
     patches = [item.selection for item in items if item.is_activation]
     if len(patches) > len(set(patches)):
         warn(f"two patches of the same elements at {items[0].hook!r}: the later one wins.")
+
+
+def _check_fields(item: Intervention, axes: Sequence[str]) -> None:
+    """Raises InputError for a selection along an axis that the activation does not have: it would select nothing."""
+    along = selected_by(axes).values()
+    for field in FIELDS:
+        if item.chosen(field) is None or field in along:
+            continue
+        its = f"(its axes are {', '.join(axes)})"
+        if axes[0] in JOINT_AXES:
+            raise InputError(
+                f"{item.label}: {field}= has no axis of its own there {its}, since batch, positions and heads are one axis as "
+                "in TransformerLens: edit attn.hook_q and hook_k before these norms or attn.hook_rot_q and hook_rot_k after "
+                "them, or use a Python hook."
+            )
+        what = "heads" if field == "heads" else f"axis for {field}"
+        raise InputError(f"{item.label}: it has no {what} {its}; leave out {field}=.")
 
 
 def _check_tokens(item: Intervention, vocabulary: int) -> None:
@@ -137,6 +155,8 @@ def _axis(name: str, sizes: Mapping[str, int], window: Window) -> Axis:
         return Axis.fixed(name, window.batch)
     if name in POSITION_AXES:
         return Axis(name, window.start, window.new, window.total, window.horizon)
+    if name in JOINT_AXES:
+        return Axis.fixed(name, window.batch * window.new * sizes[JOINT_AXES[name]])
     if name == "key_pos":
         return Axis(name, 0, window.total, window.total, window.horizon)
     return Axis.fixed(name, sizes[name])

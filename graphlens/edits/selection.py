@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from graphlens.edits.record import Array
 from graphlens.errors import InputError, checked_number
+from graphlens.file.names import KEYS, QUERIES
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -22,6 +23,8 @@ Span = Literal["prompt", "generated"]
 FIELDS: tuple[SelectionField, ...] = get_args(SelectionField)
 SPANS: tuple[Span, ...] = get_args(Span)
 POSITION_AXES = ("pos", "query_pos")
+# Axes that are batch, positions and heads in one -> the axis of their heads.
+JOINT_AXES = {QUERIES: "head_index", KEYS: "key_value_head_index"}
 Grid = tuple[tuple[bool, ...], ...]
 # The plain form that a checked intervention holds: None for all, an index, a slice, the name of a part of the sequence,
 # indices, a boolean mask of the axis, or a boolean mask [batch, pos].
