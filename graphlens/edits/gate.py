@@ -15,6 +15,7 @@ from graphlens.edits.operand import aligned, along, ensure_fits
 from graphlens.edits.parts import INPUTS, PARTS, Change
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
+    FIELDS,
     POSITION_AXES,
     Axis,
     Mask,
@@ -26,6 +27,7 @@ from graphlens.edits.selection import (
 )
 from graphlens.errors import InputError, warn
 from graphlens.file.manifest import HookEntry
+from graphlens.file.names import KEYS, QUERIES
 
 __all__ = ["Window", "check", "compose", "kinds", "neutral", "selected_by"]
 
@@ -73,8 +75,11 @@ def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, i
     for item in items:
         if entry.dtype.startswith("int"):
             _check_tokens(item, sizes["d_vocab"])
-        if item.heads is not None and "heads" not in selected_by(entry.axes).values():
-            raise InputError(f"{item.label}: it has no heads (its axes are {', '.join(entry.axes)}); leave out heads=.")
+        able = selected_by(entry.axes).values()
+        for field in FIELDS:
+            if getattr(item, field) is not None and field not in able:
+                axes = ", ".join(entry.axes)
+                raise InputError(f"{item.label}: it has no {field} (its axes are {axes}); leave out {field}=.")
         _check_along(item, entry.axes, sizes)
     patches = [item.selection for item in items if item.is_activation]
     if len(patches) > len(set(patches)):
@@ -139,6 +144,9 @@ def _axis(name: str, sizes: Mapping[str, int], window: Window) -> Axis:
         return Axis(name, window.start, window.new, window.total, window.horizon)
     if name == "key_pos":
         return Axis(name, 0, window.total, window.total, window.horizon)
+    if name in (QUERIES, KEYS):
+        heads = sizes["head_index" if name == QUERIES else "key_value_head_index"]
+        return Axis.fixed(name, window.batch * window.new * heads)
     return Axis.fixed(name, sizes[name])
 
 
