@@ -6,6 +6,7 @@ So one gate serves every sequence, and only its inputs change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -74,7 +75,7 @@ def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, i
     """
     for item in items:
         if entry.dtype.startswith("int"):
-            _check_tokens(item, sizes["d_vocab"])
+            _check_integers(item, entry, sizes)
         _check_fields(item, entry.axes)
         _check_along(item, entry.axes, sizes)
     patches = [item.selection for item in items if item.is_activation]
@@ -83,30 +84,24 @@ def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, i
 
 
 def _check_fields(item: Intervention, axes: Sequence[str]) -> None:
-    """Raises InputError for a selection along an axis that the activation does not have: it would select nothing."""
-    along = selected_by(axes).values()
+    """Raises InputError for a selection along an axis that the activation does not have: it would be ignored."""
+    able, its = selected_by(axes).values(), f"its axes are {', '.join(axes)}"
+    if axes[0] in JOINT_AXES:
+        its += ", the first several in one as in TransformerLens: use a Python hook, or attn.hook_q, hook_rot_q and their likes"
     for field in FIELDS:
-        if item.chosen(field) is None or field in along:
-            continue
-        its = f"(its axes are {', '.join(axes)})"
-        if axes[0] in JOINT_AXES:
-            raise InputError(
-                f"{item.label}: {field}= has no axis of its own there {its}, since batch, positions and heads are one axis as "
-                "in TransformerLens: edit attn.hook_q and hook_k before these norms or attn.hook_rot_q and hook_rot_k after "
-                "them, or use a Python hook."
-            )
-        what = "heads" if field == "heads" else f"axis for {field}"
-        raise InputError(f"{item.label}: it has no {what} {its}; leave out {field}=.")
+        if item.chosen(field) is not None and field not in able:
+            raise InputError(f"{item.label}: it has no {field} ({its}); leave out {field}=.")
 
 
-def _check_tokens(item: Intervention, vocabulary: int) -> None:
-    """Raises InputError unless the intervention puts token ids in place of token ids."""
+def _check_integers(item: Intervention, entry: HookEntry, sizes: Mapping[str, int]) -> None:
+    """Raises InputError unless the intervention puts ids of tokens, or of experts, in place of such."""
     if not item.is_activation:
         able = names_of(kind for kind in KINDS.values() if kind.is_activation)
         raise InputError(f"{item.label}: this hook point holds integers, which only {able} can change.")
+    what, count = ("experts'", sizes["expert"]) if "chosen_expert" in entry.axes else ("token", sizes["d_vocab"])
     values = item.array
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= vocabulary:
-        raise InputError(f"{item.label}: its value must be token ids, integers from 0 to {vocabulary - 1}.")
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= count:
+        raise InputError(f"{item.label}: its value must be {what} ids, integers from 0 to {count - 1}.")
 
 
 def _check_along(item: Intervention, names: Sequence[str], sizes: Mapping[str, int]) -> None:
@@ -155,10 +150,10 @@ def _axis(name: str, sizes: Mapping[str, int], window: Window) -> Axis:
         return Axis.fixed(name, window.batch)
     if name in POSITION_AXES:
         return Axis(name, window.start, window.new, window.total, window.horizon)
-    if name in JOINT_AXES:
-        return Axis.fixed(name, window.batch * window.new * sizes[JOINT_AXES[name]])
     if name == "key_pos":
         return Axis(name, 0, window.total, window.total, window.horizon)
+    if name in JOINT_AXES:
+        return Axis.fixed(name, window.batch * window.new * math.prod(sizes[axis] for axis in JOINT_AXES[name]))
     return Axis.fixed(name, sizes[name])
 
 

@@ -32,9 +32,10 @@ def graph_order(graph: ir.Graph, values: Mapping[str, ir.Value], n_layers: int) 
     waits: list[set[int]] = [set() for _ in table]  # for each hook point, the nearest ones that it is computed from
     nearest: dict[ir.Value, frozenset[int]] = {}
     for node in graph:
-        found = frozenset[int]().union(
-            *(carried.get(value) or nearest.get(value, ()) for value in node.inputs if value is not None)
-        )
+        found = frozenset[int]()
+        for value in node.inputs:
+            if value is not None:
+                found |= frozenset(carried[value]) if value in carried else nearest.get(value, frozenset())
         for output in node.outputs:
             nearest[output] = found
             for place in carried.get(output, ()):

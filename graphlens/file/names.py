@@ -103,6 +103,7 @@ AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
 )
 SCORES = "attn.hook_attn_scores"
+CHOSEN_EXPERTS = "mlp.hook_expert_indices"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.
 FLAGGED: Mapping[str, str] = {
