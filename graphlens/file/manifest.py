@@ -132,6 +132,10 @@ class ModelConfig:
 
 # The fields of ModelConfig that have no default: every manifest holds them.
 REQUIRED = frozenset(item.name for item in fields(ModelConfig) if item.default is MISSING)
+# Those that format 2 had.
+_CONFIG_OF_2 = REQUIRED | {
+    "attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos",
+}  # fmt: skip
 
 
 def _stored(config: ModelConfig) -> dict[str, Json]:
@@ -187,9 +191,13 @@ class WeightView:
     plus: float | None = None
 
 
+# What format 3 brought. A file that needs none of it is written in format 2, which older versions open too.
+_VIEW_SINCE_3 = ("cut", "within", "joined", "times", "plus")
+
+
 def _told(view: WeightView) -> dict[str, Json]:
-    """The fields of a view as a manifest holds them: without those that say nothing."""
-    return {name: value for name, value in asdict(view).items() if value is not None and value is not False}
+    """The fields of a view as a manifest holds them: those of format 3 only where they say something."""
+    return {name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)}
 
 
 @dataclass(frozen=True)
@@ -239,10 +247,16 @@ class Manifest:
         """The same manifest with other weights files."""
         return replace(self, files=dict(files))
 
+    @property
+    def needed_format(self) -> int:
+        """The oldest format that can say what this manifest says, of those that are still written: 2 or 3."""
+        weights = any(_told(view).keys() & set(_VIEW_SINCE_3) for view in self.weights.values())
+        return 3 if weights or _stored(self.config).keys() - _CONFIG_OF_2 else 2
+
     def to_json(self) -> str:
-        """The manifest as compact JSON, in the newest format; the same manifest always gives the same bytes."""
+        """The manifest as compact JSON, in the oldest format that holds it; the same manifest always gives the same bytes."""
         weights = {name: _told(view) for name, view in self.weights.items()}
-        changed = {"config": _stored(self.config), "weights": weights, "format_version": FORMAT_VERSION}
+        changed = {"config": _stored(self.config), "weights": weights, "format_version": self.needed_format}
         data = {**asdict(self), **changed}
         return json.dumps(data, separators=(",", ":"))
 

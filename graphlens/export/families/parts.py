@@ -74,7 +74,9 @@ def windowed(c: ConfigReader, attention: Attention, n_layers: int) -> Attention:
         return attention
     kinds = types or ["sliding_attention"] * n_layers
     if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
-        raise ExportError(f"{c.where}: config.json gives a layer the type {sorted(unknown)[0]!r}, which is not computed.")
+        raise ExportError(
+            f"{c.where}: config.json gives a layer the type {sorted(unknown)[0]!r}, which is not computed."
+        )
     local = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
     return replace(attention, window=c.size("sliding_window"), local=local) if local else attention
 
