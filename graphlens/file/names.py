@@ -103,6 +103,7 @@ AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
 )
 SCORES = "attn.hook_attn_scores"
+CHOSEN_EXPERTS = "mlp.hook_expert_indices"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.
 FLAGGED: Mapping[str, str] = {
@@ -181,39 +182,21 @@ def canonical(name: str) -> str:
     return in_block(layer, BRIDGE_BLOCK[rest]) if rest in BRIDGE_BLOCK else name
 
 
-def _block_order(late_norms: bool) -> list[str]:
-    """The names in a block, in firing order."""
-    names = list(BLOCK)
-    if late_norms:
-        for norm, after in (("ln1", "attn.hook_result"), ("ln2", "mlp.hook_post")):
-            moved = [name for name in names if name.startswith(f"{norm}.")]
-            names = [name for name in names if name not in moved]
-            place = names.index(after) + 1
-            names[place:place] = moved
-    return names
-
-
-def all_names(n_layers: int, late_norms: bool = False) -> list[str]:
-    """Every name that a hook point of a model may have, in firing order, flagged ones included.
-
-    Args:
-        n_layers: The number of blocks of the model.
-        late_norms: True if its norms come after the sublayers alone; a config's ``post_norm_only``.
-    """
-    blocks = [in_block(layer, name) for layer in range(n_layers) for name in _block_order(late_norms)]
+def all_names(n_layers: int) -> list[str]:
+    """Every name that a hook point of a model with so many blocks may have, in firing order, flagged ones included."""
+    blocks = [in_block(layer, name) for layer in range(n_layers) for name in BLOCK]
     return [*BEFORE_BLOCKS, *blocks, *AFTER_BLOCKS]
 
 
-def firing_order(names: Iterable[str], n_layers: int, late_norms: bool = False) -> list[str]:
-    """Sorts hook names into firing order.
+def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
+    """Sorts hook names into the firing order of most architectures; file/firing.py has that of a graph.
 
     Args:
         names: Hook names of one model; others are left out.
         n_layers: The number of blocks of the model.
-        late_norms: See ``all_names``.
     """
     wanted = set(names)
-    return [name for name in all_names(n_layers, late_norms) if name in wanted]
+    return [name for name in all_names(n_layers) if name in wanted]
 
 
 def axes_of(name: str, count: int | None = None) -> Axes:
