@@ -9,7 +9,7 @@ from pathlib import Path
 
 from graphlens.errors import ExportError, ModelFileError, warn
 from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE, family_of
-from graphlens.export.families import aliases
+from graphlens.export.families import hub_name
 from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, user_path
 from graphlens.file.inside import read_regular
 from graphlens.file.manifest import Manifest
@@ -187,7 +187,7 @@ def _fetched(
     checkpoint. Whether it can be exported is known before any weight is fetched."""
     from huggingface_hub import errors
 
-    repo = aliases().get(name, name)
+    repo = hub_name(name)
     repository = _Repository(repo, revision, token, None if cache_dir is None else str(user_path(cache_dir)))
     try:
         with spinner(f"Fetching {repo} from the Hugging Face hub"):

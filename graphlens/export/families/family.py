@@ -121,7 +121,8 @@ class Family:
             gated_mlp=spec.mlp.gated,
             parallel_attn_mlp=spec.parallel,
             default_prepend_bos=self.prepends_bos,
-            attn_scale=-1.0 if usual else scale,
+            attn_scale=-1.0 if usual or scale == 1 else scale,
+            use_attn_scale=usual or scale != 1,
             attn_scores_soft_cap=-1.0 if a.softcap is None else a.softcap,
             output_logits_soft_cap=-1.0 if spec.logit_softcap is None else spec.logit_softcap,
             scale_attn_by_inverse_layer_idx=a.by_layer,
@@ -135,6 +136,8 @@ class Family:
             use_normalization_before_and_after=spec.ln1_post is not None,
             post_norm_only=spec.post_norm_only,
             post_embedding_ln=spec.embed_norm is not None,
+            num_experts=None if spec.mlp.experts is None else spec.mlp.experts.count,
+            experts_per_token=None if spec.mlp.experts is None else spec.mlp.experts.chosen,
         )
 
 
@@ -174,6 +177,17 @@ def families() -> tuple[Family, ...]:
 def aliases() -> dict[str, str]:
     """TransformerLens's model names -> names on the Hugging Face hub, of all families."""
     return {alias: name for family in families() for alias, name in family.aliases.items()}
+
+
+def hub_name(name: str) -> str:
+    """The name on the hub of a model that is called by an alias, in capitals or not; any other name as it is.
+
+    >>> hub_name("Pythia-70M")
+    'EleutherAI/pythia-70m'
+    """
+    known = aliases()
+    lower = {alias.lower(): official for alias, official in known.items()}
+    return known.get(name) or lower.get(name.lower(), name)
 
 
 def family_for(config: Mapping[str, Json]) -> Family | None:

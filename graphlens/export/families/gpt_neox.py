@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.parts import attention_of, llama_like, rotary_of
 from graphlens.export.families.spec import Mlp, Norms, Spec
 
@@ -37,5 +38,6 @@ GPT_NEOX = register(
         tied={"lm_head.weight": "gpt_neox.embed_in.weight"},
         prefixes=("gpt_neox.",),
         renamed={"lm_head.weight": "embed_out.weight"},
+        aliases=official_names("GPTNeoXForCausalLM"),
     )
 )
