@@ -113,6 +113,13 @@ class KeyValueCache:
             raise InputError(
                 f"{self.length} cached positions and {new} new ones are more than {cfg.model_name} takes: {cfg.n_ctx} (n_ctx)."
             )
+        held = int(self.mask.sum(-1).max(initial=0))
+        if cfg.rotary_short is not None and 0 < held <= cfg.rotary_short < held + new:
+            raise InputError(
+                f"{held} cached positions and {new} new ones are more than {cfg.rotary_short}, beyond which {cfg.model_name} "
+                "rotates all keys otherwise, those in the cache too: run the whole text without a cache "
+                "(use_past_kv_cache=False), or cache nothing of a shorter one."
+            )
 
     def window(self, new: int, horizon: int | None = None) -> Window:
         """Where new positions lie in the sequences of this cache.
