@@ -94,7 +94,7 @@ def test_a_sweep_is_a_loop_of_whole_runs(options: dict[str, Any], model: HookedT
         expected = by_whole_runs(model, sites, values, **options)
         assert expected["loss"].std() > 1e-3, f"patching {tail} changes nothing, so this tests nothing"
         quick = tail != "attn.hook_result" or "ln1_post.hook_scale" not in kinds(model)
-        for given, tokens in ((METRICS, 7), (METRICS, 4096), ({"difference": METRICS["difference"]}, 64)):
+        for given, tokens in ((METRICS, 24), (METRICS, 4096), ({"difference": METRICS["difference"]}, 64)):
             result = sweep(model, CORRUPTED, sites, values, given, max_batch_tokens=tokens, verbose=False, **options)
             for name in given:
                 apart = np.abs(result.sel(metric=name).values - expected[name]).max()
