@@ -44,7 +44,7 @@ class Engine:
     Args:
         path: A hooked folder, or its graph file.
         providers: The execution providers to ask for. See ``choose_providers``.
-        n_ctx: How many tokens a run may have; by default as many as the model was trained for.
+        n_ctx: How many tokens a run may have; by default what the export set, at most what the model was trained for.
 
     Attributes:
         path: The graph file.
@@ -78,9 +78,9 @@ class Engine:
         self.manifest: Manifest = surgery.read_manifest(self._file_model)
         self.files.add(self.manifest)
         if n_ctx is not None:
-            longest = self.manifest.config.n_ctx
+            longest = self.manifest.config.n_ctx_trained or self.manifest.config.n_ctx
             if not 1 <= (n_ctx := checked_number(n_ctx, "n_ctx")) <= longest:
-                raise InputError(f"n_ctx={n_ctx}: this model has position embeddings for 1 to {longest} tokens.")
+                raise InputError(f"n_ctx={n_ctx}: this model was trained for 1 to {longest} tokens.")
             self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
         self._size = sum(file.size for file in self.manifest.files.values())
         self.held_limit = max(self._size, SMALL)
