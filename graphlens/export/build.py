@@ -12,9 +12,10 @@ from onnxscript import optimizer
 
 from graphlens.errors import ExportError
 from graphlens.export.decoder import FORK_OP, HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
+from graphlens.file.firing import graph_order
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry
-from graphlens.file.names import axes_of, firing_order
+from graphlens.file.names import axes_of
 from graphlens.file.stored import bind
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
     carried = _remove_markers(model)
     hooks: dict[str, HookEntry] = {}
     named: dict[int, str] = {}
-    for name in firing_order(carried, n_layers):
+    for name in graph_order(model.graph, carried, n_layers):
         value = carried[name]
         if id(value) not in named:
             named[id(value)] = value.name = LOGITS if value.is_graph_output() else name

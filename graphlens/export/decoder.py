@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from graphlens.errors import ExportError
-from graphlens.export.families import Spec
+from graphlens.export.families import Experts, Mlp, Spec
 from graphlens.file.names import in_block
 
 HOOK_DOMAIN = "ai.graphlens"
@@ -117,12 +117,38 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, pairs: bool) -> Tensor:
     return turned if rest is None else torch.cat([turned, rest], -1)
 
 
+class _LongRotary(nn.Module):
+    """Cosines and sines by other frequencies as soon as an input is longer than ``short`` positions (longrope)."""
+
+    def __init__(self, module: nn.Module, short: int) -> None:
+        super().__init__()
+        self.inv_freq = module.inv_freq
+        self.long_inv_freq = nn.Buffer(torch.empty_like(module.inv_freq), persistent=False)
+        self.short, self.scaling = short, float(module.attention_scaling)
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [b, p, r] of positions [b, p], in the dtype of ``x``."""
+        frequencies = torch.where(positions.max() >= self.short, self.long_inv_freq, self.inv_freq)
+        angles = positions.unsqueeze(-1).to(frequencies.dtype) * frequencies
+        angles = torch.cat([angles, angles], -1)
+        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+
+
 class _Inputs:
     """What every block reads besides the residual stream; see file/io_names.py for the shapes."""
 
     def __init__(self, positions: Tensor, mask: Tensor, local_mask: Tensor, distance: Tensor) -> None:
         self.positions, self.mask, self.local_mask, self.distance = positions, mask, local_mask, distance
         self.turns: dict[str, tuple[Tensor, Tensor]] = {}
+
+
+def _experts(mlp: Mlp, experts: Experts, d_model: int) -> nn.Module:
+    """An MLP of experts with their matrices apart, as checkpoints have them."""
+    sizes = {mlp.gate: (d_model, mlp.size), mlp.up: (d_model, mlp.size), mlp.down: (mlp.size, d_model)}
+    each = nn.ModuleList()
+    for _ in range(experts.count):
+        each.append(nn.ModuleDict({path: nn.Linear(*size, bias=False) for path, size in sizes.items()}))
+    return nn.ModuleDict({experts.router: nn.Linear(d_model, experts.count, bias=False), experts.each: each})
 
 
 class _Block(nn.Module):
@@ -140,6 +166,9 @@ class _Block(nn.Module):
             _put_norm(self, f"{attention.module}.{path}", spec)
         if attention.alibi is not None:
             self.slopes = nn.Buffer(torch.empty(1, attention.n_heads, 1, 1), persistent=False)
+        if spec.mlp.experts is not None:
+            delattr(self, spec.mlp.experts.fused)
+            self.add_module(spec.mlp.module, _experts(spec.mlp, spec.mlp.experts, spec.d_model))
 
     def _norm(self, path: str, name: str, x: Tensor) -> Tensor:
         """A norm of the block, its hook points under ``name``. One module under two names is two norms in the graph."""
@@ -201,9 +230,7 @@ class _Block(nn.Module):
         """Queries [b, p, h, d], keys and values [b, p, kv, d], marked."""
         a, shape = self.spec.attention, x.shape[:2]
         if a.fused is None:
-            parts = [
-                self._matrix(f"{a.module}.{path}", x).reshape(*shape, -1, a.d_head) for path in (a.q, a.k, a.v)
-            ]
+            parts = [self._matrix(f"{a.module}.{path}", x).reshape(*shape, -1, a.d_head) for path in (a.q, a.k, a.v)]
         else:
             fused = self._matrix(f"{a.module}.{a.fused}", x)
             if a.layout == "parts":
@@ -232,15 +259,17 @@ class _Block(nn.Module):
         rotary = self.spec.attention.rotary
         if rotary is None or self.layer in rotary.skipped:
             return q, k
-        if rotary.in_attention:
-            both = getattr(self.get_submodule(self.spec.attention.module), rotary.module)[inputs.positions]
-            sin, cos = (part.repeat_interleave(2, -1) for part in both.split(both.shape[-1] // 2, -1))
-        else:
-            kind = rotary.types[self.layer] if rotary.types else ""
-            if kind not in inputs.turns:
+        kind = rotary.types[self.layer] if rotary.types else ""
+        if kind not in inputs.turns:
+            if rotary.in_attention:  # the same in all blocks
+                first = model.get_submodule(f"{self.spec.blocks}.0.{self.spec.attention.module}")
+                both = getattr(first, rotary.module)[inputs.positions].split(rotary.size // 2, -1)
+                sin, cos = (part.repeat_interleave(2, -1) for part in both)
+                inputs.turns[kind] = cos, sin
+            else:
                 module = model.get_submodule(rotary.module)
                 inputs.turns[kind] = module(q, inputs.positions, *([kind] if kind else []))
-            cos, sin = inputs.turns[kind]
+        cos, sin = inputs.turns[kind]
         q, k = (_rotated(each, cos, sin, rotary.pairs) for each in (q, k))
         return self._mark(q, "attn.hook_rot_q"), self._mark(k, "attn.hook_rot_k")
 
@@ -249,6 +278,8 @@ class _Block(nn.Module):
     def _feed(self, x: Tensor) -> Tensor:
         """The MLP's output [b, p, d_model]."""
         mlp = self.spec.mlp
+        if mlp.experts is not None:
+            return self._consult(mlp.experts, x)
         at = f"{mlp.module}." if mlp.module else ""
         linear = None
         if mlp.gate_up is not None:
@@ -261,6 +292,25 @@ class _Block(nn.Module):
         if linear is not None:
             post = post * self._mark(linear, "mlp.hook_pre_linear")
         return self._matrix(at + mlp.down, self._mark(post, "mlp.hook_post"))
+
+    def _consult(self, experts: Experts, x: Tensor) -> Tensor:
+        """The output [b, p, d_model] of an MLP of experts: each computes all tokens, and counts where it was chosen."""
+        mlp, flat = self.spec.mlp, x.reshape(-1, x.shape[-1])
+        weights = torch.softmax(self._matrix(f"{mlp.module}.{experts.router}", flat), -1)
+        weights = self._mark(weights, "mlp.hook_expert_weights")
+        best, chosen = torch.topk(weights, experts.chosen, -1)
+        chosen = self._mark(chosen, "mlp.hook_expert_indices").unsqueeze(-1)
+        best = (best / best.sum(-1, keepdim=True)).unsqueeze(-1)
+        here = chosen == torch.arange(experts.count, device=x.device)
+        weights = torch.where(here, best, torch.zeros((), dtype=best.dtype, device=x.device)).sum(1)
+        total = None
+        for expert, weight in enumerate(weights.split([1] * experts.count, -1)):
+            at = f"{mlp.module}.{experts.each}.{expert}"
+            post = ACTIVATIONS[mlp.act](self._matrix(f"{at}.{mlp.gate}", flat)) * self._matrix(f"{at}.{mlp.up}", flat)
+            given = self._matrix(f"{at}.{mlp.down}", post) * weight
+            total = given if total is None else total + given
+        assert total is not None
+        return total.reshape(x.shape)
 
     def _matrix(self, path: str, x: Tensor) -> Tensor:
         """A linear map of this block."""
@@ -282,13 +332,18 @@ class Decoder(nn.Module):
         super().__init__()
         if spec.mlp.act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise ExportError(f"config.json asks for the activation function {spec.mlp.act!r}; graphlens exports {known}.")
+            raise ExportError(
+                f"config.json asks for the activation function {spec.mlp.act!r}; graphlens exports {known}."
+            )
         self.model, self.spec = model, spec
         blocks = model.get_submodule(spec.blocks)
         for layer in range(len(blocks)):
             blocks[layer] = _Block(blocks[layer], spec, layer)
         for path in {spec.embed_norm, spec.final_norm} - {None}:
             _put_norm(model, str(path), spec)
+        rotary = spec.attention.rotary
+        if rotary is not None and rotary.short is not None:
+            _put(model, rotary.module, _LongRotary(model.get_submodule(rotary.module), rotary.short))
 
     def forward(
         self,
@@ -326,8 +381,11 @@ class Decoder(nn.Module):
 
 def _put_norm(root: nn.Module, path: str, spec: Spec) -> None:
     """Puts a norm of our own, with the same parameters, in the place of transformers'."""
-    parent, _, name = path.rpartition(".")
     norms = spec.norms
-    centred = norms.kind == "LN" and not path.endswith(("q_norm", "k_norm"))
-    made = _Norm(root.get_submodule(path), centred, norms.plus_one, norms.eps)
-    setattr(root.get_submodule(parent), name, made)
+    _put(root, path, _Norm(root.get_submodule(path), norms.kind == "LN", norms.plus_one, norms.eps))
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts a module in the place of the one at a path."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from graphlens.errors import ExportError
 from graphlens.export.decoder import MODEL_PREFIX, Decoder
@@ -68,6 +69,8 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
     for name, value in traced.graph.initializers.items():
         if name.endswith(".slopes"):
             buffer = slopes(spec.attention.n_heads)
+        elif name.endswith(".long_inv_freq"):
+            buffer = _long_frequencies(config, spec)
         else:
             buffer = values.get(name.removeprefix(MODEL_PREFIX))
         value.const_value = None if buffer is None else ir.tensor(buffer.numpy(), name=name)
@@ -87,6 +90,15 @@ def slopes(n_heads: int) -> Tensor:
         extra = 2 ** (-(2 ** -(math.log2(2 * closest) - 3)))
         found += [extra**index for index in range(1, 1 + 2 * min(closest, n_heads - closest), 2)]
     return torch.tensor(found, dtype=torch.float32).reshape(1, -1, 1, 1)
+
+
+def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
+    """The rotary frequencies [r / 2] of an input that is longer than those of a short one hold for."""
+    rotary = spec.attention.rotary
+    assert rotary is not None
+    assert rotary.short is not None
+    found: Tensor = ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=rotary.short + 1)[0]
+    return found
 
 
 def _computed_buffers(config: PretrainedConfig, names: set[str]) -> dict[str, Tensor]:

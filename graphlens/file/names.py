@@ -31,6 +31,7 @@ HEAD_RESIDUAL = ("batch", "pos", "head_index", "d_model")
 KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
 # The norm of each head's query or key: TransformerLens puts batch, positions and heads into one axis.
 QUERIES, KEYS = "batch_pos_head", "batch_pos_key_value_head"
+TOKENS = "batch_pos"  # batch and positions in one axis, where an MLP chooses experts
 # The norm of all heads' queries or keys together (OLMo-2).
 _OF_ALL_HEADS: Mapping[str, Axes] = {
     "attn.q_norm.hook_scale": ("batch", "pos", "1"),
@@ -81,6 +82,8 @@ BLOCK: Mapping[str, Axes] = {
     "hook_mlp_in": RESIDUAL,
     "ln2.hook_scale": SCALE,
     "ln2.hook_normalized": RESIDUAL,
+    "mlp.hook_expert_weights": (TOKENS, "expert"),
+    "mlp.hook_expert_indices": (TOKENS, "chosen_expert"),
     "mlp.hook_pre": NEURONS,
     "mlp.hook_pre_linear": NEURONS,
     "mlp.hook_post": NEURONS,
@@ -100,6 +103,7 @@ AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
 )
 SCORES = "attn.hook_attn_scores"
+CHOSEN_EXPERTS = "mlp.hook_expert_indices"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.
 FLAGGED: Mapping[str, str] = {
@@ -185,7 +189,7 @@ def all_names(n_layers: int) -> list[str]:
 
 
 def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
-    """Sorts hook names into firing order.
+    """Sorts hook names into the firing order of most architectures; file/firing.py has that of a graph.
 
     Args:
         names: Hook names of one model; others are left out.
@@ -224,6 +228,8 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
         "key_value_head_index": config.n_key_value_heads,
         "d_queries": config.n_heads * config.d_head,
         "d_keys": config.n_key_value_heads * config.d_head,
+        "expert": config.num_experts or 1,
+        "chosen_expert": config.experts_per_token or 1,
     }
 
 

@@ -14,7 +14,7 @@ from graphlens.analysis.numerics import log_softmax
 from graphlens.engine.engine import Engine
 from graphlens.errors import VerificationError
 from graphlens.file.io_names import INPUT_IDS
-from graphlens.file.names import KEYS, QUERIES, SCORES, axis_sizes, split_name
+from graphlens.file.names import KEYS, QUERIES, SCORES, TOKENS, axis_sizes, split_name
 from graphlens.pipelines.memory import peak_memory
 from graphlens.views.progress import steps
 
@@ -159,7 +159,8 @@ def _check_shapes(engine: Engine, values: Mapping[str, Array], length: int) -> N
     """Raises VerificationError for an activation that has not the shape and dtype that the manifest gives it."""
     sizes = axis_sizes(engine.manifest.config)
     sizes |= {"batch": _BATCH, "pos": length, "query_pos": length, "key_pos": length}
-    sizes |= {QUERIES: _BATCH * length * sizes["head_index"], KEYS: _BATCH * length * sizes["key_value_head_index"]}
+    tokens = _BATCH * length
+    sizes |= {TOKENS: tokens, QUERIES: tokens * sizes["head_index"], KEYS: tokens * sizes["key_value_head_index"]}
     for name, entry in engine.manifest.hooks.items():
         expected = tuple(sizes[axis] for axis in entry.axes)
         if values[name].shape != expected or str(values[name].dtype) != entry.dtype:
@@ -193,6 +194,8 @@ def _check_effects(engine: Engine, tokens: Array, rng: np.random.Generator) -> N
     """Raises VerificationError for the first hook point at which a change does not change the logits."""
 
     def disturb(activation: Array) -> Array:
+        if activation.dtype.kind == "i":  # of experts, all of which there are
+            return (activation + 1) % (engine.manifest.config.num_experts or 2)
         # Different noise at every element: softmax and LayerNorm absorb a constant. Masked scores stay masked.
         spread = float(np.std(activation[np.isfinite(activation)])) or 1.0
         noise = rng.standard_normal(activation.shape).astype(activation.dtype) * np.asarray(spread, activation.dtype)

@@ -17,6 +17,7 @@ from graphlens.edits.operand import aligned, along
 from graphlens.edits.parts import PARTS
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
+    JOINT_AXES,
     POSITION_AXES,
     Axis,
     Grid,
@@ -204,6 +205,11 @@ class _Baked:
         """(mask or None, places to gather the operand at or None, the operand) along an axis."""
         field, size = self.field_of.get(name), array.shape[index]
         selection = self.item.chosen(field)
+        if name in JOINT_AXES and size > 1:
+            raise InputError(
+                f"{self.item.label}: a file can't tell which {size} entries along {name} a value for each of them is for, since "
+                "that depends on the batch and the length: give one for all."
+            )
         if selection is None and size == 1:
             return None, None, array
         op = self.scope.op

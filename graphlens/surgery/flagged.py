@@ -14,9 +14,10 @@ import onnx_ir.passes.common as common_passes
 from onnx_ir.tape import Tape
 
 from graphlens.errors import InputError
+from graphlens.file.firing import graph_order
 from graphlens.file.io_names import INPUT_IDS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
-from graphlens.file.names import BLOCK, FLAGGED, HEAD_RESIDUAL, axes_of, firing_order, in_block
+from graphlens.file.names import BLOCK, FLAGGED, HEAD_RESIDUAL, axes_of, in_block
 from graphlens.file.stored import StoredWeights
 from graphlens.surgery.graph import (
     finish,
@@ -93,7 +94,9 @@ class _Rewrite:
         self.graph.outputs.extend(value for value in self._added if value not in known)
         common_passes.RemoveUnusedNodesPass()(self.model)
         self.graph.sort()
-        order = firing_order(self.hooks, self.manifest.config.n_layers)
+        values = values_by_name(self.model)
+        carried = {name: values[entry.value] for name, entry in self.hooks.items()}
+        order = graph_order(self.graph, carried, self.manifest.config.n_layers)
         manifest = self.manifest.with_hooks({name: self.hooks[name] for name in order})
         return finish(self.model, manifest, "the graph with flagged hook points")
 

@@ -18,7 +18,7 @@ from graphlens.edits.operand import aligned
 from graphlens.edits.record import Array
 from graphlens.edits.selection import Window, selected_by
 from graphlens.file.manifest import HookEntry, Manifest, ModelConfig
-from graphlens.file.names import axis_sizes, firing_order, in_block, split_name
+from graphlens.file.names import axis_sizes, in_block, split_name
 from graphlens.file.safetensors import apply_view, put_view
 from graphlens.file.stored import StoredWeights
 from graphlens.surgery.structure import Structure
@@ -58,7 +58,7 @@ def fold(model: ir.Model, manifest: Manifest, by_hook: ByHook) -> tuple[ByHook, 
     """
     weights, structure = _Weights(model, manifest), Structure(model, manifest)
     left: ByHook = {}
-    for hook in firing_order(by_hook, manifest.config.n_layers):
+    for hook in [name for name in manifest.hooks if name in by_hook]:
         items = by_hook[hook]
         target = _target(hook, by_hook, items, manifest.config)
         change = None if target is None else affine(items, manifest.hooks[hook], manifest)

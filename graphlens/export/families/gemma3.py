@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
-from graphlens.export.families.parts import attention_of, llama_like, windowed
+from graphlens.export.families.official_names import official_names
+from graphlens.export.families.parts import attention_of, llama_like
 from graphlens.export.families.spec import Mlp, Norms, Spec
 
 
@@ -21,8 +22,9 @@ def spec(c: ConfigReader) -> Spec:
     )
     return llama_like(
         c,
+        windows=True,
         norms=Norms("RMS", c.number("rms_norm_eps"), plus_one=True),
-        attention=windowed(c, attention, c.size("num_hidden_layers")),
+        attention=attention,
         mlp=Mlp(c.size("intermediate_size"), c.get("hidden_activation", "gelu_pytorch_tanh"), gate="gate_proj"),
         embed_scale=c.size("hidden_size") ** 0.5,
         ln1_post="post_attention_layernorm",
@@ -39,5 +41,6 @@ GEMMA3 = register(
         spec=spec,
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
+        aliases=official_names("Gemma3ForCausalLM"),
     )
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.spec import Attention, Mlp, Norms, Spec
 
 
 def spec(c: ConfigReader) -> Spec:
     """What GPT-2 computes."""
     c.only("add_cross_attention", False)
-    c.only("reorder_and_upcast_attn", False)
+    c.get("reorder_and_upcast_attn")  # the order of the arithmetic alone
     n_heads, d_model = c.size("n_head"), c.size("n_embd")
     d_head = d_model // n_heads
     return Spec(
@@ -48,12 +49,6 @@ GPT2 = register(
         tied={"lm_head.weight": "transformer.wte.weight"},
         prefixes=("transformer.",),
         without_effect=frozenset({"n_ctx"}),
-        aliases={
-            "gpt2-small": "gpt2",
-            "distillgpt2": "distilgpt2",
-            "distill-gpt2": "distilgpt2",
-            "distil-gpt2": "distilgpt2",
-            "gpt2-xs": "distilgpt2",
-        },
+        aliases=official_names("GPT2LMHeadModel"),
     )
 )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.parts import attention_of, llama_like, rotary_of
 from graphlens.export.families.spec import Mlp, Norms, Spec
 
@@ -13,9 +14,7 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What GPT-NeoX computes."""
     c.get("attention_bias"), c.get("rotary_pct"), c.get("rotary_emb_base")  # in rope_parameters too
-    attention = attention_of(
-        c, rotary=False, module="attention", fused="query_key_value", layout="heads", out="dense"
-    )
+    attention = attention_of(c, rotary=False, module="attention", fused="query_key_value", layout="heads", out="dense")
     return llama_like(
         c,
         norms=Norms("LN", c.number("layer_norm_eps")),
@@ -37,5 +36,6 @@ GPT_NEOX = register(
         tied={"lm_head.weight": "gpt_neox.embed_in.weight"},
         prefixes=("gpt_neox.",),
         renamed={"lm_head.weight": "embed_out.weight"},
+        aliases=official_names("GPTNeoXForCausalLM"),
     )
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
 from graphlens.export.families.parts import llama_like
 
 LLAMA = register(
@@ -12,5 +13,6 @@ LLAMA = register(
         spec=llama_like,
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
+        aliases=official_names("LlamaForCausalLM"),
     )
 )

@@ -11,6 +11,7 @@ from graphlens.export.families.spec import Attention, Mlp, Norms, Rotary, Spec
 
 # Kinds of rotary embeddings whose frequencies do not depend on the length of the input.
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+LONG_ROPE = "longrope"  # one set for short inputs, one for longer ones
 
 
 def rotary_of(c: ConfigReader, d_head: int, module: str = "model.rotary_emb") -> Rotary:
@@ -28,14 +29,16 @@ def rotary_of(c: ConfigReader, d_head: int, module: str = "model.rotary_emb") ->
     kinds = {key: value for key, value in found.items() if isinstance(value, dict)} or {"": found}
     types = tuple(c.get("layer_types") or ()) if "" not in kinds else ()
     for key, kind in kinds.items():
-        if kind.get("rope_type", "default") not in FIXED_ROPE:
+        allowed = FIXED_ROPE if key else (*FIXED_ROPE, LONG_ROPE)
+        if kind.get("rope_type", "default") not in allowed:
             raise ExportError(
                 f"{c.where}: config.json sets rope_type={kind['rope_type']!r}{f' for {key}' if key else ''}; graphlens exports "
-                f"only {', '.join(FIXED_ROPE)}."
+                f"only {', '.join(allowed)}."
             )
     main = kinds.get("full_attention", next(iter(kinds.values())))
     size = int(d_head * main.get("partial_rotary_factor", 1.0))
-    return Rotary(module, size, base=main.get("rope_theta"), types=types)
+    short = main["original_max_position_embeddings"] if main.get("rope_type") == LONG_ROPE else None
+    return Rotary(module, size, base=main.get("rope_theta"), types=types, short=short)
 
 
 def attention_of(c: ConfigReader, rotary: bool = True, **more: Any) -> Attention:
@@ -47,7 +50,7 @@ def attention_of(c: ConfigReader, rotary: bool = True, **more: Any) -> Attention
         more: Fields of Attention that are otherwise.
     """
     n_heads = c.size("num_attention_heads")
-    d_head = c.get("head_dim") or c.size("hidden_size") // n_heads
+    d_head = c.size("hidden_size") // n_heads if c.get("head_dim") is None else c.size("head_dim")
     made = Attention(
         n_heads=n_heads,
         n_key_value_heads=c.size("num_key_value_heads", n_heads),
@@ -71,16 +74,19 @@ def windowed(c: ConfigReader, attention: Attention, n_layers: int) -> Attention:
         return attention
     kinds = types or ["sliding_attention"] * n_layers
     if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
-        raise ExportError(f"{c.where}: config.json gives a layer the type {sorted(unknown)[0]!r}, which is not computed.")
+        raise ExportError(
+            f"{c.where}: config.json gives a layer the type {sorted(unknown)[0]!r}, which is not computed."
+        )
     local = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
     return replace(attention, window=c.size("sliding_window"), local=local) if local else attention
 
 
-def llama_like(c: ConfigReader, **more: Any) -> Spec:
+def llama_like(c: ConfigReader, *, windows: bool = False, **more: Any) -> Spec:
     """The decoder of Llama, which many others change in a place or two.
 
     Args:
         c: The config.
+        windows: True for an architecture that heeds the config's window.
         more: Fields of Spec that are otherwise.
     """
     n_layers = c.size("num_hidden_layers")
@@ -94,7 +100,10 @@ def llama_like(c: ConfigReader, **more: Any) -> Spec:
     if "norms" not in more:
         fields["norms"] = Norms("RMS", c.number("rms_norm_eps"))
     if "attention" not in more:
-        fields["attention"] = windowed(c, attention_of(c), n_layers)
+        fields["attention"] = attention_of(c)
     if "mlp" not in more:
         fields["mlp"] = Mlp(c.size("intermediate_size"), c.get("hidden_act", "silu"), gate="gate_proj")
-    return Spec(**fields | more)
+    fields |= more
+    if windows:
+        fields["attention"] = windowed(c, fields["attention"], n_layers)
+    return Spec(**fields)

@@ -40,6 +40,8 @@ class Rotary:
         pairs: True where neighbouring dimensions are rotated together (GPT-J), and not those half a head apart.
         types: The kind of rotation of each layer, where the module has several; empty for one kind.
         skipped: Layers whose queries and keys are not rotated.
+        short: The most positions for which the module's frequencies hold; beyond them, those of a long input. None where
+            they do not depend on the length.
     """
 
     module: str
@@ -49,6 +51,7 @@ class Rotary:
     pairs: bool = False
     types: tuple[str, ...] = ()
     skipped: frozenset[int] = frozenset()
+    short: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,25 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The gated MLPs of a block, of which each token goes through some, as checkpoints store them.
+
+    Attributes:
+        count: How many there are.
+        chosen: How many of them a token goes through. Their weights are made to sum to 1.
+        fused: The module of transformers' block that holds the same in other tensors, and is not used.
+        router: The path of the router in the MLP's module.
+        each: The path of the list of experts in it. Each has the matrices that the Mlp names.
+    """
+
+    count: int
+    chosen: int
+    fused: str = "mlp"
+    router: str = "gate"
+    each: str = "experts"
+
+
+@dataclass(frozen=True)
 class Mlp:
     """The MLP of a block.
 
@@ -115,6 +137,7 @@ class Mlp:
         up: The first matrix, or the one beside the gate.
         gate_up: The matrix of both, gate first, where they share one.
         down: The last matrix.
+        experts: Of whom each has such matrices, without biases; None for one MLP.
     """
 
     size: int
@@ -124,6 +147,7 @@ class Mlp:
     up: str = "up_proj"
     gate_up: str | None = None
     down: str = "down_proj"
+    experts: Experts | None = None
 
     @property
     def gated(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from graphlens.export.families.spec import Spec
+from graphlens.export.families.spec import Experts, Mlp, Spec
 from graphlens.file.manifest import WeightView
 from graphlens.file.names import in_block
 
@@ -70,11 +70,13 @@ def _of_block(spec: Spec) -> Iterator[tuple[str, WeightView]]:
     for letter, path in (("q", attention.q_norm), ("k", attention.k_norm)):
         yield from _norm(f"attn.{letter}_norm", None if path is None else f"{attention.module}.{path}", spec)
     out, sizes = f"{attention.module}.{attention.out}", (attention.n_heads, attention.d_head)
+    # What is multiplied into a sublayer's output is so into its last weights: hook_attn_out is z W_O + b_O.
+    times = None if spec.residual_scale == 1 else spec.residual_scale
     if spec.transposed:
-        yield "attn.W_O", replace(_of(f"{out}.weight"), shape=(*sizes, spec.d_model))
+        yield "attn.W_O", replace(_of(f"{out}.weight"), shape=(*sizes, spec.d_model), times=times)
     else:
-        yield "attn.W_O", replace(_of(f"{out}.weight"), shape=(spec.d_model, *sizes), permute=(1, 2, 0))
-    yield "attn.b_O", _of(f"{out}.bias")
+        yield "attn.W_O", replace(_of(f"{out}.weight"), shape=(spec.d_model, *sizes), permute=(1, 2, 0), times=times)
+    yield "attn.b_O", replace(_of(f"{out}.bias"), times=times)
     yield from _norm("ln2", spec.ln2, spec)
     yield from _norm("ln2_post", spec.ln2_post, spec)
     yield from _of_mlp(spec)
@@ -113,6 +115,9 @@ def _of_mlp(spec: Spec) -> Iterator[tuple[str, WeightView]]:
     mlp = spec.mlp
     at = f"{mlp.module}." if mlp.module else ""
     order = None if spec.transposed else (1, 0)
+    if mlp.experts is not None:
+        yield from _of_experts(mlp, mlp.experts)
+        return
     if mlp.gate_up is not None:
         for part, letter in enumerate(("gate", "in")):
             half = (0, part, 2)
@@ -123,5 +128,14 @@ def _of_mlp(spec: Spec) -> Iterator[tuple[str, WeightView]]:
             if path is not None:
                 yield f"mlp.W_{letter}", replace(_of(f"{at}{path}.weight"), permute=order)
                 yield f"mlp.b_{letter}", _of(f"{at}{path}.bias")
-    yield "mlp.W_out", replace(_of(f"{at}{mlp.down}.weight"), permute=order)
-    yield "mlp.b_out", _of(f"{at}{mlp.down}.bias")
+    times = None if spec.residual_scale == 1 else spec.residual_scale
+    yield "mlp.W_out", replace(_of(f"{at}{mlp.down}.weight"), permute=order, times=times)
+    yield "mlp.b_out", replace(_of(f"{at}{mlp.down}.bias"), times=times)
+
+
+def _of_experts(mlp: Mlp, experts: Experts) -> Iterator[tuple[str, WeightView]]:
+    """The weights of an MLP of experts, each matrix [outputs, inputs] as TransformerLens has them."""
+    yield "mlp.W_gate.weight", _of(f"{mlp.module}.{experts.router}.weight")
+    for expert in range(experts.count):
+        for name, path in (("W_gate", mlp.gate), ("W_in", mlp.up), ("W_out", mlp.down)):
+            yield f"mlp.experts.{expert}.{name}.weight", _of(f"{mlp.module}.{experts.each}.{expert}.{path}.weight")

@@ -1,0 +1,46 @@
+"""OPT: learned positions whose first two rows stand for padding, norms before the sublayers, ReLU."""
+
+from __future__ import annotations
+
+from graphlens.errors import ExportError
+from graphlens.export.families.config_reader import ConfigReader
+from graphlens.export.families.family import Family, register
+from graphlens.export.families.official_names import official_names
+from graphlens.export.families.parts import attention_of, llama_like
+from graphlens.export.families.spec import Mlp, Norms, Spec
+
+
+def spec(c: ConfigReader) -> Spec:
+    """What OPT computes."""
+    if not c.get("do_layer_norm_before", True) or c.get("word_embed_proj_dim") != c.get("hidden_size"):
+        raise ExportError(
+            f"{c.where}: normalises after the sublayers or projects its embeddings, as OPT-350m alone does. TransformerLens has "
+            "no hook points for that, and graphlens exports the other OPTs only."
+        )
+    c.only("_remove_final_layer_norm", False)
+    c.get("enable_bias"), c.get("layer_norm_elementwise_affine")  # whether there are such: the parameters tell
+    return llama_like(
+        c,
+        norms=Norms("LN", 1e-5),
+        attention=attention_of(c, rotary=False, out="out_proj"),
+        mlp=Mlp(c.size("ffn_dim"), c.get("activation_function"), module="", up="fc1", down="fc2"),
+        blocks="model.decoder.layers",
+        embed="model.decoder.embed_tokens",
+        pos_embed="model.decoder.embed_positions",
+        pos_offset=2,
+        final_norm="model.decoder.final_layer_norm",
+        ln1="self_attn_layer_norm",
+        ln2="final_layer_norm",
+    )
+
+
+OPT = register(
+    Family(
+        architecture="OPTForCausalLM",
+        model_types=("opt",),
+        spec=spec,
+        tied={"lm_head.weight": "model.decoder.embed_tokens.weight"},
+        prefixes=("model.",),
+        aliases=official_names("OPTForCausalLM"),
+    )
+)
