@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayT, Tensor, as_array
+from graphlens.edits.selection import JOINT_AXES
 from graphlens.errors import InputError, checked_number
-from graphlens.file.names import KEYS, QUERIES
 
 # What a slice argument may be; Slice says what each form takes.
 SliceInput: TypeAlias = Union[
@@ -143,7 +143,7 @@ def of_positions(array: Array, axes: Sequence[str], pos_slice: SliceInput, run: 
     Raises:
         InputError: For positions that are not there.
     """
-    if axes[0] in (QUERIES, KEYS):  # prompts, positions and heads in one axis
+    if axes[0] in JOINT_AXES:  # prompts and positions in one axis, perhaps heads too
         parts = array.reshape(*run[:2], -1, *array.shape[1:])
         chosen_parts = of_positions(parts, ("batch", "pos", "head", *axes[1:]), pos_slice, run)
         return chosen_parts.reshape(-1, *array.shape[1:])

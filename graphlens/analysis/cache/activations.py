@@ -12,8 +12,9 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayT, UserArray
 from graphlens.analysis.cache.reader import CacheModel
 from graphlens.analysis.slices import Slice, SliceInput
+from graphlens.edits.selection import JOINT_AXES
 from graphlens.errors import InputError, UnknownHookPoint, checked_number
-from graphlens.file.names import BLOCK, FLAGGED, KEYS, QUERIES, canonical, get_act_name, split_name
+from graphlens.file.names import BLOCK, FLAGGED, canonical, get_act_name, split_name
 
 Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
 
@@ -117,7 +118,7 @@ class Activations(Mapping[str, ArrayT]):
     # The batch axis and the device
 
     def remove_batch_dim(self) -> Self:
-        """Drops the batch axis of every activation, in place. Norms of each query and key have none (see model.hook_points()).
+        """Drops the batch axis of every activation, in place. Norms of each query and key have none, nor chosen experts.
 
         Returns:
             The cache itself.
@@ -167,7 +168,7 @@ class Activations(Mapping[str, ArrayT]):
         if self.mask is not None:
             return int(self.mask.shape[0])
         raise InputError(
-            f"{asked!r} has prompts, positions and heads in one axis, and nothing else in this cache tells how many prompts "
+            f"{asked!r} has prompts and positions in one axis, and nothing else in this cache tells how many prompts "
             "there were: cache another activation with it, 'hook_embed' say."
         )
 
@@ -179,6 +180,6 @@ class Activations(Mapping[str, ArrayT]):
 
 
 def _joins_prompts(name: str, value: UserArray) -> bool:
-    """True if an activation has prompts, positions and heads in one axis: a norm of each head's query or key."""
-    axes = BLOCK.get(split_name(name.removesuffix("_grad"))[1], ())
-    return value.ndim == 2 and axes[:1] in ((QUERIES,), (KEYS,))
+    """True if an activation has prompts and positions in one axis: a norm of each head's query or key, or chosen experts."""
+    axes = BLOCK.get(split_name(name.removesuffix("_grad"))[1], ("",))
+    return value.ndim == 2 and axes[0] in JOINT_AXES
