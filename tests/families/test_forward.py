@@ -212,6 +212,26 @@ def test_float16_is_as_near_as_transformers_in_float16(
     assert 0 < np.abs(found.astype(np.float32) - exact).max() <= 3 * off
 
 
+def test_gradients_and_flags_work_in_every_precision(
+    model: HookedTransformer, converted: Callable[[str], Path]
+) -> None:
+    tokens, hook = prompts(), "blocks.0.hook_resid_post"
+
+    def gradient(of: HookedTransformer) -> np.ndarray:
+        _, cache = of.run_with_cache(tokens, return_type="loss", names_filter=hook, incl_bwd=True)
+        return np.asarray(cache[f"{hook}_grad"])
+
+    expected = gradient(model)
+    for dtype, tolerance in (("float64", 5e-5), ("float16", 2e-2)):  # of the largest
+        other = HookedTransformer.from_onnx(converted(dtype), "cpu")
+        found = gradient(other)
+        assert found.dtype == dtype
+        assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+        plain = other.forward(tokens)
+        other.set_use_attn_result(True)
+        np.testing.assert_allclose(other.forward(tokens), plain, rtol=tolerance, atol=tolerance)
+
+
 def rounding(model: ir.Model, folder: Path) -> ReferenceEvaluator:
     """onnx's own evaluator of a graph: it rounds every value, as a GPU does. ONNX Runtime's CPU computes in float32."""
     write_graph(model, folder / "rounding.onnx")
