@@ -66,8 +66,11 @@ def process(
     """
     from graphlens.file.leftovers import size_of
     from graphlens.surgery import process_weights
+    from graphlens.views.progress import note
 
-    folder = process_weights(model, out, fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor)
+    folder = process_weights(
+        model, out, fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor, announce=note
+    )
     typer.echo(f"Wrote {folder}: {size_of(folder) / 1e6:,.1f} MB written")
 
 

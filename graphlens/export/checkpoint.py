@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+# What quantised checkpoints have beside or in place of a matrix: GPTQ's and AWQ's tensors, those of bitsandbytes.
+_QUANTISED_KEYS = (".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax", ".quant_map", ".weight_packed", ".weight_scale")
+QUANTISED = (
+    "its weights are quantised, and graphlens exports float weights (F64, F32, F16, BF16). Take the original model, or save "
+    "it dequantised."
+)
+# Buffers that older versions of transformers stored, and that every model computes for itself.
+_BUFFERS = re.compile(r"(^|\.)(attn|attention|self_attention)\.(bias|masked_bias)$|rotary_emb\.|\.embed_positions$|position_ids$")
 # The safetensors dtypes of weights that can be exported.
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -73,21 +83,8 @@ class Checkpoint:
         return np.array_equal(stored[0], stored[1], equal_nan=True)
 
     def hf_config(self) -> PretrainedConfig:
-        """transformers' config of the checkpoint, which fills in the defaults that ``config.json`` leaves out.
-
-        Raises:
-            ExportError: transformers refuses what the file holds.
-        """
-        import transformers
-        from huggingface_hub import errors
-
-        # Its checks of fields raise this one, which is no ValueError; older versions have no checks.
-        strict = getattr(errors, "StrictDataclassError", ValueError)
-        try:
-            found: PretrainedConfig = transformers.AutoConfig.from_pretrained(self.folder)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, strict) as error:
-            raise ExportError(f"{self.folder / CONFIG_FILE}: transformers refuses it ({error}).") from error
-        return found
+        """transformers' config of the checkpoint; see ``hf_config_of``."""
+        return hf_config_of(self.folder, str(self.folder))
 
     def locate(self, parameter: str, shape: tuple[int, ...], tied: bool) -> tuple[str, str]:
         """Where a parameter of the transformers model is stored.
@@ -122,6 +119,40 @@ class Checkpoint:
             )
         return file, key
 
+    def refuse_surplus(self, parameters: Iterable[str], blocks: str, tied: bool) -> list[str]:
+        """Refuses tensors that the model of the config has no use for, where it should have one.
+
+        A bias that ``config.json`` does not mention, or another block, says that the weights are those of another model.
+        transformers leaves them out in silence. What is stored of computed buffers is no matter.
+
+        Args:
+            parameters: The names of all parameters of the transformers model.
+            blocks: The path of its list of blocks.
+            tied: True if the config ties the unembedding to the embedding.
+
+        Returns:
+            The keys of tensors outside the blocks that are not used: other heads, say.
+
+        Raises:
+            ExportError: One belongs to a block, or to a module that the model has.
+        """
+        parameters = list(parameters)
+        known = {key for name in parameters for key in self.family.keys(name, tied)} | {
+            key for name in self.family.tied for key in self.family.keys(name, tied=False)
+        }
+        modules = {key.rpartition(".")[0] for key in known}
+        lists = {blocks, *(blocks.removeprefix(prefix) for prefix in self.family.prefixes)}
+        left = sorted(key for key in self.tensors if key not in known and not _BUFFERS.search(key))
+        for key in left:
+            inside = key.startswith(tuple(f"{path}." for path in lists))
+            if inside or key.rpartition(".")[0] in modules:
+                raise ExportError(
+                    f"{self.folder / self.tensors[key][0]}: the weights hold {key!r}, for which the {self.family.architecture} "
+                    "that config.json describes has no use. The weights and the config belong to different models, or the "
+                    "config lacks what says that there is one."
+                )
+        return left
+
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads the config and the headers of the weights files, but no weight.
@@ -141,7 +172,32 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise ExportError(f"{error} Download or save the checkpoint again.") from error
         for key, entry in entries.items():
             tensors[key] = (file, entry)
+    for key in tensors:
+        if key.endswith(_QUANTISED_KEYS):
+            raise ExportError(f"{folder / tensors[key][0]}: holds {key!r} (GPTQ, AWQ or bitsandbytes): {QUANTISED}")
     return Checkpoint(folder, family, tensors)
+
+
+def hf_config_of(folder: Path, where: str) -> PretrainedConfig:
+    """transformers' config of a checkpoint, which fills in the defaults that ``config.json`` leaves out.
+
+    Args:
+        folder: The checkpoint folder; of its files only ``config.json`` is read.
+        where: How an error calls the checkpoint.
+
+    Raises:
+        ExportError: transformers refuses what the file holds.
+    """
+    import transformers
+    from huggingface_hub import errors
+
+    # Its checks of fields raise this one, which is no ValueError; older versions have no checks.
+    strict = getattr(errors, "StrictDataclassError", ValueError)
+    try:
+        found: PretrainedConfig = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, strict) as error:
+        raise ExportError(f"{where}: transformers refuses its {CONFIG_FILE} ({error}).") from error
+    return found
 
 
 def family_of(folder: Path, where: str) -> Family:
@@ -178,12 +234,19 @@ def supported_family(settings: Mapping[str, Json], where: str) -> Family:
         known = ", ".join(family.architecture for family in families())
         found = settings.get("architectures") or settings.get("model_type")
         raise ExportError(f"{where}: config.json names {found}, which graphlens cannot export. It exports: {known}.")
-    if settings.get("quantization_config"):
-        raise ExportError(
-            f"{where}: config.json has a quantization_config: its weights are quantised, and graphlens exports float weights "
-            "(F64, F32, F16, BF16). Take the original model, or save it dequantised."
-        )
+    quantised = settings.get("quantization_config")
+    if quantised:
+        raise ExportError(f"{where}: config.json has a quantization_config{_method(quantised)}: {QUANTISED}")
+    family.check_settings(settings, where)
     return family
+
+
+def _method(quantised: Json) -> str:
+    """How weights are quantised, as a part of a sentence, from a quantization_config."""
+    found = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if found is None and isinstance(quantised, dict):
+        found = next((kind for kind in ("load_in_4bit", "load_in_8bit") if quantised.get(kind)), None)
+    return f" ({found})" if isinstance(found, str) else ""
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -192,6 +255,8 @@ def _weight_files(folder: Path) -> list[str]:
         return [WEIGHTS_FILE]
     if (folder / SHARD_INDEX).exists():
         return _shards(folder)
+    if list(folder.glob("*.gguf")):
+        raise ExportError(f"{folder}: holds GGUF weights, which graphlens does not read. Take the original checkpoint.")
     if list(folder.glob("*.bin")):
         raise ExportError(
             f"{folder}: holds only .bin weights. graphlens reads safetensors. Convert once with: "

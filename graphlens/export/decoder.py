@@ -230,9 +230,7 @@ class _Block(nn.Module):
         """Queries [b, p, h, d], keys and values [b, p, kv, d], marked."""
         a, shape = self.spec.attention, x.shape[:2]
         if a.fused is None:
-            parts = [
-                self._matrix(f"{a.module}.{path}", x).reshape(*shape, -1, a.d_head) for path in (a.q, a.k, a.v)
-            ]
+            parts = [self._matrix(f"{a.module}.{path}", x).reshape(*shape, -1, a.d_head) for path in (a.q, a.k, a.v)]
         else:
             fused = self._matrix(f"{a.module}.{a.fused}", x)
             if a.layout == "parts":
@@ -334,7 +332,9 @@ class Decoder(nn.Module):
         super().__init__()
         if spec.mlp.act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise ExportError(f"config.json asks for the activation function {spec.mlp.act!r}; graphlens exports {known}.")
+            raise ExportError(
+                f"config.json asks for the activation function {spec.mlp.act!r}; graphlens exports {known}."
+            )
         self.model, self.spec = model, spec
         blocks = model.get_submodule(spec.blocks)
         for layer in range(len(blocks)):

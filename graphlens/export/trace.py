@@ -95,7 +95,8 @@ def slopes(n_heads: int) -> Tensor:
 def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
     """The rotary frequencies [r / 2] of an input that is longer than those of a short one hold for."""
     rotary = spec.attention.rotary
-    assert rotary is not None and rotary.short is not None
+    assert rotary is not None
+    assert rotary.short is not None
     found: Tensor = ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=rotary.short + 1)[0]
     return found
 

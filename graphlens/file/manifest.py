@@ -41,7 +41,7 @@ class ModelConfig:
         d_head: The width of a head.
         d_mlp: The number of neurons of an MLP.
         d_vocab: The number of tokens in the vocabulary.
-        n_ctx: The most tokens that the model can take.
+        n_ctx: The most tokens that a run takes.
         act_fn: The name of the MLP's activation function, as in transformers' config.
         eps: What the norms add to a variance.
         normalization_type: ``"LN"`` for LayerNorm, ``"RMS"`` for RMSNorm.
@@ -69,6 +69,7 @@ class ModelConfig:
         post_embedding_ln: True if the embeddings are normalised.
         num_experts: The number of an MLP's experts; None for a plain MLP.
         experts_per_token: How many of them a token goes through.
+        n_ctx_trained: The most tokens that the model was trained for, where ``n_ctx`` is lower; None where it is that.
     """
 
     model_name: str
@@ -108,6 +109,7 @@ class ModelConfig:
     post_embedding_ln: bool = field(default=False, repr=False)
     num_experts: int | None = field(default=None, repr=False)
     experts_per_token: int | None = field(default=None, repr=False)
+    n_ctx_trained: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, as TransformerLens does."""
@@ -132,6 +134,10 @@ class ModelConfig:
 
 # The fields of ModelConfig that have no default: every manifest holds them.
 REQUIRED = frozenset(item.name for item in fields(ModelConfig) if item.default is MISSING)
+# Those that format 2 had.
+_CONFIG_OF_2 = REQUIRED | {
+    "attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos",
+}  # fmt: skip
 
 
 def _stored(config: ModelConfig) -> dict[str, Json]:
@@ -187,9 +193,13 @@ class WeightView:
     plus: float | None = None
 
 
+# What format 3 brought. A file that needs none of it is written in format 2, which older versions open too.
+_VIEW_SINCE_3 = ("cut", "within", "joined", "times", "plus")
+
+
 def _told(view: WeightView) -> dict[str, Json]:
-    """The fields of a view as a manifest holds them: without those that say nothing."""
-    return {name: value for name, value in asdict(view).items() if value is not None and value is not False}
+    """The fields of a view as a manifest holds them: those of format 3 only where they say something."""
+    return {name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)}
 
 
 @dataclass(frozen=True)
@@ -239,10 +249,16 @@ class Manifest:
         """The same manifest with other weights files."""
         return replace(self, files=dict(files))
 
+    @property
+    def needed_format(self) -> int:
+        """The oldest format that can say what this manifest says, of those that are still written: 2 or 3."""
+        weights = any(_told(view).keys() & set(_VIEW_SINCE_3) for view in self.weights.values())
+        return 3 if weights or _stored(self.config).keys() - _CONFIG_OF_2 else 2
+
     def to_json(self) -> str:
-        """The manifest as compact JSON, in the newest format; the same manifest always gives the same bytes."""
+        """The manifest as compact JSON, in the oldest format that holds it; the same manifest always gives the same bytes."""
         weights = {name: _told(view) for name, view in self.weights.items()}
-        changed = {"config": _stored(self.config), "weights": weights, "format_version": FORMAT_VERSION}
+        changed = {"config": _stored(self.config), "weights": weights, "format_version": self.needed_format}
         data = {**asdict(self), **changed}
         return json.dumps(data, separators=(",", ":"))
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphlens.errors import ExportError, RuntimeUnavailable
+from graphlens.errors import ExportError, RuntimeUnavailable, warn
 from graphlens.file import version
 from graphlens.file.copies import Announce
 from graphlens.file.folder import (
@@ -26,6 +25,7 @@ from graphlens.file.folder import (
 from graphlens.file.leftovers import size_of
 from graphlens.file.manifest import Manifest
 from graphlens.file.tokenizer import load_tokenizer
+from graphlens.pipelines.adapters import installed
 from graphlens.pipelines.hub import Source, resolve
 from graphlens.pipelines.memory import peak_memory
 from graphlens.pipelines.placing import CONVERTED_FILE, DTYPE, PlacedWeights, is_float32, place_weights
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from graphlens.export.checkpoint import Checkpoint
     from graphlens.export.families import Spec
+    from graphlens.file.manifest import ModelConfig
     from graphlens.pipelines.verify import Verification
 
 UNVERIFIED_FILE = f".{MODEL_FILE}.unverified"  # renamed when the export is complete: a killed one does not open
@@ -77,6 +78,7 @@ def export_model(
     cache_dir: str | os.PathLike[str] | None = None,
     announce: Announce = note,
     link: bool = False,
+    n_ctx: int | None = None,
 ) -> ExportReport:
     """Exports a checkpoint to a hooked folder, and tries out the result.
 
@@ -95,6 +97,8 @@ def export_model(
         announce: Called with a line of text before each long step.
         link: Hardlink the weights files, where the file system can, instead of copying them. onnx.load refuses such a
             folder, and so do the tools that use it.
+        n_ctx: The most tokens that a run takes when the folder is opened; at most what the model was trained for. None for
+            that, but for no more than 2,048, as in TransformerLens. Who opens the folder may set it otherwise.
 
     Returns:
         Where the export is, and what it took.
@@ -107,18 +111,24 @@ def export_model(
     source = resolve(name, revision, token, cache_dir)
     target = user_path(out)
     if target.exists() and target.resolve() == source.folder.resolve():
-        return _export_in_place(source, target, verify, announce)
+        return _export_in_place(source, target, verify, announce, n_ctx)
     replace = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if replace:
         if not (target / MODEL_FILE).is_file():
             refuse_occupied(target)
         if not force:
             raise ExportError(f"{target}: holds an export already. Pass force=True (--force) to replace it.")
-    return export_to_new_folder(source, target, verify, announce, link, replace)
+    return export_to_new_folder(source, target, verify, announce, link, replace, n_ctx)
 
 
 def export_to_new_folder(
-    source: Source, target: Path, verify: bool, announce: Announce, link: bool = False, replace: bool = False
+    source: Source,
+    target: Path,
+    verify: bool,
+    announce: Announce,
+    link: bool = False,
+    replace: bool = False,
+    n_ctx: int | None = None,
 ) -> ExportReport:
     """Exports a resolved checkpoint to a folder that is absent or empty; see ``export_model``.
 
@@ -129,12 +139,15 @@ def export_to_new_folder(
         announce: Called with a line of text before each long step.
         link: Hardlink the weights files, where the file system can.
         replace: Put it in the place of a folder that is there, once it is complete.
+        n_ctx: See ``export_model``.
     """
     with staged_folder(target, replace=replace) as stage, writing(target):
-        return _export(source, stage, target, verify, announce, link)
+        return _export(source, stage, target, verify, announce, link, n_ctx)
 
 
-def _export_in_place(source: Source, target: Path, verify: bool, announce: Announce) -> ExportReport:
+def _export_in_place(
+    source: Source, target: Path, verify: bool, announce: Announce, n_ctx: int | None
+) -> ExportReport:
     """Adds the graph to the checkpoint folder itself. What an earlier export put there stays until it is complete."""
     from graphlens import surgery
     from graphlens.export.checkpoint import read_checkpoint
@@ -150,7 +163,7 @@ def _export_in_place(source: Source, target: Path, verify: bool, announce: Annou
                 f"{target / file}: a link that leaves the folder, which no graph may follow. Export elsewhere."
             )
     with writing(target), working_folder(target) as stage:
-        report = _export(source, stage, target, verify, announce, link=True)
+        report = _export(source, stage, target, verify, announce, True, n_ctx)
         model = surgery.load(stage, verify=False)
         for _, tensor in in_files(model):
             if str(tensor.location) in own:  # the checkpoint's own, in float32: it stays where it is
@@ -173,13 +186,15 @@ def report_lines(report: ExportReport) -> list[str]:
     return lines
 
 
-def _export(source: Source, stage: Path, target: Path, verify: bool, announce: Announce, link: bool) -> ExportReport:
+def _export(
+    source: Source, stage: Path, target: Path, verify: bool, announce: Announce, link: bool, n_ctx: int | None
+) -> ExportReport:
     """Writes the export into ``stage``, which will become ``target``."""
     checkpoint = _checked(source, verify)
     started = time.perf_counter()
     unverified = stage / UNVERIFIED_FILE
     with peak_memory() as peak:
-        placed = _write(source, checkpoint, stage, unverified, announce, link)
+        placed = _write(source, checkpoint, stage, unverified, announce, link, n_ctx)
     seconds = time.perf_counter() - started
     found = _verified(unverified, source, announce) if verify else None
     os.replace(unverified, stage / MODEL_FILE)
@@ -192,7 +207,7 @@ def _checked(source: Source, verify: bool) -> Checkpoint:
 
     checkpoint = read_checkpoint(source.folder)
     load_tokenizer(source.folder)  # raises for a broken one
-    missing = [name for name in _NEEDED if not _importable(name)]
+    missing = [name for name in _NEEDED if not installed(name)]
     if missing:
         raise RuntimeUnavailable(
             f"exporting needs {', '.join(missing)}, which is not installed: pip install 'graphlens-onnx[export]'. "
@@ -205,14 +220,6 @@ def _checked(source: Source, verify: bool) -> Checkpoint:
     return checkpoint
 
 
-def _importable(name: str) -> bool:
-    """True if a package is installed; it is not imported."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ImportError:
-        return False
-
-
 def _verified(model: Path, source: Source, announce: Announce) -> Verification:
     """What the verification of a written graph finds; raises VerificationError."""
     from graphlens.pipelines.verify import verify_export
@@ -222,7 +229,13 @@ def _verified(model: Path, source: Source, announce: Announce) -> Verification:
 
 
 def _write(
-    source: Source, checkpoint: Checkpoint, stage: Path, path: Path, announce: Announce, link: bool
+    source: Source,
+    checkpoint: Checkpoint,
+    stage: Path,
+    path: Path,
+    announce: Announce,
+    link: bool,
+    n_ctx: int | None,
 ) -> PlacedWeights:
     """Writes the graph to ``path`` and all that belongs beside it into ``stage``."""
     from graphlens import surgery
@@ -232,8 +245,9 @@ def _write(
     hf_config = checkpoint.hf_config()
     # Before anything is written: the family may refuse it.
     spec = checkpoint.family.spec_of(hf_config, source.name)
+    config = checkpoint.family.model_config(spec, source.name, DTYPE, n_ctx)
     placed = place_weights(checkpoint, stage, announce, link)
-    model, manifest = _hooked_graph(source, checkpoint, hf_config, spec, placed, stage, announce)
+    model, manifest = _hooked_graph(source, checkpoint, hf_config, spec, config, placed, stage, announce)
     write_manifest(model, manifest)
     write_graph(surgery.expose(model, manifest.hooks), path)
     copy_settings(source.folder, stage)
@@ -245,6 +259,7 @@ def _hooked_graph(
     checkpoint: Checkpoint,
     hf_config: transformers.PretrainedConfig,
     spec: Spec,
+    config: ModelConfig,
     placed: PlacedWeights,
     stage: Path,
     announce: Announce,
@@ -259,7 +274,6 @@ def _hooked_graph(
     family = checkpoint.family
     tied = checkpoint.is_tied(bool(getattr(hf_config, "tie_word_embeddings", False)))
     hf_config.tie_word_embeddings = tied
-    config = family.model_config(spec, source.name, DTYPE)
     announce(f"Tracing {source.name}: {config.n_layers} layers")
     model = trace(hf_config, spec)
     build.optimise(model)
@@ -274,6 +288,10 @@ def _hooked_graph(
         for parameter, other in family.tied.items():
             shared = places.get(parameter) or places[other]
             places |= {parameter: shared, other: shared}
+    unused = checkpoint.refuse_surplus(places, spec.blocks, tied)
+    if unused:
+        shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+        warn(f"{source.name}: the weights hold tensors that the model does not use: {shown}.")
     build.tidy(model)
     manifest = Manifest(
         config=config,

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphlens.errors import ExportError, ModelFileError, warn
-from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE, family_of
-from graphlens.export.families import hub_name
+from graphlens.export.checkpoint import ADAPTER_CONFIG, SHARD_INDEX, WEIGHTS_FILE, family_of, hf_config_of
+from graphlens.export.families import hub_name, nearest_names
 from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, user_path
 from graphlens.file.inside import read_regular
 from graphlens.file.manifest import Manifest
+from graphlens.pipelines.adapters import installed, is_adapter, merged
 from graphlens.views.progress import spinner
 
 EMBEDDED = "tiny-gpt2"
@@ -73,7 +74,7 @@ def resolve(
     """
     folder = user_path(name)
     if folder.is_dir():
-        return Source(folder.resolve().name, folder)
+        return Source(folder.resolve().name, merged(folder) if is_adapter(folder) else folder)
     text = os.fspath(name)
     if text == EMBEDDED:
         return Source(EMBEDDED, embedded_model())
@@ -197,11 +198,13 @@ def _fetched(
             if manifest is not None:
                 return repository.files([*SETTINGS, MODEL_FILE, *manifest.files])
             if config is None:
+                if repository.file(ADAPTER_CONFIG) is not None:
+                    raise ExportError(_adapter_on_the_hub(repo))
                 raise ExportError(
                     f"{repo}: this repository has no {CONFIG_FILE}, so it is no model of transformers, and no hooked "
                     f"{MODEL_FILE}."
                 )
-            family_of(config.parent, repo)
+            _ensure_exportable(config.parent, repo)
             folder = repository.files(_CHECKPOINT)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise ExportError(_refusal(error, name, repo, revision)) from error
@@ -212,6 +215,42 @@ def _fetched(
             "folder."
         )
     return folder
+
+
+def _ensure_exportable(folder: Path, repo: str) -> None:
+    """Refuses a checkpoint of which only ``config.json`` is there yet, by all that this says.
+
+    What transformers makes of the file is looked at where the weights are not there yet: that takes seconds, and an export
+    looks again. Where transformers is not installed nothing can be exported, but what was exported before can be opened.
+    """
+    try:
+        family = family_of(folder, repo)
+    except ExportError as error:
+        near = nearest_names(repo)
+        raise ExportError(f"{error}{_nearest(near)}" if near and repo not in near else str(error)) from error
+    fetched = any((folder / file).exists() for file in (WEIGHTS_FILE, SHARD_INDEX))
+    if not fetched and installed("transformers"):
+        family.spec_of(hf_config_of(folder, repo), repo)
+
+
+def _nearest(names: Sequence[str]) -> str:
+    """Names that may have been meant, as a sentence after another."""
+    return f" Nearest names that graphlens knows: {', '.join(map(repr, names))}." if names else ""
+
+
+def _unlike(name: str) -> list[str]:
+    """The nearest known names of one that is not known itself."""
+    near = nearest_names(name)
+    return [] if name in near else near
+
+
+def _adapter_on_the_hub(repo: str) -> str:
+    """What to do with an adapter that is not in a local folder."""
+    return (
+        f"{repo}: this repository holds a PEFT adapter, which is no model by itself. Download it (hf download {repo} --local-dir "
+        "folder) and pass the folder: it is merged into its base model where peft is installed. Or merge it once with: "
+        f"AutoPeftModelForCausalLM.from_pretrained({repo!r}).merge_and_unload().save_pretrained(folder)."
+    )
 
 
 def _refusal(error: Exception, name: str, repo: str, revision: str | None) -> str:
@@ -230,15 +269,15 @@ def _refusal(error: Exception, name: str, repo: str, revision: str | None) -> st
         case errors.RepositoryNotFoundError():
             return (
                 f"{name!r} is neither a local folder nor a model on the Hugging Face hub (or it is private: log in, or "
-                "pass token=)."
+                f"pass token=).{_nearest(_unlike(name))}"
             )
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled() | ConnectionError():
             return (
                 f"{repo}: the hub cannot be reached and the model is not in the local hub cache. Connect once, or pass a "
-                "local checkpoint folder."
+                f"local checkpoint folder.{_nearest(_unlike(name))}"
             )
         case errors.HFValidationError():
-            return f"{name!r} is neither a local folder nor a valid hub name ({error})."
+            return f"{name!r} is neither a local folder nor a valid hub name ({error}).{_nearest(_unlike(name))}"
         case errors.HfHubHTTPError():
             return f"{repo}: the hub answered with an error ({error}). Try again later."
         case OSError():

@@ -194,6 +194,8 @@ def _check_effects(engine: Engine, tokens: Array, rng: np.random.Generator) -> N
     """Raises VerificationError for the first hook point at which a change does not change the logits."""
 
     def disturb(activation: Array) -> Array:
+        if activation.dtype.kind == "i":  # of experts, all of which there are
+            return (activation + 1) % (engine.manifest.config.num_experts or 2)
         # Different noise at every element: softmax and LayerNorm absorb a constant. Masked scores stay masked.
         spread = float(np.std(activation[np.isfinite(activation)])) or 1.0
         noise = rng.standard_normal(activation.shape).astype(activation.dtype) * np.asarray(spread, activation.dtype)

@@ -49,7 +49,9 @@ class _Head:
         """An int64 constant."""
         return integers(self._tape, value, f"{_PREFIX}{name}")
 
-    def install(self, positions: ir.Value, token_mask: ir.Value, keys: ir.Value, sizes: tuple[ir.Value, ir.Value | None]) -> None:
+    def install(
+        self, positions: ir.Value, token_mask: ir.Value, keys: ir.Value, sizes: tuple[ir.Value, ir.Value | None]
+    ) -> None:
         """Feeds the body.
 
         Args:

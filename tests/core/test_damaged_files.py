@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ModelFileError
+from graphlens.file.manifest import FORMAT_VERSION
 from graphlens.file.safetensors import SafetensorsFile
 from tests.damage import MODEL, WEIGHTS, Change, refused, rewrite
 
@@ -214,8 +215,8 @@ def manifest(change: Callable[[dict[str, Any]], Any] | str) -> Change:
 
 
 def test_a_manifest_of_a_newer_format_is_refused_and_says_to_update(tiny_copy: Path) -> None:
-    rewrite(tiny_copy, manifest(lambda data: data.update(format_version=data["format_version"] + 1)))
-    refused(tiny_copy, "format 3", "reads up to 2", "Update graphlens", of=MODEL)
+    rewrite(tiny_copy, manifest(lambda data: data.update(format_version=FORMAT_VERSION + 1)))
+    refused(tiny_copy, f"format {FORMAT_VERSION + 1}", f"reads up to {FORMAT_VERSION}", "Update graphlens", of=MODEL)
 
 
 def test_a_newer_manifest_of_another_shape_is_still_called_newer(tiny_copy: Path) -> None:

@@ -6,9 +6,11 @@ import fnmatch
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -156,7 +158,7 @@ def test_an_alias_is_the_repository_that_it_stands_for(monkeypatch: pytest.Monke
     [
         (
             {"model_type": "whisper"},
-            r"^someone/model: config\.json names whisper, which .* It exports: GPT2LMHeadModel",
+            r"^someone/model: config\.json names whisper, which .* It exports: .*GPT2LMHeadModel",
         ),
         (
             {"model_type": "gpt2", "add_cross_attention": True},
@@ -164,8 +166,14 @@ def test_an_alias_is_the_repository_that_it_stands_for(monkeypatch: pytest.Monke
         ),
         (
             {"model_type": "gpt2", "quantization_config": {"quant_method": "gptq"}},
-            r"^someone/model: .*its weights are quantised.* F16",
+            r"^someone/model: .*quantization_config \(gptq\): its weights are quantised.* F16",
         ),
+        (
+            {"model_type": "llama", "quantization_config": {"load_in_4bit": True}},
+            r"^someone/model: .*quantization_config \(load_in_4bit\): its weights are quantised",
+        ),
+        ({"model_type": "llama", "hidden_size": 0}, r"^someone/model: config\.json sets hidden_size=0, and it must be"),
+        ({"model_type": "gemma3_text", "rms_norm_eps": "x"}, r"^someone/model: config\.json sets rms_norm_eps='x'"),
         ([1], r"^someone/model: its config\.json holds no JSON object"),
         (None, r"^someone/model: its config\.json cannot be read"),
         ("nested too deep", r"^someone/model: its config\.json cannot be read"),
@@ -230,6 +238,89 @@ def test_another_exporters_graph_is_no_hooked_one_and_is_not_fetched_if_large(
     assert resolve("someone/model", cache_dir=tmp_path).folder == hub.snapshot
     assert "model.safetensors" in hub.asked
     assert ("model.onnx" in hub.asked) == (size == 100)
+
+
+@pytest.mark.parametrize(("name", "near"), [("gpt2-smal", "gpt2-small"), ("someone/distilgtp2", "distilgpt2")])
+def test_a_name_that_is_none_is_answered_with_the_nearest(
+    name: str, near: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, errors.RepositoryNotFoundError("404", response=RESPONSE))
+    with pytest.raises(ExportError, match=rf"nor a model on the .*Nearest names that graphlens knows: .*'{near}'"):
+        resolve(name)
+    answers(monkeypatch, errors.OfflineModeIsEnabled("offline"))
+    with pytest.raises(ExportError, match=rf"cannot be reached.*Nearest names that graphlens knows: .*'{near}'"):
+        resolve(name)
+    with pytest.raises(ExportError, match="cannot be reached") as caught:
+        resolve(near)  # it is a name that graphlens knows: nothing else was meant
+    assert "Nearest" not in str(caught.value)
+
+
+# Adapters
+
+ADAPTER = {"adapter_config.json": b'{"base_model_name_or_path": "gpt2"}', "adapter_model.safetensors": b"lora"}
+
+
+def test_an_adapter_on_the_hub_is_told_from_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub = Hub(monkeypatch, tmp_path, ADAPTER)
+    with pytest.raises(ExportError, match=r"^someone/model: this repository holds a PEFT adapter.*merge_and_unload"):
+        resolve("someone/model", cache_dir=tmp_path)
+    assert hub.asked == ["adapter_config.json"]
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name, data in (*ADAPTER.items(), ("tokenizer.json", b"{}")):
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_an_adapter_is_refused_with_what_to_do_where_peft_is_not_installed(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ExportError, match=r"a PEFT adapter of 'gpt2'.*pip install peft.*merge_and_unload\(\)"):
+        resolve(adapter)
+
+
+def test_an_adapter_is_merged_once_by_peft(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merged = list[str]()
+
+    class Model:
+        @classmethod
+        def from_pretrained(cls, folder: str) -> Model:
+            merged.append(folder)
+            return cls()
+
+        def merge_and_unload(self) -> Model:
+            return self
+
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "config.json").write_bytes(CHECKPOINT["config.json"])
+            (folder / "model.safetensors").write_bytes(b"base and lora")
+
+    peft = ModuleType("peft")
+    peft.__spec__ = ModuleSpec("peft", None)
+    monkeypatch.setattr(peft, "AutoPeftModelForCausalLM", Model, raising=False)
+    monkeypatch.setitem(sys.modules, "peft", peft)
+    source = resolve(adapter)
+    assert (source.name, merged) == ("adapter", [str(adapter)])
+    assert (source.folder / "model.safetensors").read_bytes() == b"base and lora"
+    assert (source.folder / "tokenizer.json").read_bytes() == b"{}"
+    assert resolve(adapter) == source
+    assert len(merged) == 1
+    (adapter / "adapter_model.safetensors").write_bytes(b"other")
+    assert resolve(adapter).folder != source.folder
+    # What fails leaves nothing behind, and a model of one's own beside an adapter is the model.
+    (adapter / "adapter_model.safetensors").write_bytes(b"a third")
+    monkeypatch.setattr(Model, "merge_and_unload", lambda self: self.gone)
+    with pytest.raises(ExportError, match=r"peft cannot merge this adapter into its base model"):
+        resolve(adapter)
+    assert len(list((source.folder.parent).iterdir())) == 2
+    (adapter / "model.safetensors").write_bytes(b"")
+    assert resolve(adapter).folder == adapter
 
 
 def test_a_local_folder_wins_over_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -34,7 +34,11 @@ def test_every_name_and_alias_of_transformerlens_resolves() -> None:
         warnings.simplefilter("ignore")
         from transformer_lens.loading_from_pretrained import get_official_model_name
         from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
-    known = {name for family in families() for name in family.aliases.values()} | {"gpt2-medium", "gpt2-large", "gpt2-xl"}
+    known = {name for family in families() for name in family.aliases.values()} | {
+        "gpt2-medium",
+        "gpt2-large",
+        "gpt2-xl",
+    }
     unused = set(OUT_OF_SCOPE)
     for official in OFFICIAL_MODEL_NAMES:
         reasons = {start for start in OUT_OF_SCOPE if official.startswith(start)}

@@ -92,7 +92,7 @@ def test_the_views_cover_every_tensor_of_the_checkpoint(name: str, family_checkp
         put_view(marked, WeightView(**{**vars(view), "times": None, "plus": None}), np.ones(_shape(marked, view)))
         assert marked.any(), weight
         counts[view.tensor] += marked
-    readers = {tensor: 0 for tensor in counts}
+    readers = dict.fromkeys(counts, 0)
     for weight, view in views.items():
         readers[view.tensor] += weight.endswith((".w", ".b", "W_E", "W_U"))
     for key, count in counts.items():

@@ -229,6 +229,8 @@ def against_torch_hooks(
         handle.remove()
     assert values.keys() == known.keys(), known.keys() - values.keys()
     _, cache = ours.run_with_cache(tokens)
+    if not spec.mlp.module:  # OPT's MLP takes batch and positions in one axis
+        values = {name: value.reshape(cache[name].shape) for name, value in values.items()}
     yield from read(cache, values)
     for name, place in known.items() if edits else ():
         if place.put is not None:

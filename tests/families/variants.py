@@ -146,8 +146,7 @@ VARIANTS: dict[str, Variant] = {
     "qwen2-yarn": Variant("Qwen2Config", _TWO | {"rope_parameters": _YARN}, lens=None, why_not="it ignores YaRN"),
     "qwen2-window": Variant(
         "Qwen2Config",
-        _TWO
-        | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "tie_word_embeddings": True},
+        _TWO | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "tie_word_embeddings": True},
         lens=None,
         why_not="it ignores Qwen 2's windows",
     ),
@@ -210,9 +209,7 @@ VARIANTS: dict[str, Variant] = {
     "olmo": Variant("OlmoConfig", _TWO | {"num_key_value_heads": 6, "clip_qkv": 0.3}, lens="allenai/OLMo-1B-hf"),
     "olmo-grouped": Variant("OlmoConfig", _TWO, lens=None, why_not="it refuses OLMo with grouped keys"),
     "olmo2": Variant("Olmo2Config", _TWO | {"num_key_value_heads": 6}, lens="allenai/OLMo-2-0425-1B"),
-    "olmo2-grouped": Variant(
-        "Olmo2Config", _TWO, lens=None, why_not="it refuses OLMo with grouped keys"
-    ),
+    "olmo2-grouped": Variant("Olmo2Config", _TWO, lens=None, why_not="it refuses OLMo with grouped keys"),
     # Bloom
     "bloom": Variant("BloomConfig", _BLOOM | {"n_head": 4}),
     "bloom-odd": Variant(

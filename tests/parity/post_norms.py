@@ -12,8 +12,8 @@ from torch import nn
 from torch_reference import ODD_CONFIG
 
 import graphlens
-from graphlens.export import families
-from graphlens.export.families import Family, Tap
+from graphlens.export import ConfigReader, Spec, register_family
+from graphlens.export.families import families
 from graphlens.export.families.gpt2 import GPT2
 
 
@@ -62,39 +62,28 @@ class PostOnlyLMHeadModel(SandwichLMHeadModel):
         block.ln_1, block.ln_2 = nn.Identity(), nn.Identity()
 
 
-def _moved(name: str) -> str:
-    return name.replace(".attn.", ".attn.inner.").replace(".mlp.", ".mlp.inner.")
+def _sandwich(c: ConfigReader) -> Spec:
+    spec = GPT2.spec(c)
+    return replace(
+        spec,
+        attention=replace(spec.attention, module="attn.inner"),
+        mlp=replace(spec.mlp, module="mlp.inner"),
+        ln1_post="attn.post",
+        ln2_post="mlp.post",
+    )
 
 
-_WEIGHTS = {name: replace(weight, tensor=_moved(weight.tensor)) for name, weight in GPT2.block_weights.items()}
-SANDWICH: Family = replace(
-    GPT2,
-    architecture="SandwichLMHeadModel",
-    model_types=("sandwich",),
-    aliases={},
-    block={
-        "": Tap(before="hook_resid_pre", after="hook_resid_post"),
-        "attn": Tap(after="hook_attn_out"),
-        "ln_2": Tap(before="hook_resid_mid"),
-        "mlp.inner.c_fc": Tap(after="mlp.hook_pre"),
-        "mlp.inner.c_proj": Tap(before="mlp.hook_post"),
-        "mlp": Tap(after="hook_mlp_out"),
-    },
-    block_weights=_WEIGHTS,
+def _post_only(c: ConfigReader) -> Spec:
+    return replace(
+        _sandwich(c), ln1="attn.post", ln2="mlp.post", ln1_post=None, ln2_post=None, post_norm_only=True
+    )
+
+
+SANDWICH = replace(
+    GPT2, architecture="SandwichLMHeadModel", model_types=("sandwich",), aliases={}, spec=_sandwich
 )
-POST_ONLY: Family = replace(
-    SANDWICH,
-    architecture="PostOnlyLMHeadModel",
-    model_types=("post-only",),
-    norms={"attn.post": "ln1", "mlp.post": "ln2"},
-    block_weights={
-        **_WEIGHTS,
-        **{
-            f"{norm}.{part}": replace(_WEIGHTS[f"{norm}.{part}"], tensor=f"transformer.h.{{i}}.{module}.post.{kind}")
-            for norm, module in (("ln1", "attn"), ("ln2", "mlp"))
-            for part, kind in (("w", "weight"), ("b", "bias"))
-        },
-    },
+POST_ONLY = replace(
+    GPT2, architecture="PostOnlyLMHeadModel", model_types=("post-only",), aliases={}, spec=_post_only
 )
 
 
@@ -106,8 +95,8 @@ def register() -> None:
     ):
         transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
         transformers.AutoModelForCausalLM.register(config, model, exist_ok=True)
-        if known not in families.families():
-            families.register(known)
+        if known not in families():
+            register_family(known)
 
 
 def exported(model_type: type[SandwichLMHeadModel], folder: Path) -> Path:
@@ -118,8 +107,4 @@ def exported(model_type: type[SandwichLMHeadModel], folder: Path) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(folder / "checkpoint")
-    # The export's own checks call Python at every hook point in the order of TransformerLens's usual block, where a norm comes
-    # before what it normalises here.
-    return graphlens.export_model(
-        folder / "checkpoint", folder / "hooked", verify=model_type is SandwichLMHeadModel
-    ).folder
+    return graphlens.export_model(folder / "checkpoint", folder / "hooked").folder

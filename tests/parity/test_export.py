@@ -188,7 +188,7 @@ def test_a_folder_with_only_bin_weights(odd_checkpoint: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("architectures", [["BertModel"], ["GPT2ForSequenceClassification"]])
 def test_a_folder_that_is_not_a_gpt2(architectures: list[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures, "model_type": "gpt2"}))
-    with pytest.raises(ExportError, match=rf"{architectures[0]}.*It exports: GPT2LMHeadModel"):
+    with pytest.raises(ExportError, match=rf"{architectures[0]}.*It exports: .*GPT2LMHeadModel"):
         graphlens.export_model(tmp_path, tmp_path / "out")
 
 

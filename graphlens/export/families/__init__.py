@@ -12,7 +12,9 @@ from graphlens.export.families.family import aliases as aliases
 from graphlens.export.families.family import families as families
 from graphlens.export.families.family import family_for as family_for
 from graphlens.export.families.family import hub_name as hub_name
+from graphlens.export.families.family import nearest_names as nearest_names
 from graphlens.export.families.family import register as register
+from graphlens.export.families.family import register_family as register_family
 from graphlens.export.families.spec import Attention as Attention
 from graphlens.export.families.spec import Experts as Experts
 from graphlens.export.families.spec import Mlp as Mlp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from graphlens.errors import ExportError
@@ -21,6 +22,8 @@ _WITHOUT_EFFECT = frozenset({
     "suppress_tokens", "do_sample", "temperature", "top_k", "top_p", "num_labels", "head_dim_original", "init_std",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
     "summary_proj_dropout", "_name_or_path", "_attn_implementation", "attn_implementation", "_attn_implementation_autoset",
+    "_num_labels", "gradient_checkpointing", "is_llama_config", "max_sequence_length", "transformers.js_config",
+    "unsloth_fixed", "use_flash_attention", "use_flash_attn", "_flash_attn_2_enabled", "hidden_dropout_prob",
 })  # fmt: skip
 _WITHOUT_EFFECT_ENDS = ("_dropout", "_pdrop", "dropout", "dropout_prob", "dropout_rate", "_token_id", "_version")
 
@@ -45,8 +48,12 @@ class ConfigReader:
             default: What stands for no value.
         """
         self._read.add(key)
-        found = getattr(self._config, key, None)
+        found = self._found(key)
         return default if found is None else found
+
+    def _found(self, key: str) -> Any:
+        """What the config has under a key, None where nothing."""
+        return getattr(self._config, key, None)
 
     def size(self, key: str, default: int | None = None) -> int:
         """A whole number above 0.
@@ -113,9 +120,53 @@ class ConfigReader:
         for key, value in self._config.to_dict().items():
             if key in known or key in mapped or key.endswith(_WITHOUT_EFFECT_ENDS):
                 continue
-            if value is None or value is False or value == default.get(key, value is None):
+            if value is None or value is False or value in ("", [], {}) or (key in default and value == default[key]):
                 continue
             raise ExportError(
                 f"{self.where}: config.json sets {key}={value!r:.80}, and graphlens does not know whether this changes what the "
                 "model computes. Refused: an export that ignored it might be silently wrong."
             )
+
+
+class SettingsReader(ConfigReader):
+    """What a ``config.json`` itself holds, read where transformers need not be installed and before any weight is there.
+
+    Keys that it leaves out have the defaults of transformers, which are not known here: a 1 stands for them. So what a family
+    makes of it is of no use, and of its refusals only those count that are about a key in the file: see ``complaint``.
+
+    Args:
+        settings: The content of the file.
+        where: How an error calls the checkpoint.
+
+    Attributes:
+        complaint: The first refusal of a value in the file.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], where: str) -> None:
+        self._settings, self.where = settings, where
+        self._read = set[str]()
+        self.complaint: ExportError | None = None
+
+    def _found(self, key: str) -> Any:
+        return self._settings.get(key)
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """As in ConfigReader, of a key in the file."""
+        return int(self._checked(super().size, key, default))
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """As in ConfigReader, of a key in the file."""
+        return float(self._checked(super().number, key, default))
+
+    def only(self, key: str, *allowed: Any) -> Any:
+        """As in ConfigReader, of a key in the file."""
+        return self._checked(super().only, key, *allowed)
+
+    def _checked(self, read: Callable[..., Any], key: str, *options: Any) -> Any:
+        """A value, and 1 for one that is not there or refused."""
+        if key in self._settings:
+            try:
+                return read(key, *options)
+            except ExportError as error:
+                self.complaint = self.complaint or error
+        return 1

@@ -23,10 +23,8 @@ def spec(c: ConfigReader) -> Spec:
         heads = {"n_key_value_heads": c.size("num_kv_heads"), "layout": "groups"}
     elif shared:
         heads = {"n_key_value_heads": 1, "layout": "parts"}
-    attention = attention_of(
-        c, rotary=False, module="self_attention", fused="query_key_value", out="dense", **heads
-    )
-    norms = {"ln1": "input_layernorm", "ln2": "input_layernorm" if parallel else "post_attention_layernorm"}
+    attention = attention_of(c, rotary=False, module="self_attention", fused="query_key_value", out="dense", **heads)
+    norms: dict[str, Any] = {"ln1": "input_layernorm", "ln2": "input_layernorm" if parallel else "post_attention_layernorm"}
     if parallel and c.get("num_ln_in_parallel_attn", 2 if grouped else 1) == 2:
         norms = {"ln1": "ln_attn", "ln2": "ln_mlp"}
         if not grouped:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import functools
 import importlib
 import pkgutil
@@ -9,15 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from graphlens.errors import ExportError
-from graphlens.export.families.config_reader import ConfigReader
+from graphlens.errors import ExportError, InputError, checked_number
+from graphlens.export.families.config_reader import ConfigReader, SettingsReader
 from graphlens.export.families.spec import Spec
 from graphlens.file.manifest import Json, ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-N_CTX = 2048  # TransformerLens's own cap, for models that could take more
+N_CTX = 2048  # TransformerLens's own cap, where a model was trained for more and nobody asks
+# Activation functions by their names in transformers' configs; decoder.py has the functions.
+ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,23 @@ class Family:
             for key in (other, *(other.removeprefix(prefix) for prefix in self.prefixes if other.startswith(prefix)))
         ]
 
+    def check_settings(self, settings: Mapping[str, Json], where: str) -> None:
+        """Refuses what can be seen of a ``config.json`` alone that cannot be exported, where transformers need not be installed.
+
+        Args:
+            settings: The content of the file.
+            where: How an error calls the checkpoint.
+
+        Raises:
+            ExportError: A size in it is none, or a value is none that can be exported.
+        """
+        reader = SettingsReader(settings, where)
+        # What is left out has a default that only transformers knows, so what comes of it may not make sense.
+        with contextlib.suppress(ExportError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+            self.spec(reader)
+        if reader.complaint is not None:
+            raise reader.complaint
+
     def spec_of(self, hf_config: PretrainedConfig, where: str) -> Spec:
         """What the model of a config computes.
 
@@ -77,6 +98,11 @@ class Family:
         spec = self.spec(reader)
         reader.refuse_unread(self.without_effect)
         attention = spec.attention
+        if spec.mlp.act not in ACTIVATIONS:
+            raise ExportError(
+                f"{where}: config.json asks for the activation function {spec.mlp.act!r:.80}; graphlens exports "
+                f"{', '.join(ACTIVATIONS)}."
+            )
         if attention.d_head < 1:
             raise ExportError(
                 f"{where}: config.json gives {attention.n_heads} heads a width of {spec.d_model}, less than 1 each."
@@ -88,15 +114,21 @@ class Family:
             )
         return spec
 
-    def model_config(self, spec: Spec, name: str, dtype: str, n_ctx: int | None = N_CTX) -> ModelConfig:
+    def model_config(self, spec: Spec, name: str, dtype: str, n_ctx: int | None = None) -> ModelConfig:
         """The architecture of a checkpoint in TransformerLens's terms.
 
         Args:
             spec: What the model computes.
             name: The model's name.
             dtype: The NumPy name of the dtype that the weights are exported in.
-            n_ctx: The most tokens that it is said to take, where it could take more; None for no cap.
+            n_ctx: The most tokens that a run takes; None for what the model was trained for, but for no more than N_CTX.
+
+        Raises:
+            InputError: ``n_ctx`` is no number from 1 to what the model was trained for.
         """
+        taken = min(spec.n_ctx, N_CTX) if n_ctx is None else checked_number(n_ctx, "n_ctx")
+        if not 1 <= taken <= spec.n_ctx:
+            raise InputError(f"n_ctx={n_ctx}: {name} was trained for 1 to {spec.n_ctx} tokens.")
         a, rotary = spec.attention, spec.attention.rotary
         scale = 1 / a.scale
         usual = abs(scale - a.d_head**0.5) < 1e-9 * scale
@@ -112,7 +144,8 @@ class Family:
             d_head=a.d_head,
             d_mlp=spec.mlp.size,
             d_vocab=spec.d_vocab,
-            n_ctx=spec.n_ctx if n_ctx is None else min(spec.n_ctx, n_ctx),
+            n_ctx=taken,
+            n_ctx_trained=spec.n_ctx if taken < spec.n_ctx else None,
             act_fn=spec.mlp.act,
             eps=spec.norms.eps,
             normalization_type=spec.norms.kind,
@@ -142,6 +175,23 @@ class Family:
 
 
 _registered: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Makes an architecture of your own known to graphlens, for the rest of the process, and returns the family.
+
+    Afterwards ``from_pretrained`` and ``export_model`` take its checkpoints. transformers must know it too
+    (``AutoConfig.register``, ``AutoModelForCausalLM.register``): its model gives the parameters and the logits that every
+    export is verified against. Neither torch nor transformers is imported here. docs/families.md has an example.
+
+    Args:
+        family: What it computes, and where its weights lie.
+
+    Raises:
+        ValueError: A family of that architecture, model type or alias is registered already.
+    """
+    _import_all()  # its name may be that of a family of ours
+    return register(family)
 
 
 def register(family: Family) -> Family:
@@ -177,6 +227,20 @@ def families() -> tuple[Family, ...]:
 def aliases() -> dict[str, str]:
     """TransformerLens's model names -> names on the Hugging Face hub, of all families."""
     return {alias: name for family in families() for alias, name in family.aliases.items()}
+
+
+def nearest_names(name: str) -> list[str]:
+    """The model names known here, TransformerLens's aliases and what they stand for, that are spelt most like a name.
+
+    Args:
+        name: A name that is none, or not one of a known family.
+    """
+    known = {spelling.lower(): spelling for pair in aliases().items() for spelling in pair}
+    folder, _, last = name.lower().rpartition("/")
+    found = difflib.get_close_matches(name.lower(), known, n=3)
+    if not found and folder:
+        found = difflib.get_close_matches(last, known, n=3)
+    return [known[spelling] for spelling in found]
 
 
 def hub_name(name: str) -> str:

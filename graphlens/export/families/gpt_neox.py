@@ -14,9 +14,7 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What GPT-NeoX computes."""
     c.get("attention_bias"), c.get("rotary_pct"), c.get("rotary_emb_base")  # in rope_parameters too
-    attention = attention_of(
-        c, rotary=False, module="attention", fused="query_key_value", layout="heads", out="dense"
-    )
+    attention = attention_of(c, rotary=False, module="attention", fused="query_key_value", layout="heads", out="dense")
     return llama_like(
         c,
         norms=Norms("LN", c.number("layer_norm_eps")),

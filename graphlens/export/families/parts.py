@@ -50,7 +50,7 @@ def attention_of(c: ConfigReader, rotary: bool = True, **more: Any) -> Attention
         more: Fields of Attention that are otherwise.
     """
     n_heads = c.size("num_attention_heads")
-    d_head = c.get("head_dim") or c.size("hidden_size") // n_heads
+    d_head = c.size("hidden_size") // n_heads if c.get("head_dim") is None else c.size("head_dim")
     made = Attention(
         n_heads=n_heads,
         n_key_value_heads=c.size("num_key_value_heads", n_heads),
@@ -74,7 +74,9 @@ def windowed(c: ConfigReader, attention: Attention, n_layers: int) -> Attention:
         return attention
     kinds = types or ["sliding_attention"] * n_layers
     if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
-        raise ExportError(f"{c.where}: config.json gives a layer the type {sorted(unknown)[0]!r}, which is not computed.")
+        raise ExportError(
+            f"{c.where}: config.json gives a layer the type {sorted(unknown)[0]!r}, which is not computed."
+        )
     local = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
     return replace(attention, window=c.size("sliding_window"), local=local) if local else attention
 

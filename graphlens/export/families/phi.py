@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
 from graphlens.export.families.official_names import official_names
@@ -12,7 +14,7 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What Phi computes."""
     c.get("partial_rotary_factor")  # in rope_parameters too
-    normed = {"q_norm": "q_layernorm", "k_norm": "k_layernorm"} if c.get("qk_layernorm") else {}
+    normed: dict[str, Any] = {"q_norm": "q_layernorm", "k_norm": "k_layernorm"} if c.get("qk_layernorm") else {}
     return llama_like(
         c,
         norms=Norms("LN", c.number("layer_norm_eps")),
