@@ -145,9 +145,7 @@ def export_to_new_folder(
         return _export(source, stage, target, verify, announce, link, n_ctx)
 
 
-def _export_in_place(
-    source: Source, target: Path, verify: bool, announce: Announce, n_ctx: int | None
-) -> ExportReport:
+def _export_in_place(source: Source, target: Path, verify: bool, announce: Announce, n_ctx: int | None) -> ExportReport:
     """Adds the graph to the checkpoint folder itself. What an earlier export put there stays until it is complete."""
     from graphlens import surgery
     from graphlens.export.checkpoint import read_checkpoint

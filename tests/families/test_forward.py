@@ -14,12 +14,14 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from graphlens import HookedTransformer, surgery
+from graphlens import HookedTransformer, InputError, KeyValueCache, surgery
 from graphlens.file.io_names import RESIDUAL_IN
 from graphlens.surgery.files import write_graph
 from graphlens.surgery.precision import convert_into
 from tests.closeness import close
+from tests.families.exports import reference_of
 from tests.families.variants import CHOSEN
+from tests.families.worded import N_CTX, worded_checkpoint, worded_folder
 
 LENGTH = 20
 
@@ -116,6 +118,30 @@ def test_positions_may_be_fed(name: str, family_folder: Callable[[str], Path], t
     close(found, logits_of(theirs, tokens, position_ids=positions))
     (plain,) = session.run(["logits"], {"input_ids": tokens})
     assert np.abs(found - plain).max() > 1e-3
+
+
+# Beyond the cap of 2,048 tokens
+
+
+def test_a_run_may_be_as_long_as_a_checkpoint_allows(families_root: Path) -> None:
+    folder, checkpoint = worded_folder("llama", families_root), worded_checkpoint("llama", families_root)
+    model = HookedTransformer.from_onnx(folder, "cpu")
+    assert (model.cfg.n_ctx, model.cfg.n_ctx_trained) == (2048, N_CTX)
+    text = " to" * 2100
+    with pytest.warns(
+        UserWarning, match=rf"53 tokens were cut .* at most 2048 .*trained for {N_CTX}: open it with n_ctx="
+    ):
+        assert model.forward(text, stop_at_layer=0).shape[1] == 2048
+    tokens = model.to_tokens(text, truncate=False)
+    with pytest.raises(InputError, match=f"2101 tokens, and .*trained for {N_CTX}: open it with n_ctx="):
+        model.forward(tokens)
+    with pytest.raises(InputError, match="2040 tokens and 9 new ones are too many"):
+        model.generate(tokens[:, :2040], 9, verbose=False)
+    longer = HookedTransformer.from_onnx(folder, "cpu", n_ctx=N_CTX)
+    cache = KeyValueCache.init_cache(longer.cfg)
+    longer.forward(tokens[:, :-1], past_kv_cache=cache, return_type=None)
+    found = longer.forward(tokens[:, -1:], past_kv_cache=cache)
+    close(found[:, -1], logits_of(reference_of(checkpoint), tokens)[:, -1])
 
 
 # Losses
