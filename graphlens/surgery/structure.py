@@ -117,9 +117,9 @@ class Structure:
             return False
         scalars = [value.const_value.numpy() for value in found.constants if value.const_value is not None]
         numbers = {float(scalar.reshape(())) for scalar in scalars if scalar.size == 1}
-        eps = float(np.asarray(config.eps, np.dtype(config.dtype)))
+        eps = {float(np.asarray(config.eps, kind)) for kind in (config.dtype, "float32")}  # see precision.py
         if (
-            len(scalars) != len(found.constants) or not numbers <= {eps, 2.0} or eps not in numbers
+            len(scalars) != len(found.constants) or not numbers <= eps | {2.0} or not eps & numbers
         ):  # 2: a square as Pow
             return False
         if ("Sub" in found.operators) != config.normalization_type.startswith("LN"):
