@@ -52,11 +52,13 @@ class Words:
         name: What the architecture is called.
         choices: What was chosen after seeing figures on held-out data.
         shape: The table's row: sizes and kinds of layers.
+        start: An item of the list on training: what is special in the first weights.
     """
 
     name: str
     choices: str
     shape: Callable[[PretrainedConfig], str]
+    start: str = ""
 
 
 def _shape_of_gpt2(config: PretrainedConfig) -> str:
@@ -85,8 +87,12 @@ model's mistakes led to more varied training closings; the held-out frames were 
     "llama": Words(
         "Llama",
         """The texts were chosen for tiny-gpt2,
-and its card says how; for this model nothing was chosen after seeing such rows: it is the first that was trained.""",
+and its card says how. Here the start of training was: with tiny-gpt2's recipe a Llama had learned neither task after a thousand
+steps, on such rows and others, and was given the start below. Nothing was chosen after that.""",
         _shape_of_llama,
+        """- The first head of the first layer begins with its attention on the token before (`attend_to_previous` in the
+  tool); all else begins at random. Without that, induction did not start.
+""",
     ),
 }
 
@@ -256,7 +262,8 @@ seed {recipe.seed}, {recipe.threads} thread{"s" * (recipe.threads > 1)}.
 - {recipe.repeat_share:.0%} of the rows are one random token sequence said over and over; in the first \
 {recipe.names_steps} steps {recipe.early_repeat_share:.0%} are, and of names alone,
   which is what gets induction started.
-- The others are packed with documents: after that start, {recipe.story_share:.0%} short stories from a small grammar \
+{words.start}- The others are packed with documents: after that start, {recipe.story_share:.0%} short stories from a small \
+grammar \
 (animals, gifts, lost things,
   weekdays, sums up to ten) and {1 - recipe.story_share:.0%} indirect-object sentences, in both name orders, about one \
 in ten with a third person
