@@ -129,7 +129,9 @@ def _hooked(pairs: list[tuple[torch.nn.Module, Callable[..., Any], bool]]) -> It
         yield
 
 
-def _edited(module: transformers.Gemma3ForCausalLM, tokens: torch.Tensor, steering: Array, patch: Array) -> torch.Tensor:
+def _edited(
+    module: transformers.Gemma3ForCausalLM, tokens: torch.Tensor, steering: Array, patch: Array
+) -> torch.Tensor:
     """The logits of the module with the edits of ``_edits``, by torch's own hooks."""
     import torch
 
