@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayT, Tensor, as_array
-from graphlens.edits.selection import JOINT_AXES
 from graphlens.errors import InputError, checked_number
+from graphlens.file.names import JOINT_AXES
 
 # What a slice argument may be; Slice says what each form takes.
 SliceInput: TypeAlias = Union[

@@ -12,9 +12,8 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayT, UserArray
 from graphlens.analysis.cache.reader import CacheModel
 from graphlens.analysis.slices import Slice, SliceInput
-from graphlens.edits.selection import JOINT_AXES
 from graphlens.errors import InputError, UnknownHookPoint, checked_number
-from graphlens.file.names import BLOCK, FLAGGED, canonical, get_act_name, split_name
+from graphlens.file.names import BLOCK, FLAGGED, JOINT_AXES, canonical, get_act_name, split_name
 
 Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
 
