@@ -22,8 +22,10 @@ CLEAN, CORRUPTED = (RNG.integers(0, CFG.d_vocab, (3, 7)) for _ in range(2))
 PADDING = np.ones((3, 7), int)
 PADDING[0, :3] = PADDING[2, :1] = 0
 MASKS = pytest.mark.parametrize("options", [{}, {"attention_mask": PADDING}], ids=["whole", "left-padded"])
+# The kinds of hook point whose patches are recomputed, those of other architectures aside.
+KINDS = [tail for tail in STAGES if tail not in ("attn.hook_rot_q", "attn.hook_rot_k", "mlp.hook_pre_linear")]
 # A module's tests of one kind of hook point follow one another, so that they find each other's sessions open.
-TAILS = pytest.mark.parametrize("tail", STAGES, scope="module")
+TAILS = pytest.mark.parametrize("tail", KINDS, scope="module")
 DIFFERENCE = LogitDiff([5, 17, 200], [9, 300, 4])
 PROMPTS = (
     "When John and Mary went to the store, John gave a drink to",

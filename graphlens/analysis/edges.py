@@ -30,13 +30,18 @@ class Node:
             return f"L{self.layer}H{self.head}{f'.{self.letter}' if self.letter else ''}"
         return f"L{self.layer}MLP" if self.kind == "mlp" else self.kind
 
-    def feeds(self, receiver: Node) -> bool:
-        """True if what this sender writes reaches the input of ``receiver``."""
+    def feeds(self, receiver: Node, parallel: bool = False) -> bool:
+        """True if what this sender writes reaches the input of another node.
+
+        Args:
+            receiver: The node that reads.
+            parallel: True in a model whose attention and MLP of a block read the same residual stream.
+        """
         if self.kind == EMBED or receiver.kind == LOGITS:
             return True
         if self.layer != receiver.layer:
             return self.layer < receiver.layer
-        return self.kind == "head" and receiver.kind == "mlp"
+        return self.kind == "head" and receiver.kind == "mlp" and not parallel
 
 
 @dataclass(frozen=True, order=True)
@@ -72,6 +77,12 @@ def _layered(n_layers: int, heads: Callable[[int], list[Node]]) -> Iterator[Node
         yield Node("mlp", layer)
 
 
-def edges(writers: Sequence[Node], readers: Sequence[Node]) -> list[Edge]:
-    """Every edge from a writer to a reader that it reaches, sorted by writer, then by reader."""
-    return [Edge(s, r) for s in writers for r in readers if s.feeds(r)]
+def edges(writers: Sequence[Node], readers: Sequence[Node], parallel: bool = False) -> list[Edge]:
+    """Every edge from a writer to a reader that it reaches, sorted by writer, then by reader.
+
+    Args:
+        writers: The nodes that write.
+        readers: The nodes that read.
+        parallel: See ``Node.feeds``.
+    """
+    return [Edge(s, r) for s in writers for r in readers if s.feeds(r, parallel)]

@@ -34,7 +34,9 @@ Link = Annotated[
     bool, typer.Option("--link", help="Hardlink the weights instead of copying them. onnx.load refuses such a folder.")
 ]
 Layout = Annotated[str, typer.Option("--layout", help="'plain' or 'transformersjs'.")]
-NoBos = Annotated[bool, typer.Option("--no-bos", help="Do not prepend the BOS token.")]
+Bos = Annotated[
+    bool | None, typer.Option("--bos/--no-bos", help="Prepend the BOS token, or do not; default: what the model does.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="A text too long for the model is an error, and not cut.")]
 
 
@@ -82,14 +84,14 @@ class Read:
         return f"the first {count} of {self.length} tokens" if self.is_cut else f"{count} tokens"
 
 
-def read_text(model: HookedTransformer, what: str, text: str, bos: bool, strict: bool) -> Read:
+def read_text(model: HookedTransformer, what: str, text: str, bos: bool | None, strict: bool) -> Read:
     """A text as tokens; one longer than the model takes is cut at its end, with a warning on stderr.
 
     Args:
         model: The model.
         what: How a message calls the text: "the prompt", "--clean".
         text: The text.
-        bos: Whether it gets a BOS token.
+        bos: Whether it gets a BOS token; None for what the model does.
         strict: True makes a text too long an error.
 
     Raises:
@@ -99,6 +101,8 @@ def read_text(model: HookedTransformer, what: str, text: str, bos: bool, strict:
     length = tokens.shape[1]
     if length > cfg.n_ctx:
         said = f"{what} has {length} tokens, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx)"
+        if cfg.n_ctx_trained is not None and cfg.n_ctx_trained > cfg.n_ctx:
+            said = f"{said}; graphlens export --n-ctx allows up to {cfg.n_ctx_trained}"
         if strict:
             raise InputError(f"{said}. Shorten it, or leave out --strict, which would cut it.")
         say(f"Warning: {said}: the last {length - cfg.n_ctx} were cut. --strict makes this an error.")

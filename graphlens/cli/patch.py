@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphlens.cli.options import Json, Model, NoBos, Out, Provider, Read, Strict, open_model, read_text, say
+from graphlens.cli.options import Bos, Json, Model, Out, Provider, Read, Strict, open_model, read_text, say
 from graphlens.errors import InputError
 from graphlens.file.folder import make_folder, user_path
 
@@ -87,15 +87,15 @@ def _pair(
     metric: MetricName = "logit-diff",
     normalise: Normalise = True,
     picture: Picture = None,
-    no_bos: NoBos = False,
+    bos: Bos = None,
     strict: Strict = False,
     provider: Provider = None,
     as_json: Json = False,
 ) -> Pair:
     """The pair that these options describe. Raises InputError for prompts of different lengths."""
     opened = open_model(model, provider)
-    right = read_text(opened, "--clean", clean, not no_bos, strict)
-    other = read_text(opened, "--corrupted", corrupted, not no_bos, strict)
+    right = read_text(opened, "--clean", clean, bos, strict)
+    other = read_text(opened, "--corrupted", corrupted, bos, strict)
     if right.length != other.length:
         raise InputError(
             f"the clean prompt has {right.length} tokens and the corrupted one {other.length}: patching needs them position "

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphlens.cli.options import (
+    Bos,
     Json,
     Model,
-    NoBos,
     Prompt,
     Provider,
     Strict,
@@ -76,7 +76,7 @@ def cache(
     prompt: Prompt,
     out: Annotated[str, typer.Option("-o", "--out", help="The .safetensors file to write.")],
     names: Annotated[str, typer.Option("--names", help="Which hook points, as a shell pattern.")] = "*",
-    no_bos: NoBos = False,
+    bos: Bos = None,
     strict: Strict = False,
     provider: Provider = None,
 ) -> None:
@@ -93,7 +93,7 @@ def cache(
     opened = open_model(model, provider)
     target = user_path(out)
     chosen = match_glob(list(opened.hook_dict), names)
-    read = read_text(opened, "the prompt", prompt, not no_bos, strict)
+    read = read_text(opened, "the prompt", prompt, bos, strict)
     _, activations = opened.run_with_cache(read.tokens, names_filter=chosen, return_type=None)
     tensors = {"tokens": read.tokens, **{name: np.ascontiguousarray(value) for name, value in activations.items()}}
     notes = {"prompt": prompt, "model": opened.cfg.model_name, "used": read.used}
@@ -117,7 +117,7 @@ def run(
         typer.Option("--ablate", help="HOOK or HOOK:HEAD to set to zero; may be given several times."),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many next tokens to show.")] = 5,
-    no_bos: NoBos = False,
+    bos: Bos = None,
     strict: Strict = False,
     provider: Provider = None,
     as_json: Json = False,
@@ -131,7 +131,7 @@ def run(
     from graphlens.analysis.numerics import softmax
 
     opened = open_model(model, provider)
-    read = read_text(opened, "the prompt", prompt, not no_bos, strict)
+    read = read_text(opened, "the prompt", prompt, bos, strict)
     edits = [_ablation(spec) for spec in ablate or []]
     plain = softmax(opened(read.tokens)[0, -1])
     edited = softmax(opened.run_with_interventions(read.tokens, edits)[0, -1]) if edits else plain
@@ -171,7 +171,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="How many tokens at most.")] = 20,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes the draws repeatable.")] = None,
-    no_bos: NoBos = False,
+    bos: Bos = None,
     provider: Provider = None,
 ) -> None:
     """Continue a prompt.
@@ -179,5 +179,5 @@ def generate(
     Example: [bold]graphlens generate gpt2-hooked "Once upon a time" -n 40 --temperature 0.8[/]
     """
     opened = open_model(model, provider)
-    text = opened.generate(prompt, max_new_tokens, temperature=temperature, prepend_bos=not no_bos, seed=seed)
+    text = opened.generate(prompt, max_new_tokens, temperature=temperature, prepend_bos=bos, seed=seed)
     typer.echo(text)

@@ -6,6 +6,7 @@ So one gate serves every sequence, and only its inputs change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from graphlens.edits.operand import aligned, along, ensure_fits
 from graphlens.edits.parts import INPUTS, PARTS, Change
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
+    FIELDS,
     POSITION_AXES,
     Axis,
     Mask,
@@ -26,6 +28,7 @@ from graphlens.edits.selection import (
 )
 from graphlens.errors import InputError, warn
 from graphlens.file.manifest import HookEntry
+from graphlens.file.names import JOINT_AXES
 
 __all__ = ["Window", "check", "compose", "kinds", "neutral", "selected_by"]
 
@@ -68,27 +71,37 @@ def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, i
         sizes: The sizes of those axes that are the same in every run.
 
     Raises:
-        InputError: For an axis that is not there, an index beyond it, or an operand that fits no run.
+        InputError: For a selection along an axis that is not there, an index beyond it, or an operand that fits no run.
     """
     for item in items:
         if entry.dtype.startswith("int"):
-            _check_tokens(item, sizes["d_vocab"])
-        if item.heads is not None and "heads" not in selected_by(entry.axes).values():
-            raise InputError(f"{item.label}: it has no heads (its axes are {', '.join(entry.axes)}); leave out heads=.")
+            _check_integers(item, entry, sizes)
+        _check_fields(item, entry.axes)
         _check_along(item, entry.axes, sizes)
     patches = [item.selection for item in items if item.is_activation]
     if len(patches) > len(set(patches)):
         warn(f"two patches of the same elements at {items[0].hook!r}: the later one wins.")
 
 
-def _check_tokens(item: Intervention, vocabulary: int) -> None:
-    """Raises InputError unless the intervention puts token ids in place of token ids."""
+def _check_fields(item: Intervention, axes: Sequence[str]) -> None:
+    """Raises InputError for a selection along an axis that the activation does not have: it would be ignored."""
+    able, its = selected_by(axes).values(), f"its axes are {', '.join(axes)}"
+    if axes[0] in JOINT_AXES:
+        its += ", the first several in one as in TransformerLens: use a Python hook, or attn.hook_q, hook_rot_q and their likes"
+    for field in FIELDS:
+        if item.chosen(field) is not None and field not in able:
+            raise InputError(f"{item.label}: it has no {field} ({its}); leave out {field}=.")
+
+
+def _check_integers(item: Intervention, entry: HookEntry, sizes: Mapping[str, int]) -> None:
+    """Raises InputError unless the intervention puts ids of tokens, or of experts, in place of such."""
     if not item.is_activation:
         able = names_of(kind for kind in KINDS.values() if kind.is_activation)
         raise InputError(f"{item.label}: this hook point holds integers, which only {able} can change.")
+    what, count = ("experts'", sizes["expert"]) if "chosen_expert" in entry.axes else ("token", sizes["d_vocab"])
     values = item.array
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= vocabulary:
-        raise InputError(f"{item.label}: its value must be token ids, integers from 0 to {vocabulary - 1}.")
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= count:
+        raise InputError(f"{item.label}: its value must be {what} ids, integers from 0 to {count - 1}.")
 
 
 def _check_along(item: Intervention, names: Sequence[str], sizes: Mapping[str, int]) -> None:
@@ -139,6 +152,8 @@ def _axis(name: str, sizes: Mapping[str, int], window: Window) -> Axis:
         return Axis(name, window.start, window.new, window.total, window.horizon)
     if name == "key_pos":
         return Axis(name, 0, window.total, window.total, window.horizon)
+    if name in JOINT_AXES:
+        return Axis.fixed(name, window.batch * window.new * math.prod(sizes[axis] for axis in JOINT_AXES[name]))
     return Axis.fixed(name, sizes[name])
 
 

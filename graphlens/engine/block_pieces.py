@@ -1,27 +1,39 @@
 """The pieces that a block is cut into, so that a run may enter it at any of them with a batch of its own making.
 
-A piece goes from some hook points of a block to others: from resid_pre to q, k and v; from those to z; from z and
-resid_pre to resid_mid; from resid_mid to resid_post. Only attention looks at more than one token. All other pieces work
-token by token, so they take tokens of any sequences and positions together, as rows.
+A piece goes from some hook points of a block to others: from resid_pre to queries, keys and values; from those to z; from z
+and resid_pre to resid_mid, or where attention and MLP are side by side to resid_post; from resid_mid to resid_post. Only
+attention looks at more than one token. All other pieces work token by token, so they take tokens of any sequences and
+positions together, as rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphlens.file.io_names import MASK
+from graphlens.engine.block_layout import (
+    ATTN_OUT,
+    MLP_OUT,
+    QKV,
+    RESID_MID,
+    RESID_POST,
+    RESID_PRE,
+    ROTATED,
+    BlockLayout,
+    Z,
+)
+from graphlens.file.io_names import DISTANCE, LOCAL_MASK, MASK, POSITIONS
 from graphlens.file.names import in_block
 from graphlens.runtime.types import Array
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
+    from graphlens.runtime import Session
 
-RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
-Z, QKV = "attn.hook_z", ("attn.hook_q", "attn.hook_k", "attn.hook_v")
+_SEEN = (MASK, LOCAL_MASK, DISTANCE)  # what attention may read besides queries, keys and values
 
 
 @dataclass
@@ -44,31 +56,70 @@ class BlockPieces:
     Args:
         engine: The model.
         max_rows: How many tokens a piece is given at once, at most.
+
+    Attributes:
+        layout: How its blocks are laid out.
     """
 
     def __init__(self, engine: Engine, max_rows: int) -> None:
         self._engine = engine
         self._max_rows = max_rows
+        self.layout = BlockLayout.of(engine)
+
+    # To and in attention
+
+    def compared(self, layer: int, resid_pre: Array, positions: Array) -> list[Array]:
+        """Queries and keys as they are compared, and values, each [tokens, heads, d_head].
+
+        Args:
+            layer: The block.
+            resid_pre: hook_resid_pre [tokens, d_model].
+            positions: int64 [tokens], read where queries and keys are rotated.
+        """
+        given = {in_block(layer, RESID_PRE): resid_pre}
+        return self._turned(layer, given, self.layout.compared(layer), positions)
+
+    def rotated(self, layer: int, name: str, heads: Array, positions: Array) -> Array:
+        """Queries or keys as they are compared [tokens, heads, d_head], from hook_q or hook_k.
+
+        Args:
+            layer: The block, whose queries and keys are rotated.
+            name: ``attn.hook_q`` or ``attn.hook_k``.
+            heads: Its values [tokens, heads, d_head].
+            positions: int64 [tokens].
+        """
+        return self._turned(layer, {in_block(layer, name): heads}, [in_block(layer, ROTATED[name])], positions)[0]
 
     def qkv(self, layer: int, resid_pre: Array) -> list[Array]:
         """hook_q, hook_k and hook_v, each [tokens, heads, d_head], from hook_resid_pre [tokens, d_model]."""
         outputs = [in_block(layer, name) for name in QKV]
-        return self._rowwise([in_block(layer, RESID_PRE)], outputs, [resid_pre])
+        return self._rowwise({in_block(layer, RESID_PRE): resid_pre}, outputs)
 
-    def z(self, layer: int, q: Array, k: Array, v: Array, mask: Array) -> Array:
-        """hook_z from hook_q, hook_k and hook_v.
+    def reads(self, layer: int) -> set[str]:
+        """Which of MASK, LOCAL_MASK and DISTANCE (see file/io_names.py) a block's attention reads.
+
+        Args:
+            layer: The block.
+        """
+        return set(_SEEN) & set(self._attention(layer).inputs)
+
+    def z(self, layer: int, q: Array, k: Array, v: Array, seen: Mapping[str, Array]) -> Array:
+        """hook_z from queries and keys as they are compared, and values.
 
         Args:
             layer: The block.
             q: [rows, queries, heads, d_head].
             k: [rows, keys, heads, d_head].
             v: [rows, keys, heads, d_head].
-            mask: bool [rows or 1, 1, queries, keys], True where a query may look.
+            seen: What ``reads`` names: masks bool [rows or 1, 1, queries, keys], True where a query may look, and distances
+                [queries, keys].
 
         Returns:
             [rows, queries, heads, d_head].
         """
-        return self._attend([*(in_block(layer, name) for name in QKV), MASK], layer, [q, k, v, mask])
+        return self._attend(
+            self._attention(layer), dict(zip(self.layout.compared(layer), (q, k, v), strict=True)), seen
+        )
 
     def z_from(self, hook: str, layer: int, weights: Array, v: Array) -> Array:
         """hook_z [rows, queries, heads, d_head] from hook_attn_scores or hook_pattern, and hook_v.
@@ -79,26 +130,52 @@ class BlockPieces:
             weights: Its values [rows, heads, queries, keys].
             v: [rows, keys, heads, d_head].
         """
-        return self._attend([hook, in_block(layer, QKV[2])], layer, [weights, v])
+        given = {hook: weights, in_block(layer, QKV[2]): v}
+        return self._attend(self._engine.part(list(given), [in_block(layer, Z)]), given, {})
+
+    # From attention to the end of the block
+
+    def attn_out(self, layer: int, z: Array, output: str = ATTN_OUT) -> Array:
+        """hook_attn_out [tokens, d_model] from hook_z [tokens, heads, d_head].
+
+        Args:
+            layer: The block.
+            z: [tokens, heads, d_head].
+            output: Another hook point on the way there, without the block.
+        """
+        return self._to(layer, output, {Z: z})
 
     def resid_mid(self, layer: int, z: Array, resid_pre: Array) -> Array:
         """hook_resid_mid [tokens, d_model] from hook_z [tokens, heads, d_head] and hook_resid_pre [tokens, d_model]."""
-        return self._to_residual([in_block(layer, Z), in_block(layer, RESID_PRE)], layer, RESID_MID, [z, resid_pre])
+        return self._to(layer, RESID_MID, {Z: z, RESID_PRE: resid_pre})
 
     def resid_post(self, layer: int, resid_mid: Array) -> Array:
         """hook_resid_post [tokens, d_model] from hook_resid_mid [tokens, d_model]."""
-        return self._to_residual([in_block(layer, RESID_MID)], layer, RESID_POST, [resid_mid])
+        return self._to(layer, RESID_POST, {RESID_MID: resid_mid})
 
-    def resid_post_from(self, hook: str, layer: int, neurons: Array, resid_mid: Array) -> Array:
-        """hook_resid_post [tokens, d_model] from mlp.hook_pre or mlp.hook_post, and hook_resid_mid.
+    def resid_post_of(self, layer: int, z: Array, resid_pre: Array) -> Array:
+        """hook_resid_post [tokens, d_model] from hook_z [tokens, heads, d_head] and hook_resid_pre [tokens, d_model]."""
+        if not self.layout.parallel:
+            return self.resid_post(layer, self.resid_mid(layer, z, resid_pre))
+        return self._to(layer, RESID_POST, {Z: z, RESID_PRE: resid_pre})
+
+    def mlp_out(self, layer: int, residual: Array) -> Array:
+        """hook_mlp_out [tokens, d_model] from the residual stream that the MLP reads.
 
         Args:
-            hook: The full name of the one that is given.
             layer: The block.
-            neurons: Its values [tokens, d_mlp].
-            resid_mid: [tokens, d_model].
+            residual: hook_resid_mid [tokens, d_model]; hook_resid_pre where attention and MLP read the same.
         """
-        return self._to_residual([hook, in_block(layer, RESID_MID)], layer, RESID_POST, [neurons, resid_mid])
+        return self._to(layer, MLP_OUT, {self.layout.read_by_mlp: residual})
+
+    def mlp_out_from(self, layer: int, neurons: Mapping[str, Array]) -> Array:
+        """hook_mlp_out [tokens, d_model] from its neurons.
+
+        Args:
+            layer: The block.
+            neurons: The full name of each hook point that ``BlockLayout.neurons`` gives -> its values [tokens, d_mlp].
+        """
+        return self._rowwise(neurons, [in_block(layer, MLP_OUT)])[0]
 
     def end(self, resid_post: Array, output: str) -> Array:
         """``unembed.hook_in`` [tokens, d_model] or ``logits`` [tokens, d_vocab] from the last block's hook_resid_post.
@@ -107,35 +184,50 @@ class BlockPieces:
             resid_post: [tokens, d_model].
             output: Which of the two.
         """
-        last = self._engine.manifest.config.n_layers - 1
-        return self._rowwise([in_block(last, RESID_POST)], [output], [resid_post])[0]
+        return self._rowwise({in_block(self.layout.n_layers - 1, RESID_POST): resid_post}, [output])[0]
 
-    def _to_residual(self, inputs: Sequence[str], layer: int, output: str, arrays: Sequence[Array]) -> Array:
-        """Runs a piece that works token by token and ends in a residual of the block."""
-        return self._rowwise(inputs, [in_block(layer, output)], arrays)[0]
+    # Running them
 
-    def _rowwise(self, inputs: Sequence[str], outputs: Sequence[str], arrays: Sequence[Array]) -> list[Array]:
+    def _attention(self, layer: int) -> Session:
+        """The piece from queries, keys and values to z."""
+        return self._engine.part(self.layout.compared(layer), [in_block(layer, Z)], _SEEN)
+
+    def _to(self, layer: int, output: str, given: Mapping[str, Array]) -> Array:
+        """Runs a piece that works token by token on hook points of a block, to another of them."""
+        return self._rowwise(
+            {in_block(layer, name): array for name, array in given.items()}, [in_block(layer, output)]
+        )[0]
+
+    def _turned(self, layer: int, given: Mapping[str, Array], outputs: Sequence[str], positions: Array) -> list[Array]:
+        """Runs a piece that may rotate queries and keys."""
+        also = {POSITIONS: positions} if self.layout.rotates(layer) else {}
+        return self._rowwise(given, outputs, also)
+
+    def _rowwise(
+        self, given: Mapping[str, Array], outputs: Sequence[str], also: Mapping[str, Array] = {}
+    ) -> list[Array]:
         """Runs a piece that works token by token on arrays [tokens, ...]."""
-        session = self._engine.part(inputs, outputs)
+        session = self._engine.part(list(given), outputs, list(also))
+        arrays = {name: array for name, array in {**given, **also}.items() if name in session.inputs}
         parts = []
-        for start in range(0, len(arrays[0]), self._max_rows):
-            feeds = {
-                name: array[None, start : start + self._max_rows]
-                for name, array in zip(inputs, arrays, strict=True)
-                if name in session.inputs
-            }
+        for start in range(0, len(next(iter(given.values()))), self._max_rows):
+            feeds = {name: array[None, start : start + self._max_rows] for name, array in arrays.items()}
             parts.append([result[0] for result in session.run(session.outputs, feeds)])
         return [_joined(column) for column in zip(*parts, strict=True)]
 
-    def _attend(self, inputs: Sequence[str], layer: int, arrays: Sequence[Array]) -> Array:
-        """Runs a piece that ends in hook_z on arrays [rows, ...]; an array of one row belongs to every row."""
-        session = self._engine.part(inputs, [in_block(layer, Z)])
+    def _attend(self, session: Session, given: Mapping[str, Array], seen: Mapping[str, Array]) -> Array:
+        """Runs a piece that ends in hook_z on arrays [rows, ...]; a mask of one row belongs to every row."""
+        first, *_, values = given.values()
         # Every row holds a whole sequence of keys and values, however few queries it has.
-        some = max(1, 2 * self._max_rows // max(array.shape[1] for array in arrays[1:3]))
+        some = max(1, 2 * self._max_rows // values.shape[1])
         parts = []
-        for start in range(0, len(arrays[0]), some):
-            here = [array[start : start + some] if len(array) > 1 else array for array in arrays]
-            parts.append(session.run(session.outputs, dict(zip(inputs, here, strict=True)))[0])
+        for start in range(0, len(first), some):
+            here = {name: array[start : start + some] for name, array in given.items()}
+            for name in session.inputs:
+                if name in seen:
+                    each = seen[name]
+                    here[name] = each[start : start + some] if each.ndim == 4 and len(each) > 1 else each
+            parts.append(session.run(session.outputs, here)[0])
         return _joined(parts)
 
 

@@ -79,8 +79,7 @@ class Engine:
         self.files.add(self.manifest)
         if n_ctx is not None:
             longest = self.manifest.config.n_ctx_trained or self.manifest.config.n_ctx
-            n_ctx = checked_number(n_ctx, "n_ctx")
-            if not 1 <= n_ctx <= longest:
+            if not 1 <= (n_ctx := checked_number(n_ctx, "n_ctx")) <= longest:
                 raise InputError(f"n_ctx={n_ctx}: this model was trained for 1 to {longest} tokens.")
             self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
         self._size = sum(file.size for file in self.manifest.files.values())
@@ -100,7 +99,7 @@ class Engine:
         self._opener = Opener(self.path, self._file_model, self.asked, self._size, contents)
         self._graphs = Graphs(model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
-        self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Session] = {}
+        self._parts: dict[tuple[tuple[str, ...], ...], Session] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints = Footprints(self.hooks, self.manifest.config)
         self._lock = threading.RLock()
@@ -327,23 +326,24 @@ class Engine:
             self._sessions.move_to_end(plan)
             return session
 
-    def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
+    def part(self, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = ()) -> Session:
         """A session that computes some values of the plain graph from others, kept once it is open.
 
         Args:
             inputs: Names of hook points or other values. See ``surgery.cut``.
             outputs: Names of hook points or other values.
+            also: Names of values that may be inputs besides, where they are needed.
 
         Raises:
             InputError: The outputs need more of the model than the inputs.
         """
-        key = (tuple(inputs), tuple(outputs))
+        key = (tuple(inputs), tuple(outputs), tuple(also))
         with self._lock:
             self.files.ensure_not_written_over()
             if key not in self._parts:
                 from graphlens import surgery
 
-                piece, frontier = surgery.cut(self._model, inputs, outputs)
+                piece, frontier = surgery.cut(self._model, inputs, outputs, also)
                 if frontier:
                     raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
                 part = self._opener.open(piece, self._packed(make=True), one_of_many=True)

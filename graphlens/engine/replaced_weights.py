@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from graphlens.errors import InputError
-from graphlens.file.manifest import Manifest
-from graphlens.file.safetensors import Array, apply_view
+from graphlens.file.manifest import Manifest, WeightView
+from graphlens.file.safetensors import Array, apply_view, put_view
 from graphlens.file.stored import DATA_TYPES, StoredWeights
 from graphlens.surgery.replaced import initializers_of_weights, untied
 
@@ -94,7 +94,7 @@ def replace_weights(model: ir.Model, manifest: Manifest, given: Mapping[str, Arr
         tensors.write(contents.setdefault(places[name], tensors.copy(name)), name, array)
     for place, content in list(contents.items()):
         names = [name for name in places if places[name] == place]
-        if all(_same(tensors.view(content, name), new.get(name, tensors.now(name))) for name in names):
+        if all(tensors.holds(content, name, new.get(name)) for name in names):
             continue
         if sorted(names) != [_EMBEDDING, _UNEMBEDDING]:
             raise InputError(
@@ -103,15 +103,16 @@ def replace_weights(model: ir.Model, manifest: Manifest, given: Mapping[str, Arr
         model, places[_UNEMBEDDING] = untied(model, place)
         for name in names:
             contents[places[name]] = tensors.copy(name)
-            tensors.write(contents[places[name]], name, new.get(name, tensors.now(name)))
+            if name in new:
+                tensors.write(contents[places[name]], name, new[name])
     for name, place in places.items():
         if place in contents and _same(contents[place], tensors.copy(name)):
             del contents[place]
     for content in contents.values():
         content.flags.writeable = False
-    values = {
-        name: tensors.view(_widened(contents[place]), name) for name, place in places.items() if place in contents
-    }
+    values = {name: tensors.view(contents[place], name) for name, place in places.items() if place in contents}
+    for value in values.values():
+        value.flags.writeable = False  # those that are no views of the contents
     return ReplacedWeights(model, places, contents, values)
 
 
@@ -130,35 +131,71 @@ class _Tensors:
         return self.view(self._stored.array(name), name)
 
     def view(self, tensor: Array, name: str) -> Array:
-        """A weight in a tensor that is laid out as the file's."""
-        array = apply_view(tensor, self._manifest.weights[name])
-        return array[: self._manifest.config.n_ctx] if name == "pos_embed.W_pos" else array
+        """A weight in a tensor that is laid out as the file's, read-only where it is a view; bfloat16 as float32."""
+        return apply_view(_widened(tensor), self._of_positions(name, self._manifest.weights[name]))
+
+    def _of_positions(self, name: str, view: WeightView) -> WeightView:
+        """A view of as many positions as the model is opened with."""
+        if name != "pos_embed.W_pos":
+            return view
+        start = 0 if view.cut is None else view.cut[1]
+        return replace(view, cut=(0, start, start + self._manifest.config.n_ctx))
 
     def write(self, tensor: Array, name: str, array: Array) -> None:
-        """Writes a weight into a tensor."""
-        self.view(tensor, name)[...] = array
+        """Writes a weight into a tensor. What is there already stays as it is stored, to the bit."""
+        view = self._of_positions(name, self._manifest.weights[name])
+        stored = replace(view, times=None, plus=None)
+        if stored != view:
+            kept = apply_view(_widened(tensor), view) == array
+            array = array - np.asarray(view.plus or 0, array.dtype)
+            array = array / np.asarray(1 if view.times is None else view.times, array.dtype)
+            array = np.where(kept, apply_view(_widened(tensor), stored), array)
+        put_view(tensor, stored, self._as_stored(name, array))
+
+    def holds(self, tensor: Array, name: str, array: Array | None) -> bool:
+        """True if a tensor holds what a weight was to be set to, or what the file holds where it was not."""
+        if array is None:
+            return _same(self.view(tensor, name), self.now(name))
+        again = tensor.copy()
+        self.write(again, name, array)
+        return _same(again, tensor)
+
+    def _as_stored(self, name: str, array: Array) -> Array:
+        """Numbers in the dtype that the file stores; bfloat16 as uint16 words."""
+        entry = self._stored.entry(name)
+        assert entry is not None, "it was looked for"
+        with np.errstate(over="ignore"):
+            found: Array = array.astype(DATA_TYPES[entry.dtype].numpy())
+        return found.view(np.uint16) if entry.dtype == "BF16" else found
 
     def checked(self, name: str, array: Array) -> Array:
-        """A weight in the dtype that the file stores. Raises InputError for one that does not fit."""
+        """A weight that can be set; in the dtype that the file stores, unless the graph computes it from what is stored.
+
+        Raises:
+            InputError: It does not fit.
+        """
         entry = self._stored.entry(name)
         if entry is None:
             known = self._manifest.weights
             near = [full for full in known if full.endswith(f".{name}")][:3] or difflib.get_close_matches(name, known)
             hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
             raise InputError(f"this model has no weight {name!r}.{hint} List what it has with list(model.weights).")
-        shape = self.now(name).shape
+        view = self._of_positions(name, self._manifest.weights[name])
+        shape = apply_view(self._stored.array(name), replace(view, times=None, plus=None)).shape
         if array.shape != shape:
             raise InputError(f"{name!r} is {list(shape)}, and what it was to be set to is {list(array.shape)}.")
         if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"{name!r} was to be set to numbers of dtype {array.dtype}: give floating-point ones.")
         dtype = DATA_TYPES[entry.dtype].numpy()
+        computed = dtype if view.times is None and view.plus is None else np.promote_types(dtype, np.float32)
         with np.errstate(over="ignore"):
-            found: Array = array.astype(dtype)
-        if not np.isfinite(found).all():
+            found: Array = array.astype(computed)
+            finite = np.isfinite(found.astype(dtype)).all()
+        if not finite:
             raise InputError(
                 f"{name!r} was to be set to numbers that are not finite, or too large for the {dtype} that the file holds."
             )
-        return found.view(np.uint16) if entry.dtype == "BF16" else found
+        return found
 
 
 def _widened(content: Array) -> Array:

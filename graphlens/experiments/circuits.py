@@ -13,11 +13,15 @@ from graphlens.analysis.edges import EMBED, LETTERS, Edge, Node, edges, receiver
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sources import Cache
 from graphlens.edits.kinds import Steer
+from graphlens.engine.block_layout import MLP_OUT, RESID_POST, RESID_PRE, BlockLayout, Z
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.attribution import checked_steps, refuse_backward_hooks
 from graphlens.experiments.corrupted_run import CorruptedRun
-from graphlens.experiments.recompute import MAX_BATCH_TOKENS, Kept, Recomputation
+from graphlens.experiments.heads_written import HeadsWritten
+from graphlens.experiments.proof import SUMS
+from graphlens.experiments.recompute import MAX_BATCH_TOKENS, Recomputation
+from graphlens.experiments.stages import Kept
 from graphlens.experiments.sweep import check_processing
 from graphlens.experiments.sweep_metrics import Measure
 from graphlens.file.io_names import LOGITS, gradient_output
@@ -28,14 +32,8 @@ if TYPE_CHECKING:
     from graphlens.model.runner import Runner
 
 _FLAGS = ("use_hook_mlp_in", "use_split_qkv_input")
-_SUMS = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-6}  # of the largest residual
-_ENTRY = in_block(0, "hook_resid_pre")
-_WRITTEN = ("attn.hook_z", "hook_mlp_out")
+_ENTRY = in_block(0, RESID_PRE)
 _READ = ("hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in")
-_KEPT = (
-    "hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z", "hook_resid_mid", "hook_mlp_out",
-    "hook_resid_post",
-)  # fmt: skip
 
 
 def edge_attribution(
@@ -52,12 +50,15 @@ def edge_attribution(
     A score is the difference between what the edge's sender writes in the clean run and in the corrupted run, times the
     gradient with respect to what its receiver reads, before LayerNorm (Syed et al. 2023). It estimates what patching that
     edge alone adds to the metric; a sender's scores sum to its attribution patching score. Senders are heads, MLPs, and
-    the embeddings together; receivers are q, k and v of each head, MLPs and the logits.
+    the embeddings together; receivers are q, k and v of each head, MLPs and the logits. Where attention's output is
+    normalised before it is added to the residual stream (Gemma 2 and 3), a head writes its output divided by that norm's
+    scale in the run, times the norm's weight.
 
     Args:
         model: The model.
         corrupted_tokens: Tokens [b, p] or text; a list of texts is padded on the left.
-        clean_cache: The clean run's blocks.0.hook_resid_pre, hook_z and hook_mlp_out.
+        clean_cache: The clean run's blocks.0.hook_resid_pre, hook_z and hook_mlp_out, and the hook_scale of norms after
+            attention.
         metric: What is measured; it needs a derivative.
         steps: Gradients averaged between the corrupted embeddings and the clean ones, at midpoints (EAP-IG: Hanna et
             al. 2024); 0 takes the gradient at the corrupted run.
@@ -144,11 +145,15 @@ class ResidualGraph:
         run: The corrupted run, with the metric.
         clean: What senders wrote in the clean run, by hook name.
         edges: Every edge there is.
+        heads: What heads write.
+        layout: How the model's blocks are laid out.
     """
 
     run: CorruptedRun
     clean: Mapping[str, Array]
     edges: list[Edge]
+    heads: HeadsWritten
+    layout: BlockLayout
 
     @classmethod
     def of(
@@ -173,14 +178,23 @@ class ResidualGraph:
         if not runner.active().plain:
             raise InputError("edges are of the plain model: leave the hooks() or intervene() block first.")
         config, source = runner.config, Cache(cache)
-        layers = range(config.n_layers)
-        keep = [in_block(layer, name) for layer in layers for name in _KEPT]
+        layers, layout = range(config.n_layers), BlockLayout.of(runner.engine)
+        heads = HeadsWritten(runner.weights, config, layout)
+        written = [_ENTRY]
+        keep = [in_block(layer, layout.read_by_mlp) for layer in layers]
+        for layer in layers:
+            written += [in_block(layer, name) for name in (Z, MLP_OUT, *heads.scales)]
+            keep += [*layout.compared(layer), *(in_block(layer, name) for name in (RESID_PRE, RESID_POST))]
+        keep = list(dict.fromkeys([*keep, *written]))
+        lacking = set(keep) - set(runner.engine.hook_names)
+        if lacking:
+            raise InputError(f"edges are computed from {sorted(lacking)[0]!r}, and this model has no such hook point.")
         run = CorruptedRun.of(runner, request, (), source, [metric], keep)
-        _prove_sum(run)
-        written = [_ENTRY, *(in_block(layer, name) for layer in layers for name in _WRITTEN)]
+        _prove_sum(run, heads)
         clean = {name: source.value(name, run.activations[name], request.mask) for name in written}
         readers = receivers(config.n_layers, config.n_heads, config.n_key_value_heads)
-        return cls(run, clean, edges(senders(config.n_layers, config.n_heads), readers))
+        every = edges(senders(config.n_layers, config.n_heads), readers, layout.parallel)
+        return cls(run, clean, every, heads, layout)
 
     @property
     def metric(self) -> Measure:
@@ -192,9 +206,8 @@ class ResidualGraph:
         run = self.run
         found = {Node(EMBED): self.clean[_ENTRY] - run.activations[_ENTRY]}
         for layer in range(run.n_layers):
-            name = in_block(layer, "attn.hook_z")
-            found |= _heads_written(run.runner, layer, self.clean[name] - run.activations[name])
-            name = in_block(layer, "hook_mlp_out")
+            found |= self.heads.changed(layer, self.clean, run.activations)
+            name = in_block(layer, MLP_OUT)
             found[Node("mlp", layer)] = self.clean[name] - run.activations[name]
         return found
 
@@ -208,7 +221,7 @@ class ResidualGraph:
             float64 [edge], in the order of ``edges``.
         """
         run, written = self.run, self._written()
-        last = in_block(run.n_layers - 1, "hook_resid_post")
+        last = in_block(run.n_layers - 1, RESID_POST)
         hooks = [*(in_block(layer, name) for layer in range(run.n_layers) for name in _READ), last]
         total: dict[str, Array] = {}
         for step in range(max(1, steps)):
@@ -240,8 +253,10 @@ class ResidualGraph:
         """
         run, base = self.run, self.run.activations
         pieces = BlockPieces(run.runner.engine, MAX_BATCH_TOKENS)
-        shapes = Kept(base, run.tokens, {})
-        mask = Recomputation(pieces, shapes, run.n_layers, None, MAX_BATCH_TOKENS).mask()
+        kept_run = Kept(base, run.tokens, {})
+        window = run.runner.config.window_size
+        whole = Recomputation(pieces, kept_run, None, MAX_BATCH_TOKENS, window)
+        positions = kept_run.positions.reshape(-1)
         into: dict[Node, list[Node]] = {}
         for edge in kept:
             into.setdefault(edge.receiver, []).append(edge.sender)
@@ -253,50 +268,44 @@ class ResidualGraph:
             return corrupted + sum(arriving) if arriving else None
 
         for layer in range(run.n_layers):
-            heads = [base[in_block(layer, f"attn.hook_{letter}")].copy() for letter in LETTERS]
+            before = base[in_block(layer, RESID_PRE)]
+            heads = [base[name].copy() for name in self.layout.compared(layer)]
             touched = False
             for which, letter in enumerate(LETTERS):
                 for head in range(heads[which].shape[2]):
-                    residual = read(Node("head", layer, head, letter), base[in_block(layer, "hook_resid_pre")])
+                    residual = read(Node("head", layer, head, letter), before)
                     if residual is not None:
-                        new = pieces.qkv(layer, residual.reshape(-1, residual.shape[-1]))[which]
+                        new = pieces.compared(layer, residual.reshape(-1, residual.shape[-1]), positions)[which]
                         heads[which][:, :, head] = new.reshape(*residual.shape[:2], *new.shape[1:])[:, :, head]
                         touched = True
             if touched:
                 q, k, v = heads
-                z = pieces.z(layer, q, k, v, mask)
-                changed |= _heads_written(run.runner, layer, z - base[in_block(layer, "attn.hook_z")])
-            middle = read(Node("mlp", layer), base[in_block(layer, "hook_resid_mid")])
-            if middle is not None:
-                after = pieces.resid_post(layer, middle.reshape(-1, middle.shape[-1])).reshape(middle.shape)
-                changed[Node("mlp", layer)] = (after - middle) - base[in_block(layer, "hook_mlp_out")]
-        last = base[in_block(run.n_layers - 1, "hook_resid_post")]
+                z = pieces.z(layer, q, k, v, whole.seen(layer))
+                changed |= self.heads.changed(layer, self.heads.found(pieces, layer, z), base)
+            residual = read(Node("mlp", layer), base[in_block(layer, self.layout.read_by_mlp)])
+            if residual is not None:
+                new = pieces.mlp_out(layer, residual.reshape(-1, residual.shape[-1])).reshape(residual.shape)
+                changed[Node("mlp", layer)] = new - base[in_block(layer, MLP_OUT)]
+        last = base[in_block(run.n_layers - 1, RESID_POST)]
         residual = read(Node("logits"), last)
         residual = last if residual is None else residual
         return pieces.end(residual.reshape(-1, residual.shape[-1]), LOGITS).reshape(*residual.shape[:2], -1)
 
 
-def _prove_sum(run: CorruptedRun) -> None:
+def _prove_sum(run: CorruptedRun, heads: HeadsWritten) -> None:
     """Raises InputError unless the residual is the sum of what senders and biases write: edges are of such a model."""
     config, base = run.runner.config, run.activations
     total = base[_ENTRY].astype(np.float64)
     for layer in range(run.n_layers):
-        heads = _heads_written(run.runner, layer, base[in_block(layer, "attn.hook_z")])
-        bias = run.runner.weights[in_block(layer, "attn.b_O")]
-        total += sum(heads.values()) + bias + base[in_block(layer, "hook_mlp_out")]
-    end = base[in_block(run.n_layers - 1, "hook_resid_post")]
+        written = heads.of(layer, base)
+        total += sum(written.values()) + heads.bias(layer) + base[in_block(layer, MLP_OUT)]
+    end = base[in_block(run.n_layers - 1, RESID_POST)]
     apart = float(np.abs(total - end).max())
-    if apart > _SUMS.get(config.dtype, _SUMS["float32"]) * float(np.abs(end).max()):
+    if apart > SUMS.get(config.dtype, SUMS["float32"]) * float(np.abs(end).max()):
         raise InputError(
-            f"this model's residual stream is not the sum of its components ({apart:.1e} off): it holds edits, so its edges "
-            "are not what its weights say. Attribute the model without them."
+            f"this model's residual stream is not the sum of its components ({apart:.1e} off): it holds edits, or multiplies "
+            "what is added, so its edges are not what its weights say."
         )
-
-
-def _heads_written(runner: Runner[Any], layer: int, z: Array) -> dict[Node, Array]:
-    """What heads write for z [b, p, head, d_head]."""
-    w_o = runner.weights[in_block(layer, "attn.W_O")].astype(z.dtype)
-    return {Node("head", layer, head): z[:, :, head] @ w_o[head] for head in range(z.shape[2])}
 
 
 def _read_by(receiver: Node, gradients: Mapping[str, Array], last: str) -> Array:

@@ -15,9 +15,9 @@ from graphlens.analysis.sources import Source, ensure_same_side
 from graphlens.edits import gate
 from graphlens.edits.kinds import Patch
 from graphlens.edits.operand import part_of
+from graphlens.edits.selection import POSITION_AXES
 from graphlens.errors import InputError
-from graphlens.experiments.recompute import Kept
-from graphlens.experiments.stages import Variant, position_axis
+from graphlens.experiments.stages import Kept, Variant, position_axis
 from graphlens.experiments.sweep_metrics import Measure, Measuring
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import SCORES, axis_sizes, select, split_name
@@ -217,7 +217,7 @@ def _plainly_there(site: Site, axes: Sequence[str], sizes: Mapping[str, int]) ->
     last = sizes.get(axes[-1], 0)
     return (
         (site.head is None or (isinstance(site.head, int) and 0 <= site.head < heads))
-        and (site.position is None or (isinstance(site.position, int) and "pos" in " ".join(axes)))
+        and (site.position is None or (isinstance(site.position, int) and any(axis in POSITION_AXES for axis in axes)))
         and (site.dims is None or (isinstance(site.dims, int) and 0 <= site.dims < last))
     )
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from graphlens.analysis.arrays import Array
+from graphlens.engine.block_layout import ATTN_OUT, MLP_OUT, RESID_MID, RESID_POST, RESID_PRE, BlockLayout
 from graphlens.engine.block_pieces import BlockPieces
-from graphlens.experiments.recompute import Kept, Recomputation
-from graphlens.experiments.stages import Stage, Variant
-from graphlens.file.names import in_block
+from graphlens.experiments.entering import Entering
+from graphlens.experiments.stages import EMBEDDINGS, Kept, Stage, Variant, entry
+from graphlens.file.names import in_block, split_name
 
 
 class DirectPaths:
@@ -20,25 +21,23 @@ class DirectPaths:
     Args:
         pieces: The model in pieces.
         kept: What is kept of the corrupted run.
-        n_layers: The number of blocks.
         frozen_mlps: Whether MLPs too write what they wrote; else they are computed again from the changed residual.
-        max_tokens: How many tokens are computed at once.
     """
 
-    def __init__(self, pieces: BlockPieces, kept: Kept, n_layers: int, frozen_mlps: bool, max_tokens: int) -> None:
-        self._pieces, self._kept, self._layers = pieces, kept, n_layers
+    def __init__(self, pieces: BlockPieces, kept: Kept, frozen_mlps: bool) -> None:
+        self._pieces, self._kept = pieces, kept
         self._frozen = frozen_mlps
-        self._entries = Recomputation(pieces, kept, n_layers, None, max_tokens)
+        self._entering = Entering(pieces, kept, kept.tokens.shape[1])
 
     @staticmethod
-    def needed(n_layers: int) -> list[str]:
+    def needed(layout: BlockLayout) -> list[str]:
         """The activations of the corrupted run that are read, besides the senders' own.
 
         Args:
-            n_layers: The number of blocks.
+            layout: How the model's blocks are laid out.
         """
-        names = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
-        return [in_block(layer, name) for layer in range(n_layers) for name in names]
+        names = dict.fromkeys((RESID_PRE, layout.read_by_mlp, RESID_POST, ATTN_OUT, MLP_OUT))
+        return [in_block(layer, name) for layer in range(layout.n_layers) for name in names]
 
     def residuals(self, sender: Variant, last: int) -> Iterator[tuple[int, Array]]:
         """The residual stream before every layer after the sender.
@@ -50,27 +49,34 @@ class DirectPaths:
         Yields:
             (layer, [b, p, d_model]); layer n_layers is what the unembedding reads.
         """
-        at, stage = sender.entry
+        at, stage = entry(sender.hook, self._pieces.layout)
         sender = replace(sender, start=0, stop=None)  # changes are carried at all positions
-        arrays = self._entries.entering(sender)
+        arrays = self._entering.arrays(sender.hook, 0, [sender])
         batch, length = self._kept.tokens.shape
         if stage == Stage.Z:
-            rows = [arrays[name].reshape(-1, *arrays[name].shape[3:]) for name in ("z", "resid_pre")]
-            change = self._pieces.resid_mid(at, *rows).reshape(batch, length, -1) - self._of(at, "hook_resid_mid")
+            rows = arrays["z"].reshape(batch * length, *arrays["z"].shape[3:])
+            change = self._pieces.attn_out(at, rows).reshape(batch, length, -1) - self._of(at, ATTN_OUT)
         elif stage == Stage.RESID_MID:
-            change = arrays["resid_mid"][0] - self._of(at, "hook_resid_mid")
+            change = arrays["resid_mid"][0] - self._of(at, RESID_MID)
         elif stage == Stage.RESID_POST:
-            change = arrays["resid_pre"][0] - self._of(at, "hook_resid_post")
+            change = arrays["resid_pre"][0] - self._of(at, RESID_POST)
         else:
-            change = arrays["resid_pre"][0] - self._of(at, "hook_resid_pre")
+            change = arrays["resid_pre"][0] - self._of(at, RESID_PRE)
             yield at, arrays["resid_pre"][0]
+        read = self._pieces.layout.read_by_mlp
         for layer in range(at, last):
-            before_mlp = stage != Stage.RESID_POST or layer > at
+            before_mlp = layer > at or self._comes_before_mlp(sender.hook)
             if before_mlp and not self._frozen and change.any():
-                middle = self._of(layer, "hook_resid_mid") + change
-                after = self._pieces.resid_post(layer, middle.reshape(-1, middle.shape[-1])).reshape(middle.shape)
-                change = after - self._of(layer, "hook_resid_post")
-            yield layer + 1, self._of(layer, "hook_resid_post") + change
+                residual = self._of(layer, read) + change
+                new = self._pieces.mlp_out(layer, residual.reshape(-1, residual.shape[-1])).reshape(residual.shape)
+                change = change + (new - self._of(layer, MLP_OUT))
+            yield layer + 1, self._of(layer, RESID_POST) + change
+
+    def _comes_before_mlp(self, sender: str) -> bool:
+        """Whether what a sender writes is read by the MLP of its own block."""
+        if split_name(sender)[1] in EMBEDDINGS:
+            return True
+        return entry(sender, self._pieces.layout)[1] <= Stage.RESID_MID and not self._pieces.layout.parallel
 
     def _of(self, layer: int, name: str) -> Array:
         return self._kept.activations[in_block(layer, name)]

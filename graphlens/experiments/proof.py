@@ -1,29 +1,69 @@
-"""Whether a model's pieces compute what the model does: tried once for each model, on the first corrupted run."""
+"""Whether a model's pieces compute what the model does: tried once for each model, on the first corrupted run.
+
+And whether a residual stream is the sum that patches of its summands are added to.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from graphlens.analysis.arrays import Array
+from graphlens.engine.block_layout import ATTN_OUT, RESID_POST, RESID_PRE, BlockLayout
 from graphlens.engine.block_pieces import BlockPieces, Proof
 from graphlens.errors import GraphlensError
 from graphlens.experiments.corrupted_run import CorruptedRun
 from graphlens.experiments.readout import columns
-from graphlens.experiments.recompute import Kept, Recomputation
-from graphlens.experiments.stages import Variant, needed
-from graphlens.file.names import UNEMBEDDED, in_block
+from graphlens.experiments.recompute import Recomputation
+from graphlens.experiments.stages import ADDED, RESULT, Kept, Variant, needed
+from graphlens.file.names import UNEMBEDDED, in_block, split_name
 
 _PROVED = 1e-4  # of the largest value: beyond it the pieces are not the model
-_ENTRY = in_block(0, "hook_resid_pre")
+SUMS = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-6}  # of the largest value: beyond it a sum is not one
+_ENTRY = in_block(0, RESID_PRE)
 
 
-def needed_for_proof(proof: Proof, n_layers: int) -> list[str]:
+def needed_for_proof(proof: Proof, layout: BlockLayout) -> list[str]:
     """The activations that the corrupted run must keep so that the pieces can be tried; none once they were.
 
     Args:
         proof: What is known of them.
-        n_layers: The number of blocks.
+        layout: How the model's blocks are laid out.
     """
-    return [] if proof.why is not None else needed([_ENTRY], n_layers)
+    return [] if proof.why is not None else needed([_ENTRY], layout)
+
+
+def why_not_added(run: CorruptedRun, hook: str, layout: BlockLayout) -> str:
+    """Why the residual stream does not change by what a patch changes at a hook point; "" if it does, or need not.
+
+    Args:
+        run: The corrupted run, which keeps what ``needed`` names for the hook point.
+        hook: The hook point.
+        layout: How the model's blocks are laid out.
+    """
+    layer_or_none, rest = split_name(hook)
+    layer = layer_or_none or 0
+    if rest not in ADDED:
+        return ""
+    summands, total = layout.summands(layer, rest)
+    if not _is_sum(run, [run.activations[name] for name in summands], run.activations[total]):
+        return f"{split_name(total)[1]} is not the sum of {', '.join(split_name(name)[1] for name in summands)}"
+    if rest == RESULT:
+        name = in_block(layer, "attn.b_O")
+        bias = [run.runner.weights[name]] if name in run.runner.weights else []
+        parts = [run.activations[hook].sum(2), *bias]
+        if not _is_sum(run, parts, run.activations[in_block(layer, ATTN_OUT)]):
+            return f"{ATTN_OUT} is not the sum of {rest} over heads: a norm or a factor lies between"
+    return ""
+
+
+def _is_sum(run: CorruptedRun, parts: Sequence[Array], total: Array) -> bool:
+    """Whether arrays that broadcast add up to another."""
+    found = parts[0].astype(np.float64)
+    for part in parts[1:]:
+        found = found + part
+    return float(np.abs(found - total).max()) <= SUMS.get(run.runner.config.dtype, 1e-3) * float(np.abs(total).max())
 
 
 def prove(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> Proof:
@@ -48,13 +88,13 @@ def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> str:
     """Why the blocks' pieces must not be used, found by sending the corrupted prompts through them; "" if they may."""
     start = run.length // 2
     kept = Kept(run.activations, run.tokens, {_ENTRY: run.activations[_ENTRY]})
-    whole = Recomputation(pieces, kept, run.n_layers, None, max_tokens)
     same = Variant(0, _ENTRY, np.zeros((1, 1, 1), bool), start)
     try:
+        whole = Recomputation(pieces, kept, None, max_tokens, run.runner.config.window_size)
         ((_, _, found),) = whole.last_residuals([same])
     except GraphlensError as error:
         return f"this model does not come apart into blocks ({error})"
-    wanted = run.activations[in_block(run.n_layers - 1, "hook_resid_post")][:, start:]
+    wanted = run.activations[in_block(run.n_layers - 1, RESID_POST)][:, start:]
     apart = float(np.abs(found[0] - wanted).max())
     return "" if apart <= _PROVED * float(np.abs(wanted).max()) else f"the blocks are {apart:.1e} off the model"
 
@@ -63,7 +103,7 @@ def _unembedding(run: CorruptedRun, pieces: BlockPieces) -> str:
     """Gives "W_U" if the logits are unembed.hook_in times W_U plus b_U and nothing else, "" otherwise."""
     if not all(f"unembed.{name}" in run.runner.weights for name in ("W_U", "b_U")):
         return ""
-    last = run.activations[in_block(run.n_layers - 1, "hook_resid_post")][:, -1]
+    last = run.activations[in_block(run.n_layers - 1, RESID_POST)][:, -1]
     hidden = pieces.end(np.ascontiguousarray(last), UNEMBEDDED)[None, :, None]
     found = columns(run.runner, hidden, np.broadcast_to(run.probed, (run.batch, len(run.probed))))[0]
     apart = float(np.abs(found - run.probe).max())

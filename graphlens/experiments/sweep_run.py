@@ -11,10 +11,11 @@ import numpy as np
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
+from graphlens.engine.block_layout import BlockLayout
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import checked_number
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
-from graphlens.experiments.proof import needed_for_proof, prove
+from graphlens.experiments.proof import needed_for_proof, prove, why_not_added
 from graphlens.experiments.readout import Readout
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS, Recomputation
 from graphlens.experiments.stages import STAGES, Variant, needed
@@ -108,8 +109,8 @@ def kept_for(runner: Runner[Any], quick: Sequence[str]) -> list[str]:
         runner: Runs the model.
         quick: These hook points, by their own names.
     """
-    layers = runner.config.n_layers
-    return [*needed(quick, layers), *needed_for_proof(runner.engine.proof, layers)] if quick else []
+    layout = BlockLayout.of(runner.engine)
+    return [*needed(quick, layout), *needed_for_proof(runner.engine.proof, layout)] if quick else []
 
 
 def _quick_hooks(runner: Runner[Any], sites: Sequence[Site], recompute: bool) -> tuple[list[str], list[str]]:
@@ -121,7 +122,11 @@ def _quick_hooks(runner: Runner[Any], sites: Sequence[Site], recompute: bool) ->
         return [], ["hooks or interventions are active, which only whole runs honour"]
     others = sorted({split_name(hook)[1] for hook in hooks} - set(STAGES))
     notes = [f"no shortcut from {', '.join(others)}"] if others else []
-    return [hook for hook in hooks if split_name(hook)[1] in STAGES], notes
+    quick = [hook for hook in hooks if split_name(hook)[1] in STAGES]
+    lacking = set(kept_for(runner, quick)) - set(runner.engine.hook_names)
+    if lacking:
+        return [], [*notes, f"this model has no hook point {sorted(lacking)[0]!r}, which would have to be kept"]
+    return quick, notes
 
 
 class Sweeper:
@@ -140,6 +145,7 @@ class Sweeper:
     def start(self) -> SweepRun:
         """The sweep, ready to iterate over."""
         run = self._run
+        self._leave_out(run)
         variants: list[Variant] = []
         idle: list[int] = []  # where the patch changes nothing
         general: list[int] = []
@@ -155,7 +161,9 @@ class Sweeper:
         steps: Iterator[Done] = iter(())
         if variants:
             pieces = BlockPieces(run.runner.engine, self._max_tokens)
-            carrier = Recomputation(pieces, run.kept(), run.n_layers, run.measuring.read(), self._max_tokens)
+            carrier = Recomputation(
+                pieces, run.kept(), run.measuring.read(), self._max_tokens, run.runner.config.window_size
+            )
             # What starts after the last position read changes nothing there.
             idle += [variant.index for variant in variants if variant.start >= carrier.end]
             variants = [variant for variant in variants if variant.start < carrier.end]
@@ -166,6 +174,13 @@ class Sweeper:
                 variants = []
             steps = self._recomputed(carrier, Readout(run, pieces, proof.unembedding == "W_U"), variants)
         return SweepRun.of(run, self._notes, len(idle) + len(variants), self._steps(sorted(general), idle, steps))
+
+    def _leave_out(self, run: CorruptedRun) -> None:
+        """Takes the hook points out of the quick ones whose changes are not added to the residual stream as they are."""
+        layout = BlockLayout.of(run.runner.engine)
+        why = {hook: why_not_added(run, hook, layout) for hook in self._quick}
+        self._quick = {hook for hook in self._quick if not why[hook]}
+        self._notes += sorted({reason for reason in why.values() if reason})
 
     def _steps(self, general: list[int], idle: list[int], recomputed: Iterator[Done]) -> Iterator[Done]:
         if idle:

@@ -12,9 +12,10 @@ from onnxscript import optimizer
 
 from graphlens.errors import ExportError
 from graphlens.export.decoder import FORK_OP, HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
+from graphlens.file.firing import graph_order
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry
-from graphlens.file.names import axes_of, firing_order
+from graphlens.file.names import axes_of
 from graphlens.file.stored import bind
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _drop_idle_reshapes(model: ir.Model) -> None:
             model.graph.remove(node, safe=True)
 
 
-def name_hook_points(model: ir.Model, n_layers: int, late_norms: bool = False) -> dict[str, HookEntry]:
+def name_hook_points(model: ir.Model, n_layers: int) -> dict[str, HookEntry]:
     """Turns hook markers into names, in place: each marked value gets the name of its hook point.
 
     The logits keep the name ``logits``. Hook points that mark one value (resid_post and the next resid_pre) share it:
@@ -72,7 +73,6 @@ def name_hook_points(model: ir.Model, n_layers: int, late_norms: bool = False) -
     Args:
         model: A traced and optimised graph.
         n_layers: The number of blocks.
-        late_norms: True if the norms come after the sublayers alone.
 
     Returns:
         Hook name -> its value, axes and dtype, in firing order.
@@ -83,7 +83,7 @@ def name_hook_points(model: ir.Model, n_layers: int, late_norms: bool = False) -
     carried = _remove_markers(model)
     hooks: dict[str, HookEntry] = {}
     named: dict[int, str] = {}
-    for name in firing_order(carried, n_layers, late_norms):
+    for name in graph_order(model.graph, carried, n_layers):
         value = carried[name]
         if id(value) not in named:
             named[id(value)] = value.name = LOGITS if value.is_graph_output() else name

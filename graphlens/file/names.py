@@ -32,6 +32,8 @@ KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
 # The norm of each head's query or key: TransformerLens puts batch, positions and heads into one axis.
 QUERIES, KEYS = "batch_pos_head", "batch_pos_key_value_head"
 TOKENS = "batch_pos"  # batch and positions in one axis, where an MLP chooses experts
+# Each such axis -> what it has besides batch and positions.
+JOINT_AXES: Mapping[str, tuple[str, ...]] = {QUERIES: ("head_index",), KEYS: ("key_value_head_index",), TOKENS: ()}
 # The norm of all heads' queries or keys together (OLMo-2).
 _OF_ALL_HEADS: Mapping[str, Axes] = {
     "attn.q_norm.hook_scale": ("batch", "pos", "1"),
@@ -103,6 +105,7 @@ AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
 )
 SCORES = "attn.hook_attn_scores"
+CHOSEN_EXPERTS = "mlp.hook_expert_indices"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.
 FLAGGED: Mapping[str, str] = {
@@ -181,39 +184,21 @@ def canonical(name: str) -> str:
     return in_block(layer, BRIDGE_BLOCK[rest]) if rest in BRIDGE_BLOCK else name
 
 
-def _block_order(late_norms: bool) -> list[str]:
-    """The names in a block, in firing order."""
-    names = list(BLOCK)
-    if late_norms:
-        for norm, after in (("ln1", "attn.hook_result"), ("ln2", "mlp.hook_post")):
-            moved = [name for name in names if name.startswith(f"{norm}.")]
-            names = [name for name in names if name not in moved]
-            place = names.index(after) + 1
-            names[place:place] = moved
-    return names
-
-
-def all_names(n_layers: int, late_norms: bool = False) -> list[str]:
-    """Every name that a hook point of a model may have, in firing order, flagged ones included.
-
-    Args:
-        n_layers: The number of blocks of the model.
-        late_norms: True if its norms come after the sublayers alone; a config's ``post_norm_only``.
-    """
-    blocks = [in_block(layer, name) for layer in range(n_layers) for name in _block_order(late_norms)]
+def all_names(n_layers: int) -> list[str]:
+    """Every name that a hook point of a model with so many blocks may have, in firing order, flagged ones included."""
+    blocks = [in_block(layer, name) for layer in range(n_layers) for name in BLOCK]
     return [*BEFORE_BLOCKS, *blocks, *AFTER_BLOCKS]
 
 
-def firing_order(names: Iterable[str], n_layers: int, late_norms: bool = False) -> list[str]:
-    """Sorts hook names into firing order.
+def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
+    """Sorts hook names into the firing order of most architectures; file/firing.py has that of a graph.
 
     Args:
         names: Hook names of one model; others are left out.
         n_layers: The number of blocks of the model.
-        late_norms: See ``all_names``.
     """
     wanted = set(names)
-    return [name for name in all_names(n_layers, late_norms) if name in wanted]
+    return [name for name in all_names(n_layers) if name in wanted]
 
 
 def axes_of(name: str, count: int | None = None) -> Axes:
@@ -250,6 +235,16 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
     }
 
 
+# Hook points that only some architectures have: what a model without them is like, and what it has instead.
+_INSTEAD: Mapping[str, str] = {
+    "hook_resid_mid": "attention and MLP of its blocks both read hook_resid_pre, and hook_resid_post has the sum of all three",
+    "hook_pos_embed": "it adds no position embeddings; the residual stream begins as hook_embed",
+    "attn.hook_rot_q": "it does not rotate queries by their positions; there is attn.hook_q",
+    "attn.hook_rot_k": "it does not rotate keys by their positions; there is attn.hook_k",
+    "mlp.hook_pre_linear": "its MLPs have no gate; there are mlp.hook_pre and mlp.hook_post",
+}
+
+
 def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookPoint:
     """The error for a name that is no hook point of a model: why it is none, and the nearest names that are.
 
@@ -263,6 +258,10 @@ def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookP
         return UnknownHookPoint(
             f"{name!r} exists only while the flag {FLAGGED[rest]!r} is set: call model.set_{FLAGGED[rest]}(True) first."
         )
+    # In the hook map of whole blocks what is not there is not in the architecture.
+    whole = {"hook_embed"} if layer is None else {in_block(layer, end) for end in ("hook_resid_pre", "hook_mlp_out")}
+    if rest in _INSTEAD and whole <= set(names):
+        return UnknownHookPoint(f"{name!r} is not a hook point of this model: {_INSTEAD[rest]}.")
     why = "is not a hook point of this model."
     if layer is not None and layer >= n_layers and rest in BLOCK:
         why = f"this model has {n_layers} layers (0-{n_layers - 1})."

@@ -221,7 +221,9 @@ class WeightStore(Mapping[str, Array]):
                 self._verify()  # after it was mapped, so that what was mapped is what is verified
             self.opened[view.file] = mapping
         self.opened[view.file].ensure_unwritten(self._verify)
-        return apply_view(as_float(self.opened[view.file], view.tensor), view)
+        found = apply_view(as_float(self.opened[view.file], view.tensor), view)
+        found.flags.writeable = False  # a copy too: writing into it would change nothing
+        return found
 
 
 def apply_view(array: Array, view: WeightView) -> Array:

@@ -60,7 +60,7 @@ class Tokenizer:
     Attributes:
         fast: The tokenizer of the tokenizers package.
         padding_side: "right" or "left": where the model pads prompts of different lengths. It may be set.
-        bos_token_id: The id of the BOS token, or None.
+        bos_token_id: The id of the BOS token, or None; where the files name none, EOS's, as in TransformerLens.
         eos_token_id: The id of the EOS token, or None.
         pad_token_id: The id of the PAD token; where the files name none, EOS's, as in TransformerLens.
         prepends_bos: True if encoding with special tokens puts BOS before a text.
@@ -91,8 +91,8 @@ class Tokenizer:
         self.fast = fast
         self.padding_side = padding_side
         self._special = special
-        self.bos_token_id = self._id("bos_token")
         self.eos_token_id = self._id("eos_token")
+        self.bos_token_id = self._id("bos_token") if "bos_token" in special else self.eos_token_id
         self.pad_token_id = self._id("pad_token") if "pad_token" in special else self.eos_token_id
         plain = self.encode("a", add_special_tokens=True)
         self.prepends_bos = bool(plain) and self.bos_token_id is not None and plain[0] == self.bos_token_id
@@ -130,8 +130,8 @@ class Tokenizer:
 
     @property
     def bos_token(self) -> str | None:
-        """The text of the BOS token."""
-        return self._special.get("bos_token")
+        """The text of the BOS token; EOS's where the files name none."""
+        return self._special.get("bos_token", self.eos_token)
 
     @property
     def eos_token(self) -> str | None:

@@ -88,18 +88,20 @@ _ROOT = frozenset({"version", "truncation", "padding", "added_tokens", "model", 
 
 @contextmanager
 def asking(path: Path | str) -> Iterator[None]:
-    """A block that calls the tokenizers package: a panic in there becomes an error that names the tokenizer's file.
+    """A block that calls the tokenizers package: an error of it becomes one that names the tokenizer's file.
 
     Args:
         path: The file that the tokenizer came from, or what it is called.
 
     Raises:
-        ModelFileError: The package panicked. Its exception is no ``Exception``, so that nothing else would catch it.
+        ModelFileError: The package panicked (its exception is no ``Exception``, so that nothing else would catch it), or
+            refused the text: a vocabulary that lacks the token for unknown words, say.
     """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # the class has no public name
+        # The class of a panic has no public name; all other errors of the package are plain exceptions of no class of their own.
+        if type(error).__name__ != "PanicException" and type(error) is not Exception:
             raise
         raise ModelFileError(
             f"{path}: the tokenizers package broke down over this tokenizer and text ({error}). Use the files that the "

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, Border
 from graphlens.errors import HookResultError, InputError
+from graphlens.file.names import CHOSEN_EXPERTS, split_name
 from graphlens.runtime.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -47,14 +48,14 @@ def pairs(hooks: Hooks) -> list[tuple[HookName, HookFunction]]:
     return found
 
 
-def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any], d_vocab: int) -> Callback:
+def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any], count: int) -> Callback:
     """One function activation -> activation that calls the hooks at a hook point, one after the other.
 
     Args:
         point: The hook point.
         functions: The hooks, in the order in which they are called.
         border: How activations cross to the user.
-        d_vocab: The size of the vocabulary: token ids that are not in it are refused.
+        count: How many ids there are, of tokens or of experts: others are refused at a hook point of ids.
 
     Returns:
         The function. It raises HookResultError for what a hook returns that is no array of the activation's shape and
@@ -69,14 +70,20 @@ def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[
             if result is not None:
                 value = result
             array = _checked(border, value, shape, dtype, point, function)
-            if array.dtype.kind == "i" and array.size and not 0 <= array.min() <= array.max() < d_vocab:
+            if array.dtype.kind == "i" and array.size and not 0 <= array.min() <= array.max() < count:
                 bad = int(array.min() if array.min() < 0 else array.max())
+                what = "expert" if is_expert(point.name) else "token id"
                 raise HookResultError(
-                    f"{_described(function, point)} returned the token id {bad}: ids go from 0 to {d_vocab - 1}."
+                    f"{_described(function, point)} returned the {what} {bad}: ids go from 0 to {count - 1}."
                 )
         return np.asarray(array)
 
     return run
+
+
+def is_expert(name: str) -> bool:
+    """True if the integers at a hook point are numbers of experts, and not tokens."""
+    return split_name(name)[1] == CHOSEN_EXPERTS
 
 
 def untupled(function: HookFunction) -> HookFunction:

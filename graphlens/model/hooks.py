@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 from graphlens.analysis.arrays import Border
 from graphlens.errors import InputError, InputTypeError, checked_number, is_one_of
 from graphlens.file.names import canonical, select, split_name, unknown_hook
-from graphlens.model.hook_calls import HookFunction, HookName, Hooks, chained, pairs, untupled
+from graphlens.model.hook_calls import HookFunction, HookName, Hooks, chained, is_expert, pairs, untupled
 from graphlens.model.per_thread import Block, PerThread
 from graphlens.model.ran import ActiveHook as ActiveHook
 from graphlens.runtime.callbacks import Callback
@@ -187,10 +187,11 @@ class HookRegistry:
         names: Gives the hook points there are now, in firing order.
         n_layers: The number of blocks.
         d_vocab: The size of the vocabulary.
+        n_experts: The number of experts of an MLP; 0 for none.
     """
 
-    def __init__(self, names: Callable[[], Sequence[str]], n_layers: int, d_vocab: int) -> None:
-        self._names, self._n_layers, self._d_vocab = names, n_layers, d_vocab
+    def __init__(self, names: Callable[[], Sequence[str]], n_layers: int, d_vocab: int, n_experts: int = 0) -> None:
+        self._names, self._n_layers, self._d_vocab, self._n_experts = names, n_layers, d_vocab, n_experts
         self._points: dict[str, HookPoint] = {}
         self._added: tuple[ActiveHook, ...] = ()
         self._blocks: PerThread[_Blocks] = PerThread(_Blocks((), 0))
@@ -371,4 +372,7 @@ class HookRegistry:
                 at.setdefault(hook.name, []).append(function)
             elif hook.asked and not hook.is_permanent:
                 raise InputError(_NEVER[dir].format(hook.name))
-        return {name: chained(self.point(name), functions, border, self._d_vocab) for name, functions in at.items()}
+        return {
+            name: chained(self.point(name), functions, border, self._n_experts if is_expert(name) else self._d_vocab)
+            for name, functions in at.items()
+        }

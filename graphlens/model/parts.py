@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from graphlens.model.runner import Runner
 
 
+# Keys' and values' weights as they are stored, where several heads share one.
+_AS_STORED = ("_W_K", "_W_V", "_b_K", "_b_V")
+
+
 @dataclass(frozen=True, repr=False)
 class Component(Generic[ArrayT]):
     """A part of the model: its weights and hook points are attributes, under TransformerLens's names.
@@ -33,7 +37,7 @@ class Component(Generic[ArrayT]):
     _prefix: str
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while it is unpickled there is no _runner to ask
+        if name.startswith("_") and name not in _AS_STORED:  # while it is unpickled there is no _runner to ask
             raise AttributeError(name)
         full = f"{self._prefix}.{name}"
         if full in self._runner.weights:
@@ -48,10 +52,11 @@ class Component(Generic[ArrayT]):
     def _own_names(self) -> list[str]:
         known = [*self._runner.weights.names(), *self._runner.names()]
         start = f"{self._prefix}."
-        return list(dict.fromkeys(name[len(start) :].split(".")[0] for name in known if name.startswith(start)))
+        found = dict.fromkeys(name[len(start) :].split(".")[0] for name in known if name.startswith(start))
+        return [*found, *(name[1:] for name in found if name in _AS_STORED)]
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._own_names()]
+        return sorted({*super().__dir__(), *self._own_names()})
 
     def __repr__(self) -> str:
         return f"<{self._prefix}: {', '.join(self._own_names())}>"
@@ -59,7 +64,10 @@ class Component(Generic[ArrayT]):
 
 @dataclass(frozen=True, repr=False)
 class Norm(Component[ArrayT]):
-    """LayerNorm or RMSNorm; ``w`` [d_model] and ``b`` [d_model] are absent once they are folded into what follows."""
+    """LayerNorm or RMSNorm; ``w`` [d_model] and ``b`` [d_model] are absent once they are folded into what follows.
+
+    Norms of queries and keys have [d_head], or all heads' dimensions.
+    """
 
     def __call__(self, residual: ArrayT) -> ArrayT:
         """A residual stream, normalised, then scaled by ``w`` and shifted by ``b`` if the model has them.
@@ -87,10 +95,19 @@ class Norm(Component[ArrayT]):
 
 @dataclass(frozen=True, repr=False)
 class Embed(Component[ArrayT]):
-    """The token embedding: ``W_E`` [d_vocab, d_model]."""
+    """The token embedding: ``W_E`` [d_vocab, d_model], as it is added: with Gemma's factor in it."""
+
+    @property
+    def ln(self) -> Norm[ArrayT]:
+        """The norm of the embeddings.
+
+        Raises:
+            AttributeError: For a model without one.
+        """
+        return _norm(self, "ln")
 
     def __call__(self, tokens: ArrayInput | UserArray) -> ArrayT:
-        """The embeddings of token ids.
+        """The embeddings of token ids, normalised where the model does that.
 
         Args:
             tokens: Integers of any shape [...].
@@ -102,7 +119,8 @@ class Embed(Component[ArrayT]):
             InputError: For ids outside the vocabulary.
         """
         ids = self._runner.text.token_ids(tokens)
-        return self._runner.border.to_user(self._runner.weights[f"{self._prefix}.W_E"][ids])
+        found = self._runner.border.to_user(self._runner.weights[f"{self._prefix}.W_E"][ids])
+        return self.ln(found) if self._runner.config.post_embedding_ln else found
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,7 +149,28 @@ class Unembed(Component[ArrayT]):
 @dataclass(frozen=True, repr=False)
 class Attention(Component[ArrayT]):
     """Attention: ``W_Q``, ``W_K``, ``W_V`` [h, d_model, d_head], ``W_O`` [h, d_head, d_model], ``b_Q``, ``b_K``,
-    ``b_V`` [h, d_head], ``b_O`` [d_model]."""
+    ``b_V`` [h, d_head], ``b_O`` [d_model].
+
+    Where several heads share a key and a value, ``_W_K``, ``_W_V``, ``_b_K`` and ``_b_V`` have each of them once.
+    """
+
+    @property
+    def q_norm(self) -> Norm[ArrayT]:
+        """The norm of the queries.
+
+        Raises:
+            AttributeError: For a model without one.
+        """
+        return _norm(self, "q_norm")
+
+    @property
+    def k_norm(self) -> Norm[ArrayT]:
+        """The norm of the keys.
+
+        Raises:
+            AttributeError: For a model without one.
+        """
+        return _norm(self, "k_norm")
 
     @property
     def QK(self) -> FactoredMatrix:  # noqa: N802
@@ -158,15 +197,41 @@ class Block(Component[ArrayT]):
 
     @property
     def mlp(self) -> Component[ArrayT]:
-        """The MLP: ``W_in`` [d_model, d_mlp], ``b_in`` [d_mlp], ``W_out`` [d_mlp, d_model], ``b_out`` [d_model]."""
+        """The MLP: ``W_in`` [d_model, d_mlp], ``b_in`` [d_mlp], ``W_out`` [d_mlp, d_model], ``b_out`` [d_model], and where it
+        is gated ``W_gate`` [d_model, d_mlp]."""
         return Component(self._runner, f"{self._prefix}.mlp")
 
     @property
     def ln1(self) -> Norm[ArrayT]:
-        """The norm before attention."""
+        """The norm before attention, or after it where the architecture has none before."""
         return Norm(self._runner, f"{self._prefix}.ln1")
 
     @property
+    def ln1_post(self) -> Norm[ArrayT]:
+        """The norm after attention, besides the one before.
+
+        Raises:
+            AttributeError: For a model without one.
+        """
+        return _norm(self, "ln1_post")
+
+    @property
+    def ln2_post(self) -> Norm[ArrayT]:
+        """The norm after the MLP, besides the one before.
+
+        Raises:
+            AttributeError: For a model without one.
+        """
+        return _norm(self, "ln2_post")
+
+    @property
     def ln2(self) -> Norm[ArrayT]:
-        """The norm before the MLP."""
+        """The norm before the MLP, or after it where the architecture has none before."""
         return Norm(self._runner, f"{self._prefix}.ln2")
+
+
+def _norm(part: Component[ArrayT], name: str) -> Norm[ArrayT]:
+    """A norm that not every architecture has, as a part of another. Raises AttributeError where there is none."""
+    if name not in part._own_names():
+        raise AttributeError(f"{part._prefix} of this model has no {name!r}.")
+    return Norm(part._runner, f"{part._prefix}.{name}")

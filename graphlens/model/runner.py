@@ -367,7 +367,7 @@ class _Hooks(HookRegistry):
 
     def __init__(self, runner: Runner[Any]) -> None:
         config = runner.config
-        super().__init__(runner.names, config.n_layers, config.d_vocab)
+        super().__init__(runner.names, config.n_layers, config.d_vocab, config.num_experts or 0)
         self._runner = runner
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -24,10 +24,16 @@ _BIASES: Mapping[str, tuple[str, ...]] = {
     "b_out": ("d_model",),
     "b_U": ("d_vocab_out",),
 }
+# Weights of which several heads share one where there are fewer keys and values than queries. Under these names
+# TransformerLens has them once for each head; as they are stored they have an underscore before.
+_SHARED = ("W_K", "W_V", "b_K", "b_V")
 
 
 class Weights:
     """Weights by TransformerLens name, read-only: writing into one would not change what the model computes.
+
+    Where several heads share a key and a value, ``attn.W_K``, ``W_V``, ``b_K`` and ``b_V`` have them once for each head, as
+    copies; ``attn._W_K`` and so on are what is stored.
 
     Args:
         engine: The model's engine.
@@ -41,10 +47,26 @@ class Weights:
         """The weights that the model computes with: views of the mapped files, or of what they were set to."""
         return self._engine.weights
 
+    @property
+    def _group(self) -> int:
+        """How many heads share a key and a value."""
+        config = self._engine.manifest.config
+        return config.n_heads // config.n_key_value_heads
+
+    def _split(self, name: str) -> tuple[str, int]:
+        """(the name that a weight is stored by, how often its heads are repeated under this one)."""
+        prefix, _, leaf = name.rpartition(".")
+        if self._group > 1 and leaf in _SHARED:
+            return name, self._group
+        if self._group > 1 and leaf.startswith("_") and leaf[1:] in _SHARED:
+            return f"{prefix}.{leaf[1:]}", 1
+        return name, 1
+
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
             return False
-        return name in self.stored or (name.rpartition(".")[2] in _BIASES and _matrix_of(name) in self.stored)
+        stored, _ = self._split(name)
+        return stored in self.stored or (stored.rpartition(".")[2] in _BIASES and _matrix_of(stored) in self.stored)
 
     def __getitem__(self, name: str) -> Array:
         """A weight; zeros for a bias that the checkpoint lacks.
@@ -52,25 +74,39 @@ class Weights:
         Raises:
             AttributeError: For a name that this model has no weight of.
         """
+        stored, times = self._split(name)
+        found = self._stored_or_zeros(stored, name)
+        if times > 1:
+            found = np.repeat(found, times, axis=0)
+            found.flags.writeable = False
+        return found
+
+    def _stored_or_zeros(self, name: str, asked: str) -> Array:
+        """A weight by the name that it is stored by; ``asked`` is what an error calls it."""
         stored, config = self.stored, self._engine.manifest.config
         if name in stored:
             # A model opened with a lower n_ctx has so many positions.
             return stored[name][: config.n_ctx] if name == "pos_embed.W_pos" else stored[name]
         if name not in self:
-            raise AttributeError(f"this model has no weight {name!r}. List what it has with list(model.weights).")
+            raise AttributeError(f"this model has no weight {asked!r}. List what it has with list(model.weights).")
         shape = tuple(int(getattr(config, size)) for size in _BIASES[name.rpartition(".")[2]])
         zeros = np.zeros(shape, stored[_matrix_of(name)].dtype)
         zeros.flags.writeable = False
         return zeros
 
     def names(self) -> list[str]:
-        """Every weight's name, biases that are zeros included."""
+        """Every weight's name in TransformerLens's state dict, biases that are zeros included."""
         names = dict.fromkeys(self.stored)
         for name in list(names):
             prefix, _, leaf = name.rpartition(".")
             if f"b_{leaf[2:]}" in _BIASES and leaf.startswith("W_"):
                 names[f"{prefix}.b_{leaf[2:]}"] = None
-        return list(names)
+        return [self._once(name) for name in names]
+
+    def _once(self, name: str) -> str:
+        """The name under which a weight counts once, and not for each head."""
+        prefix, _, leaf = name.rpartition(".")
+        return f"{prefix}._{leaf}" if self._group > 1 and leaf in _SHARED else name
 
     def stacked(self, name: str) -> Array:
         """A weight of every block, as a copy.
@@ -102,7 +138,8 @@ class Weights:
         """An engine that computes with other weights; those that were set before stay set.
 
         Args:
-            given: TransformerLens name -> the weight. Zeros for a bias that the model lacks are what it has already.
+            given: TransformerLens name -> the weight. Zeros for a bias that the model lacks are what it has already. Weights
+                that several heads share are given once for each of them all, or as they are stored.
 
         Raises:
             InputError: For a weight that does not fit; see ``Engine.with_weights``. For what is no dict of arrays.
@@ -110,20 +147,38 @@ class Weights:
         if not isinstance(given, Mapping):
             raise InputError(f"weights are given as a dict of name -> array, not as {type(given).__name__}.")
         new = dict(self._engine.replaced)
-        for name, value in given.items():
-            if not isinstance(name, str):
-                raise InputError(f"a weight's name is text, not {type(name).__name__}.")
+        for asked, value in given.items():
+            if not isinstance(asked, str):
+                raise InputError(f"a weight's name is text, not {type(asked).__name__}.")
             try:
                 array = as_array(value)
             except (ValueError, TypeError) as error:
-                raise InputError(f"{name!r} was to be set to what cannot be read as an array ({error}).") from error
+                raise InputError(f"{asked!r} was to be set to what cannot be read as an array ({error}).") from error
+            name, times = self._split(asked)
+            array = self._shared(asked, array) if times > 1 else array
             if name in self.stored or name not in self:
                 new[name] = array
-            elif array.shape != self[name].shape or np.any(array):
+                continue
+            zeros = self._stored_or_zeros(name, asked)
+            if array.shape != zeros.shape or np.any(array):
                 raise InputError(
-                    f"{name!r} counts as {list(self[name].shape)} zeros: this model has no such bias, and its graph adds none."
+                    f"{asked!r} counts as {list(zeros.shape)} zeros: this model has no such bias, and its graph adds none."
                 )
         return self._engine.with_weights(new)
+
+    def _shared(self, name: str, array: Array) -> Array:
+        """A weight that is given for each head, as it is stored: once for all heads that share it."""
+        config = self._engine.manifest.config
+        if array.ndim == 0 or len(array) != config.n_heads:
+            return array
+        heads = array.reshape(config.n_key_value_heads, self._group, *array.shape[1:])
+        if not np.array_equal(heads, np.repeat(heads[:, :1], self._group, axis=1)):
+            prefix, _, leaf = name.rpartition(".")
+            raise InputError(
+                f"{name!r}: {self._group} heads share each key and value in this model, and what it was to be set to differs "
+                f"between them. Set '{prefix}._{leaf}', which has {config.n_key_value_heads} heads."
+            )
+        return heads[:, 0]
 
 
 def _matrix_of(bias: str) -> str:

@@ -30,6 +30,7 @@ from graphlens.file.folder import (
 from graphlens.file.inside import inside
 from graphlens.file.leftovers import remove_stale, remove_whole
 from graphlens.file.manifest import FORMAT_VERSION, Manifest
+from graphlens.file.processing import steps_for
 from graphlens.pipelines.export import export_to_new_folder
 from graphlens.pipelines.hub import Source, manifest_of, resolve
 from graphlens.pipelines.placing import DTYPE
@@ -111,7 +112,11 @@ def cached_export(
         if steps and not done.processing:
             from graphlens.surgery.process import process_into
 
-            folder = _derived(folder, "-".join(steps), lambda path, stage: process_into(path, stage, steps))
+            steps, notes = steps_for(done, steps)
+            for sentence in notes:
+                note(sentence)
+            if steps:
+                folder = _derived(folder, "-".join(steps), lambda path, stage: process_into(path, stage, steps))
         if dtype != DTYPE and done.config.dtype == DTYPE:
             from graphlens.surgery.precision import convert_into
 
@@ -208,7 +213,8 @@ def _plain_export(source: Source, processing: tuple[str, ...], dtype: str) -> tu
 
     manifest = _hooked(source.folder)
     if manifest is not None:
-        if (manifest.processing, manifest.config.dtype) in (((), DTYPE), (processing, dtype)):
+        wanted = processing if manifest.processing in ((), processing) else steps_for(manifest, processing)[0]
+        if (manifest.processing, manifest.config.dtype) in (((), DTYPE), (wanted, dtype)):
             return source.folder, manifest
         if not (source.folder / WEIGHTS_FILE).is_file():
             raise ExportError(
@@ -255,7 +261,7 @@ def _hooked(folder: Path) -> Manifest | None:
     return stored_manifest(folder)  # without a checkpoint beside it there is nothing to export: this says what is wrong
 
 
-def _derived(folder: Path, label: str, write: Callable[[Path, Path], None]) -> Path:
+def _derived(folder: Path, label: str, write: Callable[[Path, Path], object]) -> Path:
     """The folder in the cache that ``write(graph file, new folder)`` makes of a hooked folder, made if absent."""
     from graphlens import surgery
 

@@ -142,7 +142,7 @@ def write_drivable(
     patterns = [gates] if isinstance(gates, str) else list(gates)
     # A pattern that matches plain hook points means those; one that matches none may mean flagged ones.
     missing = [pattern for pattern in patterns if not fnmatch.filter(list(plain.hooks), pattern)]
-    possible = all_names(plain.config.n_layers, plain.config.post_norm_only)
+    possible = all_names(plain.config.n_layers)
     flagged = (name for pattern in missing for name in fnmatch.filter(possible, pattern))
     graph = surgery.with_flagged(graph, _flags_for(flagged))
     manifest = surgery.read_manifest(graph)

@@ -280,7 +280,7 @@ def _hooked_graph(
     announce(f"Tracing {source.name}: {config.n_layers} layers")
     model = trace(hf_config, spec)
     build.optimise(model)
-    hooks = build.name_hook_points(model, config.n_layers, config.post_norm_only)
+    hooks = build.name_hook_points(model, config.n_layers)
 
     def place_of(parameter: str, shape: tuple[int, ...]) -> tuple[str, str]:
         return placed.at(*checkpoint.locate(parameter, shape, tied))

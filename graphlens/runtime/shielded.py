@@ -12,15 +12,17 @@ import ctypes
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, NoReturn, Protocol, TypeVar, cast
 
+from graphlens.runtime.bell import Bell
 from graphlens.runtime.thread_state import ThreadState
 
 Result = TypeVar("Result")
 # Seconds after which the waiting thread looks for signals that did not wake it: those sent to another thread, and on
 # Windows all of them. An interrupted hook gets as long to end by itself.
-_LOOK = 0.05
+LOOK = 0.05
 
 
 class Interruptible(Protocol):
@@ -42,17 +44,19 @@ class Interruptible(Protocol):
 
 
 class _Job(Generic[Result]):
-    """Work on its way through another thread."""
+    """Work on its way through another thread.
+
+    Attributes:
+        taken: True once a thread has begun with it.
+        ended: True once that thread is done with it.
+    """
 
     def __init__(self, work: Callable[[], Result]) -> None:
         self._work = work
         self._state = ThreadState()
         self._result: Result | None = None
         self._error: BaseException | None = None
-        self._ended = False
-        self._end = threading.Lock()
-        self._end.acquire()
-        self.taken = False
+        self.taken = self.ended = False
 
     def do(self) -> None:
         """Does the work. What it raises is kept."""
@@ -61,13 +65,8 @@ class _Job(Generic[Result]):
         except BaseException as error:
             self._error = error
 
-    def end(self) -> None:
-        """Wakes who waits for the end."""
-        self._ended = True
-        self._end.release()
-
     def wait(self, seconds: float | None = None) -> bool:
-        """Waits for the end, in a way that signal handlers can interrupt.
+        """Waits for the end, in a way that signal handlers can interrupt. The main thread alone may call it.
 
         Args:
             seconds: How long at most.
@@ -75,13 +74,15 @@ class _Job(Generic[Result]):
         Returns:
             True if the work has ended.
         """
-        while not self._ended:
-            self._end.acquire(timeout=_LOOK if seconds is None else seconds)
+        until = None if seconds is None else time.monotonic() + seconds
+        while not self.ended:
+            left = LOOK if until is None else until - time.monotonic()
+            if left <= 0:
+                break
+            bell.wait(left)  # which may have rung for another job, one that was left
             if not self.taken and not _idle:  # the thread that was idle does something else, which was left to it
                 _Worker().start()
-            if seconds is not None:
-                break
-        return self._ended
+        return self.ended
 
     def outcome(self) -> Result:
         """What the work gave, or raises what it raised. The caller's thread gets its state as the work left it."""
@@ -129,19 +130,23 @@ class _Worker(threading.Thread):
                 job.do()
                 _under_way.discard(job)
                 _idle.add(self)
-                job.end()
-            del job
+                job.ended = True
+                del job
+                bell.ring()
+            else:
+                del job
 
 
 _jobs: queue.SimpleQueue[_Job[object]] = queue.SimpleQueue()
 _idle: set[_Worker] = set()
 _under_way: set[_Job[object]] = set()
+bell = Bell()  # rings at the end of each job
 
 
 def _forget_all() -> None:
     """In a forked process there are no other threads."""
-    global _jobs
-    _jobs = queue.SimpleQueue()
+    global _jobs, bell
+    _jobs, bell = queue.SimpleQueue(), Bell()
     _idle.clear()
     _under_way.clear()
 
@@ -191,7 +196,7 @@ def shielded(work: Callable[[], Result], ends: Interruptible) -> Result:
     except BaseException as error:
         ends.interrupt(error)
         _jobs.put(told)  # where the interruption came before the first time
-        while not job.wait(_LOOK):
+        while not job.wait(LOOK):
             ends.insist(error)
         raise
     return job.outcome()

@@ -29,7 +29,7 @@ from graphlens.edits.selection import (
 from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK
 from graphlens.file.manifest import METADATA_KEY, HookEntry
-from graphlens.file.names import axis_sizes, select
+from graphlens.file.names import JOINT_AXES, axis_sizes, select
 from graphlens.surgery.fold import Folded, fold
 from graphlens.surgery.gates import keep_masked
 from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
@@ -204,6 +204,11 @@ class _Baked:
         """(mask or None, places to gather the operand at or None, the operand) along an axis."""
         field, size = self.field_of.get(name), array.shape[index]
         selection = self.item.chosen(field)
+        if name in JOINT_AXES and size > 1:
+            raise InputError(
+                f"{self.item.label}: a file can't tell which {size} entries along {name} a value for each of them is for, since "
+                "that depends on the batch and the length: give one for all."
+            )
         if selection is None and size == 1:
             return None, None, array
         op = self.scope.op

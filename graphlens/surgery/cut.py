@@ -13,7 +13,9 @@ from graphlens.file.names import canonical, unknown_hook
 from graphlens.surgery.graph import finish, read_manifest, values_by_name
 
 
-def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[ir.Model, tuple[str, ...]]:
+def cut(
+    model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = ()
+) -> tuple[ir.Model, tuple[str, ...]]:
     """The piece of a model that computes some values from others.
 
     Batch and sequence sizes are taken from the inputs, so a piece may run on other sizes than the model would. Weights
@@ -24,6 +26,8 @@ def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> tuple
         inputs: Names of hook points or of other values (``mask``, say) to compute from. Hook points that share a value
             are one input.
         outputs: Names of hook points or of other values (``logits``, say) to compute.
+        also: Names of values that may be inputs besides (``positions``, say). Those that the piece does not need, and those
+            that the model lacks, are left out.
 
     Returns:
         (the piece, its frontier). The frontier holds the names of further values that the piece needs and that do not
@@ -39,13 +43,15 @@ def cut(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> tuple
     values = values_by_name(model)
     starts = {name: _resolve(name, values, manifest) for name in inputs}
     ends = {name: _resolve(name, values, manifest) for name in outputs}
-    piece = _Piece(model, starts)
+    optional = {name: values[name] for name in also if name in values}
+    piece = _Piece(model, {**starts, **optional})
+    reached = _reached(starts.values())
     for name, value in ends.items():
-        if value not in piece.reached:
+        if value not in reached:
             raise InputError(f"{name!r} does not depend on {', '.join(map(repr, inputs))}: there is nothing to cut.")
     results = [piece.take(value) for value in ends.values()]
     graph = ir.Graph(
-        [*piece.inputs(), *piece.frontier.values()],
+        [*piece.inputs(optional), *piece.frontier.values()],
         results,
         nodes=piece.nodes,
         initializers=list(piece.initializers.values()),
@@ -102,9 +108,10 @@ class _Piece:
             if value not in self.copies:
                 self.copies[value] = ir.Value(name=name, shape=_own_sizes(name, value.shape), type=value.type)
 
-    def inputs(self) -> list[ir.Value]:
-        """The new inputs in the order asked for, each once."""
-        return list(dict.fromkeys(self.copies[value] for value in self._starts.values()))
+    def inputs(self, optional: Iterable[str]) -> list[ir.Value]:
+        """The new inputs in the order asked for, each once; of those named ``optional`` only what the piece reads."""
+        unread = {name for name in optional if not self.copies[self._starts[name]].uses()}
+        return list(dict.fromkeys(self.copies[value] for name, value in self._starts.items() if name not in unread))
 
     def take(self, wanted: ir.Value) -> ir.Value:
         """The copy of a value, made with all it needs. Not recursive: a model is deeper than Python's stack."""

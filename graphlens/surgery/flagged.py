@@ -6,7 +6,7 @@ nodes, and what they replace is removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,9 +14,10 @@ import onnx_ir.passes.common as common_passes
 from onnx_ir.tape import Tape
 
 from graphlens.errors import InputError
+from graphlens.file.firing import graph_order
 from graphlens.file.io_names import INPUT_IDS
-from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import BLOCK, FLAGGED, HEAD_RESIDUAL, axes_of, firing_order, in_block
+from graphlens.file.manifest import HookEntry, Manifest, WeightView
+from graphlens.file.names import BLOCK, FLAGGED, HEAD_RESIDUAL, axes_of, in_block
 from graphlens.file.stored import StoredWeights
 from graphlens.surgery.graph import (
     finish,
@@ -29,8 +30,8 @@ from graphlens.surgery.graph import (
     values_by_name,
 )
 from graphlens.surgery.structure import Structure
+from graphlens.surgery.sublayers import norm_weights, sublayers
 
-_ATTENTION = {letter: (f"attn.W_{letter.upper()}", f"attn.b_{letter.upper()}") for letter in "qkv"}
 FLAGS = tuple(dict.fromkeys(FLAGGED.values()))
 
 
@@ -61,7 +62,7 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
         return model
     work = _Rewrite(model.clone())
     if "use_hook_tokens" in wanted:
-        work.fork(INPUT_IDS, "hook_embed", "hook_tokens", "int64")
+        work.fork(INPUT_IDS, ["hook_embed"], "hook_tokens", "int64")
     for layer in range(work.manifest.config.n_layers):
         if in_block(layer, "attn.hook_q") not in work.values:  # not in this segment
             continue
@@ -85,6 +86,7 @@ class _Rewrite:
         self._weights = StoredWeights(model, self.manifest)
         self._structure = Structure(model, self.manifest)
         self._added: list[ir.Value] = []
+        self._made: dict[str, ir.Value] = {}  # weights that the tape at work holds already
 
     def finish(self) -> ir.Model:
         """The model with its new outputs and hook map, without what was replaced."""
@@ -92,31 +94,37 @@ class _Rewrite:
         self.graph.outputs.extend(value for value in self._added if value not in known)
         common_passes.RemoveUnusedNodesPass()(self.model)
         self.graph.sort()
-        config = self.manifest.config
-        order = firing_order(self.hooks, config.n_layers, config.post_norm_only)
+        values = values_by_name(self.model)
+        carried = {name: values[entry.value] for name, entry in self.hooks.items()}
+        order = graph_order(self.graph, carried, self.manifest.config.n_layers)
         manifest = self.manifest.with_hooks({name: self.hooks[name] for name in order})
         return finish(self.model, manifest, "the graph with flagged hook points")
 
-    def fork(self, source: str, reader: str, name: str, dtype: str) -> None:
-        """Adds a hook point: a copy of the value ``source``, which the hook point ``reader`` is computed from."""
+    def fork(self, source: str, readers: Sequence[str], name: str, dtype: str) -> None:
+        """Adds a hook point: a copy of the value ``source``, which the hook points ``readers`` are computed from."""
         value = self.values[source]
-        upstream = _ancestors(self.values[self.hooks[reader].value], value)
-        readers = [(node, index) for node, index in value.uses() if node in upstream]
-        if not readers:
+        upstream = set[ir.Node]().union(*(_ancestors(self.values[self.hooks[hook].value], value) for hook in readers))
+        found = [(node, index) for node, index in value.uses() if node in upstream]
+        if not found:
             raise InputError(
-                f"{name!r} would change nothing in this model: {reader!r} is not computed from {source!r}."
+                f"{name!r} would change nothing in this model: {readers[0]!r} is not computed from {source!r}."
             )
         tape = Tape()
         copy = tape.op("Identity", [value])
-        let_read(readers, copy, value)
+        let_read(found, copy, value)
         self._declare(name, copy, axes_of(name), dtype)
         self._install(tape, f"{name}/")
 
     def mlp_input(self, layer: int) -> None:
         """Adds the hook point of the residual that the MLP reads."""
-        names = [in_block(layer, name) for name in ("hook_resid_mid", "ln2.hook_normalized", "hook_mlp_in")]
-        self._ensure(all(name in self.hooks for name in names[:2]), "use_hook_mlp_in", *names[:2])
-        self.fork(self.hooks[names[0]].value, names[1], names[2], self.manifest.config.dtype)
+        parts = sublayers(self.manifest.config, layer)[1:]
+        if not parts:
+            raise InputError("use_hook_mlp_in cannot be set for this model: its blocks have no MLP.")
+        (mlp,) = parts
+        readers = list(mlp.readers) if mlp.norm is None else [mlp.start]
+        lost = [name for name in (mlp.residual, *readers) if name not in self.hooks]
+        self._ensure(not lost, "use_hook_mlp_in", mlp.residual, readers[0])
+        self.fork(self.hooks[mlp.residual].value, readers, in_block(layer, "hook_mlp_in"), self.manifest.config.dtype)
 
     def _ensure(self, is_so: bool, flag: str, start: str, end: str) -> None:
         """Refuses a flag whose rewrite of what lies between two hook points would compute something else."""
@@ -130,29 +138,29 @@ class _Rewrite:
     def split_inputs(self, layer: int, split: bool) -> None:
         """Gives every head its own copy of the residual before ln1; with ``split`` one each for q, k and v."""
         cfg, tape = self.manifest.config, Tape()
-        flag = "use_split_qkv_input" if split else "use_attn_in"
-        start, normal = in_block(layer, "hook_resid_pre"), in_block(layer, "ln1.hook_normalized")
-        self._ensure(self._structure.is_norm(start, in_block(layer, "ln1")), flag, start, normal)
-        for letter, weights in _ATTENTION.items():
-            end = in_block(layer, f"attn.hook_{letter}")
-            full = [in_block(layer, name) for name in ("ln1.w", "ln1.b", *weights)]
-            self._need(full[2])
-            self._ensure(self._structure.is_linear(normal, end, full), flag, normal, end)
+        flag, part = "use_split_qkv_input" if split else "use_attn_in", sublayers(cfg, layer)[0]
+        if part.norm is not None:
+            self._ensure(self._structure.is_norm(part.residual, part.norm), flag, part.residual, part.start)
+        for end, (matrix, _) in part.readers.items():
+            self._need(matrix)
+            self._ensure(self._structure.reads(part, end), flag, part.start, end)
         residual = self._value(layer, "hook_resid_pre")
-        for old in ("ln1.hook_scale", "ln1.hook_normalized"):
+        for old in () if part.norm is None else ("ln1.hook_scale", "ln1.hook_normalized"):
             replaced = self._value(layer, old)
             replaced.name = f"{in_block(layer, old)}/replaced"
             if replaced in self.graph.outputs:
                 self.graph.outputs.remove(replaced)
+
+        def normed(x: ir.Value, suffix: str, heads: str) -> ir.Value:
+            return x if part.norm is None else self._norm(layer, x, suffix, heads, tape)
+
         if split:
             heads = {"q": cfg.n_heads, "k": cfg.n_key_value_heads, "v": cfg.n_key_value_heads}
             inputs = {
-                letter: self._norm(
-                    layer,
+                letter: normed(
                     self._copies(layer, residual, count, f"hook_{letter}_input", tape),
                     "" if letter == "v" else f"@{letter}",
                     "head_index" if letter == "q" else "key_value_head_index",
-                    tape,
                 )
                 for letter, count in heads.items()
             }
@@ -160,29 +168,32 @@ class _Rewrite:
             if cfg.n_heads != cfg.n_key_value_heads:
                 raise InputError("use_attn_in needs as many key-value heads as heads; use_split_qkv_input does not.")
             copy = self._copies(layer, residual, cfg.n_heads, "hook_attn_in", tape)
-            inputs = dict.fromkeys("qkv", self._norm(layer, copy, "", "head_index", tape))
-        for letter, x in inputs.items():
-            product = self._per_head(x, in_block(layer, f"attn.W_{letter.upper()}"), tape)
-            bias = self._weight(in_block(layer, f"attn.b_{letter.upper()}"), tape)
-            new = product if bias is None else tape.op("Add", [product, bias])
-            self._replace(in_block(layer, f"attn.hook_{letter}"), new)
+            inputs = dict.fromkeys("qkv", normed(copy, "", "head_index"))
+        for (hook, (matrix, bias)), x in zip(part.readers.items(), inputs.values(), strict=True):
+            product, added = self._per_head(x, matrix, tape), self._weight(bias, tape)
+            self._replace(hook, product if added is None else tape.op("Add", [product, added]))
         self._install(tape, in_block(layer, "split/"))
 
     def results(self, layer: int) -> None:
-        """Writes the attention output as a sum of the heads' results."""
+        """Writes what attention's last matrix gives as a sum of the heads' results, before any norm of it."""
         cfg, tape = self.manifest.config, Tape()
-        start, end = in_block(layer, "attn.hook_z"), in_block(layer, "hook_attn_out")
-        weights = [in_block(layer, name) for name in ("attn.W_O", "attn.b_O")]
-        self._need(weights[0])
-        self._ensure(self._structure.is_linear(start, end, weights), "use_attn_result", start, end)
+        part = sublayers(cfg, layer)[0]
+        matrix, bias = part.out
+        self._need(matrix)
+        self._ensure(self._structure.writes(part), "use_attn_result", part.inner, part.written)
+        summed = self._structure.summed(part)
+        assert summed is not None, "it was found before"
         z = self._value(layer, "attn.hook_z")
-        result = self._per_head(z, in_block(layer, "attn.W_O"), tape)
+        result = self._per_head(z, matrix, tape)
         _shape(result, z, cfg.n_heads, cfg.d_model)
         self._declare(in_block(layer, "attn.hook_result"), result, HEAD_RESIDUAL, cfg.dtype)
         axis = integers(tape, [2], in_block(layer, "result/axis"))
-        total = tape.op("ReduceSum", [result, axis], {"keepdims": 0})
-        bias = self._weight(in_block(layer, "attn.b_O"), tape)
-        self._replace(in_block(layer, "hook_attn_out"), total if bias is None else tape.op("Add", [total, bias]))
+        total, added = tape.op("ReduceSum", [result, axis], {"keepdims": 0}), self._weight(bias, tape)
+        total = total if added is None else tape.op("Add", [total, added])
+        if part.post is None:
+            self._replace(part.written, total)
+        else:
+            replace_value(summed, total)
         self._install(tape, in_block(layer, "result/"))
 
     def _copies(self, layer: int, residual: ir.Value, heads: int, name: str, tape: Tape) -> ir.Value:
@@ -211,8 +222,8 @@ class _Rewrite:
             _shape(value, copies, count, size)
             axes = ("batch", "pos", heads, "1" if size == 1 else "d_model")
             self._declare(in_block(layer, f"ln1.{tail}{suffix}"), value, axes, config.dtype)
-        for op, part in (("Mul", "w"), ("Add", "b")):
-            weight = self._weight(in_block(layer, f"ln1.{part}"), tape)
+        for op, name in zip(("Mul", "Add"), norm_weights(in_block(layer, "ln1")), strict=True):
+            weight = self._weight(name, tape)
             normalized = normalized if weight is None else tape.op(op, [normalized, weight])
         return normalized
 
@@ -233,20 +244,14 @@ class _Rewrite:
         entry = self._weights.entry(name)
         if entry is None:
             return None
+        if name in self._made:
+            return self._made[name]
         view, value = self._weights.views[name], self._weights.initializer(name)
         compute = ir.DataType.from_numpy(np.dtype(self.manifest.config.dtype))
         if value.dtype != compute:
             value = tape.op("Cast", [value], {"to": compute})
-        if view.take is not None:
-            axis, part, parts = view.take
-            size = entry.shape[axis] // parts
-            bounds = (("from", part * size), ("to", (part + 1) * size), ("axis", axis))
-            value = tape.op("Slice", [value, *(integers(tape, [n], f"{name}/{label}") for label, n in bounds)])
-        if view.shape is not None:
-            value = tape.op("Reshape", [value, integers(tape, view.shape, f"{name}/shape")])
-        if view.permute is not None:
-            value = tape.op("Transpose", [value], {"perm": list(view.permute)})
-        return value
+        self._made[name] = viewed(value, view, entry.shape, name, compute, tape)
+        return self._made[name]
 
     def _value(self, layer: int, name: str) -> ir.Value:
         """The value that carries a hook point of a block."""
@@ -267,6 +272,54 @@ class _Rewrite:
 
     def _install(self, tape: Tape, prefix: str) -> None:
         install(self.graph, tape, numbered(prefix, "_flagged_"))
+        self._made.clear()
+
+
+def viewed(
+    value: ir.Value, view: WeightView, sizes: Sequence[int], name: str, dtype: ir.DataType, tape: Tape
+) -> ir.Value:
+    """What a view takes from a stored tensor, as nodes: what ``apply_view`` computes of an array.
+
+    Args:
+        value: The tensor.
+        view: How the weight is taken from it.
+        sizes: The tensor's shape.
+        name: The weight's name, for the names of constants.
+        dtype: The dtype of ``value``.
+        tape: Takes the nodes.
+    """
+    shape = list(sizes)
+
+    def stretch(value: ir.Value, axis: int, start: int, stop: int, label: str) -> ir.Value:
+        shape[axis] = stop - start
+        bounds = (("from", start), ("to", stop), ("axis", axis))
+        return tape.op(
+            "Slice", [value, *(integers(tape, [number], f"{name}/{label}_{part}") for part, number in bounds)]
+        )
+
+    def number(content: float, label: str) -> ir.Value:
+        return tape.initializer(ir.tensor(np.asarray(content, dtype.numpy())), name=f"{name}/{label}")
+
+    if view.take is not None:
+        axis, part, parts = view.take
+        size = shape[axis] // parts
+        value = stretch(value, axis, part * size, (part + 1) * size, "part")
+    if view.cut is not None:
+        value = stretch(value, *view.cut, label="cut")
+    if view.shape is not None:
+        shape = list(view.shape)
+        value = tape.op("Reshape", [value, integers(tape, shape, f"{name}/shape")])
+    if view.within is not None:
+        value = stretch(value, *view.within, label="within")
+    if view.permute is not None:
+        shape = [shape[axis] for axis in view.permute]
+        value = tape.op("Transpose", [value], {"perm": list(view.permute)})
+    if view.joined:
+        shape = [shape[0] * shape[1], *shape[2:]]
+        value = tape.op("Reshape", [value, integers(tape, shape, f"{name}/joined")])
+    if view.times is not None:
+        value = tape.op("Mul", [value, number(view.times, "times")])
+    return value if view.plus is None else tape.op("Add", [value, number(view.plus, "plus")])
 
 
 def _shape(value: ir.Value, like: ir.Value, heads: int, size: int) -> None:

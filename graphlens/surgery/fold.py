@@ -5,7 +5,7 @@ An edit x -> x * factor + addend of what a matrix reads or writes is an edit of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,27 +17,15 @@ from graphlens.edits.kinds import Intervention
 from graphlens.edits.operand import aligned
 from graphlens.edits.record import Array
 from graphlens.edits.selection import Window, selected_by
-from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import axis_sizes, firing_order, in_block, split_name
-from graphlens.file.safetensors import apply_view
+from graphlens.file.manifest import HookEntry, Manifest, ModelConfig
+from graphlens.file.names import axis_sizes, in_block, split_name
+from graphlens.file.safetensors import apply_view, put_view
 from graphlens.file.stored import StoredWeights
 from graphlens.surgery.structure import Structure
+from graphlens.surgery.sublayers import Sublayer, sublayers, sums
 
 Folded = dict[tuple[str, str], Array]  # (weights file, tensor) -> its new content
 ByHook = dict[str, list[Intervention]]
-
-# Hook points that a matrix writes: the matrix, its bias. And those that one reads.
-_WRITTEN = {
-    "attn.hook_q": ("attn.W_Q", "attn.b_Q"),
-    "attn.hook_k": ("attn.W_K", "attn.b_K"),
-    "attn.hook_v": ("attn.W_V", "attn.b_V"),
-    "mlp.hook_pre": ("mlp.W_in", "mlp.b_in"),
-    "hook_attn_out": ("attn.W_O", "attn.b_O"),
-    "hook_mlp_out": ("mlp.W_out", "mlp.b_out"),
-}
-_READ = {"attn.hook_z": ("attn.W_O", "attn.b_O"), "mlp.hook_post": ("mlp.W_out", "mlp.b_out")}
-# Sums in which what is added may as well be added to the bias before: the bias, and what must be unedited in between.
-_ADDED = {"hook_resid_mid": ("attn.b_O", "hook_attn_out"), "hook_resid_post": ("mlp.b_out", "hook_mlp_out")}
 
 
 @dataclass(frozen=True)
@@ -46,11 +34,13 @@ class _Target:
 
     Attributes:
         how: "written" if the matrix writes the hook point, "read" if it reads it, "added" if the hook point is a sum.
+        part: The sublayer that they are of.
         bias: The bias of the matrix, or that is part of the sum.
         matrix: The matrix; None for a sum, which takes additions only.
     """
 
     how: Literal["written", "read", "added"]
+    part: Sublayer
     bias: str
     matrix: str | None = None
 
@@ -68,20 +58,25 @@ def fold(model: ir.Model, manifest: Manifest, by_hook: ByHook) -> tuple[ByHook, 
     """
     weights, structure = _Weights(model, manifest), Structure(model, manifest)
     left: ByHook = {}
-    for hook in firing_order(by_hook, manifest.config.n_layers, manifest.config.post_norm_only):
+    for hook in [name for name in manifest.hooks if name in by_hook]:
         items = by_hook[hook]
-        target = _target(hook, by_hook, items)
+        target = _target(hook, by_hook, items, manifest.config)
         change = None if target is None else affine(items, manifest.hooks[hook], manifest)
-        if target is None or change is None or not weights.has(target) or not _is_so(structure, hook, target):
+        if target is None or change is None:
             left[hook] = items
-        else:
-            # What folds lies at hook points [batch, pos, ...]: a matrix knows neither of these.
-            factor, addend = (part[0, 0] for part in change)
+            continue
+        # What folds lies at hook points [batch, pos, ...]: a matrix knows neither of these.
+        factor, addend = (part[0, 0] for part in change)
+        if weights.take(target, addend) and _is_so(structure, hook, target, manifest.config):
             weights.apply(target, factor, addend)
+        else:
+            left[hook] = items
     return left, weights.changed
 
 
-def _target(hook: str, by_hook: Mapping[str, Sequence[Intervention]], items: Sequence[Intervention]) -> _Target | None:
+def _target(
+    hook: str, by_hook: Mapping[str, Sequence[Intervention]], items: Sequence[Intervention], config: ModelConfig
+) -> _Target | None:
     """The weights that the edit at a hook point can go into; None where there are none.
 
     Nothing may be edited between the hook point and the weights: it would see another value than without folding.
@@ -89,43 +84,42 @@ def _target(hook: str, by_hook: Mapping[str, Sequence[Intervention]], items: Seq
     layer, rest = split_name(hook)
     if layer is None:
         return None
-    if rest in _WRITTEN or rest in _READ:
-        if in_block(layer, "attn.hook_result") in by_hook and rest in ("attn.hook_z", "hook_attn_out"):
-            return None
-        matrix, bias = (_WRITTEN if rest in _WRITTEN else _READ)[rest]
-        return _Target("written" if rest in _WRITTEN else "read", in_block(layer, bias), in_block(layer, matrix))
-    # A block's residual_post is the next one's resid_pre.
+    result = in_block(layer, "attn.hook_result")
+    parts = sublayers(config, layer)
+    for part in parts:
+        if hook in part.readers:
+            matrix, bias = part.readers[hook]
+            return _Target("written", part, bias, matrix)
+        if hook == part.inner or (hook == part.written and part.post is None):
+            if result in by_hook and part is parts[0]:
+                return None
+            matrix, bias = part.out
+            return _Target("read" if hook == part.inner else "written", part, bias, matrix)
+    # A block's resid_post is the next one's resid_pre.
     if rest == "hook_resid_pre" and layer > 0:
         layer, rest = layer - 1, "hook_resid_post"
-    if rest not in _ADDED or any(item.part != "add" for item in items):
+    last = sublayers(config, layer)[0 if rest == "hook_resid_mid" else -1]
+    total = in_block(layer, rest)
+    # Of a sum, what is added may as well be added to the bias before.
+    if total not in sums(config, layer) or last.post is not None or any(item.part != "add" for item in items):
         return None
-    bias, between = _ADDED[rest]
-    others = {in_block(layer, between), in_block(layer, "attn.hook_result")}
-    if rest == "hook_resid_post" and hook != in_block(layer, rest):
-        others.add(in_block(layer, rest))
-    return None if others & set(by_hook) else _Target("added", in_block(layer, bias))
+    others = {last.written, in_block(layer, "attn.hook_result"), *({total} - {hook})}
+    return None if others & set(by_hook) else _Target("added", last, last.out[1])
 
 
-def _is_so(structure: Structure, hook: str, target: _Target) -> bool:
+def _is_so(structure: Structure, hook: str, target: _Target, config: ModelConfig) -> bool:
     """True if the graph computes with the target's weights what folding takes it to compute: no norm comes between."""
-    layer = split_name(target.bias)[0]
-    assert layer is not None
-    part, kind = ("attn", "O") if target.bias.endswith("attn.b_O") else ("mlp", "out")
-    out, source = (
-        in_block(layer, f"hook_{part}_out"),
-        in_block(layer, "attn.hook_z" if part == "attn" else "mlp.hook_post"),
-    )
-    if target.how == "written" and hook != out:
-        norm = in_block(layer, "ln2" if split_name(hook)[1].startswith("mlp") else "ln1")
-        names = [f"{norm}.w", f"{norm}.b", str(target.matrix), target.bias]
-        return structure.is_linear(f"{norm}.hook_normalized", hook, names)
-    if not structure.is_linear(source, out, [in_block(layer, f"{part}.W_{kind}"), target.bias]):
+    part = target.part
+    if hook in part.readers:
+        return structure.reads(part, hook)
+    if not structure.is_linear(part.inner, structure.summed(part), part.out):
         return False
     if target.how != "added":
         return True
-    before, after = ("pre", "mid") if part == "attn" else ("mid", "post")
-    terms = [in_block(layer, f"hook_resid_{before}"), out]
-    return structure.is_sum(in_block(layer, f"hook_resid_{after}"), terms)
+    layer = split_name(part.written)[0]
+    assert layer is not None
+    total, terms = next((total, terms) for total, terms in sums(config, layer).items() if terms[-1] == part.written)
+    return structure.is_sum(total, terms)
 
 
 def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) -> tuple[Array, Array] | None:
@@ -173,32 +167,39 @@ class _Weights:
         self._stored = StoredWeights(model, manifest)
         self.changed: Folded = {}
 
-    def has(self, target: _Target) -> bool:
-        """True if the target's weights are in the file, as float32."""
-        entries = (self._stored.entry(name) for name in (target.matrix, target.bias) if name)
-        return all(entry is not None and entry.dtype == "F32" for entry in entries)
+    def take(self, target: _Target, addend: Array) -> bool:
+        """True if the target's weights are in the file, as float32. A bias is not needed where nothing is added."""
+        bias = self._stored.entry(target.bias)
+        if bias is None and (target.matrix is None or addend.any()):
+            return False
+        found = [bias, *([] if target.matrix is None else [self._stored.entry(target.matrix)])]
+        return all(entry is None or entry.dtype == "F32" for entry in found) and found[-1] is not None
 
-    def _writable(self, name: str) -> Array:
-        """A weight that may be changed in place."""
+    def _change(self, name: str, change: Callable[[Array], Array]) -> None:
+        """Replaces a weight by what is made of it; a bias that there is none of stays away."""
+        if self._stored.entry(name) is None:
+            return
         view = self._stored.views[name]
         key = (view.file, view.tensor)
         if key not in self.changed:
             self.changed[key] = np.array(self._stored.array(name))
-        return apply_view(self.changed[key], view)
+        put_view(self.changed[key], view, change(apply_view(self.changed[key], view)))
 
     def apply(self, target: _Target, factor: Array, addend: Array) -> None:
         """Folds x -> x * factor + addend of what the matrix reads, or writes, or of a sum that its bias is part of."""
-        b = self._writable(target.bias)
         if target.matrix is None:
-            b += addend
-            return
-        w = self._writable(target.matrix)
-        if target.how == "read":
+            self._change(target.bias, lambda b: b + addend)
+        elif target.how == "read":
             # W_O [h, d, D] read by z [h, d]; W_out [M, D] read by post [M].
-            b += np.tensordot(addend, w, axes=addend.ndim)
-            w *= factor[..., None]
+            w = apply_view(self._now(target.matrix), self._stored.views[target.matrix])
+            self._change(target.bias, lambda b: b + np.tensordot(addend, w, axes=addend.ndim))
+            self._change(target.matrix, lambda w: w * factor[..., None])
         else:
             # W_Q [h, D, d] writes q [h, d]; W_in [D, M] writes pre [M]; W_O [h, d, D] writes [D].
-            w *= factor[:, None, :] if factor.ndim == 2 else factor
-            b *= factor
-            b += addend
+            self._change(target.matrix, lambda w: w * (factor[:, None, :] if factor.ndim == 2 else factor))
+            self._change(target.bias, lambda b: b * factor + addend)
+
+    def _now(self, name: str) -> Array:
+        """The tensor that a weight is a view of, with what was folded into it so far."""
+        view = self._stored.views[name]
+        return self.changed.get((view.file, view.tensor), self._stored.array(name))

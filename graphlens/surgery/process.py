@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,28 +22,20 @@ from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_fol
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
 from graphlens.file.names import in_block, split_name
-from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, write_safetensors
+from graphlens.file.processing import FOLDED_NORMS, STEPS, steps_for
+from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, put_view, write_safetensors
 from graphlens.file.stored import StoredWeights, bind, stored_tensor
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.graph import finish, read_manifest, replace_value, set_outputs
-from graphlens.surgery.structure import Structure
+from graphlens.surgery.processed import process_group
+from graphlens.surgery.structure import Structure, stored_weight
+from graphlens.surgery.sublayers import norm_weights, sublayers, sums
 
 WEIGHTS_FILE = "processed.safetensors"
-STEPS = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-    "refactor_factored_attn_matrices",
-)
 _UNEMBED, _UNEMBED_BIAS = "unembed.weight", "unembed.bias"
-# What is processed. Without its place in the files a weight would silently stay as it is.
-_OF_MODEL = ("embed.W_E", "ln_final.w", "ln_final.b", "unembed.W_U")
-_OF_BLOCK = (
-    *("ln1.w", "ln1.b", "attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O"),
-    *("ln2.w", "ln2.b", "mlp.W_in", "mlp.W_out"),
-)
+_OF_UNEMBEDDING = ("unembed.W_U", "unembed.b_U")
+_MOVE_VALUE_BIASES = {"fold_value_biases", "refactor_factored_attn_matrices"}
 
 
 def process_weights(
@@ -53,46 +46,55 @@ def process_weights(
     center_unembed: bool = True,
     fold_value_biases: bool = True,
     refactor_factored_attn_matrices: bool = False,
+    announce: Callable[[str], object] = warnings.warn,
 ) -> Path:
     """Writes a hooked folder with processed weights, which leave the model's predictions as they are. Needs no torch.
 
-    The steps are TransformerLens's, in its order.
+    The steps are TransformerLens's, in its order. Those that do not apply to an architecture are left out, as it leaves them
+    out: writing weights are not centred where the norms do not centre (RMSNorm), nor is anything folded or centred where
+    norms come after the sublayers alone (OLMo 2), nor the unembedding where the logits are squeezed by tanh.
 
     Args:
         path: A hooked folder or its graph file.
         out: The folder to write, absent or empty.
         fold_ln: Moves the norms' weights and biases into what reads them and centres that. A norm's output is then its
-            hook_normalized.
+            hook_normalized. Norms after a sublayer and norms of queries and keys stay.
         center_writing_weights: Centres what writes to the residual stream.
         center_unembed: Centres the logits over the vocabulary: they change by a constant at each position.
         fold_value_biases: Moves b_V into b_O.
         refactor_factored_attn_matrices: Rewrites W_Q W_K^T and W_V W_O of each head by their singular value
             decompositions, so that both factors have the same scale.
+        announce: Called with a sentence for each step that is left out though one would expect it.
 
     Returns:
         ``out``.
 
     Raises:
         ModelFileError: ``path`` is no hooked file.
-        ExportError: The weights are processed already or are not float32, the model's norms are not LayerNorm, its
-            manifest lacks a weight, or ``out`` is not empty or cannot be written.
+        ExportError: The weights are processed already or are not float32, the model computes something else than its
+            manifest says, or lacks a weight there, a step cannot be done for its architecture, or ``out`` is not empty or
+            cannot be written.
     """
     asked = (
         fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices,
     )  # fmt: skip
     chosen = tuple(step for step, on in zip(STEPS, asked, strict=True) if on)
     with new_folder(out) as stage:
-        process_into(model_path(path), stage, chosen)
+        for note in process_into(model_path(path), stage, chosen):
+            announce(note)
     return user_path(out)
 
 
-def process_into(source: Path, stage: Path, steps: Sequence[str]) -> None:
+def process_into(source: Path, stage: Path, steps: Sequence[str]) -> list[str]:
     """Writes a model with processed weights into a folder.
 
     Args:
         source: The graph file of a hooked model.
         stage: The folder.
         steps: Which of STEPS to do; the order is always theirs.
+
+    Returns:
+        Why some of them were left out, a sentence each: see steps_for.
 
     Raises:
         InputError: There is no such step.
@@ -103,12 +105,14 @@ def process_into(source: Path, stage: Path, steps: Sequence[str]) -> None:
     model = load(source)
     manifest = read_manifest(model)
     _check(source, manifest)
-    _check_structure(source, Structure(model, manifest), manifest)
-    work = _Processing(model, manifest, steps)
+    chosen, notes = steps_for(manifest, steps)
+    _check_structure(source, Structure(model, manifest), manifest, chosen)
+    work = _Processing(model, manifest, chosen)
     work.write(stage / WEIGHTS_FILE)
     done = work.rebind(stage / WEIGHTS_FILE)
     write_graph(finish(model, done, "the processed graph"), stage / MODEL_FILE)
     copy_settings(source.parent, stage)
+    return notes
 
 
 def _check(source: Path, manifest: Manifest) -> None:
@@ -117,19 +121,33 @@ def _check(source: Path, manifest: Manifest) -> None:
         raise ExportError(f"{source}: its weights are processed already ({', '.join(manifest.processing)}).")
     if config.dtype != "float32":
         raise ExportError(f"{source}: holds {config.dtype} weights. Process the float32 model, then convert it.")
-    if config.normalization_type != "LN":
-        raise ExportError(
-            f"{source}: weight processing knows LayerNorm, and this model has {config.normalization_type}."
-        )
-    parts = [name for name in _OF_BLOCK if not (config.attn_only and name.startswith(("ln2", "mlp")))]
+    if config.num_experts:
+        raise ExportError(f"{source}: weight processing knows no MLPs of several experts.")
+    # Without its place in the files a weight would silently stay as it is.
+    parts = [part for layer in range(config.n_layers) for part in sublayers(config, layer)]
+    norms = [*(part.norm for part in parts if part.norm is not None), "ln_final"]
     positions = ["pos_embed.W_pos"] if config.positional_embedding_type == "standard" else []
-    needed = [*_OF_MODEL, *positions, *(in_block(layer, name) for layer in range(config.n_layers) for name in parts)]
+    needed = ["embed.W_E", *positions, "unembed.W_U"]
+    needed += [matrix for part in parts for matrix, _ in (*part.readers.values(), part.out)]
+    # What one norm has every norm has: an architecture's norms have weights and biases, or none.
+    needed += [f"{norm}.{leaf}" for leaf in "wb" for norm in norms if _any_has(manifest, norms, leaf)]
     missing = [name for name in needed if name not in manifest.weights]
     if missing:
         raise ExportError(f"{source}: does not say where its weight {missing[0]!r} lies, so it cannot be processed.")
 
 
-def _check_structure(source: Path, structure: Structure, manifest: Manifest) -> None:
+def _any_has(manifest: Manifest, norms: Sequence[str], leaf: str) -> bool:
+    """True if one of the norms has a weight (``"w"``) or a bias (``"b"``)."""
+    return any(f"{norm}.{leaf}" in manifest.weights for norm in norms)
+
+
+def _has_value_bias(manifest: Manifest, steps: Sequence[str], layer: int) -> bool:
+    """True if a bias of values is moved into attention's output bias: one that is there, or that a norm's becomes."""
+    folded = "fold_ln" in steps and in_block(layer, "ln1.b") in manifest.weights
+    return bool(_MOVE_VALUE_BIASES & set(steps)) and (folded or in_block(layer, "attn.b_V") in manifest.weights)
+
+
+def _check_structure(source: Path, structure: Structure, manifest: Manifest, steps: Sequence[str]) -> None:
     """Refuses a model that computes something else than the architecture whose weights are processed.
 
     A norm after attention, a matrix that reads a norm besides those that it is folded into, a bias without a name: what was
@@ -149,38 +167,24 @@ def _check_structure(source: Path, structure: Structure, manifest: Manifest) -> 
     residual = in_block(0, "hook_resid_pre")
     ensure(structure.is_sum(residual, embedded), embedded[0], residual)
     for layer in layers:
-        pre, mid, post = (in_block(layer, f"hook_resid_{place}") for place in ("pre", "mid", "post"))
-        written = []
-        for norm, start, readers, z, out in (
-            (
-                "ln1",
-                pre,
-                {f"attn.hook_{letter}": f"attn.{{}}_{letter.upper()}" for letter in "qkv"},
-                "attn.hook_z",
-                "attn",
-            ),
-            ("ln2", mid, {"mlp.hook_pre": "mlp.{}_in"}, "mlp.hook_post", "mlp"),
-        ):
-            if norm == "ln2" and config.attn_only:
-                continue
-            full = in_block(layer, norm)
-            normal, ends = f"{full}.hook_normalized", [in_block(layer, reader) for reader in readers]
-            ensure(structure.is_norm(start, full), start, normal)
-            for end, weights in zip(ends, readers.values(), strict=True):
-                names = [f"{full}.w", f"{full}.b", *(in_block(layer, weights.format(kind)) for kind in "Wb")]
-                ensure(structure.is_linear(normal, end, names), normal, end)
-            ensure(structure.nothing_leaves(normal, ends), normal, ends[0])
-            written.append(in_block(layer, f"hook_{out}_out"))
-            matrix = [in_block(layer, f"{out}.{kind}_{'O' if out == 'attn' else 'out'}") for kind in "Wb"]
-            ensure(structure.is_linear(in_block(layer, z), written[-1], matrix), in_block(layer, z), written[-1])
-        ensure(structure.is_sum(mid, [pre, written[0]]), written[0], mid)
-        ensure(structure.is_sum(post, [mid, written[1]] if len(written) > 1 else [mid]), written[-1], post)
+        for part in sublayers(config, layer):
+            if part.norm is not None:
+                ensure(structure.is_norm(part.residual, part.norm), part.residual, part.start)
+            for end in part.readers:
+                ensure(structure.reads(part, end), part.start, end)
+            if part.norm is not None:
+                ensure(structure.nothing_leaves(part.start, list(part.readers)), part.start, next(iter(part.readers)))
+            ensure(structure.writes(part), part.inner, part.written)
+        if _has_value_bias(manifest, steps, layer):
+            values, z, pattern = (in_block(layer, f"attn.hook_{name}") for name in ("v", "z", "pattern"))
+            ensure(structure.is_mixed(values, z, pattern), values, z)
+        for total, terms in sums(config, layer).items():
+            ensure(structure.is_sum(total, terms), terms[-1], total)
     last = in_block(layers[-1], "hook_resid_post")
-    names = ["ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U"]
-    ensure(structure.is_norm(last, "ln_final"), last, "ln_final.hook_normalized")
-    ensure(
-        structure.is_linear("ln_final.hook_normalized", "unembed.hook_out", names), "ln_final.hook_normalized", LOGITS
-    )
+    normal, end = "ln_final.hook_normalized", "unembed.hook_out"
+    ensure(structure.is_norm(last, "ln_final"), last, normal)
+    ensure(structure.is_linear(normal, end, [*norm_weights("ln_final"), "unembed.W_U", "unembed.b_U"]), normal, LOGITS)
+    ensure(structure.nothing_leaves(normal, [end]), normal, LOGITS)
     for layer in layers:
         for name in ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post"):
             hook = in_block(layer, name)
@@ -194,14 +198,40 @@ class _Processing:
         self.model, self.manifest, self.steps = model, manifest, steps
         self._stored = StoredWeights(model, manifest)
         self._views = dict(manifest.weights)
-        self._folded = "fold_ln" in steps
         # W_U gets a tensor of its own, since the embedding it may be tied to is not processed as it is.
         self._views["unembed.W_U"] = replace(self._views["unembed.W_U"], tensor=_UNEMBED)
-        self._has_bias = self._folded or "unembed.b_U" in self._views
-        if self._has_bias:
-            file = self._views["unembed.W_U"].file
-            self._views["unembed.b_U"] = WeightView(file, _UNEMBED_BIAS)
-        self._dropped = {name for name in self._views if self._folded and name.split(".")[-2].startswith("ln")}
+        folded = FOLDED_NORMS if "fold_ln" in steps else ()
+        self._dropped = {name for name in self._views if split_name(name)[1].rpartition(".")[0] in folded}
+        self._made: dict[str, tuple[str, int]] = {}  # tensor of a new bias -> (the matrix's weight, its size)
+        self._make_biases()
+        if "unembed.b_U" in self._views:
+            self._views["unembed.b_U"] = WeightView(self._views["unembed.W_U"].file, _UNEMBED_BIAS)
+            self._made.setdefault(_UNEMBED_BIAS, ("unembed.W_U", manifest.config.d_vocab))
+
+    def _make_biases(self) -> None:
+        """Names the biases that this model lacks and processing needs: those that take in a norm's, or the values'."""
+        config = self.manifest.config
+        for layer in range(config.n_layers):
+            for part in sublayers(config, layer):
+                if f"{part.norm}.b" in self._dropped:
+                    for matrix, bias in part.readers.values():
+                        self._make_bias(matrix, bias)
+            if _has_value_bias(self.manifest, self.steps, layer):
+                self._make_bias(*sublayers(config, layer)[0].out)
+        if "ln_final.b" in self._dropped:
+            self._views.setdefault("unembed.b_U", self._views["unembed.W_U"])
+
+    def _make_bias(self, matrix: str, bias: str) -> None:
+        """Gives a matrix that has no bias one of zeros; a tensor of several matrices gets one of several biases."""
+        if bias in self._views:
+            return
+        view, entry, weight = self._views[matrix], self._stored.entry(matrix), self._stored.initializer(matrix)
+        assert entry is not None, "the place of every matrix was looked for"
+        ((node, _),) = weight.uses()
+        outputs = entry.shape[0 if _is_transposed(node) else 1]
+        tensor = f"{view.tensor.removesuffix('.weight')}.bias"
+        self._made[tensor] = (matrix, outputs)
+        self._views[bias] = _bias_of(view, tensor, by_head=matrix[-1] in "QKV")
 
     def _key(self, name: str) -> str:
         """The tensor that a weight is a view of, in the new file."""
@@ -209,10 +239,11 @@ class _Processing:
 
     def _groups(self) -> Iterator[list[str]]:
         """Weight names of the embeddings, of each block, and of the end."""
-        yield [name for name in ("embed.W_E", "pos_embed.W_pos") if name in self._views]
+        ends = ("ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U")
+        yield [name for name in self._views if split_name(name)[0] is None and name not in ends]
         for layer in range(self.manifest.config.n_layers):
             yield [name for name in self._views if split_name(name)[0] == layer]
-        yield [name for name in ("ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U") if name in self._views]
+        yield [name for name in ends if name in self._views]
 
     def _processed(self) -> Iterator[tuple[str, Array]]:
         """The tensors of the new file, in its order."""
@@ -222,11 +253,15 @@ class _Processing:
             for name in names:
                 key = self._key(name)
                 if key not in tensors:
-                    made = name not in self.manifest.weights  # b_U
-                    vocabulary = self.manifest.config.d_vocab
-                    tensors[key] = np.zeros(vocabulary, np.float32) if made else np.array(self._stored.array(name))
+                    # The unembedding's bias has a tensor of its own, whether there was one or not.
+                    made = key in self._made and name not in self.manifest.weights
+                    tensors[key] = (
+                        np.zeros(self._made[key][1], np.float32) if made else np.array(self._stored.array(name))
+                    )
                 weights[split_name(name)[1]] = apply_view(tensors[key], self._views[name])
-            _process(weights, self.steps)
+            process_group(weights, self.steps, self.manifest.config)
+            for name in names:
+                _put_back(tensors[self._key(name)], self._views[name], weights[split_name(name)[1]])
             dropped = {self._key(name) for name in names if name in self._dropped}
             yield from ((key, array) for key, array in tensors.items() if key not in dropped)
 
@@ -237,7 +272,7 @@ class _Processing:
             key, entry = self._key(name), self._stored.entry(name)
             if name in self._dropped or key in entries:
                 continue
-            shape = (self.manifest.config.d_vocab,) if entry is None else entry.shape  # b_U, where there was none
+            shape = (self._made[key][1],) if entry is None else entry.shape
             entries[key] = TensorEntry("F32", shape, 0, math.prod(shape) * 4)
         ensure_room(path.parent, sum(entry.length for entry in entries.values()))
         order = iter(entries)
@@ -254,10 +289,14 @@ class _Processing:
         entries = SafetensorsFile(path).entries
         hooks = dict(self.manifest.hooks)
         old = {name: self._stored.initializer(name) for name in self.manifest.weights}
-        for name in self._dropped:
-            _skip(self.model, old[name], hooks)
+        for value in {id(old[name]): old[name] for name in self._dropped}.values():
+            _skip(self.model, value, hooks)
         self._untie(old["unembed.W_U"], path, entries)
-        bound = {id(value): name for name, value in old.items() if name not in (*self._dropped, "unembed.W_U")}
+        for tensor, (matrix, _) in self._made.items():
+            if tensor != _UNEMBED_BIAS:
+                ((node, _),) = old[matrix].uses()
+                self._put_gemm(node, [*node.inputs[:2], self._initializer(tensor, path, entries)])
+        bound = {id(value): name for name, value in old.items() if name not in (*self._dropped, *_OF_UNEMBEDDING)}
         for value in list(self.model.graph.initializers.values()):
             if id(value) in bound:
                 bind(value, path, entries[self._key(bound[id(value)])])
@@ -269,29 +308,83 @@ class _Processing:
         """Gives the unembedding an initializer of its own, with its bias."""
         graph = self.model.graph
         (node,) = (node for node, _ in shared.uses() if node.op_type != "Gather")
+        old_bias = node.inputs[2] if len(node.inputs) > 2 else None
+        inputs = [
+            value if value is not shared else self._initializer(_UNEMBED, path, entries) for value in node.inputs[:2]
+        ]
+        if "unembed.b_U" in self._views:
+            inputs.append(self._initializer(_UNEMBED_BIAS, path, entries))
+        self._put_gemm(node, inputs)
+        for value in (shared, old_bias):
+            if value is not None and not value.uses():
+                del graph.initializers[str(value.name)]
+
+    def _initializer(self, key: str, path: Path, entries: Mapping[str, TensorEntry]) -> ir.Value:
+        """A new initializer that holds a tensor of the new file."""
+        content = stored_tensor(path, entries[key], key)
+        value = ir.Value(name=key, shape=content.shape, type=ir.TensorType(content.dtype), const_value=content)
+        self.model.graph.initializers[key] = value
+        return value
+
+    def _put_gemm(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
+        """Puts a product with other inputs in the place of one."""
         if node.op_type != "Gemm":
-            raise ExportError(f"internal error: the unembedding is a {node.op_type}, not a Gemm")
-
-        def initializer(key: str) -> ir.Value:
-            content = stored_tensor(path, entries[key], key)
-            value = ir.Value(name=key, shape=content.shape, type=ir.TensorType(content.dtype), const_value=content)
-            graph.initializers[key] = value
-            return value
-
-        inputs = [value if value is not shared else initializer(_UNEMBED) for value in node.inputs[:2]]
-        if self._has_bias:
-            inputs.append(initializer(_UNEMBED_BIAS))
+            raise ExportError(f"internal error: {node.name} is a {node.op_type}, not a Gemm")
         new = ir.Node("", "Gemm", inputs, list(node.attributes.values()), num_outputs=1, name=node.name)
-        graph.insert_after(node, new)
+        self.model.graph.insert_after(node, new)
         replace_value(node.outputs[0], new.outputs[0])
-        graph.remove(node, safe=True)
-        if not shared.uses():
-            del graph.initializers[str(shared.name)]
+        self.model.graph.remove(node, safe=True)
+
+
+def _is_transposed(node: ir.Node) -> bool:
+    """True if a product reads its matrix as it is stored in [output, input]."""
+    attribute = node.attributes.get("transB")
+    return attribute is not None and attribute.as_int() == 1
+
+
+def _bias_of(view: WeightView, tensor: str, by_head: bool) -> WeightView:
+    """Where a matrix's bias lies in a new tensor, which has an entry for each output of the stored matrix.
+
+    Args:
+        view: The matrix's view.
+        tensor: The new tensor.
+        by_head: True for W_Q, W_K and W_V, whose outputs are those of each head.
+    """
+    take = None if view.take is None else (0, *view.take[1:])
+    cut = None if view.cut is None else (0, *view.cut[1:])
+    if not by_head:
+        return WeightView(view.file, tensor, take=take, cut=cut, times=view.times)
+    assert view.shape is not None, "a matrix by heads has axes of heads"
+    order = list(view.permute or range(len(view.shape)))
+    inputs = order.pop(-2)  # of [..., heads, d_model, d_head]
+    shape = tuple(size for axis, size in enumerate(view.shape) if axis != inputs)
+    order = [axis - (axis > inputs) for axis in order]
+    permute = None if order == sorted(order) else tuple(order)
+    return replace(view, tensor=tensor, take=take, cut=cut, shape=shape, permute=permute)
+
+
+def _put_back(tensor: Array, view: WeightView, weight: Array) -> None:
+    """Writes a weight that was processed into its tensor, unless it is a view of the tensor or stayed as it was."""
+    if not np.may_share_memory(tensor, weight) and not np.array_equal(apply_view(tensor, view), weight):
+        put_view(tensor, view, weight)
 
 
 def _skip(model: ir.Model, weight: ir.Value, hooks: dict[str, HookEntry]) -> None:
-    """Removes the one node that applies a norm's weight or bias; what it gave becomes what it took, hooks included."""
-    ((node, index),) = weight.uses()
+    """Removes the nodes that apply a norm's weight or bias; what each gave becomes what it took, hooks included."""
+    graph = model.graph
+    for node, index in list(weight.uses()):
+        shifted = None if node.op_type != "Add" else stored_weight(node.outputs[0])
+        if shifted is not None and shifted[0] is weight:  # the factor is the weight plus a number
+            (reader,) = list(node.outputs[0].uses())
+            _bypass(model, *reader, hooks)
+            graph.remove(node, safe=True)
+        else:
+            _bypass(model, node, index, hooks)
+    del graph.initializers[str(weight.name)]
+
+
+def _bypass(model: ir.Model, node: ir.Node, index: int, hooks: dict[str, HookEntry]) -> None:
+    """Removes a node that applies its input number ``index`` to its other one, which then is what the node gave."""
     (kept,) = (value for i, value in enumerate(node.inputs) if i != index)
     gone = node.outputs[0]
     assert kept is not None
@@ -302,73 +395,3 @@ def _skip(model: ir.Model, weight: ir.Value, hooks: dict[str, HookEntry]) -> Non
     set_outputs(model.graph, [value for value in model.graph.outputs if value is not gone])
     gone.replace_all_uses_with(kept)
     model.graph.remove(node, safe=True)
-    del model.graph.initializers[str(weight.name)]
-
-
-def _centre(weight: Array, axis: int) -> None:
-    """Takes the mean along an axis away, in place."""
-    weight -= weight.mean(axis, keepdims=True, dtype=np.float64).astype(weight.dtype)
-
-
-# Norm -> the matrices that read it, each with its bias.
-_READ_BY: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "ln1": tuple((f"attn.W_{letter}", f"attn.b_{letter}") for letter in "QKV"),
-    "ln2": (("mlp.W_in", "mlp.b_in"),),
-    "ln_final": (("unembed.W_U", "unembed.b_U"),),
-}
-_WRITING = ("embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
-
-
-def _process(weights: Mapping[str, Array], steps: Sequence[str]) -> None:
-    """Processes one group of weights in place, whatever of them it holds."""
-    if "fold_ln" in steps:
-        for norm, readers in _READ_BY.items():
-            if f"{norm}.w" in weights:
-                _fold_norm(weights, norm, readers)
-    centred = _WRITING if "center_writing_weights" in steps else ()
-    for name in (*centred, *(("unembed.W_U", "unembed.b_U") if "center_unembed" in steps else ())):
-        if name in weights:
-            _centre(weights[name], -1)
-    if "attn.W_O" not in weights:
-        return
-    if "fold_value_biases" in steps or "refactor_factored_attn_matrices" in steps:
-        weights["attn.b_O"][...] += np.einsum("hd,hdD->D", weights["attn.b_V"], weights["attn.W_O"])
-        weights["attn.b_V"][...] = 0
-    if "refactor_factored_attn_matrices" in steps:
-        _refactor(weights)
-
-
-def _fold_norm(weights: Mapping[str, Array], norm: str, readers: Sequence[tuple[str, str]]) -> None:
-    """Moves a norm's weight and bias into the matrices that read it, and centres those, in place."""
-    for matrix, bias in readers:
-        if bias not in weights:
-            raise ExportError(f"fold_ln needs {bias!r}, which this model does not have.")
-        weights[bias][...] += weights[f"{norm}.b"] @ weights[matrix]
-        weights[matrix][...] *= weights[f"{norm}.w"][:, None]
-        _centre(weights[matrix], -2)
-
-
-def _refactor(weights: Mapping[str, Array]) -> None:
-    """Rewrites each head's W_Q W_K^T and W_V W_O by their singular value decompositions, in place."""
-    rank = weights["attn.W_Q"].shape[-1]
-    queries, keys = (
-        np.concatenate([weights[f"attn.W_{letter}"], weights[f"attn.b_{letter}"][:, None, :]], 1).astype(np.float64)
-        for letter in "QK"
-    )
-    left, scale, right = _svd_of_product(queries, keys)
-    root = np.sqrt(scale[:, None, :rank])
-    for letter, factor in (("Q", left[..., :rank] * root), ("K", right[..., :rank] * root)):
-        weights[f"attn.W_{letter}"][...] = factor[:, :-1]
-        weights[f"attn.b_{letter}"][...] = factor[:, -1]
-    outputs = weights["attn.W_O"].transpose(0, 2, 1).astype(np.float64)
-    left, scale, right = _svd_of_product(weights["attn.W_V"].astype(np.float64), outputs)
-    weights["attn.W_V"][...] = left[..., :rank] * scale[:, None, :rank]
-    weights["attn.W_O"][...] = right[..., :rank].transpose(0, 2, 1)
-
-
-def _svd_of_product(a: Array, b: Array) -> tuple[Array, Array, Array]:
-    """The singular vectors and values of a b^T, from the small matrices that are left when a and b are made
-    orthogonal: left [h, m, r], scale [h, r], right [h, n, r]."""
-    (a_basis, a_core), (b_basis, b_core) = np.linalg.qr(a), np.linalg.qr(b)
-    left, scale, right = np.linalg.svd(a_core @ b_core.transpose(0, 2, 1), full_matrices=False)
-    return a_basis @ left, scale, b_basis @ right.transpose(0, 2, 1)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphlens.surgery.graph import read_manifest
+from graphlens.errors import ModelFileError
+from graphlens.file.firing import graph_order
+from graphlens.surgery.graph import read_manifest, values_by_name
 from graphlens.surgery.splice import Edit, Scope, splice
 
 CALLBACK_DOMAIN = "ai.onnx.contrib"  # the domain onnxruntime-extensions serves Python operators in
@@ -89,6 +91,18 @@ def _gate(index: int, turn: list[ir.Value]) -> Edit:
     return edit
 
 
+def _misordered(model: ir.Model, hooks: Sequence[str]) -> str:
+    """What is wrong with a hook map whose order is not one in which its hook points can fire."""
+    manifest, values = read_manifest(model), values_by_name(model)
+    carried = {name: values[manifest.hooks[name].value] for name in hooks}
+    order = graph_order(model.graph, carried, manifest.config.n_layers)
+    found, wanted = next(((a, b) for a, b in zip(hooks, order, strict=False) if a != b), (hooks[0], hooks[0]))
+    return (
+        f"the graph's hook map is not in the order in which its hook points fire: it has {found!r} before {wanted!r}, which "
+        "comes first. Export the model again."
+    )
+
+
 def with_python_gates(model: ir.Model, names: Sequence[str] | None = None) -> ir.Model:
     """A copy in which hook points may call Python: ``call(activation, run, index=i)``.
 
@@ -105,12 +119,16 @@ def with_python_gates(model: ir.Model, names: Sequence[str] | None = None) -> ir
 
     Raises:
         UnknownHookPoint: The model has no hook point of that name.
+        ModelFileError: The hook map is not in the order in which the hook points fire.
     """
     hooks = list(read_manifest(model).hooks)
     chosen = hooks if names is None else list(names)
     indices = {name: index for index, name in enumerate(hooks)}
     turn: list[ir.Value] = []
     gated = splice(model, {name: _gate(indices.get(name, -1), turn) for name in chosen})
-    gated.graph.sort()  # a gate may lie before the one that it waits for
+    try:
+        gated.graph.sort()  # a gate may lie before the one that it waits for
+    except ValueError as error:  # a cycle
+        raise ModelFileError(_misordered(model, hooks)) from error
     gated.opset_imports[CALLBACK_DOMAIN] = 1
     return gated

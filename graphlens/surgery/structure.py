@@ -16,6 +16,10 @@ import onnx_ir as ir
 from graphlens.file.manifest import Manifest
 from graphlens.file.stored import StoredWeights
 from graphlens.surgery.graph import values_by_name
+from graphlens.surgery.sublayers import Sublayer, norm_weights
+
+Place = str | ir.Value
+"""A hook point by its name, or a value of the graph."""
 
 # Where numbers only move, and where a weight meets them.
 _LAYOUT = {"Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Concat", "Cast", "Identity", "Flatten"}
@@ -29,13 +33,13 @@ class _Stretch:
 
     Attributes:
         nodes: The nodes on the way.
-        weights: The initializers in files that they read.
+        weights: The initializers in files that they read, each with what is added to it first.
         constants: The floating-point constants that they read.
         whole: True if all of it begins at that other value; shapes do not count.
     """
 
     nodes: set[ir.Node] = field(default_factory=set)
-    weights: set[str] = field(default_factory=set)
+    weights: set[tuple[str, float]] = field(default_factory=set)
     constants: list[ir.Value] = field(default_factory=list)
     whole: bool = False
 
@@ -61,33 +65,48 @@ class Structure:
         self._stored = StoredWeights(model, manifest)
         self.known: set[ir.Node] = set()
 
-    def value(self, hook: str) -> ir.Value | None:
+    def value(self, place: Place) -> ir.Value | None:
         """The value of a hook point; None for one that the model does not have."""
-        entry = self._manifest.hooks.get(hook)
+        if isinstance(place, ir.Value):
+            return place
+        entry = self._manifest.hooks.get(place)
         return None if entry is None else self._values.get(entry.value)
 
-    def is_linear(self, start: str, end: str, weights: Iterable[str]) -> bool:
-        """True if one hook point is another times some weights, plus biases, and nothing else.
+    def is_linear(self, start: Place, end: Place | None, weights: Iterable[str]) -> bool:
+        """True if one value is another times some weights, plus biases, and nothing else.
 
         Args:
-            start: The hook point that all of it is computed from.
-            end: The hook point.
+            start: What all of it is computed from.
+            end: What is computed; None stands for a value that was not found.
             weights: TransformerLens names of the weights; those that the model lacks do not count.
         """
-        found = self._stretch(start, end)
-        if found is None or not found.whole or found.constants or not found.operators <= _LINEAR:
+        found = None if end is None else self._stretch(start, end)
+        if found is None or not found.whole or not found.operators <= _LINEAR:
             return False
-        wanted = {str(self._stored.initializer(name).name) for name in weights if self._stored.entry(name) is not None}
+        names = [name for name in weights if self._stored.entry(name) is not None]
+        wanted = {self._read(name) for name in names}
+        # What multiplies the output is in the views of its weights.
+        dtype = np.dtype(self._manifest.config.dtype)
+        times = {times for name in names if (times := self._stored.views[name].times) is not None}
+        if [_number(constant) for constant in found.constants] != [
+            float(np.asarray(number, dtype)) for number in times
+        ]:
+            return False
         if found.weights != wanted or not all(map(_is_plain, found.nodes)):
             return False
         self.known |= found.nodes
         return True
 
-    def is_norm(self, residual: str, norm: str) -> bool:
+    def _read(self, name: str) -> tuple[str, float]:
+        """The initializer of a weight, and what the graph adds to it."""
+        dtype = np.dtype(self._manifest.config.dtype)
+        return str(self._stored.initializer(name).name), float(np.asarray(self._stored.views[name].plus or 0, dtype))
+
+    def is_norm(self, residual: Place, norm: str) -> bool:
         """True if ``<norm>.hook_normalized`` is a residual stream normalised as the config says, and nothing else.
 
         Args:
-            residual: The hook point that is normalised.
+            residual: What is normalised.
             norm: The norm's name ("blocks.0.ln1").
         """
         found, config = self._stretch(residual, f"{norm}.hook_normalized"), self._manifest.config
@@ -98,9 +117,9 @@ class Structure:
             return False
         scalars = [value.const_value.numpy() for value in found.constants if value.const_value is not None]
         numbers = {float(scalar.reshape(())) for scalar in scalars if scalar.size == 1}
-        eps = float(np.asarray(config.eps, np.dtype(config.dtype)))
+        eps = {float(np.asarray(config.eps, kind)) for kind in (config.dtype, "float32")}  # see precision.py
         if (
-            len(scalars) != len(found.constants) or not numbers <= {eps, 2.0} or eps not in numbers
+            len(scalars) != len(found.constants) or not numbers <= eps | {2.0} or not eps & numbers
         ):  # 2: a square as Pow
             return False
         if ("Sub" in found.operators) != config.normalization_type.startswith("LN"):
@@ -108,8 +127,61 @@ class Structure:
         self.known |= found.nodes
         return True
 
+    def normalised_by(self, norm: str) -> ir.Value | None:
+        """What a norm normalises, which may be no hook point; None where its last node is no division.
+
+        Args:
+            norm: The norm's name ("blocks.0.ln1_post").
+        """
+        value = self.value(f"{norm}.hook_normalized")
+        for operator in ("Div", "Sub") if self._manifest.config.normalization_type.startswith("LN") else ("Div",):
+            node = None if value is None else value.producer()
+            if node is None or node.op_type != operator:
+                return None
+            value = node.inputs[0]
+        return value
+
+    def summed(self, part: Sublayer) -> ir.Value | None:
+        """What a sublayer's last matrix gives: what is written, or what the norm after it reads."""
+        return self.value(part.written) if part.post is None else self.normalised_by(part.post)
+
+    def reads(self, part: Sublayer, hook: str) -> bool:
+        """True if the hook point of a first matrix's output is what the sublayer says it is, from ``part.start`` on."""
+        return self.is_linear(part.start, hook, part.weights(hook))
+
+    def writes(self, part: Sublayer) -> bool:
+        """True if what a sublayer writes is computed from ``part.inner`` as the sublayer says."""
+        end = self.summed(part)
+        if end is None or not self.is_linear(part.inner, end, part.out):
+            return False
+        if part.post is None:
+            return True
+        normal = f"{part.post}.hook_normalized"
+        return self.is_norm(end, part.post) and self.is_linear(normal, part.written, norm_weights(part.post))
+
+    def is_mixed(self, start: str, end: str, pattern: str) -> bool:
+        """True if one hook point is the average of another's positions by a pattern of attention, and nothing else.
+
+        Args:
+            start: The values.
+            end: What comes of them.
+            pattern: The pattern.
+        """
+        weights, last = self.value(pattern), self.value(end)
+        if weights is None or last is None:
+            return False
+        found = self._stretch(start, end, weights)
+        return (
+            found is not None
+            and found.whole
+            and not found.weights
+            and not found.constants
+            and found.operators <= {*_LAYOUT, "Expand", "MatMul"}
+            and sum(node.op_type == "MatMul" for node in found.nodes) == 1
+        )
+
     def is_sum(self, total: str, parts: Sequence[str]) -> bool:
-        """True if one hook point is the sum of two others, or the same as a single one.
+        """True if one hook point is the sum of others, or the same as a single one.
 
         Args:
             total: The sum.
@@ -120,10 +192,21 @@ class Structure:
             return False
         if len(terms) == 1:
             return value is terms[0]
-        node = value.producer()
-        if node is None or node.op_type != "Add" or {id(one) for one in node.inputs} != {id(one) for one in terms}:
+        nodes, found, waiting = set[ir.Node](), list[int](), [value]
+        while waiting:
+            one = waiting.pop()
+            node = one.producer()
+            if any(one is term for term in terms):
+                found.append(id(one))
+                continue
+            read_elsewhere = one is not value and any(reader not in nodes for reader, _ in one.uses())
+            if node is None or node.op_type != "Add" or None in node.inputs or read_elsewhere:
+                return False
+            nodes.add(node)
+            waiting += [given for given in node.inputs if given is not None]
+        if sorted(found) != sorted(map(id, terms)):
             return False
-        self.known.add(node)
+        self.known |= nodes
         return True
 
     def only_known_read(self, hook: str) -> bool:
@@ -148,8 +231,8 @@ class Structure:
             reader in inside or reader.op_type == "Shape" for output in outputs for reader, _ in output.uses()
         )
 
-    def _stretch(self, start: str, end: str) -> _Stretch | None:
-        """What a hook point is computed from, back to another; None where one of them is not there."""
+    def _stretch(self, start: Place, end: Place, *ends: ir.Value) -> _Stretch | None:
+        """What a value is computed from, back to another and perhaps more; None where one of the two is not there."""
         first, last = self.value(start), self.value(end)
         if first is None or last is None:
             return None
@@ -159,20 +242,33 @@ class Structure:
             if value is first:
                 begun = True
                 continue
+            if any(value is one for one in ends):
+                continue
             node = value.producer()
             if node is not None:
                 if node in found.nodes or node.op_type == "Shape" or _is_shape(value):
                     continue
                 found.nodes.add(node)
+                shifted = _shifted_weight(node)
+                if shifted is not None:
+                    found.weights.add(shifted)
+                    continue
                 waiting += [given for given in node.inputs if given is not None]
             elif isinstance(value.const_value, ir.ExternalTensor):
-                found.weights.add(str(value.name))
+                found.weights.add((str(value.name), 0.0))
             elif value.const_value is None:
                 foreign = True  # an input of the graph
             elif value.const_value.dtype.is_floating_point():
                 found.constants.append(value)
         found.whole = begun and not foreign
         return found
+
+
+def _shifted_weight(node: ir.Node) -> tuple[str, float] | None:
+    """(initializer, number) where a node adds a number to a weight; None for any other node."""
+    weight = node.outputs[0] if node.op_type == "Add" else None
+    stored = None if weight is None else stored_weight(weight)
+    return None if stored is None else (str(stored[0].name), stored[1])
 
 
 def _is_shape(value: ir.Value) -> bool:
@@ -186,11 +282,41 @@ def _is_plain(node: ir.Node) -> bool:
         name in node.attributes and node.attributes[name].value != 1 for name in ("alpha", "beta")
     ):
         return False
-    return node.op_type not in ("Gemm", "MatMul", "Mul") or any(_is_weight(value) for value in node.inputs)
+    if node.op_type == "Mul" and any(_number(value) is not None for value in node.inputs):
+        return True  # which number it is was looked at
+    return node.op_type not in ("Gemm", "MatMul", "Mul") or any(
+        value is not None and stored_weight(value) is not None for value in node.inputs
+    )
 
 
-def _is_weight(value: ir.Value | None) -> bool:
-    """True for an initializer in a file, also cast or laid out otherwise."""
-    while value is not None and (node := value.producer()) is not None and node.op_type in _LAYOUT:
-        value = node.inputs[0]
-    return value is not None and isinstance(value.const_value, ir.ExternalTensor)
+def stored_weight(value: ir.Value) -> tuple[ir.Value, float] | None:
+    """The initializer in a file that a value is, also cast, laid out otherwise, or with a number added.
+
+    Args:
+        value: A value of a graph.
+
+    Returns:
+        (the initializer, what is added to it); None for what is no weight.
+    """
+    plus = 0.0
+    while (node := value.producer()) is not None:
+        source, number = node.inputs[0], 0.0
+        if node.op_type == "Add":
+            added = [_number(one) for one in node.inputs]
+            if added.count(None) != 1:
+                return None
+            source, number = node.inputs[added.index(None)], added[1 - added.index(None)] or 0.0
+        elif node.op_type not in _LAYOUT:
+            return None
+        if source is None:
+            return None
+        value, plus = source, plus + number
+    return (value, plus) if isinstance(value.const_value, ir.ExternalTensor) else None
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """The number that a constant of the graph holds; None for any other value."""
+    tensor = None if value is None or value.producer() is not None else value.const_value
+    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size != 1:
+        return None
+    return float(tensor.numpy().reshape(()))

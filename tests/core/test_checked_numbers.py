@@ -249,7 +249,7 @@ def test_what_a_metric_returns_is_one_number(value: Any) -> None:
 @pytest.mark.parametrize("name", ["clear_contexts", "remove_batch_dim", "return_cache_object"])
 def test_what_a_run_is_to_give_is_checked_before_it_runs(name: str) -> None:
     called = []
-    with MODEL.hooks([("hook_embed", lambda activation, hook: called.append(hook.name))]):
-        with pytest.raises(InputError, match=name):
-            MODEL.run_with_cache(TOKENS, **{name: 2})
+    hooks = [("hook_embed", lambda activation, hook: called.append(hook.name))]
+    with MODEL.hooks(hooks), pytest.raises(InputError, match=name):
+        MODEL.run_with_cache(TOKENS, **{name: 2})
     assert not called

@@ -58,7 +58,8 @@ def pieces_are_the_model(model: HookedTransformer, tokens: Any, max_rows: int = 
     """Every piece of every block against the run's own activations, and all of them one after the other."""
     batch, length = tokens.shape
     logits, cache = model.run_with_cache(tokens)
-    pieces, mask = BlockPieces(model.runner.engine, max_rows), causal(length)
+    pieces, mask = BlockPieces(model.runner.engine, max_rows), {"mask": causal(length)}
+    positions = np.tile(np.arange(length), batch)
 
     def rows(array: Any) -> Any:
         return array.reshape(batch * length, *array.shape[2:])
@@ -68,17 +69,21 @@ def pieces_are_the_model(model: HookedTransformer, tokens: Any, max_rows: int = 
         at = f"blocks.{layer}."
         before, between, after = (rows(cache[f"{at}hook_resid_{name}"]) for name in ("pre", "mid", "post"))
         q, k, v, z = (cache[f"{at}attn.hook_{name}"] for name in "qkvz")
-        for found, expected in zip(pieces.qkv(layer, before), (q, k, v), strict=True):
-            close(found, rows(expected))
+        for heads in (pieces.qkv(layer, before), pieces.compared(layer, before, positions)):
+            for found, expected in zip(heads, (q, k, v), strict=True):
+                close(found, rows(expected))
         close(pieces.z(layer, q, k, v, mask), z)
         for hook in (f"{at}attn.hook_attn_scores", f"{at}attn.hook_pattern"):
             close(pieces.z_from(hook, layer, cache[hook], v), z)
         close(pieces.resid_mid(layer, rows(z), before), between)
+        close(pieces.attn_out(layer, rows(z)), rows(cache[f"{at}hook_attn_out"]))
         for hook in (f"{at}mlp.hook_pre", f"{at}mlp.hook_post"):
-            close(pieces.resid_post_from(hook, layer, rows(cache[hook]), between), after)
+            close(pieces.mlp_out_from(layer, {hook: rows(cache[hook])}), rows(cache[f"{at}hook_mlp_out"]))
+        close(pieces.mlp_out(layer, between), rows(cache[f"{at}hook_mlp_out"]))
+        close(pieces.resid_post_of(layer, rows(z), before), after)
         close(pieces.resid_post(layer, between), after)
         # Joined: each piece takes what the one before gave.
-        q, k, v = (a.reshape(batch, length, *a.shape[1:]) for a in pieces.qkv(layer, joined))
+        q, k, v = (a.reshape(batch, length, *a.shape[1:]) for a in pieces.compared(layer, joined, positions))
         joined = pieces.resid_post(layer, pieces.resid_mid(layer, rows(pieces.z(layer, q, k, v, mask)), joined))
         close(joined, after)
     close(pieces.end(joined, "unembed.hook_in"), rows(cache["unembed.hook_in"]))
@@ -120,7 +125,7 @@ def test_tokens_of_different_sequences_go_through_as_one_row(tiny: HookedTransfo
 def test_fewer_queries_than_keys(tiny: HookedTransformer, model: ir.Model, queries: list[int]) -> None:
     _, cache = tiny.run_with_cache(prompts(tiny, 3, 7))
     q, k, v, z = (cache[f"blocks.1.attn.hook_{name}"] for name in "qkvz")
-    found = BlockPieces(tiny.runner.engine, 5).z(1, q[:, queries], k, v, causal(7)[:, :, queries])
+    found = BlockPieces(tiny.runner.engine, 5).z(1, q[:, queries], k, v, {"mask": causal(7)[:, :, queries]})
     close(found, z[:, queries])
     names = ["blocks.1.attn.hook_q", "blocks.1.attn.hook_k", "mask"]
     piece, _ = surgery.cut(model, names, ["blocks.1.attn.hook_pattern"])
@@ -135,7 +140,8 @@ def test_a_mask_of_each_row(tiny: HookedTransformer) -> None:
     padding[0, :3], padding[2, :1] = 0, 0
     _, cache = tiny.run_with_cache(tokens, attention_mask=padding)
     q, k, v, z = (cache[f"blocks.1.attn.hook_{name}"] for name in "qkvz")
-    found = BlockPieces(tiny.runner.engine, 1000).z(1, q, k, v, causal(7) & padding.astype(bool)[:, None, None])
+    mask = causal(7) & padding.astype(bool)[:, None, None]
+    found = BlockPieces(tiny.runner.engine, 1000).z(1, q, k, v, {"mask": mask})
     close(found, z)
 
 

@@ -192,17 +192,32 @@ def test_a_metrics_slopes_are_its_derivative(metric: Any) -> None:
         assert slopes[index] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-8)
 
 
-# Operators that our own files do not have
+# Operators, one by one
+
+
+def weights_of(shape: tuple[int, ...]) -> Array:
+    """What the entries of a result weigh in the sum that is differentiated: all different."""
+    return np.random.default_rng(6).uniform(0.5, 1.5, shape)
 
 
 def derivative(
-    kind: str, x: Array, attributes: dict[str, Any] | None = None, others: tuple[Array, ...] = ()
+    kind: str,
+    x: Array,
+    attributes: dict[str, Any] | None = None,
+    others: tuple[Array | None, ...] = (),
+    count: int = 1,
+    place: int = 0,
 ) -> tuple[Array, Array]:
-    """(y, d(sum of y)/dx) of one operator by its rule, run by ONNX Runtime."""
+    """(y, d(sum of w * y)/dx) of one operator by its rule, run by ONNX Runtime: y its first output, w of no particular kind.
+
+    ``others`` are its other inputs, x being the one at ``place``; ``count`` is the number of its outputs.
+    """
     dtype = ir.DataType.from_numpy(x.dtype)
     value = ir.Value(name="x", shape=ir.Shape(x.shape), type=ir.TensorType(dtype))
     constants = [
-        ir.Value(
+        None
+        if c is None
+        else ir.Value(
             name=f"c{i}",
             const_value=ir.tensor(c, name=f"c{i}"),
             shape=ir.Shape(c.shape),
@@ -210,10 +225,14 @@ def derivative(
         )
         for i, c in enumerate(others)
     ]
-    node = ir.node(kind, [value, *constants], attributes or {})
+    inputs = [*constants[:place], value, *constants[place:]]
+    node = ir.node(kind, inputs, attributes or {}, num_outputs=count)
     y = node.outputs[0]
     y.name, y.type = "y", value.type
-    graph = ir.Graph([value], [y], nodes=[node], initializers=constants, opset_imports={"": 20}, name="g")
+    for index, output in enumerate(node.outputs[1:]):
+        output.name = f"beside_{index}"
+    given = [constant for constant in constants if constant is not None]
+    graph = ir.Graph([value], [y], nodes=[node], initializers=given, opset_imports={"": 20}, name="g")
     shape = (
         onnxruntime.InferenceSession(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
         .run(None, {"x": x})[0]
@@ -221,10 +240,11 @@ def derivative(
     )
     y.shape = ir.Shape(shape)
     b = Builder(dtype)
-    seed = b.op("Expand", b.constant(1.0, y), b.constant(list(shape)))
-    (gradient, *_) = RULES[kind](b, node, [Gradient(seed)], [True, *[False] * len(others)])
+    seed = b.tape.initializer(ir.tensor(weights_of(shape).astype(x.dtype), name="seed"), name="seed")
+    needs = [index == place for index in range(len(inputs))]
+    gradient = RULES[kind](b, node, [Gradient(seed), *[None] * (count - 1)], needs)[place]
     assert gradient is not None
-    read = [user for user, _ in y.uses() if user.op_type != "Shape"]
+    read = [user for output in node.outputs for user, _ in output.uses() if user.op_type != "Shape"]
     assert RULES[kind].reads_output or not read  # a rule that reads its node's output says so
     out = b.op("Identity", b.whole(gradient, value))
     out.name = "dx"
@@ -247,19 +267,81 @@ def derivative(
         ("Concat", {"axis": 1}, (np.ones((2, 4, 5)),)),
         ("Expand", {}, (np.array([7, 2, 3, 5]),)), ("MatMul", {}, (np.arange(10.0).reshape(5, 2),)),
         ("MatMul", {}, (np.arange(20.0).reshape(2, 5, 2),)), ("Div", {}, (np.array([[2.0], [3.0], [4.0]]),)),
+        ("Log", {}, ()), ("Abs", {}, ()), ("Flatten", {"axis": 2}, ()), ("Squeeze", {}, ()),
+        ("Clip", {}, (np.array(0.9), np.array(1.4))), ("Clip", {}, (None, np.array(1.4))), ("Clip", {}, (np.array(0.9),)),
+        ("Min", {}, (np.array([0.8, 1.1, 1.2, 1.3, 1.6]),)), ("Max", {}, (np.array(1.2), np.array([[1.0], [1.1], [1.2]]))),
+        ("Slice", {}, (np.array([1]), np.array([3]), np.array([1]))),
+        ("Slice", {}, (np.array([-1, 0]), np.array([-6, 2]), np.array([-1, 0]), np.array([-2, 1]))),
+        ("Slice", {}, (np.array([0, 1]), np.array([2, 2**60]))),
+        ("Gather", {"axis": 1}, (np.array([2, 0, -1]),)), ("Gather", {"axis": -1}, (np.array(3),)),
+        ("Gather", {"axis": 0}, (np.array([[0, 1, 1], [1, 0, 0]]),)),
+        ("GatherElements", {"axis": 2}, (np.array([[[0, 4], [1, 1], [2, 0]]] * 2),)),
+        ("ScatterElements", {"axis": 2}, (np.array([[[0, 4], [1, 2], [3, 0]]] * 2), np.full((2, 3, 2), 7.0))),
+        ("Tile", {}, (np.array([2, 1, 3]),)), ("Expand", {}, (np.array([1, 3, 1]),)),
+        ("Where", {}, (np.array([[True], [False], [True]]), np.array(7.0))),
+        ("Split", {"axis": -1}, (np.array([2, 3]),)), ("TopK", {"axis": 1}, (np.array([2]),)),
+        ("TopK", {"axis": 2, "largest": 0}, (np.array([3]),)),
     ],
 )  # fmt: skip
-def test_a_rule_is_the_derivative(kind: str, attributes: dict[str, Any], others: tuple[Array, ...]) -> None:
-    x = np.random.default_rng(5).uniform(0.5, 2.0, (2, 3, 5))
-    _, slope = derivative(kind, x, attributes, others)
+def test_a_rule_is_the_derivative(kind: str, attributes: dict[str, Any], others: tuple[Array | None, ...]) -> None:
+    x = np.random.default_rng(5).uniform(0.5, 2.0, (2, 1, 5) if kind == "Squeeze" else (2, 3, 5))
+    count, place = 2 if kind in ("Split", "TopK") else 1, 1 if kind == "Where" else 0
+    _, slope = derivative(kind, x, attributes, others, count, place)
     assert slope.shape == x.shape
+    places = [(0, 0, 0), (1, -1, 4), (0, x.shape[1] // 2, 3), (1, 0, 2)]
+    assert np.any([slope[index] for index in places])
+    for index in places:
+        ends = []
+        for size in (1e-6, -1e-6):
+            moved = x.copy()
+            moved[index] += size
+            y = derivative(kind, moved, attributes, others, count, place)[0]
+            ends.append(float((y * weights_of(y.shape)).sum()))
+        assert slope[index] == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "others", "place"),
+    [
+        ("Sub", {}, (np.full((4, 2, 3, 5), 2.0),), 1), ("Div", {}, (np.full((2, 3, 1), 2.0),), 1),
+        ("MatMul", {}, (np.arange(12.0).reshape(2, 2, 3),), 1),
+        ("Where", {}, (np.array([[True], [False], [True]]), np.array(7.0)), 2),
+        ("Max", {}, (np.array(1.2), np.array([[1.0], [1.1], [1.2]])), 1), ("Concat", {"axis": 1}, (np.ones((2, 4, 5)),), 1),
+        ("ScatterElements", {"axis": 1}, (np.full((2, 9, 5), 7.0), np.array([[[8] * 5, [0] * 5, [4] * 5]] * 2)), 2),
+        ("ScatterElements", {"axis": -1}, (np.array([[[0, 4], [1, 2], [3, 0]]] * 2), np.full((2, 3, 2), 7.0)), 0),
+    ],
+)  # fmt: skip
+def test_a_rule_is_the_derivative_by_any_input(
+    kind: str, attributes: dict[str, Any], others: tuple[Array, ...], place: int
+) -> None:
+    x = np.random.default_rng(5).uniform(0.5, 2.0, (2, 3, 5))
+    _, slope = derivative(kind, x, attributes, others, place=place)
     for index in [(0, 0, 0), (1, 2, 4), (0, 1, 3)]:
         ends = []
         for size in (1e-6, -1e-6):
             moved = x.copy()
             moved[index] += size
-            ends.append(float(derivative(kind, moved, attributes, others)[0].sum()))
+            y = derivative(kind, moved, attributes, others, place=place)[0]
+            ends.append(float((y * weights_of(y.shape)).sum()))
         assert slope[index] == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-6)
+
+
+def test_where_inputs_tie_and_at_a_bound_it_is_torchs() -> None:
+    """A tie shares the gradient; a bound lets it pass."""
+    x = np.array([1.0, 2.0, 3.0])
+    w = weights_of(x.shape)
+    for kind in ("Min", "Max"):
+        slope = derivative(kind, x, {}, (np.array([1.0, 0.0, 9.0]),))[1] / w
+        np.testing.assert_allclose(slope, [0.5, float(kind == "Max"), float(kind == "Min")])
+    np.testing.assert_allclose(derivative("Clip", x, {}, (np.array(1.0), np.array(2.0)))[1] / w, [1, 1, 0])
+
+
+def test_what_a_rule_cannot_tell_it_refuses() -> None:
+    x = np.ones((2, 3))
+    with pytest.raises(InputError, match="reduces cannot be differentiated"):
+        derivative("ScatterElements", x, {"reduction": "add"}, (np.array([[0, 1]]), np.ones((1, 2))))
+    with pytest.raises(InputError, match="first input alone, not by its bounds"):
+        derivative("Clip", np.array(0.5), {}, (np.ones((2, 3)),), place=1)
 
 
 @pytest.mark.parametrize(("kind", "attributes"), [("Erf", {}), ("Gelu", {}), ("Gelu", {"approximate": "tanh"})])
@@ -268,7 +350,7 @@ def test_a_rule_of_a_function_that_has_no_float64(kind: str, attributes: dict[st
     x = np.linspace(-3, 3, 61, dtype=np.float32)
     _, slope = derivative(kind, x, attributes)
     upper, lower = (derivative(kind, x + np.float32(size), attributes)[0].astype(np.float64) for size in (0.02, -0.02))
-    np.testing.assert_allclose(slope, (upper - lower) / 0.04, atol=3e-4)
+    np.testing.assert_allclose(slope / weights_of(x.shape), (upper - lower) / 0.04, atol=3e-4)
 
 
 def test_an_operator_has_one_rule() -> None:
@@ -290,7 +372,8 @@ def test_a_rule_of_ones_own_is_one_function(plain: ir.Model) -> None:
     try:
         assert RULES["Softplus"].function is softplus
         x = np.linspace(-3, 3, 61, dtype=np.float32)
-        np.testing.assert_allclose(derivative("Softplus", x, {})[1], 1 / (1 + np.exp(-x)), rtol=1e-5)
+        slope = derivative("Softplus", x, {})[1] / weights_of(x.shape)
+        np.testing.assert_allclose(slope, 1 / (1 + np.exp(-x)), rtol=1e-5)
         found = surgery.differentiate(spliced, ["blocks.0.hook_mlp_out"])
         assert found.graph.outputs[-1].name == "blocks.0.hook_mlp_out_grad"
     finally:

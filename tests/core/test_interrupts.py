@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextvars
 import dis
 import os
@@ -22,7 +23,7 @@ import pytest
 
 from graphlens import Ablate, HookedTransformer
 from graphlens.model import hooks, per_thread
-from graphlens.runtime import callbacks, shielded
+from graphlens.runtime import bell, callbacks, shielded
 
 Z, PRE = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
 ALL = [(lambda name: True, lambda activation, hook: None)]
@@ -249,6 +250,96 @@ def test_a_hook_that_waits_is_left_at_the_second_ctrl_c(tiny: HookedTransformer,
     assert left.wait(STUCK)
 
 
+def test_an_interrupted_hook_has_its_time_to_end_whatever_rings(
+    monkeypatch: pytest.MonkeyPatch, tiny: HookedTransformer, tokens: np.ndarray
+) -> None:
+    """A job that was left rings for nobody when it ends."""
+    monkeypatch.setattr(shielded, "LOOK", 0.3)
+    ended = list[bool]()
+
+    def cleans_up(activation: np.ndarray, hook: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(10):
+            shielded.bell.ring()
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            pass
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run_with_hooks(tokens, fwd_hooks=[(Z, cleans_up)])
+    assert ended
+    tiny.run_with_hooks(tokens, fwd_hooks=ALL)
+
+
+def test_a_signal_that_wakes_nobody_is_seen_soon(tiny: HookedTransformer, tokens: np.ndarray) -> None:
+    """One sent to another thread, or by ``_thread.interrupt_main``."""
+    for send in (_thread.interrupt_main, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)):
+        seen = list[str]()
+
+        def stuck(activation: np.ndarray, hook: Any, send: Callable[[], None] = send, seen: list[str] = seen) -> None:
+            seen.append(threading.current_thread().name)
+            send()
+            until(never)
+
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run_with_hooks(tokens, fwd_hooks=[(Z, stuck)])
+        assert seen == ["graphlens-hooks"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_runs_of_a_forked_process(tiny_folder: Path) -> None:
+    """Forked between runs, and in a hook: the thread that forks is all that the child has."""
+    code = """
+import os, sys, time
+import numpy as np
+from graphlens import HookedTransformer
+double = lambda x, hook: x * np.float32(2)
+model = HookedTransformer.from_onnx(sys.argv[1], "cpu")
+tokens = [[1, 2, 3]]
+expected = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", double)])
+def child():
+    from graphlens.runtime import PythonCalls
+    os._exit(0 if [PythonCalls({}).run(lambda: 7) for _ in range(3)] == [7, 7, 7] else 1)
+def forks(x, hook):
+    pid = os.fork()
+    if pid == 0:
+        child()
+    codes.append(os.waitpid(pid, 0)[1])
+    return double(x, hook)
+codes = []
+pid = os.fork()
+if pid == 0:
+    child()
+codes.append(os.waitpid(pid, 0)[1])
+found = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", forks)])
+print("done" if (found == expected).all() and codes == [0, 0] else (codes, "wrong"))
+"""
+    done(code, tiny_folder)
+
+
+def test_a_bell_wakes_who_waits_and_keeps_a_ring_for_who_will() -> None:
+    one, woken = bell.Bell(), threading.Event()
+
+    def wait() -> None:
+        one.wait(STUCK)
+        woken.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert not woken.wait(0.1)
+    one.ring()
+    assert woken.wait(STUCK / 2)
+    waiting.join()
+    one.ring()
+    started = time.monotonic()
+    one.wait(STUCK)
+    assert time.monotonic() - started < STUCK / 2
+    started = time.monotonic()
+    one.wait(0.2)
+    assert time.monotonic() - started > 0.15
+
+
 def test_a_hook_sees_and_sets_the_callers_context(tiny: HookedTransformer, tokens: np.ndarray) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
     seen = list[Any]()
@@ -416,7 +507,7 @@ def test_a_run_interrupted_at_any_step_of_the_waiting_thread(tiny: HookedTransfo
     step, threads = 0, threading.active_count()
     while True:
         try:
-            with interrupted_at(step, shielded, callbacks):
+            with interrupted_at(step, shielded, callbacks, bell):
                 found = tiny.run_with_hooks(tokens, fwd_hooks=[(Z, lambda z, hook: z * 2)])
         except KeyboardInterrupt:
             again = tiny.run_with_hooks(tokens, fwd_hooks=[(Z, lambda z, hook: z * 2)])

@@ -269,6 +269,16 @@ def test_what_is_allowed_ends_soon_on_the_worst_text(expression: str, tmp_path: 
     assert time.process_time() - started < 4
 
 
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece"])
+def test_a_word_without_a_token_is_an_error_that_names_the_file(kind: str, tmp_path: Path) -> None:
+    more = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 5} if kind == "WordPiece" else {}
+    loaded = load_tokenizer(written(tmp_path, model={"type": kind, "vocab": {"a": 0}, "unk_token": "no", **more}))
+    assert loaded is not None
+    assert loaded.encode("a") == [0]
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: .*(unk|UNK)"):
+        loaded.encode("b")
+
+
 def test_a_panic_of_the_package_is_an_error_that_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from graphlens import HookedTransformer, Scale
 from graphlens.errors import InputError
 from graphlens.experiments import sweep as sweeps
-from graphlens.experiments.stages import STAGES
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Metric, Probability, normalised
 from graphlens.patching import Cache, Site, act_patch_sites, get_act_patch_attn_head_out_all_pos, grid, sweep
 from tests.intervention_specs import fields_of, selections, shape_of
@@ -25,6 +24,7 @@ from tests.sweep_cases import (
     CORRUPTED,
     DIFFERENCE,
     FEW,
+    KINDS,
     MASKS,
     METRICS,
     MODEL,
@@ -80,7 +80,7 @@ def random_sweeps(draw: Callable[..., Any]) -> dict[str, Any]:
         options["attention_mask"] = mask.astype(int)
     sites = []
     for _ in range(draw(st.integers(1, 5))):
-        hook = at(draw(st.sampled_from(list(STAGES))), draw(st.integers(0, CFG.n_layers - 1)))
+        hook = at(draw(st.sampled_from(KINDS)), draw(st.integers(0, CFG.n_layers - 1)))
         axes, sizes = shape_of(MODEL, hook, batch, length)
         names = {"positions": "position", "heads": "head", "dims": "dims"}
         chosen = {
@@ -346,7 +346,7 @@ def test_under_other_edits(how: str, metric: Any, clean: Mapping[str, Any]) -> N
 @MASKS
 def test_a_run_patched_from_itself_is_itself(options: dict[str, Any]) -> None:
     MODEL.set_use_attn_result(True)
-    sites = [site for tail in STAGES for site in places(tail)]
+    sites = [site for tail in KINDS for site in places(tail)]
     for tokens in (CLEAN, CORRUPTED):
         logits, cache = MODEL.run_with_cache(tokens, **options)
         for metric in (DIFFERENCE, METRICS["loss"], entropy):
@@ -369,7 +369,7 @@ def test_a_run_patched_wholly_is_the_clean_one(clean: Mapping[str, Any]) -> None
 
 def test_patches_after_what_is_read_change_nothing(clean: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     metric = LogitDiff(5, 9, position=[2, 3, 1])
-    late = [Site(at(tail, 1), position=place) for tail in STAGES for place in (4, 6) if tail != "attn.hook_result"]
+    late = [Site(at(tail, 1), position=place) for tail in KINDS for place in (4, 6) if tail != "attn.hook_result"]
     runs, run = [], MODEL.runner.engine.run
     monkeypatch.setattr(MODEL.runner.engine, "run", lambda *given, **named: runs.append(given) or run(*given, **named))
     result = sweep(MODEL, CORRUPTED, [*late, Site("resid_pre", 1, position=3)], clean, metric, verbose=False)
@@ -393,7 +393,7 @@ def test_parts_that_agree_change_nothing(clean: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize("metric", [DIFFERENCE, METRICS["loss per prompt"], entropy], ids=["few", "all", "function"])
 def test_neither_order_nor_batches_matter(metric: Any, clean: Mapping[str, Any]) -> None:
     MODEL.set_use_attn_result(True)
-    sites = [site for tail in STAGES for site in places(tail)[2:5]]
+    sites = [site for tail in KINDS for site in places(tail)[2:5]]
     first = sweep(MODEL, CORRUPTED, sites, clean, metric, verbose=False)
     for tokens in (1, 7, 64, 4096):
         agrees(sweep(MODEL, CORRUPTED, sites, clean, metric, max_batch_tokens=tokens, verbose=False), first.values)

@@ -150,7 +150,7 @@ def test_the_most_tokens_are_set_at_the_export_and_again_when_it_is_opened(
         folder = graphlens.export_model(checkpoint, tmp_path / "out", n_ctx=9, verify=False).folder
     model, tokens = HookedTransformer.from_onnx(folder, "cpu"), prompt(101, 1, 40)
     assert (model.cfg.n_ctx, model.cfg.n_ctx_trained) == (9, 64)
-    with pytest.raises(InputError, match="40 tokens, and .* takes at most 9"):
+    with pytest.raises(InputError, match=r"40 tokens, and .* takes at most 9"):
         model(tokens)
     longer = HookedTransformer.from_onnx(folder, "cpu", n_ctx=64)
     assert (
@@ -161,6 +161,6 @@ def test_the_most_tokens_are_set_at_the_export_and_again_when_it_is_opened(
     assert np.abs(longer(tokens) - expected).max() <= 5e-5 * max(1.0, float(np.abs(expected).max()))
     with pytest.raises(InputError, match="n_ctx=65: this model was trained for 1 to 64 tokens"):
         HookedTransformer.from_onnx(folder, "cpu", n_ctx=65)
-    with pytest.raises(InputError, match="n_ctx=65: .* was trained for 1 to 64 tokens"):
+    with pytest.raises(InputError, match=r"n_ctx=65: .* was trained for 1 to 64 tokens"):
         graphlens.export_model(checkpoint, tmp_path / "other", n_ctx=65)
     assert not (tmp_path / "other").exists()

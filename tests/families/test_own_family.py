@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The register of families, put back at the end."""
     family.families()
     monkeypatch.setattr(family, "_registered", dict(family._registered))
-    yield family._registered
+    return family._registered
 
 
 def test_the_page_runs_and_what_it_makes_is_the_model(

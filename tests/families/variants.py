@@ -285,13 +285,18 @@ def chosen() -> tuple[str, ...]:
 CHOSEN = chosen()
 
 
-def make(name: str) -> Any:
-    """The transformers model of a variant, random, with every parameter far from 0 and from 1."""
+def make(name: str, **changes: Any) -> Any:
+    """The transformers model of a variant, random, with every parameter far from 0 and from 1.
+
+    Args:
+        name: The variant.
+        changes: Values of its config that are otherwise.
+    """
     import torch
     import transformers
 
     variant = VARIANTS[name]
-    config = getattr(transformers, variant.config)(**variant.arguments)
+    config = getattr(transformers, variant.config)(**{**variant.arguments, **changes})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -1,9 +1,9 @@
 """Makes the golden files of the formats that this version writes: ``python tests/golden/make.py``, once for each release.
 
-They are a hooked folder of a tiny random GPT-2 of odd sizes, an edits file and a saved sweep, in a folder named after the
-three formats: ``1-1-1`` is format 1 of the manifest, of edits files and of sweep results. ``expected.safetensors`` holds
-what they must give, computed by transformers and torch hooks and not by graphlens. A folder that is there is never made
-again: later versions open what earlier ones wrote. Needs the extras [cpu,export].
+They are a hooked folder of a tiny random Gemma 3 of odd sizes (up to format 2: GPT-2), an edits file and a saved sweep,
+in a folder named after the three formats: ``1-1-1`` is format 1 of the manifest, of edits files and of sweep results.
+``expected.safetensors`` holds what they must give, computed by transformers and torch hooks and not by graphlens. A folder
+that is there is never made again: later versions open what earlier ones wrote. Needs the extras [cpu,export].
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from graphlens import HookedTransformer
 
 HERE = Path(__file__).parent
-SIZES = {"n_layer": 3, "n_head": 5, "n_embd": 40, "n_inner": 56, "n_positions": 24, "vocab_size": 263}
+SIZES = {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "head_dim": 12,
+    "hidden_size": 40,
+    "intermediate_size": 56,
+    "max_position_embeddings": 24,
+    "vocab_size": 263,
+    "sliding_window": 4,
+}
+LAYERS = SIZES["num_hidden_layers"]
 TEXT = "When Ann and Bob met, Bob gave a book to Ann. The cat sat on the mat and the dog on the log."
 PROMPT = "Bob gave a book to"
 ANSWER, WRONG = 33, 34
@@ -52,7 +63,7 @@ def main() -> int:
         print(f"{target}: is there already. Golden files are made once; a new format gets a folder of its own.")
         return 1
     with tempfile.TemporaryDirectory(dir=HERE, prefix=".making-") as temporary:
-        checkpoint, made = Path(temporary) / "golden-gpt2", Path(temporary) / target.name
+        checkpoint, made = Path(temporary) / "golden-gemma3", Path(temporary) / target.name
         module = _save_checkpoint(checkpoint)
         graphlens.export_model(checkpoint, made / "model", announce=print)
         model = graphlens.HookedTransformer.from_onnx(made / "model", "cpu")
@@ -65,15 +76,17 @@ def main() -> int:
     return 0
 
 
-def _save_checkpoint(folder: Path) -> transformers.GPT2LMHeadModel:
+def _save_checkpoint(folder: Path) -> transformers.Gemma3ForCausalLM:
     """A random model with every weight far from its initial symmetry, and a byte-level tokenizer, saved."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     torch.manual_seed(11)
-    config = transformers.GPT2Config(**SIZES, bos_token_id=0, eos_token_id=0, attn_implementation="eager")
-    module = transformers.GPT2LMHeadModel(config).eval()
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    numbers = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "query_pre_attn_scalar": 20}
+    config = transformers.Gemma3TextConfig(**SIZES, **numbers, layer_types=layers, attn_implementation="eager")
+    module = transformers.Gemma3ForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -116,11 +129,13 @@ def _hooked(pairs: list[tuple[torch.nn.Module, Callable[..., Any], bool]]) -> It
         yield
 
 
-def _edited(module: transformers.GPT2LMHeadModel, tokens: torch.Tensor, steering: Array, patch: Array) -> torch.Tensor:
+def _edited(
+    module: transformers.Gemma3ForCausalLM, tokens: torch.Tensor, steering: Array, patch: Array
+) -> torch.Tensor:
     """The logits of the module with the edits of ``_edits``, by torch's own hooks."""
     import torch
 
-    blocks, heads = module.transformer.h, SIZES["n_head"]
+    blocks, heads = module.model.layers, SIZES["num_attention_heads"]
 
     def without_heads(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         z = inputs[0].clone().unflatten(-1, (heads, -1))
@@ -139,9 +154,9 @@ def _edited(module: transformers.GPT2LMHeadModel, tokens: torch.Tensor, steering
 
     with _hooked(
         [
-            (blocks[0].mlp, lambda _, __, output: output * 0.5, False),
-            (blocks[1].attn.c_proj, without_heads, True),
-            (blocks[1].mlp, patched, False),
+            (blocks[0].post_feedforward_layernorm, lambda _, __, output: output * 0.5, False),
+            (blocks[1].self_attn.o_proj, without_heads, True),
+            (blocks[1].post_feedforward_layernorm, patched, False),
             (blocks[2], steered, True),
         ]
     ):
@@ -149,12 +164,12 @@ def _edited(module: transformers.GPT2LMHeadModel, tokens: torch.Tensor, steering
     return logits
 
 
-def _swept(module: transformers.GPT2LMHeadModel, clean: torch.Tensor, corrupted: torch.Tensor) -> Array:
+def _swept(module: transformers.Gemma3ForCausalLM, clean: torch.Tensor, corrupted: torch.Tensor) -> Array:
     """Each layer's residual at each position of the clean run put into the other's: the logit difference [layer, pos]."""
 
     kept = module(clean, output_hidden_states=True).hidden_states
-    values = np.zeros((SIZES["n_layer"], clean.shape[1]))
-    for layer in range(SIZES["n_layer"]):
+    values = np.zeros((LAYERS, clean.shape[1]))
+    for layer in range(LAYERS):
         for position in range(clean.shape[1]):
 
             def restored(_: Any, inputs: tuple[torch.Tensor, ...], layer: int = layer, at: int = position) -> Any:
@@ -162,7 +177,7 @@ def _swept(module: transformers.GPT2LMHeadModel, clean: torch.Tensor, corrupted:
                 residual[:, at] = kept[layer][:, at]
                 return (residual, *inputs[1:])
 
-            with _hooked([(module.transformer.h[layer], restored, True)]):
+            with _hooked([(module.model.layers[layer], restored, True)]):
                 values[layer, position] = _difference(module(corrupted).logits)
     return values
 
@@ -172,13 +187,13 @@ def _difference(logits: torch.Tensor) -> float:
     return float(logits[0, -1, ANSWER] - logits[0, -1, WRONG])
 
 
-def _expected(module: transformers.GPT2LMHeadModel, model: HookedTransformer) -> dict[str, Array]:
+def _expected(module: transformers.Gemma3ForCausalLM, model: HookedTransformer) -> dict[str, Array]:
     """What the files must give, by transformers and torch; of ``model`` the tokenizer alone is asked, for a text's ids."""
     import torch
 
     rng = np.random.default_rng(7)
     tokens = torch.from_numpy(rng.integers(1, SIZES["vocab_size"], (2, 7)))
-    steering, patch = (rng.standard_normal(SIZES["n_embd"]).astype(np.float32) for _ in range(2))
+    steering, patch = (rng.standard_normal(SIZES["hidden_size"]).astype(np.float32) for _ in range(2))
     clean, corrupted = (torch.from_numpy(rng.integers(1, SIZES["vocab_size"], (1, 6))) for _ in range(2))
     with torch.no_grad():
         run = module(tokens, output_hidden_states=True, output_attentions=True)
@@ -190,7 +205,7 @@ def _expected(module: transformers.GPT2LMHeadModel, model: HookedTransformer) ->
             "corrupted": corrupted,
             "baselines": torch.tensor([_difference(module(ids).logits) for ids in (clean, corrupted)]),
         }
-        for layer in range(SIZES["n_layer"]):
+        for layer in range(LAYERS):
             found[f"cache/blocks.{layer}.hook_resid_pre"] = run.hidden_states[layer]
             found[f"cache/blocks.{layer}.attn.hook_pattern"] = run.attentions[layer]
         arrays = {name: value.numpy() for name, value in found.items()}
@@ -232,7 +247,7 @@ def _write(target: Path, expected: dict[str, Array]) -> None:
         "wrong": WRONG,
     }
     (target / "made.json").write_text(json.dumps(made, indent=1) + "\n")
-    assert graphlens.HookedTransformer.from_onnx(target / "model", "cpu").cfg.n_layers == SIZES["n_layer"]
+    assert graphlens.HookedTransformer.from_onnx(target / "model", "cpu").cfg.n_layers == LAYERS
 
 
 if __name__ == "__main__":

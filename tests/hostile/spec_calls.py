@@ -40,12 +40,13 @@ def _zeroed(x: Array) -> Array:
 
 
 Hook = Callable[..., Any]
-# name -> (the hook, what it makes of an activation; None where its result must be refused).
+# name -> (the hook, what it makes of an activation; None where its result must be refused). Masked scores are -inf: times 0
+# they would be NaN.
 HOOKS: dict[str, tuple[Hook, Callable[[Array], Array] | None]] = {
     "nothing": (lambda x, hook: None, lambda x: x),
     "same": (lambda x, hook: x, lambda x: x),
     "copy": (lambda x, hook: x.copy(), lambda x: x),
-    "zero": (lambda x, hook: x * 0, lambda x: np.zeros_like(x)),
+    "zero": (lambda x, hook: np.zeros_like(x), lambda x: np.zeros_like(x)),
     "first": (lambda x, hook: _zeroed(x), _zeroed),
     "in place": (_in_place, _zeroed),
     "float64": (lambda x, hook: (x * 2).astype(np.float64), None),
@@ -68,14 +69,14 @@ HOOKS: dict[str, tuple[Hook, Callable[[Array], Array] | None]] = {
     "fortran": (lambda x, hook: np.asfortranarray(x), lambda x: x),
     "other endian": (lambda x, hook: x.astype(x.dtype.newbyteorder(">")), None),
     "read-only": (lambda x, hook: np.broadcast_to(np.zeros((), x.dtype), x.shape), lambda x: np.zeros_like(x)),
-    "masked": (lambda x, hook: np.ma.masked_array(x * 0), lambda x: np.zeros_like(x)),
+    "masked": (lambda x, hook: np.ma.masked_array(np.zeros_like(x)), lambda x: np.zeros_like(x)),
     "generator": (lambda x, hook: (row for row in x), None),
     "pair": (lambda x, hook: (x, x), None),
     "function": (lambda x, hook: print, None),
     "raises": (_raises, None),
     "exits": (_exits, None),
-    "default": (lambda x, hook=None: x * 0, lambda x: np.zeros_like(x)),
-    "partial": (functools.partial(lambda more, x, hook: x * more, 0), lambda x: np.zeros_like(x)),
+    "default": (lambda x, hook=None: np.zeros_like(x), lambda x: np.zeros_like(x)),
+    "partial": (functools.partial(lambda more, x, hook: np.full_like(x, more), 0), lambda x: np.zeros_like(x)),
 }  # fmt: skip
 NAN = {
     "nan": (lambda x, hook: x * np.nan),

@@ -12,12 +12,12 @@ import torch
 from lens_oracle import oracle
 
 import graphlens
-from graphlens.experiments.stages import STAGES
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Probability
 from graphlens.patching import Noise, Site, grid, sweep
 from graphlens.torch import HookedTransformer
 from tests.core.test_cutting import pieces_are_the_model
 from tests.intervention_specs import patch_of, reference, shape_of
+from tests.sweep_cases import KINDS
 
 CLEAN, CORRUPTED = (np.random.default_rng(seed).integers(0, 101, (3, 7)) for seed in (1, 2))
 PADDING = np.ones((3, 7), int)
@@ -88,7 +88,7 @@ def by_lens(lens: Any, ours: Any, sites: Sequence[Site], cache: Any) -> list[flo
     return found
 
 
-@pytest.mark.parametrize("tail", STAGES)
+@pytest.mark.parametrize("tail", KINDS)
 def test_as_with_transformerlenss_hooks(
     tail: str, numpy_face: graphlens.HookedTransformer, torch_face: HookedTransformer, lens: Any
 ) -> None:
@@ -115,7 +115,7 @@ METRICS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("options", [{}, {"attention_mask": PADDING}], ids=["whole", "left-padded"])
-@pytest.mark.parametrize("tail", STAGES)
+@pytest.mark.parametrize("tail", KINDS)
 def test_as_a_loop_of_whole_runs(tail: str, options: dict[str, Any], numpy_face: graphlens.HookedTransformer) -> None:
     sites = places(numpy_face, tail)
     _, cache = numpy_face.run_with_cache(CLEAN, **options)

@@ -42,7 +42,8 @@ class WeightMethods(Generic[ArrayT]):
 
         Args:
             weights: TransformerLens name ("blocks.0.attn.W_O", see ``state_dict``) -> the new weight, shaped as the old one, of
-                any floating dtype. An embedding and an unembedding that the file holds as one tensor may be set apart.
+                any floating dtype. An embedding and an unembedding that the file holds as one tensor may be set apart. Keys'
+                and values' weights that several heads share may be given for each head or, as ``attn._W_K``, once.
 
         Raises:
             InputError: For a name, a shape or a dtype that does not fit, numbers that are not finite, and what is no
@@ -181,12 +182,12 @@ class WeightMethods(Generic[ArrayT]):
 
     @property
     def W_K(self) -> ArrayT:  # noqa: N802
-        """Key weights [n_layers, n_heads, d_model, d_head]; a copy."""
+        """Key weights [n_layers, n_heads, d_model, d_head]; a copy. Where heads share keys, once for each head."""
         return self._stacked("attn.W_K")
 
     @property
     def W_V(self) -> ArrayT:  # noqa: N802
-        """Value weights [n_layers, n_heads, d_model, d_head]; a copy."""
+        """Value weights [n_layers, n_heads, d_model, d_head]; a copy. Where heads share values, once for each head."""
         return self._stacked("attn.W_V")
 
     @property
@@ -196,7 +197,7 @@ class WeightMethods(Generic[ArrayT]):
 
     @property
     def W_in(self) -> ArrayT:  # noqa: N802
-        """MLP input weights [n_layers, d_model, d_mlp]; a copy."""
+        """MLP input weights [n_layers, d_model, d_mlp], those beside the gate where there is one; a copy."""
         return self._stacked("mlp.W_in")
 
     @property
@@ -273,7 +274,8 @@ class WeightMethods(Generic[ArrayT]):
             [d_model], float64 for a float64 model, else float32.
 
         Raises:
-            InputError: For a layer outside 0..n_layers, and for ``mlp_input`` past the last one.
+            InputError: For a layer outside 0..n_layers, for ``mlp_input`` past the last one, and where norms after the
+                sublayers make something else of the biases at each position.
         """
         n_layers = self.runner.config.n_layers
         layer = checked_number(layer, "layer")
@@ -283,7 +285,14 @@ class WeightMethods(Generic[ArrayT]):
         names = [in_block(i, "attn.b_O") for i in range(layer + mlp_input)]
         if include_mlp_biases:
             names += [in_block(i, "mlp.b_out") for i in range(layer)]
-        total = working(np.zeros(self.runner.config.d_model, self.runner.config.dtype))
+        config = self.runner.config
+        normalised = config.use_normalization_before_and_after or config.post_norm_only
+        if normalised and any(np.any(self.runner.weights[name]) for name in names):
+            raise InputError(
+                "the output biases of this model go through a norm before they are added, so what they add differs from "
+                "position to position: cache.get_full_resid_decomposition has it as its last entry."
+            )
+        total = working(np.zeros(config.d_model, config.dtype))
         for name in names:
             total += self.runner.weights[name]
         return self.runner.border.to_user(total)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from graphlens.surgery.rules import elementwise, products, reductions, shapes  # noqa: F401  (they register their rules)
+from graphlens.surgery.rules import (  # noqa: F401  (they register their rules)
+    elementwise,
+    entries,
+    products,
+    reductions,
+    shapes,
+)
 from graphlens.surgery.rules.builder import Builder, Gradient, dims, width
 from graphlens.surgery.rules.registry import RULES, Rule, number, rule
 

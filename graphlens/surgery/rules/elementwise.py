@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphlens.errors import InputError
 from graphlens.surgery.rules.builder import Builder, Gradient, dims
-from graphlens.surgery.rules.registry import Found, Grads, Needs, only, rule, taken
+from graphlens.surgery.rules.registry import Found, Grads, Needs, first_of, only, rule, taken
 
 # Arithmetic
 
@@ -68,6 +68,37 @@ def _power(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     return [_along(b, grads, slope), None]
 
 
+@rule("Clip")
+def _clipped(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    """That of the argument where it is within the bounds, as torch has it, and 0 beyond them."""
+    if any(needs[1:]):
+        raise InputError(f"{node.name!r}: a Clip is differentiated by its first input alone, not by its bounds.")
+    x, g = taken(node, 0), only(grads)
+    inside: ir.Value | None = None
+    for bound, compared in zip(node.inputs[1:], ("GreaterOrEqual", "LessOrEqual"), strict=False):
+        if bound is not None:
+            here = b.op(compared, x, bound)
+            inside = here if inside is None else b.op("And", inside, here)
+    gradient = g if inside is None else Gradient(b.op("Where", inside, g.value, b.constant(0.0, x)))
+    return first_of(gradient, needs)
+
+
+@rule("Min", "Max", reads_output=True)
+def _extreme(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    """That of the input which is the result; an equal share where several are."""
+    out, g = node.outputs[0], only(grads)
+    assert out.type is not None
+    hits = [b.op("Cast", b.op("Equal", taken(node, i), out), to=int(out.type.dtype)) for i in range(len(needs))]
+    count = hits[0]
+    for hit in hits[1:]:
+        count = b.op("Add", count, hit)
+    share = b.op("Div", g.value, count)
+    return [
+        b.summed(Gradient(b.op("Mul", hit, share)), out, taken(node, i)) if needs[i] else None
+        for i, hit in enumerate(hits)
+    ]
+
+
 # Functions of one number, by their slopes
 
 
@@ -84,6 +115,16 @@ def _one_minus(b: Builder, y: ir.Value) -> ir.Value:
 def _square_root(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     y = node.outputs[0]
     return [_along(b, grads, b.op("Div", b.constant(0.5, y), y))]
+
+
+@rule("Log")
+def _logarithm(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    return [Gradient(b.op("Div", only(grads).value, taken(node, 0)))]
+
+
+@rule("Abs")
+def _absolute(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    return [_along(b, grads, b.op("Sign", taken(node, 0)))]
 
 
 @rule("Exp", reads_output=True)

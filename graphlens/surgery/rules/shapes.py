@@ -7,7 +7,8 @@ import onnx_ir as ir
 from graphlens.surgery.rules.builder import Builder, Gradient, dims
 from graphlens.surgery.rules.registry import Found, Grads, Needs, constant, first_of, number, only, rule, taken
 
-constant("IsNaN", "Shape", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Not")
+constant("IsNaN", "IsInf", "Shape", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Not")
+constant("ArgMax", "ArgMin", "OneHot", "Sign", "Floor", "Ceil", "Round")
 
 
 @rule("Where", reads_output=True)  # the rule of Softmax reads what a Where made of the pattern
@@ -32,10 +33,12 @@ def _same(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
 def _cast(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     x, g = taken(node, 0), only(grads)
     assert x.type is not None
+    if not x.type.dtype.is_floating_point():
+        return [None]
     return [Gradient(b.op("Cast", g.value, to=int(x.type.dtype)), g.full)]
 
 
-@rule("Reshape", "Squeeze", "Unsqueeze")
+@rule("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 def _reshaped(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     x, g = taken(node, 0), b.whole(only(grads), node.outputs[0])
     return first_of(Gradient(b.op("Reshape", g, b.shape_of(x))), needs)

@@ -1,0 +1,109 @@
+"""How the blocks of a model are laid out where architectures differ, as its hook points tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from graphlens.file.names import in_block
+
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
+
+RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
+ATTN_OUT, MLP_OUT = "hook_attn_out", "hook_mlp_out"
+Z, QKV = "attn.hook_z", ("attn.hook_q", "attn.hook_k", "attn.hook_v")
+ROTATED = {"attn.hook_q": "attn.hook_rot_q", "attn.hook_k": "attn.hook_rot_k"}
+# What an MLP ends with, from its neurons on: these hook points together, as many of them as there are.
+GATED = ("mlp.hook_pre", "mlp.hook_pre_linear")
+NEURONS = (*GATED, "mlp.hook_post")
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """How a model's blocks are laid out.
+
+    Attributes:
+        n_layers: The number of blocks.
+        hooks: The names of the hook points of the plain model.
+    """
+
+    n_layers: int
+    hooks: frozenset[str]
+
+    @classmethod
+    def of(cls, engine: Engine) -> BlockLayout:
+        """The layout of a model.
+
+        Args:
+            engine: The model.
+        """
+        return cls(engine.manifest.config.n_layers, frozenset(engine.hook_names))
+
+    @cached_property
+    def parallel(self) -> bool:
+        """True if attention and MLP of a block read the same residual stream, so that there is none between them."""
+        return not self.has(0, RESID_MID)
+
+    @property
+    def read_by_mlp(self) -> str:
+        """The residual stream of a block that its MLP reads."""
+        return RESID_PRE if self.parallel else RESID_MID
+
+    def has(self, layer: int, name: str) -> bool:
+        """True if a block has a hook point.
+
+        Args:
+            layer: The block.
+            name: The hook point, without the block.
+        """
+        return in_block(layer, name) in self.hooks
+
+    def rotates(self, layer: int) -> bool:
+        """True if a block's queries and keys are rotated by their positions.
+
+        Args:
+            layer: The block.
+        """
+        return self.has(layer, ROTATED["attn.hook_q"])
+
+    def compared(self, layer: int) -> tuple[str, str, str]:
+        """The full names of a block's queries and keys as they are compared, and of its values.
+
+        Args:
+            layer: The block.
+        """
+        q, k, v = (in_block(layer, ROTATED.get(name, name) if self.rotates(layer) else name) for name in QKV)
+        return q, k, v
+
+    def neurons(self, layer: int, name: str) -> list[str]:
+        """The full names of the hook points that together with one of an MLP's neurons are all that its output needs.
+
+        Args:
+            layer: The block.
+            name: One of NEURONS, without the block.
+        """
+        together = GATED if name in GATED else (name,)
+        return [in_block(layer, other) for other in together if self.has(layer, other)]
+
+    def summands(self, layer: int, name: str) -> tuple[list[str], str]:
+        """What a residual stream is the sum of, where a hook point is one of its summands or ends in one.
+
+        Args:
+            layer: The block.
+            name: A hook point of the embeddings, of an output of attention or of the MLP, without the block.
+
+        Returns:
+            (the full names of the summands, the full name of the residual stream).
+        """
+        if name in ("hook_embed", "hook_pos_embed"):
+            found = ["hook_embed", "hook_pos_embed"]
+            return [other for other in found if other in self.hooks], in_block(0, RESID_PRE)
+        if self.parallel:
+            names, total = [RESID_PRE, ATTN_OUT, MLP_OUT], RESID_POST
+        elif name in (ATTN_OUT, "attn.hook_result"):
+            names, total = [RESID_PRE, ATTN_OUT], RESID_MID
+        else:
+            names, total = [RESID_MID, MLP_OUT], RESID_POST
+        return [in_block(layer, other) for other in names if self.has(layer, other)], in_block(layer, total)

@@ -1,0 +1,71 @@
+"""Which steps of weight processing there are, and which of them a model goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from graphlens.errors import ExportError
+from graphlens.file.manifest import Manifest, ModelConfig
+from graphlens.file.names import split_name
+
+STEPS = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
+# The norms that what follows them can take in. Those after a sublayer, of the embeddings, of queries and keys are none.
+FOLDED_NORMS = ("ln1", "ln2", "ln_final")
+
+
+def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The steps that a model goes through, of those that are asked for: TransformerLens leaves out the same.
+
+    Args:
+        manifest: The model's manifest; for a processed one these are the steps that it went through if it was asked for them.
+        asked: Some of STEPS.
+
+    Returns:
+        (the steps that are left, in order; why some that the user would expect are left out, a sentence each). That weights
+        are not centred where the norms do not centre is expected.
+
+    Raises:
+        ExportError: A step can be done for no model of this architecture, and TransformerLens fails at it too.
+    """
+    config, wanted = manifest.config, set(asked)
+    if "refactor_factored_attn_matrices" in wanted:
+        _ensure_refactorable(config)
+    without: dict[str, str] = {}
+    if config.post_norm_only:
+        why = "the norms of this architecture come after the sublayers, so no weights read them"
+        without |= {"fold_ln": why, "center_writing_weights": why}
+    elif "fold_ln" not in manifest.processing and not any(_is_folded(name) for name in manifest.weights):
+        without["fold_ln"] = "the norms of this architecture have no weights"
+    if config.output_logits_soft_cap > 0:
+        without["center_unembed"] = (
+            "the logits are squeezed by tanh, so a constant added to all of them would change more"
+        )
+    notes = [f"{step} is left out: {without[step]}." for step in STEPS if step in wanted & set(without)]
+    if not config.normalization_type.startswith("LN"):
+        wanted.discard("center_writing_weights")
+    return tuple(step for step in STEPS if step in wanted and step not in without), notes
+
+
+def _is_folded(name: str) -> bool:
+    """True for the factors of a norm that fold_ln moves into what reads it."""
+    norm, _, leaf = split_name(name)[1].rpartition(".")
+    return leaf == "w" and norm in FOLDED_NORMS
+
+
+def _ensure_refactorable(config: ModelConfig) -> None:
+    """Refuses to rewrite W_Q W_K^T where it is not all that scores are made of."""
+    why = None
+    if config.positional_embedding_type == "rotary":
+        why = "queries and keys are rotated by their positions, so no single matrix W_Q W_K^T makes the scores"
+    elif config.use_qk_norm:
+        why = "queries and keys are normalised, so W_Q W_K^T does not make the scores"
+    elif config.n_key_value_heads != config.n_heads:
+        why = "several heads share a key and a value, so their matrices cannot be rewritten one by one"
+    if why is not None:
+        raise ExportError(f"refactor_factored_attn_matrices cannot be done for this model: {why}.")
