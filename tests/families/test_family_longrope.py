@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from graphlens import KeyValueCache, patching
+from graphlens import KeyValueCache, bake_model, patching
 from graphlens.errors import InputError
 from tests.families.comparing import TOLERANCE, prompt, reference_logits, relative
 from tests.families.variants import CHOSEN
@@ -64,3 +67,11 @@ def test_a_sweep_is_a_run_for_each_patch(length: int, model: Any) -> None:
 
         wanted = metric(model.run_with_hooks(corrupted, fwd_hooks=[(name, patch)]))
         assert relative(found[layer, position], wanted, name) <= TOLERANCE
+
+
+def test_a_runtime_that_keeps_its_keys_is_told_the_short_length(model: Any, family_folder: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what such a file lacks besides is no matter here
+        bake_model(family_folder(NAME), (), tmp_path / "out", with_past=True)
+    told = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert told["model"]["context_length"] == told["search"]["max_length"] == SHORT
