@@ -77,6 +77,9 @@ def prove(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> Proof:
     Returns:
         The engine's record, whose ``why`` is "" where they may be used.
     """
+    short = run.runner.config.rotary_short
+    if short is not None and run.length > short:
+        return Proof(f"in prompts of more than {short} tokens every key's rotation depends on the prompt's length")
     proof = run.runner.engine.proof
     if proof.why is None:
         proof.why = _why_not(run, pieces, max_tokens)

@@ -72,18 +72,20 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
     return traced
 
 
-def parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters of transformers' model of a config, by name. The model has no weights.
+def parameter_shapes(config: PretrainedConfig, spec: Spec) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters that are traced, by name. The model has no weights.
 
     Args:
         config: transformers' config of the model.
+        spec: What it computes.
 
     Raises:
         ExportError: transformers cannot build the model of this config.
     """
     config = copy.deepcopy(config)
     with _quiet(), torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in _built(config).named_parameters()}
+        parameters = Decoder(_built(config), spec).named_parameters()
+        return {name.removeprefix(MODEL_PREFIX): tuple(parameter.shape) for name, parameter in parameters}
 
 
 def _built(config: PretrainedConfig) -> nn.Module:

@@ -64,8 +64,7 @@ class ModelConfig:
         rotary_dim: How many of a head's dimensions are rotated; None without rotary embeddings.
         rotary_base: The base of the rotation's frequencies.
         rotary_adjacent_pairs: True where neighbouring dimensions are rotated together.
-        rotary_short: The most tokens for which one set of the rotation's frequencies holds, where longer inputs have another
-            (longrope); None where there is one.
+        rotary_short: The most tokens that are rotated as short inputs are (longrope); None where the length does not matter.
         use_normalization_before_and_after: True if there are norms after the sublayers besides those before.
         post_norm_only: True if the norms are after the sublayers alone (OLMo-2).
         post_embedding_ln: True if the embeddings are normalised.
@@ -132,8 +131,7 @@ class ModelConfig:
         """
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_key_value_heads)
         mlp = 0 if self.attn_only else self.d_model * self.d_mlp * (2 + self.gated_mlp)
-        router = self.d_model if self.num_experts else 0
-        return self.n_layers * (attention + (mlp + router) * (self.num_experts or 1))
+        return self.n_layers * (attention + (mlp + (self.d_model if self.num_experts else 0)) * (self.num_experts or 1))
 
 
 # The fields of ModelConfig that have no default: every manifest holds them.

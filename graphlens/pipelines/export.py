@@ -246,7 +246,7 @@ def _write(
     spec = checkpoint.family.spec_of(hf_config, source.name)
     config = checkpoint.family.model_config(spec, source.name, DTYPE, n_ctx)
     tied = hf_config.tie_word_embeddings = checkpoint.is_tied(bool(getattr(hf_config, "tie_word_embeddings", False)))
-    unused = checkpoint.ensure_complete(parameter_shapes(hf_config), spec.blocks, tied)
+    unused = checkpoint.ensure_complete(parameter_shapes(hf_config, spec), spec.blocks, tied)
     if unused:
         shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
         warn(f"{source.name}: the weights hold tensors that the model does not use: {shown}.")
