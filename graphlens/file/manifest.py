@@ -136,8 +136,7 @@ class ModelConfig:
 
 # The fields of ModelConfig that have no default: every manifest holds them.
 REQUIRED = frozenset(item.name for item in fields(ModelConfig) if item.default is MISSING)
-# Those that format 2 had.
-_CONFIG_OF_2 = REQUIRED | {
+_CONFIG_OF_2 = REQUIRED | {  # those that format 2 had
     "attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos",
 }  # fmt: skip
 
@@ -263,8 +262,7 @@ class Manifest:
         """The manifest as compact JSON, in the oldest format that holds it; the same manifest always gives the same bytes."""
         weights = {name: _told(view) for name, view in self.weights.items()}
         changed = {"config": _stored(self.config), "weights": weights, "format_version": self.needed_format}
-        data = {**asdict(self), **changed}
-        return json.dumps(data, separators=(",", ":"))
+        return json.dumps({**asdict(self), **changed}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, where: str = "this file") -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ _NO_LEAK = 1e-5  # of earlier logits after a change of the last token
 _ROW_SUM = 1e-4  # of a pattern's row from 1, absolute
 _BATCH, _LENGTH = 2, 11
 _MAX_WINDOW = 1024  # that is tried: beyond, a run past the window takes too long
+_TRIED_AT_ONCE = 16
 _EFFECT_LENGTH = 5  # a perturbed hook point needs at least 4 positions to be sure of an effect
 _PATTERN = "attn.hook_pattern"
 
@@ -87,13 +88,14 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
             _check_future(engine, tokens, logits)
         del values, results
         processed = bool(engine.manifest.processing)
-        difference, allowed = _compare(logits, _reference(checkpoint, tokens), processed)
-        window = config.window_size
+        window, compared = config.window_size, [(tokens, logits)]
         if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window + 1 < config.n_ctx:
             # A mask that ignored the window would be right up to here.
             long = rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))
-            beyond, _ = _compare(_logits(engine, long), _reference(checkpoint, long), processed)
-            difference = max(difference, beyond)
+            compared.append((long, _logits(engine, long)))
+        references = _references(checkpoint, [given for given, _ in compared])
+        found = [_compare(ours, theirs, processed) for (_, ours), theirs in zip(compared, references, strict=True)]
+        difference, allowed = max(largest for largest, _ in found), found[0][1]
         _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
     return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started)
 
@@ -110,8 +112,8 @@ def _logits(engine: Engine, tokens: Array, callbacks: Mapping[str, Callable[[Arr
     return output
 
 
-def _reference(checkpoint: Path, tokens: Array) -> Array:
-    """transformers' logits [b, p, d_vocab] of tokens [b, p] in float32, by its own attention."""
+def _references(checkpoint: Path, inputs: Sequence[Array]) -> list[Array]:
+    """transformers' logits [b, p, d_vocab] of each of some tokens [b, p] in float32, by its own attention."""
     import torch
     import transformers
 
@@ -125,7 +127,7 @@ def _reference(checkpoint: Path, tokens: Array) -> Array:
         if bars:
             transformers.utils.logging.enable_progress_bar()
     with torch.no_grad():
-        return model.eval()(torch.from_numpy(tokens)).logits.numpy()  # type: ignore[no-any-return]
+        return [model.eval()(torch.from_numpy(tokens)).logits.numpy() for tokens in inputs]
 
 
 def _check_finite(values: Mapping[str, Array]) -> None:
@@ -191,24 +193,48 @@ def _check_future(engine: Engine, tokens: Array, logits: Array) -> None:
 
 
 def _check_effects(engine: Engine, tokens: Array, rng: np.random.Generator) -> None:
-    """Raises VerificationError for the first hook point at which a change does not change the logits."""
+    """Raises VerificationError for the first hook point at which a change does not change the logits.
+
+    A run tries several hook points, each in a row of its own of the batch: that takes a third of the time.
+
+    Args:
+        engine: The hooked file.
+        tokens: One row of tokens [1, p].
+        rng: What the changes are drawn from.
+    """
+    names = list(engine.hook_names)
+    with steps("Trying every hook point", len(names)) as progress:
+        for start in range(0, len(names), _TRIED_AT_ONCE):
+            tried = names[start : start + _TRIED_AT_ONCE]
+            rows = 1 + len(tried)  # the first stays as it is
+            changes = {name: _disturbing(engine, row, rows, rng) for row, name in enumerate(tried, 1)}
+            before, *changed = _logits(engine, tokens.repeat(rows, 0), changes)
+            for name, after in zip(tried, changed, strict=True):
+                if not np.abs(after - before).max() > _NO_EFFECT * _scale(before):
+                    raise VerificationError(
+                        f"changing the value at {name!r} does not change the logits. Either this hook point is not where it "
+                        "should be, or the checkpoint ignores it (weights of zero after it); --no-verify exports it all the "
+                        "same."
+                    )
+                progress.advance()
+
+
+def _disturbing(engine: Engine, row: int, rows: int, rng: np.random.Generator) -> Callable[[Array], Array]:
+    """What changes an activation in one of so many rows of the batch, and leaves the others as they are."""
 
     def disturb(activation: Array) -> Array:
+        changed = activation.copy()
+        # The first axis is that of the batch, or one that the batch and others are joined into.
+        of_row = changed.reshape(rows, -1, *changed.shape[1:])[row]
         if activation.dtype.kind == "i":  # of experts, all of which there are
-            return (activation + 1) % (engine.manifest.config.num_experts or 2)
+            of_row += 1
+            of_row %= engine.manifest.config.num_experts or 2
+            return changed
         # Different noise at every element: softmax and LayerNorm absorb a constant. Masked scores stay masked.
-        spread = float(np.std(activation[np.isfinite(activation)])) or 1.0
-        noise = rng.standard_normal(activation.shape).astype(activation.dtype) * np.asarray(spread, activation.dtype)
-        return np.where(np.isfinite(activation), activation + noise, activation)
+        finite = np.isfinite(of_row)
+        spread = float(np.std(of_row[finite])) or 1.0
+        noise = rng.standard_normal(of_row.shape).astype(activation.dtype) * np.asarray(spread, activation.dtype)
+        np.add(of_row, noise, out=of_row, where=finite)
+        return changed
 
-    with steps("Trying every hook point", len(engine.hook_names)) as progress:
-        before = _logits(engine, tokens)
-        for name in engine.hook_names:
-            changed = _logits(engine, tokens, {name: disturb})
-            if not np.abs(changed - before).max() > _NO_EFFECT * _scale(before):
-                raise VerificationError(
-                    f"changing the value at {name!r} does not change the logits. Either this hook point is not where it "
-                    "should be, or the checkpoint ignores it (weights of zero after it); --no-verify exports it all the "
-                    "same."
-                )
-            progress.advance()
+    return disturb

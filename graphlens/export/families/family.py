@@ -175,7 +175,7 @@ class Family:
         )
 
 
-_registered: dict[str, Family] = {}
+registered: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> Family:
@@ -201,13 +201,13 @@ def register(family: Family) -> Family:
     Raises:
         ValueError: A family of that architecture, model type or alias is registered already.
     """
-    for other in _registered.values():
+    for other in registered.values():
         shared = {other.architecture, *other.model_types, *other.aliases} & {
             family.architecture, *family.model_types, *family.aliases
         }  # fmt: skip
         if shared:
             raise ValueError(f"{', '.join(sorted(shared))}: registered already, by the family {other.architecture}.")
-    _registered[family.architecture] = family
+    registered[family.architecture] = family
     return family
 
 
@@ -222,7 +222,7 @@ def _import_all() -> None:
 def families() -> tuple[Family, ...]:
     """Every family, in the order of their files' names."""
     _import_all()
-    return tuple(_registered.values())
+    return tuple(registered.values())
 
 
 def aliases() -> dict[str, str]:
