@@ -56,12 +56,7 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
     config._attn_implementation = "eager"
     with _quiet(), torch.no_grad():
         with FakeTensorMode():
-            try:
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
-                raise ExportError(
-                    f"transformers cannot build the model that config.json describes ({error})."
-                ) from error
+            model = _built(config)
             stored = set(model.state_dict())
             computed = {name for name, _ in model.named_buffers() if name not in stored}
             traced = _trace(model, spec)
@@ -75,6 +70,29 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
             buffer = values.get(name.removeprefix(MODEL_PREFIX))
         value.const_value = None if buffer is None else ir.tensor(buffer.numpy(), name=name)
     return traced
+
+
+def parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters of transformers' model of a config, by name. The model has no weights.
+
+    Args:
+        config: transformers' config of the model.
+
+    Raises:
+        ExportError: transformers cannot build the model of this config.
+    """
+    config = copy.deepcopy(config)
+    with _quiet(), torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in _built(config).named_parameters()}
+
+
+def _built(config: PretrainedConfig) -> nn.Module:
+    """transformers' model of a config."""
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise ExportError(f"transformers cannot build the model that config.json describes ({error}).") from error
+    return model
 
 
 def slopes(n_heads: int) -> Tensor:

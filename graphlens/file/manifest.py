@@ -64,6 +64,8 @@ class ModelConfig:
         rotary_dim: How many of a head's dimensions are rotated; None without rotary embeddings.
         rotary_base: The base of the rotation's frequencies.
         rotary_adjacent_pairs: True where neighbouring dimensions are rotated together.
+        rotary_short: The most tokens for which one set of the rotation's frequencies holds, where longer inputs have another
+            (longrope); None where there is one.
         use_normalization_before_and_after: True if there are norms after the sublayers besides those before.
         post_norm_only: True if the norms are after the sublayers alone (OLMo-2).
         post_embedding_ln: True if the embeddings are normalised.
@@ -104,6 +106,7 @@ class ModelConfig:
     rotary_dim: int | None = field(default=None, repr=False)
     rotary_base: float | None = field(default=None, repr=False)
     rotary_adjacent_pairs: bool = field(default=False, repr=False)
+    rotary_short: int | None = field(default=None, repr=False)
     use_normalization_before_and_after: bool = field(default=False, repr=False)
     post_norm_only: bool = field(default=False, repr=False)
     post_embedding_ln: bool = field(default=False, repr=False)
@@ -129,7 +132,8 @@ class ModelConfig:
         """
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_key_value_heads)
         mlp = 0 if self.attn_only else self.d_model * self.d_mlp * (2 + self.gated_mlp)
-        return self.n_layers * (attention + mlp)
+        router = self.d_model if self.num_experts else 0
+        return self.n_layers * (attention + (mlp + router) * (self.num_experts or 1))
 
 
 # The fields of ModelConfig that have no default: every manifest holds them.
@@ -199,7 +203,9 @@ _VIEW_SINCE_3 = ("cut", "within", "joined", "times", "plus")
 
 def _told(view: WeightView) -> dict[str, Json]:
     """The fields of a view as a manifest holds them: those of format 3 only where they say something."""
-    return {name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)}
+    return {
+        name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)
+    }
 
 
 @dataclass(frozen=True)

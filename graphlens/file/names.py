@@ -32,6 +32,8 @@ KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
 # The norm of each head's query or key: TransformerLens puts batch, positions and heads into one axis.
 QUERIES, KEYS = "batch_pos_head", "batch_pos_key_value_head"
 TOKENS = "batch_pos"  # batch and positions in one axis, where an MLP chooses experts
+# Each such axis -> what it has besides batch and positions.
+JOINT_AXES: Mapping[str, tuple[str, ...]] = {QUERIES: ("head_index",), KEYS: ("key_value_head_index",), TOKENS: ()}
 # The norm of all heads' queries or keys together (OLMo-2).
 _OF_ALL_HEADS: Mapping[str, Axes] = {
     "attn.q_norm.hook_scale": ("batch", "pos", "1"),
