@@ -13,8 +13,8 @@ from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import ATTN_OUT, RESID_POST, RESID_PRE, BlockLayout
 from graphlens.engine.block_pieces import BlockPieces, Proof
 from graphlens.errors import GraphlensError
+from graphlens.experiments.columns import columns
 from graphlens.experiments.corrupted_run import CorruptedRun
-from graphlens.experiments.readout import columns
 from graphlens.experiments.recompute import Recomputation
 from graphlens.experiments.stages import ADDED, RESULT, Kept, Variant, needed
 from graphlens.file.names import UNEMBEDDED, in_block, split_name
