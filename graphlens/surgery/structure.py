@@ -159,6 +159,49 @@ class Structure:
         normal = f"{part.post}.hook_normalized"
         return self.is_norm(end, part.post) and self.is_linear(normal, part.written, norm_weights(part.post))
 
+    def is_read_by(self, start: str, shared: Sequence[str], matrices: Iterable[str]) -> bool:
+        """True if all that reads a hook point are matrices, each once, after some weights that they share.
+
+        Args:
+            start: The hook point.
+            shared: TransformerLens names of a norm's weight and bias, in the order in which they apply; those that the
+                model lacks do not count.
+            matrices: Names of the matrices.
+        """
+        value, nodes = self.value(start), set[ir.Node]()
+        for name in shared:
+            if self._stored.entry(name) is None:
+                continue
+            readers = [] if value is None else [(n, i) for n, i in value.uses() if n.op_type != "Shape"]
+            if len(readers) != 1 or readers[0][0].op_type != ("Mul" if name.endswith(".w") else "Add"):
+                return False
+            ((node, index),) = readers
+            other = node.inputs[1 - index]
+            stored = None if other is None else stored_weight(other)
+            if stored is None or (str(stored[0].name), stored[1]) != self._read(name):
+                return False
+            nodes.add(node)
+            value = node.outputs[0]
+        found, waiting = list[tuple[str, float]](), [value]
+        while waiting:
+            one = waiting.pop()
+            for node, index in () if one is None else one.uses():
+                other = node.inputs[1] if len(node.inputs) > 1 else None
+                if node.op_type == "Shape":
+                    continue
+                if node.op_type in _LAYOUT and index == 0:
+                    waiting += node.outputs
+                elif node.op_type in ("Gemm", "MatMul") and index == 0 and other is not None and _is_plain(node):
+                    stored = stored_weight(other)
+                    found += [] if stored is None else [(str(stored[0].name), stored[1])]
+                else:
+                    return False
+                nodes.add(node)
+        if sorted(found) != sorted(map(self._read, matrices)):
+            return False
+        self.known |= nodes
+        return True
+
     def is_mixed(self, start: str, end: str, pattern: str) -> bool:
         """True if one hook point is the average of another's positions by a pattern of attention, and nothing else.
 
