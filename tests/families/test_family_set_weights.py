@@ -22,6 +22,7 @@ Models = Callable[[str], HookedTransformer]
 TOKENS = prompt(101, 2, 9)
 WITH_LENS = [name for name in CHOSEN if VARIANTS[name].lens is not None]
 STACKS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "W_in", "W_out", "b_in", "b_out", "W_gate")
+AS_STORED = ("_W_K", "_W_V", "_b_K", "_b_V")
 # What TransformerLens keeps in a state_dict beside weights.
 NO_WEIGHTS = (".mask", ".IGNORE", ".rotary_sin", ".rotary_cos")
 
@@ -85,8 +86,10 @@ def test_stacks_and_circuits_are_transformerlenss(name: str, pair: Pairs) -> Non
     for mode in "QKV":
         assert relative(ours.all_composition_scores(mode), lens.all_composition_scores(mode), mode) <= TOLERANCE
     if ours.cfg.n_key_value_heads != ours.cfg.n_heads:
-        assert relative(ours.blocks[1].attn._W_K, lens.blocks[1].attn._W_K, "_W_K") <= 1e-6
-        assert len(ours.blocks[1].attn._b_V) == ours.cfg.n_key_value_heads
+        for stored in AS_STORED:
+            found, expected = (getattr(model.blocks[1].attn, stored) for model in (ours, lens))
+            assert len(found) == ours.cfg.n_key_value_heads
+            assert relative(found, expected, stored) <= 1e-6
 
 
 @pytest.mark.parametrize("name", WITH_LENS)
@@ -157,7 +160,7 @@ def test_embedding_and_unembedding_are_set_apart(name: str, family_model: Models
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 def test_shared_keys_are_set_once_or_for_each_head(name: str, family_model: Models) -> None:
     model = family_model(name)
-    whole, stored = model.blocks[0].attn.W_K, model.blocks[0].attn._W_K
+    whole, stored = (getattr(model.blocks[0].attn, name) for name in ("W_K", AS_STORED[0]))
     assert (len(whole), len(stored)) == (model.cfg.n_heads, model.cfg.n_key_value_heads)
     logits = []
     for given in ({"attn.W_K": 2 * whole}, {"attn._W_K": 2 * stored}, {"attn.W_K": 2 * stored}):
