@@ -116,11 +116,15 @@ class Structure:
         if scale is None or scale.producer() not in found.nodes:
             return False
         scalars = [value.const_value.numpy() for value in found.constants if value.const_value is not None]
-        numbers = {float(scalar.reshape(())) for scalar in scalars if scalar.size == 1}
-        eps = float(np.asarray(config.eps, np.dtype(config.dtype)))
-        if (
-            len(scalars) != len(found.constants) or not numbers <= {eps, 2.0} or eps not in numbers
-        ):  # 2: a square as Pow
+        # In the constant's own dtype: squares may be summed in a wider one than the model computes in.
+        is_eps = [scalar.size == 1 and scalar == np.asarray(config.eps, scalar.dtype) for scalar in scalars]
+        others = {
+            float(scalar.reshape(()))
+            for scalar, is_it in zip(scalars, is_eps, strict=True)
+            if not is_it and scalar.size == 1
+        }
+        whole = len(scalars) == len(found.constants) and all(scalar.size == 1 for scalar in scalars)
+        if not whole or not any(is_eps) or not others <= {2.0}:  # a square as Pow
             return False
         if ("Sub" in found.operators) != config.normalization_type.startswith("LN"):
             return False

@@ -113,3 +113,26 @@ def test_flags_hold_where_weights_are_folded(
     for flag in ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in"):
         getattr(model, f"set_{flag}")(True)
     assert relative(model(TOKENS), logits, name) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-2), ("bfloat16", 1e-5), ("float64", 1e-9)])
+@pytest.mark.parametrize("name", ["neox", "gemma3"])
+def test_flags_and_set_weights_hold_in_other_precisions(
+    name: str, dtype: str, tolerance: float, family_folder: Folders, tmp_path: Path
+) -> None:
+    """With Gemma's factor, 1 + what is stored: what is set is rounded to the stored dtype after the 1 is taken away."""
+    from graphlens.surgery.precision import convert_into
+
+    convert_into(family_folder(name) / "model.onnx", tmp_path, dtype)
+    model = HookedTransformer.from_onnx(tmp_path, "cpu")
+    logits = model(TOKENS)
+    model.set_weights(model.state_dict())
+    assert not model.runner.engine.replaced
+    new = np.asarray(model.weights["blocks.1.ln1.w"], np.float64) + 0.3
+    model.set_weights({"blocks.1.ln1.w": new})
+    assert relative(model.weights["blocks.1.ln1.w"], new, dtype) <= {"bfloat16": 4e-3, "float16": 1e-3}.get(dtype, 1e-7)
+    changed = model(TOKENS)
+    assert relative(changed, logits, dtype) > 0.01
+    for flag in ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in"):
+        getattr(model, f"set_{flag}")(True)
+    assert relative(model(TOKENS), changed, dtype) <= tolerance
