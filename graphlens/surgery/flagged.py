@@ -51,7 +51,7 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
     Raises:
         InputError: There is no such flag; ``use_attn_in`` and ``use_split_qkv_input`` are given together;
             ``use_attn_in`` is given for a model with fewer key-value heads than heads; or the model computes what a
-            flag rewrites in another way than the flag would (a norm after attention, a bias that the manifest does not name).
+            flag rewrites in another way than the flag would (a norm or a bias that the manifest does not name).
     """
     wanted = set(flags)
     if wanted - set(FLAGS):
