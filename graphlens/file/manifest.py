@@ -55,6 +55,7 @@ class ModelConfig:
         attn_scale: What attention scores are divided by: sqrt(d_head), unless the architecture has its own.
         attn_scores_soft_cap: The bound that tanh squeezes the scores into; -1 for none.
         output_logits_soft_cap: The same for the logits.
+        output_logits_scale: What the logits are multiplied by after the unembedding, before that bound.
         use_attn_scale: False where scores are not divided.
         scale_attn_by_inverse_layer_idx: True if the scores of layer i are also divided by i + 1.
         use_local_attn: True if some layers see a window of tokens alone.
@@ -96,6 +97,7 @@ class ModelConfig:
     attn_scale: float = field(default=-1.0, repr=False)
     attn_scores_soft_cap: float = field(default=-1.0, repr=False)
     output_logits_soft_cap: float = field(default=-1.0, repr=False)
+    output_logits_scale: float = field(default=1.0, repr=False)
     use_attn_scale: bool = field(default=True, repr=False)
     scale_attn_by_inverse_layer_idx: bool = field(default=False, repr=False)
     use_local_attn: bool = field(default=False, repr=False)

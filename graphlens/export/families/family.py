@@ -158,6 +158,7 @@ class Family:
             use_attn_scale=usual or scale != 1,
             attn_scores_soft_cap=-1.0 if a.softcap is None else a.softcap,
             output_logits_soft_cap=-1.0 if spec.logit_softcap is None else spec.logit_softcap,
+            output_logits_scale=spec.logit_scale,
             scale_attn_by_inverse_layer_idx=a.by_layer,
             use_local_attn=bool(a.local),
             window_size=a.window if a.local else None,
