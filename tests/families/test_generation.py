@@ -60,6 +60,11 @@ def prompts(batch: int, length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 101, (batch, length))
 
 
+def logits_of(theirs: Any, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(theirs(torch.from_numpy(tokens)).logits.numpy())
+
+
 def left_padded() -> tuple[np.ndarray, np.ndarray]:
     """Prompts of several lengths, padded on the left with 0, and their mask."""
     width = max(LENGTHS)
@@ -104,7 +109,8 @@ def test_a_hook_acts_on_every_step_as_a_torch_hook_does(pair: Pair, use_past_kv_
 
     with editing_z(pair.theirs, 1, theirs):
         expected = pair.expected(tokens, mask)
-    assert (expected != pair.expected(tokens, mask)).any()
+        edited = logits_of(pair.theirs, expected)
+    assert np.abs(edited - logits_of(pair.theirs, expected)).max() > 1e-3
     options = {**GREEDY, "attention_mask": mask, "use_past_kv_cache": use_past_kv_cache}
     with pair.ours.hooks(fwd_hooks=[(Z, ours)]):
         found = pair.ours.generate(tokens, ALL - tokens.shape[1], **options)
@@ -165,7 +171,7 @@ def edits(model: HookedTransformer) -> dict[str, list[Intervention]]:
     keys = (cfg.n_key_value_heads, cfg.d_head)
     made: dict[str, list[Intervention]] = {
         "keys": [Scale("blocks.0.attn.hook_k", -1.5), Steer("blocks.1.attn.hook_k", rng.standard_normal(keys))],
-        "values": [Patch("blocks.1.attn.hook_v", rng.standard_normal(keys), positions=[2, 7, 30])],
+        "values": [Patch("blocks.1.attn.hook_v", rng.standard_normal(keys), positions=[2, 7, 30], strict=False)],
         "generated": [Steer("blocks.1.hook_resid_pre", 2 * vector, positions="generated")],
         "a head": [Ablate(Z, heads=1), Ablate("blocks.2.attn.hook_pattern", heads=0)],
         "neurons": [Scale("blocks.1.mlp.hook_post", 3.0, dims=slice(10, 50))],
@@ -186,13 +192,21 @@ def edits(model: HookedTransformer) -> dict[str, list[Intervention]]:
 def test_interventions_act_the_same_with_a_cache(pair: Pair) -> None:
     tokens, mask = left_padded()
     options: dict[str, Any] = {**GREEDY, "attention_mask": mask}
-    plain = pair.ours.generate(tokens, 30, **options)
+    plain, unlike = pair.ours.forward(tokens), 0
+    unedited = pair.ours.generate(tokens, 30, **options)
     for label, items in edits(pair.ours).items():
+        cache = KeyValueCache.init_cache(pair.ours.cfg, batch_size=len(tokens))
         with pair.ours.intervene(items):
             cached = pair.ours.generate(tokens, 30, **options)
             whole = pair.ours.generate(tokens, 30, use_past_kv_cache=False, **options)
+            logits = pair.ours.forward(tokens)
+            pieces = [pair.ours.forward(tokens[:, at : at + 4], past_kv_cache=cache) for at in (0, 4, 8)]
         np.testing.assert_array_equal(cached, whole, err_msg=label)
-        assert (cached != plain).any(), label
+        unlike += int((cached != unedited).any())
+        if label != "generated":  # a run without a prompt before it has no such positions
+            close(np.concatenate(pieces, 1), logits)
+            assert np.abs(logits - plain).max() > 1e-6, label
+    assert unlike, "no edit changes a token"
 
 
 def test_a_cache_starts_at_any_layer(pair: Pair) -> None:
