@@ -64,6 +64,8 @@ class ModelConfig:
         rotary_dim: How many of a head's dimensions are rotated; None without rotary embeddings.
         rotary_base: The base of the rotation's frequencies.
         rotary_adjacent_pairs: True where neighbouring dimensions are rotated together.
+        rotary_short: The most positions of an input that is rotated by one set of frequencies, where longer inputs are by
+            another (longrope); None for one set.
         use_normalization_before_and_after: True if there are norms after the sublayers besides those before.
         post_norm_only: True if the norms are after the sublayers alone (OLMo-2).
         post_embedding_ln: True if the embeddings are normalised.
@@ -104,6 +106,7 @@ class ModelConfig:
     rotary_dim: int | None = field(default=None, repr=False)
     rotary_base: float | None = field(default=None, repr=False)
     rotary_adjacent_pairs: bool = field(default=False, repr=False)
+    rotary_short: int | None = field(default=None, repr=False)
     use_normalization_before_and_after: bool = field(default=False, repr=False)
     post_norm_only: bool = field(default=False, repr=False)
     post_embedding_ln: bool = field(default=False, repr=False)
@@ -199,7 +202,9 @@ _VIEW_SINCE_3 = ("cut", "within", "joined", "times", "plus")
 
 def _told(view: WeightView) -> dict[str, Json]:
     """The fields of a view as a manifest holds them: those of format 3 only where they say something."""
-    return {name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)}
+    return {
+        name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)
+    }
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def test_padding_is_no_part_of_a_prompt(side: str, model: HookedTransformer, the
     real = mask == 1
     positions = np.maximum(mask.cumsum(-1) - 1, 0)
     close(logits[real], logits_of(theirs, tokens, attention_mask=mask, position_ids=positions)[real])
-    for row in range(3):
+    for row in range(3 if model.cfg.rotary_short is None else 0):  # a longer row lengthens the input of all
         alone = model.forward(tokens[row, real[row]][None])[0]
         close(logits[row, real[row]], alone)
         close(alone, logits_of(theirs, tokens[row, real[row]][None])[0])
