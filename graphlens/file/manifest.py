@@ -197,7 +197,9 @@ _VIEW_SINCE_3 = ("cut", "within", "joined", "times", "plus")
 
 def _told(view: WeightView) -> dict[str, Json]:
     """The fields of a view as a manifest holds them: those of format 3 only where they say something."""
-    return {name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)}
+    return {
+        name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)
+    }
 
 
 @dataclass(frozen=True)
