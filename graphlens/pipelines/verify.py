@@ -89,7 +89,7 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         del values, results
         processed = bool(engine.manifest.processing)
         window, compared = config.window_size, [(tokens, logits)]
-        if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window + 1 < config.n_ctx:
+        if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window < config.n_ctx:
             # A mask that ignored the window would be right up to here.
             long = rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))
             compared.append((long, _logits(engine, long)))
