@@ -209,7 +209,7 @@ def test_float64_is_transformers_in_float64(
     ).eval()
     for part, frequencies in list(theirs.named_buffers()):
         if part.endswith("inv_freq"):  # rotary angles are float32 in every precision, there and here
-            theirs.get_submodule(part.rpartition(".")[0])._buffers[part.rpartition(".")[2]] = frequencies.float()
+            setattr(theirs.get_submodule(part.rpartition(".")[0]), part.rpartition(".")[2], frequencies.float())
         elif part.endswith("embed_scale"):
             frequencies.fill_(theirs.config.hidden_size**0.5)
     # transformers computes norms and softmaxes in float32 at least; here they are to be float64 too.
