@@ -65,8 +65,7 @@ class ModelConfig:
         rotary_dim: How many of a head's dimensions are rotated; None without rotary embeddings.
         rotary_base: The base of the rotation's frequencies.
         rotary_adjacent_pairs: True where neighbouring dimensions are rotated together.
-        rotary_short: The most positions of an input that is rotated by one set of frequencies, where longer inputs are by
-            another (longrope); None for one set.
+        rotary_short: The most positions of an input beyond which it is rotated by other frequencies (longrope), or None.
         use_normalization_before_and_after: True if there are norms after the sublayers besides those before.
         post_norm_only: True if the norms are after the sublayers alone (OLMo-2).
         post_embedding_ln: True if the embeddings are normalised.
