@@ -92,7 +92,7 @@ def _built(config: PretrainedConfig) -> nn.Module:
     """transformers' model of a config."""
     try:
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ExportError(f"transformers cannot build the model that config.json describes ({error}).") from error
     return model
 

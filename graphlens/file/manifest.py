@@ -334,7 +334,7 @@ class Manifest:
                 if numbers is not None and not (len(numbers) == 3 and numbers[1] < numbers[2]):
                     raise ValueError(f"{part} of the weight {name!r} is {numbers!r}, not {told}")
             for part in ("times", "plus"):
-                if not math.isfinite(getattr(view, part) or 0):
+                if not math.isfinite(getattr(view, part) or 0) or view.times == 0:
                     raise ValueError(f"{part} of the weight {name!r} is {getattr(view, part)!r}")
             if sorted(view.permute or ()) != list(range(len(view.permute or ()))):
                 raise ValueError(f"permute of the weight {name!r} is {view.permute!r}, no order of axes")

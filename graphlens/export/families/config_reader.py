@@ -169,7 +169,8 @@ class SettingsReader(ConfigReader):
 
     def only(self, key: str, *allowed: object) -> object:
         """As in ConfigReader, of a key in the file."""
-        return self._checked(key, lambda: ConfigReader.only(self, key, *allowed), 1)
+        nothing: object = 1
+        return self._checked(key, lambda: ConfigReader.only(self, key, *allowed), nothing)
 
     def _checked(self, key: str, read: Callable[[], T], otherwise: T) -> T:
         """What ``read`` gives; the other value where the file does not have the key, or has one that is refused."""
