@@ -226,7 +226,7 @@ def _disturbing(engine: Engine, row: int, rows: int, rng: np.random.Generator) -
         changed = activation.copy()
         # The first axis is that of the batch, or one that the batch and others are joined into.
         of_row = changed.reshape(rows, -1, *changed.shape[1:])[row]
-        if activation.dtype.kind == "i":  # of experts, all of which there are
+        if activation.dtype.kind == "i":  # numbers of experts: take the next one, after the last the first
             of_row += 1
             of_row %= engine.manifest.config.num_experts or 2
             return changed

@@ -13,7 +13,8 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What GPT-NeoX computes."""
-    c.get("attention_bias"), c.get("rotary_pct"), c.get("rotary_emb_base")  # in rope_parameters too
+    c.get("attention_bias")  # a model with biases has parameters of their names
+    c.get("rotary_pct"), c.get("rotary_emb_base")  # transformers copies them to rope_parameters
     attention = attention_of(c, rotary=False, module="attention", fused="query_key_value", layout="heads", out="dense")
     return llama_like(
         c,

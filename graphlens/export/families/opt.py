@@ -18,7 +18,10 @@ def spec(c: ConfigReader) -> Spec:
             "no hook points for that, and graphlens exports the other OPTs only."
         )
     c.only("_remove_final_layer_norm", False)
-    c.get("enable_bias"), c.get("layer_norm_elementwise_affine")  # whether there are such: the parameters tell
+    (
+        c.get("enable_bias"),
+        c.get("layer_norm_elementwise_affine"),
+    )  # such a model has parameters of their names, or lacks them
     return llama_like(
         c,
         norms=Norms("LN", 1e-5),

@@ -104,7 +104,7 @@ def llama_like(c: ConfigReader, *, windows: bool = False, **more: Any) -> Spec:
         more: Fields of Spec that are otherwise.
     """
     n_layers = c.size("num_hidden_layers")
-    c.get("attention_bias"), c.get("mlp_bias")  # whether there are biases: the parameters tell
+    c.get("attention_bias"), c.get("mlp_bias")  # a model with biases has parameters of their names
     fields: dict[str, Any] = {
         "n_layers": n_layers,
         "d_model": c.size("hidden_size"),

@@ -11,7 +11,8 @@ from graphlens.export.families.spec import Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What StableLM computes."""
     c.only("qk_layernorm", False)  # StableLM 2 12B: norms with weights of each head's own
-    c.get("partial_rotary_factor"), c.get("use_qkv_bias")  # in rope_parameters too; the parameters tell
+    c.get("partial_rotary_factor")  # transformers copies it to rope_parameters
+    c.get("use_qkv_bias")  # a model with biases has parameters of their names
     parallel = c.get("use_parallel_residual", False)
     return llama_like(
         c,
