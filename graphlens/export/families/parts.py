@@ -40,7 +40,7 @@ def rotary_of(c: ConfigReader, d_head: int, module: str = "model.rotary_emb") ->
     main = kinds.get("full_attention", next(iter(kinds.values())))
     part, short = main.get("partial_rotary_factor", 1.0), None
     numbers = isinstance(part, int | float) and not isinstance(part, bool)
-    if not numbers or (d_head > 0 and not 2 <= d_head * part <= d_head):  # of no width: Family.spec_of says so
+    if not numbers or (d_head > 1 and not 2 <= d_head * part <= d_head):
         raise ExportError(
             f"{c.where}: config.json sets partial_rotary_factor={part!r:.80} for heads of width {d_head}: from 2 dimensions to "
             "all of them can be rotated."
