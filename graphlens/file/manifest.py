@@ -69,6 +69,7 @@ class ModelConfig:
         post_embedding_ln: True if the embeddings are normalised.
         num_experts: The number of an MLP's experts; None for a plain MLP.
         experts_per_token: How many of them a token goes through.
+        n_token_types: How many types of tokens an encoder tells apart; None for decoders.
         n_ctx_trained: The most tokens that the model was trained for, where ``n_ctx`` is lower; None where it is that.
     """
 
@@ -110,6 +111,7 @@ class ModelConfig:
     num_experts: int | None = field(default=None, repr=False)
     experts_per_token: int | None = field(default=None, repr=False)
     n_ctx_trained: int | None = field(default=None, repr=False)
+    n_token_types: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, as TransformerLens does."""
@@ -120,6 +122,11 @@ class ModelConfig:
     def d_vocab_out(self) -> int:
         """The number of logits: ``d_vocab``."""
         return self.d_vocab
+
+    @property
+    def is_encoder(self) -> bool:
+        """True for a model of tokens that attend to each other both ways (BERT): a HookedEncoder."""
+        return self.attention_dir == "bidirectional"
 
     @property
     def n_params(self) -> int:

@@ -45,8 +45,12 @@ _OF_ALL_HEADS: Mapping[str, Axes] = {
 # the last.
 BEFORE_BLOCKS: Mapping[str, Axes] = {
     "hook_tokens": ("batch", "pos"),
+    "embed.hook_embed": RESIDUAL,
+    "embed.hook_pos_embed": RESIDUAL,
+    "embed.hook_token_type_embed": RESIDUAL,
     "embed.ln.hook_scale": SCALE,
     "embed.ln.hook_normalized": RESIDUAL,
+    "hook_full_embed": RESIDUAL,
     "hook_embed": RESIDUAL,
     "hook_pos_embed": RESIDUAL,
 }
@@ -91,8 +95,11 @@ BLOCK: Mapping[str, Axes] = {
     "ln2_post.hook_normalized": RESIDUAL,
     "hook_mlp_out": RESIDUAL,
     "hook_resid_post": RESIDUAL,
+    "hook_normalized_resid_post": RESIDUAL,
 }
 AFTER_BLOCKS: Mapping[str, Axes] = {
+    "mlm_head.ln.hook_scale": SCALE,
+    "mlm_head.ln.hook_normalized": RESIDUAL,
     "ln_final.hook_scale": SCALE,
     "ln_final.hook_normalized": RESIDUAL,
     "unembed.hook_in": RESIDUAL,

@@ -13,7 +13,7 @@ from graphlens.analysis.arrays import Array
 from graphlens.analysis.numerics import log_softmax
 from graphlens.engine.engine import Engine
 from graphlens.errors import VerificationError
-from graphlens.file.io_names import INPUT_IDS
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from graphlens.file.names import KEYS, QUERIES, SCORES, TOKENS, axis_sizes, split_name
 from graphlens.pipelines.memory import peak_memory
 from graphlens.views.progress import steps
@@ -87,12 +87,15 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
             _check_future(engine, tokens, logits)
         del values, results
         processed = bool(engine.manifest.processing)
-        difference, allowed = _compare(logits, _reference(checkpoint, tokens), processed)
+        reference = _reference(checkpoint, tokens, causal)
+        difference, allowed = _compare(logits, reference, processed)
+        if not causal:
+            difference = max(difference, _check_types(engine, checkpoint, tokens))
         window = config.window_size
         if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window + 1 < config.n_ctx:
             # A mask that ignored the window would be right up to here.
             long = rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))
-            beyond, _ = _compare(_logits(engine, long), _reference(checkpoint, long), processed)
+            beyond, _ = _compare(_logits(engine, long), _reference(checkpoint, long, causal), processed)
             difference = max(difference, beyond)
         _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
     return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started)
@@ -110,22 +113,35 @@ def _logits(engine: Engine, tokens: Array, callbacks: Mapping[str, Callable[[Arr
     return output
 
 
-def _reference(checkpoint: Path, tokens: Array) -> Array:
-    """transformers' logits [b, p, d_vocab] of tokens [b, p] in float32, by its own attention."""
+def _reference(checkpoint: Path, tokens: Array, causal: bool, **more: Array) -> Array:
+    """transformers' logits [b, p, d_vocab] of tokens [b, p] in float32, by its own attention; ``more`` is fed besides."""
     import torch
     import transformers
 
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+        model = kind.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         )
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
     with torch.no_grad():
-        return model.eval()(torch.from_numpy(tokens)).logits.numpy()  # type: ignore[no-any-return]
+        fed = {name: torch.from_numpy(array) for name, array in more.items()}
+        return model.eval()(torch.from_numpy(tokens), **fed).logits.numpy()  # type: ignore[no-any-return]
+
+
+def _check_types(engine: Engine, checkpoint: Path, tokens: Array) -> float:
+    """The largest difference of an encoder's logits where tokens are padded and have types; raises VerificationError."""
+    real = np.ones_like(tokens)
+    real[0, tokens.shape[1] // 2 + 1 :] = 0
+    types = (np.arange(tokens.size).reshape(tokens.shape) % (engine.manifest.config.n_token_types or 1)).astype(np.int64)
+    output = engine.run({INPUT_IDS: tokens, ATTENTION_MASK: real, TOKEN_TYPE_IDS: types}, ()).output
+    assert output is not None
+    reference = _reference(checkpoint, tokens, False, attention_mask=real, token_type_ids=types)
+    return _compare(output[real > 0], reference[real > 0], False)[0]
 
 
 def _check_finite(values: Mapping[str, Array]) -> None:
