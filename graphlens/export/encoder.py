@@ -1,4 +1,7 @@
-"""The forward of encoders (BERT), hook by hook as TransformerLens's HookedEncoder has it; attention and norms are the decoder's."""
+"""The forward of encoders (BERT), hook by hook as TransformerLens's HookedEncoder has it.
+
+Attention, norms and linear maps are the decoder's.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,7 @@ class _EncoderBlock(Block):
     def forward(self, resid: Tensor, inputs: Inputs, model: nn.Module) -> Tensor:
         """The residual stream [b, p, d_model] after the block, normalised."""
         resid = self._mark(resid, "hook_resid_pre")
-        middle = self._mark(
-            resid + self._mark(self._attend(resid, inputs, model), "hook_attn_out"), "hook_resid_mid"
-        )
+        middle = self._mark(resid + self._mark(self._attend(resid, inputs, model), "hook_attn_out"), "hook_resid_mid")
         middle = self._norm(self.spec.ln1, "ln1", middle)
         after = self._mark(middle + self._mark(self._feed(middle), "hook_mlp_out"), "hook_resid_post")
         return self._mark(self._norm(self.spec.ln2, "ln2", after), "hook_normalized_resid_post")

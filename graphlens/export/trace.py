@@ -47,8 +47,8 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
         spec: What it computes.
 
     Returns:
-        A graph with the inputs of ``Decoder.forward`` or ``Encoder.forward``. Its initializers are named as the parameters, with "model." in
-        front, and hold no data, except buffers that the model computes and no checkpoint stores.
+        A graph with the inputs of ``Decoder.forward`` or ``Encoder.forward``. Its initializers are named as the parameters,
+        with "model." in front, and hold no data, except buffers that the model computes and no checkpoint stores.
 
     Raises:
         ExportError: transformers cannot build the model of this config.
@@ -135,6 +135,9 @@ def _trace(model: nn.Module, spec: Spec) -> ir.Model:
     ids, square = torch.zeros((b, s), dtype=torch.int64), torch.ones((b, 1, s, s), dtype=torch.bool)
     rows, square_sizes = {0: batch, 1: sequence}, {0: batch, 2: sequence, 3: sequence}
     forward: nn.Module
+    names: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    sizes: tuple[dict[int, torch.export.Dim], ...]
     if spec.encoder is None:
         forward, names = Decoder(model.eval(), spec), DECODER_INPUTS
         inputs = (ids, ids.clone(), square, ids.bool(), square.clone(), torch.zeros((s, s)))

@@ -125,7 +125,7 @@ class ModelConfig:
 
     @property
     def is_encoder(self) -> bool:
-        """True for a model of tokens that attend to each other both ways (BERT): a HookedEncoder."""
+        """True where tokens attend to each other both ways (BERT)."""
         return self.attention_dir == "bidirectional"
 
     @property
@@ -142,9 +142,7 @@ class ModelConfig:
 # The fields of ModelConfig that have no default: every manifest holds them.
 REQUIRED = frozenset(item.name for item in fields(ModelConfig) if item.default is MISSING)
 # Those that format 2 had.
-_CONFIG_OF_2 = REQUIRED | {
-    "attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos",
-}  # fmt: skip
+_CONFIG_OF_2 = REQUIRED | {"attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos"}
 
 
 def _stored(config: ModelConfig) -> dict[str, Json]:
@@ -206,7 +204,7 @@ _VIEW_SINCE_3 = ("cut", "within", "joined", "times", "plus")
 
 def _told(view: WeightView) -> dict[str, Json]:
     """The fields of a view as a manifest holds them: those of format 3 only where they say something."""
-    return {name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)}
+    return {key: value for key, value in asdict(view).items() if key not in _VIEW_SINCE_3 or value not in (None, False)}
 
 
 @dataclass(frozen=True)
@@ -306,8 +304,7 @@ class Manifest:
         for name in (*self.files, *(view.file for view in self.weights.values())):
             if name in ("", ".", "..") or set(name) & set("/\\:"):
                 raise ValueError(f"{name!r} is not the name of a file in the folder")
-        strange = {view.file for view in self.weights.values()} - set(self.files)
-        if strange:
+        if strange := {view.file for view in self.weights.values()} - set(self.files):
             raise ValueError(f"no fingerprint of {sorted(strange)}")
 
     def _check_entries(self) -> None:

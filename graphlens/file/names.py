@@ -109,6 +109,9 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
 AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
 )
+# Weights by their names in a decoder and in an encoder.
+TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E")
+POSITION_EMBEDDINGS = ("pos_embed.W_pos", "embed.pos_embed.W_pos")
 SCORES = "attn.hook_attn_scores"
 CHOSEN_EXPERTS = "mlp.hook_expert_indices"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads

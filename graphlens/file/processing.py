@@ -34,6 +34,11 @@ def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...]
         ExportError: A step can be done for no model of this architecture, and TransformerLens fails at it too.
     """
     config, wanted = manifest.config, set(asked)
+    if config.is_encoder and wanted:
+        raise ExportError(
+            f"{config.model_name} is an encoder, whose norms normalise the residual stream itself: its weights are not "
+            "processed, as in TransformerLens. Open it with graphlens.HookedEncoder.from_pretrained."
+        )
     if "refactor_factored_attn_matrices" in wanted:
         _ensure_refactorable(config)
     without: dict[str, str] = {}

@@ -7,24 +7,29 @@ from typing import Self
 import torch
 
 from graphlens.errors import InputError, RuntimeUnavailable
-from graphlens.model import hooked_transformer
+from graphlens.model import hooked_encoder, hooked_transformer
+from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.torch_border import FactoredMatrix as FactoredMatrix
 from graphlens.model.torch_border import TorchBorder
 
 
-class HookedTransformer(hooked_transformer.HookedTransformer[torch.Tensor]):
-    """graphlens.HookedTransformer, with tensors: same methods, same numbers, no copies on the CPU.
+class TorchModule:
+    """What a torch module has besides. It needs ``cfg``, ``dtype`` and ``providers``."""
 
-    Tensors come out on the CPU, whatever device the session runs on (see ``providers``); those handed in may be
-    anywhere. Where backward hooks are active and grad is enabled, logits and a loss have a ``backward()`` that calls them (it
-    runs the forward once more, forward hooks included); no other tensor carries a gradient. Weights are
-    tensors that refuse to be written into: ``set_weights`` changes what the model computes.
-    """
+    @property
+    def cfg(self) -> HookedTransformerConfig:
+        """The configuration."""
+        raise NotImplementedError
 
-    def _border(self) -> TorchBorder:
-        return TorchBorder()
+    @property
+    def dtype(self) -> str:
+        """The dtype of weights and activations."""
+        raise NotImplementedError
 
-    # What a torch module has
+    @property
+    def providers(self) -> list[str]:
+        """The active execution providers, first choice first."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -106,3 +111,23 @@ class HookedTransformer(hooked_transformer.HookedTransformer[torch.Tensor]):
         if requires_grad:
             raise InputError("the weights of a graphlens model have no gradients.")
         return self
+
+
+class HookedTransformer(hooked_transformer.HookedTransformer[torch.Tensor], TorchModule):
+    """graphlens.HookedTransformer, with tensors: same methods, same numbers, no copies on the CPU.
+
+    Tensors come out on the CPU, whatever device the session runs on (see ``providers``); those handed in may be
+    anywhere. Where backward hooks are active and grad is enabled, logits and a loss have a ``backward()`` that calls them (it
+    runs the forward once more, forward hooks included); no other tensor carries a gradient. Weights are
+    tensors that refuse to be written into: ``set_weights`` changes what the model computes.
+    """
+
+    def _border(self) -> TorchBorder:
+        return TorchBorder()
+
+
+class HookedEncoder(hooked_encoder.HookedEncoder[torch.Tensor], TorchModule):
+    """graphlens.HookedEncoder, with tensors; see HookedTransformer here."""
+
+    def _border(self) -> TorchBorder:
+        return TorchBorder()

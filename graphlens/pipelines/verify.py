@@ -137,7 +137,9 @@ def _check_types(engine: Engine, checkpoint: Path, tokens: Array) -> float:
     """The largest difference of an encoder's logits where tokens are padded and have types; raises VerificationError."""
     real = np.ones_like(tokens)
     real[0, tokens.shape[1] // 2 + 1 :] = 0
-    types = (np.arange(tokens.size).reshape(tokens.shape) % (engine.manifest.config.n_token_types or 1)).astype(np.int64)
+    types = (np.arange(tokens.size).reshape(tokens.shape) % (engine.manifest.config.n_token_types or 1)).astype(
+        np.int64
+    )
     output = engine.run({INPUT_IDS: tokens, ATTENTION_MASK: real, TOKEN_TYPE_IDS: types}, ()).output
     assert output is not None
     reference = _reference(checkpoint, tokens, False, attention_mask=real, token_type_ids=types)

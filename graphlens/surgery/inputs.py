@@ -54,9 +54,7 @@ class _Head:
 
     def attention_mask(self) -> ir.Value:
         """The optional input [b, s], 1 at real tokens."""
-        return optional_input(
-            self.graph, ATTENTION_MASK, np.ones((1, 1), np.int64), ["mask_batch", "mask_sequence"]
-        )
+        return optional_input(self.graph, ATTENTION_MASK, np.ones((1, 1), np.int64), ["mask_batch", "mask_sequence"])
 
     def install(
         self, positions: ir.Value, token_mask: ir.Value, keys: ir.Value, sizes: tuple[ir.Value, ir.Value | None]
@@ -125,9 +123,7 @@ def _encoder_head(head: _Head, **sizes: int) -> None:
         sizes: As in ``_plain_head``.
     """
     attention_mask = head.attention_mask()
-    types = optional_input(
-        head.graph, TOKEN_TYPE_IDS, np.zeros((1, 1), np.int64), ["types_batch", "types_sequence"]
-    )
+    types = optional_input(head.graph, TOKEN_TYPE_IDS, np.zeros((1, 1), np.int64), ["types_batch", "types_sequence"])
     shape = head.op("Shape", [head.source], **sizes)
     real = head.op("Cast", [head.op("Expand", [attention_mask, shape])], to=ir.DataType.BOOL)
     mask = head.op("Unsqueeze", [real, head.constant([1, 2], "keys")])
@@ -175,7 +171,12 @@ def detach_preamble(model: ir.Model) -> dict[str, ir.Value]:
         value.replace_all_uses_with(loose[name])
     for node in reversed([node for node in graph if str(node.name).startswith(_PREFIX)]):
         graph.remove(node, safe=True)
-    for name in (ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS, *[n for n in graph.initializers if n.startswith(_PREFIX)]):
+    for name in (
+        ATTENTION_MASK,
+        POSITION_IDS,
+        TOKEN_TYPE_IDS,
+        *[n for n in graph.initializers if n.startswith(_PREFIX)],
+    ):
         if name in graph.initializers:
             value = graph.initializers.pop(name)
             if value in graph.inputs:

@@ -46,7 +46,9 @@ def spec(c: ConfigReader, root: str = "bert", head: str = "cls.predictions") -> 
             v="self.value",
             out="output.dense",
         ),
-        mlp=Mlp(c.size("intermediate_size"), c.get("hidden_act"), module="", up="intermediate.dense", down="output.dense"),
+        mlp=Mlp(
+            c.size("intermediate_size"), c.get("hidden_act"), module="", up="intermediate.dense", down="output.dense"
+        ),
         blocks=f"{root}.encoder.layer",
         embed=f"{embeddings}.word_embeddings",
         pos_embed=f"{embeddings}.position_embeddings",

@@ -61,7 +61,15 @@ class Family:
             tied: True if the config sets ``tie_word_embeddings``.
         """
         names = [self.tied[parameter], parameter] if tied and parameter in self.tied else [parameter]
-        names = [*names, *(name.removesuffix(end) + new for name in names for end, new in self.respelt.items() if name.endswith(end))]
+        names = [
+            *names,
+            *(
+                name.removesuffix(end) + new
+                for name in names
+                for end, new in self.respelt.items()
+                if name.endswith(end)
+            ),
+        ]
         return [
             key
             for name in names
