@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Generic, TypedDict, cast
 
 import numpy as np
@@ -59,6 +60,26 @@ class EncoderText(Text[ArrayT]):
             return ids
         end = self.need_tokenizer().encode("", add_special_tokens=True)[-1:]
         return [*ids[: n_ctx - 1], ids[-1]] if ids[-1:] == end else ids[:n_ctx]
+
+
+    def with_mask(self, input: str | Sequence[str], truncate: bool) -> tuple[Tokens, Tokens]:
+        """Texts as token ids, and which of them are real.
+
+        Args:
+            input: One text or several, the shorter ones padded.
+            truncate: True cuts what goes beyond n_ctx.
+
+        Returns:
+            Two int64 [b, p].
+
+        Raises:
+            InputError: For a model without a tokenizer, and different lengths without a PAD token.
+        """
+        rows, side = self._rows(input, None, truncate), self.side(None)
+        tokens, lengths = self._padded(rows, side), np.asarray([[len(row)] for row in rows])
+        index = np.arange(tokens.shape[1])
+        real = index >= index.size - lengths if side == "left" else index < lengths
+        return tokens, real.astype(np.int64)
 
 
 class EncoderReader(Reader[ArrayT]):

@@ -18,7 +18,7 @@ from graphlens.model import describe
 from graphlens.model.backward import Differentiated, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.config import HookedTransformerConfig
-from graphlens.model.encoder_request import EncoderOptions
+from graphlens.model.encoder_request import EncoderOptions, EncoderText
 from graphlens.model.forward import Forwarded, positions_of
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.methods.edits import EditMethods
@@ -346,9 +346,8 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
         """
         if not is_text(input):
             raise InputError(f"to_tokens takes a text or a list of texts, not {type(input).__name__}.")
-        prompts = self.runner.text.tokens_and_mask(input, None, followed=True, truncate=truncate)
-        tokens, to_user = prompts.tokens, self.border.to_user
-        mask = np.ones_like(tokens) if prompts.mask is None else prompts.mask
+        text, to_user = cast(EncoderText[ArrayT], self.runner.text), self.border.to_user
+        tokens, mask = text.with_mask(input, checked_number(truncate, "truncate", bool))
         return to_user(tokens), to_user(np.zeros_like(tokens)), to_user(mask)
 
     def test_prompt(self, *args: Any, **options: Any) -> NoReturn:

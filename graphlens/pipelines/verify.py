@@ -39,6 +39,7 @@ class Verification:
         hook_points: How many hook points were tried.
         peak_bytes: The peak memory of the verification.
         seconds: How long it took.
+        causal: False for an encoder, whose tokens attend to later ones too.
     """
 
     logits_difference: float
@@ -46,12 +47,14 @@ class Verification:
     hook_points: int
     peak_bytes: int
     seconds: float
+    causal: bool = True
 
     def lines(self) -> list[str]:
         """The findings, in lines of text for people."""
         return [
             f"Logits differ from transformers' by at most {self.logits_difference:.1e} (allowed {self.allowed:.1e})",
-            f"{self.hook_points} hook points: shapes, finite values, causal patterns and causal effect hold",
+            f"{self.hook_points} hook points: shapes, finite values, {'causal ' if self.causal else ''}patterns and causal "
+            "effect hold",
             f"Verified in {self.seconds:.1f} s, peak memory {self.peak_bytes / 1e6:,.0f} MB",
         ]
 
@@ -98,7 +101,7 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
             beyond, _ = _compare(_logits(engine, long), _reference(checkpoint, long, causal), processed)
             difference = max(difference, beyond)
         _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
-    return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started)
+    return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started, causal)
 
 
 def _scale(array: Array) -> float:
@@ -137,9 +140,7 @@ def _check_types(engine: Engine, checkpoint: Path, tokens: Array) -> float:
     """The largest difference of an encoder's logits where tokens are padded and have types; raises VerificationError."""
     real = np.ones_like(tokens)
     real[0, tokens.shape[1] // 2 + 1 :] = 0
-    types = (np.arange(tokens.size).reshape(tokens.shape) % (engine.manifest.config.n_token_types or 1)).astype(
-        np.int64
-    )
+    types = np.arange(tokens.size).reshape(tokens.shape) % (engine.manifest.config.n_token_types or 1)
     output = engine.run({INPUT_IDS: tokens, ATTENTION_MASK: real, TOKEN_TYPE_IDS: types}, ()).output
     assert output is not None
     reference = _reference(checkpoint, tokens, False, attention_mask=real, token_type_ids=types)

@@ -22,7 +22,7 @@ from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_fol
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
 from graphlens.file.names import in_block, split_name
-from graphlens.file.processing import FOLDED_NORMS, STEPS, steps_for
+from graphlens.file.processing import FOLDED_NORMS, STEPS, ensure_decoder, steps_for
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, put_view, write_safetensors
 from graphlens.file.stored import StoredWeights, bind, stored_tensor
 from graphlens.surgery.files import load, write_graph
@@ -117,6 +117,7 @@ def process_into(source: Path, stage: Path, steps: Sequence[str]) -> list[str]:
 
 def _check(source: Path, manifest: Manifest) -> None:
     config = manifest.config
+    ensure_decoder(config)
     if manifest.processing:
         raise ExportError(f"{source}: its weights are processed already ({', '.join(manifest.processing)}).")
     if config.dtype != "float32":
