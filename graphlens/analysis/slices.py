@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayT, Tensor, as_array
 from graphlens.errors import InputError, checked_number
+from graphlens.file.names import JOINT_AXES
 
 # What a slice argument may be; Slice says what each form takes.
 SliceInput: TypeAlias = Union[
@@ -127,13 +128,14 @@ def _whole(given: slice) -> slice:
     return slice(start, stop, step)
 
 
-def of_positions(array: Array, axes: Sequence[str], pos_slice: SliceInput) -> Array:
+def of_positions(array: Array, axes: Sequence[str], pos_slice: SliceInput, run: tuple[int, ...]) -> Array:
     """The chosen positions of an activation.
 
     Args:
         array: The activation.
         axes: The name of each of its axes.
         pos_slice: What to take along ``pos`` or ``query_pos``; an int keeps an axis of one.
+        run: (prompts, positions) of the run.
 
     Returns:
         That part; an activation that has neither axis comes back whole.
@@ -141,6 +143,10 @@ def of_positions(array: Array, axes: Sequence[str], pos_slice: SliceInput) -> Ar
     Raises:
         InputError: For positions that are not there.
     """
+    if axes[0] in JOINT_AXES:  # prompts and positions in one axis, perhaps heads too
+        parts = array.reshape(*run[:2], -1, *array.shape[1:])
+        chosen_parts = of_positions(parts, ("batch", "pos", "head", *axes[1:]), pos_slice, run)
+        return chosen_parts.reshape(-1, *array.shape[1:])
     axis = next((i for i, name in enumerate(axes) if name in ("pos", "query_pos")), None)
     if axis is None:
         return array

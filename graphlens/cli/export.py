@@ -18,6 +18,9 @@ def export(
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+    n_ctx: Annotated[
+        int | None, typer.Option("--n-ctx", min=1, help="The most tokens that a run takes; default: at most 2048.")
+    ] = None,
     with_past: WithPast = False,
     layout: Layout = "plain",
     link: Link = False,
@@ -36,9 +39,9 @@ def export(
     if with_past or layout != "plain":
         from graphlens.pipelines.deploy import bake_model
 
-        if force or not verify:
+        if force or not verify or n_ctx is not None:
             raise InputError(
-                "--force and --no-verify are for a hooked export; leave them out with --with-past or --layout."
+                "--force, --no-verify and --n-ctx are for a hooked export; leave them out with --with-past or --layout."
             )
 
         folder = cached_export(model, revision=revision)
@@ -46,7 +49,9 @@ def export(
         typer.echo(f"Wrote {made}")
         return
     with spinner(f"Exporting {model}"):
-        report = export_model(model, out, verify=verify, force=force, revision=revision, announce=typer.echo, link=link)
+        report = export_model(
+            model, out, verify=verify, force=force, revision=revision, announce=typer.echo, link=link, n_ctx=n_ctx
+        )
     for line in report_lines(report):
         typer.echo(line)
 

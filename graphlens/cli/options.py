@@ -101,6 +101,8 @@ def read_text(model: HookedTransformer, what: str, text: str, bos: bool | None, 
     length = tokens.shape[1]
     if length > cfg.n_ctx:
         said = f"{what} has {length} tokens, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx)"
+        if cfg.n_ctx_trained is not None and cfg.n_ctx_trained > cfg.n_ctx:
+            said = f"{said}; graphlens export --n-ctx allows up to {cfg.n_ctx_trained}"
         if strict:
             raise InputError(f"{said}. Shorten it, or leave out --strict, which would cut it.")
         say(f"Warning: {said}: the last {length - cfg.n_ctx} were cut. --strict makes this an error.")

@@ -17,7 +17,6 @@ from graphlens.edits.parts import INPUTS, PARTS, Change
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
     FIELDS,
-    JOINT_AXES,
     POSITION_AXES,
     Axis,
     Mask,
@@ -29,6 +28,7 @@ from graphlens.edits.selection import (
 )
 from graphlens.errors import InputError, warn
 from graphlens.file.manifest import HookEntry
+from graphlens.file.names import JOINT_AXES
 
 __all__ = ["Window", "check", "compose", "kinds", "neutral", "selected_by"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, Self, SupportsIndex, cast, get_args
 
@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from graphlens.edits.record import Array
 from graphlens.errors import InputError, checked_number
-from graphlens.file.names import KEYS, QUERIES, TOKENS
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -23,8 +22,6 @@ Span = Literal["prompt", "generated"]
 FIELDS: tuple[SelectionField, ...] = get_args(SelectionField)
 SPANS: tuple[Span, ...] = get_args(Span)
 POSITION_AXES = ("pos", "query_pos")
-# Axes that are batch, positions and others in one -> the others.
-JOINT_AXES: Mapping[str, tuple[str, ...]] = {QUERIES: ("head_index",), KEYS: ("key_value_head_index",), TOKENS: ()}
 Grid = tuple[tuple[bool, ...], ...]
 # The plain form that a checked intervention holds: None for all, an index, a slice, the name of a part of the sequence,
 # indices, a boolean mask of the axis, or a boolean mask [batch, pos].

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from graphlens.file.names import in_block
+
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
 
 RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
 ATTN_OUT, MLP_OUT = "hook_attn_out", "hook_mlp_out"
@@ -30,14 +33,13 @@ class BlockLayout:
     hooks: frozenset[str]
 
     @classmethod
-    def of(cls, n_layers: int, hooks: Iterable[str]) -> BlockLayout:
-        """The layout of a model with so many blocks and these hook points.
+    def of(cls, engine: Engine) -> BlockLayout:
+        """The layout of a model.
 
         Args:
-            n_layers: The number of blocks.
-            hooks: The names of the hook points of the plain model.
+            engine: The model.
         """
-        return cls(n_layers, frozenset(hooks))
+        return cls(engine.manifest.config.n_layers, frozenset(engine.hook_names))
 
     @cached_property
     def parallel(self) -> bool:

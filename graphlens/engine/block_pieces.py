@@ -22,8 +22,8 @@ from graphlens.engine.block_layout import (
     RESID_POST,
     RESID_PRE,
     ROTATED,
-    Z,
     BlockLayout,
+    Z,
 )
 from graphlens.file.io_names import DISTANCE, LOCAL_MASK, MASK, POSITIONS
 from graphlens.file.names import in_block
@@ -64,7 +64,7 @@ class BlockPieces:
     def __init__(self, engine: Engine, max_rows: int) -> None:
         self._engine = engine
         self._max_rows = max_rows
-        self.layout = BlockLayout.of(engine.manifest.config.n_layers, engine.hook_names)
+        self.layout = BlockLayout.of(engine)
 
     # To and in attention
 
@@ -117,7 +117,9 @@ class BlockPieces:
         Returns:
             [rows, queries, heads, d_head].
         """
-        return self._attend(self._attention(layer), dict(zip(self.layout.compared(layer), (q, k, v), strict=True)), seen)
+        return self._attend(
+            self._attention(layer), dict(zip(self.layout.compared(layer), (q, k, v), strict=True)), seen
+        )
 
     def z_from(self, hook: str, layer: int, weights: Array, v: Array) -> Array:
         """hook_z [rows, queries, heads, d_head] from hook_attn_scores or hook_pattern, and hook_v.
@@ -192,11 +194,11 @@ class BlockPieces:
 
     def _to(self, layer: int, output: str, given: Mapping[str, Array]) -> Array:
         """Runs a piece that works token by token on hook points of a block, to another of them."""
-        return self._rowwise({in_block(layer, name): array for name, array in given.items()}, [in_block(layer, output)])[0]
+        return self._rowwise(
+            {in_block(layer, name): array for name, array in given.items()}, [in_block(layer, output)]
+        )[0]
 
-    def _turned(
-        self, layer: int, given: Mapping[str, Array], outputs: Sequence[str], positions: Array
-    ) -> list[Array]:
+    def _turned(self, layer: int, given: Mapping[str, Array], outputs: Sequence[str], positions: Array) -> list[Array]:
         """Runs a piece that may rotate queries and keys."""
         also = {POSITIONS: positions} if self.layout.rotates(layer) else {}
         return self._rowwise(given, outputs, also)

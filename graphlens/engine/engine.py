@@ -79,8 +79,7 @@ class Engine:
         self.files.add(self.manifest)
         if n_ctx is not None:
             longest = self.manifest.config.n_ctx_trained or self.manifest.config.n_ctx
-            n_ctx = checked_number(n_ctx, "n_ctx")
-            if not 1 <= n_ctx <= longest:
+            if not 1 <= (n_ctx := checked_number(n_ctx, "n_ctx")) <= longest:
                 raise InputError(f"n_ctx={n_ctx}: this model was trained for 1 to {longest} tokens.")
             self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
         self._size = sum(file.size for file in self.manifest.files.values())

@@ -19,7 +19,7 @@ from graphlens.analysis.sources import Cache, ensure_same_side
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.experiments.sweep import sweep
 from graphlens.experiments.sweep_metrics import Measure, one_number
-from graphlens.file.names import get_act_name
+from graphlens.file.names import BLOCK, get_act_name, split_name
 from graphlens.model.text import is_text
 
 if TYPE_CHECKING:
@@ -211,12 +211,11 @@ def _indices(
 
 
 def _ranges(model: HookedTransformer[ArrayT], tokens: Input[ArrayT], activation: str) -> dict[str, range]:
-    cfg = model.cfg
-    text = model.runner.text
+    cfg, text = model.cfg, model.runner.text
     length = (text.padded(tokens) if is_text(tokens) else text.ids(tokens)).shape[-1]
-    heads = cfg.n_key_value_heads if activation in ("k", "v") and cfg.n_key_value_heads else cfg.n_heads
+    few = "key_value_head_index" in BLOCK.get(split_name(get_act_name(activation, 0))[1], ())
     positions = dict.fromkeys(("pos", "dest_pos", "src_pos"), range(length))
-    return {"layer": range(cfg.n_layers), "head": range(heads), **positions}
+    return {"layer": range(cfg.n_layers), "head": range(cfg.n_key_value_heads if few else cfg.n_heads), **positions}
 
 
 def _table(rows: Sequence[Sequence[int]], columns: Sequence[str]) -> pd.DataFrame:
@@ -225,9 +224,6 @@ def _table(rows: Sequence[Sequence[int]], columns: Sequence[str]) -> pd.DataFram
     except ImportError as error:
         raise InputError("return_index_df needs pandas: pip install pandas.") from error
     return pandas.DataFrame(list(rows), columns=list(columns))
-
-
-# The named functions
 
 
 def act_patch_sites(
@@ -366,7 +362,10 @@ def _every(name: str, what: str, grids: Sequence[str]) -> ActPatchEvery:
     def every(
         model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
     ) -> ArrayT:
-        found = []
+        cfg, found = model.cfg, []
+        if "head" in axes and cfg.n_heads != (few := cfg.n_key_value_heads):
+            calls = ", ".join(f"get_act_patch_{grid_name}" for grid_name in grids)
+            raise InputError(f"{cfg.n_heads} heads and {few} of keys and values do not stack: call {calls} instead.")
         for grid_name in grids:
             own = [{"dest_pos": "pos"}.get(axis, axis) for axis in GRIDS[grid_name][1]]
             values = _patched(grid_name, model, corrupted_tokens, clean_cache, metric)

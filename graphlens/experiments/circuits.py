@@ -13,18 +13,17 @@ from graphlens.analysis.edges import EMBED, LETTERS, Edge, Node, edges, receiver
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sources import Cache
 from graphlens.edits.kinds import Steer
-from graphlens.engine.block_layout import MLP_OUT, RESID_POST, RESID_PRE, Z, BlockLayout
+from graphlens.engine.block_layout import MLP_OUT, RESID_POST, RESID_PRE, BlockLayout, Z
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.attribution import checked_steps, refuse_backward_hooks
 from graphlens.experiments.corrupted_run import CorruptedRun
-from graphlens.experiments.entering import Kept
 from graphlens.experiments.heads_written import HeadsWritten
 from graphlens.experiments.proof import SUMS
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS, Recomputation
+from graphlens.experiments.stages import Kept
 from graphlens.experiments.sweep import check_processing
 from graphlens.experiments.sweep_metrics import Measure
-from graphlens.experiments.sweep_run import layout_of
 from graphlens.file.io_names import LOGITS, gradient_output
 from graphlens.file.names import in_block
 
@@ -181,8 +180,8 @@ class ResidualGraph:
         if not runner.active().plain:
             raise InputError("edges are of the plain model: leave the hooks() or intervene() block first.")
         config, source = runner.config, Cache(cache)
-        layers, layout = range(config.n_layers), layout_of(runner)
-        heads = HeadsWritten(runner, layout)
+        layers, layout = range(config.n_layers), BlockLayout.of(runner.engine)
+        heads = HeadsWritten(runner.weights, config, layout)
         written = [_ENTRY]
         keep = [in_block(layer, layout.read_by_mlp) for layer in layers]
         for layer in layers:

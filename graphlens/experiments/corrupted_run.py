@@ -17,8 +17,7 @@ from graphlens.edits.kinds import Patch
 from graphlens.edits.operand import part_of
 from graphlens.edits.selection import POSITION_AXES
 from graphlens.errors import InputError
-from graphlens.experiments.entering import Kept
-from graphlens.experiments.stages import Variant, position_axis
+from graphlens.experiments.stages import Kept, Variant, position_axis
 from graphlens.experiments.sweep_metrics import Measure, Measuring
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import SCORES, axis_sizes, select, split_name

@@ -8,8 +8,8 @@ from dataclasses import replace
 from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import ATTN_OUT, MLP_OUT, RESID_MID, RESID_POST, RESID_PRE, BlockLayout
 from graphlens.engine.block_pieces import BlockPieces
-from graphlens.experiments.entering import Entering, Kept
-from graphlens.experiments.stages import EMBEDDINGS, Stage, Variant, entry
+from graphlens.experiments.entering import Entering
+from graphlens.experiments.stages import EMBEDDINGS, Kept, Stage, Variant, entry
 from graphlens.file.names import in_block, split_name
 
 

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import MLP_OUT, NEURONS, QKV, RESID_MID, RESID_POST, RESID_PRE, ROTATED
 from graphlens.engine.block_pieces import BlockPieces
-from graphlens.experiments.stages import ATTENTION, EMBEDDINGS, RESULT, Stage, Variant, entry
+from graphlens.experiments.stages import ATTENTION, EMBEDDINGS, RESULT, Kept, Stage, Variant, entry
 from graphlens.file.names import in_block, split_name
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What is kept of the corrupted run.
-
-    Attributes:
-        activations: By hook name.
-        tokens: bool [b, p], True at real tokens.
-        patched: What the patches put in place, by hook name; broadcasts to the activation.
-    """
-
-    activations: Mapping[str, Array]
-    tokens: Array
-    patched: Mapping[str, Array]
-
-    @cached_property
-    def positions(self) -> Array:
-        """int64 [b, p], each token's position: real tokens are counted from 0."""
-        return np.maximum(np.cumsum(self.tokens, 1, dtype=np.int64) - 1, 0)
 
 
 class Entering:

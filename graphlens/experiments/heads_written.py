@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.edges import Node
-from graphlens.engine.block_layout import Z, BlockLayout
+from graphlens.engine.block_layout import BlockLayout, Z
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.file.names import in_block
 
 if TYPE_CHECKING:
-    from graphlens.model.runner import Runner
+    from graphlens.file.manifest import ModelConfig
+    from graphlens.model.weights import Weights
 
 
 class HeadsWritten:
@@ -23,7 +24,8 @@ class HeadsWritten:
     parts sum to hook_attn_out less its bias.
 
     Args:
-        runner: Runs the model.
+        weights: The model's weights.
+        config: Its config.
         layout: How its blocks are laid out.
 
     Attributes:
@@ -33,12 +35,11 @@ class HeadsWritten:
         InputError: For a norm whose scale does not make the heads' parts sum up.
     """
 
-    def __init__(self, runner: Runner[Any], layout: BlockLayout) -> None:
-        self._runner = runner
-        config = runner.config
+    def __init__(self, weights: Weights, config: ModelConfig, layout: BlockLayout) -> None:
+        self._weights = weights
         after = "ln1" if config.post_norm_only else "ln1_post"
         self._norm = after if config.post_norm_only or layout.has(0, "ln1_post.hook_scale") else ""
-        self.scales = (f"{self._norm}.hook_scale",) if self._norm else ()
+        self.scales = [f"{self._norm}.hook_scale"] if self._norm else []
         biased = any(self.bias(layer).any() for layer in range(config.n_layers))
         if self._norm and (biased or config.normalization_type != "RMS"):
             raise InputError(
@@ -54,12 +55,12 @@ class HeadsWritten:
             activations: By hook name; its hook_z [b, p, head, d_head] and ``scales`` are read.
         """
         z = activations[in_block(layer, Z)]
-        w_o = self._runner.weights[in_block(layer, "attn.W_O")].astype(z.dtype)
+        w_o = self._weights[in_block(layer, "attn.W_O")].astype(z.dtype)
         found = {Node("head", layer, head): z[:, :, head] @ w_o[head] for head in range(z.shape[2])}
         if not self._norm:
             return found
         name = in_block(layer, f"{self._norm}.w")
-        weight = self._runner.weights[name].astype(z.dtype) if name in self._runner.weights else 1.0
+        weight = self._weights[name].astype(z.dtype) if name in self._weights else 1.0
         scale = activations[in_block(layer, self.scales[0])]
         return {node: written / scale * weight for node, written in found.items()}
 
@@ -97,4 +98,4 @@ class HeadsWritten:
         Args:
             layer: The block.
         """
-        return self._runner.weights[in_block(layer, "attn.b_O")]
+        return self._weights[in_block(layer, "attn.b_O")]

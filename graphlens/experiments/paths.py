@@ -9,6 +9,7 @@ from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, grid, listed
 from graphlens.analysis.sources import Source, as_source
 from graphlens.edits.kinds import Patch
+from graphlens.engine.block_layout import ATTN_OUT, MLP_OUT, BlockLayout
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
@@ -17,9 +18,9 @@ from graphlens.experiments.proof import prove, why_not_added
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS
 from graphlens.experiments.sweep import check_processing, collect
 from graphlens.experiments.sweep_metrics import Measure
-from graphlens.experiments.sweep_run import Done, SweepRun, kept_for, layout_of
+from graphlens.experiments.sweep_run import Done, SweepRun, kept_for
 from graphlens.file.io_names import LOGITS
-from graphlens.file.names import split_name
+from graphlens.file.names import in_block, split_name
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
@@ -138,7 +139,11 @@ def start_paths(
     if receivers is not None:
         ends = [_one_of(site, RECEIVERS, "a receiver") for site in resolved_sites(runner, receivers)]
     hooks = list(dict.fromkeys(site.hook for site in begins))
-    keep = [*kept_for(runner, hooks), *DirectPaths.needed(layout_of(runner)), *(site.hook for site in ends or ())]
+    keep = [
+        *kept_for(runner, hooks),
+        *DirectPaths.needed(BlockLayout.of(runner.engine)),
+        *(site.hook for site in ends or ()),
+    ]
     lacking = set(keep) - set(runner.names())
     if lacking:
         raise InputError(f"path patching reads {sorted(lacking)[0]!r}, and this model has no such hook point.")
@@ -147,10 +152,11 @@ def start_paths(
     why = prove(run, pieces, MAX_BATCH_TOKENS).why
     if why:
         raise InputError(f"path patching needs a model that comes apart into blocks: {why}.")
-    for hook in hooks:
+    written = [in_block(layer, name) for layer in range(run.n_layers) for name in (ATTN_OUT, MLP_OUT)]
+    for hook in [*written, *hooks]:
         why = why_not_added(run, hook, pieces.layout)
         if why:
-            raise InputError(f"{hook!r} cannot be a sender of a path in this model: {why}.")
+            raise InputError(f"no path leads from {hook!r} in this model: {why}.")
     paths = DirectPaths(pieces, run.kept(), frozen_mlps)
     steps = _to_logits(run, paths, pieces) if ends is None else _to_heads(run, paths, ends)
     return SweepRun.of(run, [], len(begins), steps)

@@ -15,9 +15,8 @@ from graphlens.engine.block_pieces import BlockPieces, Proof
 from graphlens.errors import GraphlensError
 from graphlens.experiments.corrupted_run import CorruptedRun
 from graphlens.experiments.readout import columns
-from graphlens.experiments.entering import Kept
 from graphlens.experiments.recompute import Recomputation
-from graphlens.experiments.stages import ADDED, RESULT, Variant, needed
+from graphlens.experiments.stages import ADDED, RESULT, Kept, Variant, needed
 from graphlens.file.names import UNEMBEDDED, in_block, split_name
 
 _PROVED = 1e-4  # of the largest value: beyond it the pieces are not the model

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def columns(runner: Runner[Any], hidden: Array, tokens: Array) -> Array:
-    """Logits of some tokens alone: the product with their columns of W_U, plus b_U.
+    """Logits of some tokens alone: the product with their columns of W_U, plus b_U, squeezed as the config says.
 
     Args:
         runner: Has the weights.
@@ -35,7 +35,8 @@ def columns(runner: Runner[Any], hidden: Array, tokens: Array) -> Array:
     taken = runner.weights["unembed.W_U"].T[tokens].astype(hidden.dtype)  # [b, k, D]
     bias = runner.weights["unembed.b_U"][tokens].astype(hidden.dtype)
     found: Array = np.matmul(hidden, taken.transpose(0, 2, 1)) + bias[:, None]
-    return found
+    cap = runner.config.output_logits_soft_cap
+    return found if cap <= 0 else np.tanh(found / cap) * cap
 
 
 class Readout:

@@ -16,8 +16,8 @@ from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import RESID_POST
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
-from graphlens.experiments.entering import Entering, Kept
-from graphlens.experiments.stages import Entry, Stage, Variant, entry
+from graphlens.experiments.entering import Entering
+from graphlens.experiments.stages import Entry, Kept, Stage, Variant, entry
 from graphlens.file.io_names import DISTANCE, LOCAL_MASK, MASK
 from graphlens.file.names import in_block
 

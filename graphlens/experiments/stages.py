@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import ATTN_OUT, MLP_OUT, NEURONS, RESID_MID, RESID_POST, RESID_PRE, BlockLayout
@@ -102,6 +105,26 @@ def needed(hooks: Sequence[str], layout: BlockLayout) -> list[str]:
         if stage != Stage.QKV and entered < layout.n_layers:
             kept.add(layout.compared(entered)[0])
     return sorted(kept)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of the corrupted run.
+
+    Attributes:
+        activations: By hook name.
+        tokens: bool [b, p], True at real tokens.
+        patched: What the patches put in place, by hook name; broadcasts to the activation.
+    """
+
+    activations: Mapping[str, Array]
+    tokens: Array
+    patched: Mapping[str, Array]
+
+    @cached_property
+    def positions(self) -> Array:
+        """int64 [b, p], each token's position: real tokens are counted from 0."""
+        return np.maximum(np.cumsum(self.tokens, 1, dtype=np.int64) - 1, 0)
 
 
 @dataclass(frozen=True)

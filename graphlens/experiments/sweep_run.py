@@ -109,17 +109,8 @@ def kept_for(runner: Runner[Any], quick: Sequence[str]) -> list[str]:
         runner: Runs the model.
         quick: These hook points, by their own names.
     """
-    layout = layout_of(runner)
+    layout = BlockLayout.of(runner.engine)
     return [*needed(quick, layout), *needed_for_proof(runner.engine.proof, layout)] if quick else []
-
-
-def layout_of(runner: Runner[Any]) -> BlockLayout:
-    """How the blocks of a model are laid out.
-
-    Args:
-        runner: Runs the model.
-    """
-    return BlockLayout.of(runner.config.n_layers, runner.engine.hook_names)
 
 
 def _quick_hooks(runner: Runner[Any], sites: Sequence[Site], recompute: bool) -> tuple[list[str], list[str]]:
@@ -188,7 +179,7 @@ class Sweeper:
 
     def _leave_out(self, run: CorruptedRun) -> None:
         """Takes the hook points out of the quick ones whose changes are not added to the residual stream as they are."""
-        layout = layout_of(run.runner)
+        layout = BlockLayout.of(run.runner.engine)
         why = {hook: why_not_added(run, hook, layout) for hook in self._quick}
         self._quick = {hook for hook in self._quick if not why[hook]}
         self._notes += sorted({reason for reason in why.values() if reason})

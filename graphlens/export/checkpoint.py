@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,9 @@ QUANTISED = (
     "it dequantised."
 )
 # Buffers that older versions of transformers stored, and that every model computes for itself.
-_BUFFERS = re.compile(r"(^|\.)(attn|attention|self_attention)\.(bias|masked_bias)$|rotary_emb\.|\.embed_positions$|position_ids$")
+_BUFFERS = re.compile(
+    r"(^|\.)(attn|attention|self_attention)\.(bias|masked_bias)$|rotary_emb\.|\.embed_positions$|position_ids$"
+)
 # The safetensors dtypes of weights that can be exported.
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -119,14 +121,14 @@ class Checkpoint:
             )
         return file, key
 
-    def refuse_surplus(self, parameters: Iterable[str], blocks: str, tied: bool) -> list[str]:
-        """Refuses tensors that the model of the config has no use for, where it should have one.
+    def ensure_complete(self, shapes: Mapping[str, tuple[int, ...]], blocks: str, tied: bool) -> list[str]:
+        """Refuses a checkpoint that lacks a parameter of the model, or holds tensors for which it should have a use.
 
         A bias that ``config.json`` does not mention, or another block, says that the weights are those of another model.
         transformers leaves them out in silence. What is stored of computed buffers is no matter.
 
         Args:
-            parameters: The names of all parameters of the transformers model.
+            shapes: The shapes of all parameters of the transformers model, by name.
             blocks: The path of its list of blocks.
             tied: True if the config ties the unembedding to the embedding.
 
@@ -134,18 +136,18 @@ class Checkpoint:
             The keys of tensors outside the blocks that are not used: other heads, say.
 
         Raises:
-            ExportError: One belongs to a block, or to a module that the model has.
+            ExportError: A parameter is missing or has another shape, or a tensor too many belongs to a block or to a module
+                that the model has.
         """
-        parameters = list(parameters)
-        known = {key for name in parameters for key in self.family.keys(name, tied)} | {
-            key for name in self.family.tied for key in self.family.keys(name, tied=False)
-        }
+        for parameter, shape in shapes.items():
+            self.locate(parameter, shape, tied)
+        names = {*shapes, *self.family.tied}
+        known = {key for name in names for key in self.family.keys(name, tied) + self.family.keys(name, tied=False)}
         modules = {key.rpartition(".")[0] for key in known}
-        lists = {blocks, *(blocks.removeprefix(prefix) for prefix in self.family.prefixes)}
+        paths = {blocks, *(blocks.removeprefix(prefix) for prefix in self.family.prefixes)}
         left = sorted(key for key in self.tensors if key not in known and not _BUFFERS.search(key))
         for key in left:
-            inside = key.startswith(tuple(f"{path}." for path in lists))
-            if inside or key.rpartition(".")[0] in modules:
+            if key.startswith(tuple(f"{path}." for path in paths)) or key.rpartition(".")[0] in modules:
                 raise ExportError(
                     f"{self.folder / self.tensors[key][0]}: the weights hold {key!r}, for which the {self.family.architecture} "
                     "that config.json describes has no use. The weights and the config belong to different models, or the "

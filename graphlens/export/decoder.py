@@ -184,7 +184,7 @@ class Block(nn.Module):
         resid = self._mark(resid, "hook_resid_pre")
         out = self._attend(resid if spec.post_norm_only else self._norm(spec.ln1, "ln1", resid), inputs, model)
         out = self._mark(self._finished(out, spec.ln1, spec.ln1_post, "ln1"), "hook_attn_out")
-        middle = resid if spec.parallel else self._mark(resid + out, "hook_resid_mid")
+        middle = resid if spec.parallel else self._mark(out + resid, "hook_resid_mid")
         # Where both norms compute the same, the optimiser would merge them: editing one would edit the other.
         read = fork(middle, in_block(self.layer, "ln2")) if spec.parallel else middle
         fed = self._feed(read if spec.post_norm_only else self._norm(spec.ln2, "ln2", read))
@@ -235,7 +235,8 @@ class Block(nn.Module):
             fused = self._matrix(f"{a.module}.{a.fused}", x)
             if a.layout == "parts":
                 sizes = [count * a.d_head for count in (a.n_heads, a.n_key_value_heads, a.n_key_value_heads)]
-                parts = [part.reshape(*shape, -1, a.d_head) for part in fused.split(sizes, -1)]
+                split = fused.split(sizes if len(set(sizes)) > 1 else sizes[0], -1)
+                parts = [part.reshape(*shape, -1, a.d_head) for part in split]
             elif a.layout == "heads":
                 parts = list(fused.reshape(*shape, a.n_heads, 3 * a.d_head).split([a.d_head] * 3, -1))
             else:

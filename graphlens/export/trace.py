@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from graphlens.errors import ExportError
@@ -57,12 +57,7 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
     config._attn_implementation = "eager"
     with _quiet(), torch.no_grad():
         with FakeTensorMode():
-            try:
-                model = _built(config, spec)
-            except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
-                raise ExportError(
-                    f"transformers cannot build the model that config.json describes ({error})."
-                ) from error
+            model = _built(config, spec)
             stored = set(model.state_dict())
             computed = {name for name, _ in model.named_buffers() if name not in stored}
             traced = _trace(model, spec)
@@ -76,6 +71,31 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
             buffer = values.get(name.removeprefix(MODEL_PREFIX))
         value.const_value = None if buffer is None else ir.tensor(buffer.numpy(), name=name)
     return traced
+
+
+def parameter_shapes(config: PretrainedConfig, spec: Spec) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters of transformers' model of a config, by name. The model has no weights.
+
+    Args:
+        config: transformers' config of the model.
+        spec: What it computes.
+
+    Raises:
+        ExportError: transformers cannot build the model of this config.
+    """
+    config = copy.deepcopy(config)
+    with _quiet(), torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in _built(config, spec).named_parameters()}
+
+
+def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
+    """transformers' model of a config."""
+    kind = AutoModelForCausalLM if spec.encoder is None else AutoModelForMaskedLM
+    try:
+        model: nn.Module = kind.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise ExportError(f"transformers cannot build the model that config.json describes ({error}).") from error
+    return model
 
 
 def slopes(n_heads: int) -> Tensor:
@@ -100,13 +120,6 @@ def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
     assert rotary.short is not None
     found: Tensor = ROPE_INIT_FUNCTIONS["longrope"](config, None, seq_len=rotary.short + 1)[0]
     return found
-
-
-def _built(config: PretrainedConfig, spec: Spec) -> PreTrainedModel:
-    """transformers' model of a config."""
-    kind = AutoModelForCausalLM if spec.encoder is None else AutoModelForMaskedLM
-    model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
-    return model
 
 
 def _computed_buffers(config: PretrainedConfig, spec: Spec, names: set[str]) -> dict[str, Tensor]:

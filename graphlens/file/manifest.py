@@ -64,6 +64,7 @@ class ModelConfig:
         rotary_dim: How many of a head's dimensions are rotated; None without rotary embeddings.
         rotary_base: The base of the rotation's frequencies.
         rotary_adjacent_pairs: True where neighbouring dimensions are rotated together.
+        rotary_short: How many tokens one set of frequencies is for, where longer inputs have another (longrope); else None.
         use_normalization_before_and_after: True if there are norms after the sublayers besides those before.
         post_norm_only: True if the norms are after the sublayers alone (OLMo-2).
         post_embedding_ln: True if the embeddings are normalised.
@@ -105,6 +106,7 @@ class ModelConfig:
     rotary_dim: int | None = field(default=None, repr=False)
     rotary_base: float | None = field(default=None, repr=False)
     rotary_adjacent_pairs: bool = field(default=False, repr=False)
+    rotary_short: int | None = field(default=None, repr=False)
     use_normalization_before_and_after: bool = field(default=False, repr=False)
     post_norm_only: bool = field(default=False, repr=False)
     post_embedding_ln: bool = field(default=False, repr=False)
@@ -125,7 +127,7 @@ class ModelConfig:
 
     @property
     def is_encoder(self) -> bool:
-        """True where tokens attend to each other both ways (BERT)."""
+        """True where tokens attend both ways (BERT)."""
         return self.attention_dir == "bidirectional"
 
     @property
@@ -136,7 +138,8 @@ class ModelConfig:
         """
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_key_value_heads)
         mlp = 0 if self.attn_only else self.d_model * self.d_mlp * (2 + self.gated_mlp)
-        return self.n_layers * (attention + mlp)
+        routed = (mlp + self.d_model) * self.num_experts if self.num_experts else mlp
+        return self.n_layers * (attention + routed)
 
 
 # The fields of ModelConfig that have no default: every manifest holds them.
@@ -264,8 +267,7 @@ class Manifest:
         """The manifest as compact JSON, in the oldest format that holds it; the same manifest always gives the same bytes."""
         weights = {name: _told(view) for name, view in self.weights.items()}
         changed = {"config": _stored(self.config), "weights": weights, "format_version": self.needed_format}
-        data = {**asdict(self), **changed}
-        return json.dumps(data, separators=(",", ":"))
+        return json.dumps({**asdict(self), **changed}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, where: str = "this file") -> Self:
@@ -363,8 +365,7 @@ def _of_known_format(text: str, where: str) -> tuple[dict[str, Any], int]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _malformed(where, error) from error
     if version > FORMAT_VERSION:
-        writers = data.get("exporter")
-        writer = writers.get("graphlens") if isinstance(writers, dict) else None
+        writer = writers.get("graphlens") if isinstance(writers := data.get("exporter"), dict) else None
         by, to = (f", written by graphlens {writer}", f" to {writer} or later") if isinstance(writer, str) else ("", "")
         raise ModelFileError(
             f"{where}: the manifest has format {version}{by}, and this graphlens reads up to {FORMAT_VERSION}. Update "
@@ -380,8 +381,7 @@ _PLAIN_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "fl
 
 def _known(kind: type[HookEntry | WeightView | WeightFile], data: Mapping[str, Json]) -> dict[str, Json]:
     """What another version may have written of a hook point, a weight or a file besides is left out."""
-    names = {item.name for item in fields(kind)}
-    return {name: value for name, value in data.items() if name in names}
+    return {name: value for name, value in data.items() if name in kind.__dataclass_fields__}
 
 
 def _record(kind: Callable[..., Record], data: Mapping[str, Json]) -> Record:

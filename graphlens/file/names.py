@@ -32,6 +32,8 @@ KEY_VALUE_RESIDUAL = ("batch", "pos", "key_value_head_index", "d_model")
 # The norm of each head's query or key: TransformerLens puts batch, positions and heads into one axis.
 QUERIES, KEYS = "batch_pos_head", "batch_pos_key_value_head"
 TOKENS = "batch_pos"  # batch and positions in one axis, where an MLP chooses experts
+# Each such axis -> what it has besides batch and positions.
+JOINT_AXES: Mapping[str, tuple[str, ...]] = {QUERIES: ("head_index",), KEYS: ("key_value_head_index",), TOKENS: ()}
 # The norm of all heads' queries or keys together (OLMo-2).
 _OF_ALL_HEADS: Mapping[str, Axes] = {
     "attn.q_norm.hook_scale": ("batch", "pos", "1"),
@@ -243,6 +245,16 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
     }
 
 
+# Hook points that only some architectures have: what a model without them is like, and what it has instead.
+_INSTEAD: Mapping[str, str] = {
+    "hook_resid_mid": "attention and MLP of its blocks both read hook_resid_pre, and hook_resid_post has the sum of all three",
+    "hook_pos_embed": "it adds no position embeddings; the residual stream begins as hook_embed",
+    "attn.hook_rot_q": "it does not rotate queries by their positions; there is attn.hook_q",
+    "attn.hook_rot_k": "it does not rotate keys by their positions; there is attn.hook_k",
+    "mlp.hook_pre_linear": "its MLPs have no gate; there are mlp.hook_pre and mlp.hook_post",
+}
+
+
 def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookPoint:
     """The error for a name that is no hook point of a model: why it is none, and the nearest names that are.
 
@@ -256,6 +268,10 @@ def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookP
         return UnknownHookPoint(
             f"{name!r} exists only while the flag {FLAGGED[rest]!r} is set: call model.set_{FLAGGED[rest]}(True) first."
         )
+    # In the hook map of whole blocks what is not there is not in the architecture.
+    whole = {"hook_embed"} if layer is None else {in_block(layer, end) for end in ("hook_resid_pre", "hook_mlp_out")}
+    if rest in _INSTEAD and whole <= set(names):
+        return UnknownHookPoint(f"{name!r} is not a hook point of this model: {_INSTEAD[rest]}.")
     why = "is not a hook point of this model."
     if layer is not None and layer >= n_layers and rest in BLOCK:
         why = f"this model has {n_layers} layers (0-{n_layers - 1})."
@@ -339,15 +355,9 @@ def match_glob(names: Sequence[str], pattern: str) -> list[str]:
 _ATTN = ("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores")
 _MLP = ("pre", "post", "mid", "pre_linear")
 _NAME_ALIASES = {
-    "attn": "pattern",
-    "attn_logits": "attn_scores",
-    "key": "k",
-    "query": "q",
-    "value": "v",
-    "mlp_pre": "pre",
-    "mlp_mid": "mid",
-    "mlp_post": "post",
-}
+    "attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v", "mlp_pre": "pre",
+    "mlp_mid": "mid", "mlp_post": "post",
+}  # fmt: skip
 _LAYER_TYPES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
 
 

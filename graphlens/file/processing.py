@@ -23,7 +23,7 @@ def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...]
     """The steps that a model goes through, of those that are asked for: TransformerLens leaves out the same.
 
     Args:
-        manifest: The model's manifest.
+        manifest: The model's manifest; for a processed one these are the steps that it went through if it was asked for them.
         asked: Some of STEPS.
 
     Returns:
@@ -42,8 +42,8 @@ def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...]
     if config.post_norm_only:
         why = "the norms of this architecture come after the sublayers, so no weights read them"
         without |= {"fold_ln": why, "center_writing_weights": why}
-    elif not any(_is_folded(name) for name in manifest.weights):
-        without["fold_ln"] = "this model has no weights of norms (they may be folded already)"
+    elif "fold_ln" not in manifest.processing and not any(_is_folded(name) for name in manifest.weights):
+        without["fold_ln"] = "the norms of this architecture have no weights"
     if config.output_logits_soft_cap > 0:
         without["center_unembed"] = (
             "the logits are squeezed by tanh, so a constant added to all of them would change more"

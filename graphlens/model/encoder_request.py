@@ -61,7 +61,6 @@ class EncoderText(Text[ArrayT]):
         end = self.need_tokenizer().encode("", add_special_tokens=True)[-1:]
         return [*ids[: n_ctx - 1], ids[-1]] if ids[-1:] == end else ids[:n_ctx]
 
-
     def with_mask(self, input: str | Sequence[str], truncate: bool) -> tuple[Tokens, Tokens]:
         """Texts as token ids, and which of them are real.
 

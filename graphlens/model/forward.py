@@ -142,6 +142,6 @@ def positions_of(runner: Runner[ArrayT], ran: Forwarded[ArrayT], pos_slice: Slic
     """
     entries = runner.engine.hooks(ran.request.plan)
     return {
-        name: of_positions(array, entries[name.removesuffix("_grad")].axes, pos_slice)
+        name: of_positions(array, entries[name.removesuffix("_grad")].axes, pos_slice, ran.request.shape)
         for name, array in ran.values.items()
     }

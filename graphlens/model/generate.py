@@ -16,7 +16,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.request import Request, checked_mask
-from graphlens.model.text import Input, Tokens
+from graphlens.model.text import Input, Tokens, longest
 from graphlens.views.progress import steps
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class Generation(Generic[ArrayT]):
         cfg = runner.config
         if self._prompt.shape[1] + options.max_new_tokens > cfg.n_ctx:
             raise InputError(
-                f"a prompt of {self._prompt.shape[1]} tokens and {options.max_new_tokens} new ones are more than "
-                f"{cfg.model_name} takes: {cfg.n_ctx} (n_ctx). Shorten the prompt or lower max_new_tokens."
+                f"a prompt of {self._prompt.shape[1]} tokens and {options.max_new_tokens} new ones are too many: "
+                f"{longest(cfg)}. Shorten the prompt or lower max_new_tokens."
             )
         self._seen = np.ones_like(self._prompt) if mask is None else mask
         if not self._seen[:, -1].all():

@@ -12,6 +12,7 @@ from graphlens.edits.gate import Window
 from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.manifest import ModelConfig
+from graphlens.model.text import longest
 
 Array = npt.NDArray[Any]
 
@@ -110,8 +111,13 @@ class KeyValueCache:
                 f"the cache holds {self.batch_size} sequences and the input {batch}: make a cache per batch."
             )
         if self.length + new > cfg.n_ctx:
+            raise InputError(f"{self.length} cached positions and {new} new ones are too many: {longest(cfg)}.")
+        held = int(self.mask.sum(-1).max(initial=0))
+        if cfg.rotary_short is not None and 0 < held <= cfg.rotary_short < held + new:
             raise InputError(
-                f"{self.length} cached positions and {new} new ones are more than {cfg.model_name} takes: {cfg.n_ctx} (n_ctx)."
+                f"{held} cached positions and {new} new ones are more than {cfg.rotary_short}, beyond which {cfg.model_name} "
+                "rotates all keys otherwise, those in the cache too: run the whole text without a cache "
+                "(use_past_kv_cache=False), or cache nothing of a shorter one."
             )
 
     def window(self, new: int, horizon: int | None = None) -> Window:

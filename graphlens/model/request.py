@@ -15,7 +15,7 @@ from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, called, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
 from graphlens.model.kv_cache import KeyValueCache
-from graphlens.model.text import Input, Text, Tokens, is_text
+from graphlens.model.text import Input, Text, Tokens, is_text, longest
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
@@ -291,7 +291,7 @@ class Reader(Generic[ArrayT]):
         if str(residual.dtype) != cfg.dtype:
             raise InputError(f"the residual is {residual.dtype}; this model computes in {cfg.dtype}. Cast it first.")
         if residual.shape[1] > cfg.n_ctx:
-            raise InputError(f"{residual.shape[1]} positions, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx).")
+            raise InputError(f"{residual.shape[1]} positions, and {longest(cfg)}.")
         return residual
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array, is_tensor
 from graphlens.errors import InputError, checked_number, is_one_of, warn
+from graphlens.file.manifest import ModelConfig
 from graphlens.file.tokenizer import Tokenizer, checked_text
 from graphlens.model.border import Border
 
@@ -234,10 +235,7 @@ class Text(Generic[ArrayT]):
         n_ctx = cfg.n_ctx
         cut = [str(len(row) - n_ctx) for row in rows if len(row) > n_ctx]
         if truncate and cut:
-            warn(
-                f"{', '.join(cut)} tokens were cut from the end of the text: {cfg.model_name} takes at most {n_ctx} "
-                "(n_ctx)."
-            )
+            warn(f"{', '.join(cut)} tokens were cut from the end of the text: {longest(cfg)}.")
             rows = [self.cut(row) for row in rows]
         tokens = self._validated(self._padded(rows, side))
         lengths, index = np.asarray([[len(row)] for row in rows]), np.arange(tokens.shape[1])
@@ -279,7 +277,7 @@ class Text(Generic[ArrayT]):
             raise InputError("the input is empty: it holds no token.")
         _check_vocabulary(tokens, cfg.d_vocab)
         if tokens.shape[1] > cfg.n_ctx:
-            raise InputError(f"{tokens.shape[1]} tokens, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx).")
+            raise InputError(f"{tokens.shape[1]} tokens, and {longest(cfg)}.")
         return tokens.astype(np.int64, copy=False)  # after the check: a large unsigned id would wrap around
 
     # Token ids
@@ -355,6 +353,20 @@ def some(rows: list[list[int]]) -> list[list[int]]:
     if not any(rows):
         raise InputError("the prompt is empty: it holds no token. Pass some text, or prepend_bos=True.")
     return rows
+
+
+def longest(cfg: ModelConfig) -> str:
+    """How many tokens a model takes, for people; also how to have it take more, where it was trained for more.
+
+    Args:
+        cfg: The model's config.
+    """
+    said, trained = f"{cfg.model_name} takes at most {cfg.n_ctx} (n_ctx)", cfg.n_ctx_trained
+    return (
+        said
+        if trained is None or trained <= cfg.n_ctx
+        else f"{said}; it was trained for {trained}: open it with n_ctx="
+    )
 
 
 def checked_side(side: str) -> str:

@@ -145,9 +145,7 @@ def export_to_new_folder(
         return _export(source, stage, target, verify, announce, link, n_ctx)
 
 
-def _export_in_place(
-    source: Source, target: Path, verify: bool, announce: Announce, n_ctx: int | None
-) -> ExportReport:
+def _export_in_place(source: Source, target: Path, verify: bool, announce: Announce, n_ctx: int | None) -> ExportReport:
     """Adds the graph to the checkpoint folder itself. What an earlier export put there stays until it is complete."""
     from graphlens import surgery
     from graphlens.export.checkpoint import read_checkpoint
@@ -239,6 +237,7 @@ def _write(
 ) -> PlacedWeights:
     """Writes the graph to ``path`` and all that belongs beside it into ``stage``."""
     from graphlens import surgery
+    from graphlens.export.trace import parameter_shapes
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.graph import write_manifest
 
@@ -246,6 +245,11 @@ def _write(
     # Before anything is written: the family may refuse it.
     spec = checkpoint.family.spec_of(hf_config, source.name)
     config = checkpoint.family.model_config(spec, source.name, DTYPE, n_ctx)
+    tied = hf_config.tie_word_embeddings = checkpoint.is_tied(bool(getattr(hf_config, "tie_word_embeddings", False)))
+    unused = checkpoint.ensure_complete(parameter_shapes(hf_config, spec), spec.blocks, tied)
+    if unused:
+        shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+        warn(f"{source.name}: the weights hold tensors that the model does not use: {shown}.")
     placed = place_weights(checkpoint, stage, announce, link)
     model, manifest = _hooked_graph(source, checkpoint, hf_config, spec, config, placed, stage, announce)
     write_manifest(model, manifest)
@@ -272,8 +276,7 @@ def _hooked_graph(
     from graphlens.surgery.inputs import attach_preamble
 
     family = checkpoint.family
-    tied = checkpoint.is_tied(bool(getattr(hf_config, "tie_word_embeddings", False)))
-    hf_config.tie_word_embeddings = tied
+    tied = bool(hf_config.tie_word_embeddings)
     announce(f"Tracing {source.name}: {config.n_layers} layers")
     model = trace(hf_config, spec)
     build.optimise(model)
@@ -288,10 +291,6 @@ def _hooked_graph(
         for parameter, other in family.tied.items():
             shared = places.get(parameter) or places[other]
             places |= {parameter: shared, other: shared}
-    unused = checkpoint.refuse_surplus(places, spec.blocks, tied)
-    if unused:
-        shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
-        warn(f"{source.name}: the weights hold tensors that the model does not use: {shown}.")
     build.tidy(model)
     manifest = Manifest(
         config=config,

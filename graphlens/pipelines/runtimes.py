@@ -34,7 +34,8 @@ def write_genai_config(manifest: Manifest, stage: Path) -> None:
         manifest: That of the model.
         stage: The folder, which holds the checkpoint's settings already.
     """
-    config, hf = manifest.config, read_settings(stage / CONFIG_FILE) | read_settings(stage / GENERATION_CONFIG_FILE)
+    config, length = manifest.config, manifest.config.n_ctx_trained or manifest.config.n_ctx
+    hf = read_settings(stage / CONFIG_FILE) | read_settings(stage / GENERATION_CONFIG_FILE)
     eos = hf.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) else eos
     tokens = {"bos_token_id": hf.get("bos_token_id", first_eos), "eos_token_id": eos}
@@ -60,12 +61,12 @@ def write_genai_config(manifest: Manifest, stage: Path) -> None:
     data: dict[str, Json] = {
         "model": {
             **{name: token for name, token in tokens.items() if token is not None},
-            "context_length": config.n_ctx,
+            "context_length": length,
             "vocab_size": config.d_vocab,
             "type": "decoder",
             "decoder": decoder,
         },
-        "search": {"do_sample": False, "max_length": config.n_ctx, "past_present_share_buffer": False},
+        "search": {"do_sample": False, "max_length": length, "past_present_share_buffer": False},
     }
     _write_json(stage / "genai_config.json", data)
 

@@ -17,7 +17,6 @@ from graphlens.edits.operand import aligned, along
 from graphlens.edits.parts import PARTS
 from graphlens.edits.record import Array
 from graphlens.edits.selection import (
-    JOINT_AXES,
     POSITION_AXES,
     Axis,
     Grid,
@@ -30,7 +29,7 @@ from graphlens.edits.selection import (
 from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK
 from graphlens.file.manifest import METADATA_KEY, HookEntry
-from graphlens.file.names import axis_sizes, select
+from graphlens.file.names import JOINT_AXES, axis_sizes, select
 from graphlens.surgery.fold import Folded, fold
 from graphlens.surgery.gates import keep_masked
 from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest

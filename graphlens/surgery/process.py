@@ -142,6 +142,12 @@ def _any_has(manifest: Manifest, norms: Sequence[str], leaf: str) -> bool:
     return any(f"{norm}.{leaf}" in manifest.weights for norm in norms)
 
 
+def _has_value_bias(manifest: Manifest, steps: Sequence[str], layer: int) -> bool:
+    """True if a bias of values is moved into attention's output bias: one that is there, or that a norm's becomes."""
+    folded = "fold_ln" in steps and in_block(layer, "ln1.b") in manifest.weights
+    return bool(_MOVE_VALUE_BIASES & set(steps)) and (folded or in_block(layer, "attn.b_V") in manifest.weights)
+
+
 def _check_structure(source: Path, structure: Structure, manifest: Manifest, steps: Sequence[str]) -> None:
     """Refuses a model that computes something else than the architecture whose weights are processed.
 
@@ -170,7 +176,7 @@ def _check_structure(source: Path, structure: Structure, manifest: Manifest, ste
             if part.norm is not None:
                 ensure(structure.nothing_leaves(part.start, list(part.readers)), part.start, next(iter(part.readers)))
             ensure(structure.writes(part), part.inner, part.written)
-        if _MOVE_VALUE_BIASES & set(steps):
+        if _has_value_bias(manifest, steps, layer):
             values, z, pattern = (in_block(layer, f"attn.hook_{name}") for name in ("v", "z", "pattern"))
             ensure(structure.is_mixed(values, z, pattern), values, z)
         for total, terms in sums(config, layer).items():
@@ -211,7 +217,7 @@ class _Processing:
                 if f"{part.norm}.b" in self._dropped:
                     for matrix, bias in part.readers.values():
                         self._make_bias(matrix, bias)
-            if in_block(layer, "attn.b_V") in self._views and _MOVE_VALUE_BIASES & set(self.steps):
+            if _has_value_bias(self.manifest, self.steps, layer):
                 self._make_bias(*sublayers(config, layer)[0].out)
         if "ln_final.b" in self._dropped:
             self._views.setdefault("unembed.b_U", self._views["unembed.W_U"])
@@ -348,7 +354,7 @@ def _bias_of(view: WeightView, tensor: str, by_head: bool) -> WeightView:
     take = None if view.take is None else (0, *view.take[1:])
     cut = None if view.cut is None else (0, *view.cut[1:])
     if not by_head:
-        return WeightView(view.file, tensor, take=take, cut=cut)
+        return WeightView(view.file, tensor, take=take, cut=cut, times=view.times)
     assert view.shape is not None, "a matrix by heads has axes of heads"
     order = list(view.permute or range(len(view.shape)))
     inputs = order.pop(-2)  # of [..., heads, d_model, d_head]

@@ -81,9 +81,17 @@ class Structure:
             weights: TransformerLens names of the weights; those that the model lacks do not count.
         """
         found = None if end is None else self._stretch(start, end)
-        if found is None or not found.whole or found.constants or not found.operators <= _LINEAR:
+        if found is None or not found.whole or not found.operators <= _LINEAR:
             return False
-        wanted = {self._read(name) for name in weights if self._stored.entry(name) is not None}
+        names = [name for name in weights if self._stored.entry(name) is not None]
+        wanted = {self._read(name) for name in names}
+        # What multiplies the output is in the views of its weights.
+        dtype = np.dtype(self._manifest.config.dtype)
+        times = {times for name in names if (times := self._stored.views[name].times) is not None}
+        if [_number(constant) for constant in found.constants] != [
+            float(np.asarray(number, dtype)) for number in times
+        ]:
+            return False
         if found.weights != wanted or not all(map(_is_plain, found.nodes)):
             return False
         self.known |= found.nodes
@@ -109,9 +117,9 @@ class Structure:
             return False
         scalars = [value.const_value.numpy() for value in found.constants if value.const_value is not None]
         numbers = {float(scalar.reshape(())) for scalar in scalars if scalar.size == 1}
-        eps = float(np.asarray(config.eps, np.dtype(config.dtype)))
+        eps = {float(np.asarray(config.eps, kind)) for kind in (config.dtype, "float32")}  # see precision.py
         if (
-            len(scalars) != len(found.constants) or not numbers <= {eps, 2.0} or eps not in numbers
+            len(scalars) != len(found.constants) or not numbers <= eps | {2.0} or not eps & numbers
         ):  # 2: a square as Pow
             return False
         if ("Sub" in found.operators) != config.normalization_type.startswith("LN"):
@@ -274,6 +282,8 @@ def _is_plain(node: ir.Node) -> bool:
         name in node.attributes and node.attributes[name].value != 1 for name in ("alpha", "beta")
     ):
         return False
+    if node.op_type == "Mul" and any(_number(value) is not None for value in node.inputs):
+        return True  # which number it is was looked at
     return node.op_type not in ("Gemm", "MatMul", "Mul") or any(
         value is not None and stored_weight(value) is not None for value in node.inputs
     )

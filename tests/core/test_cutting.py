@@ -140,7 +140,8 @@ def test_a_mask_of_each_row(tiny: HookedTransformer) -> None:
     padding[0, :3], padding[2, :1] = 0, 0
     _, cache = tiny.run_with_cache(tokens, attention_mask=padding)
     q, k, v, z = (cache[f"blocks.1.attn.hook_{name}"] for name in "qkvz")
-    found = BlockPieces(tiny.runner.engine, 1000).z(1, q, k, v, {"mask": causal(7) & padding.astype(bool)[:, None, None]})
+    mask = causal(7) & padding.astype(bool)[:, None, None]
+    found = BlockPieces(tiny.runner.engine, 1000).z(1, q, k, v, {"mask": mask})
     close(found, z)
 
 

@@ -44,6 +44,8 @@ def test_a_config_is_transformerlenss(name: str, family_checkpoint: Callable[[st
     }
     assert not differ
     assert ours.n_key_value_heads == (theirs.n_key_value_heads or theirs.n_heads)
+    keys = ours.n_heads - ours.n_key_value_heads  # that TransformerLens counts, and no checkpoint stores
+    assert ours.n_params == theirs.n_params - 2 * ours.n_layers * ours.d_model * ours.d_head * keys
     rotary = theirs.positional_embedding_type == "rotary"
     assert ours.rotary_dim == (theirs.rotary_dim if rotary else None)
     assert ours.rotary_base == (theirs.rotary_base if rotary else None)
@@ -55,6 +57,6 @@ def test_no_field_is_left_out() -> None:
     apart = {"n_key_value_heads", "rotary_dim", "rotary_base", "attn_types"}
     unlike = {
         "model_name", "original_architecture", "n_ctx", "n_ctx_trained", "dtype",  # of a tiny model that has no name there
-        "post_norm_only",  # ours alone
+        "post_norm_only", "rotary_short",  # ours alone
     }  # fmt: skip
     assert {field.name for field in fields(ModelConfig)} == {*SAME, *apart, *unlike} - {"d_vocab_out"}

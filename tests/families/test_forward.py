@@ -14,12 +14,14 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from graphlens import HookedTransformer, surgery
+from graphlens import HookedTransformer, InputError, KeyValueCache, surgery
 from graphlens.file.io_names import RESIDUAL_IN
 from graphlens.surgery.files import write_graph
 from graphlens.surgery.precision import convert_into
 from tests.closeness import close
+from tests.families.exports import reference_of
 from tests.families.variants import CHOSEN
+from tests.families.worded import N_CTX, worded_checkpoint, worded_folder
 
 LENGTH = 20
 
@@ -118,6 +120,30 @@ def test_positions_may_be_fed(name: str, family_folder: Callable[[str], Path], t
     assert np.abs(found - plain).max() > 1e-3
 
 
+# Beyond the cap of 2,048 tokens
+
+
+def test_a_run_may_be_as_long_as_a_checkpoint_allows(families_root: Path) -> None:
+    folder, checkpoint = worded_folder("llama", families_root), worded_checkpoint("llama", families_root)
+    model = HookedTransformer.from_onnx(folder, "cpu")
+    assert (model.cfg.n_ctx, model.cfg.n_ctx_trained) == (2048, N_CTX)
+    text = " to" * 2100
+    with pytest.warns(
+        UserWarning, match=rf"53 tokens were cut .* at most 2048 .*trained for {N_CTX}: open it with n_ctx="
+    ):
+        assert model.forward(text, stop_at_layer=0).shape[1] == 2048
+    tokens = model.to_tokens(text, truncate=False)
+    with pytest.raises(InputError, match=f"2101 tokens, and .*trained for {N_CTX}: open it with n_ctx="):
+        model.forward(tokens)
+    with pytest.raises(InputError, match="2040 tokens and 9 new ones are too many"):
+        model.generate(tokens[:, :2040], 9, verbose=False)
+    longer = HookedTransformer.from_onnx(folder, "cpu", n_ctx=N_CTX)
+    cache = KeyValueCache.init_cache(longer.cfg)
+    longer.forward(tokens[:, :-1], past_kv_cache=cache, return_type=None)
+    found = longer.forward(tokens[:, -1:], past_kv_cache=cache)
+    close(found[:, -1], logits_of(reference_of(checkpoint), tokens)[:, -1])
+
+
 # Losses
 
 
@@ -210,6 +236,26 @@ def test_float16_is_as_near_as_transformers_in_float16(
     assert found.dtype == np.float16
     off = np.abs(logits_of(half, tokens).astype(np.float32) - exact).max()
     assert 0 < np.abs(found.astype(np.float32) - exact).max() <= 3 * off
+
+
+def test_gradients_and_flags_work_in_every_precision(
+    model: HookedTransformer, converted: Callable[[str], Path]
+) -> None:
+    tokens, hook = prompts(), "blocks.0.hook_resid_post"
+
+    def gradient(of: HookedTransformer) -> np.ndarray:
+        _, cache = of.run_with_cache(tokens, return_type="loss", names_filter=hook, incl_bwd=True)
+        return np.asarray(cache[f"{hook}_grad"])
+
+    expected = gradient(model)
+    for dtype, tolerance in (("float64", 5e-5), ("float16", 2e-2)):  # of the largest
+        other = HookedTransformer.from_onnx(converted(dtype), "cpu")
+        found = gradient(other)
+        assert found.dtype == dtype
+        assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+        plain = other.forward(tokens)
+        other.set_use_attn_result(True)
+        np.testing.assert_allclose(other.forward(tokens), plain, rtol=tolerance, atol=tolerance)
 
 
 def rounding(model: ir.Model, folder: Path) -> ReferenceEvaluator:

@@ -220,6 +220,6 @@ def test_norms_of_queries_have_no_positions_to_choose(family_model: Callable[[st
 
 def test_longer_than_n_ctx_is_refused(family_folder: Callable[[str], Path]) -> None:
     model = HookedTransformer.from_onnx(family_folder("llama"), "cpu", n_ctx=20)
-    with pytest.raises(InputError, match=r"5 tokens and 16 new ones are more than .* takes: 20 \(n_ctx\)"):
+    with pytest.raises(InputError, match=r"5 tokens and 16 new ones are too many: .* takes at most 20 \(n_ctx\)"):
         model.generate(prompts(1, 5), 16, **GREEDY)
     assert model.generate(prompts(1, 5), 15, **GREEDY).shape == (1, 20)

@@ -14,7 +14,7 @@ from graphlens.errors import UnknownHookPoint
 from graphlens.experiments.stages import STAGES
 from graphlens.file.names import split_name
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff
-from graphlens.patching import Site, act_patch_sites, get_act_patch_attn_head_all_pos_every, grid, sweep
+from graphlens.patching import Site, act_patch_sites, get_act_patch_attn_head_all_pos_every, sweep
 from tests.families.variants import CHOSEN
 from tests.intervention_specs import fields_of, patch_of, reference, shape_of
 
@@ -93,13 +93,61 @@ def test_a_sweep_is_a_loop_of_whole_runs(options: dict[str, Any], model: HookedT
             values[tail] = cache[tail][:, ::-1]
         expected = by_whole_runs(model, sites, values, **options)
         assert expected["loss"].std() > 1e-3, f"patching {tail} changes nothing, so this tests nothing"
-        for given in (METRICS, {"difference": METRICS["difference"]}):
-            for tokens in (7, 4096):
-                result = sweep(
-                    model, CORRUPTED, sites, values, given, max_batch_tokens=tokens, verbose=False, **options
-                )
-                for name in given:
-                    apart = np.abs(result.sel(metric=name).values - expected[name]).max()
-                    assert apart <= 1e-5 * np.abs(expected[name]).max(), (tail, name, tokens)
-                quick = tail != "attn.hook_result" or "ln1_post.hook_scale" not in kinds(model)
-                assert ("general_path" not in result.metadata) == quick, (tail, result.metadata)
+        quick = tail != "attn.hook_result" or "ln1_post.hook_scale" not in kinds(model)
+        for given, tokens in ((METRICS, 24), (METRICS, 4096), ({"difference": METRICS["difference"]}, 64)):
+            result = sweep(model, CORRUPTED, sites, values, given, max_batch_tokens=tokens, verbose=False, **options)
+            for name in given:
+                apart = np.abs(result.sel(metric=name).values - expected[name]).max()
+                assert apart <= 1e-5 * np.abs(expected[name]).max(), (tail, name, tokens)
+            assert ("general_path" not in result.metadata) == quick, (tail, result.metadata)
+
+
+@pytest.mark.parametrize("options", MASKS.values(), ids=MASKS)
+def test_a_run_patched_from_itself_is_itself(options: dict[str, Any], model: HookedTransformer) -> None:
+    _, cache = model.run_with_cache(CORRUPTED, **options)
+    sites = [site for tail in kinds(model) if tail in STAGES for site in places(model, tail)]
+    result = sweep(model, CORRUPTED, sites, cache, METRICS, verbose=False, **options)
+    for name in METRICS:
+        found = result.sel(metric=name)
+        np.testing.assert_array_equal(found.values, np.stack([found.baselines["corrupted"]] * len(sites)))
+
+
+def test_where_there_is_no_shortcut(model: HookedTransformer) -> None:
+    """Norms and what comes after the blocks take whole runs, and the result says so."""
+    _, cache = model.run_with_cache(CLEAN)
+    for tail in kinds(model):
+        if tail in STAGES:
+            continue
+        layer = "blocks.1." if f"blocks.1.{tail}" in cache else ""
+        sites = [Site(layer + tail)]
+        result = sweep(model, CORRUPTED, sites, cache, METRICS, verbose=False)
+        expected = by_whole_runs(model, sites, cache)
+        for name in METRICS:
+            assert np.abs(result.sel(metric=name).values - expected[name]).max() <= 1e-5 * np.abs(expected[name]).max()
+        assert tail in result.metadata["general_path"]
+
+
+def test_heads_of_keys_and_values_are_as_many_as_there_are(model: HookedTransformer) -> None:
+    cfg, (_, cache) = model.cfg, model.run_with_cache(CLEAN)
+    for letter in "qkv":
+        sites = act_patch_sites(model, CORRUPTED, f"attn_head_{letter}_all_pos")
+        assert sites.shape == (cfg.n_layers, cfg.n_heads if letter == "q" else cfg.n_key_value_heads)
+        result = sweep(model, CORRUPTED, sites, cache, METRICS["difference"], verbose=False)
+        expected = by_whole_runs(model, sites.sites[-2:], cache)["difference"]
+        assert np.abs(result.values.reshape(-1, 3)[-2:] - expected).max() <= 1e-5 * np.abs(expected).max()
+    if cfg.n_heads != cfg.n_key_value_heads:
+        with pytest.raises(InputError, match=r"of keys and values.*get_act_patch_attn_head_k_all_pos"):
+            get_act_patch_attn_head_all_pos_every(model, CORRUPTED, cache, METRICS["difference"])
+
+
+def test_what_a_model_lacks_is_refused_by_name(model: HookedTransformer) -> None:
+    names = model.runner.names()
+    lacking = {
+        "hook_resid_mid": "hook_resid_post has the sum",
+        "attn.hook_rot_q": "attn.hook_q",
+        "mlp.hook_pre_linear": "mlp.hook_post",
+    }
+    for tail, said in lacking.items():
+        if f"blocks.1.{tail}" not in names:
+            with pytest.raises(UnknownHookPoint, match=f"blocks.1.{tail}' is not a hook point of this model.*{said}"):
+                sweep(model, CORRUPTED, Site(f"blocks.1.{tail}"), "zero", METRICS["difference"], verbose=False)

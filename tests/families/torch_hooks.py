@@ -123,9 +123,12 @@ def _of_block(spec: Spec, block: str) -> Iterator[tuple[str, Place]]:
     if not spec.parallel and not spec.post_norm_only:
         # Another input of the norm would leave what is added to it later.
         yield "hook_resid_mid", replace(_whole(f"{block}.{spec.ln2}", True), put=None)
+    # Bloom's modules add the residual stream themselves: there what their last matrices give is the sublayer's output.
+    adds = a.alibi is not None
     after = f"{block}.{spec.ln1_post or spec.ln1}" if spec.ln1_post or spec.post_norm_only else attention
-    yield "hook_attn_out", _whole(after, False, spec.residual_scale)
+    yield "hook_attn_out", _whole(f"{attention}.{a.out}" if adds else after, False, spec.residual_scale)
     after = f"{block}.{spec.ln2_post or spec.ln2}" if spec.ln2_post or spec.post_norm_only else feed
+    after = f"{feed}.{mlp.down}" if adds else after
     if after:
         yield "hook_mlp_out", _whole(after, False, spec.residual_scale)
     norms = {"ln1": spec.ln1, "ln2": spec.ln2, "ln1_post": spec.ln1_post, "ln2_post": spec.ln2_post}

@@ -263,9 +263,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     # Mixtral
     "mixtral": Variant("MixtralConfig", _EXPERTS),
-    "mixtral-window": Variant(
-        "MixtralConfig", _EXPERTS | {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 4}
-    ),
+    "mixtral-window": Variant("MixtralConfig", _EXPERTS | {"num_local_experts": 3, "sliding_window": 4}),
 }
 
 

@@ -1,9 +1,9 @@
 """Makes the golden files of the formats that this version writes: ``python tests/golden/make.py``, once for each release.
 
-They are a hooked folder of a tiny random Gemma 3 of odd sizes (up to format 2: GPT-2), an edits file and a saved sweep, in a folder named after the
-three formats: ``1-1-1`` is format 1 of the manifest, of edits files and of sweep results. ``expected.safetensors`` holds
-what they must give, computed by transformers and torch hooks and not by graphlens. A folder that is there is never made
-again: later versions open what earlier ones wrote. Needs the extras [cpu,export].
+They are a hooked folder of a tiny random Gemma 3 of odd sizes (up to format 2: GPT-2), an edits file and a saved sweep,
+in a folder named after the three formats: ``1-1-1`` is format 1 of the manifest, of edits files and of sweep results.
+``expected.safetensors`` holds what they must give, computed by transformers and torch hooks and not by graphlens. A folder
+that is there is never made again: later versions open what earlier ones wrote. Needs the extras [cpu,export].
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def _hooked(pairs: list[tuple[torch.nn.Module, Callable[..., Any], bool]]) -> It
         yield
 
 
-def _edited(module: transformers.Gemma3ForCausalLM, tokens: torch.Tensor, steering: Array, patch: Array) -> torch.Tensor:
+def _edited(
+    module: transformers.Gemma3ForCausalLM, tokens: torch.Tensor, steering: Array, patch: Array
+) -> torch.Tensor:
     """The logits of the module with the edits of ``_edits``, by torch's own hooks."""
     import torch
 

@@ -18,6 +18,9 @@ import numpy as np
 from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, embedded_model
 from graphlens.deploy import bake_model, write_drivable
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.families.worded import ENDS, worded_folder
+
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 NEW_TOKENS = 16
 MARGIN = 1e-3  # between the two likeliest tokens: what float32 rounding cannot bridge
@@ -80,6 +83,7 @@ def main(out: Path) -> None:
         "patch": patch.ravel().tolist(),
         "logits": {name: array.ravel().tolist() for name, array in logits.items()},
         "runs": _runs(model, prompt, names),
+        "llama": _llama(out),
     }
     (out / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
 
@@ -88,6 +92,25 @@ def _greedy(model: HookedTransformer, prompt: Any, edits: list[Any]) -> list[int
     with model.intervene(edits):
         found: list[int] = model.generate(prompt, NEW_TOKENS, do_sample=False, verbose=False)[0].tolist()
     return found
+
+
+def _llama(out: Path) -> dict[str, Any]:
+    """A random Llama, baked for transformers.js, and what it generates: grouped keys that are rotated, several end tokens."""
+    folder = worded_folder("llama", out)
+    model = HookedTransformer.from_onnx(folder, "cpu")
+    vector = np.random.default_rng(0).standard_normal(model.cfg.d_model).astype(np.float32)
+    edits = [
+        Ablate("blocks.1.attn.hook_z", heads=1),
+        Scale("blocks.0.attn.hook_rot_k", 1.5),
+        Steer("blocks.1.hook_resid_pre", vector, positions="generated"),
+    ]
+    bake_model(folder, edits, out / "llama-transformersjs", with_past=True, layout="transformersjs")
+    prompt = model.to_tokens(PROMPT)
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": ENDS, "return_type": "tokens", "verbose": False}
+    with model.intervene(edits):
+        generated = model.generate(prompt, NEW_TOKENS, **options)
+    assert (generated != model.generate(prompt, NEW_TOKENS, **options)).any(), "edits change nothing generated"
+    return {"prompt_tokens": prompt[0].tolist(), "generated": generated[0].tolist()}
 
 
 def _runs(model: HookedTransformer, prompt: Any, names: list[int]) -> dict[str, Any]:

@@ -79,16 +79,21 @@ test("onnxruntime-web refuses an optional gate", async () => {
   await assert.rejects(session.run({ input_ids, ...gates.scale }), /invalid input/);
 });
 
-for (const folder of ["baked-transformersjs", "baked-transformersjs-large"]) {
+const generated = {
+  "baked-transformersjs": expected,
+  "baked-transformersjs-large": expected,
+  "llama-transformersjs": expected.llama,
+};
+for (const [folder, python] of Object.entries(generated)) {
   test(`transformers.js generates Python's tokens from local files: ${folder}`, async () => {
     Object.assign(env, { allowRemoteModels: false, useFSCache: false, localModelPath: made });
     const tokenizer = await AutoTokenizer.from_pretrained(folder);
     const inputs = tokenizer(`<|endoftext|>${expected.prompt}`);
-    assert.deepEqual(Array.from(inputs.input_ids.data, Number), expected.prompt_tokens);
+    assert.deepEqual(Array.from(inputs.input_ids.data, Number), python.prompt_tokens);
     const model = await AutoModelForCausalLM.from_pretrained(folder);
-    const max_new_tokens = expected.generated.length - expected.prompt_tokens.length;
-    const generated = await model.generate({ ...inputs, do_sample: false, max_new_tokens });
-    assert.deepEqual(Array.from(generated.data, Number), expected.generated);
+    const max_new_tokens = python.generated.length - python.prompt_tokens.length;
+    const found = await model.generate({ ...inputs, do_sample: false, max_new_tokens });
+    assert.deepEqual(Array.from(found.data, Number), python.generated);
   });
 }
 

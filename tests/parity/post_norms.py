@@ -74,17 +74,11 @@ def _sandwich(c: ConfigReader) -> Spec:
 
 
 def _post_only(c: ConfigReader) -> Spec:
-    return replace(
-        _sandwich(c), ln1="attn.post", ln2="mlp.post", ln1_post=None, ln2_post=None, post_norm_only=True
-    )
+    return replace(_sandwich(c), ln1="attn.post", ln2="mlp.post", ln1_post=None, ln2_post=None, post_norm_only=True)
 
 
-SANDWICH = replace(
-    GPT2, architecture="SandwichLMHeadModel", model_types=("sandwich",), aliases={}, spec=_sandwich
-)
-POST_ONLY = replace(
-    GPT2, architecture="PostOnlyLMHeadModel", model_types=("post-only",), aliases={}, spec=_post_only
-)
+SANDWICH = replace(GPT2, architecture="SandwichLMHeadModel", model_types=("sandwich",), aliases={}, spec=_sandwich)
+POST_ONLY = replace(GPT2, architecture="PostOnlyLMHeadModel", model_types=("post-only",), aliases={}, spec=_post_only)
 
 
 def register() -> None:

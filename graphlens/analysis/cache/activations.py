@@ -7,11 +7,13 @@ import difflib
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Self
 
-from graphlens.analysis.arrays import Array, ArrayT
+import numpy as np
+
+from graphlens.analysis.arrays import Array, ArrayT, UserArray
 from graphlens.analysis.cache.reader import CacheModel
 from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError, UnknownHookPoint, checked_number
-from graphlens.file.names import FLAGGED, canonical, get_act_name, split_name
+from graphlens.file.names import BLOCK, FLAGGED, JOINT_AXES, canonical, get_act_name, split_name
 
 Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
 
@@ -115,7 +117,7 @@ class Activations(Mapping[str, ArrayT]):
     # The batch axis and the device
 
     def remove_batch_dim(self) -> Self:
-        """Drops the batch axis of every activation, in place.
+        """Drops the batch axis of every activation, in place. Norms of each query and key have none, nor chosen experts.
 
         Returns:
             The cache itself.
@@ -125,11 +127,13 @@ class Activations(Mapping[str, ArrayT]):
         """
         if self.has_batch_dim:
             for name, value in self.cache_dict.items():
-                if value.shape[0] != 1:
+                if value.shape[0] != 1 and not _joins_prompts(name, value):
                     raise InputError(
                         f"cannot drop the batch axis of {name!r}: the batch holds {value.shape[0]} prompts."
                     )
-            self.cache_dict = {name: value[0] for name, value in self.cache_dict.items()}
+            self.cache_dict = {
+                name: value if _joins_prompts(name, value) else value[0] for name, value in self.cache_dict.items()
+            }
             self.has_batch_dim = False
         return self
 
@@ -140,16 +144,41 @@ class Activations(Mapping[str, ArrayT]):
             batch_slice: Which prompts; an int drops the batch axis.
 
         Raises:
-            InputError: For a prompt that is not in the batch, or when there is no batch axis.
+            InputError: For a prompt that is not in the batch, when there is no batch axis, and where nothing in the cache tells
+                how many prompts an activation is of.
         """
         taken = Slice(batch_slice)
         if not self.has_batch_dim and taken.mode != "identity":
             raise InputError("this cache has no batch axis to slice: it was removed.")
-        sliced = {name: taken.apply(value) for name, value in self.cache_dict.items()} if self.has_batch_dim else {}
+        sliced: dict[str, ArrayT] = {}
+        for name, value in self.cache_dict.items() if self.has_batch_dim else ():
+            if _joins_prompts(name, value) and taken.mode != "identity":
+                rows = np.arange(value.shape[0]).reshape(self._prompts(name), -1)
+                sliced[name] = Slice(np.asarray(taken.apply(rows)).ravel()).apply(value)
+            else:
+                sliced[name] = taken.apply(value)
         return type(self)(sliced or dict(self.cache_dict), self.model, self.has_batch_dim and taken.mode != "int")
+
+    def _prompts(self, asked: str) -> int:
+        """The number of prompts of the run; ``asked`` is the activation that does not tell."""
+        for name, value in self.cache_dict.items():
+            if not _joins_prompts(name, value):
+                return int(value.shape[0])
+        if self.mask is not None:
+            return int(self.mask.shape[0])
+        raise InputError(
+            f"{asked!r} has prompts and positions in one axis, and nothing else in this cache tells how many prompts "
+            "there were: cache another activation with it, 'hook_embed' say."
+        )
 
     def to(self, device: object) -> Self:
         """This cache: activations are always on the CPU. Raises InputError for any other device."""
         if str(device) not in ("cpu", "cpu:0"):
             raise InputError(f"the activations are on the CPU and stay there: cannot move them to {str(device)!r}.")
         return self
+
+
+def _joins_prompts(name: str, value: UserArray) -> bool:
+    """True if an activation has prompts and positions in one axis: a norm of each head's query or key, or chosen experts."""
+    axes = BLOCK.get(split_name(name.removesuffix("_grad"))[1], ("",))
+    return value.ndim == 2 and axes[0] in JOINT_AXES

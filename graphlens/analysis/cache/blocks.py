@@ -11,7 +11,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT, UserArray, working
 from graphlens.analysis.cache.reader import Reader
-from graphlens.analysis.cache.readout import Readout
+from graphlens.analysis.cache.readout import PostNorm, Readout
 from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError
 from graphlens.file.names import in_block
@@ -24,17 +24,20 @@ class Blocks(NamedTuple):
     arrays: Iterator[Array]
 
 
-def head_results(reader: Reader[ArrayT], layer: int, positions: Slice, readout: Readout) -> Array:
-    """What is read of each head of one layer, [h, *b, p, D]."""
+def head_results(
+    reader: Reader[ArrayT], layer: int, positions: Slice, readout: Readout, post: PostNorm | None = None
+) -> Array:
+    """What is read of each head of one layer, [h, *b, p, D], through the norm of attention's output if ``post`` is one."""
     if in_block(layer, "attn.hook_result") in reader.activations:
-        results = positions.apply(reader.activation("result", layer), dim=-3)
-        return readout.vectors(np.moveaxis(results, -2, 0))
+        results = np.moveaxis(positions.apply(reader.activation("result", layer), dim=-3), -2, 0)
+        return readout.vectors(results if post is None else post.vectors(results))
     z = np.moveaxis(positions.apply(reader.activation("z", layer), dim=-3), -2, 0)
     weight = working(reader.model.weights[in_block(layer, "attn.W_O")])
     if z.shape[0] != weight.shape[0] or z.shape[-1] != weight.shape[1]:
         raise InputError(f"{in_block(layer, 'attn.hook_z')} does not fit W_O of shape {list(weight.shape)}.")
-    directions = readout.directions(weight)
-    flat = readout.coefficients(z).reshape(z.shape[0], -1, z.shape[-1])
+    directions = readout.directions(weight if post is None else post.directions(weight))
+    z = readout.coefficients(z if post is None else z / post.scale)
+    flat = z.reshape(z.shape[0], -1, z.shape[-1])
     product: Array = (flat @ directions.reshape(*weight.shape[:2], -1)).reshape(*z.shape[:-1], -1)
     return product[..., 0] if directions.ndim == 2 else product
 
@@ -44,8 +47,11 @@ def neurons_of(
 ) -> tuple[Array, Array]:
     """Activations [*b, p, M] of one layer's neurons and what is read of the output weights of each, [M, D]."""
     acts = neurons.apply(positions.apply(reader.activation("post", layer), dim=-2), dim=-1)
-    weight = neurons.apply(reader.model.weights[in_block(layer, "mlp.W_out")])
-    return np.asarray(readout.coefficients(acts)), np.asarray(readout.directions(working(weight)))
+    weight = working(neurons.apply(reader.model.weights[in_block(layer, "mlp.W_out")]))
+    post = reader.post_norm(layer, "mlp", positions)
+    if post is not None:
+        acts, weight = acts / (post.scale if neurons.mode != "int" else post.scale[..., 0]), post.directions(weight)
+    return np.asarray(readout.coefficients(acts)), np.asarray(readout.directions(weight))
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,12 @@ class Before(Generic[ArrayT]):
         """Every head before the layer, and with ``in_layer_too`` those of it; a block for each layer."""
         layers = range(self.layer + in_layer_too)
         labels = [f"L{i}H{head}" for i in layers for head in range(self.reader.model.cfg.n_heads)]
-        return Blocks(labels, (head_results(self.reader, i, self.positions, self.readout) for i in layers))
+
+        def results(i: int) -> Array:
+            post = self.reader.post_norm(i, "attn", self.positions)
+            return head_results(self.reader, i, self.positions, self.readout, post)
+
+        return Blocks(labels, map(results, layers))
 
     def neurons(self, neurons: Slice) -> Blocks:
         """Every chosen neuron before the layer, a block for each layer."""
@@ -116,9 +127,30 @@ class Before(Generic[ArrayT]):
         found = (self.positions.apply(self.reader.activation(name), dim=-2) for _, name in chosen)
         return Blocks([label for label, _ in chosen], (self.readout.vectors(array)[None] for array in found))
 
-    def bias(self, bias: Array) -> Blocks:
-        """A bias [D], the same at every position, as one entry."""
-        return Blocks(["bias"], iter([self.readout.vectors(np.broadcast_to(bias, (1, *self._shape)))]))
+    def bias(self, mlp_input: bool, include_mlp_biases: bool) -> Blocks:
+        """The output biases before the layer as one entry: see ``HookedTransformer.accumulated_bias``."""
+        config = self.reader.model.cfg
+        if config.use_normalization_before_and_after or config.post_norm_only:
+            bias = self._normalised_biases(mlp_input, include_mlp_biases)
+        else:
+            given = self.reader.model.accumulated_bias(self.layer, mlp_input, include_mlp_biases)
+            bias = np.broadcast_to(self.reader.numbers(given, "bias"), (1, *self._shape))
+        return Blocks(["bias"], iter([self.readout.vectors(bias)]))
+
+    def _normalised_biases(self, mlp_input: bool, include_mlp_biases: bool) -> Array:
+        """The output biases where norms of the sublayers' outputs make something else of them at each position."""
+        parts = [("attn", i) for i in range(self.layer + mlp_input)]
+        parts += [("mlp", i) for i in range(self.layer)] if include_mlp_biases else []
+        total = np.zeros((1, *self._shape), np.float32)
+        for part, i in parts:
+            bias = self.reader.model.weights.get(in_block(i, "attn.b_O" if part == "attn" else "mlp.b_out"))
+            post = self.reader.post_norm(i, part, self.positions)
+            assert post is not None, "this architecture has such norms"
+            if bias is not None:
+                total = total + post.vectors(working(bias))
+            if post.bias is not None:
+                total = total + post.bias
+        return total
 
     def stacked(self, parts: list[Blocks], incl_remainder: bool = False) -> tuple[Array, list[str]]:
         """One stack [n, *b, p, D] of some blocks, and its labels.

@@ -54,7 +54,8 @@ class ComponentMethods(Generic[ArrayT]):
     def compute_head_results(self) -> None:
         """Adds what each head writes, ``blocks.i.attn.hook_result`` [*b, p, h, D], to the cache.
 
-        It is computed from z and W_O; results that are there already stay. TransformerLens: the same name.
+        It is computed from z and W_O, before any norm of attention's output; results that are there already stay.
+        TransformerLens: the same name.
 
         Raises:
             UnknownHookPoint: When a layer's ``attn.hook_z`` was not cached.
@@ -94,6 +95,9 @@ class ComponentMethods(Generic[ArrayT]):
         apply_ln: bool = False,
     ) -> ArrayT | tuple[ArrayT, list[str]]:
         """What every head before ``layer`` writes; the cache stays as it is (TransformerLens: the same name).
+
+        Where a norm follows attention (Gemma 2 and 3, OLMo 2), each head's result goes through it at the scale of the run, so
+        that the entries sum to what was written, biases apart; TransformerLens leaves that norm out. So do neurons.
 
         Args:
             layer: 0 to n_layers; None or -1: all layers.
@@ -266,6 +270,8 @@ class ComponentMethods(Generic[ArrayT]):
             InputError: For a layer or positions that are not there, and for directions of another shape.
             UnknownHookPoint: For activations that were not cached.
         """
+        if mlp_input:
+            self._reader.ensure_middle("mlp_input")
         before = Before.asked(self._reader, layer, mlp_input, apply_ln, pos_slice, project_output_onto)
         reader, upto = before.reader, before.layer
         parts = [before.heads(mlp_input)]
@@ -275,6 +281,6 @@ class ComponentMethods(Generic[ArrayT]):
                 parts.append(before.neurons(Slice()))
             else:
                 entire = [*((f"{i}_mlp_out", in_block(i, "hook_mlp_out")) for i in range(upto)), *entire]
-        bias = reader.numbers(reader.model.accumulated_bias(upto, mlp_input, expand_neurons), "bias")
-        stack, labels = before.stacked([*parts, before.whole(entire), before.bias(bias)])
+        bias = before.bias(mlp_input, expand_neurons)
+        stack, labels = before.stacked([*parts, before.whole(entire), bias])
         return reader.labelled(stack, labels, return_labels)

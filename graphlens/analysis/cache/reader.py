@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeAlias
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, Border, UserArray, working
-from graphlens.analysis.cache.readout import Readout, fitted
+from graphlens.analysis.cache.readout import PostNorm, Readout, fitted
 from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError, checked_number
 from graphlens.file.names import get_act_name, in_block
@@ -33,6 +33,14 @@ class CacheConfig(Protocol):
     def normalization_type(self) -> str: ...  # noqa: D102
     @property
     def attn_only(self) -> bool: ...  # noqa: D102
+    @property
+    def parallel_attn_mlp(self) -> bool: ...  # noqa: D102
+    @property
+    def use_normalization_before_and_after(self) -> bool: ...  # noqa: D102
+    @property
+    def post_norm_only(self) -> bool: ...  # noqa: D102
+    @property
+    def output_logits_soft_cap(self) -> float: ...  # noqa: D102
 
 
 class CacheModel(Protocol[ArrayT]):
@@ -136,6 +144,13 @@ class Reader(Generic[ArrayT]):
             raise InputError(f"mlp_input needs a layer from 0 to {count - 1}: the unembedding has no MLP input.")
         return layer
 
+    def ensure_middle(self, argument: str) -> None:
+        """Raises InputError for an architecture without a residual between attention and MLP; ``argument`` asked for it."""
+        if self.model.cfg.parallel_attn_mlp:
+            raise InputError(
+                f"{argument}: attention and MLP of a block read the same residual in this model, so there is none in the middle."
+            )
+
     def positions_shape(self, positions: Slice) -> tuple[int, ...]:
         """The shape [*b, p] of the chosen positions, taken from any activation of the residual stream that is cached."""
         for name in ("hook_embed", in_block(0, "hook_resid_pre"), *self.activations):
@@ -162,10 +177,42 @@ class Reader(Generic[ArrayT]):
         return self.model.cfg.normalization_type in ("LN", "LNPre")
 
     def scale(self, layer: int, mlp_input: bool, positions: Slice, prompts: Slice) -> Array:
-        """What the norm before a layer (n_layers: the final one) divided by in the run, [*b, p, 1]."""
+        """What the norm before a layer (n_layers: the final one) divided by in the run, [*b, p, 1].
+
+        Raises:
+            InputError: For an architecture that has no norm there.
+            UnknownHookPoint: Where the scale was not cached.
+        """
+        if self.model.cfg.post_norm_only and layer < self.model.cfg.n_layers:
+            raise InputError(
+                f"no norm reads the residual before layer {layer}: those of this model come after attention and MLP. Only the "
+                "final norm (layer=None) can be applied."
+            )
         norm = "ln_final" if layer == self.model.cfg.n_layers else in_block(layer, "ln2" if mlp_input else "ln1")
         scale = positions.apply(self.activation(f"{norm}.hook_scale"), dim=-2)
         return prompts.apply(scale) if self.has_batch_dim else scale
+
+    def post_norm(self, layer: int, sublayer: str, positions: Slice) -> PostNorm | None:
+        """The norm of what a sublayer gives, at the scale of the run; None where there is none.
+
+        Args:
+            layer: The layer.
+            sublayer: "attn" or "mlp".
+            positions: Which positions.
+
+        Raises:
+            UnknownHookPoint: Where the norm's scale was not cached.
+        """
+        config = self.model.cfg
+        if not config.use_normalization_before_and_after and not config.post_norm_only:
+            return None
+        name = "ln1" if sublayer == "attn" else "ln2"
+        norm = in_block(layer, name if config.post_norm_only else f"{name}_post")
+        scale = positions.apply(self.activation(f"{norm}.hook_scale"), dim=-2)
+        weight, bias = (self.model.weights.get(f"{norm}.{leaf}") for leaf in "wb")
+        return PostNorm(
+            self.centres, scale, None if weight is None else working(weight), None if bias is None else working(bias)
+        )
 
     def readout(
         self, apply_ln: bool, layer: int, mlp_input: bool, positions: Slice, onto: UserArray | None = None

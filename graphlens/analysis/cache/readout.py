@@ -43,6 +43,35 @@ class Readout:
         return read / (self.scale[..., 0] if self.onto is not None and self.onto.ndim == 1 else self.scale)
 
 
+@dataclass(frozen=True)
+class PostNorm:
+    """The norm that a sublayer's output goes through before it is added to the residual stream, at the scale of the run.
+
+    At that scale it is linear, so what heads and neurons write through it sums to what the sublayer wrote.
+
+    Attributes:
+        centre: Whether it subtracts the mean.
+        scale: What it divides by, [*b, p, 1].
+        weight: What it multiplies by then, [D]; None for nothing.
+        bias: What it adds, [D]; None for nothing.
+    """
+
+    centre: bool
+    scale: Array
+    weight: Array | None
+    bias: Array | None
+
+    def directions(self, given: Array) -> Array:
+        """Vectors [..., D] that a sublayer gives -> what is written of them but for the scale."""
+        if self.centre:
+            given = given - given.mean(-1, keepdims=True)
+        return given if self.weight is None else given * self.weight
+
+    def vectors(self, given: Array) -> Array:
+        """Vectors [..., *b, p, D] that a sublayer gives -> what is written of them, without the bias."""
+        return self.directions(given) / self.scale
+
+
 def fitted(scale: Array, stack: Array, batched: bool) -> Array:
     """A norm's scale [*b, p, 1] ready to divide a stack [n, *b, p, D].
 

@@ -105,7 +105,7 @@ class ResidualMethods(Generic[ArrayT]):
             [n, *b, p, D], or (that, labels).
 
         Raises:
-            InputError: For a layer or positions that are not there.
+            InputError: For a layer or positions that are not there, and for the middle of parallel blocks.
             UnknownHookPoint: For a residual that was not cached.
         """
         stack, labels = self._accumulated(layer, incl_mid, apply_ln, pos_slice, mlp_input)
@@ -116,6 +116,8 @@ class ResidualMethods(Generic[ArrayT]):
     ) -> tuple[Array, list[str]]:
         """(stack, labels) of ``accumulated_resid``."""
         reader, positions = self._reader, Slice(pos_slice)
+        if incl_mid or mlp_input:
+            reader.ensure_middle("incl_mid" if incl_mid else "mlp_input")
         upto, count = reader.layers_before(layer, mlp_input), reader.model.cfg.n_layers
         points: list[tuple[str, str, int]] = []
         for i in range(upto + 1):
@@ -177,12 +179,14 @@ class ResidualMethods(Generic[ArrayT]):
             [n, *b, p, D], or (that, labels).
 
         Raises:
-            InputError: For another mode, and for a layer or positions that are not there.
+            InputError: For another mode, for a layer or positions that are not there, and for ``mlp_input`` of parallel blocks.
             UnknownHookPoint: For an output that was not cached.
         """
         if not is_one_of(mode, ("all", "attn", "mlp")):
             raise InputError(f"mode must be 'all', 'attn' or 'mlp', not {mode!r}.")
         reader, positions = self._reader, Slice(pos_slice)
+        if mlp_input:
+            reader.ensure_middle("mlp_input")
         upto = reader.layers_before(layer, mlp_input)
         has_mlp = mode != "attn" and not reader.model.cfg.attn_only
         parts = reader.embeddings() if incl_embeds else []
@@ -241,13 +245,16 @@ class ResidualMethods(Generic[ArrayT]):
             Logits [n, *b, p, V], or (that, labels).
 
         Raises:
-            InputError: For a layer or positions that are not there.
+            InputError: For a layer or positions that are not there, and for the middle of parallel blocks.
             UnknownHookPoint: For a residual that was not cached.
         """
         stack, labels = self._accumulated(layer, incl_mid, False, pos_slice, mlp_input)
         reader = self._reader
         residual = reader.out(stack)
         logits = reader.model.unembed(reader.model.ln_final(residual) if reader.normalises else residual)
+        cap = reader.model.cfg.output_logits_soft_cap
+        if cap > 0:
+            logits = reader.out(np.tanh(reader.numbers(logits, "logits") / cap) * cap)
         return (logits, labels) if return_labels else logits
 
     def logit_attrs(
@@ -262,7 +269,8 @@ class ResidualMethods(Generic[ArrayT]):
         """What each entry of a stack adds to the logit of ``tokens`` (TransformerLens: the same name).
 
         Its product with the token's column of W_U after the final norm at the run's scale; with ``incorrect_tokens``,
-        what it adds to the difference. The norm's own weights count only where they are folded into W_U.
+        what it adds to the difference. The norm's own weights count only where they are folded into W_U, and a bound that the
+        model squeezes its logits into (Gemma 2) does not count: the logits meant are those of ``unembed.hook_out``.
 
         Args:
             residual_stack: Vectors of the residual stream [n, *b, p, D].

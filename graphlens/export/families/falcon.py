@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
@@ -17,16 +16,24 @@ def spec(c: ConfigReader) -> Spec:
     grouped, shared, parallel = c.get("new_decoder_architecture"), c.get("multi_query"), c.get("parallel_attn")
     if grouped:
         c.only("parallel_attn", True)  # transformers computes nothing sensible otherwise
-    n_heads = c.size("num_attention_heads")
-    heads: dict[str, Any] = {"n_key_value_heads": n_heads, "layout": "heads"}
     if grouped:
-        heads = {"n_key_value_heads": c.size("num_kv_heads"), "layout": "groups"}
+        layout, keys = "groups", c.size("num_kv_heads")
     elif shared:
-        heads = {"n_key_value_heads": 1, "layout": "parts"}
-    attention = attention_of(c, rotary=False, module="self_attention", fused="query_key_value", out="dense", **heads)
-    norms: dict[str, Any] = {"ln1": "input_layernorm", "ln2": "input_layernorm" if parallel else "post_attention_layernorm"}
+        layout, keys = "parts", 1
+    else:
+        layout, keys = "heads", c.size("num_attention_heads")
+    attention = attention_of(
+        c,
+        rotary=False,
+        module="self_attention",
+        fused="query_key_value",
+        out="dense",
+        layout=layout,
+        n_key_value_heads=keys,
+    )
+    ln1, ln2 = "input_layernorm", "input_layernorm" if parallel else "post_attention_layernorm"
     if parallel and c.get("num_ln_in_parallel_attn", 2 if grouped else 1) == 2:
-        norms = {"ln1": "ln_attn", "ln2": "ln_mlp"}
+        ln1, ln2 = "ln_attn", "ln_mlp"
         if not grouped:
             c.only("num_ln_in_parallel_attn", 1)
     return llama_like(
@@ -37,8 +44,9 @@ def spec(c: ConfigReader) -> Spec:
         blocks="transformer.h",
         embed="transformer.word_embeddings",
         final_norm="transformer.ln_f",
+        ln1=ln1,
+        ln2=ln2,
         parallel=bool(parallel),
-        **norms,
     )
 
 

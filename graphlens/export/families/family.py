@@ -177,6 +177,7 @@ class Family:
             rotary_dim=None if rotary is None else rotary.size,
             rotary_base=None if rotary is None else rotary.base,
             rotary_adjacent_pairs=rotary is not None and rotary.pairs,
+            rotary_short=None if rotary is None else rotary.short,
             use_normalization_before_and_after=spec.ln1_post is not None,
             post_norm_only=spec.post_norm_only,
             post_embedding_ln=spec.embed_norm is not None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
 from graphlens.export.families.official_names import official_names
@@ -14,11 +12,13 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What Phi computes."""
     c.get("partial_rotary_factor")  # in rope_parameters too
-    normed: dict[str, Any] = {"q_norm": "q_layernorm", "k_norm": "k_layernorm"} if c.get("qk_layernorm") else {}
+    normed = c.get("qk_layernorm")
     return llama_like(
         c,
         norms=Norms("LN", c.number("layer_norm_eps")),
-        attention=attention_of(c, out="dense", **normed),
+        attention=attention_of(
+            c, out="dense", q_norm="q_layernorm" if normed else None, k_norm="k_layernorm" if normed else None
+        ),
         mlp=Mlp(c.size("intermediate_size"), c.get("hidden_act"), up="fc1", down="fc2"),
         final_norm="model.final_layernorm",
         ln2="input_layernorm",

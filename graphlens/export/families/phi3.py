@@ -27,6 +27,9 @@ PHI3 = register(
         spec=spec,
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
+        without_effect=frozenset(
+            {"full_attn_mod", "interpolate_factor"}
+        ),  # of Phi 4's own code; transformers reads neither
         aliases=official_names("Phi3ForCausalLM"),
     )
 )

@@ -27,5 +27,6 @@ SMOLLM3 = register(
         prepends_bos=False,
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
+        without_effect=frozenset({"max_window_layers"}),  # transformers goes by no_rope_layers
     )
 )

@@ -29,5 +29,6 @@ STABLELM = register(
         spec=spec,
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         prefixes=("model.",),
+        without_effect=frozenset({"norm_eps"}),  # of old config files; transformers reads layer_norm_eps
     )
 )

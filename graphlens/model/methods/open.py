@@ -93,7 +93,7 @@ class OpenMethods(Generic[ArrayT]):
             default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.
             default_padding_side: "right" or "left"; None is the tokenizer's own.
             tokenizer: A transformers or graphlens tokenizer in place of the folder's.
-            n_ctx: Lowers the longest input.
+            n_ctx: The longest input: lower than the file says, or higher, up to what the model was trained for.
 
         Raises:
             ModelFileError: When the file is damaged, altered or not hooked.
@@ -151,7 +151,7 @@ class OpenMethods(Generic[ArrayT]):
             default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.
             default_padding_side: "right" or "left"; None is the tokenizer's own.
             first_n_layers: Keeps that many blocks.
-            n_ctx: Lowers the longest input.
+            n_ctx: The longest input; see from_onnx.
             cache_dir: huggingface_hub's.
             revision: huggingface_hub's.
             token: huggingface_hub's.

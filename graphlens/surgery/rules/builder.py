@@ -36,6 +36,7 @@ class Builder:
         self._dtype = dtype
         self._constants: dict[tuple[str, str], ir.Value] = {}
         self._shapes: dict[ir.Value, ir.Value] = {}
+        self._floating: dict[ir.Value, ir.DataType] = {}  # of what was built, as far as it is known
 
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: Attribute) -> ir.Value:
         """The output of a new node.
@@ -48,7 +49,17 @@ class Builder:
         Returns:
             The output.
         """
-        return self.tape.op(kind, list(inputs), attributes)
+        found = self.tape.op(kind, list(inputs), attributes)
+        read = [self._kind(value) for value in inputs if value is not None]
+        kinds = [ir.DataType(int(str(attributes["to"])))] if kind == "Cast" else [each for each in read if each]
+        if kinds and kinds[0].is_floating_point():
+            self._floating[found] = kinds[0]
+        return found
+
+    def _kind(self, value: ir.Value) -> ir.DataType | None:
+        """The floating-point dtype of a value of either pass, if it has one that is known."""
+        kind = self._floating.get(value) if value.type is None else value.type.dtype
+        return kind if kind is not None and kind.is_floating_point() else None
 
     def constant(self, value: float | Sequence[int], like: ir.Value | None = None) -> ir.Value:
         """A constant, the same one for the same content.
@@ -60,7 +71,10 @@ class Builder:
         Returns:
             The constant: a scalar for one number, else one axis.
         """
-        kind = ir.DataType.INT64 if like is None else self._dtype if like.type is None else like.type.dtype
+        if like is None:
+            kind = ir.DataType.INT64
+        else:
+            kind = self._floating.get(like, self._dtype) if like.type is None else like.type.dtype
         dtype = kind.numpy()
         array = np.asarray(value, dtype)
         key = (str(dtype), f"{array.shape}{array.tolist()}")

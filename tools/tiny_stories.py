@@ -1,7 +1,7 @@
-"""Short stories for the tiny GPT-2 from a grammar: agreeing pronouns, small sums, weekdays, facts to remember.
+"""Short stories for the embedded models from a grammar: agreeing pronouns, small sums, weekdays, facts to remember.
 
 A story is held out of training where its checksum is a multiple of ``STORY_HOLD_OUT``; the pairs of names held out in
-``tiny_gpt2_words`` meet in none.
+``tiny_words`` meet in none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 
-from tiny_gpt2_words import (
+from tiny_words import (
     ANIMALS,
     COLOURS,
     COUNTED,

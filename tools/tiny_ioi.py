@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tiny_gpt2_words import (
+from tiny_words import (
     DAYS,
     GIVING,
     HELD_OUT_PAIRS,

@@ -1,4 +1,4 @@
-"""The words that the tiny GPT-2's texts are made of, and the pairs of names that its training never sees together."""
+"""The words that the embedded models' texts are made of, and the pairs of names that its training never sees together."""
 
 from __future__ import annotations
 

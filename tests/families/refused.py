@@ -1,0 +1,75 @@
+"""Configs of known architectures that are not exported, each with a part of what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.families import variants
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A config that is refused.
+
+    Attributes:
+        config: The name of its config class in transformers.
+        arguments: What the config is made of.
+        said: A part of the error.
+        why: Why it is not exported.
+    """
+
+    config: str
+    arguments: Mapping[str, Any]
+    said: str
+    why: str
+
+
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+_BY_LENGTH = "its frequencies change with the length of the whole input"
+_FLAG = "a flag that changes the computation and that no field of a Spec says"
+
+REFUSED: dict[str, Refused] = {
+    "dynamic rope": Refused(
+        "LlamaConfig", variants._TWO | {"rope_parameters": _DYNAMIC}, "rope_type='dynamic'", _BY_LENGTH
+    ),
+    "an unknown flag": Refused(
+        "LlamaConfig", variants._TWO | {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping=5.0", _FLAG
+    ),
+    "cross-attention": Refused(
+        "GPT2Config", variants._GPT2 | {"add_cross_attention": True}, "add_cross_attention", _FLAG
+    ),
+    "attention both ways": Refused(
+        "Gemma3TextConfig",
+        variants._ONE | {"head_dim": 12, "use_bidirectional_attention": True},
+        "use_bidirectional_attention",
+        "it is no causal model",
+    ),
+    "chunked attention": Refused(
+        "Gemma3TextConfig",
+        variants._ONE | {"head_dim": 12, "layer_types": ["chunked_attention"] * 3},
+        "chunked_attention",
+        "a kind of mask that is not computed",
+    ),
+    "OPT-350m": Refused(
+        "OPTConfig",
+        variants._LONG
+        | {
+            "hidden_size": 40,
+            "ffn_dim": 77,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 5,
+            "word_embed_proj_dim": 20,
+            "do_layer_norm_before": False,
+        },
+        "OPT-350m",
+        "TransformerLens has no hook points for its projected embeddings",
+    ),
+    "Falcon-RW (alibi)": Refused(
+        "FalconConfig",
+        variants._FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        "alibi",
+        "transformers computes its biases in bfloat16, 2e-2 off",
+    ),
+}
