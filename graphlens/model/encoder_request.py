@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, TypedDict, cast
+from typing import TypeAlias, TypedDict, cast
 
 import numpy as np
 
@@ -15,13 +15,15 @@ from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from graphlens.model.request import Reader, Request, checked_mask
 from graphlens.model.text import Input, Text, Tokens, is_text
 
+Numbers: TypeAlias = ArrayInput | UserArray | None
 
-class EncoderOptions(TypedDict, Generic[ArrayT], total=False):
+
+class EncoderOptions(TypedDict, total=False):
     """The arguments of an encoder's ``forward`` after ``return_type``; see HookedEncoder.forward."""
 
-    token_type_ids: ArrayInput | UserArray | None
-    one_zero_attention_mask: ArrayInput | UserArray | None
-    attention_mask: ArrayInput | UserArray | None
+    token_type_ids: Numbers
+    one_zero_attention_mask: Numbers
+    attention_mask: Numbers
 
 
 ENCODER_ARGUMENTS = ("token_type_ids", "one_zero_attention_mask")
@@ -84,7 +86,7 @@ class EncoderText(Text[ArrayT]):
 class EncoderReader(Reader[ArrayT]):
     """Reads the arguments of an encoder's ``forward`` into requests."""
 
-    def request(self, flags: tuple[str, ...], input: Input[ArrayT], *given: Any, **options: Any) -> Request:
+    def request(self, flags: tuple[str, ...], input: Input[ArrayT], *given: object, **options: object) -> Request:
         """The request of a call of ``forward``.
 
         Args:
@@ -111,7 +113,7 @@ class EncoderReader(Reader[ArrayT]):
         side = None if is_text(input) else "right"
         tokens, mask, real = self._text.tokens_and_mask(input, None, side, followed=is_text(input))
         shape = (tokens.shape[0], tokens.shape[1])
-        feeds: dict[str, Any] = {INPUT_IDS: tokens}
+        feeds: dict[str, Tokens] = {INPUT_IDS: tokens}
         asked = next((options[name] for name in _MASKS if options.get(name) is not None), None)
         if asked is not None:
             mask = checked_mask(asked, shape)
@@ -122,7 +124,7 @@ class EncoderReader(Reader[ArrayT]):
             feeds[TOKEN_TYPE_IDS] = self._types(options["token_type_ids"], shape)
         return Request(Plan(flags), feeds, tokens, mask, real, None, "", shape, Window.whole(*shape))
 
-    def whole_prompts(self, flags: tuple[str, ...], input: Input[ArrayT], **forward_options: Any) -> Request:
+    def whole_prompts(self, flags: tuple[str, ...], input: Input[ArrayT], **forward_options: object) -> Request:
         """A request over whole prompts: an encoder has no others.
 
         Args:

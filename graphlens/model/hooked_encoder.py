@@ -12,13 +12,13 @@ from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.cache.encoder_cache import EncoderCache
 from graphlens.analysis.slices import SliceInput
 from graphlens.errors import InputError, checked_number, is_one_of
-from graphlens.file.names import NamesFilter
+from graphlens.file.names import NamesFilter, in_block
 from graphlens.file.processing import STEPS
 from graphlens.model import describe
 from graphlens.model.backward import Differentiated, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.config import HookedTransformerConfig
-from graphlens.model.encoder_request import EncoderOptions, EncoderText
+from graphlens.model.encoder_request import EncoderOptions, EncoderText, Numbers
 from graphlens.model.forward import Forwarded, positions_of
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.methods.edits import EditMethods
@@ -68,12 +68,11 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
         return describe.summary(type(self).__name__, self.runner)
 
     @classmethod
-    def from_pretrained(cls, model_name: str | os.PathLike[str], *args: Any, **options: Any) -> Self:
+    def from_pretrained(cls, model_name: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
         """Opens a model by name or folder. TransformerLens: the same name. The weights of encoders are never processed.
 
         Args:
             model_name: A hub name, a TransformerLens alias, a checkpoint folder or a hooked folder.
-            *args: None.
             **options: The arguments of ``HookedTransformer.from_pretrained``, those for weight processing at False.
 
         Raises:
@@ -81,8 +80,6 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
             ModelFileError: For a hooked folder that is damaged.
             InputError: For weight processing, a decoder, and what ONNX Runtime cannot honour.
         """
-        if args:
-            raise TypeError("HookedEncoder.from_pretrained takes what follows the name by name.")
         for step in STEPS:
             if checked_number(options.get(step, False), step, bool):
                 raise InputError(f"{step}: the weights of encoders are not processed, as in TransformerLens.")
@@ -92,75 +89,117 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
 
     @overload
     def forward(
-        self, input: Input[ArrayT], return_type: Literal["logits"] = "logits", **options: Unpack[EncoderOptions[ArrayT]]
+        self,
+        input: Input[ArrayT],
+        return_type: Literal["logits"] = "logits",
+        token_type_ids: Numbers = None,
+        one_zero_attention_mask: Numbers = None,
+        *,
+        attention_mask: Numbers = None,
     ) -> ArrayT: ...
 
     @overload
     def forward(
-        self, input: Input[ArrayT], return_type: Literal["predictions"], **options: Unpack[EncoderOptions[ArrayT]]
+        self,
+        input: Input[ArrayT],
+        return_type: Literal["predictions"],
+        token_type_ids: Numbers = None,
+        one_zero_attention_mask: Numbers = None,
+        *,
+        attention_mask: Numbers = None,
     ) -> str | list[str]: ...
 
     @overload
-    def forward(self, input: Input[ArrayT], return_type: None, **options: Unpack[EncoderOptions[ArrayT]]) -> None: ...
+    def forward(
+        self,
+        input: Input[ArrayT],
+        return_type: None,
+        token_type_ids: Numbers = None,
+        one_zero_attention_mask: Numbers = None,
+        *,
+        attention_mask: Numbers = None,
+    ) -> None: ...
 
     @overload
-    def forward(self, input: Input[ArrayT], return_type: str | None = "logits", *args: Any, **options: Any) -> Any: ...
+    def forward(
+        self,
+        input: Input[ArrayT],
+        return_type: str | None,
+        token_type_ids: Numbers = None,
+        one_zero_attention_mask: Numbers = None,
+        *,
+        attention_mask: Numbers = None,
+    ) -> ArrayT | str | list[str] | None: ...
 
-    def forward(self, input: Input[ArrayT], return_type: str | None = "logits", *args: Any, **options: Any) -> Any:
+    def forward(
+        self,
+        input: Input[ArrayT],
+        return_type: str | None = "logits",
+        token_type_ids: Numbers = None,
+        one_zero_attention_mask: Numbers = None,
+        *,
+        attention_mask: Numbers = None,
+    ) -> ArrayT | str | list[str] | None:
         """Runs the model with the active hooks and interventions. TransformerLens: the same name.
 
         Args:
             input: Text (beyond n_ctx it is cut, with a UserWarning) or token ids (that long they are an error).
             return_type: "logits" [b, p, V]; "predictions", the likeliest token in the place of each masked one, as text, of
                 several a list; None, which runs for the hooks alone.
-            *args: The following two in this order.
-            **options: ``token_type_ids``, int [b, p], the segment of each token (zeros unless said), and
-                ``one_zero_attention_mask`` (or ``attention_mask``), int [b, p], 1 at tokens that all attend to and 0 at padding.
-                The padding of text is masked unless said otherwise; of ids all are taken for real.
+            token_type_ids: int [b, p], the segment of each token; None for zeros.
+            one_zero_attention_mask: int [b, p], 1 at tokens that all attend to and 0 at padding. None masks the padding of
+                text, and takes all ids for real.
+            attention_mask: Another name of that.
 
         Raises:
             InputError: For unusable input.
             HookResultError: For what a hook returned; and whatever a hook raised.
         """
-        return self._run(False, input, return_type, *args, **options).result
+        return self._run(False, input, return_type, token_type_ids, one_zero_attention_mask, attention_mask)[0]
 
     __call__ = forward
 
-    def encoder_output(self, tokens: Input[ArrayT], *args: Any, **options: Any) -> ArrayT:
+    def encoder_output(
+        self, tokens: Input[ArrayT], token_type_ids: Numbers = None, one_zero_attention_mask: Numbers = None
+    ) -> ArrayT:
         """The residual stream [b, p, d_model] after the last block. TransformerLens: the same name.
 
         Args:
             tokens: As in ``forward``.
-            *args: The arguments of ``forward`` after ``return_type``.
-            **options: The same by name.
+            token_type_ids: See there.
+            one_zero_attention_mask: See there.
 
         Raises:
             InputError: What ``forward`` raises.
         """
-        name = f"blocks.{self.cfg.n_layers - 1}.hook_normalized_resid_post"
-        return self.border.to_user(self._run(name, tokens, None, *args, **options).values[name])
+        name = in_block(self.cfg.n_layers - 1, "hook_normalized_resid_post")
+        return self.border.to_user(
+            self._run(name, tokens, None, token_type_ids, one_zero_attention_mask)[1].values[name]
+        )
 
     def _run(
         self,
         names_filter: NamesFilter | Literal[False],
         input: Input[ArrayT],
-        return_type: str | None = "logits",
-        *args: Any,
-        **options: Any,
-    ) -> Forwarded[Any]:
-        """One run: what ``return_type`` asks for, and the activations that the filter picks; False picks none."""
+        return_type: str | None,
+        token_type_ids: Numbers,
+        one_zero_attention_mask: Numbers,
+        attention_mask: Numbers = None,
+    ) -> tuple[ArrayT | str | list[str] | None, Forwarded[ArrayT]]:
+        """(what ``return_type`` asks for, the run with the activations that the filter picks; False picks none)."""
         if not is_one_of(return_type, RETURN_TYPES):
             raise InputError(f"return_type must be one of {RETURN_TYPES}, not {return_type!r}.")
         runner = self.runner
-        request = runner.request(input, *args, **options)
+        request = runner.request(input, token_type_ids, one_zero_attention_mask, attention_mask=attention_mask)
         masked = self._masked(request) if return_type == "predictions" else None
         fetch = [] if names_filter is False else runner.select(names_filter, request)
         ran = runner.run(request, fetch, output=return_type is not None)
         if ran.output is None:
-            return Forwarded(None, ran.values, request)
+            return None, Forwarded(None, ran.values, request)
         if masked is not None:
-            return Forwarded(self._predictions(ran.output[masked]), ran.values, request)
-        return Forwarded(runner.border.finish(ran.output, request, runner), ran.values, request)
+            return self._predictions(ran.output[masked]), Forwarded(None, ran.values, request)
+        logits = runner.border.finish(ran.output, request, runner)
+        return logits, Forwarded(logits, ran.values, request)
 
     def _masked(self, request: Request) -> Array:
         """Which tokens are masked, bool [b, p]. Raises InputError for none."""
@@ -183,22 +222,28 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
     def run_with_cache(
         self,
         input: Input[ArrayT],
-        *forward_args: Any,
+        return_type: str | None = "logits",
+        token_type_ids: Numbers = None,
+        one_zero_attention_mask: Numbers = None,
+        *,
+        attention_mask: Numbers = None,
         names_filter: NamesFilter = None,
-        device: Any = None,
+        device: object = None,
         remove_batch_dim: bool = False,
         incl_bwd: bool = False,
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         pos_slice: SliceInput = None,
         return_cache_object: bool = True,
-        **forward_options: Any,
     ) -> tuple[Any, Any]:
         """Runs the model and keeps its activations, those after any active hook. TransformerLens: the same name.
 
         Args:
             input: As in ``forward``.
-            *forward_args: The arguments of ``forward`` after ``input``.
+            return_type: See there, as for the next three.
+            token_type_ids: See there.
+            one_zero_attention_mask: See there.
+            attention_mask: See there.
             names_filter: See HookedTransformer.run_with_cache, as for those that follow.
             device: See there.
             remove_batch_dim: See there.
@@ -207,7 +252,6 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
             clear_contexts: See there.
             pos_slice: See there.
             return_cache_object: See there.
-            **forward_options: The arguments of ``forward`` by name.
 
         Returns:
             (output, EncoderCache).
@@ -222,7 +266,8 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
             raise InputError(
                 "incl_bwd runs backward from a loss, and an encoder has none: take model.gradients(tokens, metric)."
             )
-        ran = self._run(names_filter, input, *forward_args, **forward_options)
+        given = (token_type_ids, one_zero_attention_mask, attention_mask)
+        result, ran = self._run(names_filter, input, return_type, *given)
         values = ran.values if pos_slice is None else positions_of(self.runner, ran, pos_slice)
         if checked_number(clear_contexts, "clear_contexts", bool):
             self.clear_contexts()
@@ -231,30 +276,33 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
         cache.mask = ran.request.real
         if checked_number(remove_batch_dim, "remove_batch_dim", bool):
             cache.remove_batch_dim()
-        return ran.result, (
-            cache if checked_number(return_cache_object, "return_cache_object", bool) else cache.cache_dict
-        )
+        return result, (cache if checked_number(return_cache_object, "return_cache_object", bool) else cache.cache_dict)
 
     def run_with_hooks(
         self,
         input: Input[ArrayT],
-        *forward_args: Any,
+        return_type: str | None = "logits",
+        token_type_ids: Numbers = None,
+        one_zero_attention_mask: Numbers = None,
+        *,
+        attention_mask: Numbers = None,
         fwd_hooks: Hooks = (),
         bwd_hooks: Hooks = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
-        **forward_options: Any,
     ) -> Any:
         """Runs the model with hooks that are added for this run. TransformerLens: the same name.
 
         Args:
             input: As in ``forward``.
-            *forward_args: The arguments of ``forward`` after ``input``.
+            return_type: See there, as for the next three.
+            token_type_ids: See there.
+            one_zero_attention_mask: See there.
+            attention_mask: See there.
             fwd_hooks: See HookedTransformer.run_with_hooks, as for those that follow.
             bwd_hooks: See there. An array has no ``backward()``: use ``gradients`` then.
             reset_hooks_end: See there.
             clear_contexts: See there.
-            **forward_options: The arguments of ``forward`` by name.
 
         Raises:
             UnknownHookPoint: For a name that is none.
@@ -265,7 +313,9 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
                 "bwd_hooks would never fire: use model.gradients(tokens, metric) inside model.hooks(bwd_hooks=...)."
             )
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-            return self.forward(input, *forward_args, **forward_options)
+            return self.forward(
+                input, return_type, token_type_ids, one_zero_attention_mask, attention_mask=attention_mask
+            )
 
     def run_with_interventions(
         self,
@@ -275,7 +325,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
         names_filter: NamesFilter = None,
         fwd_hooks: Hooks = (),
         strict: bool = True,
-        **forward_options: Any,
+        **forward_options: Unpack[EncoderOptions],
     ) -> Any:
         """Runs the model once with interventions; see HookedTransformer.run_with_interventions.
 
@@ -305,7 +355,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
         input: Input[ArrayT],
         metric: Differentiated[ArrayT],
         names: NamesFilter = None,
-        **forward_options: Any,
+        **forward_options: Unpack[EncoderOptions],
     ) -> dict[str, ArrayT]:
         """d(metric)/d(activation) for hook points; see HookedTransformer.gradients.
 
@@ -350,11 +400,11 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
         tokens, mask = text.with_mask(input, checked_number(truncate, "truncate", bool))
         return to_user(tokens), to_user(np.zeros_like(tokens)), to_user(mask)
 
-    def test_prompt(self, *args: Any, **options: Any) -> NoReturn:
+    def test_prompt(self, *args: object, **options: object) -> NoReturn:
         """Refused: an encoder does not continue a prompt. Raises InputError."""
         raise InputError("test_prompt is for decoders. For a masked token: model(text, return_type='predictions').")
 
-    def generate(self, *args: Any, **options: Any) -> NoReturn:
+    def generate(self, *args: object, **options: object) -> NoReturn:
         """Refused: an encoder does not generate. Raises InputError."""
         raise InputError(
             "an encoder does not generate: its tokens attend to later ones, which would have to be there. For a masked token: "

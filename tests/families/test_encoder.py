@@ -442,8 +442,10 @@ def test_what_an_encoder_cannot_be_asked_is_said(call: Callable[..., Any], said:
 
 
 def test_arguments_of_decoders_are_said(encoder: Any) -> None:
-    with pytest.raises(TypeError, match="'start_at_layer' here"):
+    with pytest.raises(TypeError, match="'start_at_layer'"):
         encoder("bert")(prompt(101, 2, 6), start_at_layer=1)
+    with pytest.raises(TypeError, match=r"gradients\(\) does not take 'stop_at_layer' here"):
+        encoder("bert").gradients(prompt(101, 2, 6), EFFECT, stop_at_layer=1)
     with pytest.raises(AttributeError, match=r"mlm_head\.ln"):
         _ = encoder("bert").ln_final
 

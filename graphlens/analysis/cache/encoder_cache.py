@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from graphlens.analysis.arrays import ArrayT
@@ -23,62 +24,66 @@ class EncoderCache(ActivationCache[ArrayT]):
             "what was written to it. There is stack_activation('resid_pre'), and stack_head_results."
         )
 
-    def accumulated_resid(self, *args: Any, **options: Any) -> NoReturn:
+    def accumulated_resid(self, *args: object, **options: object) -> NoReturn:
         """Refused. Raises InputError."""
         self._refused("accumulated_resid")
 
-    def decompose_resid(self, *args: Any, **options: Any) -> NoReturn:
+    def decompose_resid(self, *args: object, **options: object) -> NoReturn:
         """Refused. Raises InputError."""
         self._refused("decompose_resid")
 
-    def get_full_resid_decomposition(self, *args: Any, **options: Any) -> NoReturn:
+    def get_full_resid_decomposition(self, *args: object, **options: object) -> NoReturn:
         """Refused. Raises InputError."""
         self._refused("get_full_resid_decomposition")
 
-    def apply_ln_to_stack(self, *args: Any, **options: Any) -> NoReturn:
+    def apply_ln_to_stack(self, *args: object, **options: object) -> NoReturn:
         """Refused. Raises InputError."""
         self._refused("apply_ln_to_stack")
 
-    def logit_lens(self, *args: Any, **options: Any) -> NoReturn:
+    def logit_lens(self, *args: object, **options: object) -> NoReturn:
         """Refused. Raises InputError."""
         self._refused("logit_lens")
 
-    def logit_attrs(self, *args: Any, **options: Any) -> NoReturn:
+    def logit_attrs(self, *args: object, **options: object) -> NoReturn:
         """Refused. Raises InputError."""
         self._refused("logit_attrs")
 
-    def stack_head_results(self, layer: int | None = -1, *args: Any, **options: Any) -> Any:
+    def stack_head_results(self, *args: object, **options: object) -> Any:
         """As in ActivationCache, without a remainder and without a norm.
 
         Args:
-            layer: See there.
-            *args: The arguments after it.
+            *args: See there.
             **options: The same by name.
 
         Raises:
             InputError: For ``incl_remainder`` and ``apply_ln``, and what it raises there.
         """
-        self._plain("stack_head_results", ("return_labels", "incl_remainder", "pos_slice", "apply_ln"), args, options)
-        return super().stack_head_results(layer, *args, **options)
+        order = ("layer", "return_labels", "incl_remainder", "pos_slice", "apply_ln")
+        return self._plain(order, super().stack_head_results, args, options)
 
-    def stack_neuron_results(self, layer: int | None, *args: Any, **options: Any) -> Any:
+    def stack_neuron_results(self, *args: object, **options: object) -> Any:
         """As in ActivationCache, without a remainder and without a norm.
 
         Args:
-            layer: See there.
-            *args: The arguments after it.
+            *args: See there.
             **options: The same by name.
 
         Raises:
             InputError: For ``incl_remainder`` and ``apply_ln``, and what it raises there.
         """
-        order = ("pos_slice", "neuron_slice", "return_labels", "incl_remainder", "apply_ln", "project_output_onto")
-        self._plain("stack_neuron_results", order, args, options)
-        return super().stack_neuron_results(layer, *args, **options)
+        order = ("layer", "pos_slice", "neuron_slice", "return_labels", "incl_remainder", "apply_ln")
+        return self._plain(order, super().stack_neuron_results, args, options)
 
-    def _plain(self, name: str, order: tuple[str, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Refuses a remainder and a norm among the arguments of a method."""
+    def _plain(
+        self,
+        order: tuple[str, ...],
+        method: Callable[..., ArrayT | tuple[ArrayT, list[str]]],
+        args: tuple[object, ...],
+        options: dict[str, object],
+    ) -> ArrayT | tuple[ArrayT, list[str]]:
+        """What a method gives, which is not asked for a remainder or a norm; ``order`` are its first arguments."""
         given = dict(zip(order, args, strict=False)) | options
         for what in ("incl_remainder", "apply_ln"):
             if given.get(what):
-                self._refused(f"{name} with {what}")
+                self._refused(f"{method.__name__} with {what}")
+        return method(*args, **options)

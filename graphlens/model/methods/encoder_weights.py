@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class EncoderEmbed(Embed[ArrayT]):
         """The embedding of token types: ``W_token_type`` [n_token_types, d_model]."""
         return Component(self._runner, f"{self._prefix}.token_type_embed")
 
-    def __call__(self, *args: Any, **options: Any) -> NoReturn:
+    def __call__(self, *args: object, **options: object) -> NoReturn:
         """Refused: the embeddings of a run are its hook_full_embed. Raises InputError."""
         raise InputError(
             "model.embed is not called on an encoder: run_with_cache(..., names_filter='hook_full_embed')."
