@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, Self, Unpack, cast, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 
@@ -18,21 +17,21 @@ from graphlens.model import describe
 from graphlens.model.backward import Differentiated, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.config import HookedTransformerConfig
-from graphlens.model.encoder_request import EncoderOptions, EncoderText, Numbers
+from graphlens.model.encoder_request import EncoderOptions, Numbers
 from graphlens.model.forward import Forwarded, positions_of
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.methods.edits import EditMethods
+from graphlens.model.methods.encoder_text import EncoderTextMethods
 from graphlens.model.methods.encoder_weights import EncoderWeightMethods
 from graphlens.model.methods.open import OpenMethods
-from graphlens.model.methods.text import TextMethods
 from graphlens.model.request import Request
 from graphlens.model.runner import Interventions
-from graphlens.model.text import Input, is_text
+from graphlens.model.text import Input
 
 RETURN_TYPES = ("logits", "predictions", None)
 
 
-class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT], EncoderWeightMethods[ArrayT]):
+class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods[ArrayT], EncoderWeightMethods[ArrayT]):
     """A hooked encoder, TransformerLens's HookedEncoder: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained`` or ``from_onnx``. Tokens are integer arrays [b, p] or [p], nested lists, or strings, which the
@@ -375,40 +374,3 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT
         """
         found = gradients(self.runner, input, metric, names, **forward_options)
         return {name: self.border.to_user(value) for name, value in found.items()}
-
-    # Text
-
-    def to_tokens(  # type: ignore[override]
-        self, input: str | Sequence[str], move_to_device: bool = True, truncate: bool = True
-    ) -> tuple[ArrayT, ArrayT, ArrayT]:
-        """Text as what ``forward`` takes. TransformerLens: the same name.
-
-        Args:
-            input: One text, or several, the shorter ones padded.
-            move_to_device: TransformerLens's; changes nothing.
-            truncate: Whether they are cut at n_ctx.
-
-        Returns:
-            (token ids, token types, which are zeros, a mask with 0 at padding), int64 [b, p].
-
-        Raises:
-            InputError: For a model without a tokenizer, and for what is no text.
-        """
-        if not is_text(input):
-            raise InputError(f"to_tokens takes a text or a list of texts, not {type(input).__name__}.")
-        text, to_user = cast(EncoderText[ArrayT], self.runner.text), self.border.to_user
-        tokens, mask = text.with_mask(input, checked_number(truncate, "truncate", bool))
-        return to_user(tokens), to_user(np.zeros_like(tokens)), to_user(mask)
-
-    def test_prompt(self, *args: object, **options: object) -> NoReturn:
-        """Refused: an encoder does not continue a prompt. Raises InputError."""
-        raise InputError("test_prompt is for decoders. For a masked token: model(text, return_type='predictions').")
-
-    def generate(self, *args: object, **options: object) -> NoReturn:
-        """Refused: an encoder does not generate. Raises InputError."""
-        raise InputError(
-            "an encoder does not generate: its tokens attend to later ones, which would have to be there. For a masked token: "
-            "model(text, return_type='predictions')."
-        )
-
-    generate_stream = generate

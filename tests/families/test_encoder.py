@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,13 @@ def test_fewer_layers_are_a_model_with_fewer_layers(encoder_folder: Folders, ref
     tokens, options = inputs()
     expected = transformers_logits(model, tokens, options)
     assert relative(HookedEncoder.from_onnx(tmp_path / "short")(tokens, **options), expected, "logits") <= TOLERANCE
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float64", 1e-6), ("float16", 1e-2), ("bfloat16", 2e-2)])
+def test_other_precisions(dtype: str, allowed: float, encoder_folder: Folders, reference: Any) -> None:
+    model, (tokens, options) = HookedEncoder.from_pretrained(encoder_folder("bert"), dtype=dtype), inputs()
+    expected = transformers_logits(reference("bert").double(), tokens, options)
+    assert relative(model(tokens, **options).astype(np.float64), expected, dtype) <= allowed
 
 
 # Beside TransformerLens
@@ -375,6 +383,16 @@ def test_predictions_are_the_likeliest_words(encoder: Any, reference: Any) -> No
     assert model("the cat", return_type=None) is None
     with pytest.raises(InputError, match=r"there is none: put '\[MASK\]'"):
         model("the cat", return_type="predictions")
+
+
+def test_the_example_of_the_page_runs(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "encoders.md"
+    (block,) = re.findall(r"^```py\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    monkeypatch.setattr(HookedEncoder, "from_pretrained", lambda name: encoder("bert"))
+    found: dict[str, Any] = {}
+    exec(compile(block, str(page), "exec"), found)
+    assert found["tokens"][0, found["place"]] == word_pieces().mask_token_id
+    assert found["gradients"]["blocks.1.attn.hook_z"].shape == (1, found["tokens"].shape[1], 5, 8)
 
 
 def test_text_is_cut_before_its_last_special_token(encoder_folder: Folders) -> None:
