@@ -46,7 +46,8 @@ def render(found: dict[str, tuple[str, float, float]]) -> str:
     """The page."""
     from matrix import FLAG_SETS, MODELS, TOLERANCE
 
-    from graphlens.file.names import BRIDGE, BRIDGE_BLOCK, FLAGGED
+    from graphlens.file.bridge import BRIDGE, BRIDGE_BLOCK
+    from graphlens.file.names import FLAGGED
 
     four: dict[str, list[str]] = {}
     for name, ours in [*BRIDGE.items(), *((f"blocks.i.{a}", f"blocks.i.{b}") for a, b in BRIDGE_BLOCK.items())]:

@@ -29,7 +29,7 @@ _SHOWN = 8  # tokens at the end of a prompt that was cut
 
 def demo(
     model: Annotated[
-        str | None, typer.Option("--model", help="Any hooked folder; default: the embedded model.")
+        str | None, typer.Option("--model", help="tiny-gpt2 (the default), tiny-llama, or any hooked folder.")
     ] = None,
     provider: Provider = None,
     as_json: Json = False,

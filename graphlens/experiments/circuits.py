@@ -13,7 +13,7 @@ from graphlens.analysis.edges import EMBED, LETTERS, Edge, Node, edges, receiver
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sources import Cache
 from graphlens.edits.kinds import Steer
-from graphlens.engine.block_layout import MLP_OUT, RESID_POST, RESID_PRE, BlockLayout, Z
+from graphlens.engine.block_layout import MLP_OUT, QKV, RESID_POST, RESID_PRE, ROTATED, BlockLayout, Z
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.attribution import checked_steps, refuse_backward_hooks
@@ -186,7 +186,7 @@ class ResidualGraph:
         keep = [in_block(layer, layout.read_by_mlp) for layer in layers]
         for layer in layers:
             written += [in_block(layer, name) for name in (Z, MLP_OUT, *heads.scales)]
-            keep += [*layout.compared(layer), *(in_block(layer, name) for name in (RESID_PRE, RESID_POST))]
+            keep += [in_block(layer, name) for name in (*QKV, RESID_PRE, RESID_POST)]
         keep = list(dict.fromkeys([*keep, *written]))
         lacking = set(keep) - set(runner.engine.hook_names)
         if lacking:
@@ -271,17 +271,23 @@ class ResidualGraph:
 
         for layer in range(run.n_layers):
             before = base[in_block(layer, RESID_PRE)]
-            heads = [base[name].copy() for name in self.layout.compared(layer)]
+            heads = [base[in_block(layer, name)].copy() for name in QKV]
             touched = False
             for which, letter in enumerate(LETTERS):
                 for head in range(heads[which].shape[2]):
                     residual = read(Node("head", layer, head, letter), before)
                     if residual is not None:
-                        new = pieces.compared(layer, residual.reshape(-1, residual.shape[-1]), positions)[which]
+                        new = pieces.qkv(layer, residual.reshape(-1, residual.shape[-1]))[which]
                         heads[which][:, :, head] = new.reshape(*residual.shape[:2], *new.shape[1:])[:, :, head]
                         touched = True
             if touched:
-                q, k, v = heads
+                # After the mixture: a norm of queries or keys may be over all heads.
+                q, k, v = (
+                    pieces.rotated(layer, name, each.reshape(-1, *each.shape[2:]), positions).reshape(each.shape)
+                    if name in ROTATED and self.layout.rotates(layer)
+                    else each
+                    for name, each in zip(QKV, heads, strict=True)
+                )
                 z = pieces.z(layer, q, k, v, whole.seen(layer))
                 changed |= self.heads.changed(layer, self.heads.found(pieces, layer, z), base)
             residual = read(Node("mlp", layer), base[in_block(layer, self.layout.read_by_mlp)])

@@ -13,8 +13,8 @@ from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import ATTN_OUT, RESID_POST, RESID_PRE, BlockLayout
 from graphlens.engine.block_pieces import BlockPieces, Proof
 from graphlens.errors import GraphlensError
+from graphlens.experiments.columns import columns
 from graphlens.experiments.corrupted_run import CorruptedRun
-from graphlens.experiments.readout import columns
 from graphlens.experiments.recompute import Recomputation
 from graphlens.experiments.stages import ADDED, RESULT, Kept, Variant, needed
 from graphlens.file.names import UNEMBEDDED, in_block, split_name
@@ -77,6 +77,9 @@ def prove(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> Proof:
     Returns:
         The engine's record, whose ``why`` is "" where they may be used.
     """
+    short = run.runner.config.rotary_short
+    if short is not None and run.length > short:
+        return Proof(f"in prompts of more than {short} tokens every key's rotation depends on the prompt's length")
     proof = run.runner.engine.proof
     if proof.why is None:
         proof.why = _why_not(run, pieces, max_tokens)

@@ -74,7 +74,7 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
 
 
 def parameter_shapes(config: PretrainedConfig, spec: Spec) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters of transformers' model of a config, by name. The model has no weights.
+    """The shapes of the parameters that are traced, by name. The model has no weights.
 
     Args:
         config: transformers' config of the model.
@@ -85,7 +85,8 @@ def parameter_shapes(config: PretrainedConfig, spec: Spec) -> dict[str, tuple[in
     """
     config = copy.deepcopy(config)
     with _quiet(), torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in _built(config, spec).named_parameters()}
+        parameters = _forward_of(_built(config, spec), spec).named_parameters()
+        return {name.removeprefix(MODEL_PREFIX): tuple(parameter.shape) for name, parameter in parameters}
 
 
 def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
@@ -96,6 +97,11 @@ def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ExportError(f"transformers cannot build the model that config.json describes ({error}).") from error
     return model
+
+
+def _forward_of(model: nn.Module, spec: Spec) -> nn.Module:
+    """The forward that is traced, over the parameters of transformers' model."""
+    return Decoder(model, spec) if spec.encoder is None else Encoder(model, spec)
 
 
 def slopes(n_heads: int) -> Tensor:
@@ -147,20 +153,19 @@ def _trace(model: nn.Module, spec: Spec) -> ir.Model:
     b, s = 2, 5
     ids, square = torch.zeros((b, s), dtype=torch.int64), torch.ones((b, 1, s, s), dtype=torch.bool)
     rows, square_sizes = {0: batch, 1: sequence}, {0: batch, 2: sequence, 3: sequence}
-    forward: nn.Module
     names: tuple[str, ...]
     inputs: tuple[Tensor, ...]
     sizes: tuple[dict[int, torch.export.Dim], ...]
     if spec.encoder is None:
-        forward, names = Decoder(model.eval(), spec), DECODER_INPUTS
+        names = DECODER_INPUTS
         inputs = (ids, ids.clone(), square, ids.bool(), square.clone(), torch.zeros((s, s)))
         sizes = (rows, rows, square_sizes, rows, square_sizes, {0: sequence, 1: sequence})
     else:
-        forward, names = Encoder(model.eval(), spec), ENCODER_INPUTS
+        names = ENCODER_INPUTS
         inputs = (ids, torch.ones((b, 1, 1, s), dtype=torch.bool), ids.clone())
         sizes = (rows, {0: batch, 3: sequence}, rows)
     program = torch.onnx.export(
-        forward.eval(),
+        _forward_of(model.eval(), spec).eval(),
         inputs,
         dynamo=True,
         optimize=False,

@@ -55,6 +55,7 @@ class ModelConfig:
         attn_scale: What attention scores are divided by: sqrt(d_head), unless the architecture has its own.
         attn_scores_soft_cap: The bound that tanh squeezes the scores into; -1 for none.
         output_logits_soft_cap: The same for the logits.
+        output_logits_scale: What the logits are multiplied by after the unembedding, before that bound.
         use_attn_scale: False where scores are not divided.
         scale_attn_by_inverse_layer_idx: True if the scores of layer i are also divided by i + 1.
         use_local_attn: True if some layers see a window of tokens alone.
@@ -64,7 +65,7 @@ class ModelConfig:
         rotary_dim: How many of a head's dimensions are rotated; None without rotary embeddings.
         rotary_base: The base of the rotation's frequencies.
         rotary_adjacent_pairs: True where neighbouring dimensions are rotated together.
-        rotary_short: How many tokens one set of frequencies is for, where longer inputs have another (longrope); else None.
+        rotary_short: The most positions of an input beyond which it is rotated by other frequencies (longrope), or None.
         use_normalization_before_and_after: True if there are norms after the sublayers besides those before.
         post_norm_only: True if the norms are after the sublayers alone (OLMo-2).
         post_embedding_ln: True if the embeddings are normalised.
@@ -97,6 +98,7 @@ class ModelConfig:
     attn_scale: float = field(default=-1.0, repr=False)
     attn_scores_soft_cap: float = field(default=-1.0, repr=False)
     output_logits_soft_cap: float = field(default=-1.0, repr=False)
+    output_logits_scale: float = field(default=1.0, repr=False)
     use_attn_scale: bool = field(default=True, repr=False)
     scale_attn_by_inverse_layer_idx: bool = field(default=False, repr=False)
     use_local_attn: bool = field(default=False, repr=False)
@@ -138,14 +140,18 @@ class ModelConfig:
         """
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_key_value_heads)
         mlp = 0 if self.attn_only else self.d_model * self.d_mlp * (2 + self.gated_mlp)
-        routed = (mlp + self.d_model) * self.num_experts if self.num_experts else mlp
-        return self.n_layers * (attention + routed)
+        return self.n_layers * (attention + (mlp + (self.d_model if self.num_experts else 0)) * (self.num_experts or 1))
 
 
 # The fields of ModelConfig that have no default: every manifest holds them.
 REQUIRED = frozenset(item.name for item in fields(ModelConfig) if item.default is MISSING)
-# Those that format 2 had.
-_CONFIG_OF_2 = REQUIRED | {"attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos"}
+_CONFIG_OF_2 = REQUIRED | {
+    "attn_only",
+    "gated_mlp",
+    "parallel_attn_mlp",
+    "attention_dir",
+    "default_prepend_bos",
+}  # format 2's
 
 
 def _stored(config: ModelConfig) -> dict[str, Json]:

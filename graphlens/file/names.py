@@ -8,11 +8,19 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING
 
 from graphlens.errors import InputTypeError, UnknownHookPoint
+from graphlens.file.bridge import (
+    BEFORE_POST_NORMS,
+    BRIDGE,
+    BRIDGE_BLOCK,
+    BRIDGE_GATED,
+    BRIDGE_LATE_NORMS,
+    BRIDGE_POST_NORMS,
+)
 
 if TYPE_CHECKING:
     from graphlens.file.manifest import ModelConfig
@@ -127,32 +135,6 @@ FLAGGED: Mapping[str, str] = {
     "attn.hook_result": "use_attn_result",
     "hook_mlp_in": "use_hook_mlp_in",
 }
-# TransformerLens 4's own names (TransformerBridge) for the same points, in a block and outside.
-BRIDGE_BLOCK: Mapping[str, str] = {
-    "hook_in": "hook_resid_pre",
-    "hook_out": "hook_resid_post",
-    "ln2.hook_in": "hook_resid_mid",
-    "attn.hook_out": "hook_attn_out",
-    "attn.hook_attn_in": "hook_attn_in",
-    "attn.hook_q_input": "hook_q_input",
-    "attn.hook_k_input": "hook_k_input",
-    "attn.hook_v_input": "hook_v_input",
-    "attn.q.hook_out": "attn.hook_q",
-    "attn.k.hook_out": "attn.hook_k",
-    "attn.v.hook_out": "attn.hook_v",
-    "attn.o.hook_in": "attn.hook_z",
-    "attn.o.hook_out": "hook_attn_out",
-    "mlp.in.hook_out": "mlp.hook_pre",
-    "mlp.out.hook_in": "mlp.hook_post",
-    "mlp.out.hook_out": "hook_mlp_out",
-    "mlp.hook_out": "hook_mlp_out",
-}
-BRIDGE: Mapping[str, str] = {
-    "embed.hook_out": "hook_embed",
-    "pos_embed.hook_out": "hook_pos_embed",
-    "ln_final.hook_out": "unembed.hook_in",
-    "hook_unembed": "unembed.hook_out",
-}
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -182,16 +164,30 @@ def in_block(layer: int, name: str) -> str:
     return f"{block_name(layer)}.{name}"
 
 
-def canonical(name: str) -> str:
+def canonical(name: str, names: Collection[str] = ()) -> str:
     """Our name of the hook point that TransformerLens 4 calls ``name``; any other name is handed back as it is.
 
     >>> canonical("blocks.2.attn.q.hook_out")
     'blocks.2.attn.hook_q'
+
+    Args:
+        name: The name.
+        names: The model's hook points in firing order: what some names mean depends on the architecture.
     """
     layer, rest = split_name(name)
     if layer is None:
         return BRIDGE.get(name, name)
-    return in_block(layer, BRIDGE_BLOCK[rest]) if rest in BRIDGE_BLOCK else name
+    if rest not in BRIDGE_BLOCK and rest not in BRIDGE_GATED and rest not in BRIDGE_LATE_NORMS:
+        return name
+    table, block = BRIDGE_BLOCK, in_block(layer, "")
+    own = [other.removeprefix(block) for other in names if other.startswith(block)]
+    if "mlp.hook_pre_linear" in own:
+        table = {**table, **BRIDGE_GATED}
+    late = "attn.hook_z" in own and "ln1.hook_scale" in own[own.index("attn.hook_z") :]
+    if late or "ln1_post.hook_scale" in own:
+        table = {key: value for key, value in table.items() if key not in BEFORE_POST_NORMS}
+        table |= BRIDGE_LATE_NORMS if late else BRIDGE_POST_NORMS
+    return in_block(layer, table[rest]) if rest in table else name
 
 
 def all_names(n_layers: int) -> list[str]:
@@ -326,7 +322,7 @@ def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> li
     for name in wanted:
         if not isinstance(name, str):
             raise InputTypeError(f"names_filter must hold strings, not {type(name).__name__}")
-    wanted = [name if name in known else canonical(name) for name in wanted]
+    wanted = [name if name in known else canonical(name, names) for name in wanted]
     for name in wanted:
         if name not in known:
             raise unknown_hook(name, names, n_layers)

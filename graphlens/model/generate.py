@@ -149,9 +149,7 @@ class Generation(Generic[ArrayT]):
         yield prompt
         tokens, new, seen, began = prompt, prompt, self._seen, self._runner.identity
         finished = np.zeros(len(prompt), bool)
-        cache = (
-            KeyValueCache.init_cache(self._runner.config, batch_size=len(prompt)) if options.use_past_kv_cache else None
-        )
+        cache = self._empty_cache() if options.use_past_kv_cache else None
         bar = (
             steps("Generating", options.max_new_tokens)
             if options.verbose and options.max_new_tokens
@@ -174,12 +172,21 @@ class Generation(Generic[ArrayT]):
                 added = chosen[:, None]
                 tokens = np.concatenate([tokens, added], 1)
                 seen = np.concatenate([seen, np.ones_like(added)], 1)
-                new = added if options.use_past_kv_cache else tokens
+                new = tokens if cache is None else added
+                short = self._runner.config.rotary_short
+                if cache is not None and short is not None and int(seen.sum(-1).max()) == short + 1:
+                    cache, new = self._empty_cache(), tokens  # all keys are rotated otherwise from here on
                 if progress is not None:
                     progress.advance()
                 yield added
                 if self._ends and finished.all():
                     return
+
+    def _empty_cache(self) -> KeyValueCache:
+        """A cache that knows which of the positions to come are the prompt."""
+        cache = KeyValueCache.init_cache(self._runner.config, batch_size=len(self._prompt))
+        cache.prompt = self._prompt.shape[1]
+        return cache
 
     def _step(self, new: Tokens, cache: KeyValueCache | None, seen: Tokens) -> Request:
         """The run over new tokens (all of them where there is no cache), of which only the logits are read."""

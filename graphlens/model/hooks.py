@@ -149,13 +149,13 @@ class HookDict(dict[str, HookPoint]):
         self._n_layers = n_layers
 
     def __missing__(self, name: str) -> HookPoint:
-        known = canonical(name) if isinstance(name, str) else name
+        known = canonical(name, self) if isinstance(name, str) else name
         if known == name or not super().__contains__(known):
             raise unknown_hook(str(name), list(self), self._n_layers)
         return self[known]
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(canonical(name) if isinstance(name, str) else name)
+        return super().__contains__(canonical(name, self) if isinstance(name, str) else name)
 
     @overload
     def get(self, name: str, default: None = None) -> HookPoint | None: ...
@@ -213,8 +213,9 @@ class HookRegistry:
 
     def find(self, name: str) -> HookPoint | None:
         """The hook point of our name or TransformerLens 4's, None where there is none now."""
-        known = canonical(name)
-        return self.point(known) if known in self._names() else None
+        names = self._names()
+        known = canonical(name, names)
+        return self.point(known) if known in names else None
 
     def need(self, name: str) -> HookPoint:
         """The hook point of a name that was asked for as an attribute.

@@ -93,7 +93,8 @@ class KeyValueCache:
             owner: The digest of the model's file.
 
         Raises:
-            InputError: If the cache is of another model or batch, or has no room for the positions.
+            InputError: If the cache is of another model or batch, has no room for the positions, or holds keys that are
+                rotated otherwise than those of so long an input.
         """
         ours, theirs = ((c.n_layers, c.n_key_value_heads, c.d_head, c.model_name, c.dtype) for c in (cfg, self.config))
         if ours != theirs:
@@ -112,12 +113,11 @@ class KeyValueCache:
             )
         if self.length + new > cfg.n_ctx:
             raise InputError(f"{self.length} cached positions and {new} new ones are too many: {longest(cfg)}.")
-        held = int(self.mask.sum(-1).max(initial=0))
-        if cfg.rotary_short is not None and 0 < held <= cfg.rotary_short < held + new:
+        held, short = int(self.mask.sum(-1).max(initial=0)), cfg.rotary_short
+        if short is not None and 0 < held <= short < held + new:
             raise InputError(
-                f"{held} cached positions and {new} new ones are more than {cfg.rotary_short}, beyond which {cfg.model_name} "
-                "rotates all keys otherwise, those in the cache too: run the whole text without a cache "
-                "(use_past_kv_cache=False), or cache nothing of a shorter one."
+                f"{cfg.model_name} rotates inputs of more than {short} tokens by other frequencies, and the {held} cached keys "
+                "are rotated as those of a short one: run all tokens again with an empty cache, as generate() does."
             )
 
     def window(self, new: int, horizon: int | None = None) -> Window:
@@ -130,7 +130,7 @@ class KeyValueCache:
         Returns:
             The window, for edits by position.
         """
-        prompt = self.prompt if self.length else new
+        prompt = self.prompt or new
         return Window(self.batch_size, self.length, new, self.length + new if horizon is None else horizon, prompt)
 
     def feeds(self, layers: range, mask: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphlens.errors import ExportError, ModelFileError, warn
+from graphlens.errors import ExportError, InputError, ModelFileError, is_one_of, warn
 from graphlens.export.checkpoint import ADAPTER_CONFIG, SHARD_INDEX, WEIGHTS_FILE, family_of, hf_config_of
 from graphlens.export.families import hub_name, nearest_names
 from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, user_path
@@ -16,7 +16,7 @@ from graphlens.file.manifest import Manifest
 from graphlens.pipelines.adapters import installed, is_adapter, merged
 from graphlens.views.progress import spinner
 
-EMBEDDED = "tiny-gpt2"
+EMBEDDED = ("tiny-gpt2", "tiny-llama")
 # The files of a checkpoint that are fetched.
 _CHECKPOINT = [*SETTINGS, "model*.safetensors", SHARD_INDEX]
 # Bytes of a model.onnx that is looked into: a hooked one holds no weights. GPT-2 small's has 2 MB.
@@ -38,19 +38,25 @@ class Source:
     revision: str | None = None
 
 
-def embedded_model() -> Path:
-    """The folder of the model that ships with graphlens, in an installed package or in a clone.
+def embedded_model(name: str = EMBEDDED[0]) -> Path:
+    """The folder of a model that ships with graphlens, in an installed package or in a clone.
+
+    Args:
+        name: "tiny-gpt2" or "tiny-llama".
 
     Raises:
+        InputError: There is no such embedded model.
         ExportError: The installation lacks it.
     """
     from importlib.resources import files
 
+    if not is_one_of(name, EMBEDDED):
+        raise InputError(f"{name!r:.60}: there is no such embedded model. There are {' and '.join(EMBEDDED)}.")
     package = Path(str(files("graphlens"))).resolve()
-    for folder in (package / "models" / EMBEDDED, package.parent / "models" / EMBEDDED):
+    for folder in (package / "models" / name, package.parent / "models" / name):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    raise ExportError(f"the embedded model {EMBEDDED!r} is missing from this installation; install graphlens again.")
+    raise ExportError(f"the embedded model {name!r} is missing from this installation; install graphlens again.")
 
 
 def resolve(
@@ -62,8 +68,8 @@ def resolve(
     """Finds a model's files, downloading them if needed.
 
     Args:
-        name: A local folder, a name on the Hugging Face hub, TransformerLens's alias of one, or ``tiny-gpt2`` for the
-            embedded model. A local folder wins over a hub name of the same spelling.
+        name: A local folder, a name on the Hugging Face hub, TransformerLens's alias of one, or ``tiny-gpt2`` or
+            ``tiny-llama`` for an embedded model. A local folder wins over a hub name of the same spelling.
         revision: The hub's branch, tag or commit.
         token: The hub's access token, or True for the one of the last login.
         cache_dir: The hub's cache folder.
@@ -76,8 +82,8 @@ def resolve(
     if folder.is_dir():
         return Source(folder.resolve().name, merged(folder) if is_adapter(folder) else folder)
     text = os.fspath(name)
-    if text == EMBEDDED:
-        return Source(EMBEDDED, embedded_model())
+    if text in EMBEDDED:
+        return Source(text, embedded_model(text))
     if folder.exists():
         raise ExportError(f"{text}: a file, where a checkpoint folder or a hub name is needed.")
     if text.count("/") > 1 or text.startswith((".", "/", "~")):

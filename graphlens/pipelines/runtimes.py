@@ -34,7 +34,9 @@ def write_genai_config(manifest: Manifest, stage: Path) -> None:
         manifest: That of the model.
         stage: The folder, which holds the checkpoint's settings already.
     """
-    config, length = manifest.config, manifest.config.n_ctx_trained or manifest.config.n_ctx
+    config = manifest.config
+    # A KV cache holds rotated keys, which are others beyond this length.
+    length = config.rotary_short or config.n_ctx_trained or config.n_ctx
     hf = read_settings(stage / CONFIG_FILE) | read_settings(stage / GENERATION_CONFIG_FILE)
     eos = hf.get("eos_token_id")
     first_eos = eos[0] if isinstance(eos, list) else eos

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ _NO_LEAK = 1e-5  # of earlier logits after a change of the last token
 _ROW_SUM = 1e-4  # of a pattern's row from 1, absolute
 _BATCH, _LENGTH = 2, 11
 _MAX_WINDOW = 1024  # that is tried: beyond, a run past the window takes too long
+_TRIED_AT_ONCE = 16
 _EFFECT_LENGTH = 5  # a perturbed hook point needs at least 4 positions to be sure of an effect
 _PATTERN = "attn.hook_pattern"
 
@@ -90,16 +91,17 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
             _check_future(engine, tokens, logits)
         del values, results
         processed = bool(engine.manifest.processing)
-        reference = _reference(checkpoint, tokens, causal)
-        difference, allowed = _compare(logits, reference, processed)
-        if not causal:
-            difference = max(difference, _check_types(engine, checkpoint, tokens))
-        window = config.window_size
+        window, compared = config.window_size, [({INPUT_IDS: tokens}, logits)]
         if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window + 1 < config.n_ctx:
             # A mask that ignored the window would be right up to here.
             long = rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))
-            beyond, _ = _compare(_logits(engine, long), _reference(checkpoint, long, causal), processed)
-            difference = max(difference, beyond)
+            compared.append(({INPUT_IDS: long}, _logits(engine, long)))
+        if not causal:
+            padded = _padded(tokens, config.n_token_types or 1)
+            compared.append((padded, _output(engine, padded)))
+        references = _references(checkpoint, [given for given, _ in compared], causal)
+        found = [_compare(ours, theirs, processed) for (_, ours), theirs in zip(compared, references, strict=True)]
+        difference, allowed = max(largest for largest, _ in found), found[0][1]
         _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
     return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started, causal)
 
@@ -111,13 +113,29 @@ def _scale(array: Array) -> float:
 
 def _logits(engine: Engine, tokens: Array, callbacks: Mapping[str, Callable[[Array], Array]] | None = None) -> Array:
     """The logits [b, p, d_vocab] of tokens [b, p], with ``callbacks`` at hook points."""
-    output = engine.run({INPUT_IDS: tokens}, (), callbacks).output
+    return _output(engine, {INPUT_IDS: tokens}, callbacks)
+
+
+def _output(
+    engine: Engine, feeds: Mapping[str, Array], callbacks: Mapping[str, Callable[[Array], Array]] | None = None
+) -> Array:
+    """The logits of a run."""
+    output = engine.run(feeds, (), callbacks).output
     assert output is not None
     return output
 
 
-def _reference(checkpoint: Path, tokens: Array, causal: bool, **more: Array) -> Array:
-    """transformers' logits [b, p, d_vocab] of tokens [b, p] in float32, by its own attention; ``more`` is fed besides."""
+def _padded(tokens: Array, types: int) -> dict[str, Array]:
+    """Tokens [b, p] of an encoder as a graph and transformers are fed them, with padding and with types."""
+    real = np.ones_like(tokens)
+    real[0, tokens.shape[1] // 2 + 1 :] = 0
+    return {
+        INPUT_IDS: tokens, ATTENTION_MASK: real, TOKEN_TYPE_IDS: np.arange(tokens.size).reshape(tokens.shape) % types,
+    }  # fmt: skip
+
+
+def _references(checkpoint: Path, inputs: Sequence[Mapping[str, Array]], causal: bool) -> list[Array]:
+    """transformers' logits [b, p, d_vocab] of each of some inputs in float32, by its own attention."""
     import torch
     import transformers
 
@@ -132,19 +150,10 @@ def _reference(checkpoint: Path, tokens: Array, causal: bool, **more: Array) -> 
         if bars:
             transformers.utils.logging.enable_progress_bar()
     with torch.no_grad():
-        fed = {name: torch.from_numpy(array) for name, array in more.items()}
-        return model.eval()(torch.from_numpy(tokens), **fed).logits.numpy()  # type: ignore[no-any-return]
-
-
-def _check_types(engine: Engine, checkpoint: Path, tokens: Array) -> float:
-    """The largest difference of an encoder's logits where tokens are padded and have types; raises VerificationError."""
-    real = np.ones_like(tokens)
-    real[0, tokens.shape[1] // 2 + 1 :] = 0
-    types = np.arange(tokens.size).reshape(tokens.shape) % (engine.manifest.config.n_token_types or 1)
-    output = engine.run({INPUT_IDS: tokens, ATTENTION_MASK: real, TOKEN_TYPE_IDS: types}, ()).output
-    assert output is not None
-    reference = _reference(checkpoint, tokens, False, attention_mask=real, token_type_ids=types)
-    return _compare(output[real > 0], reference[real > 0], False)[0]
+        model.eval()
+        return [
+            model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy() for given in inputs
+        ]
 
 
 def _check_finite(values: Mapping[str, Array]) -> None:
@@ -210,24 +219,48 @@ def _check_future(engine: Engine, tokens: Array, logits: Array) -> None:
 
 
 def _check_effects(engine: Engine, tokens: Array, rng: np.random.Generator) -> None:
-    """Raises VerificationError for the first hook point at which a change does not change the logits."""
+    """Raises VerificationError for the first hook point at which a change does not change the logits.
+
+    A run tries several hook points, each in a row of its own of the batch: that takes a third of the time.
+
+    Args:
+        engine: The hooked file.
+        tokens: One row of tokens [1, p].
+        rng: What the changes are drawn from.
+    """
+    names = list(engine.hook_names)
+    with steps("Trying every hook point", len(names)) as progress:
+        for start in range(0, len(names), _TRIED_AT_ONCE):
+            tried = names[start : start + _TRIED_AT_ONCE]
+            rows = 1 + len(tried)  # the first stays as it is
+            changes = {name: _disturbing(engine, row, rows, rng) for row, name in enumerate(tried, 1)}
+            before, *changed = _logits(engine, tokens.repeat(rows, 0), changes)
+            for name, after in zip(tried, changed, strict=True):
+                if not np.abs(after - before).max() > _NO_EFFECT * _scale(before):
+                    raise VerificationError(
+                        f"changing the value at {name!r} does not change the logits. Either this hook point is not where it "
+                        "should be, or the checkpoint ignores it (weights of zero after it); --no-verify exports it all the "
+                        "same."
+                    )
+                progress.advance()
+
+
+def _disturbing(engine: Engine, row: int, rows: int, rng: np.random.Generator) -> Callable[[Array], Array]:
+    """What changes an activation in one of so many rows of the batch, and leaves the others as they are."""
 
     def disturb(activation: Array) -> Array:
+        changed = activation.copy()
+        # The first axis is that of the batch, or one that the batch and others are joined into.
+        of_row = changed.reshape(rows, -1, *changed.shape[1:])[row]
         if activation.dtype.kind == "i":  # of experts, all of which there are
-            return (activation + 1) % (engine.manifest.config.num_experts or 2)
+            of_row += 1
+            of_row %= engine.manifest.config.num_experts or 2
+            return changed
         # Different noise at every element: softmax and LayerNorm absorb a constant. Masked scores stay masked.
-        spread = float(np.std(activation[np.isfinite(activation)])) or 1.0
-        noise = rng.standard_normal(activation.shape).astype(activation.dtype) * np.asarray(spread, activation.dtype)
-        return np.where(np.isfinite(activation), activation + noise, activation)
+        finite = np.isfinite(of_row)
+        spread = float(np.std(of_row[finite])) or 1.0
+        noise = rng.standard_normal(of_row.shape).astype(activation.dtype) * np.asarray(spread, activation.dtype)
+        np.add(of_row, noise, out=of_row, where=finite)
+        return changed
 
-    with steps("Trying every hook point", len(engine.hook_names)) as progress:
-        before = _logits(engine, tokens)
-        for name in engine.hook_names:
-            changed = _logits(engine, tokens, {name: disturb})
-            if not np.abs(changed - before).max() > _NO_EFFECT * _scale(before):
-                raise VerificationError(
-                    f"changing the value at {name!r} does not change the logits. Either this hook point is not where it "
-                    "should be, or the checkpoint ignores it (weights of zero after it); --no-verify exports it all the "
-                    "same."
-                )
-            progress.advance()
+    return disturb

@@ -72,7 +72,7 @@ def cut(
 
 def _resolve(name: str, values: Mapping[str, ir.Value], manifest: Manifest) -> ir.Value:
     """The value that a hook point, or a value itself, is named by."""
-    name = name if name in values else canonical(name)
+    name = name if name in values else canonical(name, manifest.hooks)
     if name in manifest.hooks:
         return values[manifest.hooks[name].value]
     if name in values:

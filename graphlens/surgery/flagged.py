@@ -51,7 +51,7 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
     Raises:
         InputError: There is no such flag; ``use_attn_in`` and ``use_split_qkv_input`` are given together;
             ``use_attn_in`` is given for a model with fewer key-value heads than heads; or the model computes what a
-            flag rewrites in another way than the flag would (a norm after attention, a bias that the manifest does not name).
+            flag rewrites in another way than the flag would (a norm or a bias that the manifest does not name).
     """
     wanted = set(flags)
     if wanted - set(FLAGS):
@@ -214,9 +214,13 @@ class _Rewrite:
         axis = integers(tape, [-1], f"{at}/axis")
         if config.normalization_type.startswith("LN"):
             x = tape.op("Sub", [x, tape.op("ReduceMean", [x, axis])])
-        variance = tape.op("ReduceMean", [tape.op("Mul", [x, x]), axis])
-        eps = tape.initializer(ir.tensor(np.asarray(config.eps, dtype)), name=f"{at}/eps")
+        # float16 has no room for squares: see surgery/precision.py.
+        wide = np.dtype(np.float32) if dtype == np.float16 else dtype
+        summed = x if wide == dtype else tape.op("Cast", [x], {"to": ir.DataType.FLOAT})
+        variance = tape.op("ReduceMean", [tape.op("Mul", [summed, summed]), axis])
+        eps = tape.initializer(ir.tensor(np.asarray(config.eps, wide)), name=f"{at}/eps")
         scale = tape.op("Sqrt", [tape.op("Add", [variance, eps])])
+        scale = scale if wide == dtype else tape.op("Cast", [scale], {"to": ir.DataType.FLOAT16})
         normalized = tape.op("Div", [x, scale])
         count = config.n_heads if heads == "head_index" else config.n_key_value_heads
         for tail, value, size in (("hook_scale", scale, 1), ("hook_normalized", normalized, config.d_model)):

@@ -10,22 +10,22 @@ FileKind = Literal["exported", "edited"]  # and "adopted", once files are opened
 
 # What this package writes: the export, surgery, gates, gradients, baking, processing, lower precision, KV caches.
 _EXPORTED = """
-    Abs Add And Cast Clip Concat Constant ConstantOfShape Cos CumSum Div Equal Erf Exp Expand Gather GatherElements Gelu
-    Gemm Greater GreaterOrEqual Identity If IsInf IsNaN Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not OneHot Or Pow
-    Range Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sign Sin Slice Softmax Split
-    Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
+    Abs Add And Cast Clip Concat Constant ConstantOfShape Cos CumSum Div Equal Erf Exp Expand Gather GatherElements
+    GatherND Gelu Gemm Greater GreaterOrEqual Identity If IsInf IsNaN Less LessOrEqual Log MatMul Max Min Mod Mul Neg
+    Not OneHot Or Pow Range Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sign
+    Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
 """
 # What a user may put in besides with onnx-graphsurgeon or surgery: standard operators on tensors of numbers whose output
 # is no larger than their inputs, their attributes or their constants say. None that repeats a part of the graph, holds
 # sequences, optional values or text, looks things up in tables of its own, or reads files.
 _ADDED_BY_USERS = """
-    Acos Acosh ArgMax ArgMin Asin Asinh Atan Atanh Attention BatchNormalization Bernoulli BitShift BitwiseAnd BitwiseNot
-    BitwiseOr BitwiseXor CastLike Ceil Celu Compress Cosh DequantizeLinear Det Dropout DynamicQuantizeLinear Einsum Elu
-    EyeLike Flatten Floor GatherND GroupNormalization HardSigmoid HardSwish Hardmax InstanceNormalization
-    LayerNormalization LeakyRelu LogSoftmax LpNormalization MatMulInteger Mean MeanVarianceNormalization Mish NonZero PRelu Pad
-    QuantizeLinear RMSNormalization RandomNormalLike RandomUniformLike ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
-    ReduceMin ReduceProd ReduceSumSquare ReverseSequence RotaryEmbedding Round ScatterND Selu Shrink
-    Sinh Size Softplus Softsign Sum Swish Tan TensorScatter ThresholdedRelu Tile TopK Trilu Unique Xor
+    Acos Acosh ArgMax ArgMin Asin Asinh Atan Atanh Attention BatchNormalization Bernoulli BitShift BitwiseAnd
+    BitwiseNot BitwiseOr BitwiseXor CastLike Ceil Celu Compress Cosh DequantizeLinear Det Dropout DynamicQuantizeLinear
+    Einsum Elu EyeLike Flatten Floor GroupNormalization HardSigmoid HardSwish Hardmax InstanceNormalization
+    LayerNormalization LeakyRelu LogSoftmax LpNormalization MatMulInteger Mean MeanVarianceNormalization Mish NonZero
+    PRelu Pad QuantizeLinear RMSNormalization RandomNormalLike RandomUniformLike ReduceL1 ReduceL2 ReduceLogSum
+    ReduceLogSumExp ReduceMin ReduceProd ReduceSumSquare ReverseSequence RotaryEmbedding Round ScatterND Selu Shrink
+    Sinh Size Softplus Softsign Sum Swish Tan TensorScatter ThresholdedRelu Tile Trilu Unique Xor
 """
 # Kind of file -> the operators of the standard domain that it may contain. Nothing of any other domain is allowed.
 OPERATORS: Mapping[FileKind, frozenset[str]] = MappingProxyType(

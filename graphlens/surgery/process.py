@@ -21,21 +21,21 @@ from graphlens.file.copies import ensure_room
 from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_folder, user_path
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
-from graphlens.file.names import in_block, split_name
-from graphlens.file.processing import FOLDED_NORMS, STEPS, ensure_decoder, steps_for
+from graphlens.file.names import split_name
+from graphlens.file.processing import FOLDED_NORMS, STEPS, steps_for
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, put_view, write_safetensors
 from graphlens.file.stored import StoredWeights, bind, stored_tensor
 from graphlens.surgery.files import load, write_graph
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.graph import finish, read_manifest, replace_value, set_outputs
+from graphlens.surgery.processable import ensure_processable, has_value_bias, plain_sublayers
 from graphlens.surgery.processed import process_group
-from graphlens.surgery.structure import Structure, stored_weight
-from graphlens.surgery.sublayers import norm_weights, sublayers, sums
+from graphlens.surgery.structure import stored_weight
+from graphlens.surgery.sublayers import sublayers
 
 WEIGHTS_FILE = "processed.safetensors"
 _UNEMBED, _UNEMBED_BIAS = "unembed.weight", "unembed.bias"
 _OF_UNEMBEDDING = ("unembed.W_U", "unembed.b_U")
-_MOVE_VALUE_BIASES = {"fold_value_biases", "refactor_factored_attn_matrices"}
 
 
 def process_weights(
@@ -104,92 +104,14 @@ def process_into(source: Path, stage: Path, steps: Sequence[str]) -> list[str]:
         raise InputError(f"unknown processing {sorted(set(steps) - set(STEPS))[0]!r}: there is {', '.join(STEPS)}.")
     model = load(source)
     manifest = read_manifest(model)
-    _check(source, manifest)
     chosen, notes = steps_for(manifest, steps)
-    _check_structure(source, Structure(model, manifest), manifest, chosen)
+    ensure_processable(source, model, manifest, chosen)
     work = _Processing(model, manifest, chosen)
     work.write(stage / WEIGHTS_FILE)
     done = work.rebind(stage / WEIGHTS_FILE)
     write_graph(finish(model, done, "the processed graph"), stage / MODEL_FILE)
     copy_settings(source.parent, stage)
     return notes
-
-
-def _check(source: Path, manifest: Manifest) -> None:
-    config = manifest.config
-    ensure_decoder(config)
-    if manifest.processing:
-        raise ExportError(f"{source}: its weights are processed already ({', '.join(manifest.processing)}).")
-    if config.dtype != "float32":
-        raise ExportError(f"{source}: holds {config.dtype} weights. Process the float32 model, then convert it.")
-    if config.num_experts:
-        raise ExportError(f"{source}: weight processing knows no MLPs of several experts.")
-    # Without its place in the files a weight would silently stay as it is.
-    parts = [part for layer in range(config.n_layers) for part in sublayers(config, layer)]
-    norms = [*(part.norm for part in parts if part.norm is not None), "ln_final"]
-    positions = ["pos_embed.W_pos"] if config.positional_embedding_type == "standard" else []
-    needed = ["embed.W_E", *positions, "unembed.W_U"]
-    needed += [matrix for part in parts for matrix, _ in (*part.readers.values(), part.out)]
-    # What one norm has every norm has: an architecture's norms have weights and biases, or none.
-    needed += [f"{norm}.{leaf}" for leaf in "wb" for norm in norms if _any_has(manifest, norms, leaf)]
-    missing = [name for name in needed if name not in manifest.weights]
-    if missing:
-        raise ExportError(f"{source}: does not say where its weight {missing[0]!r} lies, so it cannot be processed.")
-
-
-def _any_has(manifest: Manifest, norms: Sequence[str], leaf: str) -> bool:
-    """True if one of the norms has a weight (``"w"``) or a bias (``"b"``)."""
-    return any(f"{norm}.{leaf}" in manifest.weights for norm in norms)
-
-
-def _has_value_bias(manifest: Manifest, steps: Sequence[str], layer: int) -> bool:
-    """True if a bias of values is moved into attention's output bias: one that is there, or that a norm's becomes."""
-    folded = "fold_ln" in steps and in_block(layer, "ln1.b") in manifest.weights
-    return bool(_MOVE_VALUE_BIASES & set(steps)) and (folded or in_block(layer, "attn.b_V") in manifest.weights)
-
-
-def _check_structure(source: Path, structure: Structure, manifest: Manifest, steps: Sequence[str]) -> None:
-    """Refuses a model that computes something else than the architecture whose weights are processed.
-
-    A norm after attention, a matrix that reads a norm besides those that it is folded into, a bias without a name: what was
-    processed would then predict something else, without a word.
-    """
-    layers, config = range(manifest.config.n_layers), manifest.config
-
-    def ensure(is_so: bool, start: str, end: str) -> None:
-        if not is_so:
-            raise ExportError(
-                f"{source}: cannot be processed: between {start!r} and {end!r} this model computes something else than a norm "
-                "and the weights that TransformerLens names (a norm of its own there, an edit that was baked in, a second "
-                "matrix, or a weight or bias without a name), so its predictions would change."
-            )
-
-    embedded = [name for name in ("hook_embed", "hook_pos_embed") if name in manifest.hooks]
-    residual = in_block(0, "hook_resid_pre")
-    ensure(structure.is_sum(residual, embedded), embedded[0], residual)
-    for layer in layers:
-        for part in sublayers(config, layer):
-            if part.norm is not None:
-                ensure(structure.is_norm(part.residual, part.norm), part.residual, part.start)
-            for end in part.readers:
-                ensure(structure.reads(part, end), part.start, end)
-            if part.norm is not None:
-                ensure(structure.nothing_leaves(part.start, list(part.readers)), part.start, next(iter(part.readers)))
-            ensure(structure.writes(part), part.inner, part.written)
-        if _has_value_bias(manifest, steps, layer):
-            values, z, pattern = (in_block(layer, f"attn.hook_{name}") for name in ("v", "z", "pattern"))
-            ensure(structure.is_mixed(values, z, pattern), values, z)
-        for total, terms in sums(config, layer).items():
-            ensure(structure.is_sum(total, terms), terms[-1], total)
-    last = in_block(layers[-1], "hook_resid_post")
-    normal, end = "ln_final.hook_normalized", "unembed.hook_out"
-    ensure(structure.is_norm(last, "ln_final"), last, normal)
-    ensure(structure.is_linear(normal, end, [*norm_weights("ln_final"), "unembed.W_U", "unembed.b_U"]), normal, LOGITS)
-    ensure(structure.nothing_leaves(normal, [end]), normal, LOGITS)
-    for layer in layers:
-        for name in ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post"):
-            hook = in_block(layer, name)
-            ensure(hook not in manifest.hooks or structure.only_known_read(hook), hook, LOGITS)
 
 
 class _Processing:
@@ -213,11 +135,11 @@ class _Processing:
         """Names the biases that this model lacks and processing needs: those that take in a norm's, or the values'."""
         config = self.manifest.config
         for layer in range(config.n_layers):
-            for part in sublayers(config, layer):
+            for part in plain_sublayers(config, layer):
                 if f"{part.norm}.b" in self._dropped:
                     for matrix, bias in part.readers.values():
                         self._make_bias(matrix, bias)
-            if _has_value_bias(self.manifest, self.steps, layer):
+            if has_value_bias(self.manifest, self.steps, layer):
                 self._make_bias(*sublayers(config, layer)[0].out)
         if "ln_final.b" in self._dropped:
             self._views.setdefault("unembed.b_U", self._views["unembed.W_U"])

@@ -29,6 +29,7 @@ def process_group(weights: Mapping[str, Array], steps: Sequence[str], config: Mo
     if "fold_ln" in steps:
         for norm, readers in _READ_BY.items():
             if f"{norm}.w" in weights:
+                _fold_into_experts(weights, norm)
                 _fold_norm(weights, norm, readers, config.normalization_type.startswith("LN"))
     centred = _WRITING if "center_writing_weights" in steps else ()
     for name in (*centred, *(("unembed.W_U", "unembed.b_U") if "center_unembed" in steps else ())):
@@ -60,6 +61,13 @@ def _fold_norm(weights: Mapping[str, Array], norm: str, readers: Sequence[tuple[
         weights[matrix][...] *= weights[f"{norm}.w"][:, None]
         if centre:
             _centre(weights[matrix], -2)
+
+
+def _fold_into_experts(weights: Mapping[str, Array], norm: str) -> None:
+    """Moves the weight of an MLP's norm into its router and its experts, in place: matrices [outputs, d_model]."""
+    for name, matrix in weights.items():
+        if norm == "ln2" and name.startswith("mlp.") and name.endswith(("W_gate.weight", "W_in.weight")):
+            matrix[...] *= weights[f"{norm}.w"]
 
 
 def _refactor(weights: Mapping[str, Array]) -> None:

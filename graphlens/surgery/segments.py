@@ -160,9 +160,15 @@ def with_past(model: ir.Model) -> ir.Model:
         # Keys are kept as they are compared: rotated, where positions rotate them.
         names = {"key": rotated if rotated in manifest.hooks else keys, "value": in_block(layer, "attn.hook_v")}
         for part, name in names.items():
-            _remember(graph, values[manifest.hooks[name].value], layer, part)
+            _remember(graph, _used(values[manifest.hooks[name].value]), layer, part)
     drop_unused(model)
     return ensure_hooks_resolve(model, "the graph with past")
+
+
+def _used(value: ir.Value) -> ir.Value:
+    """Keys or values as attention uses them: cut to a range, where an architecture does so (OLMo)."""
+    readers = [use.node for use in value.uses()]
+    return readers[0].outputs[0] if len(readers) == 1 and readers[0].op_type == "Clip" else value
 
 
 def _remember(graph: ir.Graph, new: ir.Value, layer: int, part: str) -> None:

@@ -116,11 +116,15 @@ class Structure:
         if scale is None or scale.producer() not in found.nodes:
             return False
         scalars = [value.const_value.numpy() for value in found.constants if value.const_value is not None]
-        numbers = {float(scalar.reshape(())) for scalar in scalars if scalar.size == 1}
-        eps = {float(np.asarray(config.eps, kind)) for kind in (config.dtype, "float32")}  # see precision.py
-        if (
-            len(scalars) != len(found.constants) or not numbers <= eps | {2.0} or not eps & numbers
-        ):  # 2: a square as Pow
+        # In the constant's own dtype: squares may be summed in a wider one than the model computes in.
+        is_eps = [scalar.size == 1 and scalar == np.asarray(config.eps, scalar.dtype) for scalar in scalars]
+        others = {
+            float(scalar.reshape(()))
+            for scalar, is_it in zip(scalars, is_eps, strict=True)
+            if not is_it and scalar.size == 1
+        }
+        whole = len(scalars) == len(found.constants) and all(scalar.size == 1 for scalar in scalars)
+        if not whole or not any(is_eps) or not others <= {2.0}:  # a square as Pow
             return False
         if ("Sub" in found.operators) != config.normalization_type.startswith("LN"):
             return False
@@ -158,6 +162,49 @@ class Structure:
             return True
         normal = f"{part.post}.hook_normalized"
         return self.is_norm(end, part.post) and self.is_linear(normal, part.written, norm_weights(part.post))
+
+    def is_read_by(self, start: str, shared: Sequence[str], matrices: Iterable[str]) -> bool:
+        """True if all that reads a hook point are matrices, each once, after some weights that they share.
+
+        Args:
+            start: The hook point.
+            shared: TransformerLens names of a norm's weight and bias, in the order in which they apply; those that the
+                model lacks do not count.
+            matrices: Names of the matrices.
+        """
+        value, nodes = self.value(start), set[ir.Node]()
+        for name in shared:
+            if self._stored.entry(name) is None:
+                continue
+            readers = [] if value is None else [(n, i) for n, i in value.uses() if n.op_type != "Shape"]
+            if len(readers) != 1 or readers[0][0].op_type != ("Mul" if name.endswith(".w") else "Add"):
+                return False
+            ((node, index),) = readers
+            other = node.inputs[1 - index]
+            stored = None if other is None else stored_weight(other)
+            if stored is None or (str(stored[0].name), stored[1]) != self._read(name):
+                return False
+            nodes.add(node)
+            value = node.outputs[0]
+        found, waiting = list[tuple[str, float]](), [value]
+        while waiting:
+            one = waiting.pop()
+            for node, index in () if one is None else one.uses():
+                other = node.inputs[1] if len(node.inputs) > 1 else None
+                if node.op_type == "Shape":
+                    continue
+                if node.op_type in _LAYOUT and index == 0:
+                    waiting += node.outputs
+                elif node.op_type in ("Gemm", "MatMul") and index == 0 and other is not None and _is_plain(node):
+                    stored = stored_weight(other)
+                    found += [] if stored is None else [(str(stored[0].name), stored[1])]
+                else:
+                    return False
+                nodes.add(node)
+        if sorted(found) != sorted(map(self._read, matrices)):
+            return False
+        self.known |= nodes
+        return True
 
     def is_mixed(self, start: str, end: str, pattern: str) -> bool:
         """True if one hook point is the average of another's positions by a pattern of attention, and nothing else.

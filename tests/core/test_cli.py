@@ -28,12 +28,16 @@ def in_a_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_demo_runs_on_the_embedded_model_and_on_a_folder(tiny_folder: Path) -> None:
+def test_demo_runs_on_both_embedded_models_and_on_a_folder(tiny_folder: Path) -> None:
     shown = in_a_process("demo")
     assert shown.returncode == 0, shown.stderr
     for heading in ("Logit lens", "Ablate", "Patch", "Attention"):
         assert heading in shown.stdout
     assert shown.stderr == ""
+    llama = graphlens("demo", "--model", "tiny-llama")
+    assert llama.returncode == 0, llama.stderr
+    assert "tiny-llama" in llama.stdout
+    assert llama.stderr == ""
     figures = json.loads(graphlens("demo", "--json").stdout)
     again = json.loads(graphlens("demo", "--json", "--model", tiny_folder).stdout)
     for volatile in (figures, again):

@@ -1,4 +1,4 @@
-"""The demonstration computes what it prints: its figures are the API's, and follow the weights."""
+"""The demonstration computes what it prints, on each embedded model: its figures are the API's, and follow the weights."""
 
 from __future__ import annotations
 
@@ -12,24 +12,35 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from graphlens import HookedTransformer, surgery
+from graphlens import HookedTransformer, embedded_model, surgery
 from graphlens.cli.demo import ANSWER, CORRUPTED, PROMPT, WRONG, Demo, run_demo, show_demo
 from graphlens.metrics import LogitDiff
+from graphlens.pipelines.hub import EMBEDDED
 from graphlens.surgery.files import write_graph
 from graphlens.surgery.graph import read_manifest, write_manifest
 
 RELATIVE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def demo(tiny: HookedTransformer) -> Demo:
-    return run_demo(tiny)
+@pytest.fixture(scope="module", params=EMBEDDED)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def perturbed(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> HookedTransformer:
+def model(name: str, tiny: HookedTransformer) -> HookedTransformer:
+    return tiny if name == tiny.cfg.model_name else HookedTransformer.from_onnx(embedded_model(name), "cpu")
+
+
+@pytest.fixture(scope="module")
+def demo(model: HookedTransformer) -> Demo:
+    return run_demo(model)
+
+
+@pytest.fixture(scope="module")
+def perturbed(name: str, tmp_path_factory: pytest.TempPathFactory) -> HookedTransformer:
     """The embedded model with noise on every weight."""
-    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("perturbed") / "model"))
+    folder = Path(shutil.copytree(embedded_model(name), tmp_path_factory.mktemp("perturbed") / "model"))
     rng = np.random.default_rng(0)
     tensors = {
         name: tensor + rng.standard_normal(tensor.shape).astype(np.float32) * (0.2 * tensor.std() + 1e-3)
@@ -117,8 +128,8 @@ def check_against_the_api(model: HookedTransformer, demo: Demo) -> None:
     assert demo.patched_heads.unedited == 0
 
 
-def test_the_figures_are_the_apis(tiny: HookedTransformer, demo: Demo) -> None:
-    check_against_the_api(tiny, demo)
+def test_the_figures_are_the_apis(model: HookedTransformer, demo: Demo) -> None:
+    check_against_the_api(model, demo)
 
 
 def test_other_weights_give_other_figures_which_are_again_the_apis(perturbed: HookedTransformer, demo: Demo) -> None:
@@ -149,7 +160,7 @@ def test_patching_finds_a_head_that_ablation_shows_to_matter(demo: Demo) -> None
     assert int(lost.sum()) <= 3
 
 
-def test_every_figure_is_printed(tiny: HookedTransformer, demo: Demo) -> None:
+def test_every_figure_is_printed(demo: Demo) -> None:
     out = io.StringIO()
     show_demo(demo, Console(file=out, width=160))
     text = out.getvalue()

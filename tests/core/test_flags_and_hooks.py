@@ -11,7 +11,8 @@ import pytest
 
 from graphlens import HookedTransformer, InputError, UnknownHookPoint, surgery
 from graphlens.analysis.slices import Slice
-from graphlens.file.names import BRIDGE, BRIDGE_BLOCK, FLAGGED, axes_of, axis_sizes, firing_order
+from graphlens.file.bridge import BRIDGE, BRIDGE_BLOCK
+from graphlens.file.names import FLAGGED, axes_of, axis_sizes, firing_order
 
 FLAGS = sorted(set(FLAGGED.values()))
 SPLIT, MLP_IN = "use_split_qkv_input", "use_hook_mlp_in"

@@ -329,3 +329,4 @@ def test_a_local_folder_wins_over_a_name(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert resolve("gpt2").folder == Path("gpt2")
     assert resolve("tiny-gpt2").folder == graphlens.embedded_model()
+    assert resolve("tiny-llama").folder == graphlens.embedded_model("tiny-llama")

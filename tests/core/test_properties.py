@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphlens.file.names import BRIDGE, BRIDGE_BLOCK, canonical
+from graphlens.file.bridge import BRIDGE, BRIDGE_BLOCK
+from graphlens.file.names import canonical
 from graphlens.model.kv_cache import KeyValueCache
 from tests.models import MODEL
 

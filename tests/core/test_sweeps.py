@@ -16,7 +16,15 @@ from graphlens import HookedTransformer, Scale
 from graphlens.errors import InputError
 from graphlens.experiments import sweep as sweeps
 from graphlens.metrics import CrossEntropy, KLDivergence, LogitDiff, Metric, Probability, normalised
-from graphlens.patching import Cache, Site, act_patch_sites, get_act_patch_attn_head_out_all_pos, grid, sweep
+from graphlens.patching import (
+    Cache,
+    Site,
+    act_patch_sites,
+    get_act_patch_attn_head_out_all_pos,
+    grid,
+    path_patch,
+    sweep,
+)
 from tests.intervention_specs import fields_of, selections, shape_of
 from tests.sweep_cases import (
     CFG,
@@ -338,6 +346,20 @@ def test_under_other_edits(how: str, metric: Any, clean: Mapping[str, Any]) -> N
     assert np.allclose(result.baselines["corrupted"], base)
     assert np.abs(result.values - plain.values).max() > 0.05 * np.abs(plain.values).max()
     agrees(sweep(MODEL, CORRUPTED, FEW, clean, metric, verbose=False), plain.values)  # and afterwards as before
+
+
+def test_a_file_whose_residual_is_no_sum(tmp_path: Path) -> None:
+    """With a factor baked in, what an MLP writes is not added to the residual stream as it is."""
+    MODEL.bake([Scale("blocks.1.hook_resid_post", 0.5)], tmp_path / "baked", keep_hooks=True)
+    model = HookedTransformer.from_onnx(tmp_path / "baked", "cpu")
+    _, cache = model.run_with_cache(CLEAN)
+    sites = [Site("mlp_out", 1, position=3), Site("blocks.1.mlp.hook_post", dims=[4, 9]), Site("attn_out", 1)]
+    found = sweep(model, CORRUPTED, sites, cache, DIFFERENCE, verbose=False)
+    whole = sweep(model, CORRUPTED, sites, cache, DIFFERENCE, recompute=False, verbose=False)
+    np.testing.assert_allclose(found.values, whole.values, atol=1e-5 * np.abs(whole.values).max())
+    assert found.metadata["general_path"] == "hook_resid_post is not the sum of hook_resid_mid, hook_mlp_out"
+    with pytest.raises(InputError, match=r"'blocks\.1\.hook_mlp_out' in this model: hook_resid_post is not the sum"):
+        path_patch(model, CORRUPTED, cache, DIFFERENCE, verbose=False)
 
 
 # What changes nothing

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.families import variants
+from tests.families.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -26,35 +26,38 @@ class Refused:
     why: str
 
 
+def _of(variant: str) -> dict[str, Any]:
+    """What the config of a variant that is exported is made of."""
+    return dict(VARIANTS[variant].arguments)
+
+
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 _BY_LENGTH = "its frequencies change with the length of the whole input"
 _FLAG = "a flag that changes the computation and that no field of a Spec says"
 
 REFUSED: dict[str, Refused] = {
     "dynamic rope": Refused(
-        "LlamaConfig", variants._TWO | {"rope_parameters": _DYNAMIC}, "rope_type='dynamic'", _BY_LENGTH
+        "LlamaConfig", _of("llama") | {"rope_parameters": _DYNAMIC}, "rope_type='dynamic'", _BY_LENGTH
     ),
     "an unknown flag": Refused(
-        "LlamaConfig", variants._TWO | {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping=5.0", _FLAG
+        "LlamaConfig", _of("llama") | {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping=5.0", _FLAG
     ),
-    "cross-attention": Refused(
-        "GPT2Config", variants._GPT2 | {"add_cross_attention": True}, "add_cross_attention", _FLAG
-    ),
+    "cross-attention": Refused("GPT2Config", _of("gpt2") | {"add_cross_attention": True}, "add_cross_attention", _FLAG),
     "attention both ways": Refused(
         "Gemma3TextConfig",
-        variants._ONE | {"head_dim": 12, "use_bidirectional_attention": True},
+        _of("gemma3") | {"head_dim": 12, "use_bidirectional_attention": True},
         "use_bidirectional_attention",
         "it is no causal model",
     ),
     "chunked attention": Refused(
         "Gemma3TextConfig",
-        variants._ONE | {"head_dim": 12, "layer_types": ["chunked_attention"] * 3},
+        _of("gemma3") | {"head_dim": 12, "layer_types": ["chunked_attention"] * 3},
         "chunked_attention",
         "a kind of mask that is not computed",
     ),
     "OPT-350m": Refused(
         "OPTConfig",
-        variants._LONG
+        _of("opt")
         | {
             "hidden_size": 40,
             "ffn_dim": 77,
@@ -68,7 +71,7 @@ REFUSED: dict[str, Refused] = {
     ),
     "Falcon-RW (alibi)": Refused(
         "FalconConfig",
-        variants._FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        _of("falcon-7b") | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
         "alibi",
         "transformers computes its biases in bfloat16, 2e-2 off",
     ),

@@ -52,14 +52,15 @@ def edits(model: HookedTransformer) -> list[list[Intervention]]:
     found: list[list[Intervention]] = [
         [Ablate(Z, heads=1), Steer("blocks.1.hook_mlp_out", vector)],
         [Scale("blocks.0.attn.hook_k", -1.5), Steer("blocks.1.attn.hook_v", keys), Scale("blocks.2.attn.hook_q", 0.5)],
-        [Scale("blocks.0.mlp.hook_post", 0.5, dims=slice(3, 60)), Scale("blocks.2.hook_attn_out", 2.0)],
-        [
-            Steer("blocks.2.hook_resid_pre", vector, positions=slice(4, None)),
-            Patch("blocks.1.mlp.hook_pre", 0.3, dims=2),
-        ],
+        [Scale("blocks.0.hook_mlp_out", 0.5, dims=slice(3, 30)), Scale("blocks.2.hook_attn_out", 2.0)],
+        [Steer("blocks.2.hook_resid_pre", vector, positions=slice(4, None))],
     ]
+    if "blocks.0.mlp.hook_post" in model.hook_dict:
+        found[2].append(Scale("blocks.0.mlp.hook_post", 0.5, dims=slice(3, 60)))
+        found[3].append(Patch("blocks.1.mlp.hook_pre", 0.3, dims=2))
     special = ["attn.hook_rot_k", "mlp.hook_pre_linear", "attn.q_norm.hook_scale", "attn.k_norm.hook_normalized"]
     special += ["ln1_post.hook_normalized", "ln2.hook_normalized", "embed.ln.hook_scale"]
+    special += ["mlp.hook_expert_weights"]
     names = [name for part in special for name in (f"blocks.1.{part}", part) if name in model.hook_dict]
     return [*found, [Scale(name, 1.5) for name in names]]
 

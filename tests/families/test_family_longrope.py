@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from graphlens import KeyValueCache
+from graphlens import KeyValueCache, bake_model, patching
 from graphlens.errors import InputError
 from tests.families.comparing import TOLERANCE, prompt, reference_logits, relative
 from tests.families.variants import CHOSEN
@@ -42,3 +45,33 @@ def test_a_cache_whose_keys_would_have_to_turn_is_refused(model: Any) -> None:
     model(tokens[:, :SHORT], past_kv_cache=cache)
     with pytest.raises(InputError, match=rf"{SHORT} cached positions and 1 new ones are more than {SHORT}"):
         model(tokens[:, SHORT:], past_kv_cache=cache)
+
+
+@pytest.mark.parametrize("length", [SHORT, SHORT + 4])
+def test_a_sweep_is_a_run_for_each_patch(length: int, model: Any) -> None:
+    """Beyond the short length it takes whole runs: a few positions alone do not tell how long the prompt is."""
+    clean, corrupted = prompt(model.cfg.d_vocab, 2, length)[:, None]
+    cache = model.run_with_cache(clean)[1]
+
+    def metric(logits: np.ndarray) -> np.ndarray:
+        return logits[0, -1, 5]
+
+    found = np.asarray(patching.get_act_patch_resid_pre(model, corrupted, cache, metric))
+    for layer, position in ((0, 3), (1, length - 2), (2, length - 1)):
+        name = f"blocks.{layer}.hook_resid_pre"
+
+        def patch(activation: np.ndarray, hook: Any, at: int = position) -> np.ndarray:
+            activation = activation.copy()
+            activation[:, at] = cache[hook.name][:, at]
+            return activation
+
+        wanted = metric(model.run_with_hooks(corrupted, fwd_hooks=[(name, patch)]))
+        assert relative(found[layer, position], wanted, name) <= TOLERANCE
+
+
+def test_a_runtime_that_keeps_its_keys_is_told_the_short_length(model: Any, family_folder: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what such a file lacks besides is no matter here
+        bake_model(family_folder(NAME), (), tmp_path / "out", with_past=True)
+    told = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert told["model"]["context_length"] == told["search"]["max_length"] == SHORT

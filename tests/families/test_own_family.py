@@ -24,8 +24,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The register of families, put back at the end."""
     family.families()
-    monkeypatch.setattr(family, "_registered", dict(family._registered))
-    return family._registered
+    monkeypatch.setattr(family, "registered", dict(family.registered))
+    return family.registered
 
 
 def test_the_page_runs_and_what_it_makes_is_the_model(

@@ -52,6 +52,7 @@ SENDERS = [
 def test_path_patching_is_its_definition(mlps: str, options: dict[str, Any], model: HookedTransformer) -> None:
     _, cache = model.run_with_cache(CLEAN, **options)
     last = model.cfg.n_key_value_heads - 1
+    senders = [sender for sender in SENDERS if sender.hook in cache]
     every: list[list[Site] | None] = [
         None,
         [Site("q", 2, head=1)],
@@ -59,10 +60,10 @@ def test_path_patching_is_its_definition(mlps: str, options: dict[str, Any], mod
     ]
     for receivers in every:
         found = path_patch(
-            model, CORRUPTED, cache, METRIC, receivers or "logits", SENDERS, mlps=mlps, verbose=False, **options
+            model, CORRUPTED, cache, METRIC, receivers or "logits", senders, mlps=mlps, verbose=False, **options
         )
         expected = np.stack(
-            [by_definition(model, cache, s, receivers, mlps, options.get("attention_mask")) for s in SENDERS]
+            [by_definition(model, cache, s, receivers, mlps, options.get("attention_mask")) for s in senders]
         )
         scale = float(np.abs(expected).max())
         assert np.abs(found.values - expected).max() <= 1e-5 * scale
@@ -116,14 +117,22 @@ def by_definition(
 # Circuits
 
 
+def norm_after_attention(model: HookedTransformer) -> str:
+    """The norm of attention's output, "" if there is none."""
+    if model.cfg.post_norm_only:
+        return "ln1"
+    return "ln1_post" if model.cfg.use_normalization_before_and_after else ""
+
+
 def written_by_heads(model: HookedTransformer, layer: int, z: Array, run: Any) -> dict[Node, Array]:
     """What each head writes: its output through W_O, and through the norm after attention with the scale of the run."""
     w_o, found = np.asarray(model.weights[f"blocks.{layer}.attn.W_O"]), {}
     for head in range(model.cfg.n_heads):
         written = z[:, :, head] @ w_o[head]
-        if model.cfg.use_normalization_before_and_after:
-            weight = np.asarray(model.weights[f"blocks.{layer}.ln1_post.w"])
-            written = written / run[f"blocks.{layer}.ln1_post.hook_scale"] * weight
+        norm = norm_after_attention(model)
+        if norm:
+            weight = np.asarray(model.weights[f"blocks.{layer}.{norm}.w"])
+            written = written / run[f"blocks.{layer}.{norm}.hook_scale"] * weight
         found[Node("head", layer, head)] = written
     return found
 
@@ -155,7 +164,8 @@ def circuit_by_definition(model: HookedTransformer, circuit: Sequence[Edge], cle
             for head in range(heads[name].shape[2]):
                 residual = read(Node("head", layer, head, letter), base[f"{at}hook_resid_pre"])
                 heads[name][:, :, head] = after({f"{at}hook_resid_pre": residual}, [name])[name][:, :, head]
-        scale = [f"{at}ln1_post.hook_scale"] if model.cfg.use_normalization_before_and_after else []
+        norm = norm_after_attention(model)
+        scale = [f"{at}{norm}.hook_scale"] if norm else []
         run = after(heads, [f"{at}attn.hook_z", *scale])
         new = written_by_heads(model, layer, run[f"{at}attn.hook_z"], run)
         old = written_by_heads(model, layer, base[f"{at}attn.hook_z"], base)
@@ -201,7 +211,7 @@ def test_edge_scores_sum_to_attribution_scores(model: HookedTransformer) -> None
     sites = [Site("blocks.0.hook_resid_pre"), *(Site("mlp_out", layer) for layer in layers)]
     named = ["embed", *(f"L{layer}MLP" for layer in layers)]
     # Edges keep the scale of a norm after attention as it is, and the gradient of z does not.
-    if not model.cfg.use_normalization_before_and_after:
+    if not norm_after_attention(model):
         sites += [Site("z", layer, head=head) for layer in layers for head in range(model.cfg.n_heads)]
         named += [f"L{layer}H{head}" for layer in layers for head in range(model.cfg.n_heads)]
     estimates = attribution_patch(model, CORRUPTED, sites, clean, DIFFERENCE, verbose=False)
@@ -217,7 +227,7 @@ def test_the_outputs_of_heads_are_senders_where_they_add_up(model: HookedTransfo
         if "blocks.1.attn.hook_result" not in clean:
             return
         result = Site("blocks.1.attn.hook_result", head=1)
-        if model.cfg.use_normalization_before_and_after:
+        if norm_after_attention(model):
             with pytest.raises(InputError, match=r"not the sum of attn\.hook_result"):
                 path_patch(model, CORRUPTED, clean, METRIC, "logits", result, verbose=False)
             return

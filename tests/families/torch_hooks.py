@@ -182,7 +182,7 @@ def _first(value: Any) -> Tensor:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _hooked(model: Any, place: Place, use: Callable[[Any, Tensor, Tensor], Tensor | None]) -> Any:
+def hooked(model: Any, place: Place, use: Callable[[Any, Tensor, Tensor], Tensor | None]) -> Any:
     """Calls ``use`` with (module, input, output) where a value lies; what it gives back takes the value's place."""
     module = model.get_submodule(place.module)
 
@@ -226,7 +226,7 @@ def against_torch_hooks(
     def keep(name: str, place: Place) -> Callable[[Any, Tensor, Tensor], None]:
         return lambda module, x, y: values.update({name: place.get(module, x, y).numpy().copy()})
 
-    handles = [_hooked(model, place, keep(name, place)) for name, place in known.items()]
+    handles = [hooked(model, place, keep(name, place)) for name, place in known.items()]
     model(ids)
     for handle in handles:
         handle.remove()
@@ -237,7 +237,7 @@ def against_torch_hooks(
     yield from read(cache, values)
     for name, place in known.items() if edits else ():
         if place.put is not None:
-            handle = _hooked(model, place, _put(place, name))
+            handle = hooked(model, place, _put(place, name))
             expected = model(ids).logits.numpy()
             handle.remove()
             found = edited(ours, tokens, name)

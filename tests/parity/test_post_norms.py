@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from graphlens import Ablate, HookedTransformer, Scale, Steer, process_weights, surgery
+from graphlens.analysis.numerics import log_softmax
 from graphlens.errors import ExportError, InputError
 from graphlens.surgery.graph import write_manifest
 from graphlens.surgery.process import STEPS
@@ -48,26 +49,29 @@ def test_the_model_itself_is_exported(model: HookedTransformer, folder: Path) ->
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_weights_are_not_processed(step: str, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"cannot be processed: between 'blocks\.0\..*a norm of its own there"):
-        process_weights(folder, tmp_path / "out", **{name: name == step for name in STEPS})
-    assert list(tmp_path.iterdir()) == []
+def test_weights_are_processed_and_norms_after_sublayers_stay(
+    step: str, model: HookedTransformer, folder: Path, tmp_path: Path
+) -> None:
+    steps = {name: name == step for name in STEPS}
+    process_weights(folder, tmp_path / "out", **steps, announce=lambda _: None)
+    processed = HookedTransformer.from_onnx(tmp_path / "out", "cpu")
+    expected = log_softmax(model(TOKENS))
+    assert np.abs(log_softmax(processed(TOKENS)) - expected).max() <= 1e-5 * np.abs(expected).max()
+    left_out = model.cfg.post_norm_only and step in ("fold_ln", "center_writing_weights")
+    assert processed.cfg.processing == (() if left_out else (step,))
 
 
-def test_flags_that_would_leave_the_norm_out_are_refused_and_stay_off(model: HookedTransformer, folder: Path) -> None:
+@pytest.mark.parametrize("flag", ["use_attn_result", "use_split_qkv_input", "use_attn_in"])
+def test_flags_keep_the_norm_after_attention(flag: str, model: HookedTransformer) -> None:
+    expected, cache = model.run_with_cache(TOKENS)
+    getattr(model, f"set_{flag}")(True)
+    logits, flagged = model.run_with_cache(TOKENS)
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+    np.testing.assert_allclose(flagged["attn_out", 1], cache["attn_out", 1], atol=2e-5)
+
+
+def test_what_the_mlp_reads_is_edited(model: HookedTransformer, folder: Path) -> None:
     expected = model(TOKENS)
-    refused = [("use_attn_result", "hook_z' and 'blocks.0.hook_attn_out'")]
-    if isinstance(reference(folder), post_norms.PostOnlyLMHeadModel):
-        refused += [(flag, "ln1.hook_normalized'") for flag in ("use_split_qkv_input", "use_attn_in")]
-    else:  # before the heads it is as usual
-        model.set_use_split_qkv_input(True)
-        np.testing.assert_allclose(model(TOKENS), expected, atol=2e-5)
-        model.set_use_split_qkv_input(False)
-    for flag, where in refused:
-        with pytest.raises(InputError, match=f"{flag} cannot be set for this model: .*{where}"):
-            getattr(model, f"set_{flag}")(True)
-        assert not getattr(model.cfg, flag)
-        np.testing.assert_array_equal(model(TOKENS), expected)
     model.set_use_hook_mlp_in(True)
     logits, cache = model.run_with_cache(TOKENS)
     np.testing.assert_allclose(logits, expected, atol=1e-5)

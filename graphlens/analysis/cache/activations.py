@@ -50,7 +50,7 @@ class Activations(Mapping[str, ArrayT]):
     def _name(self, key: Key) -> str:
         """The hook name that a key means, whether it is in the cache or not."""
         name = self._full_name(key)
-        return name if name in self.cache_dict else canonical(name)
+        return name if name in self.cache_dict else canonical(name, self.model.hook_dict)
 
     def _full_name(self, key: Key) -> str:
         """The key with shorthands written out."""

@@ -40,6 +40,8 @@ class CacheConfig(Protocol):
     @property
     def post_norm_only(self) -> bool: ...  # noqa: D102
     @property
+    def output_logits_scale(self) -> float: ...  # noqa: D102
+    @property
     def output_logits_soft_cap(self) -> float: ...  # noqa: D102
 
 

@@ -252,9 +252,10 @@ class ResidualMethods(Generic[ArrayT]):
         reader = self._reader
         residual = reader.out(stack)
         logits = reader.model.unembed(reader.model.ln_final(residual) if reader.normalises else residual)
-        cap = reader.model.cfg.output_logits_soft_cap
-        if cap > 0:
-            logits = reader.out(np.tanh(reader.numbers(logits, "logits") / cap) * cap)
+        scale, cap = reader.model.cfg.output_logits_scale, reader.model.cfg.output_logits_soft_cap
+        if scale != 1 or cap > 0:
+            scaled = reader.numbers(logits, "logits") * np.float32(scale)
+            logits = reader.out(np.tanh(scaled / np.float32(cap)) * np.float32(cap) if cap > 0 else scaled)
         return (logits, labels) if return_labels else logits
 
     def logit_attrs(
@@ -269,8 +270,9 @@ class ResidualMethods(Generic[ArrayT]):
         """What each entry of a stack adds to the logit of ``tokens`` (TransformerLens: the same name).
 
         Its product with the token's column of W_U after the final norm at the run's scale; with ``incorrect_tokens``,
-        what it adds to the difference. The norm's own weights count only where they are folded into W_U, and a bound that the
-        model squeezes its logits into (Gemma 2) does not count: the logits meant are those of ``unembed.hook_out``.
+        what it adds to the difference. The norm's own weights count only where they are folded into W_U. What a model does to
+        its logits after the unembedding (a factor in Granite, a bound in Gemma 2) does not count: the logits meant are those of
+        ``unembed.hook_out``.
 
         Args:
             residual_stack: Vectors of the residual stream [n, *b, p, D].

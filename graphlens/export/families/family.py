@@ -169,6 +169,7 @@ class Family:
             use_attn_scale=usual or scale != 1,
             attn_scores_soft_cap=-1.0 if a.softcap is None else a.softcap,
             output_logits_soft_cap=-1.0 if spec.logit_softcap is None else spec.logit_softcap,
+            output_logits_scale=spec.logit_scale,
             scale_attn_by_inverse_layer_idx=a.by_layer,
             use_local_attn=bool(a.local),
             window_size=a.window if a.local else None,
@@ -188,7 +189,7 @@ class Family:
         )
 
 
-_registered: dict[str, Family] = {}
+registered: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> Family:
@@ -214,13 +215,13 @@ def register(family: Family) -> Family:
     Raises:
         ValueError: A family of that architecture, model type or alias is registered already.
     """
-    for other in _registered.values():
+    for other in registered.values():
         shared = {other.architecture, *other.model_types, *other.aliases} & {
             family.architecture, *family.model_types, *family.aliases
         }  # fmt: skip
         if shared:
             raise ValueError(f"{', '.join(sorted(shared))}: registered already, by the family {other.architecture}.")
-    _registered[family.architecture] = family
+    registered[family.architecture] = family
     return family
 
 
@@ -235,7 +236,7 @@ def _import_all() -> None:
 def families() -> tuple[Family, ...]:
     """Every family, in the order of their files' names."""
     _import_all()
-    return tuple(_registered.values())
+    return tuple(registered.values())
 
 
 def aliases() -> dict[str, str]:
