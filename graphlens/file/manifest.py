@@ -143,15 +143,9 @@ class ModelConfig:
         return self.n_layers * (attention + (mlp + (self.d_model if self.num_experts else 0)) * (self.num_experts or 1))
 
 
-# The fields of ModelConfig that have no default: every manifest holds them.
+# The fields of ModelConfig that have no default: every manifest holds them. Format 2 had some more.
 REQUIRED = frozenset(item.name for item in fields(ModelConfig) if item.default is MISSING)
-_CONFIG_OF_2 = REQUIRED | {
-    "attn_only",
-    "gated_mlp",
-    "parallel_attn_mlp",
-    "attention_dir",
-    "default_prepend_bos",
-}  # format 2's
+_CONFIG_OF_2 = REQUIRED | {"attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos"}
 
 
 def _stored(config: ModelConfig) -> dict[str, Json]:
