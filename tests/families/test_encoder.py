@@ -252,6 +252,7 @@ def test_backward_hooks_are_called_by_backward(encoder_folder: Folders, encoder:
     options["one_zero_attention_mask"][:, 4] = 1
     model, seen = graphlens.torch.HookedEncoder.from_onnx(encoder_folder("bert"), "cpu"), {}
     name = "blocks.1.hook_resid_pre"
+    assert model.to("cpu").eval().cpu() is model
     with model.hooks(bwd_hooks=[(name, lambda gradient, hook: seen.update({hook.name: gradient}))]):
         logits = model(torch.from_numpy(tokens), **tensors(options))
         (logits[:, 4, 3] - logits[:, 4, 5]).mean().backward()
