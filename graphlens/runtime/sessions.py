@@ -12,7 +12,14 @@ from typing import Protocol
 import numpy as np
 
 from graphlens.runtime.ort_errors import opening_failed, ort_errors, run_failed
-from graphlens.runtime.providers import CPU, Providers, choose_providers, onnxruntime, require_active
+from graphlens.runtime.providers import (
+    CPU,
+    Providers,
+    choose_providers,
+    onnxruntime,
+    require_active,
+    with_options,
+)
 from graphlens.runtime.types import Array, DeviceValue, Feed, InferenceSession, RunOptions, SessionOptions
 
 # Is handed a function that stops a run, when the run begins.
@@ -277,7 +284,7 @@ def _opened(
     """A session with these providers, or with the CPU alone where they fail and that will do."""
     source = str(model) if isinstance(model, Path) else model
     try:
-        session: InferenceSession = onnxruntime().InferenceSession(source, options, providers=providers)
+        session: InferenceSession = onnxruntime().InferenceSession(source, options, providers=with_options(providers))
     except ort_errors():
         if not may_fall_back or providers[0] == CPU:
             raise

@@ -88,7 +88,9 @@ def run_against(
 
 def main(
     case: Annotated[str, typer.Argument(help="A case's name, 'list', 'all', or 'page' (of reports by --from).")],
-    model: Annotated[str | None, typer.Option(help="small, large, tiny, or a folder. Default: the case's own.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="small, large, llama-135m, tiny, or a folder. Default: the case's own.")
+    ] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Measured rounds. Default: the case's own.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write all samples here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown page here.")] = None,

@@ -16,9 +16,23 @@ from typing import Any
 
 from tools.bench.children import ChildRun, run_child
 
-SHAPES = {
+# Name -> arguments of transformers' config: GPT-2's, and Llama's where they say so.
+SHAPES: dict[str, dict[str, Any]] = {
     "small": {},  # GPT2Config's own defaults are GPT-2 small's
     "large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "llama-135m": {
+        "model_type": "llama",
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
 }
 
 
@@ -110,7 +124,7 @@ class Standin:
 
 
 def prepare(model: str, workdir: Path) -> Standin:
-    """Finds or makes a model: "small", "large", "tiny" (the embedded one), a checkpoint folder or a hooked folder."""
+    """Finds or makes a model: one of SHAPES, "tiny" (the embedded GPT-2), a checkpoint folder or a hooked folder."""
     if model in SHAPES:
         return Standin(model, _made_checkpoint(workdir / model / "checkpoint", SHAPES[model]), workdir / model)
     if model == "tiny":
@@ -154,7 +168,7 @@ def _digest(*folders: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _made_checkpoint(folder: Path, shape: dict[str, int]) -> Path:
+def _made_checkpoint(folder: Path, shape: dict[str, Any]) -> Path:
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         try:
@@ -168,12 +182,13 @@ def _made_checkpoint(folder: Path, shape: dict[str, int]) -> Path:
 # In a child
 
 
-def _save_random(folder: str, shape: dict[str, int]) -> None:
+def _save_random(folder: str, shape: dict[str, Any]) -> None:
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(folder)
+    config = AutoConfig.for_model(**{"model_type": "gpt2", **shape})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 def _export(checkpoint: str, folder: str) -> None:
