@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
+    from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
     from graphlens.pipelines.deploy import bake_model, write_adapter, write_drivable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "__version__": "graphlens.file.version",
     "ActivationCache": "graphlens.analysis.cache.activation_cache",
+    "HookedEncoder": "graphlens.model.hooked_encoder",
     "HookedTransformer": "graphlens.model.hooked_transformer",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "embedded_model": "graphlens.pipelines.hub",
@@ -67,6 +69,7 @@ __all__ = [
     "FactoredMatrix",
     "GraphlensError",
     "HookResultError",
+    "HookedEncoder",
     "HookedTransformer",
     "HookedTransformerKeyValueCache",
     "InputError",

@@ -11,11 +11,12 @@ except ImportError as error:
 
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.model.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
-from graphlens.model.torch_face import FactoredMatrix, HookedTransformer
+from graphlens.model.torch_face import FactoredMatrix, HookedEncoder, HookedTransformer
 
 __all__ = [
     "ActivationCache",
     "FactoredMatrix",
+    "HookedEncoder",
     "HookedTransformer",
     "HookedTransformerKeyValueCache",
     "KeyValueCache",

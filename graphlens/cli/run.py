@@ -60,11 +60,12 @@ def hooks(model: Model, as_json: Json = False) -> None:
     from rich.console import Console
 
     from graphlens.engine.engine import Engine
+    from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
 
     path = user_path(model)
-    opened = HookedTransformer(Engine(path)) if is_hooked(path) else open_model(model)
-    points = opened.hook_points()
+    engine = Engine(path) if is_hooked(path) else open_model(model).runner.engine
+    points = (HookedEncoder if engine.manifest.config.is_encoder else HookedTransformer)(engine).hook_points()
     if as_json:
         print_json({name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in points.items()})
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.engine.plan import Gates, hook_point
-from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS
+from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS
 from graphlens.runtime.callbacks import Callback, PythonCalls
 from graphlens.runtime.sessions import Runnable
 from graphlens.runtime.types import Array, DeviceValue, Feed
@@ -32,11 +32,11 @@ def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[s
 
 
 def without_idle_inputs(feeds: Mapping[str, Feed], session: Runnable) -> dict[str, Feed]:
-    """The feeds without a mask and positions that the session has no input for: a segment without blocks reads neither."""
+    """The feeds without a mask, positions and types that the session has no input for: a segment without blocks reads none."""
     return {
         name: feed
         for name, feed in feeds.items()
-        if name in session.feedable or name not in (ATTENTION_MASK, POSITION_IDS)
+        if name in session.feedable or name not in (ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS)
     }
 
 

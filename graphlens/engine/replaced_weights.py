@@ -12,11 +12,12 @@ import onnx_ir as ir
 
 from graphlens.errors import InputError
 from graphlens.file.manifest import Manifest, WeightView
+from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS
 from graphlens.file.safetensors import Array, apply_view, put_view
 from graphlens.file.stored import DATA_TYPES, StoredWeights
 from graphlens.surgery.replaced import initializers_of_weights, untied
 
-_EMBEDDING, _UNEMBEDDING = "embed.W_E", "unembed.W_U"
+_UNEMBEDDING = "unembed.W_U"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def replace_weights(model: ir.Model, manifest: Manifest, given: Mapping[str, Arr
         names = [name for name in places if places[name] == place]
         if all(tensors.holds(content, name, new.get(name)) for name in names):
             continue
-        if sorted(names) != [_EMBEDDING, _UNEMBEDDING]:
+        if sorted(names) not in [[embedding, _UNEMBEDDING] for embedding in TOKEN_EMBEDDINGS]:
             raise InputError(
                 f"{' and '.join(names)} are one tensor in this file: set all of them, to the same numbers."
             )
@@ -136,7 +137,7 @@ class _Tensors:
 
     def _of_positions(self, name: str, view: WeightView) -> WeightView:
         """A view of as many positions as the model is opened with."""
-        if name != "pos_embed.W_pos":
+        if name not in POSITION_EMBEDDINGS:
             return view
         start = 0 if view.cut is None else view.cut[1]
         return replace(view, cut=(0, start, start + self._manifest.config.n_ctx))

@@ -175,6 +175,8 @@ class ResidualGraph:
         """
         request = runner.whole_prompts(corrupted, **forward_options)
         refuse_backward_hooks(runner)
+        if runner.config.is_encoder:
+            raise InputError("edges are of decoders: an encoder normalises its residual stream after each sublayer.")
         if not runner.active().plain:
             raise InputError("edges are of the plain model: leave the hooks() or intervene() block first.")
         config, source = runner.config, Cache(cache)

@@ -120,6 +120,8 @@ def _quick_hooks(runner: Runner[Any], sites: Sequence[Site], recompute: bool) ->
         return [], ["recompute=False"]
     if not runner.active().plain:
         return [], ["hooks or interventions are active, which only whole runs honour"]
+    if runner.config.is_encoder:
+        return [], ["tokens of an encoder attend to later ones too, so that a patch changes every position"]
     others = sorted({split_name(hook)[1] for hook in hooks} - set(STAGES))
     notes = [f"no shortcut from {', '.join(others)}"] if others else []
     quick = [hook for hook in hooks if split_name(hook)[1] in STAGES]

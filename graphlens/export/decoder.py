@@ -91,7 +91,7 @@ class _Norm(nn.Module):
         return x if bias is None else x + bias
 
 
-def _linear(module: nn.Module, x: Tensor, transposed: bool) -> Tensor:
+def linear(module: nn.Module, x: Tensor, transposed: bool) -> Tensor:
     """A linear map of the last axis of ``x``, as one Gemm that reads the weight as stored, untransposed."""
     flat = x.reshape(-1, x.shape[-1])
     if transposed:
@@ -134,7 +134,7 @@ class _LongRotary(nn.Module):
         return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
 
 
-class _Inputs:
+class Inputs:
     """What every block reads besides the residual stream; see file/io_names.py for the shapes."""
 
     def __init__(self, positions: Tensor, mask: Tensor, local_mask: Tensor, distance: Tensor) -> None:
@@ -151,7 +151,7 @@ def _experts(mlp: Mlp, experts: Experts, d_model: int) -> nn.Module:
     return nn.ModuleDict({experts.router: nn.Linear(d_model, experts.count, bias=False), experts.each: each})
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """One block. The children of transformers' block are registered under their own names."""
 
     def __init__(self, old: nn.Module, spec: Spec, layer: int) -> None:
@@ -160,10 +160,10 @@ class _Block(nn.Module):
             self.add_module(key, child)
         self.spec, self.layer = spec, layer
         for path in {spec.ln1, spec.ln2, spec.ln1_post, spec.ln2_post} - {None}:
-            _put_norm(self, str(path), spec)
+            put_norm(self, str(path), spec)
         attention = spec.attention
         for path in {attention.q_norm, attention.k_norm} - {None}:
-            _put_norm(self, f"{attention.module}.{path}", spec)
+            put_norm(self, f"{attention.module}.{path}", spec)
         if attention.alibi is not None:
             self.slopes = nn.Buffer(torch.empty(1, attention.n_heads, 1, 1), persistent=False)
         if spec.mlp.experts is not None:
@@ -178,7 +178,7 @@ class _Block(nn.Module):
         """Marks a hook point of this block."""
         return hook_point(x, in_block(self.layer, name))
 
-    def forward(self, resid: Tensor, inputs: _Inputs, model: nn.Module) -> Tensor:
+    def forward(self, resid: Tensor, inputs: Inputs, model: nn.Module) -> Tensor:
         """The residual stream [b, p, d_model] after the block."""
         spec = self.spec
         resid = self._mark(resid, "hook_resid_pre")
@@ -201,7 +201,7 @@ class _Block(nn.Module):
 
     # Attention
 
-    def _attend(self, x: Tensor, inputs: _Inputs, model: nn.Module) -> Tensor:
+    def _attend(self, x: Tensor, inputs: Inputs, model: nn.Module) -> Tensor:
         """Attention's output [b, p, d_model]. Masked scores are -inf; a row without keys has pattern 0."""
         a = self.spec.attention
         q, k, v = self._heads(x)
@@ -255,7 +255,7 @@ class _Block(nn.Module):
             x = self._norm(f"{a.module}.{path}", f"attn.{letter}_norm", flat).reshape(x.shape)
         return x if a.clip is None else x.clamp(-a.clip, a.clip)
 
-    def _turned(self, q: Tensor, k: Tensor, inputs: _Inputs, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def _turned(self, q: Tensor, k: Tensor, inputs: Inputs, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Queries and keys rotated by their positions, marked; as they are where nothing is rotated."""
         rotary = self.spec.attention.rotary
         if rotary is None or self.layer in rotary.skipped:
@@ -315,7 +315,7 @@ class _Block(nn.Module):
 
     def _matrix(self, path: str, x: Tensor) -> Tensor:
         """A linear map of this block."""
-        return _linear(self.get_submodule(path), x, self.spec.transposed)
+        return linear(self.get_submodule(path), x, self.spec.transposed)
 
 
 class Decoder(nn.Module):
@@ -339,9 +339,9 @@ class Decoder(nn.Module):
         self.model, self.spec = model, spec
         blocks = model.get_submodule(spec.blocks)
         for layer in range(len(blocks)):
-            blocks[layer] = _Block(blocks[layer], spec, layer)
+            blocks[layer] = Block(blocks[layer], spec, layer)
         for path in {spec.embed_norm, spec.final_norm} - {None}:
-            _put_norm(model, str(path), spec)
+            put_norm(model, str(path), spec)
         rotary = spec.attention.rotary
         if rotary is not None and rotary.short is not None:
             _put(model, rotary.module, _LongRotary(model.get_submodule(rotary.module), rotary.short))
@@ -368,11 +368,11 @@ class Decoder(nn.Module):
             learned = functional.embedding(rows, model.get_submodule(spec.pos_embed).weight)
             zero = torch.zeros((), dtype=learned.dtype, device=learned.device)
             x = x + hook_point(torch.where(token_mask.unsqueeze(-1), learned, zero), "hook_pos_embed")
-        inputs = _Inputs(positions, mask, local_mask, distance)
+        inputs = Inputs(positions, mask, local_mask, distance)
         for block in model.get_submodule(spec.blocks):
             x = block(x, inputs, model)
         x = hook_point(model.get_submodule(spec.final_norm)(x, "ln_final"), "unembed.hook_in")
-        logits = hook_point(_linear(model.get_submodule(spec.head), x, transposed=False), "unembed.hook_out")
+        logits = hook_point(linear(model.get_submodule(spec.head), x, transposed=False), "unembed.hook_out")
         if spec.logit_scale != 1:
             logits = logits * spec.logit_scale
         if spec.logit_softcap is not None:
@@ -380,7 +380,7 @@ class Decoder(nn.Module):
         return logits
 
 
-def _put_norm(root: nn.Module, path: str, spec: Spec) -> None:
+def put_norm(root: nn.Module, path: str, spec: Spec) -> None:
     """Puts a norm of our own, with the same parameters, in the place of transformers'."""
     norms = spec.norms
     _put(root, path, _Norm(root.get_submodule(path), norms.kind == "LN", norms.plus_one, norms.eps))

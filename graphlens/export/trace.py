@@ -14,13 +14,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from graphlens.errors import ExportError
 from graphlens.export.decoder import MODEL_PREFIX, Decoder
+from graphlens.export.encoder import Encoder
 from graphlens.export.families import Spec
-from graphlens.file.io_names import BODY_INPUTS, INPUT_IDS, LOGITS
+from graphlens.file.io_names import DECODER_INPUTS, ENCODER_INPUTS, INPUT_IDS, LOGITS
 
 OPSET = 20
 
@@ -46,8 +47,8 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
         spec: What it computes.
 
     Returns:
-        A graph with the inputs of ``Decoder.forward``. Its initializers are named as the parameters, with "model." in
-        front, and hold no data, except buffers that the model computes and no checkpoint stores.
+        A graph with the inputs of ``Decoder.forward`` or ``Encoder.forward``. Its initializers are named as the parameters,
+        with "model." in front, and hold no data, except buffers that the model computes and no checkpoint stores.
 
     Raises:
         ExportError: transformers cannot build the model of this config.
@@ -56,11 +57,11 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
     config._attn_implementation = "eager"
     with _quiet(), torch.no_grad():
         with FakeTensorMode():
-            model = _built(config)
+            model = _built(config, spec)
             stored = set(model.state_dict())
             computed = {name for name, _ in model.named_buffers() if name not in stored}
             traced = _trace(model, spec)
-        values = _computed_buffers(config, computed) if computed else {}
+        values = _computed_buffers(config, spec, computed) if computed else {}
     for name, value in traced.graph.initializers.items():
         if name.endswith(".slopes"):
             buffer = slopes(spec.attention.n_heads)
@@ -84,17 +85,23 @@ def parameter_shapes(config: PretrainedConfig, spec: Spec) -> dict[str, tuple[in
     """
     config = copy.deepcopy(config)
     with _quiet(), torch.device("meta"):
-        parameters = Decoder(_built(config), spec).named_parameters()
+        parameters = _forward_of(_built(config, spec), spec).named_parameters()
         return {name.removeprefix(MODEL_PREFIX): tuple(parameter.shape) for name, parameter in parameters}
 
 
-def _built(config: PretrainedConfig) -> nn.Module:
+def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
     """transformers' model of a config."""
+    kind = AutoModelForCausalLM if spec.encoder is None else AutoModelForMaskedLM
     try:
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: nn.Module = kind.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ExportError(f"transformers cannot build the model that config.json describes ({error}).") from error
     return model
+
+
+def _forward_of(model: nn.Module, spec: Spec) -> nn.Module:
+    """The forward that is traced, over the parameters of transformers' model."""
+    return Decoder(model, spec) if spec.encoder is None else Encoder(model, spec)
 
 
 def slopes(n_heads: int) -> Tensor:
@@ -121,7 +128,7 @@ def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
     return found
 
 
-def _computed_buffers(config: PretrainedConfig, names: set[str]) -> dict[str, Tensor]:
+def _computed_buffers(config: PretrainedConfig, spec: Spec, names: set[str]) -> dict[str, Tensor]:
     """The values that the model gives to buffers that no checkpoint stores (rotary frequencies, say), by name.
 
     The model is built for real, but every parameter moves to the meta device as it is registered, before it is touched.
@@ -134,7 +141,7 @@ def _computed_buffers(config: PretrainedConfig, names: set[str]) -> dict[str, Te
 
     nn.Module.register_parameter = register_on_meta
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = _built(config, spec)
     finally:
         nn.Module.register_parameter = register
     return {name: buffer for name, buffer in model.named_buffers() if name in names}
@@ -142,22 +149,31 @@ def _computed_buffers(config: PretrainedConfig, names: set[str]) -> dict[str, Te
 
 def _trace(model: nn.Module, spec: Spec) -> ir.Model:
     """The graph of a model of fake tensors, for any batch and length."""
-    decoder = Decoder(model.eval(), spec).eval()
     batch, sequence = torch.export.Dim("batch", min=1), torch.export.Dim("sequence", min=1)
     b, s = 2, 5
     ids, square = torch.zeros((b, s), dtype=torch.int64), torch.ones((b, 1, s, s), dtype=torch.bool)
-    inputs = (ids, ids.clone(), square, ids.bool(), square.clone(), torch.zeros((s, s)))
     rows, square_sizes = {0: batch, 1: sequence}, {0: batch, 2: sequence, 3: sequence}
+    names: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    sizes: tuple[dict[int, torch.export.Dim], ...]
+    if spec.encoder is None:
+        names = DECODER_INPUTS
+        inputs = (ids, ids.clone(), square, ids.bool(), square.clone(), torch.zeros((s, s)))
+        sizes = (rows, rows, square_sizes, rows, square_sizes, {0: sequence, 1: sequence})
+    else:
+        names = ENCODER_INPUTS
+        inputs = (ids, torch.ones((b, 1, 1, s), dtype=torch.bool), ids.clone())
+        sizes = (rows, {0: batch, 3: sequence}, rows)
     program = torch.onnx.export(
-        decoder,
+        _forward_of(model.eval(), spec).eval(),
         inputs,
         dynamo=True,
         optimize=False,
         opset_version=OPSET,
         verbose=False,
-        input_names=[INPUT_IDS, *BODY_INPUTS],
+        input_names=[INPUT_IDS, *names],
         output_names=[LOGITS],
-        dynamic_shapes=(rows, rows, square_sizes, rows, square_sizes, {0: sequence, 1: sequence}),
+        dynamic_shapes=sizes,
     )
     assert program is not None
     traced: ir.Model = program.model

@@ -6,13 +6,17 @@ from __future__ import annotations
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
+TOKEN_TYPE_IDS = "token_type_ids"  # of encoders
 # What the blocks read besides, made from those by the first nodes of the graph: positions int64 [b, p], which keys each
 # query may attend to bool [b, 1, q, k], and which tokens are no padding bool [b, p]. Layers with a window read local_mask in
 # place of mask, which leaves out keys before the window. ALiBi reads distance float32 [q, k]: the index of the key less that
 # of the query, 0 for later keys.
-BODY_INPUTS = POSITIONS, MASK, TOKEN_MASK, LOCAL_MASK, DISTANCE = (
+DECODER_INPUTS = POSITIONS, MASK, TOKEN_MASK, LOCAL_MASK, DISTANCE = (
     "positions", "mask", "token_mask", "local_mask", "distance",
 )  # fmt: skip
+# Encoders read the mask, the same for every query [b, 1, 1, k], and the types of tokens int64 [b, p].
+ENCODER_INPUTS = MASK, TOKEN_TYPES = ("mask", "token_types")
+BODY_INPUTS = (*DECODER_INPUTS, TOKEN_TYPES)
 # The residual stream [b, p, d_model] that a segment of blocks starts from, and the one that it ends with.
 RESIDUAL_IN = "residual"
 RESIDUAL_OUT = "residual_out"

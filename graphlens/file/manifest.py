@@ -71,6 +71,7 @@ class ModelConfig:
         post_embedding_ln: True if the embeddings are normalised.
         num_experts: The number of an MLP's experts; None for a plain MLP.
         experts_per_token: How many of them a token goes through.
+        n_token_types: How many types of tokens an encoder tells apart; None for decoders.
         n_ctx_trained: The most tokens that the model was trained for, where ``n_ctx`` is lower; None where it is that.
     """
 
@@ -114,6 +115,7 @@ class ModelConfig:
     num_experts: int | None = field(default=None, repr=False)
     experts_per_token: int | None = field(default=None, repr=False)
     n_ctx_trained: int | None = field(default=None, repr=False)
+    n_token_types: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, as TransformerLens does."""
@@ -126,6 +128,11 @@ class ModelConfig:
         return self.d_vocab
 
     @property
+    def is_encoder(self) -> bool:
+        """True where tokens attend both ways (BERT)."""
+        return self.attention_dir == "bidirectional"
+
+    @property
     def n_params(self) -> int:
         """The parameters in the matrices of attention and MLPs, without embeddings, biases and norms.
 
@@ -136,11 +143,9 @@ class ModelConfig:
         return self.n_layers * (attention + (mlp + (self.d_model if self.num_experts else 0)) * (self.num_experts or 1))
 
 
-# The fields of ModelConfig that have no default: every manifest holds them.
+# The fields of ModelConfig that have no default: every manifest holds them. Format 2 had some more.
 REQUIRED = frozenset(item.name for item in fields(ModelConfig) if item.default is MISSING)
-_CONFIG_OF_2 = REQUIRED | {  # those that format 2 had
-    "attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos",
-}  # fmt: skip
+_CONFIG_OF_2 = REQUIRED | {"attn_only", "gated_mlp", "parallel_attn_mlp", "attention_dir", "default_prepend_bos"}
 
 
 def _stored(config: ModelConfig) -> dict[str, Json]:
@@ -202,9 +207,7 @@ _VIEW_SINCE_3 = ("cut", "within", "joined", "times", "plus")
 
 def _told(view: WeightView) -> dict[str, Json]:
     """The fields of a view as a manifest holds them: those of format 3 only where they say something."""
-    return {
-        name: value for name, value in asdict(view).items() if name not in _VIEW_SINCE_3 or value not in (None, False)
-    }
+    return {key: value for key, value in asdict(view).items() if key not in _VIEW_SINCE_3 or value not in (None, False)}
 
 
 @dataclass(frozen=True)
@@ -303,8 +306,7 @@ class Manifest:
         for name in (*self.files, *(view.file for view in self.weights.values())):
             if name in ("", ".", "..") or set(name) & set("/\\:"):
                 raise ValueError(f"{name!r} is not the name of a file in the folder")
-        strange = {view.file for view in self.weights.values()} - set(self.files)
-        if strange:
+        if strange := {view.file for view in self.weights.values()} - set(self.files):
             raise ValueError(f"no fingerprint of {sorted(strange)}")
 
     def _check_entries(self) -> None:
@@ -363,8 +365,7 @@ def _of_known_format(text: str, where: str) -> tuple[dict[str, Any], int]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _malformed(where, error) from error
     if version > FORMAT_VERSION:
-        writers = data.get("exporter")
-        writer = writers.get("graphlens") if isinstance(writers, dict) else None
+        writer = writers.get("graphlens") if isinstance(writers := data.get("exporter"), dict) else None
         by, to = (f", written by graphlens {writer}", f" to {writer} or later") if isinstance(writer, str) else ("", "")
         raise ModelFileError(
             f"{where}: the manifest has format {version}{by}, and this graphlens reads up to {FORMAT_VERSION}. Update "
@@ -380,8 +381,7 @@ _PLAIN_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "fl
 
 def _known(kind: type[HookEntry | WeightView | WeightFile], data: Mapping[str, Json]) -> dict[str, Json]:
     """What another version may have written of a hook point, a weight or a file besides is left out."""
-    names = {item.name for item in fields(kind)}
-    return {name: value for name, value in data.items() if name in names}
+    return {name: value for name, value in data.items() if name in kind.__dataclass_fields__}
 
 
 def _record(kind: Callable[..., Record], data: Mapping[str, Json]) -> Record:

@@ -55,8 +55,12 @@ _OF_ALL_HEADS: Mapping[str, Axes] = {
 # the last.
 BEFORE_BLOCKS: Mapping[str, Axes] = {
     "hook_tokens": ("batch", "pos"),
+    "embed.hook_embed": RESIDUAL,
+    "embed.hook_pos_embed": RESIDUAL,
+    "embed.hook_token_type_embed": RESIDUAL,
     "embed.ln.hook_scale": SCALE,
     "embed.ln.hook_normalized": RESIDUAL,
+    "hook_full_embed": RESIDUAL,
     "hook_embed": RESIDUAL,
     "hook_pos_embed": RESIDUAL,
 }
@@ -101,8 +105,11 @@ BLOCK: Mapping[str, Axes] = {
     "ln2_post.hook_normalized": RESIDUAL,
     "hook_mlp_out": RESIDUAL,
     "hook_resid_post": RESIDUAL,
+    "hook_normalized_resid_post": RESIDUAL,
 }
 AFTER_BLOCKS: Mapping[str, Axes] = {
+    "mlm_head.ln.hook_scale": SCALE,
+    "mlm_head.ln.hook_normalized": RESIDUAL,
     "ln_final.hook_scale": SCALE,
     "ln_final.hook_normalized": RESIDUAL,
     "unembed.hook_in": RESIDUAL,
@@ -112,6 +119,9 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
 AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
 )
+# Weights by their names in a decoder and in an encoder.
+TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E")
+POSITION_EMBEDDINGS = ("pos_embed.W_pos", "embed.pos_embed.W_pos")
 SCORES = "attn.hook_attn_scores"
 CHOSEN_EXPERTS = "mlp.hook_expert_indices"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
@@ -341,15 +351,9 @@ def match_glob(names: Sequence[str], pattern: str) -> list[str]:
 _ATTN = ("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores")
 _MLP = ("pre", "post", "mid", "pre_linear")
 _NAME_ALIASES = {
-    "attn": "pattern",
-    "attn_logits": "attn_scores",
-    "key": "k",
-    "query": "q",
-    "value": "v",
-    "mlp_pre": "pre",
-    "mlp_mid": "mid",
-    "mlp_post": "post",
-}
+    "attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v", "mlp_pre": "pre",
+    "mlp_mid": "mid", "mlp_post": "post",
+}  # fmt: skip
 _LAYER_TYPES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
 
 

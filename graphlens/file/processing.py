@@ -34,6 +34,8 @@ def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...]
         ExportError: A step can be done for no model of this architecture, and TransformerLens fails at it too.
     """
     config, wanted = manifest.config, set(asked)
+    if wanted:
+        ensure_decoder(config)
     if "refactor_factored_attn_matrices" in wanted:
         _ensure_refactorable(config)
     without: dict[str, str] = {}
@@ -50,6 +52,22 @@ def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...]
     if not config.normalization_type.startswith("LN"):
         wanted.discard("center_writing_weights")
     return tuple(step for step in STEPS if step in wanted and step not in without), notes
+
+
+def ensure_decoder(config: ModelConfig) -> None:
+    """Refuses to process the weights of an encoder.
+
+    Args:
+        config: The model's architecture.
+
+    Raises:
+        ExportError: It is one.
+    """
+    if config.is_encoder:
+        raise ExportError(
+            f"{config.model_name} is an encoder, whose norms normalise the residual stream itself: its weights are not "
+            "processed, as in TransformerLens. Open it with graphlens.HookedEncoder."
+        )
 
 
 def _is_folded(name: str) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from graphlens.file.manifest import Json
 
-_ROLES = ("bos_token", "eos_token", "pad_token")
+_ROLES = ("bos_token", "eos_token", "pad_token", "mask_token")
 _SETTINGS = "tokenizer_config.json"
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 _LARGEST_ID = 2**32 - 1  # that the tokenizers package takes
@@ -63,6 +63,7 @@ class Tokenizer:
         bos_token_id: The id of the BOS token, or None; where the files name none, EOS's, as in TransformerLens.
         eos_token_id: The id of the EOS token, or None.
         pad_token_id: The id of the PAD token; where the files name none, EOS's, as in TransformerLens.
+        mask_token_id: The id of the token that stands for a masked one, or None.
         prepends_bos: True if encoding with special tokens puts BOS before a text.
         source: The file that it was loaded from, or what it is called in messages.
     """
@@ -78,7 +79,7 @@ class Tokenizer:
 
         Args:
             fast: That tokenizer; its own padding and truncation are switched off.
-            special: "bos_token", "eos_token" and "pad_token" -> their texts, as far as there are any.
+            special: "bos_token", "eos_token", "pad_token" and "mask_token" -> their texts, as far as there are any.
             padding_side: Where the model pads prompts of different lengths.
             source: The file that it was loaded from, or what it is called in messages.
 
@@ -94,6 +95,7 @@ class Tokenizer:
         self.eos_token_id = self._id("eos_token")
         self.bos_token_id = self._id("bos_token") if "bos_token" in special else self.eos_token_id
         self.pad_token_id = self._id("pad_token") if "pad_token" in special else self.eos_token_id
+        self.mask_token_id = self._id("mask_token")
         plain = self.encode("a", add_special_tokens=True)
         self.prepends_bos = bool(plain) and self.bos_token_id is not None and plain[0] == self.bos_token_id
 

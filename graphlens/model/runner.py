@@ -24,6 +24,7 @@ from graphlens.model import backward
 from graphlens.model.active import Active, ActiveEdits
 from graphlens.model.backward import Differentiated, Seed
 from graphlens.model.border import Border
+from graphlens.model.encoder_request import EncoderReader, EncoderText
 from graphlens.model.flags import Flags
 from graphlens.model.hooks import BACKWARD, HookRegistry
 from graphlens.model.per_thread import Block
@@ -63,19 +64,25 @@ class Runner(Generic[ArrayT]):
         default_prepend_bos: bool = True,
     ) -> None:
         self.engine, self.border = engine, border
-        self.text: Text[ArrayT] = Text(engine, border, tokenizer, default_prepend_bos)
+        kind = EncoderText if engine.manifest.config.is_encoder else Text
+        self.text: Text[ArrayT] = kind(engine, border, tokenizer, default_prepend_bos)
         self.weights = Weights(engine)
         self.flags = Flags()
         self.hooks: HookRegistry = _Hooks(self)
         self.edits = ActiveEdits(engine)
-        self._reader = Reader(engine, self.text)
+        self._reader = self._reader_of(engine, self.text)
+
+    @staticmethod
+    def _reader_of(engine: Engine, text: Text[ArrayT]) -> Reader[ArrayT]:
+        """What reads the arguments of ``forward``."""
+        return (EncoderReader if engine.manifest.config.is_encoder else Reader)(engine, text)
 
     def copy(self) -> Runner[ArrayT]:
         """A runner of the same model with a tokenizer and interventions of its own; hooks and flags are shared."""
         other: Runner[ArrayT] = object.__new__(type(self))
         other.__dict__ |= {**self.__dict__, "text": copy.copy(self.text)}
         other.edits = ActiveEdits(self.engine)
-        other._reader = Reader(self.engine, other.text)
+        other._reader = self._reader_of(self.engine, other.text)
         return other
 
     def use(self, engine: Engine) -> None:
@@ -87,7 +94,7 @@ class Runner(Generic[ArrayT]):
         self.engine, self.weights = engine, Weights(engine)
         self.text.use(engine)
         self.edits.use(engine)
-        self._reader = Reader(engine, self.text)
+        self._reader = self._reader_of(engine, self.text)
 
     # Hooks and interventions belong to whoever set them: a copy of either kind has none.
 

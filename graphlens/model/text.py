@@ -133,7 +133,15 @@ class Text(Generic[ArrayT]):
         tokenizer = self.need_tokenizer()
         bos = self.default_prepend_bos if prepend_bos is None else checked_number(prepend_bos, "prepend_bos", bool)
         ids = [*([tokenizer.require_bos()] if bos else []), *tokenizer.encode(text)]
-        return ids[: self._engine.manifest.config.n_ctx] if truncate else ids
+        return self.cut(ids) if truncate else ids
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """The ids of a text without what goes beyond n_ctx.
+
+        Args:
+            ids: What ``encode`` gave.
+        """
+        return ids[: self._engine.manifest.config.n_ctx]
 
     def of_each(self, ids: Sequence[int]) -> list[str]:
         """The text of each token.
@@ -228,7 +236,7 @@ class Text(Generic[ArrayT]):
         cut = [str(len(row) - n_ctx) for row in rows if len(row) > n_ctx]
         if truncate and cut:
             warn(f"{', '.join(cut)} tokens were cut from the end of the text: {longest(cfg)}.")
-            rows = [row[:n_ctx] for row in rows]
+            rows = [self.cut(row) for row in rows]
         tokens = self._validated(self._padded(rows, side))
         lengths, index = np.asarray([[len(row)] for row in rows]), np.arange(tokens.shape[1])
         mask = index >= index.size - lengths if side == "left" else index < lengths

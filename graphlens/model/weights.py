@@ -9,7 +9,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, as_array, working
 from graphlens.errors import InputError, ModelFileError
-from graphlens.file.names import in_block
+from graphlens.file.names import POSITION_EMBEDDINGS, in_block
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
@@ -86,7 +86,7 @@ class Weights:
         stored, config = self.stored, self._engine.manifest.config
         if name in stored:
             # A model opened with a lower n_ctx has so many positions.
-            return stored[name][: config.n_ctx] if name == "pos_embed.W_pos" else stored[name]
+            return stored[name][: config.n_ctx] if name in POSITION_EMBEDDINGS else stored[name]
         if name not in self:
             raise AttributeError(f"this model has no weight {asked!r}. List what it has with list(model.weights).")
         shape = tuple(int(getattr(config, size)) for size in _BIASES[name.rpartition(".")[2]])

@@ -304,4 +304,4 @@ def _hooked_graph(
             **{name: importlib.metadata.version(name) for name in _VERSIONS_OF},
         },
     )
-    return attach_preamble(model, config.window_size), manifest
+    return attach_preamble(model, config.window_size, config.is_encoder), manifest

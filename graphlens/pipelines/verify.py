@@ -13,7 +13,7 @@ from graphlens.analysis.arrays import Array
 from graphlens.analysis.numerics import log_softmax
 from graphlens.engine.engine import Engine
 from graphlens.errors import VerificationError
-from graphlens.file.io_names import INPUT_IDS
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from graphlens.file.names import KEYS, QUERIES, SCORES, TOKENS, axis_sizes, split_name
 from graphlens.pipelines.memory import peak_memory
 from graphlens.views.progress import steps
@@ -40,6 +40,7 @@ class Verification:
         hook_points: How many hook points were tried.
         peak_bytes: The peak memory of the verification.
         seconds: How long it took.
+        causal: False for an encoder, whose tokens attend to later ones too.
     """
 
     logits_difference: float
@@ -47,12 +48,14 @@ class Verification:
     hook_points: int
     peak_bytes: int
     seconds: float
+    causal: bool = True
 
     def lines(self) -> list[str]:
         """The findings, in lines of text for people."""
         return [
             f"Logits differ from transformers' by at most {self.logits_difference:.1e} (allowed {self.allowed:.1e})",
-            f"{self.hook_points} hook points: shapes, finite values, causal patterns and causal effect hold",
+            f"{self.hook_points} hook points: shapes, finite values, {'causal ' if self.causal else ''}patterns and causal "
+            "effect hold",
             f"Verified in {self.seconds:.1f} s, peak memory {self.peak_bytes / 1e6:,.0f} MB",
         ]
 
@@ -88,16 +91,19 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
             _check_future(engine, tokens, logits)
         del values, results
         processed = bool(engine.manifest.processing)
-        window, compared = config.window_size, [(tokens, logits)]
+        window, compared = config.window_size, [({INPUT_IDS: tokens}, logits)]
         if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window < config.n_ctx:
             # A mask that ignored the window would be right up to here.
             long = rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))
-            compared.append((long, _logits(engine, long)))
-        references = _references(checkpoint, [given for given, _ in compared])
+            compared.append(({INPUT_IDS: long}, _logits(engine, long)))
+        if not causal:
+            padded = _padded(tokens, config.n_token_types or 1)
+            compared.append((padded, _output(engine, padded)))
+        references = _references(checkpoint, [given for given, _ in compared], causal)
         found = [_compare(ours, theirs, processed) for (_, ours), theirs in zip(compared, references, strict=True)]
         difference, allowed = max(largest for largest, _ in found), found[0][1]
         _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
-    return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started)
+    return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started, causal)
 
 
 def _scale(array: Array) -> float:
@@ -107,27 +113,47 @@ def _scale(array: Array) -> float:
 
 def _logits(engine: Engine, tokens: Array, callbacks: Mapping[str, Callable[[Array], Array]] | None = None) -> Array:
     """The logits [b, p, d_vocab] of tokens [b, p], with ``callbacks`` at hook points."""
-    output = engine.run({INPUT_IDS: tokens}, (), callbacks).output
+    return _output(engine, {INPUT_IDS: tokens}, callbacks)
+
+
+def _output(
+    engine: Engine, feeds: Mapping[str, Array], callbacks: Mapping[str, Callable[[Array], Array]] | None = None
+) -> Array:
+    """The logits of a run."""
+    output = engine.run(feeds, (), callbacks).output
     assert output is not None
     return output
 
 
-def _references(checkpoint: Path, inputs: Sequence[Array]) -> list[Array]:
-    """transformers' logits [b, p, d_vocab] of each of some tokens [b, p] in float32, by its own attention."""
+def _padded(tokens: Array, types: int) -> dict[str, Array]:
+    """Tokens [b, p] of an encoder as a graph and transformers are fed them, with padding and with types."""
+    real = np.ones_like(tokens)
+    real[0, tokens.shape[1] // 2 + 1 :] = 0
+    return {
+        INPUT_IDS: tokens, ATTENTION_MASK: real, TOKEN_TYPE_IDS: np.arange(tokens.size).reshape(tokens.shape) % types,
+    }  # fmt: skip
+
+
+def _references(checkpoint: Path, inputs: Sequence[Mapping[str, Array]], causal: bool) -> list[Array]:
+    """transformers' logits [b, p, d_vocab] of each of some inputs in float32, by its own attention."""
     import torch
     import transformers
 
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+        model = kind.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         )
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
     with torch.no_grad():
-        return [model.eval()(torch.from_numpy(tokens)).logits.numpy() for tokens in inputs]
+        model.eval()
+        return [
+            model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy() for given in inputs
+        ]
 
 
 def _check_finite(values: Mapping[str, Array]) -> None:

@@ -62,7 +62,8 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
         return model
     work = _Rewrite(model.clone())
     if "use_hook_tokens" in wanted:
-        work.fork(INPUT_IDS, ["hook_embed"], "hook_tokens", "int64")
+        embedded = "embed.hook_embed" if work.manifest.config.is_encoder else "hook_embed"
+        work.fork(INPUT_IDS, [embedded], "hook_tokens", "int64")
     for layer in range(work.manifest.config.n_layers):
         if in_block(layer, "attn.hook_q") not in work.values:  # not in this segment
             continue

@@ -2,6 +2,7 @@
 
 The body reads input_ids [b, s], ``positions`` int64 [b, s], ``mask`` bool [b, 1, q, k] and ``token_mask`` bool [b, s]; some
 architectures also ``local_mask``, what a window leaves of the mask, and ``distance`` [q, k], how far before a query a key lies.
+An encoder's body reads ``mask`` [b, 1, 1, k], the same for every query, and ``token_types`` int64 [b, s].
 Keeping their computation apart lets another head (one with a KV cache, one that starts from a residual) feed the same body.
 """
 
@@ -24,6 +25,8 @@ from graphlens.file.io_names import (
     POSITION_IDS,
     POSITIONS,
     TOKEN_MASK,
+    TOKEN_TYPE_IDS,
+    TOKEN_TYPES,
 )
 from graphlens.surgery.graph import Attribute, install, integers, numbered, optional_input, read_manifest, replace_value
 
@@ -50,6 +53,10 @@ class _Head:
         """An int64 constant."""
         return integers(self._tape, value, f"{_PREFIX}{name}")
 
+    def attention_mask(self) -> ir.Value:
+        """The optional input [b, s], 1 at real tokens."""
+        return optional_input(self.graph, ATTENTION_MASK, np.ones((1, 1), np.int64), ["mask_batch", "mask_sequence"])
+
     def install(
         self, positions: ir.Value, token_mask: ir.Value, keys: ir.Value, sizes: tuple[ir.Value, ir.Value | None]
     ) -> None:
@@ -61,7 +68,10 @@ class _Head:
             keys: bool [b, k], the same for all keys.
             sizes: How many keys there are, and which of them the first query is, if not the first: scalars.
         """
-        values = {POSITIONS: positions, TOKEN_MASK: token_mask, **self._seen(keys, *sizes)}
+        self.feed({POSITIONS: positions, TOKEN_MASK: token_mask, **self._seen(keys, *sizes)})
+
+    def feed(self, values: Mapping[str, ir.Value]) -> None:
+        """Lets the body read ``values`` in the place of its inputs of those names."""
         for name, old in self._body.items():
             replace_value(old, values[name])
             values[name].name = name
@@ -98,8 +108,7 @@ def _plain_head(head: _Head, **sizes: int) -> None:
         head: Takes the nodes.
         sizes: Attributes with which a Shape of the head's source gives batch and sequence.
     """
-    one, minus_one = np.ones((1, 1), np.int64), np.full((1, 1), -1, np.int64)
-    attention_mask = optional_input(head.graph, ATTENTION_MASK, one, ["mask_batch", "mask_sequence"])
+    attention_mask, minus_one = head.attention_mask(), np.full((1, 1), -1, np.int64)
     position_ids = optional_input(head.graph, POSITION_IDS, minus_one, ["position_batch", "position_sequence"])
     zero, unit = head.constant(0, "nothing"), head.constant(1, "unit")
     full = head.op("Expand", [attention_mask, head.op("Shape", [head.source], **sizes)])
@@ -110,15 +119,32 @@ def _plain_head(head: _Head, **sizes: int) -> None:
     head.install(positions, token_mask, token_mask, (head.op("Squeeze", [length]), None))
 
 
-def attach_preamble(model: ir.Model, window: int | None = None) -> ir.Model:
+def _encoder_head(head: _Head, **sizes: int) -> None:
+    """Makes an encoder's mask and token types of the optional inputs, and feeds them to the body.
+
+    Args:
+        head: Takes the nodes.
+        sizes: As in ``_plain_head``.
+    """
+    attention_mask = head.attention_mask()
+    types = optional_input(head.graph, TOKEN_TYPE_IDS, np.zeros((1, 1), np.int64), ["types_batch", "types_sequence"])
+    shape = head.op("Shape", [head.source], **sizes)
+    real = head.op("Cast", [head.op("Expand", [attention_mask, shape])], to=ir.DataType.BOOL)
+    mask = head.op("Unsqueeze", [real, head.constant([1, 2], "keys")])
+    head.feed({MASK: mask, TOKEN_TYPES: head.op("Expand", [types, shape])})
+
+
+def attach_preamble(model: ir.Model, window: int | None = None, encoder: bool = False) -> ir.Model:
     """A copy of a traced body with the plain head, so that it runs from ``input_ids`` alone.
 
     ``attention_mask`` int64 [b, s] (1 = real token) defaults to ones. ``position_ids`` int64 [b, s] default to
-    max(cumsum(attention_mask) - 1, 0); a negative entry asks for that default too.
+    max(cumsum(attention_mask) - 1, 0); a negative entry asks for that default too. An encoder has ``token_type_ids`` int64
+    [b, s] in their place, which default to zeros.
 
     Args:
-        model: A traced body, with ``input_ids`` and BODY_INPUTS as its inputs.
+        model: A traced body, with ``input_ids`` and some of BODY_INPUTS as its inputs.
         window: How many tokens back its local layers see; None where it has none.
+        encoder: True for the body of an encoder.
 
     Returns:
         The copy.
@@ -128,7 +154,7 @@ def attach_preamble(model: ir.Model, window: int | None = None) -> ir.Model:
     tokens = body.pop(INPUT_IDS)
     for value in body.values():
         model.graph.inputs.remove(value)
-    _plain_head(_Head(model.graph, tokens, body, window))
+    (_encoder_head if encoder else _plain_head)(_Head(model.graph, tokens, body, window))
     return model
 
 
@@ -149,7 +175,12 @@ def detach_preamble(model: ir.Model) -> dict[str, ir.Value]:
         value.replace_all_uses_with(loose[name])
     for node in reversed([node for node in graph if str(node.name).startswith(_PREFIX)]):
         graph.remove(node, safe=True)
-    for name in (ATTENTION_MASK, POSITION_IDS, *[n for n in graph.initializers if n.startswith(_PREFIX)]):
+    for name in (
+        ATTENTION_MASK,
+        POSITION_IDS,
+        TOKEN_TYPE_IDS,
+        *[n for n in graph.initializers if n.startswith(_PREFIX)],
+    ):
         if name in graph.initializers:
             value = graph.initializers.pop(name)
             if value in graph.inputs:
@@ -164,13 +195,18 @@ def head_from_residual(model: ir.Model, residual: ir.Value) -> None:
         model: A hooked graph with the plain head.
         residual: The input [b, s, d_model] that it starts from.
     """
-    body = detach_preamble(model)
-    _plain_head(_Head(model.graph, residual, body, _window(model)), start=0, end=2)
+    body, plain = detach_preamble(model), _encoder_head if _is_encoder(model) else _plain_head
+    plain(_Head(model.graph, residual, body, _window(model)), start=0, end=2)
 
 
 def _window(model: ir.Model) -> int | None:
     """How many tokens back a model's local layers see."""
     return read_manifest(model).config.window_size
+
+
+def _is_encoder(model: ir.Model) -> bool:
+    """True for a model whose tokens attend to each other both ways."""
+    return read_manifest(model).config.is_encoder
 
 
 def head_with_past(model: ir.Model, source: ir.Value) -> None:

@@ -11,6 +11,7 @@ from graphlens.errors import ExportError
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import Manifest, ModelConfig
 from graphlens.file.names import in_block
+from graphlens.file.processing import ensure_decoder
 from graphlens.surgery.structure import Structure
 from graphlens.surgery.sublayers import Sublayer, norm_weights, sublayers, sums
 
@@ -35,6 +36,7 @@ def ensure_processable(source: Path, model: ir.Model, manifest: Manifest, steps:
 
 def _check(source: Path, manifest: Manifest) -> None:
     config = manifest.config
+    ensure_decoder(config)
     if manifest.processing:
         raise ExportError(f"{source}: its weights are processed already ({', '.join(manifest.processing)}).")
     if config.dtype != "float32":

@@ -10,9 +10,9 @@ from onnx_ir.tape import Tape
 
 from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import (
+    BODY_INPUTS,
     INPUT_IDS,
     LOGITS,
-    POSITIONS,
     RESIDUAL_IN,
     RESIDUAL_OUT,
     past_input,
@@ -83,7 +83,8 @@ def _inside(name: str, layers: int, start: int | None, stop: int | None) -> bool
 
 def _residual_value(manifest: Manifest, layer: int) -> str:
     """The value of the residual stream before block ``layer``, before that block's own hook."""
-    name = in_block(0, "hook_resid_pre") if layer == 0 else in_block(layer - 1, "hook_resid_post")
+    end = "hook_normalized_resid_post" if manifest.config.is_encoder else "hook_resid_post"
+    name = in_block(0, "hook_resid_pre") if layer == 0 else in_block(layer - 1, end)
     return manifest.hooks[name].value
 
 
@@ -114,7 +115,7 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
     graph.inputs.insert(0, residual)
     if name in hooks:
         hooks[name] = replace(hooks[name], value=name)
-    if any(value.name == POSITIONS for node in graph for value in node.outputs):
+    if any(value.name in BODY_INPUTS for node in graph for value in node.outputs):
         head_from_residual(model, residual)
 
 
@@ -138,8 +139,16 @@ def with_past(model: ir.Model) -> ir.Model:
 
     Returns:
         The copy.
+
+    Raises:
+        InputError: The model is an encoder.
     """
     manifest = read_manifest(model)
+    if manifest.config.is_encoder:
+        raise InputError(
+            f"{manifest.config.model_name} is an encoder: its tokens attend to later ones, so there are no past keys and values "
+            "to keep (with_past)."
+        )
     model = model.clone()
     graph = model.graph
     values = values_by_name(model)

@@ -16,7 +16,6 @@ OUT_OF_SCOPE = {
     "bigcode/santacoder": "code on the hub",
     "facebook/hubert": "speech",
     "facebook/wav2vec2": "speech",
-    "google-bert/": "an encoder, which HookedEncoder loads",
     "google-t5/": "an encoder with a decoder",
     "google/gemma-3-4b": "images and text",
     "google/gemma-3-12b": "images and text",

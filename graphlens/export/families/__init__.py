@@ -16,6 +16,7 @@ from graphlens.export.families.family import nearest_names as nearest_names
 from graphlens.export.families.family import register as register
 from graphlens.export.families.family import register_family as register_family
 from graphlens.export.families.spec import Attention as Attention
+from graphlens.export.families.spec import EncoderParts as EncoderParts
 from graphlens.export.families.spec import Experts as Experts
 from graphlens.export.families.spec import Mlp as Mlp
 from graphlens.export.families.spec import Norms as Norms

@@ -37,6 +37,7 @@ class Family:
         tied: Parameter -> the parameter whose tensor it shares when ``tie_word_embeddings`` is set.
         prefixes: Prefixes of parameter names that a checkpoint's keys may lack.
         renamed: Parameter -> another key that checkpoints store it under.
+        respelt: The end of a parameter's name -> another that checkpoints have in its place.
         without_effect: Config keys that change no computation, besides those of all families.
         aliases: TransformerLens's model names -> names on the Hugging Face hub.
     """
@@ -48,6 +49,7 @@ class Family:
     tied: Mapping[str, str] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    respelt: Mapping[str, str] = field(default_factory=dict)
     without_effect: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,6 +61,15 @@ class Family:
             tied: True if the config sets ``tie_word_embeddings``.
         """
         names = [self.tied[parameter], parameter] if tied and parameter in self.tied else [parameter]
+        names = [
+            *names,
+            *(
+                name.removesuffix(end) + new
+                for name in names
+                for end, new in self.respelt.items()
+                if name.endswith(end)
+            ),
+        ]
         return [
             key
             for name in names
@@ -171,6 +182,8 @@ class Family:
             use_normalization_before_and_after=spec.ln1_post is not None,
             post_norm_only=spec.post_norm_only,
             post_embedding_ln=spec.embed_norm is not None,
+            attention_dir="causal" if spec.encoder is None else "bidirectional",
+            n_token_types=None if spec.encoder is None else spec.encoder.n_token_types,
             num_experts=None if spec.mlp.experts is None else spec.mlp.experts.count,
             experts_per_token=None if spec.mlp.experts is None else spec.mlp.experts.chosen,
         )

@@ -33,6 +33,10 @@ _NAMES: Mapping[str, str] = {
         stanford-crfm/eowyn-gpt2-medium-x777 =stanford-gpt2-medium-e =gpt2-medium-small-e =gpt2-stanford-medium-e
         stanford-crfm/expanse-gpt2-small-x777 =stanford-gpt2-small-e =gpt2-mistral-small-e
     """,
+    "BertForMaskedLM": """
+        google-bert/bert-base-cased google-bert/bert-base-uncased google-bert/bert-large-cased
+        google-bert/bert-large-uncased
+    """,
     "OlmoForCausalLM": """
         allenai/OLMo-1B-hf =olmo-1b allenai/OLMo-7B-hf =olmo-7b
     """,

@@ -156,8 +156,30 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class EncoderParts:
+    """What an encoder has that a decoder has not (BERT): token types, and a matrix before its last norm.
+
+    Its attention looks both ways, its norms normalise the residual stream itself, after each sublayer.
+
+    Attributes:
+        token_types: The path of the embedding of token types.
+        n_token_types: How many types there are.
+        dense: The path of that matrix.
+        act: The name of the activation function after it, in transformers.
+        padding: The id of the PAD token, where positions are counted without it and begin at the row after it (RoBERTa);
+            None where a token's position is its index.
+    """
+
+    token_types: str
+    n_token_types: int
+    dense: str
+    act: str
+    padding: int | None = None
+
+
+@dataclass(frozen=True)
 class Spec:
-    """What a decoder computes, and where its parameters lie.
+    """What a model computes, and where its parameters lie.
 
     Attributes:
         n_layers: The number of blocks.
@@ -185,6 +207,7 @@ class Spec:
         logit_scale: What the logits are multiplied by after ``unembed.hook_out``.
         logit_softcap: The bound that tanh squeezes the logits into after that, or None.
         transposed: True where matrices are stored [input, output] (GPT-2's Conv1D).
+        encoder: What makes it an encoder; None for a decoder. ``final_norm`` is then the last norm of the masked-language head.
     """
 
     n_layers: int
@@ -212,3 +235,4 @@ class Spec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     transposed: bool = False
+    encoder: EncoderParts | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from graphlens.export.families.spec import Experts, Mlp, Spec
+from graphlens.export.families.spec import EncoderParts, Experts, Mlp, Spec
 from graphlens.file.manifest import WeightView
 from graphlens.file.names import in_block
 
@@ -18,7 +18,7 @@ def weight_views(spec: Spec, key_of: Mapping[str, tuple[str, str]]) -> dict[str,
         key_of: The name of a module's parameter -> the (file, key) that stores it. Weights of other parameters are
             left out.
     """
-    placed = dict(_of_model(spec))
+    placed = dict(_of_model(spec) if spec.encoder is None else _of_encoder(spec, spec.encoder))
     for layer in range(spec.n_layers):
         block = f"{spec.blocks}.{layer}."
         for name, view in _of_block(spec):
@@ -55,6 +55,20 @@ def _of_model(spec: Spec) -> Iterator[tuple[str, WeightView]]:
         rows = (0, spec.pos_offset, spec.pos_offset + spec.n_ctx) if spec.pos_offset else None
         yield "pos_embed.W_pos", replace(_of(f"{spec.pos_embed}.weight"), cut=rows)
     yield from _norm("ln_final", spec.final_norm, spec)
+    yield "unembed.W_U", replace(_of(f"{spec.head}.weight"), permute=(1, 0))
+    yield "unembed.b_U", _of(f"{spec.head}.bias")
+
+
+def _of_encoder(spec: Spec, parts: EncoderParts) -> Iterator[tuple[str, WeightView]]:
+    """The weights outside the blocks of an encoder."""
+    rows = (0, spec.pos_offset, spec.pos_offset + spec.n_ctx) if spec.pos_offset else None
+    yield "embed.embed.W_E", _of(f"{spec.embed}.weight")
+    yield "embed.pos_embed.W_pos", replace(_of(f"{spec.pos_embed}.weight"), cut=rows)
+    yield "embed.token_type_embed.W_token_type", _of(f"{parts.token_types}.weight")
+    yield from _norm("embed.ln", spec.embed_norm, spec)
+    yield "mlm_head.W", replace(_of(f"{parts.dense}.weight"), permute=(1, 0))
+    yield "mlm_head.b", _of(f"{parts.dense}.bias")
+    yield from _norm("mlm_head.ln", spec.final_norm, spec)
     yield "unembed.W_U", replace(_of(f"{spec.head}.weight"), permute=(1, 0))
     yield "unembed.b_U", _of(f"{spec.head}.bias")
 

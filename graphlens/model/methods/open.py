@@ -28,6 +28,7 @@ class OpenMethods(Generic[ArrayT]):
     """The part of HookedTransformer that finds, exports, processes and opens a model. It needs ``_border``."""
 
     runner: Runner[ArrayT]
+    _encoders = False  # which kind of model the class is for
 
     def __init__(
         self,
@@ -36,8 +37,14 @@ class OpenMethods(Generic[ArrayT]):
         default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
     ) -> None:
+        config = engine.manifest.config
+        if config.is_encoder != self._encoders:
+            kind, other = ("an encoder", "HookedEncoder") if config.is_encoder else ("a decoder", "HookedTransformer")
+            raise InputError(
+                f"{config.model_name} is {kind} ({config.original_architecture}): open it with graphlens.{other}."
+            )
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
-        usual = engine.manifest.config.default_prepend_bos
+        usual = config.default_prepend_bos
         bos = usual if default_prepend_bos is None else default_prepend_bos
         self.runner = Runner(engine, self._border(), tokenizer, bos)
         if default_padding_side is not None:  # otherwise the tokenizer's own

@@ -1,0 +1,111 @@
+"""The weights of HookedEncoder, where they have other names than a decoder's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+
+from graphlens.analysis.arrays import ArrayT
+from graphlens.errors import InputError
+from graphlens.model.hooks import HookPoint
+from graphlens.model.methods.weights import WeightMethods
+from graphlens.model.parts import Component, Embed, Norm
+
+
+@dataclass(frozen=True, repr=False)
+class EncoderEmbed(Embed[ArrayT]):
+    """The embeddings of an encoder, normalised: ``embed``, ``pos_embed`` and ``token_type_embed``, and the norm ``ln``."""
+
+    @property
+    def embed(self) -> Component[ArrayT]:
+        """The token embedding: ``W_E`` [d_vocab, d_model]."""
+        return Component(self._runner, f"{self._prefix}.embed")
+
+    @property
+    def pos_embed(self) -> Component[ArrayT]:
+        """The positional embedding: ``W_pos`` [n_ctx, d_model]."""
+        return Component(self._runner, f"{self._prefix}.pos_embed")
+
+    @property
+    def token_type_embed(self) -> Component[ArrayT]:
+        """The embedding of token types: ``W_token_type`` [n_token_types, d_model]."""
+        return Component(self._runner, f"{self._prefix}.token_type_embed")
+
+    def __call__(self, *args: object, **options: object) -> NoReturn:
+        """Refused: the embeddings of a run are its hook_full_embed. Raises InputError."""
+        raise InputError(
+            "model.embed is not called on an encoder: run_with_cache(..., names_filter='hook_full_embed')."
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class MlmHead(Component[ArrayT]):
+    """The head before the unembedding: ``W`` [d_model, d_model], ``b`` [d_model], an activation function, and the norm ``ln``."""
+
+    @property
+    def ln(self) -> Norm[ArrayT]:
+        """The last norm."""
+        return Norm(self._runner, f"{self._prefix}.ln")
+
+
+class EncoderWeightMethods(WeightMethods[ArrayT]):
+    """The part of HookedEncoder that reads and sets weights; see WeightMethods."""
+
+    @property
+    def embed(self) -> EncoderEmbed[ArrayT]:
+        """The embeddings and their norm."""
+        return EncoderEmbed(self.runner, "embed")
+
+    @property
+    def pos_embed(self) -> Component[ArrayT]:
+        """The positional embedding, with ``W_pos``. TransformerLens: ``embed.pos_embed``."""
+        return self.embed.pos_embed
+
+    @property
+    def mlm_head(self) -> MlmHead[ArrayT]:
+        """The masked-language head, but for the unembedding."""
+        return MlmHead(self.runner, "mlm_head")
+
+    @property
+    def hook_full_embed(self) -> HookPoint:
+        """The hook point of that name."""
+        return self.runner.hooks.need("hook_full_embed")
+
+    @property
+    def ln_final(self) -> NoReturn:
+        """None: an encoder's last norm is ``mlm_head.ln``, after a matrix. Raises AttributeError."""
+        raise AttributeError("an encoder has no ln_final: its last norm is mlm_head.ln.")
+
+    @property
+    def W_E(self) -> ArrayT:  # noqa: N802
+        """Token embedding [d_vocab, d_model]."""
+        weight: ArrayT = self.embed.embed.W_E
+        return weight
+
+    @property
+    def W_pos(self) -> ArrayT:  # noqa: N802
+        """Positional embedding [n_ctx, d_model]."""
+        weight: ArrayT = self.embed.pos_embed.W_pos
+        return weight
+
+    @property
+    def W_E_pos(self) -> ArrayT:  # noqa: N802
+        """W_E above W_pos [d_vocab + n_ctx, d_model]; a copy."""
+        weights = self.runner.weights
+        both = np.concatenate([weights["embed.embed.W_E"], weights["embed.pos_embed.W_pos"]])
+        return self.runner.border.weight_to_user(both, "embed.embed.W_E")
+
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> NoReturn:
+        """Refused: an encoder normalises what biases are added to. Raises InputError.
+
+        Args:
+            layer: See HookedTransformer.accumulated_bias, as for the others.
+            mlp_input: See there.
+            include_mlp_biases: See there.
+        """
+        raise InputError(
+            "accumulated_bias is for decoders: an encoder normalises its residual stream after each sublayer, so biases do not "
+            "add up in it."
+        )
