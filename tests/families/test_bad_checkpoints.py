@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 import graphlens
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ExportError, InputError, ModelFileError
-from graphlens.export import ConfigReader
+from graphlens.export import ConfigReader, Spec
 from graphlens.export.checkpoint import read_checkpoint
+from graphlens.export.trace import trace
 from graphlens.file.manifest import Manifest
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Site, sweep
@@ -179,6 +180,7 @@ def test_the_most_tokens_are_set_at_the_export_and_again_when_it_is_opened(
         *((name, {"layer_types": ["full_attention"] * 3}, "layer_types") for name in ("mistral", "mixtral", "phi3")),
         ("mistral", {"sliding_window": 0}, "sliding_window=0"),
         ("smollm3", {"no_rope_layers": [1]}, "cannot build the model"),
+        *((name, {"head_dim": 4}, "head_dim=4") for name in ("opt", "neox", "stablelm")),
         (
             "neox",
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.01}},
@@ -240,3 +242,21 @@ def test_multiplied_logits_are_read_out_a_column_at_a_time(family_model: Callabl
 
     edited = metric(model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", patch)]))
     assert np.abs(found.values - edited).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda spec: replace(spec, head="lm_foot"), "lm_foot"),
+        (lambda spec: replace(spec, ln1="norm_1"), "norm_1"),
+        (lambda spec: replace(spec, attention=replace(spec.attention, q="query")), "query"),
+        (lambda spec: replace(spec, attention=replace(spec.attention, d_head=7)), "RuntimeError: .*shape"),
+    ],
+)
+def test_a_spec_that_is_not_the_model_is_said_so(
+    wrong: Callable[[Spec], Spec], said: str, family_checkpoint: Callable[[str], Path]
+) -> None:
+    checkpoint = read_checkpoint(family_checkpoint("llama"))
+    config = checkpoint.hf_config()
+    with pytest.raises(ExportError, match=f"transformers' model is not what the family's Spec says .*{said}"):
+        trace(config, wrong(checkpoint.family.spec_of(config, "mine")))

@@ -75,6 +75,18 @@ def attention_of(c: ConfigReader, rotary: bool = True, **more: Any) -> Attention
     return replace(made, **more)
 
 
+def refuse_own_width(c: ConfigReader) -> None:
+    """Refuses a config with a width of heads, for an architecture in which hidden_size alone decides it.
+
+    Args:
+        c: The config.
+
+    Raises:
+        ExportError: It has one, and another than hidden_size gives.
+    """
+    c.only("head_dim", None, c.size("hidden_size") // c.size("num_attention_heads"))
+
+
 def windowed(c: ConfigReader, attention: Attention, n_layers: int) -> Attention:
     """Attention with the window of a config: in the layers that it names, or in all where it names none.
 
