@@ -82,8 +82,10 @@ def test_circuits_of_long_prompts_are_refused(model: Any) -> None:
 
 
 def test_a_runtime_that_keeps_its_keys_is_told_the_short_length(model: Any, family_folder: Any, tmp_path: Path) -> None:
+    said: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what such a file lacks besides is no matter here
-        bake_model(family_folder(NAME), (), tmp_path / "out", with_past=True)
+        bake_model(family_folder(NAME), (), tmp_path / "out", with_past=True, announce=said.append)
+    assert f"inputs of up to {SHORT} tokens" in said[-1]
     told = json.loads((tmp_path / "out" / "genai_config.json").read_text())
     assert told["model"]["context_length"] == told["search"]["max_length"] == SHORT
