@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, as_array
+from graphlens.analysis.arrays import Array, ArrayT, as_array
 from graphlens.analysis.metrics import LogitDiff, Metric
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, listed
@@ -135,7 +135,7 @@ def direct_logit_attribution(
 
 
 def start_attribution(
-    runner: Runner[Any],
+    runner: Runner[ArrayT],
     corrupted: Any,
     sites: Sequence[Site],
     source: Source,
@@ -174,7 +174,7 @@ def start_attribution(
     return SweepRun.of(run, [], len(found), _estimates(run, steps))
 
 
-def refuse_backward_hooks(runner: Runner[Any]) -> None:
+def refuse_backward_hooks(runner: Runner[ArrayT]) -> None:
     """Refuses to run where backward hooks are active, since they would change the gradients that attribution reads.
 
     Args:

@@ -19,7 +19,7 @@ from graphlens.errors import InputError
 from graphlens.experiments.attribution import checked_steps, refuse_backward_hooks
 from graphlens.experiments.corrupted_run import CorruptedRun
 from graphlens.experiments.heads_written import HeadsWritten
-from graphlens.experiments.proof import SUMS
+from graphlens.experiments.proof import SUMS, why_not_apart
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS, Recomputation
 from graphlens.experiments.stages import Kept
 from graphlens.experiments.sweep import check_processing
@@ -252,8 +252,14 @@ class ResidualGraph:
 
         Returns:
             [b, p, V].
+
+        Raises:
+            InputError: The prompts are so long that their keys are rotated by other frequencies (longrope).
         """
         run, base = self.run, self.run.activations
+        why = why_not_apart(run)
+        if why:
+            raise InputError(f"a circuit is run token by token, and {why}.")
         pieces = BlockPieces(run.runner.engine, MAX_BATCH_TOKENS)
         kept_run = Kept(base, run.tokens, {})
         window = run.runner.config.window_size

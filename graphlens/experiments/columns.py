@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array
+from graphlens.analysis.arrays import Array, ArrayT
 
 if TYPE_CHECKING:
     from graphlens.model.runner import Runner
 
 
-def columns(runner: Runner[Any], hidden: Array, tokens: Array) -> Array:
-    """Logits of some tokens alone: the product with their columns of W_U, plus b_U, squeezed as the config says.
+def columns(runner: Runner[ArrayT], hidden: Array, tokens: Array) -> Array:
+    """Logits of some tokens alone: the product with their columns of W_U, plus b_U, then as the config says.
 
     Args:
         runner: Has the weights.
@@ -27,5 +27,6 @@ def columns(runner: Runner[Any], hidden: Array, tokens: Array) -> Array:
     taken = runner.weights["unembed.W_U"].T[tokens].astype(hidden.dtype)  # [b, k, D]
     bias = runner.weights["unembed.b_U"][tokens].astype(hidden.dtype)
     found: Array = np.matmul(hidden, taken.transpose(0, 2, 1)) + bias[:, None]
-    cap = runner.config.output_logits_soft_cap
+    scale, cap = runner.config.output_logits_scale, runner.config.output_logits_soft_cap
+    found = found if scale == 1 else found * np.asarray(scale, found.dtype)
     return found if cap <= 0 else np.tanh(found / cap) * cap

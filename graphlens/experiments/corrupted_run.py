@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array
+from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source, ensure_same_side
@@ -182,7 +182,7 @@ class CorruptedRun:
         return Variant(index, site.hook, chosen, int(places[0]), int(places[-1]) + 1)
 
 
-def resolved_sites(runner: Runner[Any], sites: Sequence[Site]) -> list[Site]:
+def resolved_sites(runner: Runner[ArrayT], sites: Sequence[Site]) -> list[Site]:
     """The sites under their hook points' own names.
 
     Args:

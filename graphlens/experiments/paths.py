@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graphlens.analysis.arrays import ArrayT
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, grid, listed
 from graphlens.analysis.sources import Source, as_source
@@ -104,7 +105,7 @@ def path_patch(
 
 
 def start_paths(
-    runner: Runner[Any],
+    runner: Runner[ArrayT],
     corrupted: Any,
     senders: Sequence[Site],
     receivers: Sequence[Site] | None,

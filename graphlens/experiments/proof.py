@@ -34,6 +34,18 @@ def needed_for_proof(proof: Proof, layout: BlockLayout) -> list[str]:
     return [] if proof.why is not None else needed([_ENTRY], layout)
 
 
+def why_not_apart(run: CorruptedRun) -> str:
+    """Why tokens of this run cannot be computed apart from the others; "" if they can.
+
+    Args:
+        run: The corrupted run.
+    """
+    short = run.runner.config.rotary_short
+    if short is None or run.length <= short:
+        return ""
+    return f"in prompts of more than {short} tokens every key's rotation depends on the prompt's length"
+
+
 def why_not_added(run: CorruptedRun, hook: str, layout: BlockLayout) -> str:
     """Why the residual stream does not change by what a patch changes at a hook point; "" if it does, or need not.
 
@@ -77,9 +89,9 @@ def prove(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> Proof:
     Returns:
         The engine's record, whose ``why`` is "" where they may be used.
     """
-    short = run.runner.config.rotary_short
-    if short is not None and run.length > short:
-        return Proof(f"in prompts of more than {short} tokens every key's rotation depends on the prompt's length")
+    why = why_not_apart(run)
+    if why:
+        return Proof(why)
     proof = run.runner.engine.proof
     if proof.why is None:
         proof.why = _why_not(run, pieces, max_tokens)

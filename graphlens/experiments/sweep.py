@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array
+from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.result import SweepResult, saved_files
 from graphlens.analysis.sites import Site, Sites, listed
@@ -116,7 +116,7 @@ def check_processing(cfg: HookedTransformerConfig, source: object) -> None:
 
 
 def collect(
-    runner: Runner[Any],
+    runner: Runner[ArrayT],
     places: Sites,
     metric: Metrics,
     start: Callable[[list[Measure], list[int]], SweepRun],
@@ -270,7 +270,7 @@ def _said(processing: Iterable[str]) -> str:
 
 
 def _identity(
-    runner: Runner[Any],
+    runner: Runner[ArrayT],
     tokens: Any,
     sites: Sites,
     source: Source,

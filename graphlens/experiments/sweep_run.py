@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array
+from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
 from graphlens.engine.block_layout import BlockLayout
@@ -66,7 +66,7 @@ class SweepRun:
 
 
 def start_sweep(
-    runner: Runner[Any],
+    runner: Runner[ArrayT],
     corrupted: Any,
     sites: Sequence[Site],
     source: Source,
@@ -102,7 +102,7 @@ def start_sweep(
     return Sweeper(run, quick, notes, max_batch_tokens).start()
 
 
-def kept_for(runner: Runner[Any], quick: Sequence[str]) -> list[str]:
+def kept_for(runner: Runner[ArrayT], quick: Sequence[str]) -> list[str]:
     """The activations that a corrupted run must keep for hook points whose patches are recomputed.
 
     Args:
@@ -113,7 +113,7 @@ def kept_for(runner: Runner[Any], quick: Sequence[str]) -> list[str]:
     return [*needed(quick, layout), *needed_for_proof(runner.engine.proof, layout)] if quick else []
 
 
-def _quick_hooks(runner: Runner[Any], sites: Sequence[Site], recompute: bool) -> tuple[list[str], list[str]]:
+def _quick_hooks(runner: Runner[ArrayT], sites: Sequence[Site], recompute: bool) -> tuple[list[str], list[str]]:
     """(the hook points whose patches can be recomputed, why others cannot)."""
     hooks = list(dict.fromkeys(site.hook for site in sites))
     if not recompute:

@@ -51,7 +51,7 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
         with "model." in front, and hold no data, except buffers that the model computes and no checkpoint stores.
 
     Raises:
-        ExportError: transformers cannot build the model of this config.
+        ExportError: transformers cannot build the model of this config, or builds another than the Spec says.
     """
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
@@ -60,7 +60,8 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
             model = _built(config, spec)
             stored = set(model.state_dict())
             computed = {name for name, _ in model.named_buffers() if name not in stored}
-            traced = _trace(model, spec)
+            with _as_specified():
+                traced = _trace(model, spec)
         values = _computed_buffers(config, spec, computed) if computed else {}
     for name, value in traced.graph.initializers.items():
         if name.endswith(".slopes"):
@@ -81,12 +82,32 @@ def parameter_shapes(config: PretrainedConfig, spec: Spec) -> dict[str, tuple[in
         spec: What it computes.
 
     Raises:
-        ExportError: transformers cannot build the model of this config.
+        ExportError: transformers cannot build the model of this config, or builds another than the Spec says.
     """
     config = copy.deepcopy(config)
     with _quiet(), torch.device("meta"):
-        parameters = _forward_of(_built(config, spec), spec).named_parameters()
+        model = _built(config, spec)
+        with _as_specified():
+            parameters = _forward_of(model, spec).named_parameters()
         return {name.removeprefix(MODEL_PREFIX): tuple(parameter.shape) for name, parameter in parameters}
+
+
+@contextlib.contextmanager
+def _as_specified() -> Iterator[None]:
+    """Makes an ExportError of what torch raises where a Spec names modules or sizes that the model does not have."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # torch.onnx wraps whatever a forward raises in errors of its own
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__  # type: ignore[assignment]
+        why = str(cause).strip().partition("\n")[0]
+        raise ExportError(
+            f"transformers' model is not what the family's Spec says ({type(cause).__name__}: {why:.200}). Either config.json "
+            "asks for what graphlens does not know, or a family of your own names a module or a size that is not there."
+        ) from error
 
 
 def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
@@ -94,7 +115,7 @@ def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
     kind = AutoModelForCausalLM if spec.encoder is None else AutoModelForMaskedLM
     try:
         model: nn.Module = kind.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ExportError(f"transformers cannot build the model that config.json describes ({error}).") from error
     return model
 

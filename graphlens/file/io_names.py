@@ -8,8 +8,9 @@ ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
 TOKEN_TYPE_IDS = "token_type_ids"  # of encoders
 # What the blocks read besides, made from those by the first nodes of the graph: positions int64 [b, p], which keys each
-# query may attend to bool [b, 1, q, k], and which tokens are no padding bool [b, p]; for some architectures also what of
-# the mask a window leaves, and by how many tokens a key lies before a query, negative or 0, float32 [q, k].
+# query may attend to bool [b, 1, q, k], and which tokens are no padding bool [b, p]. Layers with a window read local_mask in
+# place of mask, which leaves out keys before the window. ALiBi reads distance float32 [q, k]: the index of the key less that
+# of the query, 0 for later keys.
 DECODER_INPUTS = POSITIONS, MASK, TOKEN_MASK, LOCAL_MASK, DISTANCE = (
     "positions", "mask", "token_mask", "local_mask", "distance",
 )  # fmt: skip

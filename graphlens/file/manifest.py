@@ -20,7 +20,7 @@ FORMAT_VERSION = 3
 SEALED_SINCE = 2  # the first format whose graph files have a seal
 METADATA_KEY = "graphlens"
 _LARGEST = 2**31  # of a size, which is multiplied by others
-_MOST_LAYERS = 10_000  # hook names of all blocks are listed; a graph has a node for each at least
+_MOST = 10_000  # layers or experts: names of all are listed; a graph has a node for each at least
 DTYPES = ("float32", "float64", "float16", "int64", "int32")  # of activations
 
 
@@ -316,16 +316,16 @@ class Manifest:
                 raise ValueError(f"the axes of {name!r} are {entry.axes!r}, not names")
             if entry.dtype not in DTYPES:
                 raise ValueError(f"{name!r} has the dtype {entry.dtype!r}")
-        if self.config.dtype not in DTYPES:
-            raise ValueError(f"the model computes in {self.config.dtype!r}")
-        for item in fields(ModelConfig):
-            size = getattr(self.config, item.name)
-            if str(item.type) == "int" and not (item.name != "d_mlp") <= size <= _LARGEST:
-                raise ValueError(f"the model's {item.name} is {size}")
-        if self.config.n_layers > _MOST_LAYERS:
-            raise ValueError(f"the model's n_layers is {self.config.n_layers}")
-        if not 0 <= self.config.eps < math.inf:
-            raise ValueError(f"the model's eps is {self.config.eps}")
+        if (config := self.config).dtype not in DTYPES:
+            raise ValueError(f"the model computes in {config.dtype!r}")
+        for item in fields(config):
+            number, kind = getattr(config, item.name), str(item.type)
+            most = _MOST if item.name in ("n_layers", "num_experts") else _LARGEST
+            size = not kind.startswith("int") or number is None or (item.name != "d_mlp") <= number <= most
+            if not size or (kind.startswith("float") and number is not None and not abs(number) < math.inf):
+                raise ValueError(f"the model's {item.name} is {number}")
+        if config.eps < 0 or config.attn_scale <= 0 or config.n_heads % config.n_key_value_heads:
+            raise ValueError(f"no model has eps {config.eps}, attn_scale {config.attn_scale} and these heads: {config}")
         for name, view in self.weights.items():
             for part in ("take", "shape", "permute", "cut", "within"):
                 numbers = getattr(view, part)
@@ -336,7 +336,7 @@ class Manifest:
                 if numbers is not None and not (len(numbers) == 3 and numbers[1] < numbers[2]):
                     raise ValueError(f"{part} of the weight {name!r} is {numbers!r}, not {told}")
             for part in ("times", "plus"):
-                if not math.isfinite(getattr(view, part) or 0):
+                if not math.isfinite(getattr(view, part) or 0) or view.times == 0:
                     raise ValueError(f"{part} of the weight {name!r} is {getattr(view, part)!r}")
             if sorted(view.permute or ()) != list(range(len(view.permute or ()))):
                 raise ValueError(f"permute of the weight {name!r} is {view.permute!r}, no order of axes")

@@ -249,6 +249,7 @@ _INSTEAD: Mapping[str, str] = {
     "attn.hook_rot_k": "it does not rotate keys by their positions; there is attn.hook_k",
     "mlp.hook_pre_linear": "its MLPs have no gate; there are mlp.hook_pre and mlp.hook_post",
 }
+_EXPERTS = "its MLPs are several experts; there are mlp.hook_expert_weights, mlp.hook_expert_indices and hook_mlp_out"
 
 
 def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookPoint:
@@ -266,8 +267,10 @@ def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookP
         )
     # In the hook map of whole blocks what is not there is not in the architecture.
     whole = {"hook_embed"} if layer is None else {in_block(layer, end) for end in ("hook_resid_pre", "hook_mlp_out")}
-    if rest in _INSTEAD and whole <= set(names):
-        return UnknownHookPoint(f"{name!r} is not a hook point of this model: {_INSTEAD[rest]}.")
+    experts = layer is not None and in_block(layer, CHOSEN_EXPERTS) in names
+    instead = _EXPERTS if experts and rest in BLOCK and rest.startswith("mlp.") else _INSTEAD.get(rest)
+    if instead and whole <= set(names):
+        return UnknownHookPoint(f"{name!r} is not a hook point of this model: {instead}.")
     why = "is not a hook point of this model."
     if layer is not None and layer >= n_layers and rest in BLOCK:
         why = f"this model has {n_layers} layers (0-{n_layers - 1})."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from graphlens.analysis.arrays import ArrayT
 from graphlens.file.names import axis_sizes
 from graphlens.model.config import HookedTransformerConfig, HookPointInfo
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from graphlens.model.runner import Runner
 
 
-def config(runner: Runner[Any]) -> HookedTransformerConfig:
+def config(runner: Runner[ArrayT]) -> HookedTransformerConfig:
     """The configuration of a model, with the flags that are set now.
 
     Args:
@@ -33,7 +34,7 @@ def config(runner: Runner[Any]) -> HookedTransformerConfig:
     )
 
 
-def hook_points(runner: Runner[Any]) -> HookPointInfo:
+def hook_points(runner: Runner[ArrayT]) -> HookPointInfo:
     """Every hook point that there is with the flags that are set now: name -> (shape, dtype).
 
     Args:
@@ -46,7 +47,7 @@ def hook_points(runner: Runner[Any]) -> HookPointInfo:
     return info
 
 
-def summary(name: str, runner: Runner[Any]) -> str:
+def summary(name: str, runner: Runner[ArrayT]) -> str:
     """A model in one line; ``name`` is its class's."""
     cfg = runner.config
     return (

@@ -15,8 +15,9 @@ from graphlens.edits.gate import Window
 from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS
 from graphlens.model.kv_cache import KeyValueCache
+from graphlens.model.limits import longest
 from graphlens.model.request import Request, checked_mask
-from graphlens.model.text import Input, Tokens, longest
+from graphlens.model.text import Input, Tokens
 from graphlens.views.progress import steps
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from graphlens.edits.gate import Window
 from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.manifest import ModelConfig
-from graphlens.model.text import longest
+from graphlens.model.limits import longest
 
 Array = npt.NDArray[Any]
 

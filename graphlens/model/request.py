@@ -15,7 +15,8 @@ from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, called, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
 from graphlens.model.kv_cache import KeyValueCache
-from graphlens.model.text import Input, Text, Tokens, is_text, longest
+from graphlens.model.limits import longest
+from graphlens.model.text import Input, Text, Tokens, is_text
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array, is_tensor
 from graphlens.errors import InputError, checked_number, is_one_of, warn
-from graphlens.file.manifest import ModelConfig
 from graphlens.file.tokenizer import Tokenizer, checked_text
 from graphlens.model.border import Border
+from graphlens.model.limits import longest
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
@@ -353,20 +353,6 @@ def some(rows: list[list[int]]) -> list[list[int]]:
     if not any(rows):
         raise InputError("the prompt is empty: it holds no token. Pass some text, or prepend_bos=True.")
     return rows
-
-
-def longest(cfg: ModelConfig) -> str:
-    """How many tokens a model takes, for people; also how to have it take more, where it was trained for more.
-
-    Args:
-        cfg: The model's config.
-    """
-    said, trained = f"{cfg.model_name} takes at most {cfg.n_ctx} (n_ctx)", cfg.n_ctx_trained
-    return (
-        said
-        if trained is None or trained <= cfg.n_ctx
-        else f"{said}; it was trained for {trained}: open it with n_ctx="
-    )
 
 
 def checked_side(side: str) -> str:

@@ -146,7 +146,7 @@ class Weights:
         """
         if not isinstance(given, Mapping):
             raise InputError(f"weights are given as a dict of name -> array, not as {type(given).__name__}.")
-        new = dict(self._engine.replaced)
+        new, told = dict(self._engine.replaced), dict[str, str]()
         for asked, value in given.items():
             if not isinstance(asked, str):
                 raise InputError(f"a weight's name is text, not {type(asked).__name__}.")
@@ -155,6 +155,8 @@ class Weights:
             except (ValueError, TypeError) as error:
                 raise InputError(f"{asked!r} was to be set to what cannot be read as an array ({error}).") from error
             name, times = self._split(asked)
+            if told.setdefault(name, asked) != asked:
+                raise InputError(f"{told[name]!r} and {asked!r} are one weight: set one of them.")
             array = self._shared(asked, array) if times > 1 else array
             if name in self.stored or name not in self:
                 new[name] = array

@@ -330,6 +330,12 @@ def _write(
             placed = _write_plain(model, stage, link, announce)
         written = placed.line(stage)
     announce(written)
+    short = None if decoder is None else decoder.config.rotary_short
+    if short is not None:
+        announce(
+            f"The keys that a KV cache holds are rotated for inputs of up to {short} tokens. Beyond them this model rotates all "
+            "keys by other frequencies (longrope): run all tokens again there, with an empty cache."
+        )
     return user_path(out)
 
 

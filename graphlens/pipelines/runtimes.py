@@ -35,7 +35,7 @@ def write_genai_config(manifest: Manifest, stage: Path) -> None:
         stage: The folder, which holds the checkpoint's settings already.
     """
     config = manifest.config
-    # A KV cache holds rotated keys, which are others beyond this length.
+    # The keys in a KV cache are rotated. In an input longer than rotary_short they would be rotated by other frequencies.
     length = config.rotary_short or config.n_ctx_trained or config.n_ctx
     hf = read_settings(stage / CONFIG_FILE) | read_settings(stage / GENERATION_CONFIG_FILE)
     eos = hf.get("eos_token_id")

@@ -92,7 +92,7 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         del values, results
         processed = bool(engine.manifest.processing)
         window, compared = config.window_size, [({INPUT_IDS: tokens}, logits)]
-        if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window + 1 < config.n_ctx:
+        if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window < config.n_ctx:
             # A mask that ignored the window would be right up to here.
             long = rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))
             compared.append(({INPUT_IDS: long}, _logits(engine, long)))
@@ -252,7 +252,7 @@ def _disturbing(engine: Engine, row: int, rows: int, rng: np.random.Generator) -
         changed = activation.copy()
         # The first axis is that of the batch, or one that the batch and others are joined into.
         of_row = changed.reshape(rows, -1, *changed.shape[1:])[row]
-        if activation.dtype.kind == "i":  # of experts, all of which there are
+        if activation.dtype.kind == "i":  # numbers of experts: take the next one, after the last the first
             of_row += 1
             of_row %= engine.manifest.config.num_experts or 2
             return changed

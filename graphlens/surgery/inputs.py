@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from graphlens.errors import ModelFileError
 from graphlens.file.io_names import (
     ATTENTION_MASK,
     BODY_INPUTS,
@@ -88,7 +89,10 @@ class _Head:
         if self._body.keys() & {LOCAL_MASK, DISTANCE}:
             away = self.op("Sub", [keys, column])
             if LOCAL_MASK in self._body:
-                assert self._window is not None, "a model with local layers has a window"
+                if self._window is None:
+                    raise ModelFileError(
+                        f"the graph reads {LOCAL_MASK!r}, and its manifest names no window (window_size). Export the model again."
+                    )
                 near = self.op("Greater", [away, self.constant(-self._window, "window")])
                 found[LOCAL_MASK] = self.op("And", [mask, near])
             if DISTANCE in self._body:

@@ -105,7 +105,11 @@ def _cast_weights(model: ir.Model) -> None:
 def _exact(number: float, config: ModelConfig) -> float:
     """The number that a float32 constant of the graph means: scales are known exactly, others were written in decimal."""
     scales = [1.0, 1 / config.attn_scale]
-    known = [config.d_model**0.5, *(scale / layer for scale in scales for layer in range(1, config.n_layers + 1))]
+    known = [
+        config.d_model**0.5,
+        config.output_logits_scale,
+        *(scale / layer for scale in scales for layer in range(1, config.n_layers + 1)),
+    ]
     rounded = np.float32(number)
     return next((exact for exact in known if np.float32(exact) == rounded), float(str(rounded)))
 

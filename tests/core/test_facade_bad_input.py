@@ -122,7 +122,7 @@ def test_a_cache_of_another_batch_is_refused(model: HookedTransformer, tokens: n
 def test_a_cache_without_room_is_refused_and_kept(model: HookedTransformer) -> None:
     cache = KeyValueCache.init_cache(model.cfg)
     model.forward(np.ones((1, 125), np.int64), past_kv_cache=cache)
-    with pytest.raises(InputError, match=r"125 cached positions and 4 new ones are more than .*: 128 \(n_ctx\)"):
+    with pytest.raises(InputError, match=r"125 cached positions and 4 new ones are too many: .* at most 128 \(n_ctx\)"):
         model.forward(np.ones((1, 4), np.int64), past_kv_cache=cache)
     assert cache.length == 125
     assert model.forward(np.ones((1, 3), np.int64), past_kv_cache=cache).shape[1] == 3
@@ -178,7 +178,7 @@ def test_an_impossible_mask_is_refused(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_new_tokens": 123}, r"prompt of 6 tokens and 123 new ones are more than .*: 128 \(n_ctx\)\. Shorten"),
+        ({"max_new_tokens": 123}, r"prompt of 6 tokens and 123 new ones are too many: .* at most 128 \(n_ctx\)\. Shorten"),
         ({"max_new_tokens": -1}, r"max_new_tokens=-1: max_new_tokens must be a whole number of 0 or more"),
         ({"temperature": -0.1}, r"temperature=-0\.1: temperature must be a finite number of 0 or more"),
         ({"top_k": 0}, r"top_k=0: top_k must be a whole number of 1 or more"),

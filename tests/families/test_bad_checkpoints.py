@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import graphlens
-from graphlens import HookedTransformer
-from graphlens.errors import ExportError, InputError
+from graphlens import HookedTransformer, surgery
+from graphlens.errors import ExportError, InputError, ModelFileError
+from graphlens.export import ConfigReader, Spec
 from graphlens.export.checkpoint import read_checkpoint
+from graphlens.export.trace import trace
+from graphlens.file.manifest import Manifest
+from graphlens.metrics import LogitDiff
+from graphlens.patching import Site, sweep
 from graphlens.pipelines.hub import resolve
+from graphlens.surgery.graph import write_manifest
 from tests.families.comparing import prompt, reference_logits
 
 Change = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -164,3 +171,92 @@ def test_the_most_tokens_are_set_at_the_export_and_again_when_it_is_opened(
     with pytest.raises(InputError, match=r"n_ctx=65: .* was trained for 1 to 64 tokens"):
         graphlens.export_model(checkpoint, tmp_path / "other", n_ctx=65)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        # transformers gives every layer the window, whatever a config says of the layers.
+        *((name, {"layer_types": ["full_attention"] * 3}, "layer_types") for name in ("mistral", "mixtral", "phi3")),
+        ("mistral", {"sliding_window": 0}, "sliding_window=0"),
+        ("smollm3", {"no_rope_layers": [1]}, "cannot build the model"),
+        *((name, {"head_dim": 4}, "head_dim=4") for name in ("opt", "neox", "stablelm")),
+        (
+            "neox",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.01}},
+            "partial_rot",
+        ),
+    ],
+)
+def test_what_transformers_ignores_or_cannot_compute_is_refused(
+    changed: Callable[..., Path], tmp_path: Path, name: str, config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ExportError, match=said):
+        graphlens.export_model(changed(name, **config), tmp_path / "out", verify=False)
+
+
+def test_what_is_off_where_transformers_has_it_on_is_refused(family_checkpoint: Callable[[str], Path]) -> None:
+    """By a family that reads less than it should."""
+    config = read_checkpoint(family_checkpoint("neox")).hf_config()
+    read = ConfigReader(config, "mine")
+    known = frozenset(config.to_dict()) - {"use_parallel_residual"}
+    read.refuse_unread(known)
+    config.use_parallel_residual = False
+    with pytest.raises(ExportError, match=r"mine: config\.json sets use_parallel_residual=False"):
+        read.refuse_unread(known)
+
+
+def test_a_graph_of_windows_whose_manifest_names_none_is_refused(family_folder: Callable[[str], Path]) -> None:
+    model = surgery.load(family_folder("mistral"))
+    manifest = surgery.read_manifest(model)
+    write_manifest(model, replace(manifest, config=replace(manifest.config, window_size=None)))
+    with pytest.raises(ModelFileError, match="'local_mask', and its manifest names no window"):
+        surgery.with_past(model)
+
+
+def test_a_weight_that_is_a_tensor_times_zero_is_no_view(family_folder: Callable[[str], Path]) -> None:
+    """No weight could be written back to it."""
+    text = surgery.read_manifest(surgery.load(family_folder("gemma3"))).to_json()
+    data = json.loads(text)
+    data["weights"]["embed.W_E"]["times"] = 0.0
+    with pytest.raises(ModelFileError, match=r"times of the weight 'embed\.W_E' is 0\.0"):
+        Manifest.from_json(json.dumps(data))
+
+
+def test_experts_have_no_biases_to_accumulate(family_model: Callable[[str], HookedTransformer]) -> None:
+    model = family_model("mixtral")
+    assert np.array_equal(model.accumulated_bias(3), model.accumulated_bias(3, include_mlp_biases=False))
+
+
+def test_multiplied_logits_are_read_out_a_column_at_a_time(family_model: Callable[[str], HookedTransformer]) -> None:
+    """As those of every other model: a sweep need not compute all of them."""
+    model = family_model("granite")
+    tokens = prompt(model.cfg.d_vocab, 2, 9)
+    _, cache = model.run_with_cache(tokens[::-1])
+    metric = LogitDiff(7, 60)
+    found = sweep(model, tokens, [Site("blocks.1.hook_resid_pre", position=4)], cache, metric)
+    assert model.runner.engine.proof.unembedding == "W_U"
+
+    def patch(x: np.ndarray, hook: Any) -> None:
+        x[:, 4] = cache["blocks.1.hook_resid_pre"][:, 4]
+
+    edited = metric(model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", patch)]))
+    assert np.abs(found.values - edited).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda spec: replace(spec, head="lm_foot"), "lm_foot"),
+        (lambda spec: replace(spec, ln1="norm_1"), "norm_1"),
+        (lambda spec: replace(spec, attention=replace(spec.attention, q="query")), "query"),
+        (lambda spec: replace(spec, attention=replace(spec.attention, d_head=7)), "RuntimeError: .*shape"),
+    ],
+)
+def test_a_spec_that_is_not_the_model_is_said_so(
+    wrong: Callable[[Spec], Spec], said: str, family_checkpoint: Callable[[str], Path]
+) -> None:
+    checkpoint = read_checkpoint(family_checkpoint("llama"))
+    config = checkpoint.hf_config()
+    with pytest.raises(ExportError, match=f"transformers' model is not what the family's Spec says .*{said}"):
+        trace(config, wrong(checkpoint.family.spec_of(config, "mine")))

@@ -57,6 +57,6 @@ def test_no_field_is_left_out() -> None:
     apart = {"n_key_value_heads", "rotary_dim", "rotary_base", "attn_types"}
     unlike = {
         "model_name", "original_architecture", "n_ctx", "n_ctx_trained", "dtype",  # of a tiny model that has no name there
-        "post_norm_only", "rotary_short", "n_token_types",  # ours alone
+        "post_norm_only", "rotary_short", "output_logits_scale", "n_token_types",  # ours alone
     }  # fmt: skip
     assert {field.name for field in fields(ModelConfig)} == {*SAME, *apart, *unlike} - {"d_vocab_out"}

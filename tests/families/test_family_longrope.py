@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from graphlens import KeyValueCache, bake_model, patching
+from graphlens.attribution import circuit, edge_attribution, faithfulness
 from graphlens.errors import InputError
+from graphlens.metrics import LogitDiff
 from tests.families.comparing import TOLERANCE, prompt, reference_logits, relative
 from tests.families.variants import CHOSEN
 
@@ -43,7 +45,7 @@ def test_a_cache_whose_keys_would_have_to_turn_is_refused(model: Any) -> None:
     tokens = prompt(model.cfg.d_vocab, 2, SHORT + 1)
     cache = KeyValueCache.init_cache(model.cfg, batch_size=2)
     model(tokens[:, :SHORT], past_kv_cache=cache)
-    with pytest.raises(InputError, match=rf"{SHORT} cached positions and 1 new ones are more than {SHORT}"):
+    with pytest.raises(InputError, match=rf"rotates inputs of more than {SHORT} tokens .* the {SHORT} cached keys"):
         model(tokens[:, SHORT:], past_kv_cache=cache)
 
 
@@ -69,9 +71,21 @@ def test_a_sweep_is_a_run_for_each_patch(length: int, model: Any) -> None:
         assert relative(found[layer, position], wanted, name) <= TOLERANCE
 
 
+def test_circuits_of_long_prompts_are_refused(model: Any) -> None:
+    """Their blocks are computed some tokens at a time, which need not be the last ones."""
+    clean, corrupted = prompt(model.cfg.d_vocab, 2, SHORT + 4)[:, None]
+    cache, metric = model.run_with_cache(clean)[1], LogitDiff(7, 60)
+    scores = edge_attribution(model, corrupted, cache, metric)
+    assert np.isfinite(scores.values).all()
+    with pytest.raises(InputError, match=f"more than {SHORT} tokens every key's rotation depends"):
+        faithfulness(model, corrupted, cache, metric, {5: circuit(scores, 5)})
+
+
 def test_a_runtime_that_keeps_its_keys_is_told_the_short_length(model: Any, family_folder: Any, tmp_path: Path) -> None:
+    said: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what such a file lacks besides is no matter here
-        bake_model(family_folder(NAME), (), tmp_path / "out", with_past=True)
+        bake_model(family_folder(NAME), (), tmp_path / "out", with_past=True, announce=said.append)
+    assert f"inputs of up to {SHORT} tokens" in said[-1]
     told = json.loads((tmp_path / "out" / "genai_config.json").read_text())
     assert told["model"]["context_length"] == told["search"]["max_length"] == SHORT

@@ -173,6 +173,9 @@ def test_shared_keys_are_set_once_or_for_each_head(name: str, family_model: Mode
     uneven[0] += 1
     with pytest.raises(InputError, match=r"heads share each key and value in this model.*Set 'blocks.0.attn._W_K'"):
         model.set_weights({in_block(0, "attn.W_K"): uneven})
+    with pytest.raises(InputError, match=r"attn.W_K' and 'blocks.0.attn._W_K' are one weight: set one of them"):
+        model.set_weights({in_block(0, "attn.W_K"): whole, in_block(0, "attn._W_K"): 2 * stored})
+    np.testing.assert_array_equal(model.blocks[0].attn.W_K, whole)
 
 
 def interventions(model: HookedTransformer) -> list[Any]:

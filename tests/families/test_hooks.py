@@ -118,3 +118,13 @@ def test_a_hook_map_in_no_order_is_refused(family_folder: Callable[[str], Path])
     wanted = r"not in the order .* has 'blocks.1.attn.hook_z' before 'blocks.1.hook_resid_pre'"
     with pytest.raises(ModelFileError, match=wanted):
         surgery.with_python_gates(graph)
+
+
+@pytest.mark.parametrize("tail", ["hook_pre", "hook_pre_linear", "hook_post"])
+def test_what_an_mlp_of_experts_has_instead_is_said(tail: str, family_model: Model) -> None:
+    with pytest.raises(
+        UnknownHookPoint, match=rf"mlp\.{tail}' is not .* its MLPs are several experts; there are mlp\.hook_ex"
+    ):
+        family_model("mixtral").run_with_cache(TOKENS, names_filter=f"blocks.1.mlp.{tail}")
+    with pytest.raises(UnknownHookPoint, match=r"its MLPs have no gate; there are mlp\.hook_pre"):
+        family_model("neox").run_with_cache(TOKENS, names_filter="blocks.1.mlp.hook_pre_linear")

@@ -1,15 +1,17 @@
-"""Reading a checkpoint's config for a family: what is read is known, and what is not read is refused, or without effect."""
+"""Reading a checkpoint's config for a family: what nobody reads is without effect, or refused."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from graphlens.errors import ExportError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+T = TypeVar("T")
 
 # What trains, generates, describes or stores a model, but is no part of what its forward computes in evaluation mode.
 _WITHOUT_EFFECT = frozenset({
@@ -40,7 +42,7 @@ class ConfigReader:
         self._config, self.where = config, where
         self._read: set[str] = set()
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:
         """A value, or ``default`` where the config has none or None.
 
         Args:
@@ -51,7 +53,7 @@ class ConfigReader:
         found = self._found(key)
         return default if found is None else found
 
-    def _found(self, key: str) -> Any:
+    def _found(self, key: str) -> object:
         """What the config has under a key, None where nothing."""
         return getattr(self._config, key, None)
 
@@ -87,7 +89,7 @@ class ConfigReader:
             raise ExportError(f"{self.where}: config.json sets {key}={found!r:.80}, and it must be a number above 0.")
         return float(found)
 
-    def only(self, key: str, *allowed: Any) -> Any:
+    def only(self, key: str, *allowed: object) -> object:
         """A value of which only some can be exported.
 
         Args:
@@ -120,12 +122,19 @@ class ConfigReader:
         for key, value in self._config.to_dict().items():
             if key in known or key in mapped or key.endswith(_WITHOUT_EFFECT_ENDS):
                 continue
-            if value is None or value is False or value in ("", [], {}) or (key in default and value == default[key]):
+            # Off, or what it is where nobody sets it; off where it is usually on is neither.
+            usual = default.get(key)
+            if value == usual or (_is_off(value) and _is_off(usual)):
                 continue
             raise ExportError(
                 f"{self.where}: config.json sets {key}={value!r:.80}, and graphlens does not know whether this changes what the "
                 "model computes. Refused: an export that ignored it might be silently wrong."
             )
+
+
+def _is_off(value: object) -> bool:
+    """True for what stands for nothing in a config."""
+    return value is None or value is False or value in ("", [], {})
 
 
 class SettingsReader(ConfigReader):
@@ -142,31 +151,32 @@ class SettingsReader(ConfigReader):
         complaint: The first refusal of a value in the file.
     """
 
-    def __init__(self, settings: Mapping[str, Any], where: str) -> None:
+    def __init__(self, settings: Mapping[str, object], where: str) -> None:
         self._settings, self.where = settings, where
         self._read = set[str]()
         self.complaint: ExportError | None = None
 
-    def _found(self, key: str) -> Any:
+    def _found(self, key: str) -> object:
         return self._settings.get(key)
 
     def size(self, key: str, default: int | None = None) -> int:
         """As in ConfigReader, of a key in the file."""
-        return int(self._checked(super().size, key, default))
+        return self._checked(key, lambda: ConfigReader.size(self, key, default), 1)
 
     def number(self, key: str, default: float | None = None) -> float:
         """As in ConfigReader, of a key in the file."""
-        return float(self._checked(super().number, key, default))
+        return self._checked(key, lambda: ConfigReader.number(self, key, default), 1.0)
 
-    def only(self, key: str, *allowed: Any) -> Any:
+    def only(self, key: str, *allowed: object) -> object:
         """As in ConfigReader, of a key in the file."""
-        return self._checked(super().only, key, *allowed)
+        nothing: object = 1
+        return self._checked(key, lambda: ConfigReader.only(self, key, *allowed), nothing)
 
-    def _checked(self, read: Callable[..., Any], key: str, *options: Any) -> Any:
-        """A value, and 1 for one that is not there or refused."""
+    def _checked(self, key: str, read: Callable[[], T], otherwise: T) -> T:
+        """What ``read`` gives; the other value where the file does not have the key, or has one that is refused."""
         if key in self._settings:
             try:
-                return read(key, *options)
+                return read()
             except ExportError as error:
                 self.complaint = self.complaint or error
-        return 1
+        return otherwise

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphlens.errors import ExportError, InputError, checked_number
 from graphlens.export.families.config_reader import ConfigReader, SettingsReader
@@ -44,7 +44,7 @@ class Family:
 
     architecture: str
     model_types: tuple[str, ...]
-    spec: Callable[[Any], Spec]
+    spec: Callable[[ConfigReader], Spec]
     prepends_bos: bool = True
     tied: Mapping[str, str] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()

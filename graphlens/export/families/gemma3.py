@@ -12,7 +12,7 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What Gemma 3 computes."""
     c.only("use_bidirectional_attention", False)
-    c.get("_sliding_window_pattern"), c.get("sliding_window_pattern")  # in layer_types too
+    c.get("_sliding_window_pattern"), c.get("sliding_window_pattern")  # transformers makes layer_types of them
     attention = attention_of(
         c,
         scale=c.number("query_pre_attn_scalar") ** -0.5,

@@ -11,7 +11,7 @@ from graphlens.export.families.spec import Attention, Mlp, Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What GPT-Neo computes."""
     n_heads, d_model = c.size("num_heads"), c.size("hidden_size")
-    c.get("attention_types")  # in attention_layers too
+    c.get("attention_types")  # transformers makes attention_layers of them
     local = frozenset(layer for layer, kind in enumerate(c.get("attention_layers")) if kind == "local")
     return Spec(
         n_layers=c.size("num_layers"),

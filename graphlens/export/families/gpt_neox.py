@@ -7,13 +7,15 @@ from dataclasses import replace
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
 from graphlens.export.families.official_names import official_names
-from graphlens.export.families.parts import attention_of, llama_like, rotary_of
+from graphlens.export.families.parts import attention_of, llama_like, refuse_own_width, rotary_of
 from graphlens.export.families.spec import Mlp, Norms, Spec
 
 
 def spec(c: ConfigReader) -> Spec:
     """What GPT-NeoX computes."""
-    c.get("attention_bias"), c.get("rotary_pct"), c.get("rotary_emb_base")  # in rope_parameters too
+    refuse_own_width(c)
+    c.get("attention_bias")  # a model with biases has parameters of their names
+    c.get("rotary_pct"), c.get("rotary_emb_base")  # transformers copies them to rope_parameters
     attention = attention_of(c, rotary=False, module="attention", fused="query_key_value", layout="heads", out="dense")
     return llama_like(
         c,

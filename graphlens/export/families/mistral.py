@@ -11,6 +11,7 @@ from graphlens.export.families.spec import Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What Mistral computes."""
+    c.only("layer_types", None)  # transformers ignores them: every layer has the window
     return llama_like(c, windows=True)
 
 

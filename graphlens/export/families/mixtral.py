@@ -11,6 +11,7 @@ from graphlens.export.families.spec import Experts, Mlp, Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What Mixtral computes."""
+    c.only("layer_types", None)  # transformers ignores them: every layer has the window
     mlp = Mlp(
         c.size("intermediate_size"),
         c.get("hidden_act"),

@@ -6,7 +6,7 @@ from graphlens.errors import ExportError
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
 from graphlens.export.families.official_names import official_names
-from graphlens.export.families.parts import attention_of, llama_like
+from graphlens.export.families.parts import attention_of, llama_like, refuse_own_width
 from graphlens.export.families.spec import Mlp, Norms, Spec
 
 
@@ -17,8 +17,12 @@ def spec(c: ConfigReader) -> Spec:
             f"{c.where}: normalises after the sublayers or projects its embeddings, as OPT-350m alone does. TransformerLens has "
             "no hook points for that, and graphlens exports the other OPTs only."
         )
+    refuse_own_width(c)
     c.only("_remove_final_layer_norm", False)
-    c.get("enable_bias"), c.get("layer_norm_elementwise_affine")  # whether there are such: the parameters tell
+    (
+        c.get("enable_bias"),
+        c.get("layer_norm_elementwise_affine"),
+    )  # such a model has parameters of their names, or lacks them
     return llama_like(
         c,
         norms=Norms("LN", 1e-5),

@@ -25,7 +25,9 @@ def rotary_of(c: ConfigReader, d_head: int, module: str = "model.rotary_emb") ->
     Raises:
         ExportError: They are of a kind that is not computed.
     """
-    found: dict[str, Any] = c.get("rope_parameters") or {}
+    found = c.get("rope_parameters") or {}
+    if not isinstance(found, dict):
+        raise ExportError(f"{c.where}: config.json sets rope_parameters={found!r:.80}, and they must be an object.")
     kinds = {key: value for key, value in found.items() if isinstance(value, dict)} or {"": found}
     types = tuple(c.get("layer_types") or ()) if "" not in kinds else ()
     for key, kind in kinds.items():
@@ -36,9 +38,21 @@ def rotary_of(c: ConfigReader, d_head: int, module: str = "model.rotary_emb") ->
                 f"only {', '.join(allowed)}."
             )
     main = kinds.get("full_attention", next(iter(kinds.values())))
-    size = int(d_head * main.get("partial_rotary_factor", 1.0))
-    short = main["original_max_position_embeddings"] if main.get("rope_type") == LONG_ROPE else None
-    return Rotary(module, size, base=main.get("rope_theta"), types=types, short=short)
+    part, short = main.get("partial_rotary_factor", 1.0), None
+    numbers = isinstance(part, int | float) and not isinstance(part, bool)
+    if not numbers or (d_head > 1 and not 2 <= d_head * part <= d_head):
+        raise ExportError(
+            f"{c.where}: config.json sets partial_rotary_factor={part!r:.80} for heads of width {d_head}: from 2 dimensions to "
+            "all of them can be rotated."
+        )
+    if main.get("rope_type") == LONG_ROPE:
+        short = main.get("original_max_position_embeddings")
+        if type(short) is not int or short < 1:
+            raise ExportError(
+                f"{c.where}: config.json sets original_max_position_embeddings={short!r:.80} for longrope, and it must be a "
+                "whole number above 0."
+            )
+    return Rotary(module, int(d_head * part), base=main.get("rope_theta"), types=types, short=short)
 
 
 def attention_of(c: ConfigReader, rotary: bool = True, **more: Any) -> Attention:
@@ -61,6 +75,18 @@ def attention_of(c: ConfigReader, rotary: bool = True, **more: Any) -> Attention
     return replace(made, **more)
 
 
+def refuse_own_width(c: ConfigReader) -> None:
+    """Refuses a config with a width of heads, for an architecture in which hidden_size alone decides it.
+
+    Args:
+        c: The config.
+
+    Raises:
+        ExportError: It has one, and another than hidden_size gives.
+    """
+    c.only("head_dim", None, c.size("hidden_size") // c.size("num_attention_heads"))
+
+
 def windowed(c: ConfigReader, attention: Attention, n_layers: int) -> Attention:
     """Attention with the window of a config: in the layers that it names, or in all where it names none.
 
@@ -70,7 +96,7 @@ def windowed(c: ConfigReader, attention: Attention, n_layers: int) -> Attention:
         n_layers: The number of blocks.
     """
     window, types = c.get("sliding_window"), c.get("layer_types")
-    if not window:
+    if window is None:
         return attention
     kinds = types or ["sliding_attention"] * n_layers
     if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
@@ -90,7 +116,7 @@ def llama_like(c: ConfigReader, *, windows: bool = False, **more: Any) -> Spec:
         more: Fields of Spec that are otherwise.
     """
     n_layers = c.size("num_hidden_layers")
-    c.get("attention_bias"), c.get("mlp_bias")  # whether there are biases: the parameters tell
+    c.get("attention_bias"), c.get("mlp_bias")  # a model with biases has parameters of their names
     fields: dict[str, Any] = {
         "n_layers": n_layers,
         "d_model": c.size("hidden_size"),

@@ -11,7 +11,7 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What Phi computes."""
-    c.get("partial_rotary_factor")  # in rope_parameters too
+    c.get("partial_rotary_factor")  # transformers copies it to rope_parameters
     normed = c.get("qk_layernorm")
     return llama_like(
         c,

@@ -11,7 +11,8 @@ from graphlens.export.families.spec import Mlp, Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What Phi 3 computes."""
-    c.get("partial_rotary_factor"), c.get("original_max_position_embeddings")  # in rope_parameters too
+    c.only("layer_types", None)  # transformers ignores them: every layer has the window
+    c.get("partial_rotary_factor"), c.get("original_max_position_embeddings")  # copied to rope_parameters
     return llama_like(
         c,
         windows=True,

@@ -12,7 +12,10 @@ from graphlens.export.families.spec import Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What SmolLM 3 computes."""
-    c.get("no_rope_layer_interval"), c.get("use_sliding_window")  # in no_rope_layers and layer_types too
+    (
+        c.get("no_rope_layer_interval"),
+        c.get("use_sliding_window"),
+    )  # transformers makes no_rope_layers and layer_types of them
     attention = attention_of(c, rotary=False)
     skipped = frozenset(layer for layer, turned in enumerate(c.get("no_rope_layers")) if not turned)
     rotary = replace(rotary_of(c, attention.d_head), skipped=skipped)

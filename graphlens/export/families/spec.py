@@ -137,7 +137,7 @@ class Mlp:
         up: The first matrix, or the one beside the gate.
         gate_up: The matrix of both, gate first, where they share one.
         down: The last matrix.
-        experts: Of whom each has such matrices, without biases; None for one MLP.
+        experts: The experts, each with a gate, a first and a last matrix and no biases; None for a single MLP.
     """
 
     size: int

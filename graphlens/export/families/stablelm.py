@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
-from graphlens.export.families.parts import attention_of, llama_like
+from graphlens.export.families.parts import attention_of, llama_like, refuse_own_width
 from graphlens.export.families.spec import Norms, Spec
 
 
 def spec(c: ConfigReader) -> Spec:
     """What StableLM computes."""
+    refuse_own_width(c)
     c.only("qk_layernorm", False)  # StableLM 2 12B: norms with weights of each head's own
-    c.get("partial_rotary_factor"), c.get("use_qkv_bias")  # in rope_parameters too; the parameters tell
+    c.get("partial_rotary_factor")  # transformers copies it to rope_parameters
+    c.get("use_qkv_bias")  # a model with biases has parameters of their names
     parallel = c.get("use_parallel_residual", False)
     return llama_like(
         c,

@@ -283,7 +283,7 @@ class WeightMethods(Generic[ArrayT]):
             last = n_layers - 1 if mlp_input else n_layers
             raise InputError(f"layer must be from 0 to {last}{' with mlp_input' if mlp_input else ''}, not {layer}.")
         names = [in_block(i, "attn.b_O") for i in range(layer + mlp_input)]
-        if include_mlp_biases:
+        if include_mlp_biases and not self.runner.config.num_experts:  # experts have none
             names += [in_block(i, "mlp.b_out") for i in range(layer)]
         config = self.runner.config
         normalised = config.use_normalization_before_and_after or config.post_norm_only
