@@ -113,7 +113,11 @@ def _logits(engine: Engine, tokens: Array, callbacks: Mapping[str, Callable[[Arr
 
 
 def _references(checkpoint: Path, inputs: Sequence[Array]) -> list[Array]:
-    """transformers' logits [b, p, d_vocab] of each of some tokens [b, p] in float32, by its own attention."""
+    """transformers' logits [b, p, d_vocab] of each of some tokens [b, p] in float32, by its own attention.
+
+    Raises:
+        VerificationError: It cannot run the checkpoint.
+    """
     import torch
     import transformers
 
@@ -122,12 +126,17 @@ def _references(checkpoint: Path, inputs: Sequence[Array]) -> list[Array]:
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        )
+        ).eval()
+        with torch.no_grad():
+            return [model(torch.from_numpy(tokens)).logits.numpy() for tokens in inputs]
+    except Exception as error:  # whatever its own code raises at values of a config that contradict one another
+        raise VerificationError(
+            f"{checkpoint}: transformers itself cannot run this checkpoint ({type(error).__name__}: {error}), so there are no "
+            "logits to compare with. Look at its config.json; --no-verify exports it all the same."
+        ) from error
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
-    with torch.no_grad():
-        return [model.eval()(torch.from_numpy(tokens)).logits.numpy() for tokens in inputs]
 
 
 def _check_finite(values: Mapping[str, Array]) -> None:
