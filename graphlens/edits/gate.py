@@ -7,7 +7,7 @@ So one gate serves every sequence, and only its inputs change.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from graphlens.errors import InputError, warn
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import JOINT_AXES
 
-__all__ = ["Window", "check", "compose", "kinds", "neutral", "selected_by"]
+__all__ = ["Window", "check", "compose", "firings", "kinds", "neutral", "selected_by"]
 
 
 def kinds(items: Sequence[Intervention]) -> tuple[str, ...]:
@@ -60,24 +60,40 @@ def neutral(name: str, dtype: str) -> Array:
     return np.asarray(number, bool if isinstance(number, bool) else dtype)
 
 
-def check(items: Sequence[Intervention], entry: HookEntry, sizes: Mapping[str, int]) -> None:
+def firings(hook: str, entries: Mapping[str, HookEntry]) -> dict[str, HookEntry]:
+    """The firings of a hook point in a graph: with split inputs the norm before attention has one each for q, k and v.
+
+    Args:
+        hook: The hook point's name.
+        entries: The graph's hook map.
+
+    Returns:
+        The name of each firing and its entry. They have the same axes, except that those of grouped keys and values have
+        fewer heads.
+    """
+    names = [hook, *(name for name in entries if name.startswith(f"{hook}@"))]
+    return {name: entries[name] for name in names}
+
+
+def check(items: Sequence[Intervention], entries: Iterable[HookEntry], sizes: Mapping[str, int]) -> None:
     """Checks what can be checked of the interventions at one hook point before there is a run.
 
     Warns where a patch hides an earlier one of the same elements.
 
     Args:
         items: The interventions, in the order in which they apply.
-        entry: The hook point.
+        entries: The hook point's firings.
         sizes: The sizes of those axes that are the same in every run.
 
     Raises:
         InputError: For a selection along an axis that is not there, an index beyond it, or an operand that fits no run.
     """
-    for item in items:
-        if entry.dtype.startswith("int"):
-            _check_integers(item, entry, sizes)
-        _check_fields(item, entry.axes)
-        _check_along(item, entry.axes, sizes)
+    for entry in entries:
+        for item in items:
+            if entry.dtype.startswith("int"):
+                _check_integers(item, entry, sizes)
+            _check_fields(item, entry.axes)
+            _check_along(item, entry.axes, sizes)
     patches = [item.selection for item in items if item.is_activation]
     if len(patches) > len(set(patches)):
         warn(f"two patches of the same elements at {items[0].hook!r}: the later one wins.")

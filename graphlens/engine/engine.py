@@ -212,8 +212,8 @@ class Engine:
             callbacks: Functions activation -> activation by hook point, called in firing order as the run passes them.
             output: True to get the logits, or the residual where the plan stops early.
             plan: What kind of graph to run; by default the file's own.
-            edits: The arrays of the plan's gates: hook point -> part -> array (see ``edits.gate.compose``). A part left
-                out changes nothing. An edit applies before the callback at the same hook point.
+            edits: The arrays of the plan's gates: firing -> part -> array (see ``edits.gate.compose``). A part left out
+                changes nothing. An edit applies before the callback at the same hook point.
 
         Raises:
             InputError: The file does not return a hook point that was asked for.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphlens.engine.plan import Gates, hook_point
+from graphlens.engine.plan import Gates
 from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS
 from graphlens.runtime.callbacks import Callback, PythonCalls
 from graphlens.runtime.sessions import Runnable
@@ -21,14 +21,12 @@ def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[s
     """The feeds of gates.
 
     Args:
-        edits: The arrays of each gate: hook point -> part ("scale", "add", "where", "patch") -> array.
-        gates: The gates of the plan. Further firings of a hook point get the same as the hook point itself.
+        edits: The arrays of each gate: firing of a hook point -> part ("scale", "add", "where", "patch") -> array.
+        gates: The gates of the plan.
     """
     from graphlens.surgery.gates import gate_input
 
-    return {
-        gate_input(name, part): array for name, _ in gates for part, array in edits.get(hook_point(name), {}).items()
-    }
+    return {gate_input(name, part): array for name, _ in gates for part, array in edits.get(name, {}).items()}
 
 
 def without_idle_inputs(feeds: Mapping[str, Feed], session: Runnable) -> dict[str, Feed]:

@@ -205,7 +205,7 @@ def resolved_sites(runner: Runner[ArrayT], sites: Sequence[Site]) -> list[Site]:
         entry = entries[name]
         if not _plainly_there(site, entry.axes, sizes):
             value = 0 if entry.dtype.startswith("int") else 0.0  # any number: the source's are checked later
-            gate.check([site.patch(value)], entry, sizes)
+            gate.check([site.patch(value)], [entry], sizes)
         found.append(site)
     return found
 

@@ -20,7 +20,7 @@ from graphlens.model.per_thread import Block, PerThread
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
 
-Edits = Mapping[str, Mapping[str, Array]]  # hook name -> the arrays of its gate, by part
+Edits = Mapping[str, Mapping[str, Array]]  # firing of a hook point -> the arrays of its gate, by part
 Result = TypeVar("Result")
 _KEPT, _FEW = 500_000, 16  # bytes of one remembered result; how many of them are kept
 
@@ -120,7 +120,7 @@ class ActiveEdits:
             window: Where the tokens of the run lie in their sequences.
 
         Returns:
-            (the plan with gates, the arrays of each gate by hook name and part). Without interventions the plan as it is
+            (the plan with gates, the arrays of each gate by firing and part). Without interventions the plan as it is
             and nothing.
 
         Raises:
@@ -140,7 +140,7 @@ class ActiveEdits:
             (name,) = select(names, item.hook, config.n_layers)
             resolved.append(item.at(name, strict))
         for hook, some in _by_hook(resolved).items():
-            gate.check(some, entries[hook], axis_sizes(config))
+            gate.check(some, gate.firings(hook, entries).values(), axis_sizes(config))
         return tuple(resolved)
 
     def _compose(
@@ -154,7 +154,11 @@ class ActiveEdits:
                     f"the intervention at {hook!r} would change nothing: this run does not pass it. Its flag was switched "
                     "off, or start_at_layer or stop_at_layer leaves it out."
                 )
-        edits = {hook: gate.compose(some, entries[hook], sizes, window) for hook, some in by_hook.items()}
+        edits = {
+            firing: gate.compose(some, entry, sizes, window)
+            for hook, some in by_hook.items()
+            for firing, entry in gate.firings(hook, entries).items()
+        }
         wanted = {hook: gate.kinds(some) for hook, some in by_hook.items()}
         for hook in shared:
             wanted[hook] = tuple(part for part in PARTS if part == "patch" or part in wanted.get(hook, ()))

@@ -240,7 +240,7 @@ def write_adapter(
     inputs = {}
     for name, some in by_hook.items():
         entry = manifest.hooks[name]
-        gate.check(some, entry, sizes)
+        gate.check(some, [entry], sizes)
         change = affine(some, entry, manifest)
         if change is None:
             raise InputError(f"{some[0].label}: an adapter file holds changes that are the same at every position.")

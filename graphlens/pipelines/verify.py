@@ -135,7 +135,11 @@ def _padded(tokens: Array, types: int) -> dict[str, Array]:
 
 
 def _references(checkpoint: Path, inputs: Sequence[Mapping[str, Array]], causal: bool) -> list[Array]:
-    """transformers' logits [b, p, d_vocab] of each of some inputs in float32, by its own attention."""
+    """transformers' logits [b, p, d_vocab] of each of some inputs in float32, by its own attention.
+
+    Raises:
+        VerificationError: It cannot run the checkpoint.
+    """
     import torch
     import transformers
 
@@ -145,15 +149,21 @@ def _references(checkpoint: Path, inputs: Sequence[Mapping[str, Array]], causal:
         kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
         model = kind.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        )
+        ).eval()
+        with torch.no_grad():
+            return [
+                model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
+                for given in inputs
+            ]
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+        # At values of a config that contradict one another.
+        raise VerificationError(
+            f"{checkpoint}: transformers itself cannot run this checkpoint ({type(error).__name__}: {error}), so there are no "
+            "logits to compare with. Look at its config.json; --no-verify exports it all the same."
+        ) from error
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
-    with torch.no_grad():
-        model.eval()
-        return [
-            model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy() for given in inputs
-        ]
 
 
 def _check_finite(values: Mapping[str, Array]) -> None:

@@ -77,7 +77,7 @@ def bake(
         items.append(item.at(name))
     by_hook = {hook: [item for item in items if item.hook == hook] for hook in hooks_of(items)}
     for hook, some in by_hook.items():
-        gate.check(some, manifest.hooks[hook], sizes)
+        gate.check(some, gate.firings(hook, manifest.hooks).values(), sizes)
     folded: Folded = {}
     if not keep_hooks:
         by_hook, folded = fold(model, manifest, by_hook)

@@ -232,15 +232,16 @@ class _Processing:
         graph = self.model.graph
         (node,) = (node for node, _ in shared.uses() if node.op_type != "Gather")
         old_bias = node.inputs[2] if len(node.inputs) > 2 else None
+        # First what is replaced: an unembedding of its own may have the names of the new one already.
+        for value in (shared, old_bias):
+            if value is not None and len(value.uses()) == 1:
+                del graph.initializers[str(value.name)]
         inputs = [
             value if value is not shared else self._initializer(_UNEMBED, path, entries) for value in node.inputs[:2]
         ]
         if "unembed.b_U" in self._views:
             inputs.append(self._initializer(_UNEMBED_BIAS, path, entries))
         self._put_gemm(node, inputs)
-        for value in (shared, old_bias):
-            if value is not None and not value.uses():
-                del graph.initializers[str(value.name)]
 
     def _initializer(self, key: str, path: Path, entries: Mapping[str, TensorEntry]) -> ir.Value:
         """A new initializer that holds a tensor of the new file."""

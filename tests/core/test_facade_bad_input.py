@@ -178,7 +178,10 @@ def test_an_impossible_mask_is_refused(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_new_tokens": 123}, r"prompt of 6 tokens and 123 new ones are too many: .* at most 128 \(n_ctx\)\. Shorten"),
+        (
+            {"max_new_tokens": 123},
+            r"prompt of 6 tokens and 123 new ones are too many: .* at most 128 \(n_ctx\)\. Shorten",
+        ),
         ({"max_new_tokens": -1}, r"max_new_tokens=-1: max_new_tokens must be a whole number of 0 or more"),
         ({"temperature": -0.1}, r"temperature=-0\.1: temperature must be a finite number of 0 or more"),
         ({"top_k": 0}, r"top_k=0: top_k must be a whole number of 1 or more"),

@@ -49,6 +49,12 @@ REFUSED: dict[str, Refused] = {
         "use_bidirectional_attention",
         "it is no causal model",
     ),
+    "a soft cap of Gemma 3's scores": Refused(
+        "Gemma3TextConfig",
+        _of("gemma3") | {"attn_logit_softcapping": 5.0},
+        "attn_logit_softcapping",
+        "transformers ignores it in Gemma 3",
+    ),
     "chunked attention": Refused(
         "Gemma3TextConfig",
         _of("gemma3") | {"head_dim": 12, "layer_types": ["chunked_attention"] * 3},

@@ -260,3 +260,24 @@ def test_a_spec_that_is_not_the_model_is_said_so(
     config = checkpoint.hf_config()
     with pytest.raises(ExportError, match=f"transformers' model is not what the family's Spec says .*{said}"):
         trace(config, wrong(checkpoint.family.spec_of(config, "mine")))
+
+
+def test_windows_that_contradict_one_another_are_refused(changed: Callable[..., Path], tmp_path: Path) -> None:
+    folder = changed("qwen2-window", use_sliding_window=False)
+    with pytest.raises(ExportError, match="gives layers the type 'sliding_attention' and no sliding_window"):
+        graphlens.export_model(folder, tmp_path / "out", verify=False)
+    with pytest.raises(ExportError, match="sliding_window=0, and it must be a whole number above 0"):
+        graphlens.export_model(changed("mistral", sliding_window=0), tmp_path / "out", verify=False)
+
+
+def test_a_checkpoint_that_transformers_cannot_run_is_said_to_be_one(
+    changed: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise RuntimeError("the size of tensor a (11) must match")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", fail)
+    with pytest.raises(ExportError, match=r"transformers itself cannot run this checkpoint \(RuntimeError: the size"):
+        graphlens.export_model(changed("llama"), tmp_path / "out", announce=lambda _: None)

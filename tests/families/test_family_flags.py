@@ -136,3 +136,36 @@ def test_flags_and_set_weights_hold_in_other_precisions(
     for flag in ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in"):
         getattr(model, f"set_{flag}")(True)
     assert relative(model(TOKENS), changed, dtype) <= tolerance
+
+
+@pytest.mark.parametrize("hook", ["ln1.hook_scale", "ln1.hook_normalized"])
+def test_an_intervention_at_a_norm_that_fires_thrice_is_the_python_hook(
+    hook: str, family_model: Models, tmp_path: Path
+) -> None:
+    """Its firings have different numbers of heads where keys and values are grouped."""
+    from graphlens import Scale, Steer
+
+    model, name = family_model("llama"), in_block(1, hook)
+    model.set_use_split_qkv_input(True)
+    for head in (0, -1):
+
+        def double(activation: np.ndarray, hook: Any, head: int = head) -> None:
+            activation[:, :, head] *= 2
+
+        expected = model.run_with_hooks(TOKENS, fwd_hooks=[(name, double)])
+        found = model.run_with_interventions(TOKENS, [Scale(name, 2.0, heads=head)])
+        assert relative(found, expected, name) <= TOLERANCE
+        baked = model.bake([Scale(name, 2.0, heads=head)], tmp_path / str(head), keep_hooks=True)
+        assert relative(HookedTransformer.from_onnx(baked, "cpu")(TOKENS), expected, name) <= TOLERANCE
+    with pytest.raises(InputError, match="heads=4: there is no 4; key_value_head_index has 2"):
+        model.run_with_interventions(TOKENS, [Scale(name, 2.0, heads=4)])
+    with pytest.raises(InputError, match=r"'blocks\.1\.ln1"):
+        model.run_with_interventions(TOKENS, [Steer(name, np.ones((2, 1)))])
+    one = family_model("llama-one-key")  # whose single key's head is no reason to change every query
+    one.set_use_split_qkv_input(True)
+    found = one.run_with_interventions(TOKENS, [Scale(name, 2.0, heads=0)])
+
+    def first(activation: np.ndarray, hook: Any) -> None:
+        activation[:, :, 0] *= 2
+
+    assert relative(found, one.run_with_hooks(TOKENS, fwd_hooks=[(name, first)]), name) <= TOLERANCE

@@ -150,3 +150,16 @@ def test_from_pretrained_processes_by_default(
     assert model.cfg.normalization_type == "RMSPre"
     again = HookedTransformer.from_pretrained(model.runner.engine.folder)
     np.testing.assert_array_equal(again(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_an_embedding_set_apart_from_its_unembedding_is_processed(
+    name: str, family_model: Models, tmp_path: Path
+) -> None:
+    """The baked file's unembedding has the name that processing gives its own."""
+    model = family_model(name)
+    model.set_weights({"embed.W_E": model.weights["embed.W_E"] * np.float32(1.1)})
+    baked = model.bake([], tmp_path / "baked", keep_hooks=True)
+    folded = HookedTransformer.from_onnx(process_weights(baked, tmp_path / "out", announce=lambda _: None), "cpu")
+    tokens = prompt(101, 2, 9)
+    assert relative(log_softmax(folded(tokens)), log_softmax(model(tokens)), name) <= TOLERANCE

@@ -12,11 +12,11 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 def spec(c: ConfigReader) -> Spec:
     """What Gemma 3 computes."""
     c.only("use_bidirectional_attention", False)
+    c.only("attn_logit_softcapping", None)  # transformers ignores it
     c.get("_sliding_window_pattern"), c.get("sliding_window_pattern")  # transformers makes layer_types of them
     attention = attention_of(
         c,
         scale=c.number("query_pre_attn_scalar") ** -0.5,
-        softcap=c.get("attn_logit_softcapping"),
         q_norm="q_norm",
         k_norm="k_norm",
     )

@@ -96,7 +96,12 @@ def windowed(c: ConfigReader, attention: Attention, n_layers: int) -> Attention:
         n_layers: The number of blocks.
     """
     window, types = c.get("sliding_window"), c.get("layer_types")
-    if window is None:
+    if window is None or window is False:
+        if "sliding_attention" in (types or ()):
+            raise ExportError(
+                f"{c.where}: config.json gives layers the type 'sliding_attention' and no sliding_window (or "
+                "use_sliding_window=false): how far they see is not known."
+            )
         return attention
     kinds = types or ["sliding_attention"] * n_layers
     if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
