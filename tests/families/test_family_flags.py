@@ -159,7 +159,7 @@ def test_an_intervention_at_a_norm_that_fires_thrice_is_the_python_hook(
         assert relative(HookedTransformer.from_onnx(baked, "cpu")(TOKENS), expected, name) <= TOLERANCE
     with pytest.raises(InputError, match="heads=4: there is no 4; key_value_head_index has 2"):
         model.run_with_interventions(TOKENS, [Scale(name, 2.0, heads=4)])
-    with pytest.raises(InputError, match="'blocks.1.ln1"):
+    with pytest.raises(InputError, match=r"'blocks\.1\.ln1"):
         model.run_with_interventions(TOKENS, [Steer(name, np.ones((2, 1)))])
     one = family_model("llama-one-key")  # whose single key's head is no reason to change every query
     one.set_use_split_qkv_input(True)
