@@ -308,7 +308,7 @@ def test_an_edited_graph_opens_and_says_what_was_added(tiny_copy: Path) -> None:
         k=[3],
     )
     report = surgery.check(rewrite(tiny_copy, change))
-    assert report.added_operators == ("Selu", "TopK")
+    assert report.added_operators == ("Selu",)  # TopK is in the graphs of experts, which graphlens writes
     with pytest.raises(graphlens.ModelFileError, match="Selu"):
         surgery.check_graph(surgery.load(tiny_copy), tiny_copy / "model.onnx", "exported")
 

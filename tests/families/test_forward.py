@@ -87,7 +87,9 @@ def test_a_segment_has_the_activations_of_its_layers_and_hooks_act_in_it(model: 
         whole, activations = model.run_with_cache(tokens)
         part, found = model.run_with_cache(stream, start_at_layer=1)
     close(part, whole)
-    assert {name.split(".")[1] for name in found if name.startswith("blocks.")} == {"1", "2"}
+    assert {name.split(".")[1] for name in found if name.startswith("blocks.")} == {
+        str(layer) for layer in range(1, model.cfg.n_layers)
+    }
     for each, value in found.items():
         finite = np.isfinite(value)
         np.testing.assert_array_equal(finite, np.isfinite(activations[each]))

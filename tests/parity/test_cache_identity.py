@@ -190,7 +190,7 @@ Damage = Callable[[bytes], bytes]
     [
         (lambda data: data[:-200], "cut short"),
         (lambda data: data.replace(b"\n\x09graphlens\x12", b"\n\x09graphlenr\x12"), "not as it was written"),
-        (lambda data: data.replace(b'"format_version":2', b'"format_version":3'), "format 3"),
+        (lambda data: data.replace(b'"format_version":2', b'"format_version":9'), "format 9"),
         (lambda data: data.replace(b'{"config"', b'["config"'), "malformed"),
         (lambda data: b"", "no graphlens manifest"),
         (lambda data: bytes(len(data)), "not an ONNX model"),

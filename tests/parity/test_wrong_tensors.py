@@ -111,7 +111,7 @@ def test_the_function_that_was_called_is_named_on_both_faces(face: Any, tiny_fol
         ({"n_head": 7}, "transformers cannot build the model that config.json describes"),
         ({"n_head": 10**6}, "1000000 heads"),
         ({"tie_word_embeddings": "x"}, "transformers refuses it"),
-        ({"n_inner": "x"}, "transformers refuses it"),
+        ({"n_inner": "x"}, "n_inner='x', and it must be a whole number above 0"),
     ],
 )
 def test_a_config_that_transformers_cannot_build(
