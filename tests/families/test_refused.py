@@ -26,7 +26,9 @@ def test_it_is_refused(what: str, tmp_path: Path) -> None:
 
 def test_the_page_of_models_has_every_family_and_variant() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    ours = [family for family in families() if family.spec.__module__.startswith("graphlens.")]  # other tests register theirs
+    ours = [
+        family for family in families() if family.spec.__module__.startswith("graphlens.")
+    ]  # other tests register theirs
     lacking = [family.architecture for family in ours if f"\n## {family.architecture}\n" not in text]
     lacking += [name for name in VARIANTS if f"\n| {name} | " not in text]
     lacking += [what for what in REFUSED if f"\n| {what} | " not in text]
