@@ -121,7 +121,8 @@ def test_what_torch_hooks_reach(
     expected = {
         hook: of_place(reference, place, lambda x: (x[:, -1, 7] - x[:, -1, 60]).mean()) for hook, place in known.items()
     }
-    assert_close(found, expected)
+    # transformers' OPT has batch and positions in one axis there.
+    assert_close(found, {hook: value.reshape(found[hook].shape) for hook, value in expected.items()})
 
 
 @pytest.mark.parametrize("name", BY_LENS)
@@ -195,6 +196,8 @@ def test_integrated_gradients_add_up_to_the_whole_effect(name: str, family_model
     _, source = model.run_with_cache(TOKENS[::-1].copy())
     metric = LogitDiff(7, 60)
     effect = sweep(model, TOKENS, sites, source, metric, verbose=False)
-    estimate = attribution_patch(model, TOKENS, sites, source, metric, steps=48, verbose=False)
+    # Where values are clipped the gradient jumps on the way, and a sum of few steps is further from the integral.
+    steps = 384 if model.cfg.original_architecture == "OlmoForCausalLM" else 48
+    estimate = attribution_patch(model, TOKENS, sites, source, metric, steps=steps, verbose=False)
     wanted, found = (result.values - result.against() for result in (effect, estimate))
     np.testing.assert_allclose(found, wanted, atol=1e-2 * np.abs(wanted).max())

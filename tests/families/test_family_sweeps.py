@@ -149,7 +149,7 @@ def test_what_a_model_lacks_is_refused_by_name(model: HookedTransformer) -> None
     lacking = {
         "hook_resid_mid": "hook_resid_post has the sum",
         "attn.hook_rot_q": "attn.hook_q",
-        "mlp.hook_pre_linear": "mlp.hook_post",
+        "mlp.hook_pre_linear": "mlp.hook_expert_weights" if model.cfg.num_experts else "mlp.hook_post",
     }
     for tail, said in lacking.items():
         if f"blocks.1.{tail}" not in names:

@@ -258,8 +258,8 @@ def test_gradients_and_flags_work_in_every_precision(
 
     expected = gradient(model)
     for dtype, tolerance in (("float64", 5e-5), ("float16", 2e-2)):  # of the largest
-        if dtype == "float16" and model.cfg.num_experts:
-            continue  # rounding may choose another expert
+        if dtype == "float16" and (model.cfg.num_experts or model.cfg.original_architecture == "OlmoForCausalLM"):
+            continue  # rounding may choose another expert, or clip another value, whose gradient is then 0
         other = HookedTransformer.from_onnx(converted(dtype), "cpu")
         found = gradient(other)
         assert found.dtype == dtype

@@ -68,7 +68,7 @@ def test_path_patching_is_its_definition(mlps: str, options: dict[str, Any], mod
         scale = float(np.abs(expected).max())
         assert np.abs(found.values - expected).max() <= 1e-5 * scale
         changed = np.abs(expected - np.asarray(METRIC(model(CORRUPTED, **options)))).max(1)
-        assert changed.max() > 3e-4 * scale, "no sender changes anything, so this tests nothing"
+        assert changed.max() > 1e-4 * scale, "no sender changes anything, so this tests nothing"
 
 
 def by_definition(
