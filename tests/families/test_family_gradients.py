@@ -192,6 +192,8 @@ def test_attribution_is_the_first_order_of_a_patch(name: str, family_model: Mode
 @pytest.mark.parametrize("name", CHOSEN)
 def test_integrated_gradients_add_up_to_the_whole_effect(name: str, family_model: Model) -> None:
     model = family_model(name)
+    if model.cfg.num_experts:
+        pytest.skip("where another expert is chosen the logits jump, and no gradient on the way says so")
     sites = [site for site in sites_of(model) if site.position is None and site.head is None]
     _, source = model.run_with_cache(TOKENS[::-1].copy())
     metric = LogitDiff(7, 60)
