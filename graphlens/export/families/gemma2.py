@@ -5,28 +5,16 @@ from __future__ import annotations
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
 from graphlens.export.families.official_names import official_names
-from graphlens.export.families.parts import attention_of, llama_like
-from graphlens.export.families.spec import Mlp, Norms, Spec
+from graphlens.export.families.parts import attention_of, gemma_like
+from graphlens.export.families.spec import Spec
 
 
 def spec(c: ConfigReader) -> Spec:
     """What Gemma 2 computes."""
-    c.only("use_bidirectional_attention", False)
     attention = attention_of(
         c, scale=c.number("query_pre_attn_scalar") ** -0.5, softcap=c.get("attn_logit_softcapping")
     )
-    return llama_like(
-        c,
-        windows=True,
-        norms=Norms("RMS", c.number("rms_norm_eps"), plus_one=True),
-        attention=attention,
-        mlp=Mlp(c.size("intermediate_size"), c.get("hidden_activation", "gelu_pytorch_tanh"), gate="gate_proj"),
-        embed_scale=c.size("hidden_size") ** 0.5,
-        ln1_post="post_attention_layernorm",
-        ln2="pre_feedforward_layernorm",
-        ln2_post="post_feedforward_layernorm",
-        logit_softcap=c.get("final_logit_softcapping"),
-    )
+    return gemma_like(c, attention)
 
 
 GEMMA2 = register(

@@ -138,3 +138,25 @@ def llama_like(c: ConfigReader, *, windows: bool = False, **more: Any) -> Spec:
     if windows:
         fields["attention"] = windowed(c, fields["attention"], n_layers)
     return Spec(**fields)
+
+
+def gemma_like(c: ConfigReader, attention: Attention) -> Spec:
+    """The decoder of Gemma 2 and 3: norms before and after each sublayer, windows, a gated MLP, scaled embeddings.
+
+    Args:
+        c: The config.
+        attention: Their attention, without a window.
+    """
+    c.only("use_bidirectional_attention", False)
+    return llama_like(
+        c,
+        windows=True,
+        norms=Norms("RMS", c.number("rms_norm_eps"), plus_one=True),
+        attention=attention,
+        mlp=Mlp(c.size("intermediate_size"), c.get("hidden_activation", "gelu_pytorch_tanh"), gate="gate_proj"),
+        embed_scale=c.size("hidden_size") ** 0.5,
+        ln1_post="post_attention_layernorm",
+        ln2="pre_feedforward_layernorm",
+        ln2_post="post_feedforward_layernorm",
+        logit_softcap=c.get("final_logit_softcapping"),
+    )
