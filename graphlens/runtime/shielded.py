@@ -141,12 +141,13 @@ _jobs: queue.SimpleQueue[_Job[object]] = queue.SimpleQueue()
 _idle: set[_Worker] = set()
 _under_way: set[_Job[object]] = set()
 bell = Bell()  # rings at the end of each job
+_main_thread = threading.main_thread().ident
 
 
 def _forget_all() -> None:
     """In a forked process there are no other threads."""
-    global _jobs, bell
-    _jobs, bell = queue.SimpleQueue(), Bell()
+    global _jobs, bell, _main_thread
+    _jobs, bell, _main_thread = queue.SimpleQueue(), Bell(), threading.main_thread().ident
     _idle.clear()
     _under_way.clear()
 
@@ -181,7 +182,7 @@ def shielded(work: Callable[[], Result], ends: Interruptible) -> Result:
     Raises:
         BaseException: Whatever the work raises, and what a signal handler raised while it was done.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.get_ident() != _main_thread:
         return work()
     if not _idle:
         try:

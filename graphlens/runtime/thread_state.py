@@ -7,8 +7,8 @@ inference mode, autocast, default device, number of threads and CUDA device. tor
 from __future__ import annotations
 
 import functools
-import operator
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import copy_context
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 Result = TypeVar("Result")
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # torch keeps one autocast for each kind of device
 _MISSING = object()
+_NOTHING = nullcontext()
 
 
 class TorchState(NamedTuple):
@@ -42,18 +43,17 @@ class TorchState(NamedTuple):
     threads: int
 
     @classmethod
-    def of_new_threads(cls, torch: ModuleType) -> TorchState:
-        """The settings that a thread begins with, and as many threads as this one has: setting that sets it for new ones."""
-        return cls(True, False, (), True, None, 0, torch.get_num_threads())
-
-    @classmethod
     def now(cls, torch: ModuleType) -> TorchState:
         """The settings of this thread."""
-        return cls._make(map(operator.call, tellers(torch)))
+        return teller(torch)()
 
-    def put(self, torch: ModuleType) -> None:
-        """Makes these the settings of this thread, inference mode apart, which only a ``with`` block can set."""
-        here = TorchState.now(torch)
+    def put(self, torch: ModuleType, here: TorchState) -> None:
+        """Makes these the settings of this thread, inference mode apart, which only a ``with`` block can set.
+
+        Args:
+            torch: The module.
+            here: The settings that the thread has.
+        """
         if self.grad != here.grad:
             torch.set_grad_enabled(self.grad)
         if self.autocast != here.autocast:
@@ -63,7 +63,8 @@ class TorchState(NamedTuple):
                 torch.set_autocast_enabled(kind, True)
                 torch.set_autocast_dtype(kind, dtype)
             torch.clear_autocast_cache()
-        torch.set_autocast_cache_enabled(self.cached)
+        if self.cached != here.cached:
+            torch.set_autocast_cache_enabled(self.cached)
         if self.device != here.device:
             torch.set_default_device(self.device)
         if self.cuda != here.cuda:
@@ -73,28 +74,33 @@ class TorchState(NamedTuple):
 
 
 @functools.cache
-def tellers(torch: Any) -> tuple[Callable[[], Any], ...]:
-    """The functions that tell the settings of a thread, in the order of ``TorchState``. To look them up costs as much as to
-    call them."""
+def teller(torch: Any) -> Callable[[], TorchState]:
+    """The function that tells the settings of a thread. It is called twice a run, with cold caches: every function of torch
+    that it need not look up or call is a microsecond."""
     some, modes = told_at_once(torch)
+    grad, inference, cached = torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_cache_enabled
+    threads, cpu = torch.get_num_threads, torch.device("cpu")
+    has_cuda = torch.backends.cuda.is_built()
 
     def autocast() -> tuple[tuple[str, object], ...]:
-        if some is not None and not some():
-            return ()
         return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _AUTOCAST if torch.is_autocast_enabled(kind))
 
     def device() -> object:
-        if modes is not None and modes() == 0:  # a device that was set is a function mode
-            return None
         device: object = torch.get_default_device()
         return None if device == cpu else device
 
-    def cuda() -> int:
-        return torch.cuda.current_device() if initialized() else 0
+    def now() -> TorchState:
+        return TorchState(
+            grad(),
+            inference(),
+            () if some is not None and not some() else autocast(),
+            cached(),
+            None if modes is not None and modes() == 0 else device(),  # a device that was set is a function mode
+            torch.cuda.current_device() if has_cuda and torch.cuda.is_initialized() else 0,
+            threads(),
+        )
 
-    cpu, initialized = torch.device("cpu"), torch.cuda.is_initialized
-    grad, inference, cached = torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_autocast_cache_enabled
-    return grad, inference, autocast, cached, device, cuda, torch.get_num_threads
+    return now
 
 
 def told_at_once(torch: Any) -> tuple[Callable[[], bool] | None, Callable[[], int] | None]:
@@ -107,16 +113,40 @@ def told_at_once(torch: Any) -> tuple[Callable[[], bool] | None, Callable[[], in
     return None if torch.backends.mps.is_built() else autocast, modes  # the first leaves mps out
 
 
+def loaded_torch() -> ModuleType | None:
+    """torch, if it has been imported."""
+    global _torch
+    torch = sys.modules.get("torch")
+    # An import of torch that is under way in another thread has put a half-made module there, and fails if it is used;
+    # vmap is among the last names that it gets.
+    if torch is not None and "vmap" in vars(torch):
+        _torch = torch
+    return _torch
+
+
+_torch: ModuleType | None = None
+
+
+class _Left(threading.local):
+    """How work that was done here for other threads left a thread.
+
+    Attributes:
+        settings: torch's settings; None where they are not known.
+    """
+
+    settings: TorchState | None = None
+
+
+_left = _Left()
+
+
 class ThreadState:
     """The state of the thread that makes this object, for work that another thread does in its stead."""
 
     def __init__(self) -> None:
         self._before = copy_context()
         self._inside = self._before.copy()
-        torch = sys.modules.get("torch")
-        # An import of torch that is under way in another thread has put a half-made module there, and fails if it is used;
-        # vmap is among the last names that it gets.
-        self._torch = torch if torch is not None and "vmap" in vars(torch) else None
+        self._torch = _torch or loaded_torch()
         self._settings = self._left = None if self._torch is None else TorchState.now(self._torch)
 
     def run(self, work: Callable[[], Result]) -> Result:
@@ -131,21 +161,21 @@ class ThreadState:
         torch, settings = self._torch, self._settings
         if torch is None or settings is None:
             return work()
-        usual = TorchState.of_new_threads(torch)
-        with torch.inference_mode() if settings.inference else nullcontext():
-            if settings != usual:
-                settings.put(torch)
+        here = _left.settings or TorchState.now(torch)
+        with torch.inference_mode() if settings.inference else _NOTHING:
+            if settings != here:
+                settings.put(torch, here)
             try:
                 return work()
             finally:
                 self._left = TorchState.now(torch)
-                if self._left != usual:
-                    TorchState.of_new_threads(torch).put(torch)
+                _left.settings = None if settings.inference else self._left  # the end of inference mode sets others too
 
     def take_back(self) -> None:
         """Sets, in the thread that made this object, the context variables and torch settings that the work changed."""
         for variable, value in self._inside.items():
             if self._before.get(variable, _MISSING) is not value:
                 variable.set(value)
-        if self._torch is not None and self._left is not None and self._left != self._settings:
-            self._left.put(self._torch)
+        torch, before, left = self._torch, self._settings, self._left
+        if torch is not None and before is not None and left is not None and left != before:
+            left.put(torch, before)

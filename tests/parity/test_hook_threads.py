@@ -91,7 +91,7 @@ def test_a_hook_finds_the_callers_settings(contexts: Any, place: Any, model: Hoo
 def test_settings_told_quickly_are_those_that_torch_tells(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not quick:
         monkeypatch.setattr(thread_state, "told_at_once", lambda torch: (None, None))
-        monkeypatch.setattr(thread_state, "tellers", thread_state.tellers.__wrapped__)
+        monkeypatch.setattr(thread_state, "teller", thread_state.teller.__wrapped__)
 
     def compare() -> tuple[Any, Any]:
         now = thread_state.TorchState.now(torch)
