@@ -15,7 +15,7 @@ from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError, UnknownHookPoint, checked_number
 from graphlens.file.names import BLOCK, FLAGGED, JOINT_AXES, canonical, get_act_name, split_name
 
-Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
+Key = str | tuple[str] | tuple[str, int | None] | tuple[str, int | None, str | None]
 
 
 class Activations(Mapping[str, ArrayT]):
@@ -56,10 +56,10 @@ class Activations(Mapping[str, ArrayT]):
         """The key with shorthands written out."""
         if isinstance(key, str):
             return key if key in self.cache_dict else get_act_name(key)
-        if not isinstance(key, tuple) or not 2 <= len(key) <= 3:
+        if not isinstance(key, tuple) or not 1 <= len(key) <= 3:
             raise UnknownHookPoint(f"{key!r:.80} names no activation: pass a hook name, or a tuple like ('z', 3).")
-        name, layer, *rest = key
-        layer = None if layer is None else checked_number(layer, "layer")
+        name, given, *rest = (*key, None) if len(key) == 1 else key
+        layer = None if given is None else checked_number(given, "layer")
         if layer is not None and layer < 0:
             layer += self.model.cfg.n_layers
         return get_act_name(name, layer, rest[0] if rest else None)
@@ -157,7 +157,10 @@ class Activations(Mapping[str, ArrayT]):
                 sliced[name] = Slice(np.asarray(taken.apply(rows)).ravel()).apply(value)
             else:
                 sliced[name] = taken.apply(value)
-        return type(self)(sliced or dict(self.cache_dict), self.model, self.has_batch_dim and taken.mode != "int")
+        other = type(self)(sliced or dict(self.cache_dict), self.model, self.has_batch_dim and taken.mode != "int")
+        if self.mask is not None:
+            other.mask = self.mask[taken.indices(len(self.mask))] if self.has_batch_dim else self.mask
+        return other
 
     def _prompts(self, asked: str) -> int:
         """The number of prompts of the run; ``asked`` is the activation that does not tell."""
@@ -170,6 +173,19 @@ class Activations(Mapping[str, ArrayT]):
             f"{asked!r} has prompts and positions in one axis, and nothing else in this cache tells how many prompts "
             "there were: cache another activation with it, 'hook_embed' say."
         )
+
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """Turns torch's autograd off, or on again, in the whole program (TransformerLens: the same name).
+
+        The activations carry no gradients in either case: ``model.gradients`` computes those.
+
+        Args:
+            mode: False turns it off. That is all that arrays can have: on the NumPy face nothing changes.
+
+        Raises:
+            InputError: For True on the NumPy face.
+        """
+        self.model.border.toggle_autodiff(checked_number(mode, "mode", bool))
 
     def to(self, device: object) -> Self:
         """This cache: activations are always on the CPU. Raises InputError for any other device."""
