@@ -77,6 +77,9 @@ class Border(Protocol[ArrayT_co]):
     def from_user(self, value: object) -> Array:
         """The NumPy array of what a user handed in. Raises TypeError for anything that is no array."""
 
+    def wants_gradient(self, value: object) -> bool:
+        """True for an array whose user expects gradients to reach it."""
+
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:
     """True for a torch tensor, told by its methods: torch need not be installed."""

@@ -48,7 +48,13 @@ def pairs(hooks: Hooks) -> list[tuple[HookName, HookFunction]]:
     return found
 
 
-def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any], count: int) -> Callback:
+def chained(
+    point: HookPoint,
+    functions: Sequence[HookFunction],
+    border: Border[Any],
+    count: int,
+    learned: list[str] | None = None,
+) -> Callback:
     """One function activation -> activation that calls the hooks at a hook point, one after the other.
 
     Args:
@@ -56,6 +62,7 @@ def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[
         functions: The hooks, in the order in which they are called.
         border: How activations cross to the user.
         count: How many ids there are, of tokens or of experts: others are refused at a hook point of ids.
+        learned: Takes the description of every hook that returned what requires a gradient.
 
     Returns:
         The function. It raises HookResultError for what a hook returns that is no array of the activation's shape and
@@ -69,6 +76,8 @@ def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[
             result = function(value, hook=point)
             if result is not None:
                 value = result
+            if learned is not None and border.wants_gradient(value):
+                learned.append(_described(function, point))
             array = _checked(border, value, shape, dtype, point, function)
             if array.dtype.kind == "i" and array.size and not 0 <= array.min() <= array.max() < count:
                 bad = int(array.min() if array.min() < 0 else array.max())

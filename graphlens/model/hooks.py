@@ -355,25 +355,36 @@ class HookRegistry:
         for point in list(self._points.values()):  # other threads may add some meanwhile
             point.clear_context()
 
-    def callbacks(self, border: Border[Any], names: Collection[str], dir: str = FORWARD) -> dict[str, Callback]:
+    def callbacks(
+        self,
+        border: Border[Any],
+        names: Collection[str],
+        dir: str = FORWARD,
+        elsewhere: bool = False,
+        learned: list[str] | None = None,
+    ) -> dict[str, Callback]:
         """For each hook point with hooks, one function activation -> activation (or gradients) that calls them in order.
 
         Args:
             border: How arrays cross to the user.
             names: The hook points that the run passes; of backward hooks, those that have one gradient in it.
             dir: "fwd" or "bwd".
+            elsewhere: True lets other hook points have hooks asked for by name.
+            learned: Takes the description of every hook that returned what requires a gradient.
 
         Raises:
-            InputError: For a hook asked for by name at another one: it would silently never fire.
+            InputError: For a hook asked for by name at another one, unless ``elsewhere``: it would silently never fire.
         """
         at: dict[str, list[HookFunction]] = {}
         for hook in self.active(dir=dir):
             if hook.name in names:
                 function = hook.user_hook if dir == FORWARD else untupled(hook.user_hook)
                 at.setdefault(hook.name, []).append(function)
-            elif hook.asked and not hook.is_permanent:
+            elif hook.asked and not hook.is_permanent and not elsewhere:
                 raise InputError(_NEVER[dir].format(hook.name))
         return {
-            name: chained(self.point(name), functions, border, self._n_experts if is_expert(name) else self._d_vocab)
+            name: chained(
+                self.point(name), functions, border, self._n_experts if is_expert(name) else self._d_vocab, learned
+            )
             for name, functions in at.items()
         }

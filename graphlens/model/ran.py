@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphlens.analysis.arrays import Array
@@ -17,10 +18,12 @@ class Ran:
         output: Logits [b, p, V], or the residual stream [b, p, d_model] where the run stops early; None if it was not
             asked for.
         values: Activations, and gradients as ``<name>_grad``, by name, after the hooks and interventions there.
+        learned: The hooks that returned what requires a gradient (see ``Border.wants_gradient``), as errors name them.
     """
 
     output: Array | None
     values: dict[str, Array]
+    learned: Sequence[str] = ()
 
     @property
     def logits(self) -> Array:

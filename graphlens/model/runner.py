@@ -265,8 +265,10 @@ class Runner(Generic[ArrayT]):
             InputError: For a hook or intervention that this run does not pass.
             HookResultError: For what a hook returned; and whatever a hook raises.
         """
-        callbacks = self.hooks.callbacks(self.border, self.engine.passed(request.plan))
-        plan, edits = self.edits.gates(request.plan, request.window)
+        learned: list[str] = []
+        names, alone = self.engine.passed(request.plan), request.alone
+        callbacks = self.hooks.callbacks(self.border, names, elsewhere=alone, learned=learned)
+        plan, edits = self.edits.gates(request.plan, request.window, elsewhere=alone)
         if request.bare and not callbacks:
             plan = replace(plan, bare=True)
         results = self.engine.run(request.feeds, fetch, callbacks, output, plan, edits)
@@ -274,7 +276,7 @@ class Runner(Generic[ArrayT]):
             mask = np.ones(request.shape, np.int64) if request.mask is None else request.mask
             owner = (request.owner,) if request.owner else ()  # the cache of a generation belongs to nobody else
             request.cache.extend(results.present, mask, *owner)
-        return Ran(results.output, results.values)
+        return Ran(results.output, results.values, learned)
 
     def run_backward(
         self,
