@@ -134,7 +134,7 @@ def call_mlp(runner: Runner[ArrayT], layer: int, x: object) -> ArrayT:
     rows = array if array.ndim == 3 else array.reshape(1, -1, array.shape[-1])
     if array.ndim != 3 and call.is_edited:
         raise InputError(
-            f"{block_name(layer)}.mlp was given {list(array.shape)}: hooks and interventions there are of [batch, pos, ...]. Give "
+            f"{block_name(layer)}.mlp was given {list(array.shape)}: its hooks and interventions are of [batch, pos, ...]: give "
             f"[batch, pos, {array.shape[-1]}]."
         )
     return call.run({name: rows}, rows, [x], shape=array.shape)
@@ -238,7 +238,7 @@ class _Held(Generic[ArrayT]):
                 array = runner.border.from_user(getattr(entry, name))
             except (AttributeError, TypeError) as error:
                 raise InputTypeError(
-                    f"past_kv_cache_entry is a {type(entry).__name__}: it must be cache.entries[{layer}] of a KV cache, with keys "
+                    f"past_kv_cache_entry is a {type(entry).__name__}: it must be cache.entries[{layer}] of a cache, with keys "
                     "and values in past_keys and past_values."
                 ) from error
             wanted = (batch, config.n_key_value_heads, config.d_head)
@@ -284,7 +284,7 @@ class Hooked(Generic[ArrayT]):
         for item in runner.edits.items:
             if item.hook in names:
                 raise InputError(
-                    f"the intervention at {item.hook!r} is not carried out where {part} is called by itself: interventions belong "
+                    f"the intervention at {item.hook!r} is not carried out where {part} is called by itself: these belong "
                     "to runs of the graph. Use a Python hook, or call it outside the block."
                 )
         self._calls = runner.hooks.callbacks(runner.border, names, elsewhere=True, learned=self._learned)

@@ -20,19 +20,25 @@ if TYPE_CHECKING:
 # Called as ``function(activation, hook=HookPoint)``; the activation is the user's kind of array, and None keeps it.
 HookFunction = Callable[..., Any]
 HookName = str | Callable[[str], bool]
-Hooks = Sequence[tuple[HookName, HookFunction]]
+Hooks = Iterable[tuple[HookName, HookFunction]] | None
+
+
+class Chosen(str):
+    """The name of a hook point that a function chose: in runs that do not pass it, a hook there just does not fire."""
 
 
 def pairs(hooks: Hooks) -> list[tuple[HookName, HookFunction]]:
     """What a user gave as hooks, as a list of pairs.
 
     Args:
-        hooks: (hook name or function name -> bool, function) pairs.
+        hooks: (hook name or function name -> bool, function) pairs, in a list, a generator or another iterable; None for none.
 
     Raises:
         InputError: For something else.
     """
     wanted = "hooks are a list of (hook name, function) pairs"
+    if hooks is None:
+        return []
     if isinstance(hooks, Mapping):
         raise InputError(f"{wanted}, not a dict: pass list(hooks.items()).")
     if isinstance(hooks, str) or not isinstance(hooks, Iterable):

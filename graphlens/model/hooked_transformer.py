@@ -17,11 +17,12 @@ from graphlens.model.backward import Differentiable, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward
-from graphlens.model.hook_calls import Hooks
+from graphlens.model.hook_calls import Hooks, pairs
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.generate import GenerateMethods
 from graphlens.model.methods.open import OpenMethods
+from graphlens.model.methods.root import RootMethods
 from graphlens.model.methods.text import TextMethods
 from graphlens.model.methods.weights import WeightMethods
 from graphlens.model.request import OUTPUT_ARGUMENTS, ForwardOptions, Output, check_arguments
@@ -30,8 +31,9 @@ from graphlens.model.text import Input
 
 
 class HookedTransformer(
-    OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT], WeightMethods[ArrayT], GenerateMethods[ArrayT]
-):
+    OpenMethods[ArrayT], EditMethods[ArrayT], RootMethods[ArrayT], TextMethods[ArrayT], WeightMethods[ArrayT],
+    GenerateMethods[ArrayT],
+):  # fmt: skip
     """A hooked model: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``. Tokens are integer arrays [b, p]
@@ -288,6 +290,7 @@ class HookedTransformer(
             HookResultError: For what a hook returned; and whatever a hook raises.
         """
         check_arguments(forward_args[2:], forward_options, OUTPUT_ARGUMENTS[len(forward_args) :])
+        bwd_hooks = pairs(bwd_hooks)
         given = dict(zip(OUTPUT_ARGUMENTS, forward_args, strict=False)) | forward_options
         scalar = given.get("return_type") == "loss" and not given.get("loss_per_token")
         if bwd_hooks and not self.border.backward_later and (not scalar or given.get("stop_at_layer") is not None):

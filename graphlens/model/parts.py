@@ -6,7 +6,7 @@ They hold nothing but a name: every attribute is looked up when it is asked for,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.file.names import split_name
 from graphlens.model.calls import Entry, Hooked, call_attention, call_block, call_mlp
 from graphlens.model.limits import longest
+from graphlens.model.modules import Module
 from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _AS_STORED = ("_W_K", "_W_V", "_b_K", "_b_V")
 
 
 @dataclass(frozen=True, repr=False)
-class Component(Generic[ArrayT]):
+class Component(Module[ArrayT]):
     """A part of the model: its weights and hook points are attributes, under TransformerLens's names.
 
     Weights are read-only views of the mapped file, nothing copied (on the torch face, tensors over such views).
@@ -48,6 +49,8 @@ class Component(Generic[ArrayT]):
         found = self._runner.hooks.find(full)
         if found is not None:
             return found
+        if name in self._own_names():  # a part that not every architecture has
+            return (Norm if self._runner.hooks.find(f"{full}.hook_scale") else Component)(self._runner, full)
         if name.startswith("hook_"):
             return self._runner.hooks.need(full)
         raise AttributeError(f"{self._prefix} of this model has no {name!r}. It has: {', '.join(self._own_names())}.")

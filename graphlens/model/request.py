@@ -17,6 +17,7 @@ from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.limits import longest
 from graphlens.model.text import Input, Text, Tokens, is_text
+from graphlens.runtime.types import DeviceValue
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
@@ -39,7 +40,7 @@ class Output(NamedTuple, Generic[ArrayT]):
 class Extended(Protocol):
     """Keys and values that a run adds to: a KeyValueCache, or a block's entry of one."""
 
-    def extend(self, present: dict[str, Any], mask: Tokens, owner: str = "") -> None:
+    def extend(self, present: dict[str, DeviceValue], mask: Tokens, owner: str = "") -> None:
         """Takes over what a run returned; see ``KeyValueCache.extend``."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.autograd.function import FunctionCtx
 
 from graphlens.analysis import factored_matrix, numerics
 from graphlens.analysis.arrays import Array
@@ -87,12 +88,12 @@ class _Refused(torch.autograd.Function):
     """Numbers without a gradient, whose ``backward()`` says why there is none."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, numbers: torch.Tensor, why: str) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, anchor: torch.Tensor, numbers: torch.Tensor, why: str) -> torch.Tensor:
         ctx.why = why
         return numbers.view_as(numbers)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
+    def backward(ctx: FunctionCtx, *gradients: torch.Tensor) -> tuple[None, None, None]:
         raise InputError(ctx.why)
 
 
@@ -151,7 +152,7 @@ class TorchBorder(Border[torch.Tensor]):
         if any(map(self.wants_gradient, given)):
             return _refusing(
                 tensor,
-                f"{part} was called with a tensor that requires a gradient, and hands none back: it runs in ONNX Runtime, outside "
+                f"{part} was called with a tensor that requires a gradient, and gives none back: it runs in ONNX Runtime, not in "
                 "torch's autograd. Detach what it is called with, or take gradients with model.gradients(tokens, metric, names).",
             )
         return tensor

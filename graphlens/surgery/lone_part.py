@@ -158,7 +158,7 @@ class _Part:
     def _refusal(self, what: str) -> InputError:
         """The error for a part that cannot be taken out."""
         return InputError(
-            f"{in_block(self._layer, self._part)} cannot be called in this model: it {what} (an edit that was baked in, or a step "
+            f"{in_block(self._layer, self._part)} cannot be called in this model: it {what} (an edit that was baked, a step "
             "without a name). Run the block as a whole, or the model with start_at_layer and stop_at_layer."
         )
 
