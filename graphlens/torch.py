@@ -10,15 +10,20 @@ except ImportError as error:
     raise RuntimeUnavailable("graphlens.torch needs torch: pip install 'graphlens-onnx[torch]'.") from error
 
 from graphlens.analysis.cache.activation_cache import ActivationCache
+from graphlens.lens.hook_points import HookPoint, LensHandle
+from graphlens.lens.hooked_root_module import HookedRootModule
 from graphlens.model.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
 from graphlens.model.torch_face import FactoredMatrix, HookedEncoder, HookedTransformer
 
 __all__ = [
     "ActivationCache",
     "FactoredMatrix",
+    "HookPoint",
     "HookedEncoder",
+    "HookedRootModule",
     "HookedTransformer",
     "HookedTransformerKeyValueCache",
     "KeyValueCache",
+    "LensHandle",
     "TransformerLensKeyValueCache",
 ]

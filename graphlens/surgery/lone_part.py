@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.errors import InputError
-from graphlens.file.io_names import ATTENTION, PART_INPUTS, PRESENT, RESIDUAL_IN, RESIDUAL_OUT
+from graphlens.file.io_names import ATTENTION, BODY_INPUTS, PART_INPUTS, PRESENT, RESIDUAL_IN, RESIDUAL_OUT
 from graphlens.file.manifest import Manifest
 from graphlens.file.names import in_block
 from graphlens.surgery.graph import (
@@ -72,6 +72,7 @@ class _Part:
         else:
             (name,) = PART_INPUTS[self._part]
             value = self._read_at("")
+            self._take_sizes_of_residual()
             let_read(tuple(value.uses()), self._input(name, value), value)
         return end
 
@@ -100,6 +101,23 @@ class _Part:
         found = ir.Value(name=name, shape=like.shape, type=like.type)
         self._model.graph.inputs.append(found)
         return found
+
+    def _take_sizes_of_residual(self) -> None:
+        """Lets sizes that are read of positions and masks be read of the residual stream, so that no mask is made for them."""
+        residual = self._values[RESIDUAL_IN]
+        sizes = {str(size): axis for axis, size in enumerate((residual.shape or ())[:2])}
+        for node in self._model.graph:
+            source = node.inputs[0] if node.op_type == "Shape" else None
+            if source is None or source.name not in BODY_INPUTS or not {"start", "end"} <= node.attributes.keys():
+                continue
+            start, end = (node.attributes[name].as_int() for name in ("start", "end"))
+            axis = sizes.get(str(source.shape[start])) if source.shape is not None and end == start + 1 else None
+            if axis is not None:
+                node.replace_input_with(0, residual)
+                node.attributes["start"], node.attributes["end"] = (
+                    ir.AttrInt64("start", axis),
+                    ir.AttrInt64("end", axis + 1),
+                )
 
     def _feed_copy(self, start: ir.Value, end: ir.Value, name: str) -> None:
         """Lets ``end`` be computed from a new input instead of ``start``, by copies of the nodes between the two."""
