@@ -22,7 +22,6 @@ from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.generate import GenerateMethods
 from graphlens.model.methods.open import OpenMethods
-from graphlens.model.methods.root import RootMethods
 from graphlens.model.methods.text import TextMethods
 from graphlens.model.methods.weights import WeightMethods
 from graphlens.model.request import OUTPUT_ARGUMENTS, ForwardOptions, Output, check_arguments
@@ -31,9 +30,8 @@ from graphlens.model.text import Input
 
 
 class HookedTransformer(
-    OpenMethods[ArrayT], EditMethods[ArrayT], RootMethods[ArrayT], TextMethods[ArrayT], WeightMethods[ArrayT],
-    GenerateMethods[ArrayT],
-):  # fmt: skip
+    OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT], WeightMethods[ArrayT], GenerateMethods[ArrayT]
+):
     """A hooked model: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``. Tokens are integer arrays [b, p]
