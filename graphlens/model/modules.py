@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Generic
 
 from graphlens.analysis.arrays import ArrayT
+from graphlens.file.names import split_name
 
 if TYPE_CHECKING:
     from graphlens.model.runner import Runner
@@ -22,8 +23,9 @@ def names_below(runner: Runner[ArrayT], prefix: str = "") -> list[str]:
         Names without the prefix, in firing order as far as there is one.
     """
     start = f"{prefix}." if prefix else ""
-    hooks = runner.names()
-    places = [*hooks, *(name.rpartition(".")[0] for name in runner.weights.names())]
+    parts = [name.rpartition(".")[0] for name in runner.weights.names()]
+    embeddings = [name for name in parts if split_name(name)[0] is None and "embed" in name and name != "unembed"]
+    places = [*embeddings, *runner.names(), *parts]
     tree: dict[str, list[str]] = {"": []}
     for place in places:
         if not place.startswith(start):

@@ -51,6 +51,19 @@ def test_every_part_is_transformerlenss(name: str, family_model: Any, family_che
 
     ours: HookedTransformer = family_model(name)
     theirs = lens_of(name, family_checkpoint(name))
+    tokens = np.random.default_rng(2).integers(1, ours.cfg.d_vocab, (2, 7))
+    (found, seen), (expected, passed) = (
+        fired(model, lambda model=model, ids=ids: model.embed(ids))
+        for model, ids in ((ours, tokens), (theirs, torch.from_numpy(tokens)))
+    )
+    assert relative(found, expected, "embed") <= TOLERANCE
+    assert list(seen) == list(passed)
+    if "pos_embed.W_pos" in ours.weights:
+        mask = np.asarray([[0, 0, 0, *[1] * 6], [1] * 7 + [0] * 2])
+        for rest in ((), (2,), (2, mask), (0, mask[:, 2:])):
+            found = ours.pos_embed(tokens, *rest)
+            given = [torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in rest]
+            assert relative(found, theirs.pos_embed(torch.from_numpy(tokens), *given), f"pos_embed {rest}") <= TOLERANCE
     inputs = np.random.default_rng(3).standard_normal((4, 2, 7, ours.cfg.d_model)).astype(np.float32)
     for layer in (0, ours.cfg.n_layers - 1):
         mine, reference = (
