@@ -140,6 +140,28 @@ def call_mlp(runner: Runner[ArrayT], layer: int, x: object) -> ArrayT:
     return call.run({name: rows}, rows, [x], shape=array.shape)
 
 
+def call_hook_point(runner: Runner[ArrayT], name: str, x: object) -> object:
+    """An activation after the hooks that are active at a hook point; see ``HookPoint.__call__``.
+
+    Args:
+        runner: Runs the model.
+        name: The hook point's own name.
+        x: The activation. Hooks that edit in place edit it itself.
+
+    Raises:
+        InputError: While an intervention is active there, and for what is no array.
+    """
+    part, _, tail = name.rpartition(".")
+    hooked = Hooked(runner, part, (tail,))
+    if not hooked.has_hooks:
+        return x
+    try:
+        array = runner.border.from_user(x)
+    except TypeError as error:
+        raise InputTypeError(f"{name!r} is called with an array, not with {type(x).__name__}.") from error
+    return hooked.result(hooked(tail, array, array, copied=not array.flags.writeable), x)
+
+
 @dataclass(frozen=True)
 class _Call(Generic[ArrayT]):
     """A call of a part of a block: "attn", "mlp", or "" for all of it."""
@@ -280,25 +302,32 @@ class Hooked(Generic[ArrayT]):
     def __init__(self, runner: Runner[ArrayT], part: str, tails: tuple[str, ...]) -> None:
         self._runner, self._part = runner, part
         self._learned: list[str] = []
-        names = {f"{part}.{tail}" for tail in tails}
+        self._names = {tail: f"{part}.{tail}" if part else tail for tail in tails}
+        names = set(self._names.values())
         for item in runner.edits.items:
             if item.hook in names:
                 raise InputError(
-                    f"the intervention at {item.hook!r} is not carried out where {part} is called by itself: these belong "
-                    "to runs of the graph. Use a Python hook, or call it outside the block."
+                    f"the intervention at {item.hook!r} is not carried out where {part or item.hook} is called by itself: these "
+                    "belong to runs of the graph. Use a Python hook, or call it outside the block."
                 )
         self._calls = runner.hooks.callbacks(runner.border, names, elsewhere=True, learned=self._learned)
 
-    def __call__(self, tail: str, value: Array, given: Array) -> Array:
+    @property
+    def has_hooks(self) -> bool:
+        """True if a hook is active at one of its hook points."""
+        return bool(self._calls)
+
+    def __call__(self, tail: str, value: Array, given: Array, copied: bool = True) -> Array:
         """A value after the hooks at one of its hook points.
 
         Args:
             tail: The hook point, without the part.
-            value: The value. Hooks see a copy of it.
+            value: The value.
             given: What the part was called with, whose dtype hooks see.
+            copied: Whether hooks see a copy.
         """
-        call = self._calls.get(f"{self._part}.{tail}")
-        return value if call is None else call(np.array(value, given.dtype))
+        call = self._calls.get(self._names[tail])
+        return value if call is None else call(np.array(value, given.dtype) if copied else value)
 
     def result(self, value: Array, given: object) -> ArrayT:
         """What the part gives, as the user gets it.

@@ -40,6 +40,18 @@ class HookPoint:
             raise ValueError(f"{self.name!r} is not in a block")
         return layer
 
+    def __call__(self, x: object) -> object:
+        """An activation after the hooks that are active here, as a run has it; the activation itself where there are none.
+
+        Args:
+            x: An array or tensor.
+
+        Raises:
+            InputError: While an intervention is active here, and for a hook point that belongs to no model.
+            HookResultError: For what a hook returned; and whatever a hook raises.
+        """
+        return self._owner.fire(self.name, x)
+
     def clear_context(self) -> None:
         """Empties ``ctx``."""
         self.ctx.clear()

@@ -107,6 +107,18 @@ class HookRegistry:
         point = self._points.get(name)
         return self._points.setdefault(name, HookPoint(name, self)) if point is None else point
 
+    def fire(self, name: str, value: object) -> object:
+        """An activation of the user's after the hooks that are active at a hook point in this thread.
+
+        Args:
+            name: The hook point's own name.
+            value: The activation.
+
+        Raises:
+            InputError: If these hooks belong to no open model.
+        """
+        raise InputError(f"the hook point {name!r} belongs to no open model")
+
     def find(self, name: str) -> HookPoint | None:
         """The hook point of our name or TransformerLens 4's, None where there is none now."""
         names = self._names()

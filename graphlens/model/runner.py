@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from graphlens.model.border import Border
 from graphlens.model.encoder_request import EncoderReader, EncoderText
 from graphlens.model.flags import Flags
 from graphlens.model.hooks import BACKWARD, HookRegistry
+from graphlens.model.model_hooks import ModelHooks
 from graphlens.model.per_thread import Block
 from graphlens.model.ran import Ran, Snapshot
 from graphlens.model.request import Reader, Request
@@ -68,7 +68,7 @@ class Runner(Generic[ArrayT]):
         self.text: Text[ArrayT] = kind(engine, border, tokenizer, default_prepend_bos)
         self.weights = Weights(engine)
         self.flags = Flags()
-        self.hooks: HookRegistry = _Hooks(self)
+        self.hooks: HookRegistry = ModelHooks(self)
         self.edits = ActiveEdits(engine)
         self._reader = self._reader_of(engine, self.text)
 
@@ -369,18 +369,6 @@ class Runner(Generic[ArrayT]):
     def differentiable(self, plan: Plan) -> set[str]:
         """The hook points that have one gradient in runs of a plan."""
         return backward.differentiable(self.engine, plan)
-
-
-class _Hooks(HookRegistry):
-    """The hooks of a runner's model. Pickled or copied deeply they are those of the runner's copy, which begins without any."""
-
-    def __init__(self, runner: Runner[Any]) -> None:
-        config = runner.config
-        super().__init__(runner.names, config.n_layers, config.d_vocab, config.num_experts or 0)
-        self._runner = runner
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return attrgetter("hooks"), (self._runner,)
 
 
 def _opened(

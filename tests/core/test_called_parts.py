@@ -10,6 +10,7 @@ import pytest
 
 from graphlens import Ablate, HookedTransformer, InputError, KeyValueCache, Steer, UnknownHookPoint
 from graphlens.errors import InputTypeError
+from graphlens.model.hooks import HookPoint
 from tests.intervention_specs import close
 
 
@@ -251,3 +252,28 @@ def test_a_name_that_is_none_is_still_an_error(tiny: HookedTransformer) -> None:
     x = np.zeros((1, 2, tiny.cfg.d_model), np.float32)
     with pytest.raises(UnknownHookPoint), tiny.hooks([("blocks.1.attn.hook_zz", lambda value, hook: None)]):
         tiny.blocks[1](x)
+
+
+def test_a_hook_point_is_called_as_a_module(tiny: HookedTransformer, tokens: np.ndarray) -> None:
+    x, point = tiny.embed(tokens), tiny.hook_embed
+    assert point(x) is x
+    with tiny.hooks(
+        [("hook_embed", lambda value, hook: value * 2), (lambda name: "pos" in name, lambda v, hook: v * 0)]
+    ):
+        close(tiny.hook_embed(x), x * 2)
+        found = tiny.hook_embed(tiny.embed(tokens)) + tiny.hook_pos_embed(tiny.pos_embed(tokens))
+        _, cache = tiny.run_with_cache(tokens)
+        close(found, cache["resid_pre", 0])
+        with pytest.raises(InputTypeError, match="'hook_embed' is called with an array"):
+            point([1.0])
+
+    def in_place(value: np.ndarray, hook: Any) -> None:
+        value[:] = 0
+
+    with tiny.hooks([("hook_embed", in_place)]):
+        assert not point(x).any()
+        assert not x.any()
+    with tiny.intervene(Ablate("hook_embed")), pytest.raises(InputError, match="called by itself"):
+        point(x)
+    with pytest.raises(InputError, match="no model"):
+        HookPoint("hook_embed")(x)
