@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
@@ -97,8 +98,9 @@ class _Part:
         return found
 
     def _input(self, name: str, like: ir.Value) -> ir.Value:
-        """A new input of the graph, of the type and sizes of a value."""
-        found = ir.Value(name=name, shape=like.shape, type=like.type)
+        """A new input of the graph, of the sizes of a value and the model's own type."""
+        dtype = ir.DataType.from_numpy(np.dtype(self._manifest.config.dtype))
+        found = ir.Value(name=name, shape=like.shape, type=ir.TensorType(dtype))
         self._model.graph.inputs.append(found)
         return found
 
