@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, cast
+from typing import TYPE_CHECKING, Generic, Protocol
 
 import numpy as np
 
@@ -283,7 +283,7 @@ class _Held(Generic[ArrayT]):
             )
             for part in KEY_AND_VALUE
         ]
-        keys, values = (border.to_user(cast(Array, array)) for array in new)
+        keys, values = (border.to_user(array) for array in new)
         self._entry.append(keys, values)
 
 

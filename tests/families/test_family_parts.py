@@ -23,10 +23,10 @@ def fired(model: Any, call: Callable[[], Any]) -> tuple[np.ndarray, dict[str, np
     seen: dict[str, np.ndarray] = {}
 
     def keep(value: Any, hook: Any) -> None:
-        seen[hook.name] = np.array(value)
+        seen[hook.name] = np.asarray(value).copy()
 
     with model.hooks(fwd_hooks=[(lambda name: True, keep)]):
-        return np.array(call()), seen
+        return np.asarray(call()).copy(), seen
 
 
 def calls(model: Any, layer: int, x: Any, q: Any, k: Any, v: Any) -> dict[str, Callable[[], Any]]:
@@ -72,7 +72,8 @@ def test_every_part_is_transformerlenss(name: str, family_model: Any, family_che
         for what, call in mine.items():
             (found, seen), (expected, passed) = fired(ours, call), fired(theirs, reference[what])
             assert relative(found, expected, f"{name} {layer} {what}") <= TOLERANCE, (layer, what)
-            assert set(seen) == set(passed), (layer, what)
+            # Of an MLP of experts ours has no hook points of each expert.
+            assert set(seen) == {hook for hook in passed if ".experts." not in hook}, (layer, what)
             for hook, value in seen.items():
                 assert relative(value, passed[hook], hook) <= TOLERANCE, (layer, what, hook)
 
