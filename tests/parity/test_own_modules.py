@@ -235,7 +235,7 @@ def test_a_partial_is_named_without_its_arguments() -> None:
         point = library.point()
         point.add_hook(functools.partial(hook, big=torch.zeros(3)))
         point.add_hook(functools.partial(hook, big=torch.zeros(3)), dir="bwd")
-        return [one.__name__ for one in (*point._forward_hooks.values(), *point._backward_hooks.values())]
+        return [one.__name__ for kind in ("_forward_hooks", "_backward_hooks") for one in vars(point)[kind].values()]
 
     same(*both(play))
 
