@@ -10,6 +10,8 @@ except ImportError as error:
     raise RuntimeUnavailable("graphlens.torch needs torch: pip install 'graphlens-onnx[torch]'.") from error
 
 from graphlens.analysis.cache.activation_cache import ActivationCache
+from graphlens.lens.hook_points import HookPoint, LensHandle
+from graphlens.lens.hooked_root_module import HookedRootModule
 from graphlens.model.kv_cache import (
     HookedTransformerKeyValueCache,
     HookedTransformerKeyValueCacheEntry,
@@ -23,12 +25,15 @@ from graphlens.model.torch_face import FactoredMatrix, HookedEncoder, HookedTran
 __all__ = [
     "ActivationCache",
     "FactoredMatrix",
+    "HookPoint",
     "HookedEncoder",
+    "HookedRootModule",
     "HookedTransformer",
     "HookedTransformerKeyValueCache",
     "HookedTransformerKeyValueCacheEntry",
     "KeyValueCache",
     "KeyValueCacheEntry",
+    "LensHandle",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
 ]

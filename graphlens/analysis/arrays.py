@@ -80,6 +80,9 @@ class Border(Protocol[ArrayT_co]):
     def toggle_autodiff(self, mode: bool) -> None:
         """Turns automatic differentiation of the user's arrays on or off. Raises InputError where they have none."""
 
+    def wants_gradient(self, value: object) -> bool:
+        """True for an array whose user expects gradients to reach it."""
+
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:
     """True for a torch tensor, told by its methods: torch need not be installed."""

@@ -45,6 +45,7 @@ STEPS = (
     Step(("flags",), lambda graph, plan: surgery.with_flagged(graph, plan.flags)),
     Step(("start", "stop"), lambda graph, plan: surgery.segment(graph, plan.start, plan.stop)),
     Step(("past",), lambda graph, plan: surgery.with_past(graph)),
+    Step(("part",), lambda graph, plan: surgery.part_alone(graph, plan.start or 0, plan.part)),
     Step(("bare",), lambda graph, plan: surgery.keep_results(graph)),
     Step(("body",), lambda graph, plan: surgery.without_logits(graph)),
     Step(("gates",), lambda graph, plan: surgery.with_gates(graph, dict(plan.gates))),

@@ -112,12 +112,13 @@ class ActiveEdits:
         """
         return self._shared.during(tuple(hooks))
 
-    def gates(self, plan: Plan, window: Window) -> tuple[Plan, Edits]:
+    def gates(self, plan: Plan, window: Window, elsewhere: bool = False) -> tuple[Plan, Edits]:
         """The plan of a run with the gates of the active interventions, and the arrays that they are fed.
 
         Args:
             plan: The plan without gates.
             window: Where the tokens of the run lie in their sequences.
+            elsewhere: True leaves out interventions at hook points that the run does not pass, instead of refusing it.
 
         Returns:
             (the plan with gates, the arrays of each gate by firing and part). Without interventions the plan as it is
@@ -127,6 +128,9 @@ class ActiveEdits:
             InputError: For an intervention that this run does not pass, or that does not fit it.
         """
         items = self.items
+        if items and elsewhere:
+            passed = self._engine.passed(plan)
+            items = tuple(item for item in items if item.hook in passed)
         if not items:
             return plan, {}
         shared = self._shared.get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic
 
@@ -78,17 +79,41 @@ class Border(ABC, Generic[ArrayT]):
         """
 
     @abstractmethod
-    def finish(self, output: Array, request: Request, runner: Runner[ArrayT]) -> ArrayT:
+    def finish(self, output: Array, request: Request, runner: Runner[ArrayT], learned: Sequence[str] = ()) -> ArrayT:
         """The result of a forward as the user gets it.
 
         Args:
             output: Logits [b, p, V], or a residual stream [b, p, d_model].
             request: The run that gave it.
             runner: What ran it, for a result whose ``backward()`` runs it again.
+            learned: The hooks of the run whose results required a gradient (see ``wants_gradient``), as errors name them.
 
         Returns:
             The same numbers, with a ``backward()`` where this kind of array has one and backward hooks are active.
         """
+
+    def wants_gradient(self, value: object) -> bool:
+        """True for an array whose user expects gradients to reach it, which no run of a graph hands out.
+
+        Args:
+            value: What a hook returned, or what a part of the model was called with.
+        """
+        return False
+
+    def computed(self, output: Array, given: Sequence[object], part: str, learned: Sequence[str] = ()) -> ArrayT:
+        """What a part of the model gave when it was called by itself, as the user gets it.
+
+        Args:
+            output: The numbers.
+            given: What it was called with.
+            part: What the user calls the part.
+            learned: As in ``finish``.
+
+        Returns:
+            The same numbers; where a gradient is expected (see ``wants_gradient``), with a ``backward()`` that says why there is
+            none.
+        """
+        return self.to_user(output)
 
     @abstractmethod
     def loss(self, result: ArrayT, output: Array, request: Request, per_token: bool) -> ArrayT:
@@ -140,7 +165,7 @@ class NumpyBorder(Border[Array]):
         """A FactoredMatrix of arrays."""
         return FactoredMatrix(left, right)
 
-    def finish(self, output: Array, request: Request, runner: Runner[Array]) -> Array:
+    def finish(self, output: Array, request: Request, runner: Runner[Array], learned: Sequence[str] = ()) -> Array:
         """The output itself."""
         return output
 

@@ -126,7 +126,7 @@ def run_forward(
         ran = runner.run(request, fetch, output=stops or return_type is not None)
     if ran.output is None:
         return Forwarded(None, ran.values, request)
-    result = runner.border.finish(ran.output, request, runner)
+    result = runner.border.finish(ran.output, request, runner, ran.learned)
     if stops or return_type == "logits":
         return Forwarded(result, ran.values, request)
     loss = runner.border.loss(result, ran.output, request, loss_per_token)

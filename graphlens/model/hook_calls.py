@@ -20,19 +20,25 @@ if TYPE_CHECKING:
 # Called as ``function(activation, hook=HookPoint)``; the activation is the user's kind of array, and None keeps it.
 HookFunction = Callable[..., Any]
 HookName = str | Callable[[str], bool]
-Hooks = Sequence[tuple[HookName, HookFunction]]
+Hooks = Iterable[tuple[HookName, HookFunction]] | None
+
+
+class Chosen(str):
+    """The name of a hook point that a function chose: in runs that do not pass it, a hook there just does not fire."""
 
 
 def pairs(hooks: Hooks) -> list[tuple[HookName, HookFunction]]:
     """What a user gave as hooks, as a list of pairs.
 
     Args:
-        hooks: (hook name or function name -> bool, function) pairs.
+        hooks: (hook name or function name -> bool, function) pairs, in a list, a generator or another iterable; None for none.
 
     Raises:
         InputError: For something else.
     """
     wanted = "hooks are a list of (hook name, function) pairs"
+    if hooks is None:
+        return []
     if isinstance(hooks, Mapping):
         raise InputError(f"{wanted}, not a dict: pass list(hooks.items()).")
     if isinstance(hooks, str) or not isinstance(hooks, Iterable):
@@ -48,7 +54,13 @@ def pairs(hooks: Hooks) -> list[tuple[HookName, HookFunction]]:
     return found
 
 
-def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[Any], count: int) -> Callback:
+def chained(
+    point: HookPoint,
+    functions: Sequence[HookFunction],
+    border: Border[Any],
+    count: int,
+    learned: list[str] | None = None,
+) -> Callback:
     """One function activation -> activation that calls the hooks at a hook point, one after the other.
 
     Args:
@@ -56,6 +68,7 @@ def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[
         functions: The hooks, in the order in which they are called.
         border: How activations cross to the user.
         count: How many ids there are, of tokens or of experts: others are refused at a hook point of ids.
+        learned: Takes the description of every hook that returned what requires a gradient.
 
     Returns:
         The function. It raises HookResultError for what a hook returns that is no array of the activation's shape and
@@ -69,6 +82,8 @@ def chained(point: HookPoint, functions: Sequence[HookFunction], border: Border[
             result = function(value, hook=point)
             if result is not None:
                 value = result
+            if learned is not None and border.wants_gradient(value):
+                learned.append(_described(function, point))
             array = _checked(border, value, shape, dtype, point, function)
             if array.dtype.kind == "i" and array.size and not 0 <= array.min() <= array.max() < count:
                 bad = int(array.min() if array.min() < 0 else array.max())

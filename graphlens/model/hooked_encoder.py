@@ -197,7 +197,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
             return None, Forwarded(None, ran.values, request)
         if masked is not None:
             return self._predictions(ran.output[masked]), Forwarded(None, ran.values, request)
-        logits = runner.border.finish(ran.output, request, runner)
+        logits = runner.border.finish(ran.output, request, runner, ran.learned)
         return logits, Forwarded(logits, ran.values, request)
 
     def _masked(self, request: Request) -> Array:

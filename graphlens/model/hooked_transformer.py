@@ -17,7 +17,7 @@ from graphlens.model.backward import Differentiable, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward, unbatched
-from graphlens.model.hook_calls import Hooks
+from graphlens.model.hook_calls import Hooks, pairs
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.generate import GenerateMethods
@@ -288,6 +288,7 @@ class HookedTransformer(
             HookResultError: For what a hook returned; and whatever a hook raises.
         """
         check_arguments(forward_args[2:], forward_options, OUTPUT_ARGUMENTS[len(forward_args) :])
+        bwd_hooks = pairs(bwd_hooks)
         given = dict(zip(OUTPUT_ARGUMENTS, forward_args, strict=False)) | forward_options
         scalar = given.get("return_type") == "loss" and not given.get("loss_per_token")
         if bwd_hooks and not self.border.backward_later and (not scalar or given.get("stop_at_layer") is not None):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from operator import methodcaller
 from typing import Any, NamedTuple, TypeVar, overload
 
 from graphlens.analysis.arrays import Border
 from graphlens.errors import InputError, InputTypeError, checked_number, is_one_of
-from graphlens.file.names import canonical, select, split_name, unknown_hook
-from graphlens.model.hook_calls import HookFunction, HookName, Hooks, chained, is_expert, pairs, untupled
+from graphlens.file.names import canonical, select, unknown_hook
+from graphlens.model.hook_calls import Chosen, HookFunction, HookName, Hooks, chained, is_expert, pairs, untupled
+from graphlens.model.hook_point import BACKWARD as BACKWARD
+from graphlens.model.hook_point import FORWARD as FORWARD
+from graphlens.model.hook_point import HookPoint as HookPoint
 from graphlens.model.per_thread import Block, PerThread
 from graphlens.model.ran import ActiveHook as ActiveHook
+from graphlens.model.ran import Handle
 from graphlens.runtime.callbacks import Callback
 
 Default = TypeVar("Default")
-FORWARD, BACKWARD = "fwd", "bwd"
 _NEVER = {
     FORWARD: "the hook at {!r} would never fire: this run does not pass it. Its flag was switched off, or start_at_layer or "
     "stop_at_layer leaves it out.",
@@ -24,117 +26,6 @@ _NEVER = {
     "times (ln1, with inputs split).",
 }
 _changing = threading.Lock()  # held while the added hooks of a model change, which several threads may do
-
-
-class HookPoint:
-    """What a hook function receives as ``hook``: where it is, and a place to keep things between calls.
-
-    Attributes:
-        name: The hook point's name.
-        ctx: A dictionary for the user's own things, kept until ``clear_context``.
-    """
-
-    def __init__(self, name: str, registry: HookRegistry | None = None) -> None:
-        self.name = name
-        self.ctx: dict[str, Any] = {}
-        self._registry = registry
-
-    def layer(self) -> int:
-        """The index of the block that this hook point is in.
-
-        Raises:
-            ValueError: Outside the blocks.
-        """
-        layer, _ = split_name(self.name)
-        if layer is None:
-            raise ValueError(f"{self.name!r} is not in a block")
-        return layer
-
-    def clear_context(self) -> None:
-        """Empties ``ctx``."""
-        self.ctx.clear()
-
-    def add_hook(
-        self,
-        hook: HookFunction,
-        dir: str = "fwd",
-        is_permanent: bool = False,
-        level: int | None = None,
-        prepend: bool = False,
-    ) -> None:
-        """Adds a hook at this hook point, until it is reset.
-
-        Args:
-            hook: See ``HookedTransformer.add_hook``, as for what follows.
-            dir: See there.
-            is_permanent: See there.
-            level: See there.
-            prepend: See there.
-
-        Raises:
-            InputError: For another ``dir``, and for a hook point that belongs to no model.
-        """
-        self._owner.add(self.name, hook, dir, is_permanent, prepend, level)
-
-    def add_perma_hook(self, hook: HookFunction, dir: str = "fwd") -> None:
-        """Adds a hook at this hook point that resetting leaves, unless told ``including_permanent=True``.
-
-        Args:
-            hook: See ``add_hook``.
-            dir: See there.
-        """
-        self.add_hook(hook, dir, is_permanent=True)
-
-    @property
-    def fwd_hooks(self) -> list[ActiveHook]:
-        """The hooks active here in this thread, in the order they run. A list of its own: adding to it adds none."""
-        return self._owner.active(self.name)
-
-    @property
-    def bwd_hooks(self) -> list[ActiveHook]:
-        """The backward hooks active here in this thread, as ``fwd_hooks``."""
-        return self._owner.active(self.name, BACKWARD)
-
-    def has_hooks(self, dir: str = "both", including_permanent: bool = True, level: int | None = None) -> bool:
-        """True if a hook of that kind is active here in this thread.
-
-        Args:
-            dir: "fwd", "bwd" or "both".
-            including_permanent: False leaves permanent hooks out.
-            level: Only hooks of this level count; see HookedTransformer.add_hook.
-        """
-        active = [*(self.fwd_hooks if dir != BACKWARD else []), *(self.bwd_hooks if dir != FORWARD else [])]
-        return any(
-            (including_permanent or not hook.is_permanent) and level in (None, hook.context_level) for hook in active
-        )
-
-    def remove_hooks(self, dir: str = "fwd", including_permanent: bool = False, level: int | None = None) -> None:
-        """Removes the hooks that are active at this hook point.
-
-        Args:
-            dir: "fwd", "bwd" or "both".
-            including_permanent: True removes permanent hooks too.
-            level: Only hooks of this level go; see ``HookedTransformer.add_hook``.
-        """
-        self._owner.reset(including_permanent, level, self.name, dir)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # That of the model's copy, or one of no model.
-        made = (
-            (HookPoint, (self.name,))
-            if self._registry is None
-            else (methodcaller("point", self.name), (self._registry,))
-        )
-        return *made, {"ctx": self.ctx}
-
-    @property
-    def _owner(self) -> HookRegistry:
-        if self._registry is None:
-            raise InputError(f"the hook point {self.name!r} belongs to no model")
-        return self._registry
-
-    def __repr__(self) -> str:
-        return f"HookPoint({self.name!r})"
 
 
 class HookDict(dict[str, HookPoint]):
@@ -198,6 +89,11 @@ class HookRegistry:
         self._only: PerThread[tuple[ActiveHook, ...] | None] = PerThread(None)
 
     @property
+    def depth(self) -> int:
+        """How many blocks of hooks are open in this thread."""
+        return self._blocks.get().depth
+
+    @property
     def points(self) -> HookDict:
         """The hook points there are now, in firing order."""
         return HookDict({name: self.point(name) for name in self._names()}, self._n_layers)
@@ -210,6 +106,18 @@ class HookRegistry:
         """
         point = self._points.get(name)
         return self._points.setdefault(name, HookPoint(name, self)) if point is None else point
+
+    def fire(self, name: str, value: object) -> object:
+        """An activation of the user's after the hooks that are active at a hook point in this thread.
+
+        Args:
+            name: The hook point's own name.
+            value: The activation.
+
+        Raises:
+            InputError: If these hooks belong to no open model.
+        """
+        raise InputError(f"the hook point {name!r} belongs to no open model")
 
     def find(self, name: str) -> HookPoint | None:
         """The hook point of our name or TransformerLens 4's, None where there is none now."""
@@ -263,7 +171,8 @@ class HookRegistry:
             if not callable(function):
                 raise InputTypeError(f"the hook at {name!r} is not callable but {type(function).__name__}")
             found = select(names, name, self._n_layers)
-            expanded += [ActiveHook(n, function, isinstance(name, str), permanent, level, dir) for n in found]
+            asked = isinstance(name, str) and not isinstance(name, Chosen)
+            expanded += [ActiveHook(n, function, asked, permanent, level, dir, Handle(self._drop)) for n in found]
         return expanded
 
     def add(
@@ -313,11 +222,18 @@ class HookRegistry:
         if not is_one_of(dir, (FORWARD, BACKWARD, "both")):
             raise InputError(f"the direction must be 'fwd', 'bwd' or 'both', not {dir!r}.")
         level = None if level is None else checked_number(level, "level")
-        asked = (including_permanent, level, name, dir)
+        self._remove(lambda hook: hook.goes(including_permanent, level, name, dir))
+
+    def _drop(self, handle: Handle) -> None:
+        """Removes the hook of a handle."""
+        self._remove(lambda hook: hook.hook is handle)
+
+    def _remove(self, goes: Callable[[ActiveHook], bool]) -> None:
+        """Removes hooks that were added and those of this thread's blocks."""
         blocks = self._blocks.get()
         with _changing:
-            self._added = tuple(hook for hook in self._added if not hook.goes(*asked))
-        self._blocks.set(_Blocks(tuple(hook for hook in blocks.hooks if not hook.goes(*asked)), blocks.depth))
+            self._added = tuple(hook for hook in self._added if not goes(hook))
+        self._blocks.set(_Blocks(tuple(hook for hook in blocks.hooks if not goes(hook)), blocks.depth))
 
     def adding(self, hooks: Hooks, bwd_hooks: Hooks, stay: bool, clear_contexts: bool) -> Block[None]:
         """Adds hooks for the length of a ``with`` block, in this thread.
@@ -331,10 +247,11 @@ class HookRegistry:
         Raises:
             UnknownHookPoint: At its beginning, for a name that is none, before any hook is added.
         """
+        given, given_bwd = pairs(hooks), pairs(bwd_hooks)  # once: a generator gives them once
 
         def inside(around: _Blocks) -> _Blocks:
             level = None if stay else around.depth + 1
-            new = (*self._expand(hooks, level=level), *self._expand(bwd_hooks, level=level, dir=BACKWARD))
+            new = (*self._expand(given, level=level), *self._expand(given_bwd, level=level, dir=BACKWARD))
             if level is None:
                 with _changing:
                     self._added = (*self._added, *new)
@@ -355,25 +272,36 @@ class HookRegistry:
         for point in list(self._points.values()):  # other threads may add some meanwhile
             point.clear_context()
 
-    def callbacks(self, border: Border[Any], names: Collection[str], dir: str = FORWARD) -> dict[str, Callback]:
+    def callbacks(
+        self,
+        border: Border[Any],
+        names: Collection[str],
+        dir: str = FORWARD,
+        elsewhere: bool = False,
+        learned: list[str] | None = None,
+    ) -> dict[str, Callback]:
         """For each hook point with hooks, one function activation -> activation (or gradients) that calls them in order.
 
         Args:
             border: How arrays cross to the user.
             names: The hook points that the run passes; of backward hooks, those that have one gradient in it.
             dir: "fwd" or "bwd".
+            elsewhere: True lets other hook points have hooks asked for by name.
+            learned: Takes the description of every hook that returned what requires a gradient.
 
         Raises:
-            InputError: For a hook asked for by name at another one: it would silently never fire.
+            InputError: For a hook asked for by name at another one, unless ``elsewhere``: it would silently never fire.
         """
         at: dict[str, list[HookFunction]] = {}
         for hook in self.active(dir=dir):
             if hook.name in names:
                 function = hook.user_hook if dir == FORWARD else untupled(hook.user_hook)
                 at.setdefault(hook.name, []).append(function)
-            elif hook.asked and not hook.is_permanent:
+            elif hook.asked and not hook.is_permanent and not elsewhere:
                 raise InputError(_NEVER[dir].format(hook.name))
         return {
-            name: chained(self.point(name), functions, border, self._n_experts if is_expert(name) else self._d_vocab)
+            name: chained(
+                self.point(name), functions, border, self._n_experts if is_expert(name) else self._d_vocab, learned
+            )
             for name, functions in at.items()
         }

@@ -6,13 +6,17 @@ They hold nothing but a name: every attribute is looked up when it is asked for,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphlens.analysis import numerics
-from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array
 from graphlens.analysis.factored_matrix import FactoredMatrix
+from graphlens.errors import InputError, checked_number
+from graphlens.file.names import split_name
+from graphlens.model.calls import Entry, Hooked, call_attention, call_block, call_mlp
+from graphlens.model.limits import longest
+from graphlens.model.modules import Module
 from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ _AS_STORED = ("_W_K", "_W_V", "_b_K", "_b_V")
 
 
 @dataclass(frozen=True, repr=False)
-class Component(Generic[ArrayT]):
+class Component(Module[ArrayT]):
     """A part of the model: its weights and hook points are attributes, under TransformerLens's names.
 
     Weights are read-only views of the mapped file, nothing copied (on the torch face, tensors over such views).
@@ -45,9 +49,18 @@ class Component(Generic[ArrayT]):
         found = self._runner.hooks.find(full)
         if found is not None:
             return found
+        if name in self._own_names():  # a part that not every architecture has
+            return (Norm if self._runner.hooks.find(f"{full}.hook_scale") else Component)(self._runner, full)
         if name.startswith("hook_"):
             return self._runner.hooks.need(full)
         raise AttributeError(f"{self._prefix} of this model has no {name!r}. It has: {', '.join(self._own_names())}.")
+
+    @property
+    def _layer(self) -> int:
+        """The block that the part is in, or is."""
+        layer, _ = split_name(f"{self._prefix}.x")
+        assert layer is not None, "a part of a block"
+        return layer
 
     def _own_names(self) -> list[str]:
         known = [*self._runner.weights.names(), *self._runner.names()]
@@ -72,6 +85,8 @@ class Norm(Component[ArrayT]):
     def __call__(self, residual: ArrayT) -> ArrayT:
         """A residual stream, normalised, then scaled by ``w`` and shifted by ``b`` if the model has them.
 
+        The hooks at ``hook_scale`` and ``hook_normalized`` are called.
+
         Args:
             residual: [..., d_model].
 
@@ -80,17 +95,23 @@ class Norm(Component[ArrayT]):
 
         Raises:
             TypeError: For what is no array of the user's kind.
+            InputError: While an intervention is active at one of its hook points.
         """
         runner, config, stored = self._runner, self._runner.config, self._runner.weights.stored
-        x = runner.border.from_user(residual)
-        normal = numerics.layer_norm(
-            x.astype(np.result_type(x, np.float32), copy=False),  # half precision overflows in the squares
-            stored.get(f"{self._prefix}.w"),
-            stored.get(f"{self._prefix}.b"),
-            config.eps,
-            centre=config.normalization_type.startswith("LN"),
-        )
-        return runner.border.to_user(normal.astype(x.dtype, copy=False))
+        given = runner.border.from_user(residual)
+        hooked = Hooked(self._runner, self._prefix, ("hook_scale", "hook_normalized"))
+        x = given.astype(np.result_type(given, np.float32), copy=False)  # half precision overflows in the squares
+        if config.normalization_type.startswith("LN"):
+            x = x - x.mean(-1, keepdims=True)
+        scale = np.sqrt((x * x).mean(-1, keepdims=True) + np.asarray(config.eps, x.dtype))
+        x = x / hooked("hook_scale", scale, given)
+        x = hooked("hook_normalized", x, given)
+        weight, bias = stored.get(f"{self._prefix}.w"), stored.get(f"{self._prefix}.b")
+        if weight is not None:
+            x = x * weight
+        if bias is not None:
+            x = x + bias
+        return hooked.result(x.astype(given.dtype, copy=False), residual)
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,11 +145,55 @@ class Embed(Component[ArrayT]):
 
 
 @dataclass(frozen=True, repr=False)
+class PosEmbed(Component[ArrayT]):
+    """The learned positional embedding: ``W_pos`` [n_ctx, d_model]."""
+
+    def __call__(
+        self,
+        tokens: ArrayInput | UserArray,
+        past_kv_pos_offset: int = 0,
+        attention_mask: ArrayInput | UserArray | None = None,
+    ) -> ArrayT:
+        """What is added to the embeddings of tokens for their positions. No hook is called, as in TransformerLens.
+
+        Args:
+            tokens: Integers [b, p], of which the shape alone counts.
+            past_kv_pos_offset: How many tokens lie before them in a KV cache.
+            attention_mask: int [b, past_kv_pos_offset + p], 1 at real tokens, which alone count as positions; padding gets zeros.
+
+        Returns:
+            [b, p, d_model], a copy.
+
+        Raises:
+            AttributeError: For a model without learned positions.
+            InputError: For tokens that are not [b, p], for more positions than the model has, and for another mask.
+        """
+        border, table = self._runner.border, self._runner.weights[f"{self._prefix}.W_pos"]
+        past = checked_number(past_kv_pos_offset, "past_kv_pos_offset", least=0)
+        shape = as_array(tokens).shape
+        if len(shape) != 2:
+            raise InputError(f"pos_embed takes tokens [batch, pos], not {list(shape)}.")
+        if past + shape[1] > len(table):
+            raise InputError(f"{past + shape[1]} positions, and {longest(self._runner.config)}.")
+        if attention_mask is None:
+            rows = table[past : past + shape[1]]
+            return border.to_user(np.repeat(rows[None], shape[0], axis=0))
+        mask = as_array(attention_mask)
+        if mask.shape != (shape[0], past + shape[1]) or not np.isin(mask, (0, 1)).all():
+            raise InputError(
+                f"attention_mask of pos_embed must hold 1 and 0 at {[shape[0], past + shape[1]]}; its shape is "
+                f"{list(mask.shape)}."
+            )
+        positions = np.maximum(mask.astype(np.int64).cumsum(-1) - 1, 0)[:, past:]
+        return border.to_user(np.where(mask[:, past:, None] != 0, table[positions], np.zeros((), table.dtype)))
+
+
+@dataclass(frozen=True, repr=False)
 class Unembed(Component[ArrayT]):
     """The unembedding: ``W_U`` [d_model, d_vocab] and ``b_U`` [d_vocab] (zeros where the model has none)."""
 
     def __call__(self, residual: ArrayT) -> ArrayT:
-        """The logits of a residual stream.
+        """The logits of a residual stream. The hooks at ``hook_in`` and ``hook_out`` are called.
 
         Args:
             residual: [..., d_model], after the final norm (``model.ln_final``).
@@ -138,12 +203,15 @@ class Unembed(Component[ArrayT]):
 
         Raises:
             TypeError: For what is no array of the user's kind.
+            InputError: While an intervention is active at one of its hook points.
         """
         runner = self._runner
-        x = runner.border.from_user(residual)
-        logits = x @ runner.weights[f"{self._prefix}.W_U"]
+        given = runner.border.from_user(residual)
+        hooked = Hooked(self._runner, self._prefix, ("hook_in", "hook_out"))
+        logits = hooked("hook_in", given, given) @ runner.weights[f"{self._prefix}.W_U"]
         bias = runner.weights.stored.get(f"{self._prefix}.b_U")
-        return runner.border.to_user(np.asarray(logits if bias is None else logits + bias).astype(x.dtype, copy=False))
+        logits = np.asarray(logits if bias is None else logits + bias)
+        return hooked.result(hooked("hook_out", logits, given).astype(given.dtype, copy=False), residual)
 
 
 @dataclass(frozen=True, repr=False)
@@ -185,6 +253,61 @@ class Attention(Component[ArrayT]):
     def _weight(self, leaf: str) -> Array:
         return self._runner.weights[f"{self._prefix}.{leaf}"]
 
+    def __call__(
+        self,
+        query_input: ArrayT,
+        key_input: ArrayT,
+        value_input: ArrayT,
+        past_kv_cache_entry: Entry | None = None,
+        additive_attention_mask: None = None,
+        attention_mask: ArrayInput | UserArray | None = None,
+        position_bias: None = None,
+    ) -> ArrayT:
+        """What this attention adds to the residual stream, before a norm of it. Its hooks and interventions are called.
+
+        Args:
+            query_input: What queries are computed from, after the block's norm (``blocks[i].ln1(resid_pre)``): [b, p, d_model],
+                or [b, p, heads, d_model] while ``use_split_qkv_input`` or ``use_attn_in`` is set.
+            key_input: The same for keys.
+            value_input: The same for values.
+            past_kv_cache_entry: ``cache.entries[i]`` of a KV cache, which is extended.
+            additive_attention_mask: TransformerLens's for encoders; pass ``attention_mask``.
+            attention_mask: int [b, p], with a KV cache [b, past + p]; 1 at real tokens, 0 at padding.
+            position_bias: TransformerLens's for T5.
+
+        Returns:
+            [b, p, d_model].
+
+        Raises:
+            InputError: For inputs that do not fit.
+        """
+        for name, value in (("additive_attention_mask", additive_attention_mask), ("position_bias", position_bias)):
+            if value is not None:
+                raise InputError(f"{self._prefix} takes no {name}: say which tokens are real with attention_mask.")
+        given = (query_input, key_input, value_input)
+        return call_attention(self._runner, self._layer, given, past_kv_cache_entry, attention_mask)
+
+
+@dataclass(frozen=True, repr=False)
+class Mlp(Component[ArrayT]):
+    """An MLP: ``W_in`` [d_model, d_mlp], ``b_in`` [d_mlp], ``W_out`` [d_mlp, d_model], ``b_out`` [d_model], and where it is gated
+    ``W_gate`` [d_model, d_mlp]."""
+
+    def __call__(self, x: ArrayT) -> ArrayT:
+        """What this MLP adds to the residual stream, before a norm of it. Its hooks and interventions are called.
+
+        Args:
+            x: What it reads, after the block's norm (``blocks[i].ln2(resid_mid)``): [b, p, d_model]; [..., d_model] where
+                nothing is hooked there.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            InputError: For an array that does not fit.
+        """
+        return call_mlp(self._runner, self._layer, x)
+
 
 @dataclass(frozen=True, repr=False)
 class Block(Component[ArrayT]):
@@ -195,11 +318,35 @@ class Block(Component[ArrayT]):
         """The attention layer."""
         return Attention(self._runner, f"{self._prefix}.attn")
 
+    def __call__(
+        self,
+        resid_pre: ArrayT,
+        shortformer_pos_embed: None = None,
+        past_kv_cache_entry: Entry | None = None,
+        attention_mask: ArrayInput | UserArray | None = None,
+    ) -> ArrayT:
+        """The residual stream after this block. Its hooks and interventions are called.
+
+        Args:
+            resid_pre: The residual stream before it, [b, p, d_model].
+            shortformer_pos_embed: Holds TransformerLens's place.
+            past_kv_cache_entry: ``cache.entries[i]`` of a KV cache, which is extended.
+            attention_mask: int [b, p], with a KV cache [b, past + p]; 1 at real tokens, 0 at padding.
+
+        Returns:
+            [b, p, d_model].
+
+        Raises:
+            InputError: For inputs that do not fit.
+        """
+        if shortformer_pos_embed is not None:
+            raise InputError("shortformer_pos_embed: no supported model adds its position embeddings to the attention.")
+        return call_block(self._runner, self._layer, resid_pre, past_kv_cache_entry, attention_mask)
+
     @property
-    def mlp(self) -> Component[ArrayT]:
-        """The MLP: ``W_in`` [d_model, d_mlp], ``b_in`` [d_mlp], ``W_out`` [d_mlp, d_model], ``b_out`` [d_model], and where it
-        is gated ``W_gate`` [d_model, d_mlp]."""
-        return Component(self._runner, f"{self._prefix}.mlp")
+    def mlp(self) -> Mlp[ArrayT]:
+        """The MLP; see ``Mlp``."""
+        return Mlp(self._runner, f"{self._prefix}.mlp")
 
     @property
     def ln1(self) -> Norm[ArrayT]:

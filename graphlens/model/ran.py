@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from graphlens.analysis.arrays import Array
 from graphlens.edits.kinds import Intervention
@@ -17,16 +18,33 @@ class Ran:
         output: Logits [b, p, V], or the residual stream [b, p, d_model] where the run stops early; None if it was not
             asked for.
         values: Activations, and gradients as ``<name>_grad``, by name, after the hooks and interventions there.
+        learned: The hooks that returned what requires a gradient (see ``Border.wants_gradient``), as errors name them.
     """
 
     output: Array | None
     values: dict[str, Array]
+    learned: Sequence[str] = ()
 
     @property
     def logits(self) -> Array:
         """The output of a run that was asked for it."""
         assert self.output is not None, "the run was not asked for its output"
         return self.output
+
+
+class Handle:
+    """Removes one hook, in the manner of torch's RemovableHandle.
+
+    Args:
+        remove: Removes the hook that has this handle.
+    """
+
+    def __init__(self, remove: Callable[[Handle], None]) -> None:
+        self._remove = remove
+
+    def remove(self) -> None:
+        """Removes the hook, if it is active in this thread."""
+        self._remove(self)
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class ActiveHook:
         is_permanent: True if resetting leaves it.
         context_level: The depth of the ``with`` block it belongs to, from 1, or what ``add_hook(level=)`` said.
         dir: "fwd" or "bwd".
+        hook: Removes it: ``hook.remove()``.
     """
 
     name: str
@@ -48,6 +67,7 @@ class ActiveHook:
     is_permanent: bool = False
     context_level: int | None = None
     dir: str = "fwd"
+    hook: Handle = field(default_factory=lambda: Handle(lambda handle: None), compare=False, repr=False)
 
     def goes(self, including_permanent: bool, level: int | None, name: str | None, dir: str = "both") -> bool:
         """True if a reset with these arguments removes the hook.

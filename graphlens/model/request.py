@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypedDict, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.limits import longest
 from graphlens.model.text import Input, Text, Tokens, is_text
+from graphlens.runtime.types import DeviceValue
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
@@ -34,6 +35,13 @@ class Output(NamedTuple, Generic[ArrayT]):
 
     logits: ArrayT
     loss: ArrayT
+
+
+class Extended(Protocol):
+    """Keys and values that a run adds to: a KeyValueCache, or a block's entry of one."""
+
+    def extend(self, present: dict[str, DeviceValue], mask: Tokens, owner: str = "") -> None:
+        """Takes over what a run returned; see ``KeyValueCache.extend``."""
 
 
 class ForwardOptions(TypedDict, Generic[ArrayT], total=False):
@@ -89,11 +97,12 @@ class Request:
         tokens: int64 [b, p]; None where the run starts from a residual stream and no tokens were given.
         mask: int64 [b, p], 1 at real tokens, as it was given or inferred; None where nothing is masked.
         real: The same, also where the padding needs no mask: that of text on the right. None where none is known of.
-        cache: The KV cache to extend, if any.
+        cache: What of a KV cache it extends, if any.
         owner: The model that the cache belongs to from now on.
         shape: (b, p).
         window: Where the tokens lie in their sequences, for edits by position.
         bare: True if no activation is read, so that more of the graph may be fused.
+        alone: True for a part of the model that is called by itself: hooks and interventions elsewhere are none of its own.
     """
 
     plan: Plan
@@ -101,11 +110,12 @@ class Request:
     tokens: Tokens | None
     mask: Tokens | None
     real: Tokens | None
-    cache: KeyValueCache | None
+    cache: Extended | None
     owner: str
     shape: tuple[int, int]
     window: Window
     bare: bool = False
+    alone: bool = False
 
     def repeated(self, times: int) -> Request:
         """The run of several copies of its prompts, one below the other.

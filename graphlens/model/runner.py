@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from graphlens.model.border import Border
 from graphlens.model.encoder_request import EncoderReader, EncoderText
 from graphlens.model.flags import Flags
 from graphlens.model.hooks import BACKWARD, HookRegistry
+from graphlens.model.model_hooks import ModelHooks
 from graphlens.model.per_thread import Block
 from graphlens.model.ran import Ran, Snapshot
 from graphlens.model.request import Reader, Request
@@ -68,7 +68,7 @@ class Runner(Generic[ArrayT]):
         self.text: Text[ArrayT] = kind(engine, border, tokenizer, default_prepend_bos)
         self.weights = Weights(engine)
         self.flags = Flags()
-        self.hooks: HookRegistry = _Hooks(self)
+        self.hooks: HookRegistry = ModelHooks(self)
         self.edits = ActiveEdits(engine)
         self._reader = self._reader_of(engine, self.text)
 
@@ -265,8 +265,10 @@ class Runner(Generic[ArrayT]):
             InputError: For a hook or intervention that this run does not pass.
             HookResultError: For what a hook returned; and whatever a hook raises.
         """
-        callbacks = self.hooks.callbacks(self.border, self.engine.passed(request.plan))
-        plan, edits = self.edits.gates(request.plan, request.window)
+        learned: list[str] = []
+        names, alone = self.engine.passed(request.plan), request.alone
+        callbacks = self.hooks.callbacks(self.border, names, elsewhere=alone, learned=learned)
+        plan, edits = self.edits.gates(request.plan, request.window, elsewhere=alone)
         if request.bare and not callbacks:
             plan = replace(plan, bare=True)
         results = self.engine.run(request.feeds, fetch, callbacks, output, plan, edits)
@@ -274,7 +276,7 @@ class Runner(Generic[ArrayT]):
             mask = np.ones(request.shape, np.int64) if request.mask is None else request.mask
             owner = (request.owner,) if request.owner else ()  # the cache of a generation belongs to nobody else
             request.cache.extend(results.present, mask, *owner)
-        return Ran(results.output, results.values)
+        return Ran(results.output, results.values, learned)
 
     def run_backward(
         self,
@@ -367,18 +369,6 @@ class Runner(Generic[ArrayT]):
     def differentiable(self, plan: Plan) -> set[str]:
         """The hook points that have one gradient in runs of a plan."""
         return backward.differentiable(self.engine, plan)
-
-
-class _Hooks(HookRegistry):
-    """The hooks of a runner's model. Pickled or copied deeply they are those of the runner's copy, which begins without any."""
-
-    def __init__(self, runner: Runner[Any]) -> None:
-        config = runner.config
-        super().__init__(runner.names, config.n_layers, config.d_vocab, config.num_experts or 0)
-        self._runner = runner
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return attrgetter("hooks"), (self._runner,)
 
 
 def _opened(

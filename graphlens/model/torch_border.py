@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.autograd.function import FunctionCtx
 
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.numerics import counted_pairs
 from graphlens.edits.selection import of_tensor
-from graphlens.errors import InputError
+from graphlens.errors import InputError, warn
 from graphlens.model.backward import Seed
 from graphlens.model.border import Border
 from graphlens.model.config import HookedTransformerConfig
@@ -36,6 +37,34 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
         ctx.run(gradients[0].detach().contiguous().cpu().numpy())
         return None, None, None
+
+
+class _Refused(torch.autograd.Function):
+    """Numbers without a gradient, whose ``backward()`` says why there is none."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, anchor: torch.Tensor, numbers: torch.Tensor, why: str) -> torch.Tensor:
+        ctx.why = why
+        return numbers.view_as(numbers)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: torch.Tensor) -> tuple[None, None, None]:
+        raise InputError(ctx.why)
+
+
+def _refusing(tensor: torch.Tensor, why: str) -> torch.Tensor:
+    """The tensor, with a ``backward()`` that raises InputError."""
+    refusing: torch.Tensor = _Refused.apply(torch.zeros((), requires_grad=True), tensor, why)
+    return refusing
+
+
+def _no_way_back(learned: Sequence[str]) -> str:
+    """Why no gradient reaches what a hook returned."""
+    return (
+        f"{learned[0]} returned a tensor that requires a gradient, and none reaches it: the graph runs in ONNX Runtime, outside "
+        "torch's autograd. Detach what the hook returns; take gradients at its hook point with model.gradients(tokens, metric, "
+        "names) and go on from there with tensor.backward(gradient); or train in torch, with the checkpoint."
+    )
 
 
 @dataclass(frozen=True)
@@ -70,9 +99,35 @@ class TorchBorder(Border[torch.Tensor]):
         """A FactoredMatrix of tensors."""
         return FactoredMatrix(left, right)
 
-    def finish(self, output: Array, request: Request, runner: Runner[torch.Tensor]) -> torch.Tensor:
-        """The output as a tensor, with a ``backward()`` where backward hooks are active and grad is enabled."""
+    def wants_gradient(self, value: object) -> bool:
+        """True for a tensor that requires a gradient, while grad is enabled."""
+        return isinstance(value, torch.Tensor) and value.requires_grad and torch.is_grad_enabled()
+
+    def computed(self, output: Array, given: Sequence[object], part: str, learned: Sequence[str] = ()) -> torch.Tensor:
+        """A tensor, with a ``backward()`` that says why there is none where what was given requires a gradient."""
         tensor = self.to_user(output)
+        if learned:
+            return _refusing(tensor, _no_way_back(learned))
+        if any(map(self.wants_gradient, given)):
+            return _refusing(
+                tensor,
+                f"{part} was called with a tensor that requires a gradient, and gives none back: it runs in ONNX Runtime, not in "
+                "torch's autograd. Detach what it is called with, or take gradients with model.gradients(tokens, metric, names).",
+            )
+        return tensor
+
+    def finish(
+        self, output: Array, request: Request, runner: Runner[torch.Tensor], learned: Sequence[str] = ()
+    ) -> torch.Tensor:
+        """The output as a tensor, with a ``backward()`` where backward hooks are active and grad is enabled.
+
+        Where a hook returned a tensor that requires a gradient, ``backward()`` says why none reaches it.
+        """
+        tensor = self.to_user(output)
+        if learned and runner.hooks.active(dir=BACKWARD):
+            warn(_no_way_back(learned))  # backward() calls the backward hooks
+        elif learned and torch.is_grad_enabled():
+            return _refusing(tensor, _no_way_back(learned))
         if not torch.is_grad_enabled() or not runner.hooks.active(dir=BACKWARD) or request.plan.stop is not None:
             return tensor
         if request.cache is not None:

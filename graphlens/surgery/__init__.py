@@ -12,6 +12,7 @@ from graphlens.surgery.flagged import with_flagged
 from graphlens.surgery.gates import gate_input, with_gates, without_gates
 from graphlens.surgery.graph import NotHooked, ensure_hooks_resolve, read_manifest
 from graphlens.surgery.graphsurgeon import from_graphsurgeon, to_graphsurgeon
+from graphlens.surgery.lone_part import part_alone
 from graphlens.surgery.outputs import expose, keep_results, prune, strip, without_logits
 from graphlens.surgery.process import process_weights
 from graphlens.surgery.python_gates import with_python_gates
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "load_plain",
     "names_graphlens",
+    "part_alone",
     "process_weights",
     "prune",
     "read_manifest",

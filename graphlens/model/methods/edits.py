@@ -13,6 +13,7 @@ from graphlens.model import describe
 from graphlens.model.config import HookPointInfo
 from graphlens.model.hook_calls import HookFunction, HookName, Hooks
 from graphlens.model.hooks import HookDict
+from graphlens.model.methods import root, torch_like
 from graphlens.model.per_thread import Block
 from graphlens.model.runner import Interventions, Runner
 
@@ -181,6 +182,36 @@ class EditMethods(Generic[ArrayT]):
         stay = not checked_number(reset_hooks_end, "reset_hooks_end", bool)
         clear_contexts = checked_number(clear_contexts, "clear_contexts", bool)
         return self.runner.hooks.adding(fwd_hooks, bwd_hooks, stay, clear_contexts).giving(self)
+
+    # As HookedRootModule and torch's Module have them
+
+    remove_all_hook_fns = root.remove_all_hook_fns
+    check_hooks_to_add = root.check_hooks_to_add
+    check_and_add_hook = root.check_and_add_hook
+    list_hooks = root.list_hooks
+    context_level = property(root.context_level)
+    get_caching_hooks = root.get_caching_hooks
+    add_caching_hooks = root.add_caching_hooks
+    cache_all = root.cache_all
+    cache_some = root.cache_some
+    named_modules = torch_like.named_modules
+    modules = torch_like.modules
+    named_children = torch_like.named_children
+    children = torch_like.children
+    mod_dict = property(torch_like.mod_dict)
+    training = property(torch_like.training)
+    eval = torch_like.eval
+    train = torch_like.train
+    requires_grad_ = torch_like.requires_grad_
+    zero_grad = torch_like.zero_grad
+    to = torch_like.to
+    cpu = torch_like.cpu
+    cuda = torch_like.cuda
+    mps = torch_like.mps
+    half = torch_like.half
+    float = torch_like.float
+    double = torch_like.double
+    bfloat16 = torch_like.bfloat16
 
     # Interventions
 

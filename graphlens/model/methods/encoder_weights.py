@@ -11,7 +11,7 @@ from graphlens.analysis.arrays import ArrayT
 from graphlens.errors import InputError
 from graphlens.model.hooks import HookPoint
 from graphlens.model.methods.weights import WeightMethods
-from graphlens.model.parts import Component, Embed, Norm
+from graphlens.model.parts import Component, Embed, Norm, PosEmbed
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,9 +24,9 @@ class EncoderEmbed(Embed[ArrayT]):
         return Component(self._runner, f"{self._prefix}.embed")
 
     @property
-    def pos_embed(self) -> Component[ArrayT]:
+    def pos_embed(self) -> PosEmbed[ArrayT]:
         """The positional embedding: ``W_pos`` [n_ctx, d_model]."""
-        return Component(self._runner, f"{self._prefix}.pos_embed")
+        return PosEmbed(self._runner, f"{self._prefix}.pos_embed")
 
     @property
     def token_type_embed(self) -> Component[ArrayT]:
@@ -59,7 +59,7 @@ class EncoderWeightMethods(WeightMethods[ArrayT]):
         return EncoderEmbed(self.runner, "embed")
 
     @property
-    def pos_embed(self) -> Component[ArrayT]:
+    def pos_embed(self) -> PosEmbed[ArrayT]:
         """The positional embedding, with ``W_pos``. TransformerLens: ``embed.pos_embed``."""
         return self.embed.pos_embed
 

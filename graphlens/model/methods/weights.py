@@ -12,7 +12,7 @@ from graphlens.analysis.factored_matrix import FactoredMatrix
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.names import block_name, in_block
 from graphlens.model.hooks import HookPoint
-from graphlens.model.parts import Block, Component, Embed, Norm, Unembed
+from graphlens.model.parts import Block, Embed, Norm, PosEmbed, Unembed
 from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class WeightMethods(Generic[ArrayT]):
         return Embed(self.runner, "embed")
 
     @property
-    def pos_embed(self) -> Component[ArrayT]:
-        """The positional embedding, with ``W_pos``."""
-        return Component(self.runner, "pos_embed")
+    def pos_embed(self) -> PosEmbed[ArrayT]:
+        """The positional embedding, with ``W_pos``; call it on tokens."""
+        return PosEmbed(self.runner, "pos_embed")
 
     @property
     def blocks(self) -> list[Block[ArrayT]]:

@@ -1,0 +1,90 @@
+"""Blocks, attention, MLPs and norms of every family, called by themselves, are TransformerLens 3.9's, hooks among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from graphlens import HookedTransformer
+from tests.families.comparing import TOLERANCE, relative
+from tests.families.variants import CHOSEN, VARIANTS
+
+Folders = Callable[[str], Path]
+WITH_LENS = [name for name in CHOSEN if VARIANTS[name].lens is not None]
+
+
+def fired(model: Any, call: Callable[[], Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What a call gives, and every activation that it passes by name, in order."""
+    seen: dict[str, np.ndarray] = {}
+
+    def keep(value: Any, hook: Any) -> None:
+        seen[hook.name] = np.asarray(value).copy()
+
+    with model.hooks(fwd_hooks=[(lambda name: True, keep)]):
+        return np.asarray(call()).copy(), seen
+
+
+def calls(model: Any, layer: int, x: Any, q: Any, k: Any, v: Any) -> dict[str, Callable[[], Any]]:
+    block = model.blocks[layer]
+    found = {
+        "block": lambda: block(x),
+        "attn": lambda: block.attn(q, k, v),
+        "mlp": lambda: block.mlp(x),
+        "ln1": lambda: block.ln1(x),
+        "ln2": lambda: block.ln2(x),
+        "ln_final": lambda: model.ln_final(x),
+        "unembed": lambda: model.unembed(x),
+    }
+    if hasattr(block, "ln1_post"):
+        found |= {"ln1_post": lambda: block.ln1_post(x), "ln2_post": lambda: block.ln2_post(x)}
+    return found
+
+
+@pytest.mark.parametrize("name", WITH_LENS)
+def test_every_part_is_transformerlenss(name: str, family_model: Any, family_checkpoint: Folders) -> None:
+    from tests.families.lens import lens_of
+
+    ours: HookedTransformer = family_model(name)
+    theirs = lens_of(name, family_checkpoint(name))
+    tokens = np.random.default_rng(2).integers(1, ours.cfg.d_vocab, (2, 7))
+    (found, seen), (expected, passed) = (
+        fired(model, lambda model=model, ids=ids: model.embed(ids))
+        for model, ids in ((ours, tokens), (theirs, torch.from_numpy(tokens)))
+    )
+    assert relative(found, expected, "embed") <= TOLERANCE
+    assert list(seen) == list(passed)
+    if "pos_embed.W_pos" in ours.weights:
+        mask = np.asarray([[0, 0, 0, *[1] * 6], [1] * 7 + [0] * 2])
+        for rest in ((), (2,), (2, mask), (0, mask[:, 2:])):
+            found = ours.pos_embed(tokens, *rest)
+            given = [torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in rest]
+            assert relative(found, theirs.pos_embed(torch.from_numpy(tokens), *given), f"pos_embed {rest}") <= TOLERANCE
+    inputs = np.random.default_rng(3).standard_normal((4, 2, 7, ours.cfg.d_model)).astype(np.float32)
+    for layer in (0, ours.cfg.n_layers - 1):
+        mine, reference = (
+            calls(model, layer, *arrays) for model, arrays in ((ours, inputs), (theirs, torch.from_numpy(inputs)))
+        )
+        for what, call in mine.items():
+            (found, seen), (expected, passed) = fired(ours, call), fired(theirs, reference[what])
+            assert relative(found, expected, f"{name} {layer} {what}") <= TOLERANCE, (layer, what)
+            # Of an MLP of experts ours has no hook points of each expert.
+            assert set(seen) == {hook for hook in passed if ".experts." not in hook}, (layer, what)
+            for hook, value in seen.items():
+                assert relative(value, passed[hook], hook) <= TOLERANCE, (layer, what, hook)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_parts_joined_are_the_model(name: str, family_model: Any) -> None:
+    ours: HookedTransformer = family_model(name)
+    tokens = np.random.default_rng(4).integers(1, ours.cfg.d_vocab, (2, 9))
+    mask = np.asarray([[0, 0, 0, *[1] * 6], [1] * 9])
+    for given in (None, mask):
+        _, cache = ours.run_with_cache(tokens, attention_mask=given)
+        for layer, block in enumerate(ours.blocks):
+            found = block(cache["resid_pre", layer], attention_mask=given)
+            assert relative(found, cache["resid_post", layer], f"{name} {layer}") <= TOLERANCE
