@@ -13,12 +13,15 @@ from graphlens.errors import InputError, checked_number, is_one_of, warn
 from graphlens.file.tokenizer import Tokenizer, checked_text
 from graphlens.model.border import Border
 from graphlens.model.limits import longest
+from graphlens.model.of_transformers import RealTokenizer, TransformersTokenizer, real_of, set_up, wrapped
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
 
 Tokens = npt.NDArray[np.int64]
 _SHOWN = 20  # tokens in an error
+# Architectures whose tokenizer TransformerLens's set_tokenizer leaves as it is.
+_LEFT_AS_THEY_ARE = ("OlmoForCausalLM", "OlmoeForCausalLM", "Olmo2ForCausalLM")
 # What a run takes: text, token ids as lists or arrays, or (with start_at_layer) a residual stream.
 Input: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Array | ArrayT
 
@@ -47,7 +50,7 @@ class Text(Generic[ArrayT]):
         default_prepend_bos: Whether text gets a BOS token where a call does not say.
 
     Attributes:
-        tokenizer: See above; it may be replaced.
+        tokenizer: What the model itself asks; ``exposed`` is what users get. It may be replaced: see ``take``.
         own_tokenizer: The one that the model was opened with.
         default_prepend_bos: See above.
     """
@@ -56,7 +59,10 @@ class Text(Generic[ArrayT]):
         self, engine: Engine, border: Border[ArrayT], tokenizer: Tokenizer | None, default_prepend_bos: bool
     ) -> None:
         self._engine, self.border = engine, border
-        self.tokenizer = self.own_tokenizer = tokenizer
+        self.tokenizer: Tokenizer | None = tokenizer
+        self.own_tokenizer = tokenizer
+        if tokenizer is not None and tokenizer.settings is not None and self._puts_bos_first():
+            tokenizer.put_bos_first()
         self.default_prepend_bos = default_prepend_bos
         self._side_without_tokenizer = "right"
         self._warned = False
@@ -64,6 +70,36 @@ class Text(Generic[ArrayT]):
     def use(self, engine: Engine) -> None:
         """Goes on with another engine over the same file."""
         self._engine = engine
+
+    def _puts_bos_first(self) -> bool:
+        """True if ``tokenizer(text)`` is to begin with BOS, as in TransformerLens."""
+        config = self._engine.manifest.config
+        return not config.is_encoder and config.original_architecture not in _LEFT_AS_THEY_ARE
+
+    @property
+    def exposed(self) -> Tokenizer | RealTokenizer | None:
+        """The tokenizer as users get it: transformers' own where transformers is installed, which imports it."""
+        if isinstance(self.tokenizer, Tokenizer) and self.tokenizer.settings is not None:
+            real = real_of(self.tokenizer, self._engine.manifest.config.model_name)
+            if self.own_tokenizer is self.tokenizer:
+                self.own_tokenizer = real
+            self.tokenizer = real
+        return self.tokenizer.real if isinstance(self.tokenizer, TransformersTokenizer) else self.tokenizer
+
+    def take(self, tokenizer: object, as_it_is: bool = False) -> None:
+        """Goes on with another tokenizer.
+
+        Args:
+            tokenizer: One of transformers or of graphlens, or None for none.
+            as_it_is: False sets up one of transformers as TransformerLens's ``set_tokenizer`` does.
+
+        Raises:
+            InputError: For anything else; the tokenizer stays the one that it is.
+        """
+        found = None if tokenizer is None else wrapped(tokenizer)
+        if found is not None and not (as_it_is or self._engine.manifest.config.is_encoder):
+            found = set_up(found, self._puts_bos_first())
+        self.tokenizer = found
 
     @property
     def default_padding_side(self) -> str:
@@ -113,7 +149,7 @@ class Text(Generic[ArrayT]):
         Raises:
             InputError: When it is none or several.
         """
-        ids = self.need_tokenizer().encode(string)
+        ids = self.need_tokenizer().encode(string, add_special_tokens=False)
         if len(ids) != 1:
             shown = f"{self.of_each(ids[:_SHOWN])}{', ...' if len(ids) > _SHOWN else ''}"
             raise InputError(f"{string!r:.200} is {len(ids)} tokens ({shown}), not one.")
@@ -132,16 +168,20 @@ class Text(Generic[ArrayT]):
         """
         tokenizer = self.need_tokenizer()
         bos = self.default_prepend_bos if prepend_bos is None else checked_number(prepend_bos, "prepend_bos", bool)
-        ids = [*([tokenizer.require_bos()] if bos else []), *tokenizer.encode(text)]
-        return self.cut(ids) if truncate else ids
+        ids = [*([tokenizer.require_bos()] if bos else []), *tokenizer.encode(text, add_special_tokens=False)]
+        return self.cut(ids, bos) if truncate else ids
 
-    def cut(self, ids: list[int]) -> list[int]:
-        """The ids of a text without what goes beyond n_ctx.
+    def cut(self, ids: list[int], bos: bool) -> list[int]:
+        """The ids of a text without what goes beyond n_ctx, at the tokenizer's ``truncation_side``.
 
         Args:
             ids: What ``encode`` gave.
+            bos: Whether they begin with a BOS token, which stays.
         """
-        return ids[: self._engine.manifest.config.n_ctx]
+        n_ctx, kept = self._engine.manifest.config.n_ctx, int(bos)
+        if len(ids) <= n_ctx or self.need_tokenizer().truncation_side != "left":
+            return ids[:n_ctx]
+        return [*ids[:kept], *ids[len(ids) - n_ctx + kept :]]
 
     def of_each(self, ids: Sequence[int]) -> list[str]:
         """The text of each token.
@@ -235,8 +275,10 @@ class Text(Generic[ArrayT]):
         n_ctx = cfg.n_ctx
         cut = [str(len(row) - n_ctx) for row in rows if len(row) > n_ctx]
         if truncate and cut:
-            warn(f"{', '.join(cut)} tokens were cut from the end of the text: {longest(cfg)}.")
-            rows = [self.cut(row) for row in rows]
+            end = "start" if self.need_tokenizer().truncation_side == "left" else "end"
+            warn(f"{', '.join(cut)} tokens were cut from the {end} of the text: {longest(cfg)}.")
+            bos = self.default_prepend_bos if prepend_bos is None else prepend_bos
+            rows = [self.cut(row, bos) for row in rows]
         tokens = self._validated(self._padded(rows, side))
         lengths, index = np.asarray([[len(row)] for row in rows]), np.arange(tokens.shape[1])
         mask = index >= index.size - lengths if side == "left" else index < lengths
@@ -296,7 +338,7 @@ class Text(Generic[ArrayT]):
         if ids.size and not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"tokens must be integers, not {ids.dtype}.")
         size = self._engine.manifest.config.d_vocab
-        _check_vocabulary(ids, max(size, self.need_tokenizer().vocab_size) if decoding else size)
+        _check_vocabulary(ids, max(size, len(self.need_tokenizer())) if decoding else size)
         return ids.astype(np.int64, copy=False)
 
     def ids(self, input: Input[ArrayT]) -> Array:

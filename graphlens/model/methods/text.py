@@ -25,33 +25,44 @@ class TextMethods(Generic[ArrayT]):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; None for a model without one, which takes token ids only."""
-        return self.runner.text.tokenizer
+        """The tokenizer; None for a model without one, which takes token ids only.
+
+        Where transformers is installed it is one of transformers (imported when this is first asked for), with all that
+        they can do; else graphlens's small one, with the methods and arguments that need no transformers. As in
+        TransformerLens ``tokenizer(text)`` puts BOS first. What is set on it (``padding_side``, ``pad_token``, added
+        tokens) holds for the model too.
+        """
+        return cast("Tokenizer | None", self.runner.text.exposed)
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: Tokenizer | None) -> None:
-        self.runner.text.tokenizer = tokenizer
+    def tokenizer(self, tokenizer: object) -> None:
+        self.runner.text.take(tokenizer, as_it_is=True)
 
     @tokenizer.deleter
     def tokenizer(self) -> None:
         # As an attribute patched for a while is put back: the tokenizer that the model was opened with.
         self.runner.text.tokenizer = self.runner.text.own_tokenizer
 
-    def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
+    def set_tokenizer(self, tokenizer: object, default_padding_side: str | None = None) -> None:
         """Replaces the tokenizer. TransformerLens: the same name.
 
+        As there, one of transformers gets EOS for a BOS or PAD that it lacks, and where it does not put BOS before a text, the
+        model goes on with a copy that does.
+
         Args:
-            tokenizer: A fast transformers one, which is copied, or one of graphlens's.
+            tokenizer: One of transformers, or graphlens's small one, which stays as it is.
             default_padding_side: "right" or "left"; None is the tokenizer's own.
 
         Raises:
             InputError: For another kind or side.
         """
         side = None if default_padding_side is None else checked_side(default_padding_side)
-        new = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_transformers(tokenizer)
-        self.runner.text.tokenizer = new
+        text = self.runner.text
+        if tokenizer is None:
+            raise InputError("set_tokenizer takes a tokenizer. For a model without one: model.tokenizer = None.")
+        text.take(tokenizer)
         if side is not None:
-            new.padding_side = side
+            text.default_padding_side = side
 
     # Text to tokens
 
@@ -123,7 +134,7 @@ class TextMethods(Generic[ArrayT]):
             raise InputError(f"get_token_position takes one prompt, not {rows.shape[0]}.")
         found = np.flatnonzero(rows[0] == token)
         if found.size == 0:
-            known = text.tokenizer is not None and 0 <= token < text.tokenizer.vocab_size
+            known = text.tokenizer is not None and 0 <= token < len(text.tokenizer)
             shown = f" ({text.of_each([token])[0]!r})" if known else ""
             raise InputError(f"token {token}{shown} does not occur in the prompt of {rows.shape[1]} tokens.")
         return int(found[0 if mode == "first" else -1])
@@ -239,7 +250,7 @@ class TextMethods(Generic[ArrayT]):
         shown = top_k if checked_number(print_details, "print_details", bool) else None
         if checked_number(prepend_space_to_answer, "prepend_space_to_answer", bool):
             answers = [each if each.startswith(" ") else f" {each}" for each in answers]
-        rows = [text.need_tokenizer().encode(each) for each in answers]
+        rows = [text.need_tokenizer().encode(each, add_special_tokens=False) for each in answers]
         if not rows or not all(rows):
             raise InputError(f"every answer needs at least one token; got {answers}.")
         wanted = np.asarray([row[:1] for row in rows] if len(rows) > 1 else rows, np.int64)  # [answers, answer tokens]
