@@ -9,19 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array, is_tensor
-from graphlens.errors import InputError, checked_number, is_one_of, warn
+from graphlens.errors import InputError, checked_number, warn
 from graphlens.file.tokenizer import Tokenizer, checked_text
 from graphlens.model.border import Border
+from graphlens.model.held_tokenizer import HeldTokenizer
+from graphlens.model.held_tokenizer import checked_side as checked_side
 from graphlens.model.limits import longest
-from graphlens.model.of_transformers import RealTokenizer, TransformersTokenizer, real_of, set_up, wrapped
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
 
 Tokens = npt.NDArray[np.int64]
 _SHOWN = 20  # tokens in an error
-# Architectures whose tokenizer TransformerLens's set_tokenizer leaves as it is.
-_LEFT_AS_THEY_ARE = ("OlmoForCausalLM", "OlmoeForCausalLM", "Olmo2ForCausalLM")
 # What a run takes: text, token ids as lists or arrays, or (with start_at_layer) a residual stream.
 Input: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Array | ArrayT
 
@@ -40,7 +39,7 @@ class Prompts(NamedTuple):
     real: Tokens | None
 
 
-class Text(Generic[ArrayT]):
+class Text(HeldTokenizer, Generic[ArrayT]):
     """Turns what a user hands in into tokens, and tokens into text.
 
     Args:
@@ -50,93 +49,16 @@ class Text(Generic[ArrayT]):
         default_prepend_bos: Whether text gets a BOS token where a call does not say.
 
     Attributes:
-        tokenizer: What the model itself asks; ``exposed`` is what users get. It may be replaced: see ``take``.
-        own_tokenizer: The one that the model was opened with.
         default_prepend_bos: See above.
     """
 
     def __init__(
         self, engine: Engine, border: Border[ArrayT], tokenizer: Tokenizer | None, default_prepend_bos: bool
     ) -> None:
-        self._engine, self.border = engine, border
-        self.tokenizer: Tokenizer | None = tokenizer
-        self.own_tokenizer = tokenizer
-        if tokenizer is not None and tokenizer.settings is not None and self._puts_bos_first():
-            tokenizer.put_bos_first()
+        super().__init__(engine, tokenizer)
+        self.border = border
         self.default_prepend_bos = default_prepend_bos
-        self._side_without_tokenizer = "right"
         self._warned = False
-
-    def use(self, engine: Engine) -> None:
-        """Goes on with another engine over the same file."""
-        self._engine = engine
-
-    def _puts_bos_first(self) -> bool:
-        """True if ``tokenizer(text)`` is to begin with BOS, as in TransformerLens."""
-        config = self._engine.manifest.config
-        return not config.is_encoder and config.original_architecture not in _LEFT_AS_THEY_ARE
-
-    @property
-    def exposed(self) -> Tokenizer | RealTokenizer | None:
-        """The tokenizer as users get it: transformers' own where transformers is installed, which imports it."""
-        if isinstance(self.tokenizer, Tokenizer) and self.tokenizer.settings is not None:
-            real = real_of(self.tokenizer, self._engine.manifest.config.model_name)
-            if self.own_tokenizer is self.tokenizer:
-                self.own_tokenizer = real
-            self.tokenizer = real
-        return self.tokenizer.real if isinstance(self.tokenizer, TransformersTokenizer) else self.tokenizer
-
-    def take(self, tokenizer: object, as_it_is: bool = False) -> None:
-        """Goes on with another tokenizer.
-
-        Args:
-            tokenizer: One of transformers or of graphlens, or None for none.
-            as_it_is: False sets up one of transformers as TransformerLens's ``set_tokenizer`` does.
-
-        Raises:
-            InputError: For anything else; the tokenizer stays the one that it is.
-        """
-        found = None if tokenizer is None else wrapped(tokenizer)
-        if found is not None and not (as_it_is or self._engine.manifest.config.is_encoder):
-            found = set_up(found, self._puts_bos_first())
-        self.tokenizer = found
-
-    @property
-    def default_padding_side(self) -> str:
-        """Where prompts are padded unless a call says: the tokenizer's own ``padding_side`` when there is one.
-
-        So ``model.tokenizer.padding_side = "left"`` works as in TransformerLens. Set it after ``tokenizer``.
-        """
-        return self._side_without_tokenizer if self.tokenizer is None else self.tokenizer.padding_side
-
-    @default_padding_side.setter
-    def default_padding_side(self, side: str) -> None:
-        side = checked_side(side)
-        if self.tokenizer is None:
-            self._side_without_tokenizer = side
-        else:
-            self.tokenizer.padding_side = side
-
-    def need_tokenizer(self) -> Tokenizer:
-        """The tokenizer.
-
-        Raises:
-            InputError: For a model without one.
-        """
-        if self.tokenizer is None:
-            raise InputError(f"{self._engine.folder} has no tokenizer: pass token ids, not text.")
-        return self.tokenizer
-
-    def side(self, padding_side: str | None) -> str:
-        """The side that a call pads on.
-
-        Args:
-            padding_side: "right", "left", or None for the default.
-
-        Raises:
-            InputError: For anything else.
-        """
-        return checked_side(self.default_padding_side if padding_side is None else padding_side)
 
     # Text
 
@@ -395,20 +317,6 @@ def some(rows: list[list[int]]) -> list[list[int]]:
     if not any(rows):
         raise InputError("the prompt is empty: it holds no token. Pass some text, or prepend_bos=True.")
     return rows
-
-
-def checked_side(side: str) -> str:
-    """The side as it is, if it is one.
-
-    Args:
-        side: "right" or "left".
-
-    Raises:
-        InputError: For anything but "right" and "left".
-    """
-    if not is_one_of(side, ("right", "left")):
-        raise InputError(f"padding_side must be 'right' or 'left', not {side!r}.")
-    return side
 
 
 def _check_vocabulary(ids: Array, size: int) -> None:
