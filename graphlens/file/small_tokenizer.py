@@ -152,7 +152,9 @@ class Tokenizer:
             return
         try:
             template = TemplateProcessing(f"{bos}:0 $A:0", f"{bos}:0 $A:0 {bos}:1 $B:1", [(bos, index)])
-        except ValueError:  # a token that the template's syntax cannot say ("<seed:bos>"): it is left as it is there, too
+        except (
+            ValueError
+        ):  # a token that the template's syntax cannot say ("<seed:bos>"): it is left as it is there, too
             return
         self.fast.post_processor, self.adds_bos = template, True
 
@@ -203,14 +205,16 @@ class Tokenizer:
         """
         return list(self.fast.encode(checked_text(text), add_special_tokens=add_special_tokens).tokens)
 
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | None | list[int | None]:
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int | None] | None:
         """The id of a token as the tokenizer writes it, or those of several; that of UNK, or None, for what is none."""
         if isinstance(tokens, str):
             found = self.fast.token_to_id(tokens)
             return self.unk_token_id if found is None else found
         return [cast(int | None, self.convert_tokens_to_ids(token)) for token in tokens]
 
-    def convert_ids_to_tokens(self, ids: npt.ArrayLike, skip_special_tokens: bool = False) -> str | None | list[str | None]:
+    def convert_ids_to_tokens(
+        self, ids: npt.ArrayLike, skip_special_tokens: bool = False
+    ) -> str | list[str | None] | None:
         """The token of an id as the tokenizer writes it, or those of several.
 
         Args:

@@ -96,7 +96,9 @@ class Generation(Generic[ArrayT]):
             self._shape, mask = (self.embeddings.shape[0], self.embeddings.shape[1]), None
             self._prompt = np.zeros((self._shape[0], 0), np.int64)
             if options.freq_penalty or options.repetition_penalty != 1:
-                raise InputError("freq_penalty and repetition_penalty count tokens, which embeddings do not tell: leave them out.")
+                raise InputError(
+                    "freq_penalty and repetition_penalty count tokens, which embeddings do not tell: leave them out."
+                )
         if options.attention_mask is not None:
             mask = checked_mask(options.attention_mask, self._shape)
         if self.embeddings is not None and mask is not None and not mask.all():
@@ -192,7 +194,9 @@ class Generation(Generic[ArrayT]):
         else:
             feeds |= cache.feeds(range(self._runner.config.n_layers), part)
             window = cache.window(shape[1], horizon)
-        return Request(replace(plan, past=cache is not None), feeds, new, part, part, cache, "", shape, window, bare=True)
+        return Request(
+            replace(plan, past=cache is not None), feeds, new, part, part, cache, "", shape, window, bare=True
+        )
 
     def _end_tokens(self) -> tuple[list[int], int]:
         """The ids that end a sequence, and the one that fills it up: of several the tokenizer's own, if it has one."""

@@ -39,11 +39,14 @@ class RealTokenizer(Protocol):
 
     def __len__(self) -> int: ...
 
-    def get_vocab(self) -> dict[str, int]: ...
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id."""
 
-    def encode(self, text: str, *, add_special_tokens: bool, verbose: bool) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool, verbose: bool) -> list[int]:
+        """The ids of a text."""
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
+    def decode(self, ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
+        """The text of ids."""
 
 
 class TransformersTokenizer(Tokenizer):

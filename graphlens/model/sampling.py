@@ -46,7 +46,9 @@ class Sampling:
         checked_number(self.temperature, "temperature", float, least=0)
         checked_number(self.freq_penalty, "freq_penalty", float)
         if not checked_number(self.repetition_penalty, "repetition_penalty", float, least=0) > 0:
-            raise InputError(f"repetition_penalty={self.repetition_penalty!r}: it must be more than 0; 1 changes nothing.")
+            raise InputError(
+                f"repetition_penalty={self.repetition_penalty!r}: it must be more than 0; 1 changes nothing."
+            )
         if self.top_k is not None:
             checked_number(self.top_k, "top_k", least=1)
         if self.top_p is not None and not checked_number(self.top_p, "top_p", float, most=1) > 0:
@@ -92,7 +94,7 @@ def penalised(logits: Array, tokens: Tokens, penalty: float) -> Array:
     return found
 
 
-def sample(logits: Array, tokens: Tokens, rng: Generator | _Random, how: Sampling = Sampling()) -> Tokens:  # noqa: B008
+def sample(logits: Array, tokens: Tokens, rng: Generator | _Random, how: Sampling = Sampling()) -> Tokens:
     """Draws one token for each row of logits.
 
     In this order: repetition penalty, divide by the temperature, subtract the frequency penalty times each token's count, keep

@@ -251,23 +251,25 @@ class Text(HeldTokenizer, Generic[ArrayT]):
 
         Args:
             input: One id, lists of them, or an array.
-            decoding: True also allows ids that only the tokenizer knows: its vocabulary may be larger than the model's.
+            decoding: True also allows ids that only the tokenizer knows (its vocabulary may be larger than the model's), and
+                whole numbers of a floating dtype, as TransformerLens does there.
 
         Raises:
             InputError: For numbers that are no integers, and for ids outside the vocabulary.
         """
-        ids = self._array(input)
+        ids = _whole(self._array(input)) if decoding else self._array(input)
         if ids.size and not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"tokens must be integers, not {ids.dtype}.")
         size = self._engine.manifest.config.d_vocab
         _check_vocabulary(ids, max(size, len(self.need_tokenizer())) if decoding else size)
         return ids.astype(np.int64, copy=False)
 
-    def ids(self, input: Input[ArrayT]) -> Array:
+    def ids(self, input: Input[ArrayT], looking: bool = False) -> Array:
         """Token ids as integers [b, p] of whatever width.
 
         Args:
             input: Ids [b, p], or [p] for one row.
+            looking: True also allows whole numbers of a floating dtype, as TransformerLens does where it looks for a token.
 
         Raises:
             InputError: For ragged lists, numbers that are no integers, and other shapes.
@@ -278,7 +280,7 @@ class Text(HeldTokenizer, Generic[ArrayT]):
                 raise InputError(
                     f"ragged token lists (lengths {lengths}): pad them, or pass strings to have that done."
                 )
-        array = self._array(input)
+        array = _whole(self._array(input)) if looking else self._array(input)
         if array.size and not np.issubdtype(array.dtype, np.integer):
             raise InputError(f"tokens must be integers, not {array.dtype}.")
         if array.ndim not in (1, 2):
@@ -325,3 +327,10 @@ def _check_vocabulary(ids: Array, size: int) -> None:
         if low < 0 or high >= size:
             bad = low if low < 0 else high
             raise InputError(f"token id {bad} is outside the vocabulary: ids go from 0 to {size - 1}.")
+
+
+def _whole(ids: Array) -> Array:
+    """Ids of a floating dtype as integers, where all of them are whole numbers; others as they are."""
+    if ids.dtype.kind != "f" or not np.isfinite(ids).all() or (ids != np.rint(ids)).any():
+        return ids
+    return ids.astype(np.int64) if not ids.size or np.abs(ids).max() < 2**62 else ids

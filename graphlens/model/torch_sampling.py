@@ -31,9 +31,7 @@ def sampler(seed: int | None) -> Sampler:
     return choose
 
 
-def draw(
-    logits: torch.Tensor, tokens: Tokens, how: Sampling, generator: torch.Generator | None = None
-) -> torch.Tensor:
+def draw(logits: torch.Tensor, tokens: Tokens, how: Sampling, generator: torch.Generator | None = None) -> torch.Tensor:
     """Draws one token for each row of logits.
 
     Args:
@@ -67,7 +65,9 @@ def draw(
     if how.top_p is not None and how.top_p < 1:
         ordered, order = torch.sort(scores, descending=True)
         reached = ordered.softmax(-1).cumsum(-1) > how.top_p
-        beyond = torch.cat([torch.zeros_like(reached[..., :1]), reached[..., :-1]], -1)  # the one that crosses it is kept
+        beyond = torch.cat(
+            [torch.zeros_like(reached[..., :1]), reached[..., :-1]], -1
+        )  # the one that crosses it is kept
         scores = scores.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), nothing)
     scores = scores.float()
     # As torch's Categorical: the same draw from the same state of the generator.

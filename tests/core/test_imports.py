@@ -20,12 +20,15 @@ ROOT = Path(graphlens.__file__).resolve().parent
 TORCH_SIDE = (
     "graphlens.export",
     "graphlens.torch",
-    *(f"graphlens.model.torch_{part}" for part in ("border", "face", "weight")),
+    *(f"graphlens.model.torch_{part}" for part in ("border", "face", "sampling", "weight")),
 )
 # Packages that only these places may import, inside a function or not.
 HEAVY: dict[str, tuple[str, ...]] = {
     "torch": (*TORCH_SIDE, "graphlens.pipelines.verify", "graphlens.pipelines.export"),
-    "transformers": ("graphlens.export", "graphlens.pipelines.verify", "graphlens.pipelines.export"),
+    "transformers": (
+        *("graphlens.export", "graphlens.pipelines.verify", "graphlens.pipelines.export"),
+        "graphlens.model.of_transformers",
+    ),
     "onnxscript": ("graphlens.export",),
     "onnxruntime": ("graphlens.runtime",),
     # Its package imports torch where that is installed; runtime/callbacks.py loads what is needed.
