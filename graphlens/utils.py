@@ -9,6 +9,7 @@ from graphlens.experiments.heads import detect_head
 from graphlens.experiments.induction import induction_loss
 from graphlens.file.names import get_act_name
 from graphlens.model.methods.text import test_prompt
+from graphlens.model.sampling import sample_logits
 
 __all__ = [
     "FactoredMatrix",
@@ -19,5 +20,6 @@ __all__ = [
     "induction_loss",
     "lm_accuracy",
     "lm_cross_entropy_loss",
+    "sample_logits",
     "test_prompt",
 ]

@@ -49,7 +49,8 @@ class HeldTokenizer:
     def exposed(self) -> Tokenizer | RealTokenizer | None:
         """The tokenizer as users get it: transformers' own where transformers is installed, which imports it."""
         if isinstance(self.tokenizer, Tokenizer) and self.tokenizer.settings is not None:
-            real = real_of(self.tokenizer, self._engine.manifest.config.model_name)
+            config = self._engine.manifest.config
+            real = real_of(self.tokenizer, config.model_name, token_types=(config.n_token_types or 0) > 1)
             if self.own_tokenizer is self.tokenizer:
                 self.own_tokenizer = real
             self.tokenizer = real

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from graphlens.errors import InputError, warn
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from graphlens.file.tokenizer import Tokenizer
 from graphlens.file.tokenizer_parts import ROLES
 
@@ -169,12 +170,13 @@ def set_up(tokenizer: Tokenizer, put_bos_first: bool) -> Tokenizer:
     return TransformersTokenizer(real)
 
 
-def real_of(tokenizer: Tokenizer, name: str) -> Tokenizer:
+def real_of(tokenizer: Tokenizer, name: str, token_types: bool = False) -> Tokenizer:
     """The tokenizer of a folder as one of transformers, the same token for token.
 
     Args:
         tokenizer: What ``load_tokenizer`` gave.
         name: What it is to be called.
+        token_types: True for a model that is fed types of tokens; they are then among what it gives.
 
     Returns:
         It, as the model asks it; the given one where transformers is not installed, and where it was made by hand.
@@ -187,6 +189,8 @@ def real_of(tokenizer: Tokenizer, name: str) -> Tokenizer:
         except ImportError:
             return tokenizer
         told = {key: value for key, kind in _SETTINGS.items() if isinstance(value := tokenizer.settings.get(key), kind)}
+        if token_types:
+            told.setdefault("model_input_names", [INPUT_IDS, TOKEN_TYPE_IDS, ATTENTION_MASK])
         try:
             made = PreTrainedTokenizerFast(
                 tokenizer_object=tokenizer.fast,

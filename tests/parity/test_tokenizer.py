@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -235,6 +237,7 @@ def test_one_that_does_not_is_copied_and_left_alone(lens: Any) -> None:
 def test_missing_special_tokens_are_transformerlens(roles: dict[str, str], lens: Any, tmp_path: Path) -> None:
     words(**roles).save_pretrained(tmp_path)  # TransformerLens loads it again
     model, theirs = opened(), copy.copy(lens)
+    theirs.cfg = copy.copy(lens.cfg)
     for either in (model, theirs):
         either.set_tokenizer(transformers.AutoTokenizer.from_pretrained(tmp_path))
     for name in ("bos_token", "eos_token", "pad_token"):
@@ -312,9 +315,6 @@ def test_without_transformers_the_small_one_stands_in(monkeypatch: pytest.Monkey
 
 
 def test_settings_that_transformers_cannot_take_leave_the_small_one(tmp_path: Path) -> None:
-    import json
-    import shutil
-
     shutil.copytree(FOLDER, tmp_path / "model")
     path = tmp_path / "model" / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
