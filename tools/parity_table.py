@@ -106,9 +106,10 @@ Text and padding:
 
 Generating:
 
-- `generate(repetition_penalty=...)` penalises; in TransformerLens 3.9 it is ignored with a warning. With embeddings a frequency or
-  repetition penalty is refused, and ignored there.
-- With top_k and top_p both given, `generate` and `sample_logits` apply them one after the other; TransformerLens leaves out top_p.
+- `generate(repetition_penalty=...)` penalises; in TransformerLens 3.9 it is ignored with a warning. With embeddings
+  a frequency or repetition penalty is refused, and ignored there.
+- With top_k and top_p both given, `generate` and `sample_logits` apply them one after the other;
+  TransformerLens leaves out top_p.
 - `generate` past n_ctx raises before it starts.
 - `generate` of token ids whose last one is padding raises, where TransformerLens continues from the padding; in a batch
   of one, end tokens at the end of the ids are part of it.
