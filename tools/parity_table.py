@@ -108,6 +108,8 @@ Generating:
 
 - `generate(repetition_penalty=...)` penalises; in TransformerLens 3.9 it is ignored with a warning. With embeddings
   a frequency or repetition penalty is refused, and ignored there.
+- Embeddings are continued alike with a KV cache and without. In TransformerLens, with one, every token after the first gets
+  the position embedding of a later place.
 - With top_k and top_p both given, `generate` and `sample_logits` apply them one after the other;
   TransformerLens leaves out top_p.
 - `generate` past n_ctx raises before it starts.

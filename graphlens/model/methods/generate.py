@@ -148,7 +148,7 @@ class GenerateMethods(Generic[ArrayT]):
         if is_one_of(return_type, ("input", "tensor")):  # TransformerLens's names of what it yields
             return_type = "tokens"
         kind = _output_type(input, return_type)
-        if kind == "embeds":
+        if "embeds" in (kind, _output_type(input, "input")):
             raise InputError("a stream gives tokens or text, and its prompts are text or token ids: use generate().")
         as_text = kind == "str"
         if as_text and not isinstance(input, str) and len(cast(Sized, input)) != 1:
