@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from graphlens.errors import InputError, is_one_of
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS
-from graphlens.file.tokenizer_check import asking
-from graphlens.file.tokenizer_parts import ROLES, Encoded, Role, RoleId, checked_ids, checked_text
+from graphlens.file.tokenizer_parts import ROLES, Encoded, Role, RoleId, asking, checked_ids, checked_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -279,7 +278,7 @@ class Tokenizer:
             raise InputError(f"rows of token ids are wanted, not {tokens!r:.60}.")
         rows = list(tokens)
         if rows and all(np.ndim(row) == 0 for row in rows):
-            rows = [rows]
+            return [self.decode(cast(npt.ArrayLike, rows), skip_special_tokens)]
         return [self.decode(row, skip_special_tokens) for row in rows]
 
     def __call__(

@@ -10,14 +10,8 @@ from graphlens.errors import ModelFileError
 from graphlens.file.folder import CONFIG_FILE
 from graphlens.file.settings import read_settings
 from graphlens.file.small_tokenizer import Tokenizer as Tokenizer
-from graphlens.file.tokenizer_check import (
-    MAX_TOKENS,
-    asking,
-    check_tokenizer,
-    read_checked,
-)
-from graphlens.file.tokenizer_parts import ROLES
-from graphlens.file.tokenizer_parts import checked_text as checked_text
+from graphlens.file.tokenizer_check import MAX_TOKENS, check_tokenizer, read_checked
+from graphlens.file.tokenizer_parts import ROLES, asking
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer

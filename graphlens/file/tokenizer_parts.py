@@ -1,17 +1,43 @@
-"""What a tokenizer is asked with and answers with: texts and ids that were checked, special tokens, and what a call gives."""
+"""What a tokenizer is asked with and answers with: checked texts and ids, special tokens, what a call gives, and panics."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.errors import InputError
+from graphlens.errors import InputError, ModelFileError
 
 # The special tokens that transformers knows by name.
 ROLES = ("bos_token", "eos_token", "pad_token", "mask_token", "unk_token", "sep_token", "cls_token")
 _LARGEST_ID = 2**32 - 1  # that the tokenizers package takes
+
+
+@contextmanager
+def asking(path: Path | str) -> Iterator[None]:
+    """A block that calls the tokenizers package: an error of it becomes one that names the tokenizer's file.
+
+    Args:
+        path: The file that the tokenizer came from, or what it is called.
+
+    Raises:
+        ModelFileError: The package panicked (its exception is no ``Exception``, so that nothing else would catch it), or
+            refused the text: a vocabulary that lacks the token for unknown words, say.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # The class of a panic has no public name; all other errors of the package are plain exceptions of no class of their own.
+        if type(error).__name__ != "PanicException" and type(error) is not Exception:
+            raise
+        raise ModelFileError(
+            f"{path}: the tokenizers package broke down over this tokenizer and text ({error}). Use the files that the "
+            "model's authors published, or a shorter text."
+        ) from error
 
 
 class _HasRoles(Protocol):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphlens.errors import InputError, is_one_of
-from graphlens.file.tokenizer import Tokenizer
-from graphlens.model.of_transformers import RealTokenizer, TransformersTokenizer, real_of, set_up, wrapped
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
+    from graphlens.file.tokenizer import Tokenizer
+    from graphlens.model.of_transformers import RealTokenizer
 
 # Architectures whose tokenizer TransformerLens's set_tokenizer leaves as it is.
 _LEFT_AS_THEY_ARE = ("OlmoForCausalLM", "OlmoeForCausalLM", "Olmo2ForCausalLM")
@@ -48,7 +48,9 @@ class HeldTokenizer:
     @property
     def exposed(self) -> Tokenizer | RealTokenizer | None:
         """The tokenizer as users get it: transformers' own where transformers is installed, which imports it."""
-        if isinstance(self.tokenizer, Tokenizer) and self.tokenizer.settings is not None:
+        from graphlens.model.of_transformers import TransformersTokenizer, real_of
+
+        if self.tokenizer is not None and self.tokenizer.settings is not None:
             config = self._engine.manifest.config
             real = real_of(self.tokenizer, config.model_name, token_types=(config.n_token_types or 0) > 1)
             if self.own_tokenizer is self.tokenizer:
@@ -66,6 +68,8 @@ class HeldTokenizer:
         Raises:
             InputError: For anything else; the tokenizer stays the one that it is.
         """
+        from graphlens.model.of_transformers import set_up, wrapped
+
         found = None if tokenizer is None else wrapped(tokenizer)
         if found is not None and not (as_it_is or self._engine.manifest.config.is_encoder):
             found = set_up(found, self._puts_bos_first())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from graphlens.errors import InputError, warn
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
-from graphlens.file.tokenizer import Tokenizer
+from graphlens.file.small_tokenizer import Tokenizer
 from graphlens.file.tokenizer_parts import ROLES
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class TransformersTokenizer(Tokenizer):
     # These are attributes of the class above.
 
     @property
-    def fast(self) -> FastTokenizer:  # type: ignore[override]
+    def fast(self) -> FastTokenizer:
         """The tokenizer of the tokenizers package that it is made of.
 
         Raises:
@@ -220,7 +220,8 @@ def _extra(tokenizer: Tokenizer) -> list[str]:
     """The special tokens without a role that a tokenizer's settings name, as far as it knows them."""
     settings = tokenizer.settings or {}
     named: Json = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    texts = [token.get("content") if isinstance(token, dict) else token for token in named if isinstance(named, list)]
+    tokens = named if isinstance(named, list) else []
+    texts = [token.get("content") if isinstance(token, dict) else token for token in tokens]
     return [text for text in texts if isinstance(text, str) and tokenizer.fast.token_to_id(text) is not None]
 
 

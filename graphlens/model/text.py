@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array, is_tensor
 from graphlens.errors import InputError, checked_number, warn
-from graphlens.file.tokenizer import Tokenizer, checked_text
+from graphlens.file.tokenizer_parts import checked_text
 from graphlens.model.border import Border
 from graphlens.model.held_tokenizer import HeldTokenizer
 from graphlens.model.held_tokenizer import checked_side as checked_side
@@ -18,6 +18,7 @@ from graphlens.model.limits import longest
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
+    from graphlens.file.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int64]
 _SHOWN = 20  # tokens in an error

@@ -11,10 +11,11 @@ import numpy as np
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.errors import InputError, checked_number, is_one_of
-from graphlens.file.tokenizer import Tokenizer, checked_text
+from graphlens.file.tokenizer_parts import checked_text
 from graphlens.model.text import Input, Tokens, checked_side, is_text, some
 
 if TYPE_CHECKING:
+    from graphlens.file.tokenizer import Tokenizer
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.kv_cache import KeyValueCache
     from graphlens.model.runner import Runner
