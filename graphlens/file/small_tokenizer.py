@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from graphlens.errors import InputError, is_one_of
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS
-from graphlens.file.tokenizer_parts import ROLES, Encoded, Role, RoleId, asking, checked_ids, checked_text
+from graphlens.file.tokenizer_parts import ROLES, Encoded, Role, RoleId, asking, checked_ids, checked_text, is_one
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -220,7 +220,7 @@ class Tokenizer:
             ids: An id, or integers [p].
             skip_special_tokens: Leave out special tokens.
         """
-        if np.ndim(ids) == 0:
+        if is_one(ids):
             return self.fast.id_to_token(checked_ids(ids)[0])
         left_out = set(self.all_special_ids) if skip_special_tokens else set()
         return [self.fast.id_to_token(index) for index in checked_ids(ids) if index not in left_out]
@@ -277,7 +277,7 @@ class Tokenizer:
         if not isinstance(tokens, Iterable) or isinstance(tokens, str | bytes):
             raise InputError(f"rows of token ids are wanted, not {tokens!r:.60}.")
         rows = list(tokens)
-        if rows and all(np.ndim(row) == 0 for row in rows):
+        if rows and all(map(is_one, rows)):
             return [self.decode(cast(npt.ArrayLike, rows), skip_special_tokens)]
         return [self.decode(row, skip_special_tokens) for row in rows]
 

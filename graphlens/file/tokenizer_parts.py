@@ -125,3 +125,8 @@ def checked_ids(tokens: npt.ArrayLike) -> list[int]:
     if not whole or array.ndim != 1 or (array.size and (array.min() < 0 or array.max() > _LARGEST_ID)):
         raise InputError(f"token ids [p], integers from 0, are wanted, not {tokens!r:.60}.")
     return [int(token) for token in array]
+
+
+def is_one(tokens: object) -> bool:
+    """True for a single token id."""
+    return isinstance(tokens, int | float) or getattr(tokens, "ndim", None) == 0

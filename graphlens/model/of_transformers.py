@@ -64,7 +64,7 @@ class TransformersTokenizer(Tokenizer):
     # These are attributes of the class above.
 
     @property
-    def fast(self) -> FastTokenizer:
+    def fast(self) -> FastTokenizer:  # type: ignore[override]
         """The tokenizer of the tokenizers package that it is made of.
 
         Raises:
@@ -76,7 +76,7 @@ class TransformersTokenizer(Tokenizer):
         return cast("FastTokenizer", found)
 
     @property
-    def padding_side(self) -> str:  # type: ignore[override]
+    def padding_side(self) -> str:
         """Where prompts of different lengths are padded."""
         return self.real.padding_side or "right"
 
