@@ -17,6 +17,7 @@ from graphlens.experiments.heads import (
 from graphlens.experiments.induction import induction_loss
 from graphlens.file.names import get_act_name
 from graphlens.model.methods.text import test_prompt
+from graphlens.model.sampling import sample_logits
 
 __all__ = [
     "HEAD_NAMES",
@@ -33,5 +34,6 @@ __all__ = [
     "induction_loss",
     "lm_accuracy",
     "lm_cross_entropy_loss",
+    "sample_logits",
     "test_prompt",
 ]

@@ -137,11 +137,19 @@ Text and padding:
 
 - The prompt's padding is known exactly where text was padded; token ids alone fall back on TransformerLens's rule.
 - Text longer than n_ctx is cut with a warning in forward (silently in TransformerLens), and is an error in `generate`.
+- `to_tokens(text, prepend_bos=False)` of a text beyond n_ctx has n_ctx tokens (there one less, where the tokenizer puts BOS
+  first). Special tokens that a tokenizer puts after a text are not there.
+- `input_to_embed` leaves a KV cache as it is; there it extends its mask.
 - A run of no tokens is an error. `to_str_tokens("", prepend_bos=False)` is `[]`; there it is `[""]`.
 
 Generating:
 
-- With top_k and top_p both given, `generate` applies them one after the other; TransformerLens leaves out top_p.
+- `generate(repetition_penalty=...)` penalises; in TransformerLens 3.9 it is ignored with a warning. With embeddings
+  a frequency or repetition penalty is refused, and ignored there.
+- Embeddings are continued alike with a KV cache and without. In TransformerLens, with one, every token after the first gets
+  the position embedding of a later place.
+- With top_k and top_p both given, `generate` and `sample_logits` apply them one after the other;
+  TransformerLens leaves out top_p.
 - `generate` past n_ctx raises before it starts.
 - `generate` of token ids whose last one is padding raises, where TransformerLens continues from the padding; in a batch
   of one, end tokens at the end of the ids are part of it.
@@ -151,8 +159,8 @@ Generating:
 
 The configuration and the constructors:
 
-- `cfg.n_key_value_heads` is a number (there None for plain attention); `cfg.tokenizer_prepends_bos` is what the given
-  tokenizer does by itself (TransformerLens replaces the tokenizer by one that prepends); `cfg.attn_scale` is sqrt(d_head)
+- `cfg.n_key_value_heads` is a number (there None for plain attention); `cfg.tokenizer_prepends_bos` is what the
+  tokenizer does now; `cfg.attn_scale` is sqrt(d_head)
   (there -1 for a model that does not scale its scores).
 - `cfg` is read-only: flags are set by `set_use_...`. `cfg.device` of the NumPy face is where the session runs, and on the
   torch face where tensors come out, the CPU.

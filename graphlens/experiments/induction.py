@@ -38,9 +38,10 @@ def repeated_tokens(
     half = np.random.default_rng(seed).integers(low, high, (batch_size, subseq_len))
     tokens = np.tile(half, (1, 2))
     if prepend_bos:
-        if model.tokenizer is None:
+        tokenizer = model.runner.text.tokenizer
+        if tokenizer is None:
             raise InputError("this model has no tokenizer to tell BOS: pass prepend_bos=False.")
-        tokens[:, 0] = model.tokenizer.require_bos()
+        tokens[:, 0] = tokenizer.require_bos()
     return tokens
 
 

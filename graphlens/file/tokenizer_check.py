@@ -10,8 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,29 +83,6 @@ _MEMBERS = {
 }
 _MODELS = frozenset({"BPE", "WordPiece", "Unigram", "WordLevel"})
 _ROOT = frozenset({"version", "truncation", "padding", "added_tokens", "model", *_MEMBERS})
-
-
-@contextmanager
-def asking(path: Path | str) -> Iterator[None]:
-    """A block that calls the tokenizers package: an error of it becomes one that names the tokenizer's file.
-
-    Args:
-        path: The file that the tokenizer came from, or what it is called.
-
-    Raises:
-        ModelFileError: The package panicked (its exception is no ``Exception``, so that nothing else would catch it), or
-            refused the text: a vocabulary that lacks the token for unknown words, say.
-    """
-    try:
-        yield
-    except BaseException as error:
-        # The class of a panic has no public name; all other errors of the package are plain exceptions of no class of their own.
-        if type(error).__name__ != "PanicException" and type(error) is not Exception:
-            raise
-        raise ModelFileError(
-            f"{path}: the tokenizers package broke down over this tokenizer and text ({error}). Use the files that the "
-            "model's authors published, or a shorter text."
-        ) from error
 
 
 def read_checked(path: Path) -> bytes:

@@ -13,6 +13,7 @@ from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.factored_matrix import FactoredMatrix
 from graphlens.errors import InputError
+from graphlens.model.sampling import GenerateOutput, Sampler, sampler
 
 if TYPE_CHECKING:
     from graphlens.model.config import HookedTransformerConfig
@@ -127,6 +128,23 @@ class Border(ABC, Generic[ArrayT]):
         """
 
     @abstractmethod
+    def sampler(self, seed: int | None) -> Sampler:
+        """What draws tokens while generating.
+
+        Args:
+            seed: The draws are those of this seed; None leaves them to the seed of NumPy or torch.
+        """
+
+    def generated(self, sequences: ArrayT, logits: Sequence[ArrayT]) -> object:
+        """What ``generate`` gives with ``output_logits``.
+
+        Args:
+            sequences: Token ids [b, p].
+            logits: [b, V] for each new token.
+        """
+        return GenerateOutput(sequences, logits)
+
+    @abstractmethod
     def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
         """The configuration as code for this kind of array expects it (a torch.dtype as ``dtype``, say).
 
@@ -172,6 +190,10 @@ class NumpyBorder(Border[Array]):
     def loss(self, result: Array, output: Array, request: Request, per_token: bool) -> Array:
         """The loss as an array; see ``utils.lm_cross_entropy_loss``."""
         return numerics.lm_cross_entropy_loss(output, request.need_tokens(), request.mask, per_token)
+
+    def sampler(self, seed: int | None) -> Sampler:
+        """NumPy's draws; see ``sampling.sampler``."""
+        return sampler(seed)
 
     def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
         """The configuration itself."""

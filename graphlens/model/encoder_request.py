@@ -49,13 +49,14 @@ class EncoderText(Text[ArrayT]):
                 "prepend_bos: an encoder's tokenizer puts its own special tokens around a text. Leave it out, or pass ids."
             )
         ids = self.need_tokenizer().encode(text, add_special_tokens=True)
-        return self.cut(ids) if truncate else ids
+        return self.cut(ids, False) if truncate else ids
 
-    def cut(self, ids: list[int]) -> list[int]:
+    def cut(self, ids: list[int], bos: bool) -> list[int]:
         """The ids of a text without what goes beyond n_ctx; the special token at the end stays.
 
         Args:
             ids: What ``encode`` gave.
+            bos: Of decoders.
         """
         n_ctx = self._engine.manifest.config.n_ctx
         if len(ids) <= n_ctx:

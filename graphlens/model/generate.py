@@ -1,4 +1,4 @@
-"""Generating: the loop over tokens, how each is drawn, and when the loop ends."""
+"""Generating: the loop over tokens, and when it ends."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
-from graphlens.analysis.numerics import softmax
 from graphlens.edits.gate import Window
 from graphlens.errors import InputError, checked_number
-from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
+from graphlens.model.embedding import checked_embeddings, embedded, residual_of
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.limits import longest
 from graphlens.model.request import Request, checked_mask
+from graphlens.model.sampling import Sampling
 from graphlens.model.text import Input, Tokens
 from graphlens.views.progress import steps
 
@@ -42,72 +43,27 @@ class Options(Generic[ArrayT]):
     verbose: bool = True
     attention_mask: ArrayInput | UserArray | None = None
     seed: int | None = None
+    repetition_penalty: float = 1.0
+
+    @property
+    def sampling(self) -> Sampling:
+        """How each token is chosen."""
+        temperature = self.temperature if self.do_sample else 0.0
+        return Sampling(self.top_k, self.top_p, temperature, self.freq_penalty, self.repetition_penalty)
 
     def check(self) -> None:
         """Checks the numbers.
 
         Raises:
-            InputError: For a temperature, ``top_k``, ``top_p`` or number of tokens that cannot be.
+            InputError: For a temperature, ``top_k``, ``top_p``, penalty or number of tokens that cannot be.
         """
         checked_number(self.max_new_tokens, "max_new_tokens", least=0)
         checked_number(self.temperature, "temperature", float, least=0)
-        checked_number(self.freq_penalty, "freq_penalty", float)
-        if self.top_k is not None:
-            checked_number(self.top_k, "top_k", least=1)
-        if self.top_p is not None and not checked_number(self.top_p, "top_p", float, most=1) > 0:
-            raise InputError(f"top_p={self.top_p!r}: top_p must be more than 0.")
+        self.sampling.check()
         if self.seed is not None:
             checked_number(self.seed, "seed", least=0)
         for name in ("stop_at_eos", "do_sample", "use_past_kv_cache"):
             checked_number(getattr(self, name), name, bool)
-
-
-def sample(
-    logits: Array,
-    tokens: Tokens,
-    rng: np.random.Generator,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    temperature: float = 1.0,
-    freq_penalty: float = 0.0,
-) -> Tokens:
-    """Draws one token for each row of logits. TransformerLens: ``sample_logits``.
-
-    In this order: divide by ``temperature``, subtract ``freq_penalty`` times each token's count, keep the ``top_k``
-    likeliest, of those the likeliest that reach ``top_p``.
-
-    Args:
-        logits: [b, V].
-        tokens: int [b, p], those so far, for the penalty.
-        rng: Where the draws come from.
-        top_k: See above; None for all.
-        top_p: See above; None for all.
-        temperature: 0 takes the likeliest token.
-        freq_penalty: See above.
-
-    Returns:
-        int64 [b].
-    """
-    if temperature == 0:
-        return np.asarray(logits.argmax(-1), np.int64)
-    scores = logits.astype(np.float64)
-    with np.errstate(over="ignore"):  # of a tiny temperature: all but the likeliest token become -inf, as they should
-        scores = (scores - scores.max(-1, keepdims=True)) / temperature
-    if freq_penalty:
-        for row, seen in zip(scores, tokens, strict=True):
-            row -= float(freq_penalty) * np.bincount(seen, minlength=row.size)
-    if top_k is not None and top_k < scores.shape[-1]:
-        least = np.partition(scores, -top_k, axis=-1)[:, -top_k, None]
-        scores = np.where(scores < least, -np.inf, scores)
-    if top_p is not None and top_p < 1:
-        order = np.argsort(-scores, axis=-1, kind="stable")
-        ordered = np.take_along_axis(softmax(scores), order, -1)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p is kept
-        drop = np.zeros_like(beyond)
-        np.put_along_axis(drop, order, beyond, -1)
-        scores = np.where(drop, -np.inf, scores)
-    # The largest of scores + Gumbel noise is a draw from their softmax.
-    return np.asarray((scores + rng.gumbel(size=scores.shape)).argmax(-1), np.int64)
 
 
 class Generation(Generic[ArrayT]):
@@ -115,8 +71,12 @@ class Generation(Generic[ArrayT]):
 
     Args:
         runner: Runs the model.
-        input: The prompts.
+        input: The prompts: text, token ids, or embeddings [b, p, d_model].
         options: The arguments of ``generate``.
+
+    Attributes:
+        embeddings: The embeddings that were given, if any.
+        logits: The logits [b, V] of each new token so far, where they are kept.
 
     Raises:
         InputError: For unusable input or options, and for prompts that leave no room within n_ctx.
@@ -126,29 +86,46 @@ class Generation(Generic[ArrayT]):
         options.check()
         self._runner, self._options = runner, options
         self._ends, self._fill = self._end_tokens()
-        self._rng = np.random.default_rng(options.seed)
-        self._prompt, mask = self._prompts(input)
+        self._choose = runner.border.sampler(options.seed)
+        self.embeddings = checked_embeddings(runner, input)
+        self.logits: list[Array] = []
+        if self.embeddings is None:
+            self._prompt, mask = self._prompts(input)
+            self._shape = (self._prompt.shape[0], self._prompt.shape[1])
+        else:
+            self._shape, mask = (self.embeddings.shape[0], self.embeddings.shape[1]), None
+            self._prompt = np.zeros((self._shape[0], 0), np.int64)
+            if options.freq_penalty or options.repetition_penalty != 1:
+                raise InputError(
+                    "freq_penalty and repetition_penalty count tokens, which embeddings do not tell: leave them out."
+                )
         if options.attention_mask is not None:
-            mask = checked_mask(options.attention_mask, (self._prompt.shape[0], self._prompt.shape[1]))
+            mask = checked_mask(options.attention_mask, self._shape)
+        if self.embeddings is not None and mask is not None and not mask.all():
+            raise InputError("embeddings cannot be padded: continue prompts of one length, or token ids.")
         cfg = runner.config
-        if self._prompt.shape[1] + options.max_new_tokens > cfg.n_ctx:
+        if self._shape[1] + options.max_new_tokens > cfg.n_ctx:
             raise InputError(
-                f"a prompt of {self._prompt.shape[1]} tokens and {options.max_new_tokens} new ones are too many: "
+                f"a prompt of {self._shape[1]} tokens and {options.max_new_tokens} new ones are too many: "
                 f"{longest(cfg)}. Shorten the prompt or lower max_new_tokens."
             )
-        self._seen = np.ones_like(self._prompt) if mask is None else mask
+        self._seen = np.ones(self._shape, np.int64) if mask is None else mask
         if not self._seen[:, -1].all():
             raise InputError(
                 "the last token of a prompt is padding: pad prompts on the left to continue them (padding_side='left'), or "
                 "say with attention_mask which tokens are padding."
             )
 
-    def chunks(self) -> Iterator[Tokens]:
-        """The prompts int64 [b, p], then each step's tokens [b, 1]."""
-        options, prompt = self._options, self._prompt
-        temperature = options.temperature if options.do_sample else 0.0
+    def chunks(self, keep_logits: bool = False) -> Iterator[Tokens]:
+        """The prompts int64 [b, p] (p = 0 for embeddings), then each step's tokens [b, 1].
+
+        Args:
+            keep_logits: True puts the logits [b, V] of each new token into ``logits``.
+        """
+        options, prompt, how = self._options, self._prompt, self._options.sampling
         yield prompt
         tokens, new, seen, began = prompt, prompt, self._seen, self._runner.identity
+        whole = True  # what is new is all there is
         finished = np.zeros(len(prompt), bool)
         cache = self._empty_cache() if options.use_past_kv_cache else None
         bar = (
@@ -163,47 +140,63 @@ class Generation(Generic[ArrayT]):
                         "the model's weights were set while it generated: what it has generated so far is of the weights of "
                         "before. Generate anew."
                     )
-                logits = self._runner.run(self._step(new, cache, seen)).logits[:, -1]
-                chosen = sample(
-                    logits, tokens, self._rng, options.top_k, options.top_p, temperature, options.freq_penalty
-                )
+                logits = self._runner.run(self._step(new, cache, seen, whole)).logits[:, -1]
+                if keep_logits:
+                    self.logits.append(np.array(logits))
+                chosen = self._choose(logits, tokens, how)
                 if self._ends:
                     chosen = np.where(finished, self._fill, chosen)
                     finished |= np.isin(chosen, self._ends)
                 added = chosen[:, None]
                 tokens = np.concatenate([tokens, added], 1)
                 seen = np.concatenate([seen, np.ones_like(added)], 1)
-                new = tokens if cache is None else added
+                whole = cache is None
                 short = self._runner.config.rotary_short
                 if cache is not None and short is not None and int(seen.sum(-1).max()) == short + 1:
-                    cache, new = self._empty_cache(), tokens  # all keys are rotated otherwise from here on
+                    cache, whole = self._empty_cache(), True  # all keys are rotated otherwise from here on
+                new = tokens if whole else added
                 if progress is not None:
                     progress.advance()
                 yield added
                 if self._ends and finished.all():
                     return
 
+    def embedded(self, tokens: Tokens) -> Array:
+        """The embeddings of what was generated, prompt included, without positions.
+
+        Args:
+            tokens: What ``chunks`` gave, int64 [b, p].
+
+        Returns:
+            [b, p, d_model], the given embeddings before those of the tokens.
+        """
+        found = embedded(self._runner, tokens)
+        return found if self.embeddings is None else np.concatenate([self.embeddings, found], 1)
+
     def _empty_cache(self) -> KeyValueCache:
         """A cache that knows which of the positions to come are the prompt."""
-        cache = KeyValueCache.init_cache(self._runner.config, batch_size=len(self._prompt))
-        cache.prompt = self._prompt.shape[1]
+        cache = KeyValueCache.init_cache(self._runner.config, batch_size=self._shape[0])
+        cache.prompt = self._shape[1]
         return cache
 
-    def _step(self, new: Tokens, cache: KeyValueCache | None, seen: Tokens) -> Request:
-        """The run over new tokens (all of them where there is no cache), of which only the logits are read."""
-        shape = (new.shape[0], new.shape[1])
-        part = seen[:, seen.shape[1] - new.shape[1] :]
-        prompt = self._prompt.shape[1]
-        horizon = prompt + self._options.max_new_tokens
+    def _step(self, new: Tokens, cache: KeyValueCache | None, seen: Tokens, whole: bool) -> Request:
+        """The run over new tokens (all there are, if ``whole``), of which only the logits are read."""
         feeds: dict[str, Any] = {INPUT_IDS: new}
+        plan, shape = self._runner.plan(), (new.shape[0], new.shape[1])
+        if self.embeddings is not None and whole:
+            residual = residual_of(self._runner, self.embedded(new))
+            feeds, plan, shape = {RESIDUAL_IN: residual}, replace(plan, start=0), residual.shape[:2]
+        part = seen[:, seen.shape[1] - shape[1] :]
+        horizon = self._shape[1] + self._options.max_new_tokens
         if cache is None:
             feeds[ATTENTION_MASK] = seen
-            window = Window(shape[0], 0, shape[1], horizon, prompt)
+            window = Window(shape[0], 0, shape[1], horizon, self._shape[1])
         else:
             feeds |= cache.feeds(range(self._runner.config.n_layers), part)
             window = cache.window(shape[1], horizon)
-        plan = replace(self._runner.plan(), past=cache is not None)
-        return Request(plan, feeds, new, part, part, cache, "", shape, window, bare=True)
+        return Request(
+            replace(plan, past=cache is not None), feeds, new, part, part, cache, "", shape, window, bare=True
+        )
 
     def _end_tokens(self) -> tuple[list[int], int]:
         """The ids that end a sequence, and the one that fills it up: of several the tokenizer's own, if it has one."""

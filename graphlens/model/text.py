@@ -9,13 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array, is_tensor
-from graphlens.errors import InputError, checked_number, is_one_of, warn
-from graphlens.file.tokenizer import Tokenizer, checked_text
+from graphlens.errors import InputError, checked_number, warn
+from graphlens.file.tokenizer_parts import checked_text
 from graphlens.model.border import Border
+from graphlens.model.held_tokenizer import HeldTokenizer
+from graphlens.model.held_tokenizer import checked_side as checked_side
 from graphlens.model.limits import longest
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
+    from graphlens.file.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int64]
 _SHOWN = 20  # tokens in an error
@@ -37,7 +40,7 @@ class Prompts(NamedTuple):
     real: Tokens | None
 
 
-class Text(Generic[ArrayT]):
+class Text(HeldTokenizer, Generic[ArrayT]):
     """Turns what a user hands in into tokens, and tokens into text.
 
     Args:
@@ -47,60 +50,16 @@ class Text(Generic[ArrayT]):
         default_prepend_bos: Whether text gets a BOS token where a call does not say.
 
     Attributes:
-        tokenizer: See above; it may be replaced.
-        own_tokenizer: The one that the model was opened with.
         default_prepend_bos: See above.
     """
 
     def __init__(
         self, engine: Engine, border: Border[ArrayT], tokenizer: Tokenizer | None, default_prepend_bos: bool
     ) -> None:
-        self._engine, self.border = engine, border
-        self.tokenizer = self.own_tokenizer = tokenizer
+        super().__init__(engine, tokenizer)
+        self.border = border
         self.default_prepend_bos = default_prepend_bos
-        self._side_without_tokenizer = "right"
         self._warned = False
-
-    def use(self, engine: Engine) -> None:
-        """Goes on with another engine over the same file."""
-        self._engine = engine
-
-    @property
-    def default_padding_side(self) -> str:
-        """Where prompts are padded unless a call says: the tokenizer's own ``padding_side`` when there is one.
-
-        So ``model.tokenizer.padding_side = "left"`` works as in TransformerLens. Set it after ``tokenizer``.
-        """
-        return self._side_without_tokenizer if self.tokenizer is None else self.tokenizer.padding_side
-
-    @default_padding_side.setter
-    def default_padding_side(self, side: str) -> None:
-        side = checked_side(side)
-        if self.tokenizer is None:
-            self._side_without_tokenizer = side
-        else:
-            self.tokenizer.padding_side = side
-
-    def need_tokenizer(self) -> Tokenizer:
-        """The tokenizer.
-
-        Raises:
-            InputError: For a model without one.
-        """
-        if self.tokenizer is None:
-            raise InputError(f"{self._engine.folder} has no tokenizer: pass token ids, not text.")
-        return self.tokenizer
-
-    def side(self, padding_side: str | None) -> str:
-        """The side that a call pads on.
-
-        Args:
-            padding_side: "right", "left", or None for the default.
-
-        Raises:
-            InputError: For anything else.
-        """
-        return checked_side(self.default_padding_side if padding_side is None else padding_side)
 
     # Text
 
@@ -113,7 +72,7 @@ class Text(Generic[ArrayT]):
         Raises:
             InputError: When it is none or several.
         """
-        ids = self.need_tokenizer().encode(string)
+        ids = self.need_tokenizer().encode(string, add_special_tokens=False)
         if len(ids) != 1:
             shown = f"{self.of_each(ids[:_SHOWN])}{', ...' if len(ids) > _SHOWN else ''}"
             raise InputError(f"{string!r:.200} is {len(ids)} tokens ({shown}), not one.")
@@ -132,16 +91,20 @@ class Text(Generic[ArrayT]):
         """
         tokenizer = self.need_tokenizer()
         bos = self.default_prepend_bos if prepend_bos is None else checked_number(prepend_bos, "prepend_bos", bool)
-        ids = [*([tokenizer.require_bos()] if bos else []), *tokenizer.encode(text)]
-        return self.cut(ids) if truncate else ids
+        ids = [*([tokenizer.require_bos()] if bos else []), *tokenizer.encode(text, add_special_tokens=False)]
+        return self.cut(ids, bos) if truncate else ids
 
-    def cut(self, ids: list[int]) -> list[int]:
-        """The ids of a text without what goes beyond n_ctx.
+    def cut(self, ids: list[int], bos: bool) -> list[int]:
+        """The ids of a text without what goes beyond n_ctx, at the tokenizer's ``truncation_side``.
 
         Args:
             ids: What ``encode`` gave.
+            bos: Whether they begin with a BOS token, which stays.
         """
-        return ids[: self._engine.manifest.config.n_ctx]
+        n_ctx, kept = self._engine.manifest.config.n_ctx, int(bos)
+        if len(ids) <= n_ctx or self.need_tokenizer().truncation_side != "left":
+            return ids[:n_ctx]
+        return [*ids[:kept], *ids[len(ids) - n_ctx + kept :]]
 
     def of_each(self, ids: Sequence[int]) -> list[str]:
         """The text of each token.
@@ -235,8 +198,10 @@ class Text(Generic[ArrayT]):
         n_ctx = cfg.n_ctx
         cut = [str(len(row) - n_ctx) for row in rows if len(row) > n_ctx]
         if truncate and cut:
-            warn(f"{', '.join(cut)} tokens were cut from the end of the text: {longest(cfg)}.")
-            rows = [self.cut(row) for row in rows]
+            end = "start" if self.need_tokenizer().truncation_side == "left" else "end"
+            warn(f"{', '.join(cut)} tokens were cut from the {end} of the text: {longest(cfg)}.")
+            bos = self.default_prepend_bos if prepend_bos is None else prepend_bos
+            rows = [self.cut(row, bos) for row in rows]
         tokens = self._validated(self._padded(rows, side))
         lengths, index = np.asarray([[len(row)] for row in rows]), np.arange(tokens.shape[1])
         mask = index >= index.size - lengths if side == "left" else index < lengths
@@ -287,23 +252,25 @@ class Text(Generic[ArrayT]):
 
         Args:
             input: One id, lists of them, or an array.
-            decoding: True also allows ids that only the tokenizer knows: its vocabulary may be larger than the model's.
+            decoding: True also allows ids that only the tokenizer knows (its vocabulary may be larger than the model's), and
+                whole numbers of a floating dtype, as TransformerLens does there.
 
         Raises:
             InputError: For numbers that are no integers, and for ids outside the vocabulary.
         """
-        ids = self._array(input)
+        ids = _whole(self._array(input)) if decoding else self._array(input)
         if ids.size and not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"tokens must be integers, not {ids.dtype}.")
         size = self._engine.manifest.config.d_vocab
-        _check_vocabulary(ids, max(size, self.need_tokenizer().vocab_size) if decoding else size)
+        _check_vocabulary(ids, max(size, len(self.need_tokenizer())) if decoding else size)
         return ids.astype(np.int64, copy=False)
 
-    def ids(self, input: Input[ArrayT]) -> Array:
+    def ids(self, input: Input[ArrayT], looking: bool = False) -> Array:
         """Token ids as integers [b, p] of whatever width.
 
         Args:
             input: Ids [b, p], or [p] for one row.
+            looking: True also allows whole numbers of a floating dtype, as TransformerLens does where it looks for a token.
 
         Raises:
             InputError: For ragged lists, numbers that are no integers, and other shapes.
@@ -314,7 +281,7 @@ class Text(Generic[ArrayT]):
                 raise InputError(
                     f"ragged token lists (lengths {lengths}): pad them, or pass strings to have that done."
                 )
-        array = self._array(input)
+        array = _whole(self._array(input)) if looking else self._array(input)
         if array.size and not np.issubdtype(array.dtype, np.integer):
             raise InputError(f"tokens must be integers, not {array.dtype}.")
         if array.ndim not in (1, 2):
@@ -355,23 +322,16 @@ def some(rows: list[list[int]]) -> list[list[int]]:
     return rows
 
 
-def checked_side(side: str) -> str:
-    """The side as it is, if it is one.
-
-    Args:
-        side: "right" or "left".
-
-    Raises:
-        InputError: For anything but "right" and "left".
-    """
-    if not is_one_of(side, ("right", "left")):
-        raise InputError(f"padding_side must be 'right' or 'left', not {side!r}.")
-    return side
-
-
 def _check_vocabulary(ids: Array, size: int) -> None:
     if ids.size:
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= size:
             bad = low if low < 0 else high
             raise InputError(f"token id {bad} is outside the vocabulary: ids go from 0 to {size - 1}.")
+
+
+def _whole(ids: Array) -> Array:
+    """Ids of a floating dtype as integers, where all of them are whole numbers; others as they are."""
+    if ids.dtype.kind != "f" or not np.isfinite(ids).all() or (ids != np.rint(ids)).any():
+        return ids
+    return ids.astype(np.int64) if not ids.size or np.abs(ids).max() < 2**62 else ids

@@ -15,12 +15,15 @@ from graphlens.analysis.arrays import Array
 from graphlens.analysis.numerics import counted_pairs
 from graphlens.edits.selection import of_tensor
 from graphlens.errors import InputError, warn
+from graphlens.model import torch_sampling
 from graphlens.model.backward import Seed
 from graphlens.model.border import Border
 from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.hooks import BACKWARD
+from graphlens.model.of_transformers import generate_output
 from graphlens.model.request import Request
 from graphlens.model.runner import Runner
+from graphlens.model.sampling import Sampler
 from graphlens.model.torch_factored import FactoredMatrix
 from graphlens.model.torch_weight import Weight
 
@@ -159,6 +162,15 @@ class TorchBorder(Border[torch.Tensor]):
         counted = torch.from_numpy(counted_pairs(request.mask, request.shape)).to(losses.dtype)
         losses = losses * counted
         return losses if per_token else losses.sum() / counted.sum()
+
+    def sampler(self, seed: int | None) -> Sampler:
+        """torch's draws; see ``torch_sampling.sampler``."""
+        return torch_sampling.sampler(seed)
+
+    def generated(self, sequences: torch.Tensor, logits: Sequence[torch.Tensor]) -> object:
+        """What transformers' ``generate`` gives, where transformers is installed."""
+        found = generate_output(sequences, logits)
+        return super().generated(sequences, logits) if found is None else found
 
     def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
         """``dtype`` as a torch.dtype, and ``device`` where tensors are: the CPU."""

@@ -131,7 +131,7 @@ def _run(path: Path, memory: int, seconds: float) -> Trial:
     outputs = session.run(session.outputs, feeds)
     ran = time.perf_counter()
     tokenizer = load_tokenizer(file.parent)
-    tokens = None if tokenizer is None else tokenizer.encode(_TEXT)
+    tokens = None if tokenizer is None else tokenizer.encode(_TEXT, add_special_tokens=False)
     if tokenizer is not None and tokens is not None:
         tokenizer.decode(tokens)
     return Trial(

@@ -16,16 +16,16 @@ import graphlens
 from tools.house import DOORS, HOUSE
 
 ROOT = Path(graphlens.__file__).resolve().parent
-# What cannot be imported without torch.
-TORCH_SIDE = (
+TORCH_SIDE = (  # what cannot be imported without torch
     "graphlens.export",
     "graphlens.torch",
-    *(f"graphlens.model.torch_{part}" for part in ("border", "face", "factored", "weight")),
+    *(f"graphlens.model.torch_{part}" for part in ("border", "face", "factored", "sampling", "weight")),
 )
+EXPORTING = ("graphlens.pipelines.verify", "graphlens.pipelines.export")
 # Packages that only these places may import, inside a function or not.
 HEAVY: dict[str, tuple[str, ...]] = {
-    "torch": (*TORCH_SIDE, "graphlens.pipelines.verify", "graphlens.pipelines.export"),
-    "transformers": ("graphlens.export", "graphlens.pipelines.verify", "graphlens.pipelines.export"),
+    "torch": (*TORCH_SIDE, *EXPORTING),
+    "transformers": ("graphlens.export", "graphlens.model.of_transformers", *EXPORTING),
     "onnxscript": ("graphlens.export",),
     "onnxruntime": ("graphlens.runtime",),
     # Its package imports torch where that is installed; runtime/callbacks.py loads what is needed.

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from graphlens import HookedTransformer
 from graphlens.errors import ModelFileError
-from graphlens.file import settings, tokenizer_check
+from graphlens.file import settings, tokenizer_check, tokenizer_parts
 from graphlens.file.patterns import MAX_LENGTH, PatternRefused, least_match
 from graphlens.file.tokenizer import load_tokenizer
 
@@ -308,7 +308,7 @@ def test_a_panic_of_the_package_is_an_error_that_names_the_file(
 
 
 def test_ctrl_c_in_the_package_stays_ctrl_c() -> None:
-    with pytest.raises(KeyboardInterrupt), tokenizer_check.asking("x"):
+    with pytest.raises(KeyboardInterrupt), tokenizer_parts.asking("x"):
         raise KeyboardInterrupt
 
 

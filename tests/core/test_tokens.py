@@ -17,6 +17,13 @@ from graphlens.file.tokenizer import Tokenizer, load_tokenizer
 PROMPT = "When John and Mary went to the store"
 
 
+def small(model: HookedTransformer) -> Tokenizer:
+    """The model's tokenizer without transformers."""
+    found = load_tokenizer(model.runner.engine.folder)
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def left(tiny: HookedTransformer) -> HookedTransformer:
     """A model of its own whose tokenizer pads on the left."""
@@ -33,7 +40,7 @@ def test_strings_get_bos_unless_told_otherwise(tiny: HookedTransformer) -> None:
     without = HookedTransformer(tiny.runner.engine, default_prepend_bos=False)
     np.testing.assert_array_equal(without.to_tokens(PROMPT), tokens[:, 1:])
     assert tiny.cfg.default_prepend_bos
-    assert tiny.cfg.tokenizer_prepends_bos is False
+    assert tiny.cfg.tokenizer_prepends_bos  # as TransformerLens sets a tokenizer up
 
 
 def test_prepend_bos_applies_to_strings_only(tiny: HookedTransformer) -> None:
@@ -212,7 +219,7 @@ def test_the_older_pair_of_files_gives_the_same_tokens(
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer is not None
     for text in (PROMPT, "naïve — 3.5€<|endoftext|>again", "  two  spaces\n"):
-        assert tokenizer.encode(text) == tiny.tokenizer.encode(text)
+        assert tokenizer.encode(text, add_special_tokens=False) == tiny.to_tokens(text, prepend_bos=False)[0].tolist()
     assert (tokenizer.bos_token_id, tokenizer.pad_token_id) == (
         tiny.tokenizer.bos_token_id,
         tiny.tokenizer.pad_token_id,
@@ -258,7 +265,7 @@ def test_the_padding_side_is_the_files(tiny_copy: Path) -> None:
 
 def test_a_tokenizer_can_be_set(tiny: HookedTransformer) -> None:
     model = HookedTransformer(tiny.runner.engine)
-    given = Tokenizer(tiny.tokenizer.fast, {"eos_token": "<|endoftext|>"})
+    given = Tokenizer(small(tiny).fast, {"eos_token": "<|endoftext|>"})
     model.set_tokenizer(given, default_padding_side="left")
     assert model.tokenizer is given
     assert model.cfg.default_padding_side == "left"
@@ -266,7 +273,7 @@ def test_a_tokenizer_can_be_set(tiny: HookedTransformer) -> None:
     assert model.cfg.default_padding_side == "left"
     with pytest.raises(InputError, match="'up'"):
         model.set_tokenizer(given, "up")
-    with pytest.raises(InputError, match="a dict is not a fast tokenizer"):
+    with pytest.raises(InputError, match="a dict is not a tokenizer of transformers"):
         model.set_tokenizer({})
     assert model.tokenizer is given
 
@@ -277,28 +284,11 @@ def test_a_broken_tokenizer_file_is_said(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_the_tokenizer_answers_as_transformers_do(tiny: HookedTransformer) -> None:
-    tokenizer = tiny.tokenizer
-    ids = tokenizer.encode(PROMPT)
-    assert tokenizer(PROMPT)["input_ids"] == ids
-    assert tokenizer([PROMPT, "When"])["input_ids"] == [ids, tokenizer.encode("When")]
-    assert tokenizer.decode(np.asarray(ids)) == PROMPT
-    assert tokenizer.decode([tokenizer.bos_token_id, *ids], skip_special_tokens=True) == PROMPT
-    assert tokenizer.decode(ids[0]) == "When"
-    assert tokenizer.batch_decode([ids, ids[:1]]) == [PROMPT, "When"]
-    assert len(tokenizer) == tokenizer.vocab_size == len(tokenizer.get_vocab())
-
-
 def test_padding_and_truncation_in_a_tokenizer_file_do_not_touch_prompts(tiny: HookedTransformer) -> None:
     from tokenizers import Tokenizer as FastTokenizer
 
-    fast = FastTokenizer.from_str(tiny.tokenizer.fast.to_str())
+    fast = FastTokenizer.from_str(small(tiny).fast.to_str())
     fast.enable_truncation(4)
     fast.enable_padding(length=6)
     tokenizer = Tokenizer(fast, {"eos_token": "<|endoftext|>"})
-    assert tokenizer.encode(PROMPT) == tiny.tokenizer.encode(PROMPT)
-
-
-def test_what_is_no_fast_tokenizer_is_refused() -> None:
-    with pytest.raises(InputError, match="a dict is not a fast tokenizer"):
-        Tokenizer.from_transformers({})
+    assert tokenizer.encode(PROMPT) == small(tiny).encode(PROMPT)

@@ -14,7 +14,6 @@ import transformers
 
 import graphlens
 from graphlens import utils
-from graphlens.file.tokenizer import Tokenizer
 from graphlens.torch import HookedTransformer
 
 with warnings.catch_warnings():
@@ -166,14 +165,12 @@ def test_single_tokens_and_positions(model: HookedTransformer, lens: Any) -> Non
     assert model.to_string(torch.tensor(token)) == lens.to_string(torch.tensor(token))
 
 
-def test_a_transformers_tokenizer_becomes_ours(lens: Any) -> None:
+def test_truncation_inside_a_given_tokenizer_does_not_touch_prompts(lens: Any) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(graphlens.embedded_model(), padding_side="left")
     theirs.backend_tokenizer.enable_truncation(3)
-    mine = Tokenizer.from_transformers(theirs)
-    assert mine.encode(PROMPT) == lens.to_tokens(PROMPT, prepend_bos=False)[0].tolist()
-    assert (mine.bos_token_id, mine.eos_token_id, mine.pad_token_id) == (0, 0, 0)
-    assert mine.padding_side == "left"
-    assert theirs.backend_tokenizer.truncation is not None
+    mine = HookedTransformer.from_onnx(FOLDER, "cpu", tokenizer=theirs)
+    assert torch.equal(mine.to_tokens(PROMPT), lens.to_tokens(PROMPT))
+    assert mine.tokenizer.padding_side == "left"
 
 
 def test_test_prompt_prints_transformerlens_ranks(
@@ -236,12 +233,10 @@ def test_evals(model: HookedTransformer, lens: Any, monkeypatch: pytest.MonkeyPa
         torch.manual_seed(0)
         found.append(evals.induction_loss(either, subseq_len=20, device="cpu"))
     close(*found)
-    # Not lens.tokenizer: TransformerLens reloads it so that encode() adds a BOS, which IOIDataset then doubles.
-    plain = transformers.AutoTokenizer.from_pretrained(graphlens.embedded_model())
     results = []
-    for either, tokenizer in ((model, model.tokenizer), (lens, plain)):
+    for either in (model, lens):
         torch.manual_seed(0)
-        data = evals.IOIDataset(tokenizer, num_samples=8, seed=0)
+        data = evals.IOIDataset(either.tokenizer, num_samples=8, seed=0)
         results.append(evals.ioi_eval(either, data, batch_size=4))
     assert results[0]["Accuracy"] == results[1]["Accuracy"]
     np.testing.assert_allclose(results[0]["Logit Difference"], results[1]["Logit Difference"], rtol=1e-4)

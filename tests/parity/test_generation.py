@@ -16,8 +16,8 @@ from torch_reference import ODD_CONFIG
 
 import graphlens
 from graphlens import HookedTransformer
-from graphlens.model.generate import sample
 from graphlens.model.kv_cache import KeyValueCache
+from graphlens.model.sampling import Sampling, sample
 
 NEW = 64
 GREEDY: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "return_type": "tokens", "verbose": False}
@@ -277,7 +277,7 @@ def test_the_frequency_penalty_by_its_formula(
 def test_draws_follow_the_distribution(options: dict[str, Any], probabilities: Callable[[Any], Any]) -> None:
     p, rows = np.asarray([0.05, 0.4, 0.3, 0.2, 0.05]), 20_000
     logits = np.broadcast_to(np.log(p).astype(np.float32) + 3, (rows, 5))
-    chosen = sample(logits, np.zeros((rows, 0), np.int64), np.random.default_rng(0), **options)
+    chosen = sample(logits, np.zeros((rows, 0), np.int64), np.random.default_rng(0), Sampling(**options))
     expected = np.asarray(probabilities(p), np.float64)
     expected = expected / expected.sum()
     found = np.bincount(chosen, minlength=5) / rows

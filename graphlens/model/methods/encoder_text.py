@@ -51,3 +51,13 @@ class EncoderTextMethods(TextMethods[ArrayT]):
         )
 
     generate_stream = generate
+
+    def input_to_embed(self, *args: object, **options: object) -> NoReturn:
+        """Refused: an encoder's runs begin with types of tokens too. Raises InputError."""
+        raise InputError(
+            "input_to_embed is for decoders. The embeddings of an encoder are in its cache: hook_full_embed."
+        )
+
+    def sample_datapoint(self, *args: object, **options: object) -> NoReturn:
+        """Refused, as TransformerLens's encoder has no such method. Raises InputError."""
+        raise InputError("sample_datapoint is for decoders: draw from your data set yourself.")

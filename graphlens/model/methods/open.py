@@ -8,7 +8,7 @@ from typing import Any, Generic, Self
 from graphlens.analysis.arrays import ArrayT
 from graphlens.engine.engine import Engine
 from graphlens.errors import InputError, checked_number, is_one_of
-from graphlens.file.tokenizer import Tokenizer, load_tokenizer
+from graphlens.file.tokenizer import load_tokenizer
 from graphlens.model.border import Border
 from graphlens.model.runner import Runner
 from graphlens.runtime.providers import Providers
@@ -33,7 +33,7 @@ class OpenMethods(Generic[ArrayT]):
     def __init__(
         self,
         engine: Engine,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: object = None,
         default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
     ) -> None:
@@ -43,10 +43,12 @@ class OpenMethods(Generic[ArrayT]):
             raise InputError(
                 f"{config.model_name} is {kind} ({config.original_architecture}): open it with graphlens.{other}."
             )
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(engine.folder)
         usual = config.default_prepend_bos
         bos = usual if default_prepend_bos is None else default_prepend_bos
-        self.runner = Runner(engine, self._border(), tokenizer, bos)
+        self.runner = Runner(engine, self._border(), load_tokenizer(engine.folder) if tokenizer is None else None, bos)
+        if tokenizer is not None:
+            self.runner.text.take(tokenizer)
+            self.runner.text.own_tokenizer = self.runner.text.tokenizer
         if default_padding_side is not None:  # otherwise the tokenizer's own
             self.runner.text.default_padding_side = default_padding_side
 
@@ -92,7 +94,7 @@ class OpenMethods(Generic[ArrayT]):
             providers: "cpu", "cuda", ONNX Runtime's provider names, or None for CUDA where it works.
             default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.
             default_padding_side: "right" or "left"; None is the tokenizer's own.
-            tokenizer: A transformers or graphlens tokenizer in place of the folder's.
+            tokenizer: One of transformers or graphlens in place of the folder's, set up as ``set_tokenizer`` does.
             n_ctx: The longest input: lower than the file says, or higher, up to what the model was trained for.
 
         Raises:
@@ -103,8 +105,6 @@ class OpenMethods(Generic[ArrayT]):
             raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
         with spinner(f"Opening {path}"):
             engine = Engine(path, providers, n_ctx)
-            if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-                tokenizer = Tokenizer.from_transformers(tokenizer)
             return cls(engine, tokenizer, default_prepend_bos, default_padding_side)
 
     @classmethod
@@ -145,7 +145,7 @@ class OpenMethods(Generic[ArrayT]):
             fold_value_biases: See there.
             refactor_factored_attn_matrices: See there.
             hf_model: A transformers model in memory (a fine-tune) to use instead of the name's weights.
-            tokenizer: A transformers or tokenizers one in place of the checkpoint's.
+            tokenizer: One of transformers in place of the checkpoint's, set up as ``set_tokenizer`` does.
             device: "cpu" or "cuda"; or give ``providers``.
             dtype: "float32", "float64", "float16" or "bfloat16", also as a torch or NumPy dtype.
             default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.

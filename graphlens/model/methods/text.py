@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 import numpy as np
@@ -10,11 +11,13 @@ import numpy as np
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.errors import InputError, checked_number, is_one_of
-from graphlens.file.tokenizer import Tokenizer, checked_text
+from graphlens.file.tokenizer_parts import checked_text
 from graphlens.model.text import Input, Tokens, checked_side, is_text, some
 
 if TYPE_CHECKING:
+    from graphlens.file.tokenizer import Tokenizer
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.kv_cache import KeyValueCache
     from graphlens.model.runner import Runner
 
 
@@ -22,36 +25,50 @@ class TextMethods(Generic[ArrayT]):
     """The part of HookedTransformer that turns text into tokens and back."""
 
     runner: Runner[ArrayT]
+    dataset: Sequence[Mapping[str, str]] | None = (
+        None  # what ``sample_datapoint`` draws from; TransformerLens: the same name
+    )
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; None for a model without one, which takes token ids only."""
-        return self.runner.text.tokenizer
+        """The tokenizer; None for a model without one, which takes token ids only.
+
+        Where transformers is installed it is one of transformers (imported when this is first asked for), with all that
+        they can do; else graphlens's small one, with the methods and arguments that need no transformers. As in
+        TransformerLens ``tokenizer(text)`` puts BOS first. What is set on it (``padding_side``, ``pad_token``, added
+        tokens) holds for the model too.
+        """
+        return cast("Tokenizer | None", self.runner.text.exposed)
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: Tokenizer | None) -> None:
-        self.runner.text.tokenizer = tokenizer
+    def tokenizer(self, tokenizer: object) -> None:
+        self.runner.text.take(tokenizer, as_it_is=True)
 
     @tokenizer.deleter
     def tokenizer(self) -> None:
         # As an attribute patched for a while is put back: the tokenizer that the model was opened with.
         self.runner.text.tokenizer = self.runner.text.own_tokenizer
 
-    def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
+    def set_tokenizer(self, tokenizer: object, default_padding_side: str | None = None) -> None:
         """Replaces the tokenizer. TransformerLens: the same name.
 
+        As there, one of transformers gets EOS for a BOS or PAD that it lacks, and where it does not put BOS before a text, the
+        model goes on with a copy that does.
+
         Args:
-            tokenizer: A fast transformers one, which is copied, or one of graphlens's.
+            tokenizer: One of transformers, or graphlens's small one, which stays as it is.
             default_padding_side: "right" or "left"; None is the tokenizer's own.
 
         Raises:
             InputError: For another kind or side.
         """
         side = None if default_padding_side is None else checked_side(default_padding_side)
-        new = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_transformers(tokenizer)
-        self.runner.text.tokenizer = new
+        text = self.runner.text
+        if tokenizer is None:
+            raise InputError("set_tokenizer takes a tokenizer. For a model without one: model.tokenizer = None.")
+        text.take(tokenizer)
         if side is not None:
-            new.padding_side = side
+            text.default_padding_side = side
 
     # Text to tokens
 
@@ -102,7 +119,7 @@ class TextMethods(Generic[ArrayT]):
         """The position of a token in a prompt. TransformerLens: the same name.
 
         Args:
-            single_token: An id, or a string that is one token.
+            single_token: An id (an array of one will do), or a string that is one token.
             input: A text, or ids [p] or [1, p].
             mode: "first" or "last" occurrence.
             prepend_bos: Whether text gets a BOS token; None for the model's default.
@@ -117,13 +134,14 @@ class TextMethods(Generic[ArrayT]):
         if isinstance(single_token, str):
             token = text.single_token(single_token)
         else:
-            token = checked_number(single_token, "single_token")
-        rows = text.padded(input, prepend_bos, True, padding_side) if is_text(input) else text.ids(input)
+            one = single_token.reshape(()) if getattr(single_token, "shape", None) == (1,) else single_token  # type: ignore[attr-defined]
+            token = checked_number(one, "single_token")
+        rows = text.padded(input, prepend_bos, True, padding_side) if is_text(input) else text.ids(input, looking=True)
         if rows.shape[0] != 1:
             raise InputError(f"get_token_position takes one prompt, not {rows.shape[0]}.")
         found = np.flatnonzero(rows[0] == token)
         if found.size == 0:
-            known = text.tokenizer is not None and 0 <= token < text.tokenizer.vocab_size
+            known = text.tokenizer is not None and 0 <= token < len(text.tokenizer)
             shown = f" ({text.of_each([token])[0]!r})" if known else ""
             raise InputError(f"token {token}{shown} does not occur in the prompt of {rows.shape[1]} tokens.")
         return int(found[0 if mode == "first" else -1])
@@ -146,6 +164,47 @@ class TextMethods(Generic[ArrayT]):
         ids = text.token_ids(text.single_token(tokens) if isinstance(tokens, str) else tokens)
         rows = self.runner.engine.weights["unembed.W_U"].T
         return self.runner.border.to_user(np.array(rows[ids.reshape(()) if ids.size == 1 else ids]))
+
+    # Text or tokens to the residual stream
+
+    def input_to_embed(
+        self,
+        input: Input[ArrayT],
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        attention_mask: ArrayInput | UserArray | None = None,
+        past_kv_cache: KeyValueCache | None = None,
+    ) -> tuple[ArrayT, ArrayT, None, ArrayT | None]:
+        """What a run begins with: the residual stream before block 0, and the tokens. TransformerLens: the same name.
+
+        Hooks at the embeddings are called.
+
+        Args:
+            input: As in ``forward``, as all others.
+            prepend_bos: See there.
+            padding_side: See there.
+            attention_mask: See there.
+            past_kv_cache: It tells the positions, and is not extended here (in TransformerLens its mask is, without keys).
+
+        Returns:
+            (residual [b, p, d_model], tokens int64 [b, p], None, the mask int64 [b, past + p]). The mask is None where prompts
+            are padded on the right, and neither a mask nor a cache is given.
+
+        Raises:
+            InputError: As ``forward``.
+        """
+        cache = copy.copy(past_kv_cache)
+        options = {"prepend_bos": prepend_bos, "padding_side": padding_side, "attention_mask": attention_mask}
+        runner = self.runner
+        request = runner.request(input, **options, stop_at_layer=0, past_kv_cache=cache)
+        tokens, mask = request.need_tokens(), request.mask
+        if mask is None and (cache is not None or (runner.text.tokenizer and runner.text.side(padding_side) == "left")):
+            mask = np.ones_like(tokens)
+        if mask is not None and past_kv_cache is not None:
+            mask = np.concatenate([past_kv_cache.mask, mask], 1)
+        to_user = runner.border.to_user
+        residual = to_user(cast(Array, runner.run(request).output))
+        return residual, to_user(tokens), None, None if mask is None else to_user(mask)
 
     # Tokens to text
 
@@ -171,7 +230,7 @@ class TextMethods(Generic[ArrayT]):
         """The text of each token. TransformerLens: the same name.
 
         Args:
-            input: A string or ids [p], which give a list; several strings or ids [b, p] give a list of lists. Strings
+            input: A string or ids [p], which give a list; a list of either, or ids [b, p], gives a list of lists. Strings
                 are cut at n_ctx and not padded.
             prepend_bos: Whether text gets a BOS token; None for the model's default.
             padding_side: TransformerLens's; checked, and changes nothing.
@@ -183,8 +242,9 @@ class TextMethods(Generic[ArrayT]):
         checked_side("right" if padding_side is None else padding_side)
         if isinstance(input, str):
             return text.of_each(text.encode(input, prepend_bos, truncate=True))
-        if is_text(input):
-            return [text.of_each(text.encode(each, prepend_bos, truncate=True)) for each in input]
+        if isinstance(input, (list, tuple)) and any(map(_is_several, input)):
+            rows = [self.to_str_tokens(cast("Input[ArrayT]", each), prepend_bos) for each in input]
+            return cast(list[list[str]], rows)
         ids = text.token_ids(input, decoding=True)
         if ids.ndim == 2 and ids.shape[0] > 1:
             return [text.of_each(row) for row in ids.tolist()]
@@ -207,6 +267,26 @@ class TextMethods(Generic[ArrayT]):
         return self.runner.text.of_each(ids.reshape(-1).tolist())[0]
 
     # A look at a prompt
+
+    def sample_datapoint(
+        self, tokenize: bool = False, prepend_bos: bool | None = None, padding_side: str | None = None
+    ) -> str | ArrayT:
+        """One text of ``model.dataset``, drawn by ``numpy.random``. TransformerLens: the same name.
+
+        Args:
+            tokenize: Whether it comes as token ids [1, p].
+            prepend_bos: Whether these get a BOS token; None for the model's default.
+            padding_side: TransformerLens's; checked, and changes nothing.
+
+        Raises:
+            InputError: Where there is no data set: TransformerLens downloads one, graphlens does not.
+        """
+        if not self.dataset:
+            raise InputError(
+                'there is no data set: set model.dataset = [{"text": "..."}, ...], a Hugging Face one, say.'
+            )
+        text = self.dataset[int(np.random.randint(0, len(self.dataset)))]["text"]
+        return self.to_tokens(text, prepend_bos, padding_side) if tokenize else text
 
     def test_prompt(
         self,
@@ -239,7 +319,7 @@ class TextMethods(Generic[ArrayT]):
         shown = top_k if checked_number(print_details, "print_details", bool) else None
         if checked_number(prepend_space_to_answer, "prepend_space_to_answer", bool):
             answers = [each if each.startswith(" ") else f" {each}" for each in answers]
-        rows = [text.need_tokenizer().encode(each) for each in answers]
+        rows = [text.need_tokenizer().encode(each, add_special_tokens=False) for each in answers]
         if not rows or not all(rows):
             raise InputError(f"every answer needs at least one token; got {answers}.")
         wanted = np.asarray([row[:1] for row in rows] if len(rows) > 1 else rows, np.int64)  # [answers, answer tokens]
@@ -248,6 +328,11 @@ class TextMethods(Generic[ArrayT]):
         border, model = self.runner.border, cast(Any, self)  # forward is HookedTransformer's
         logits = border.from_user(model.forward(border.to_user(tokens)))[:, start.shape[1] - 1 : -1].astype(np.float32)
         _print_completions(text.of_each, start[0], wanted, logits, shown)
+
+
+def _is_several(item: object) -> bool:
+    """True for a text, and for a row of ids."""
+    return isinstance(item, (str, list, tuple)) or bool(getattr(item, "ndim", 0))
 
 
 def _print_completions(
