@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedC
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from graphlens.errors import ExportError
-from graphlens.export.decoder import MODEL_PREFIX, Decoder
+from graphlens.export.decoder import MODEL_PREFIX, Block, Decoder
 from graphlens.export.encoder import Encoder
 from graphlens.export.families import Spec
+from graphlens.export.post_norms import PostNormBlock
 from graphlens.file.io_names import DECODER_INPUTS, ENCODER_INPUTS, INPUT_IDS, LOGITS
 
 OPSET = 20
@@ -122,7 +123,9 @@ def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
 
 def _forward_of(model: nn.Module, spec: Spec) -> nn.Module:
     """The forward that is traced, over the parameters of transformers' model."""
-    return Decoder(model, spec) if spec.encoder is None else Encoder(model, spec)
+    if spec.encoder is not None:
+        return Encoder(model, spec)
+    return Decoder(model, spec, PostNormBlock if spec.residual_norms else Block)
 
 
 def slopes(n_heads: int) -> Tensor:

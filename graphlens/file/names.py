@@ -119,6 +119,7 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
 AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
 )
+EMBEDDINGS = ("hook_embed", "hook_pos_embed")  # what the residual stream begins as the sum of, where a model has them
 # Weights by their names in a decoder and in an encoder.
 TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E")
 POSITION_EMBEDDINGS = ("pos_embed.W_pos", "embed.pos_embed.W_pos")
@@ -244,6 +245,7 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
 # Hook points that only some architectures have: what a model without them is like, and what it has instead.
 _INSTEAD: Mapping[str, str] = {
     "hook_resid_mid": "attention and MLP of its blocks both read hook_resid_pre, and hook_resid_post has the sum of all three",
+    **dict.fromkeys(("ln_final.hook_scale", "ln_final.hook_normalized"), "no norm comes before unembed.hook_in"),
     "hook_pos_embed": "it adds no position embeddings; the residual stream begins as hook_embed",
     "attn.hook_rot_q": "it does not rotate queries by their positions; there is attn.hook_q",
     "attn.hook_rot_k": "it does not rotate keys by their positions; there is attn.hook_k",
