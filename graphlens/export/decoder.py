@@ -339,8 +339,8 @@ class Decoder(nn.Module):
             )
         self.model, self.spec = model, spec
         blocks = model.get_submodule(spec.blocks)
-        for layer in range(len(blocks)):
-            blocks[layer] = block(blocks[layer], spec, layer)
+        for layer, old in list(blocks.named_children()):
+            setattr(blocks, layer, block(old, spec, int(layer)))
         for path in {spec.embed_norm, spec.final_norm} - {None}:
             put_norm(model, str(path), spec)
         rotary = spec.attention.rotary
@@ -372,7 +372,7 @@ class Decoder(nn.Module):
             zero = torch.zeros((), dtype=learned.dtype, device=learned.device)
             x = x + hook_point(torch.where(token_mask.unsqueeze(-1), learned, zero), "hook_pos_embed")
         inputs = Inputs(positions, mask, local_mask, distance)
-        for block in model.get_submodule(spec.blocks):
+        for block in model.get_submodule(spec.blocks).children():
             x = block(x, inputs, model)
         x = x if spec.final_norm is None else model.get_submodule(spec.final_norm)(x, "ln_final")
         x = hook_point(x, "unembed.hook_in")

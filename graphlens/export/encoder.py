@@ -36,8 +36,8 @@ class Encoder(nn.Module):
                 )
         self.model, self.spec, self.parts = model, spec, spec.encoder
         blocks = model.get_submodule(spec.blocks)
-        for layer in range(len(blocks)):
-            blocks[layer] = PostNormBlock(blocks[layer], spec, layer)
+        for layer, old in list(blocks.named_children()):
+            setattr(blocks, layer, PostNormBlock(old, spec, int(layer)))
         for path in (spec.embed_norm, spec.final_norm):
             put_norm(model, str(path), spec)
 
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         x = x + self._embedded(token_types, parts.token_types, "embed.hook_token_type_embed")
         x = hook_point(model.get_submodule(str(spec.embed_norm))(x, "embed.ln"), "hook_full_embed")
         inputs = Inputs(positions, mask, local_mask=mask, distance=positions)  # no layer reads the last two
-        for block in model.get_submodule(spec.blocks):
+        for block in model.get_submodule(spec.blocks).children():
             x = block(x, inputs, model)
         x = ACTIVATIONS[parts.act](linear(model.get_submodule(parts.dense), x, transposed=False))
         x = hook_point(model.get_submodule(spec.final_norm)(x, "mlm_head.ln"), "unembed.hook_in")
