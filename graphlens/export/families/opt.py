@@ -11,7 +11,7 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What OPT computes."""
-    after = c.get("do_layer_norm_before", True) is False
+    after = not c.only("do_layer_norm_before", True, False)
     projected = c.get("word_embed_proj_dim") not in (None, c.size("hidden_size")) and c.size("word_embed_proj_dim") > 0
     refuse_own_width(c)
     c.only("_remove_final_layer_norm", False)
