@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
 from graphlens.file.manifest_format import FORMAT_VERSION, known_format, malformed
 
@@ -138,12 +138,14 @@ class ModelConfig:
         """How many tokens the model can take at most, for errors: "was trained for 1 to 1024 tokens"."""
         longest = self.n_ctx_trained or self.n_ctx
         if self.positional_embedding_type == "alibi":  # no config says
-            return f"takes 1 to {longest} tokens, as in TransformerLens: how long its inputs were in training is not known"
+            return (
+                f"takes 1 to {longest} tokens, as in TransformerLens: how long its inputs were in training is not known"
+            )
         return f"was trained for 1 to {longest} tokens"
 
     @property
     def normalises_residual(self) -> bool:
-        """True where a norm of the residual stream follows each sublayer, so that the stream is no sum of what was written to it."""
+        """True where a norm of the residual stream follows each sublayer, so that it is no sum of what was written to it."""
         return self.is_encoder or self.residual_norms
 
     @property

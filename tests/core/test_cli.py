@@ -162,9 +162,7 @@ def tokenless(tiny_copy: Path) -> Path:
     return tiny_copy
 
 
-def test_without_a_tokenizer_commands_take_token_ids(
-    tokenless: Path, tiny: HookedTransformer, tmp_path: Path
-) -> None:
+def test_without_a_tokenizer_commands_take_token_ids(tokenless: Path, tiny: HookedTransformer, tmp_path: Path) -> None:
     ids = tiny.to_tokens(PROMPT)
     spelt = ", ".join(map(str, ids[0].tolist()))
     ran = json.loads(graphlens("run", tokenless, spelt, "--json").stdout)
@@ -191,7 +189,10 @@ def test_without_a_tokenizer_commands_take_token_ids(
         (("run", "5 99999"), "99999"),
         (("generate", "5; 6"), "give token ids in place of the prompt"),
         (("patch", "--clean", "5 6", "--corrupted", "a b", "--answer", "1", "-o", "x"), "in place of --corrupted"),
-        (("patch", "--clean", "5 6", "--corrupted", "5 7", "--answer", " Mary", "--wrong", "3", "-o", "x"), "--answer takes a token id"),
+        (
+            ("patch", "--clean", "5 6", "--corrupted", "5 7", "--answer", " Mary", "--wrong", "3", "-o", "x"),
+            "--answer takes a token id",
+        ),
     ],
 )
 def test_without_a_tokenizer_text_is_refused_with_what_to_give(

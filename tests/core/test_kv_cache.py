@@ -222,7 +222,9 @@ def test_an_edit_that_gives_queries_later_keys_warns_with_a_cache(
 ) -> None:
     with model.intervene([edit]):
         whole = model.forward(tokens)  # no cache, no warning
-        with pytest.warns(UserWarning, match=f"'{edit.hook}' is the same for every key.*use_past_kv_cache=False") as told:
+        with pytest.warns(
+            UserWarning, match=f"'{edit.hook}' is the same for every key.*use_past_kv_cache=False"
+        ) as told:
             found = pieces(model, tokens)
     assert len(told) == 1
     assert np.abs(found - whole).max() > 1e-3

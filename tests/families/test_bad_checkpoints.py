@@ -283,7 +283,7 @@ def test_a_checkpoint_that_transformers_cannot_run_is_said_to_be_one(
         graphlens.export_model(changed("llama"), tmp_path / "out", announce=lambda _: None)
 
 
-def test_a_model_whose_training_length_is_not_known_says_so(family_checkpoint: Folders) -> None:
+def test_a_model_whose_training_length_is_not_known_says_so(family_checkpoint: Callable[[str], Path]) -> None:
     """Bloom's config names none; 2,048 is TransformerLens's."""
     checkpoint = read_checkpoint(family_checkpoint("bloom"))
     spec = checkpoint.family.spec_of(checkpoint.hf_config(), "bloom")

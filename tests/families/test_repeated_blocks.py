@@ -134,5 +134,5 @@ def test_a_block_that_others_read_from_is_not_copied() -> None:
     final = marks["ln_final.hook_scale"]
     model.graph.insert_after(final, node := ir.Node("", "Identity", [inner]))
     marks["unembed.hook_in"].replace_input_with(0, node.outputs[0])
-    with pytest.raises(ExportError, match="internal error: .* of blocks.1 is read outside of the block"):
+    with pytest.raises(ExportError, match=r"internal error: .* of blocks\.1 is read outside of the block"):
         repeat_blocks(model, spec)

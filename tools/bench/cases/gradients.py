@@ -89,7 +89,9 @@ def _autograd(setup: Setup, ids: Any, names: list[str]) -> tuple[Any, dict[str, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(setup.model.checkpoint, dtype=torch.float32).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_pretrained(setup.model.checkpoint, dtype=torch.float32).eval().requires_grad_(False)
+    )
     tokens = torch.from_numpy(ids)
     if setup.model.architecture == "gpt2":
         blocks = [(block, block.attn.c_proj) for block in model.transformer.h]
@@ -115,9 +117,7 @@ def _autograd(setup: Setup, ids: Any, names: list[str]) -> tuple[Any, dict[str, 
                 )
             )
             handles.append(
-                projection.register_forward_pre_hook(
-                    lambda _, given, at=at: (keep(f"{at}attn.hook_z", given[0]),)
-                )
+                projection.register_forward_pre_hook(lambda _, given, at=at: (keep(f"{at}attn.hook_z", given[0]),))
             )
         with torch.enable_grad():
             logits = model(tokens).logits[:, -1]
