@@ -26,8 +26,8 @@ Edits = Mapping[str, Mapping[str, Array]]  # firing of a hook point -> the array
 Result = TypeVar("Result")
 _UNSEEN = (
     "the edit at {} is the same for every key, so it gives queries keys that come after them. With a KV cache a run knows the "
-    "keys so far alone: what comes later gets nothing, and the numbers are not those of one run over the whole text. Run without a "
-    "cache (use_past_kv_cache=False), or steer attn.hook_attn_scores, whose masked keys stay masked."
+    "keys so far alone: what comes later gets nothing, and the numbers are not those of one run over the whole text. Run without "
+    "a cache (use_past_kv_cache=False), or steer attn.hook_attn_scores, whose masked keys stay masked."
 )
 _KEPT, _FEW = 500_000, 16  # bytes of one remembered result; how many of them are kept
 
