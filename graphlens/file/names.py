@@ -20,6 +20,7 @@ from graphlens.file.bridge import (
     BRIDGE_GATED,
     BRIDGE_LATE_NORMS,
     BRIDGE_POST_NORMS,
+    BRIDGE_RESIDUAL_NORMS,
 )
 
 if TYPE_CHECKING:
@@ -178,13 +179,14 @@ def canonical(name: str, names: Collection[str] = ()) -> str:
     layer, rest = split_name(name)
     if layer is None:
         return BRIDGE.get(name, name)
-    if rest not in BRIDGE_BLOCK and rest not in BRIDGE_GATED and rest not in BRIDGE_LATE_NORMS:
-        return name
     table, block = BRIDGE_BLOCK, in_block(layer, "")
     own = [other.removeprefix(block) for other in names if other.startswith(block)]
     if "mlp.hook_pre_linear" in own:
         table = {**table, **BRIDGE_GATED}
-    late = "attn.hook_z" in own and "ln1.hook_scale" in own[own.index("attn.hook_z") :]
+    whole = {"attn.hook_z", "hook_attn_out"} <= set(own)
+    late = whole and "ln1.hook_scale" in own[own.index("attn.hook_z") : own.index("hook_attn_out")]
+    if "hook_normalized_resid_post" in own:
+        table = {**table, **BRIDGE_RESIDUAL_NORMS}
     if late or "ln1_post.hook_scale" in own:
         table = {key: value for key, value in table.items() if key not in BEFORE_POST_NORMS}
         table |= BRIDGE_LATE_NORMS if late else BRIDGE_POST_NORMS

@@ -282,6 +282,11 @@ def chosen() -> tuple[str, ...]:
 
 
 CHOSEN = chosen()
+# Those whose residual stream is normalised on the way, and no sum of what was written to it; those without weight processing.
+NORMALISED = ("opt-350m",)
+UNPROCESSED = (*NORMALISED, "opt-projected")
+SUMMED = tuple(name for name in CHOSEN if name not in NORMALISED)
+PROCESSED = tuple(name for name in CHOSEN if name not in UNPROCESSED)
 
 
 def make(name: str, **changes: Any) -> Any:
