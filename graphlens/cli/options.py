@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphlens.cli.token_text import tokens_of
 from graphlens.errors import InputError
 from graphlens.file.folder import MODEL_FILE, user_path
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
 
 Model = Annotated[str, typer.Argument(help="A hooked folder or model.onnx, a checkpoint folder, or a hub name.")]
-Prompt = Annotated[str, typer.Argument(help="The text to run.")]
+Prompt = Annotated[str, typer.Argument(help="The text to run; token ids for a model without tokenizer: '0 5 6 7'.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Provider = Annotated[str | None, typer.Option("--provider", help="'cpu' or 'cuda'; default: CUDA where it works.")]
 # Paths are text here: pathlib makes an empty one the working folder, and user_path refuses it.
@@ -95,9 +96,10 @@ def read_text(model: HookedTransformer, what: str, text: str, bos: bool | None, 
         strict: True makes a text too long an error.
 
     Raises:
-        InputError: For no text, and for one too long where ``strict`` says so.
+        InputError: For no text, for one too long where ``strict`` says so, and for one that spells no ids where the model has no
+            tokenizer.
     """
-    cfg, tokens = model.cfg, model.to_tokens(text, prepend_bos=bos, truncate=False)
+    cfg, tokens = model.cfg, tokens_of(model, what, text, bos)
     length = tokens.shape[1]
     if length > cfg.n_ctx:
         said = f"{what} has {length} tokens, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx)"

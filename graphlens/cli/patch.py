@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphlens.cli.options import Bos, Json, Model, Out, Provider, Read, Strict, open_model, read_text, say
+from graphlens.cli.token_text import answer_of, texts_of
 from graphlens.errors import InputError
 from graphlens.file.folder import make_folder, user_path
 
@@ -63,7 +64,7 @@ class Pair:
         """The sites of each name, positions labelled by their tokens."""
         from graphlens.experiments.act_patch import act_patch_sites
 
-        tokens = [f"{text}_{i}" for i, text in enumerate(self.model.to_str_tokens(self.corrupted.tokens[0]))]
+        tokens = [f"{text}_{i}" for i, text in enumerate(texts_of(self.model, self.corrupted.tokens[0]))]
         labels = dict.fromkeys(("pos", "dest_pos", "src_pos"), tokens)
         return {name: act_patch_sites(self.model, self.corrupted.tokens, name, labels) for name in names}
 
@@ -102,7 +103,8 @@ def _pair(
             "by position. Reword one of them."
         )
     logits, cache = opened.run_with_cache(right.tokens)
-    measure = _metric(metric, answer, wrong, logits)
+    right_one = answer_of(opened, "--answer", answer)
+    measure = _metric(metric, right_one, None if wrong is None else answer_of(opened, "--wrong", wrong), logits)
     if normalise:
         plain = measure.bound(opened.to_single_token)
         measure = plain.normalised(float(plain(logits)), float(plain(opened(other.tokens))))
@@ -225,7 +227,7 @@ def _held(kept: Path) -> SweepResult | None:
         raise InputError(f"{kept}.json exists, and cannot be read ({error}). Name another folder.") from error
 
 
-def _metric(metric: str, answer: str, wrong: str | None, clean_logits: Array) -> Metric:
+def _metric(metric: str, answer: str | int, wrong: str | int | None, clean_logits: Array) -> Metric:
     """The metric of a name. Raises InputError for another name, and for a difference without a wrong answer."""
     from graphlens.analysis.metrics import KLDivergence, LogitDiff, Probability
 

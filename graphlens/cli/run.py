@@ -18,6 +18,7 @@ from graphlens.cli.options import (
     print_json,
     read_text,
 )
+from graphlens.cli.token_text import text_of, texts_of, tokens_of
 from graphlens.errors import InputError
 from graphlens.file.folder import replacing, user_path
 
@@ -138,16 +139,16 @@ def run(
     edited = softmax(opened.run_with_interventions(read.tokens, edits)[0, -1]) if edits else plain
     order = np.argsort(-plain)[:top]
     extra = [i for i in np.argsort(-edited)[:top] if i not in order]
-    rows = [(opened.to_string([int(i)]), float(plain[i]), float(edited[i])) for i in [*order, *extra]]
+    rows = [(text_of(opened, [int(i)]), float(plain[i]), float(edited[i])) for i in [*order, *extra]]
     if as_json:
         next_tokens = [{"token": t, "probability": p, **({"ablated": q} if edits else {})} for t, p, q in rows]
-        print_json({"tokens": opened.to_str_tokens(read.tokens[0]), "of": read.length, "next": next_tokens})
+        print_json({"tokens": texts_of(opened, read.tokens[0]), "of": read.length, "next": next_tokens})
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    end = f"{read.used}, which end in {opened.to_string(read.tokens[0, -_SHOWN:])!r}" if read.is_cut else repr(prompt)
+    end = f"{read.used}, which end in {text_of(opened, read.tokens[0, -_SHOWN:])!r}" if read.is_cut else repr(prompt)
     table = Table(title=escape(f"Next token after {end}"), title_justify="left")
     for column in ("token", "probability", *(["ablated", "change"] if edits else [])):
         table.add_column(column, justify="left" if column == "token" else "right")
@@ -179,6 +180,13 @@ def generate(
 
     Example: [bold]graphlens generate gpt2-hooked "Once upon a time" -n 40 --temperature 0.8[/]
     """
+    import numpy as np
+
     opened = open_model(model, provider)
+    if opened.tokenizer is None:
+        tokens = tokens_of(opened, "the prompt", prompt, bos)
+        found = opened.generate(tokens, max_new_tokens, temperature=temperature, seed=seed, stop_at_eos=False)
+        typer.echo(text_of(opened, np.asarray(found)[0]))
+        return
     text = opened.generate(prompt, max_new_tokens, temperature=temperature, prepend_bos=bos, seed=seed)
     typer.echo(text)

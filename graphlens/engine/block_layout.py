@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from graphlens.file.names import in_block
+from graphlens.file.names import EMBEDDINGS, in_block
+from graphlens.surgery.sublayers import sums
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
+    from graphlens.file.manifest import ModelConfig
 
 RESID_PRE, RESID_MID, RESID_POST = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
 ATTN_OUT, MLP_OUT = "hook_attn_out", "hook_mlp_out"
@@ -25,11 +27,11 @@ class BlockLayout:
     """How a model's blocks are laid out.
 
     Attributes:
-        n_layers: The number of blocks.
+        config: The model's architecture.
         hooks: The names of the hook points of the plain model.
     """
 
-    n_layers: int
+    config: ModelConfig
     hooks: frozenset[str]
 
     @classmethod
@@ -39,7 +41,12 @@ class BlockLayout:
         Args:
             engine: The model.
         """
-        return cls(engine.manifest.config.n_layers, frozenset(engine.hook_names))
+        return cls(engine.manifest.config, frozenset(engine.hook_names))
+
+    @property
+    def n_layers(self) -> int:
+        """The number of blocks."""
+        return self.config.n_layers
 
     @cached_property
     def parallel(self) -> bool:
@@ -95,15 +102,13 @@ class BlockLayout:
             name: A hook point of the embeddings, of an output of attention or of the MLP, without the block.
 
         Returns:
-            (the full names of the summands, the full name of the residual stream).
+            (the full names of the summands, the full name of the residual stream). No summands where it is no sum of hook
+            points, since it is normalised on the way.
         """
-        if name in ("hook_embed", "hook_pos_embed"):
-            found = ["hook_embed", "hook_pos_embed"]
-            return [other for other in found if other in self.hooks], in_block(0, RESID_PRE)
-        if self.parallel:
-            names, total = [RESID_PRE, ATTN_OUT, MLP_OUT], RESID_POST
-        elif name in (ATTN_OUT, "attn.hook_result"):
-            names, total = [RESID_PRE, ATTN_OUT], RESID_MID
-        else:
-            names, total = [RESID_MID, MLP_OUT], RESID_POST
-        return [in_block(layer, other) for other in names if self.has(layer, other)], in_block(layer, total)
+        if name in EMBEDDINGS:
+            return [other for other in EMBEDDINGS if other in self.hooks], in_block(0, RESID_PRE)
+        written = in_block(layer, ATTN_OUT if name in (ATTN_OUT, "attn.hook_result") else MLP_OUT)
+        for total, terms in sums(self.config, layer).items():
+            if written in terms:
+                return [term for term in terms if term in self.hooks], total
+        return [], in_block(layer, RESID_POST)

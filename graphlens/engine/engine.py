@@ -78,10 +78,10 @@ class Engine:
         self.manifest: Manifest = surgery.read_manifest(self._file_model)
         self.files.add(self.manifest)
         if n_ctx is not None:
-            longest = self.manifest.config.n_ctx_trained or self.manifest.config.n_ctx
-            if not 1 <= (n_ctx := checked_number(n_ctx, "n_ctx")) <= longest:
-                raise InputError(f"n_ctx={n_ctx}: this model was trained for 1 to {longest} tokens.")
-            self.manifest = replace(self.manifest, config=replace(self.manifest.config, n_ctx=n_ctx))
+            config = self.manifest.config
+            if not 1 <= (n_ctx := checked_number(n_ctx, "n_ctx")) <= (config.n_ctx_trained or config.n_ctx):
+                raise InputError(f"n_ctx={n_ctx}: this model {config.lengths}.")
+            self.manifest = replace(self.manifest, config=replace(config, n_ctx=n_ctx))
         self._size = sum(file.size for file in self.manifest.files.values())
         self.held_limit = max(self._size, SMALL)
         self.weights: Mapping[str, Array] = WeightStore(self.folder, self.manifest.weights, self.files.ensure_unchanged)

@@ -175,8 +175,11 @@ class ResidualGraph:
         """
         request = runner.whole_prompts(corrupted, **forward_options)
         refuse_backward_hooks(runner)
-        if runner.config.is_encoder:
-            raise InputError("edges are of decoders: an encoder normalises its residual stream after each sublayer.")
+        if runner.config.normalises_residual:
+            raise InputError(
+                f"{runner.config.model_name} normalises its residual stream after each sublayer, so the stream is not the sum of "
+                "what its components write, and they have no edges."
+            )
         if not runner.active().plain:
             raise InputError("edges are of the plain model: leave the hooks() or intervene() block first.")
         config, source = runner.config, Cache(cache)

@@ -9,8 +9,8 @@ from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import ATTN_OUT, MLP_OUT, RESID_MID, RESID_POST, RESID_PRE, BlockLayout
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.experiments.entering import Entering
-from graphlens.experiments.stages import EMBEDDINGS, Kept, Stage, Variant, entry
-from graphlens.file.names import in_block, split_name
+from graphlens.experiments.stages import Kept, Stage, Variant, entry
+from graphlens.file.names import EMBEDDINGS, in_block, split_name
 
 
 class DirectPaths:

@@ -9,8 +9,8 @@ import numpy as np
 from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import MLP_OUT, NEURONS, QKV, RESID_MID, RESID_POST, RESID_PRE, ROTATED
 from graphlens.engine.block_pieces import BlockPieces
-from graphlens.experiments.stages import ATTENTION, EMBEDDINGS, RESULT, Kept, Stage, Variant, entry
-from graphlens.file.names import in_block, split_name
+from graphlens.experiments.stages import ATTENTION, RESULT, Kept, Stage, Variant, entry
+from graphlens.file.names import EMBEDDINGS, in_block, split_name
 
 
 class Entering:

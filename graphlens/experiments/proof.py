@@ -59,6 +59,8 @@ def why_not_added(run: CorruptedRun, hook: str, layout: BlockLayout) -> str:
     if rest not in ADDED:
         return ""
     summands, total = layout.summands(layer, rest)
+    if not summands:
+        return "this model normalises its residual stream after each sublayer"
     if not _is_sum(run, [run.activations[name] for name in summands], run.activations[total]):
         return f"{split_name(total)[1]} is not the sum of {', '.join(split_name(name)[1] for name in summands)}"
     if rest == RESULT:
@@ -101,8 +103,8 @@ def prove(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> Proof:
 
 def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> str:
     """Why the blocks' pieces must not be used, found by sending the corrupted prompts through them; "" if they may."""
-    if run.runner.config.is_encoder:
-        return "an encoder normalises its residual stream after each sublayer"
+    if run.runner.config.normalises_residual:
+        return "this model normalises its residual stream after each sublayer"
     start = run.length // 2
     kept = Kept(run.activations, run.tokens, {_ENTRY: run.activations[_ENTRY]})
     same = Variant(0, _ENTRY, np.zeros((1, 1, 1), bool), start)
@@ -118,7 +120,7 @@ def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> str:
 
 def _unembedding(run: CorruptedRun, pieces: BlockPieces) -> str:
     """Gives "W_U" if the logits are unembed.hook_in times W_U plus b_U and nothing else, "" otherwise."""
-    if not all(f"unembed.{name}" in run.runner.weights for name in ("W_U", "b_U")):
+    if "unembed.W_U" not in run.runner.weights.stored or "unembed.b_U" not in run.runner.weights:
         return ""
     last = run.activations[in_block(run.n_layers - 1, RESID_POST)][:, -1]
     hidden = pieces.end(np.ascontiguousarray(last), UNEMBEDDED)[None, :, None]

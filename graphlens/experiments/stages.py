@@ -11,7 +11,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import ATTN_OUT, MLP_OUT, NEURONS, RESID_MID, RESID_POST, RESID_PRE, BlockLayout
-from graphlens.file.names import in_block, split_name
+from graphlens.file.names import EMBEDDINGS, in_block, split_name
 
 
 class Stage(IntEnum):
@@ -47,7 +47,6 @@ STAGES: Mapping[str, Stage] = {
     "hook_resid_post": Stage.RESID_POST,
 }
 ATTENTION = ("attn.hook_attn_scores", "attn.hook_pattern")
-EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 RESULT = "attn.hook_result"
 # What they change is added to the residual stream as it is.
 ADDED = (*EMBEDDINGS, RESULT, ATTN_OUT, *NEURONS, MLP_OUT)

@@ -122,6 +122,10 @@ def _quick_hooks(runner: Runner[ArrayT], sites: Sequence[Site], recompute: bool)
         return [], ["hooks or interventions are active, which only whole runs honour"]
     if runner.config.is_encoder:
         return [], ["tokens of an encoder attend to later ones too, so that a patch changes every position"]
+    if runner.config.normalises_residual:
+        return [], [
+            "this model normalises its residual stream after each sublayer, so that no patch is added to it as it is"
+        ]
     others = sorted({split_name(hook)[1] for hook in hooks} - set(STAGES))
     notes = [f"no shortcut from {', '.join(others)}"] if others else []
     quick = [hook for hook in hooks if split_name(hook)[1] in STAGES]

@@ -324,12 +324,13 @@ class Decoder(nn.Module):
     Args:
         model: transformers' model, freshly built; its blocks and norms are replaced in place.
         spec: What it computes.
+        block: The class of its blocks.
 
     Raises:
         ExportError: Its activation function is not known.
     """
 
-    def __init__(self, model: nn.Module, spec: Spec) -> None:
+    def __init__(self, model: nn.Module, spec: Spec, block: type[Block] = Block) -> None:
         super().__init__()
         if spec.mlp.act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
@@ -338,8 +339,8 @@ class Decoder(nn.Module):
             )
         self.model, self.spec = model, spec
         blocks = model.get_submodule(spec.blocks)
-        for layer in range(len(blocks)):
-            blocks[layer] = Block(blocks[layer], spec, layer)
+        for layer, old in list(blocks.named_children()):
+            setattr(blocks, layer, block(old, spec, int(layer)))
         for path in {spec.embed_norm, spec.final_norm} - {None}:
             put_norm(model, str(path), spec)
         rotary = spec.attention.rotary
@@ -358,6 +359,8 @@ class Decoder(nn.Module):
         """Logits [b, p, d_vocab]; see file/io_names.py for the inputs."""
         spec, model = self.spec, self.model
         x = functional.embedding(input_ids, model.get_submodule(spec.embed).weight)
+        if spec.embed_in is not None:
+            x = linear(model.get_submodule(spec.embed_in), x, transposed=False)
         if spec.embed_scale != 1:
             x = x * spec.embed_scale
         if spec.embed_norm is not None:
@@ -369,9 +372,12 @@ class Decoder(nn.Module):
             zero = torch.zeros((), dtype=learned.dtype, device=learned.device)
             x = x + hook_point(torch.where(token_mask.unsqueeze(-1), learned, zero), "hook_pos_embed")
         inputs = Inputs(positions, mask, local_mask, distance)
-        for block in model.get_submodule(spec.blocks):
+        for block in model.get_submodule(spec.blocks).children():
             x = block(x, inputs, model)
-        x = hook_point(model.get_submodule(spec.final_norm)(x, "ln_final"), "unembed.hook_in")
+        x = x if spec.final_norm is None else model.get_submodule(spec.final_norm)(x, "ln_final")
+        x = hook_point(x, "unembed.hook_in")
+        if spec.head_in is not None:
+            x = linear(model.get_submodule(spec.head_in), x, transposed=False)
         logits = hook_point(linear(model.get_submodule(spec.head), x, transposed=False), "unembed.hook_out")
         if spec.logit_scale != 1:
             logits = logits * spec.logit_scale

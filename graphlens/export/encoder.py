@@ -10,20 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from graphlens.errors import ExportError
-from graphlens.export.decoder import ACTIVATIONS, Block, Inputs, hook_point, linear, put_norm
+from graphlens.export.decoder import ACTIVATIONS, Inputs, hook_point, linear, put_norm
 from graphlens.export.families import Spec
-
-
-class _EncoderBlock(Block):
-    """A block whose norms come after the sublayers, and normalise the residual stream with what they added to it."""
-
-    def forward(self, resid: Tensor, inputs: Inputs, model: nn.Module) -> Tensor:
-        """The residual stream [b, p, d_model] after the block, normalised."""
-        resid = self._mark(resid, "hook_resid_pre")
-        middle = self._mark(resid + self._mark(self._attend(resid, inputs, model), "hook_attn_out"), "hook_resid_mid")
-        middle = self._norm(self.spec.ln1, "ln1", middle)
-        after = self._mark(middle + self._mark(self._feed(middle), "hook_mlp_out"), "hook_resid_post")
-        return self._mark(self._norm(self.spec.ln2, "ln2", after), "hook_normalized_resid_post")
+from graphlens.export.post_norms import PostNormBlock
 
 
 class Encoder(nn.Module):
@@ -47,8 +36,8 @@ class Encoder(nn.Module):
                 )
         self.model, self.spec, self.parts = model, spec, spec.encoder
         blocks = model.get_submodule(spec.blocks)
-        for layer in range(len(blocks)):
-            blocks[layer] = _EncoderBlock(blocks[layer], spec, layer)
+        for layer, old in list(blocks.named_children()):
+            setattr(blocks, layer, PostNormBlock(old, spec, int(layer)))
         for path in (spec.embed_norm, spec.final_norm):
             put_norm(model, str(path), spec)
 
@@ -67,7 +56,7 @@ class Encoder(nn.Module):
         x = x + self._embedded(token_types, parts.token_types, "embed.hook_token_type_embed")
         x = hook_point(model.get_submodule(str(spec.embed_norm))(x, "embed.ln"), "hook_full_embed")
         inputs = Inputs(positions, mask, local_mask=mask, distance=positions)  # no layer reads the last two
-        for block in model.get_submodule(spec.blocks):
+        for block in model.get_submodule(spec.blocks).children():
             x = block(x, inputs, model)
         x = ACTIVATIONS[parts.act](linear(model.get_submodule(parts.dense), x, transposed=False))
         x = hook_point(model.get_submodule(spec.final_norm)(x, "mlm_head.ln"), "unembed.hook_in")

@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 import torch
@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedC
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from graphlens.errors import ExportError
-from graphlens.export.decoder import MODEL_PREFIX, Decoder
+from graphlens.export.decoder import MODEL_PREFIX, Block, Decoder
 from graphlens.export.encoder import Encoder
 from graphlens.export.families import Spec
+from graphlens.export.post_norms import PostNormBlock
 from graphlens.file.io_names import DECODER_INPUTS, ENCODER_INPUTS, INPUT_IDS, LOGITS
 
 OPSET = 20
@@ -39,12 +40,13 @@ def _quiet() -> Iterator[None]:
             logging.disable(previous)
 
 
-def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
+def trace(config: PretrainedConfig, spec: Spec, layers: Sequence[int] | None = None) -> ir.Model:
     """Traces a model without its weights to an ONNX graph in which every hook point is marked.
 
     Args:
         config: transformers' config of the model.
         spec: What it computes.
+        layers: The blocks that the graph has, in order; None for all. See ``repeat_blocks``.
 
     Returns:
         A graph with the inputs of ``Decoder.forward`` or ``Encoder.forward``. Its initializers are named as the parameters,
@@ -61,7 +63,7 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
             stored = set(model.state_dict())
             computed = {name for name, _ in model.named_buffers() if name not in stored}
             with _as_specified():
-                traced = _trace(model, spec)
+                traced = _trace(_forward_of(model, spec, layers), spec)
         values = _computed_buffers(config, spec, computed) if computed else {}
     for name, value in traced.graph.initializers.items():
         if name.endswith(".slopes"):
@@ -88,7 +90,7 @@ def parameter_shapes(config: PretrainedConfig, spec: Spec) -> dict[str, tuple[in
     with _quiet(), torch.device("meta"):
         model = _built(config, spec)
         with _as_specified():
-            parameters = _forward_of(model, spec).named_parameters()
+            parameters = _forward_of(model, spec, None).named_parameters()
         return {name.removeprefix(MODEL_PREFIX): tuple(parameter.shape) for name, parameter in parameters}
 
 
@@ -120,9 +122,16 @@ def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
     return model
 
 
-def _forward_of(model: nn.Module, spec: Spec) -> nn.Module:
-    """The forward that is traced, over the parameters of transformers' model."""
-    return Decoder(model, spec) if spec.encoder is None else Encoder(model, spec)
+def _forward_of(model: nn.Module, spec: Spec, layers: Sequence[int] | None) -> nn.Module:
+    """The forward that is traced, of some blocks or of all, over the parameters of transformers' model."""
+    if layers is not None:
+        parent, _, name = spec.blocks.rpartition(".")
+        every = model.get_submodule(spec.blocks)
+        kept = {str(layer): every.get_submodule(str(layer)) for layer in layers}
+        setattr(model.get_submodule(parent), name, nn.ModuleDict(kept))
+    if spec.encoder is not None:
+        return Encoder(model, spec)
+    return Decoder(model, spec, PostNormBlock if spec.residual_norms else Block)
 
 
 def slopes(n_heads: int) -> Tensor:
@@ -168,8 +177,8 @@ def _computed_buffers(config: PretrainedConfig, spec: Spec, names: set[str]) -> 
     return {name: buffer for name, buffer in model.named_buffers() if name in names}
 
 
-def _trace(model: nn.Module, spec: Spec) -> ir.Model:
-    """The graph of a model of fake tensors, for any batch and length."""
+def _trace(forward: nn.Module, spec: Spec) -> ir.Model:
+    """The graph of a forward over fake tensors, for any batch and length."""
     batch, sequence = torch.export.Dim("batch", min=1), torch.export.Dim("sequence", min=1)
     b, s = 2, 5
     ids, square = torch.zeros((b, s), dtype=torch.int64), torch.ones((b, 1, s, s), dtype=torch.bool)
@@ -186,7 +195,7 @@ def _trace(model: nn.Module, spec: Spec) -> ir.Model:
         inputs = (ids, torch.ones((b, 1, 1, s), dtype=torch.bool), ids.clone())
         sizes = (rows, {0: batch, 3: sequence}, rows)
     program = torch.onnx.export(
-        _forward_of(model.eval(), spec).eval(),
+        forward.eval(),
         inputs,
         dynamo=True,
         optimize=False,

@@ -35,6 +35,13 @@ BRIDGE_LATE_NORMS: Mapping[str, str] = {
     "ln2_post.hook_scale": "ln2.hook_scale",
     "ln2_post.hook_normalized": "ln2.hook_normalized",
 }
+# And where they normalise the residual stream itself.
+BRIDGE_RESIDUAL_NORMS: Mapping[str, str] = {
+    "hook_out": "hook_normalized_resid_post",
+    "ln1.hook_in": "hook_resid_mid",
+    "ln2.hook_in": "hook_resid_post",
+    "ln2.hook_out": "hook_normalized_resid_post",
+}
 # What a sublayer gives before such a norm, which is no hook point.
 BEFORE_POST_NORMS = frozenset({"attn.hook_out", "attn.o.hook_out", "mlp.out.hook_out", "mlp.hook_out"})
 BRIDGE: Mapping[str, str] = {

@@ -6,9 +6,9 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
-from graphlens.errors import ModelFileError
+from graphlens.file.manifest_format import FORMAT_VERSION, known_format, malformed
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Record = TypeVar("Record", bound="DataclassInstance")
 
-FORMAT_VERSION = 3
 SEALED_SINCE = 2  # the first format whose graph files have a seal
 METADATA_KEY = "graphlens"
 _LARGEST = 2**31  # of a size, which is multiplied by others
@@ -68,6 +67,7 @@ class ModelConfig:
         rotary_short: The most positions of an input beyond which it is rotated by other frequencies (longrope), or None.
         use_normalization_before_and_after: True if there are norms after the sublayers besides those before.
         post_norm_only: True if the norms are after the sublayers alone (OLMo-2).
+        residual_norms: True if the norms of a decoder normalise the residual stream itself, after each sublayer (OPT-350m).
         post_embedding_ln: True if the embeddings are normalised.
         num_experts: The number of an MLP's experts; None for a plain MLP.
         experts_per_token: How many of them a token goes through.
@@ -111,6 +111,7 @@ class ModelConfig:
     rotary_short: int | None = field(default=None, repr=False)
     use_normalization_before_and_after: bool = field(default=False, repr=False)
     post_norm_only: bool = field(default=False, repr=False)
+    residual_norms: bool = field(default=False, repr=False)
     post_embedding_ln: bool = field(default=False, repr=False)
     num_experts: int | None = field(default=None, repr=False)
     experts_per_token: int | None = field(default=None, repr=False)
@@ -131,6 +132,21 @@ class ModelConfig:
     def is_encoder(self) -> bool:
         """True where tokens attend both ways (BERT)."""
         return self.attention_dir == "bidirectional"
+
+    @property
+    def lengths(self) -> str:
+        """How many tokens the model can take at most, for errors: "was trained for 1 to 1024 tokens"."""
+        longest = self.n_ctx_trained or self.n_ctx
+        if self.positional_embedding_type == "alibi":  # no config says
+            return (
+                f"takes 1 to {longest} tokens, as in TransformerLens: how long its inputs were in training is not known"
+            )
+        return f"was trained for 1 to {longest} tokens"
+
+    @property
+    def normalises_residual(self) -> bool:
+        """True where a norm of the residual stream follows each sublayer, so that it is no sum of what was written to it."""
+        return self.is_encoder or self.residual_norms
 
     @property
     def n_params(self) -> int:
@@ -280,7 +296,7 @@ class Manifest:
         Raises:
             ModelFileError: The manifest is malformed, or of a newer format.
         """
-        data, version = _of_known_format(text, where)
+        data, version = known_format(text, where)
         try:
             manifest = cls(
                 config=_record(ModelConfig, data["config"]),
@@ -296,7 +312,7 @@ class Manifest:
             manifest._check_texts()
             manifest._check_entries()
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise _malformed(where, error) from error
+            raise malformed(where, error) from error
         return manifest
 
     def _check_texts(self) -> None:
@@ -342,38 +358,6 @@ class Manifest:
                 raise ValueError(f"permute of the weight {name!r} is {view.permute!r}, no order of axes")
 
 
-def ensure_known_format(text: str, where: str) -> None:
-    """Refuses a manifest of a newer format, in which everything else may be otherwise.
-
-    Args:
-        text: The manifest as it is stored.
-        where: The file's name, for error messages.
-
-    Raises:
-        ModelFileError: Its format is a newer one, or it cannot be read.
-    """
-    _of_known_format(text, where)
-
-
-def _of_known_format(text: str, where: str) -> tuple[dict[str, Any], int]:
-    """(what a manifest's JSON holds, its format). Raises ModelFileError for a newer one."""
-    try:
-        data = json.loads(text)
-        version = data["format_version"]
-        if type(version) is not int or version < 1:
-            raise TypeError(f"format_version is {version!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _malformed(where, error) from error
-    if version > FORMAT_VERSION:
-        writer = writers.get("graphlens") if isinstance(writers := data.get("exporter"), dict) else None
-        by, to = (f", written by graphlens {writer}", f" to {writer} or later") if isinstance(writer, str) else ("", "")
-        raise ModelFileError(
-            f"{where}: the manifest has format {version}{by}, and this graphlens reads up to {FORMAT_VERSION}. Update "
-            f"graphlens{to}, or export the model again with this version."
-        )
-    return data, version
-
-
 _STRETCH = "(axis, start, stop)"
 # What a field of each type takes from JSON. bool is no int here.
 _PLAIN_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
@@ -393,8 +377,3 @@ def _record(kind: Callable[..., Record], data: Mapping[str, Json]) -> Record:
         if not (value is None and expected.endswith("None")) and type(value) not in plain:
             raise TypeError(f"{item.name} is {value!r}, not {expected}")
     return record
-
-
-def _malformed(where: str, error: Exception) -> ModelFileError:
-    """The error for a manifest that cannot be read."""
-    return ModelFileError(f"{where}: the graphlens manifest is malformed ({error}). Export the model again.")

@@ -20,6 +20,7 @@ from graphlens.file.bridge import (
     BRIDGE_GATED,
     BRIDGE_LATE_NORMS,
     BRIDGE_POST_NORMS,
+    BRIDGE_RESIDUAL_NORMS,
 )
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
 AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
 )
+EMBEDDINGS = ("hook_embed", "hook_pos_embed")  # what the residual stream begins as the sum of, where a model has them
 # Weights by their names in a decoder and in an encoder.
 TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E")
 POSITION_EMBEDDINGS = ("pos_embed.W_pos", "embed.pos_embed.W_pos")
@@ -177,13 +179,14 @@ def canonical(name: str, names: Collection[str] = ()) -> str:
     layer, rest = split_name(name)
     if layer is None:
         return BRIDGE.get(name, name)
-    if rest not in BRIDGE_BLOCK and rest not in BRIDGE_GATED and rest not in BRIDGE_LATE_NORMS:
-        return name
     table, block = BRIDGE_BLOCK, in_block(layer, "")
     own = [other.removeprefix(block) for other in names if other.startswith(block)]
     if "mlp.hook_pre_linear" in own:
         table = {**table, **BRIDGE_GATED}
-    late = "attn.hook_z" in own and "ln1.hook_scale" in own[own.index("attn.hook_z") :]
+    whole = {"attn.hook_z", "hook_attn_out"} <= set(own)
+    late = whole and "ln1.hook_scale" in own[own.index("attn.hook_z") : own.index("hook_attn_out")]
+    if "hook_normalized_resid_post" in own:
+        table = {**table, **BRIDGE_RESIDUAL_NORMS}
     if late or "ln1_post.hook_scale" in own:
         table = {key: value for key, value in table.items() if key not in BEFORE_POST_NORMS}
         table |= BRIDGE_LATE_NORMS if late else BRIDGE_POST_NORMS
@@ -244,6 +247,7 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
 # Hook points that only some architectures have: what a model without them is like, and what it has instead.
 _INSTEAD: Mapping[str, str] = {
     "hook_resid_mid": "attention and MLP of its blocks both read hook_resid_pre, and hook_resid_post has the sum of all three",
+    **dict.fromkeys(("ln_final.hook_scale", "ln_final.hook_normalized"), "no norm comes before unembed.hook_in"),
     "hook_pos_embed": "it adds no position embeddings; the residual stream begins as hook_embed",
     "attn.hook_rot_q": "it does not rotate queries by their positions; there is attn.hook_q",
     "attn.hook_rot_k": "it does not rotate keys by their positions; there is attn.hook_k",

@@ -39,7 +39,14 @@ def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...]
     if "refactor_factored_attn_matrices" in wanted:
         _ensure_refactorable(config)
     without: dict[str, str] = {}
-    if config.post_norm_only:
+    if config.residual_norms or "embed.W_project" in manifest.weights:
+        why = (
+            "the norms of this architecture normalise the residual stream itself"
+            if config.residual_norms
+            else "the embeddings of this model are projected into the residual stream by a matrix of their own"
+        )
+        without |= dict.fromkeys(STEPS, why)
+    elif config.post_norm_only:
         why = "the norms of this architecture come after the sublayers, so no weights read them"
         without |= {"fold_ln": why, "center_writing_weights": why}
     elif "fold_ln" not in manifest.processing and not any(_is_folded(name) for name in manifest.weights):

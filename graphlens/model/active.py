@@ -7,14 +7,16 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import numpy as np
+
 from graphlens.analysis.arrays import Array
 from graphlens.edits import gate
 from graphlens.edits.gate import Window
 from graphlens.edits.kinds import Intervention
 from graphlens.edits.parts import PARTS
 from graphlens.engine.plan import Plan
-from graphlens.errors import InputError
-from graphlens.file.names import axis_sizes, select
+from graphlens.errors import InputError, warn
+from graphlens.file.names import SCORES, axis_sizes, select, split_name
 from graphlens.model.per_thread import Block, PerThread
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 
 Edits = Mapping[str, Mapping[str, Array]]  # firing of a hook point -> the arrays of its gate, by part
 Result = TypeVar("Result")
+_UNSEEN = (
+    "the edit at {} is the same for every key, so it gives queries keys that come after them. With a KV cache a run knows the "
+    "keys so far alone: what comes later gets nothing, and the numbers are not those of one run over the whole text. Run without "
+    "a cache (use_past_kv_cache=False), or steer attn.hook_attn_scores, whose masked keys stay masked."
+)
 _KEPT, _FEW = 500_000, 16  # bytes of one remembered result; how many of them are kept
 
 
@@ -60,6 +67,7 @@ class ActiveEdits:
         self._engine = engine
         self._items: PerThread[tuple[Intervention, ...]] = PerThread(())
         self._shared: PerThread[tuple[str, ...]] = PerThread(())
+        self._told: tuple[int, ...] = ()  # the ids of those that a warning was given about
         self._resolved: _Remembered[tuple[Intervention, ...]] = _Remembered(lambda found: 0)
         self._composed: _Remembered[tuple[Plan, Edits]] = _Remembered(
             lambda found: sum(array.nbytes for parts in found[1].values() for array in parts.values())
@@ -163,6 +171,11 @@ class ActiveEdits:
             for hook, some in by_hook.items()
             for firing, entry in gate.firings(hook, entries).items()
         }
+        if plan.past and self._told != tuple(map(id, items)):
+            self._told = tuple(map(id, items))
+            for firing, arrays in edits.items():
+                if entries[firing].axes[-1] == "key_pos" and _reach_unseen(firing, arrays):
+                    warn(_UNSEEN.format(repr(firing)))
         wanted = {hook: gate.kinds(some) for hook, some in by_hook.items()}
         for hook in shared:
             wanted[hook] = tuple(part for part in PARTS if part == "patch" or part in wanted.get(hook, ()))
@@ -192,6 +205,19 @@ class _Remembered(Generic[Result]):
             while len(self._entries) > _FEW:
                 self._entries.popitem(last=False)
         return result
+
+
+def _reach_unseen(firing: str, arrays: Mapping[str, Array]) -> bool:
+    """True if the gate at a pattern, or at scores, gives a query keys that come after it, which a KV cache does not have yet."""
+    scores = split_name(firing)[1] == SCORES
+    added, patched = arrays.get("add"), arrays.get("patch")
+    # Masked scores are -inf, and stay that whatever is added. An operand with an entry for each key is of those keys alone.
+    if not scores and added is not None and added.shape[-1] == 1 and added.any():
+        return True
+    if patched is None or patched.shape[-1] != 1:
+        return False
+    nothing = -np.inf if scores else 0
+    return bool((arrays["where"] & (patched != nothing)).any())
 
 
 def _by_hook(items: Iterable[Intervention]) -> dict[str, list[Intervention]]:

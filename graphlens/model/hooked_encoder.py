@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, Unpack, cast, overload
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT
-from graphlens.analysis.cache.encoder_cache import EncoderCache
+from graphlens.analysis.cache.post_norm_cache import EncoderCache
 from graphlens.analysis.slices import SliceInput
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.names import NamesFilter, in_block

@@ -8,6 +8,7 @@ from typing import Any, Literal, Unpack, cast, overload
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import ArrayInput, ArrayT
 from graphlens.analysis.cache.activation_cache import ActivationCache
+from graphlens.analysis.cache.post_norm_cache import PostNormCache
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.slices import SliceInput
 from graphlens.errors import InputError, checked_number
@@ -237,7 +238,8 @@ class HookedTransformer(
         if clear_contexts:
             self.clear_contexts()
         to_user = self.border.to_user
-        cache = ActivationCache({name: to_user(array) for name, array in values.items()}, self)
+        kind = PostNormCache if self.runner.config.normalises_residual else ActivationCache
+        cache: ActivationCache[ArrayT] = kind({name: to_user(array) for name, array in values.items()}, self)
         cache.mask = ran.request.real
         if remove_batch_dim:
             cache = unbatched(cache, ran.request.shape[0])

@@ -14,4 +14,6 @@ def longest(cfg: ModelConfig) -> str:
     said, trained = f"{cfg.model_name} takes at most {cfg.n_ctx} (n_ctx)", cfg.n_ctx_trained
     if trained is None or trained <= cfg.n_ctx:
         return said
+    if cfg.positional_embedding_type == "alibi":
+        return f"{said}; it can take {trained}: open it with n_ctx="
     return f"{said}; it was trained for {trained}: open it with n_ctx="

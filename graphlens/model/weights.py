@@ -27,13 +27,19 @@ _BIASES: Mapping[str, tuple[str, ...]] = {
 # Weights of which several heads share one where there are fewer keys and values than queries. Under these names
 # TransformerLens has them once for each head; as they are stored they have an underscore before.
 _SHARED = ("W_K", "W_V", "b_K", "b_V")
+# Where embeddings are narrower than the residual stream (OPT-350m): the two matrices that TransformerLens's is the product of.
+_PRODUCTS: Mapping[str, tuple[str, str]] = {
+    "embed.W_E": ("embed.W_tokens", "embed.W_project"),
+    "unembed.W_U": ("unembed.W_project", "unembed.W_tokens"),
+}
 
 
 class Weights:
     """Weights by TransformerLens name, read-only: writing into one would not change what the model computes.
 
     Where several heads share a key and a value, ``attn.W_K``, ``W_V``, ``b_K`` and ``b_V`` have them once for each head, as
-    copies; ``attn._W_K`` and so on are what is stored.
+    copies; ``attn._W_K`` and so on are what is stored. Where embeddings are narrower than the residual stream, ``embed.W_E`` and
+    ``unembed.W_U`` are products, computed when they are first asked for.
 
     Args:
         engine: The model's engine.
@@ -41,6 +47,7 @@ class Weights:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._made: dict[str, Array] = {}
 
     @property
     def stored(self) -> Mapping[str, Array]:
@@ -66,7 +73,13 @@ class Weights:
         if not isinstance(name, str):
             return False
         stored, _ = self._split(name)
-        return stored in self.stored or (stored.rpartition(".")[2] in _BIASES and _matrix_of(stored) in self.stored)
+        if stored in self.stored or self._is_product(stored):
+            return True
+        return stored.rpartition(".")[2] in _BIASES and _matrix_of(stored) in self
+
+    def _is_product(self, name: str) -> bool:
+        """True for a weight that is the product of two that are stored, and is not stored itself."""
+        return name in _PRODUCTS and name not in self.stored and all(part in self.stored for part in _PRODUCTS[name])
 
     def __getitem__(self, name: str) -> Array:
         """A weight; zeros for a bias that the checkpoint lacks.
@@ -89,8 +102,15 @@ class Weights:
             return stored[name][: config.n_ctx] if name in POSITION_EMBEDDINGS else stored[name]
         if name not in self:
             raise AttributeError(f"this model has no weight {asked!r}. List what it has with list(model.weights).")
+        if self._is_product(name):
+            if name not in self._made:
+                first, second = (working(stored[part]) for part in _PRODUCTS[name])
+                self._made[name] = (first @ second).astype(stored[_PRODUCTS[name][0]].dtype, copy=False)
+                self._made[name].flags.writeable = False
+            return self._made[name]
         shape = tuple(int(getattr(config, size)) for size in _BIASES[name.rpartition(".")[2]])
-        zeros = np.zeros(shape, stored[_matrix_of(name)].dtype)
+        matrix = _matrix_of(name)
+        zeros = np.zeros(shape, stored[_PRODUCTS[matrix][0] if self._is_product(matrix) else matrix].dtype)
         zeros.flags.writeable = False
         return zeros
 
@@ -161,6 +181,9 @@ class Weights:
             if name in self.stored or name not in self:
                 new[name] = array
                 continue
+            if self._is_product(name):
+                parts = " and ".join(map(repr, _PRODUCTS[name]))
+                raise InputError(f"{asked!r} is the product of {parts} in this model: set these.")
             zeros = self._stored_or_zeros(name, asked)
             if array.shape != zeros.shape or np.any(array):
                 raise InputError(

@@ -64,8 +64,9 @@ def merged(folder: Path) -> Path:
 
 
 def _parts(folder: Path, base: object) -> Iterator[Path]:
-    """The files that decide what is merged: the adapter's, and its base model's where that is a folder too."""
+    """The files that decide what is merged: the adapter's, its tokenizer's, and its base model's where that is a folder too."""
     yield from sorted(path for path in folder.glob("adapter*") if path.is_file())
+    yield from (folder / file for file in TOKENIZER_FILES if (folder / file).is_file())
     if isinstance(base, str) and Path(base).is_dir():
         yield from sorted(path for path in Path(base).glob("*.*") if path.suffix in (".safetensors", ".json"))
 

@@ -29,7 +29,8 @@ from graphlens.file.folder import (
 )
 from graphlens.file.inside import inside
 from graphlens.file.leftovers import remove_stale, remove_whole
-from graphlens.file.manifest import FORMAT_VERSION, Manifest
+from graphlens.file.manifest import Manifest
+from graphlens.file.manifest_format import FORMAT_VERSION
 from graphlens.file.processing import steps_for
 from graphlens.pipelines.export import export_to_new_folder
 from graphlens.pipelines.hub import Source, manifest_of, resolve

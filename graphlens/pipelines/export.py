@@ -272,14 +272,16 @@ def _hooked_graph(
     from graphlens import surgery
     from graphlens.export import build
     from graphlens.export.families import weight_views
+    from graphlens.export.repeat import repeat_blocks, traced_layers
     from graphlens.export.trace import trace
     from graphlens.surgery.inputs import attach_preamble
 
     family = checkpoint.family
     tied = bool(hf_config.tie_word_embeddings)
     announce(f"Tracing {source.name}: {config.n_layers} layers")
-    model = trace(hf_config, spec)
+    model = trace(hf_config, spec, traced_layers(spec))
     build.optimise(model)
+    repeat_blocks(model, spec)
     hooks = build.name_hook_points(model, config.n_layers)
 
     def place_of(parameter: str, shape: tuple[int, ...]) -> tuple[str, str]:

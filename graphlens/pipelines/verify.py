@@ -81,7 +81,15 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         rng = np.random.default_rng(0)
         tokens = rng.integers(0, config.d_vocab, (_BATCH, min(_LENGTH, config.n_ctx)))
         causal = config.attention_dir == "causal"
-        results = engine.run({INPUT_IDS: tokens}, engine.hook_names)
+        window, inputs = config.window_size, [{INPUT_IDS: tokens}]
+        if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window < config.n_ctx:
+            # A mask that ignored the window would be right up to here.
+            inputs.append({INPUT_IDS: rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))})
+        if not causal:
+            inputs.append(_padded(tokens, config.n_token_types or 1))
+        # Before there is a session: transformers' copy of the weights is gone by then.
+        references = _references(checkpoint, inputs, causal)
+        results = engine.run(inputs[0], engine.hook_names)
         logits, values = results.output, results.values
         assert logits is not None
         _check_finite(values)
@@ -90,17 +98,9 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         if causal:
             _check_future(engine, tokens, logits)
         del values, results
+        outputs = [logits, *(_output(engine, given) for given in inputs[1:])]
         processed = bool(engine.manifest.processing)
-        window, compared = config.window_size, [({INPUT_IDS: tokens}, logits)]
-        if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window < config.n_ctx:
-            # A mask that ignored the window would be right up to here.
-            long = rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))
-            compared.append(({INPUT_IDS: long}, _logits(engine, long)))
-        if not causal:
-            padded = _padded(tokens, config.n_token_types or 1)
-            compared.append((padded, _output(engine, padded)))
-        references = _references(checkpoint, [given for given, _ in compared], causal)
-        found = [_compare(ours, theirs, processed) for (_, ours), theirs in zip(compared, references, strict=True)]
+        found = [_compare(ours, theirs, processed) for ours, theirs in zip(outputs, references, strict=True)]
         difference, allowed = max(largest for largest, _ in found), found[0][1]
         _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
     return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started, causal)

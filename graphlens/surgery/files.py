@@ -19,7 +19,8 @@ from graphlens.file.copies import place
 from graphlens.file.folder import MODEL_FILE, model_path, user_path, write_whole, writing
 from graphlens.file.inside import inside, read_regular
 from graphlens.file.leftovers import locked, provisional, remove, remove_stale
-from graphlens.file.manifest import METADATA_KEY, SEALED_SINCE, Manifest, ensure_known_format
+from graphlens.file.manifest import METADATA_KEY, SEALED_SINCE, Manifest
+from graphlens.file.manifest_format import ensure_known_format
 from graphlens.file.stored import in_files, path_of
 from graphlens.surgery.fingerprint import verify_weights
 from graphlens.surgery.graph import ensure_hooks_resolve, manifest_in, read_manifest, write_manifest

@@ -105,6 +105,8 @@ def process_into(source: Path, stage: Path, steps: Sequence[str]) -> list[str]:
     model = load(source)
     manifest = read_manifest(model)
     chosen, notes = steps_for(manifest, steps)
+    if manifest.config.residual_norms or "embed.W_project" in manifest.weights:
+        raise ExportError(f"{source}: its weights are not processed. {' '.join(notes)}")
     ensure_processable(source, model, manifest, chosen)
     work = _Processing(model, manifest, chosen)
     work.write(stage / WEIGHTS_FILE)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphlens.errors import ExportError
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import Manifest, ModelConfig
-from graphlens.file.names import in_block
+from graphlens.file.names import EMBEDDINGS, in_block
 from graphlens.file.processing import ensure_decoder
 from graphlens.surgery.structure import Structure
 from graphlens.surgery.sublayers import Sublayer, norm_weights, sublayers, sums
@@ -99,7 +99,7 @@ def _check_structure(source: Path, structure: Structure, manifest: Manifest, ste
                 "matrix, or a weight or bias without a name), so its predictions would change."
             )
 
-    embedded = [name for name in ("hook_embed", "hook_pos_embed") if name in manifest.hooks]
+    embedded = [name for name in EMBEDDINGS if name in manifest.hooks]
     residual = in_block(0, "hook_resid_pre")
     ensure(structure.is_sum(residual, embedded), embedded[0], residual)
     for layer in layers:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
 from graphlens.errors import InputError
@@ -37,11 +35,9 @@ def add_seed(
     graph = model.graph
     if kind == SPARSE:
         end = values_by_name(model)[manifest.hooks[UNEMBEDDED].value]
-        given, spread = _sparse_seed(b, graph, end, result)
-        if result in hooked or not _is_product(end, result):
-            # Something between the unembedding and the logits has a derivative of its own, or a hook.
-            return result, spread()
-        return end, given
+        # Where something between the unembedding and the logits has a derivative of its own, or a hook, it begins after that.
+        whole = result in hooked or not _is_product(end, result)
+        return (result if whole else end), _sparse_seed(b, graph, end, result, whole)
     if kind == LOSS:
         return result, _loss_seed(b, graph, result)
     given = ir.Value(name=SEED, shape=result.shape, type=result.type)
@@ -49,33 +45,28 @@ def add_seed(
     return result, given
 
 
-def _sparse_seed(
-    b: Builder, graph: ir.Graph, end: ir.Value, logits: ir.Value
-) -> tuple[ir.Value, Callable[[], ir.Value]]:
-    """The gradient [b, pos, d_model] with respect to what the unembedding reads, from seeds of few tokens; and what makes
-    that of the logits [b, pos, V], should it be needed."""
+def _sparse_seed(b: Builder, graph: ir.Graph, end: ir.Value, logits: ir.Value, whole: bool) -> ir.Value:
+    """The gradient from seeds of few tokens: with respect to what the unembedding reads [b, pos, d_model], or, ``whole``,
+    with respect to the logits [b, pos, V]."""
     dtype = ir.DataType.FLOAT if end.type is None else end.type.dtype
     places, chosen = ("seed_batch", "seeds"), ("seed_batch", "seeds", "seed_tokens")
     positions = _input(graph, SEED_POSITIONS, places, ir.DataType.INT64)
     tokens = _input(graph, SEED_TOKENS, chosen, ir.DataType.INT64)
     seed = _input(graph, SEED, chosen, dtype)
-    weight, by_row = _unembedding(end)
-    rows = b.op("Gather", weight, tokens, axis=0 if by_row else 1)  # [b, m, k, D], or [D, b, m, k]
-    if not by_row:
-        rows = b.op("Transpose", rows, perm=[1, 2, 3, 0])
+    if whole:
+        rows = _one_hot(b, tokens, logits, dtype)  # [b, m, k, V]
+    else:
+        weight, by_row = _unembedding(end)
+        rows = b.op("Gather", weight, tokens, axis=0 if by_row else 1)  # [b, m, k, D], or [D, b, m, k]
+        if not by_row:
+            rows = b.op("Transpose", rows, perm=[1, 2, 3, 0])
     weighted = b.op("Mul", rows, b.op("Unsqueeze", seed, b.constant([3])))
-    summed = b.op("ReduceSum", weighted, b.constant([2]), keepdims=0)  # [b, m, D]
+    summed = b.op("ReduceSum", weighted, b.constant([2]), keepdims=0)  # [b, m, D or V]
     length = b.op("Shape", end, start=1, end=2)
     every = b.op("Range", b.constant(0), b.op("Squeeze", length), b.constant(1))
     here = b.op("Equal", b.op("Unsqueeze", every, b.constant([0, 2])), b.op("Unsqueeze", positions, b.constant([1])))
     placed = b.op("Cast", here, to=int(dtype))  # [b, pos, m]
-
-    def spread() -> ir.Value:
-        ones = _one_hot(b, tokens, logits, dtype)  # [b, m, k, V]
-        values = b.op("Mul", ones, b.op("Unsqueeze", seed, b.constant([3])))
-        return b.op("MatMul", placed, b.op("ReduceSum", values, b.constant([2]), keepdims=0))
-
-    return b.op("MatMul", placed, summed), spread  # [b, pos, m] @ [b, m, D]
+    return b.op("MatMul", placed, summed)  # [b, pos, m] @ [b, m, D or V]
 
 
 def _input(graph: ir.Graph, name: str, axes: tuple[str, ...], dtype: ir.DataType) -> ir.Value:

@@ -83,7 +83,7 @@ def _inside(name: str, layers: int, start: int | None, stop: int | None) -> bool
 
 def _residual_value(manifest: Manifest, layer: int) -> str:
     """The value of the residual stream before block ``layer``, before that block's own hook."""
-    end = "hook_normalized_resid_post" if manifest.config.is_encoder else "hook_resid_post"
+    end = "hook_normalized_resid_post" if manifest.config.normalises_residual else "hook_resid_post"
     name = in_block(0, "hook_resid_pre") if layer == 0 else in_block(layer - 1, end)
     return manifest.hooks[name].value
 
@@ -102,7 +102,7 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
     graph = model.graph
     readers = tuple(old.uses())
     residual = ir.Value(name=RESIDUAL_IN, shape=old.shape, type=old.type)
-    name = in_block(start, "hook_resid_pre")
+    name, before = in_block(start, "hook_resid_pre"), old.name
     tape = Tape()
     entered = tape.op("Identity", [residual])
     entered.name = name if start < layers else f"{RESIDUAL_IN}/entered"
@@ -113,8 +113,9 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
     for value in [value for value in graph.inputs if value.name == INPUT_IDS]:
         graph.inputs.remove(value)
     graph.inputs.insert(0, residual)
-    if name in hooks:
-        hooks[name] = replace(hooks[name], value=name)
+    for hook, entry in hooks.items():
+        if hook == name or entry.value == before:  # that of what the unembedding reads, where no norm is before it
+            hooks[hook] = replace(entry, value=str(entered.name))
     if any(value.name in BODY_INPUTS for node in graph for value in node.outputs):
         head_from_residual(model, residual)
 
@@ -216,6 +217,9 @@ def first_layers(model: ir.Model, count: int) -> ir.Model:
     model.graph.outputs.clear()
     last.replace_all_uses_with(new_last)
     hooks = {name: entry for name, entry in manifest.hooks.items() if (split_name(name)[0] or 0) < count}
+    for name, entry in hooks.items():
+        if entry.value == last.name:  # what the unembedding reads, where no norm is before it
+            hooks[name] = replace(entry, value=str(new_last.name))
     weights = {name: view for name, view in manifest.weights.items() if (split_name(name)[0] or 0) < count}
     _return(model, values[LOGITS], hooks)
     config = replace(manifest.config, n_layers=count)

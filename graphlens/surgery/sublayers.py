@@ -63,7 +63,7 @@ def sublayers(config: ModelConfig, layer: int) -> list[Sublayer]:
     def norms(name: str) -> tuple[str | None, str | None]:
         """(the norm before, the norm after)."""
         before = in_block(layer, name)
-        if config.is_encoder:  # ln1, after the first sum, is what the MLP reads
+        if config.normalises_residual:  # ln1, after the first sum, is what the MLP reads
             return (None if name == "ln1" else in_block(layer, "ln1")), None
         if config.post_norm_only:
             return None, before
@@ -101,6 +101,6 @@ def sums(config: ModelConfig, layer: int) -> dict[str, list[str]]:
     attention, mlp = in_block(layer, "hook_attn_out"), in_block(layer, "hook_mlp_out")
     if config.parallel_attn_mlp:
         return {post: [pre, attention, mlp]}
-    if config.is_encoder:  # what the MLP's output is added to is normalised, and no hook point
+    if config.normalises_residual:  # what the MLP's output is added to is normalised, and no hook point
         return {mid: [pre, attention]}
     return {mid: [pre, attention], post: [mid] if config.attn_only else [mid, mlp]}

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 
 from graphlens import HookedTransformer
 from graphlens.cli.app import DEFECT
-from tests.command_line import graphlens
+from graphlens.file.folder import TOKENIZER_FILES
+from tests.command_line import graphlens, sentence
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 
@@ -152,3 +153,52 @@ def test_cache_clear_empties_the_cache_folder_only(tmp_path: Path, monkeypatch: 
     done = graphlens("cache-clear")
     assert done.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.fixture
+def tokenless(tiny_copy: Path) -> Path:
+    for name in TOKENIZER_FILES:
+        (tiny_copy / name).unlink(missing_ok=True)
+    return tiny_copy
+
+
+def test_without_a_tokenizer_commands_take_token_ids(tokenless: Path, tiny: HookedTransformer, tmp_path: Path) -> None:
+    ids = tiny.to_tokens(PROMPT)
+    spelt = ", ".join(map(str, ids[0].tolist()))
+    ran = json.loads(graphlens("run", tokenless, spelt, "--json").stdout)
+    assert ran["tokens"] == [str(token) for token in ids[0].tolist()]
+    assert int(ran["next"][0]["token"]) == int(tiny(ids)[0, -1].argmax())
+    assert graphlens("run", tokenless, spelt).returncode == 0
+    out = tmp_path / "acts.safetensors"
+    assert graphlens("cache", tokenless, spelt, "--names", "hook_embed", "-o", out).returncode == 0
+    np.testing.assert_array_equal(load_file(out)["tokens"], ids)
+    said = graphlens("generate", tokenless, spelt, "-n", "3").stdout.split()
+    wanted = tiny.generate(ids, 3, temperature=0.0, stop_at_eos=False, return_type="tokens", verbose=False)
+    assert list(map(int, said)) == wanted[0].tolist()
+    other = ids.copy()
+    other[0, 1] += 1
+    pair = ("--clean", spelt, "--corrupted", " ".join(map(str, other[0].tolist())), "--answer", "7", "--wrong", "9")
+    done = graphlens("patch", tokenless, *pair, "--sites", "mlp_out", "-o", tmp_path / "patched")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "When John"), 'give token ids in place of the prompt, with spaces or commas between them: "0 5 6 7"'),
+        (("run", "5 99999"), "99999"),
+        (("generate", "5; 6"), "give token ids in place of the prompt"),
+        (("patch", "--clean", "5 6", "--corrupted", "a b", "--answer", "1", "-o", "x"), "in place of --corrupted"),
+        (
+            ("patch", "--clean", "5 6", "--corrupted", "5 7", "--answer", " Mary", "--wrong", "3", "-o", "x"),
+            "--answer takes a token id",
+        ),
+    ],
+)
+def test_without_a_tokenizer_text_is_refused_with_what_to_give(
+    arguments: tuple[str, ...], said: str, tokenless: Path
+) -> None:
+    command, *rest = arguments
+    done = graphlens(command, tokenless, *rest)
+    assert done.returncode == 1
+    assert said in sentence(done.stderr)

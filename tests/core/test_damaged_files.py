@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from graphlens import HookedTransformer, surgery
 from graphlens.errors import ModelFileError
-from graphlens.file.manifest import FORMAT_VERSION
+from graphlens.file.manifest_format import FORMAT_VERSION
 from graphlens.file.safetensors import SafetensorsFile
 from tests.damage import MODEL, WEIGHTS, Change, refused, rewrite
 

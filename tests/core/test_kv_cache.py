@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import graphlens
-from graphlens import HookedTransformer, InputError, process_weights, surgery
+from graphlens import Ablate, HookedTransformer, InputError, Patch, Scale, Steer, process_weights, surgery
 from graphlens.file.names import FLAGGED
+from graphlens.interventions import Intervention
 from graphlens.model.kv_cache import KeyValueCache
 
 FIRST = ["When John and Mary went", "The", "Once upon"]
@@ -195,3 +196,52 @@ def test_something_else_is_no_cache(model: HookedTransformer, tokens: np.ndarray
 
 def test_transformerlens_names_of_the_cache() -> None:
     assert graphlens.HookedTransformerKeyValueCache is graphlens.TransformerLensKeyValueCache is graphlens.KeyValueCache
+
+
+# Keys that a cache does not have yet
+
+
+def pieces(model: HookedTransformer, tokens: np.ndarray) -> np.ndarray:
+    """The logits of tokens that go through a cache four at a time."""
+    cache = KeyValueCache.init_cache(model.cfg, batch_size=len(tokens))
+    parts = range(0, tokens.shape[1], 4)
+    return np.concatenate([model.forward(tokens[:, at : at + 4], past_kv_cache=cache) for at in parts], 1)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Steer("blocks.1.attn.hook_pattern", 0.2),
+        Patch("blocks.1.attn.hook_pattern", 0.3, heads=1),
+        Patch("blocks.1.attn.hook_attn_scores", 0.5, positions=[1, 2]),
+    ],
+    ids=str,
+)
+def test_an_edit_that_gives_queries_later_keys_warns_with_a_cache(
+    edit: Intervention, model: HookedTransformer, tokens: np.ndarray
+) -> None:
+    with model.intervene([edit]):
+        whole = model.forward(tokens)  # no cache, no warning
+        with pytest.warns(
+            UserWarning, match=f"'{edit.hook}' is the same for every key.*use_past_kv_cache=False"
+        ) as told:
+            found = pieces(model, tokens)
+    assert len(told) == 1
+    assert np.abs(found - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Steer("blocks.1.attn.hook_attn_scores", 0.5),
+        Scale("blocks.1.attn.hook_pattern", 0.5),
+        Ablate("blocks.1.attn.hook_pattern", heads=1),
+        Patch("blocks.1.attn.hook_attn_scores", -np.inf, heads=0, allow_nonfinite=True),
+    ],
+    ids=str,
+)
+def test_one_that_leaves_later_keys_alone_is_the_same_with_a_cache(
+    edit: Intervention, model: HookedTransformer, tokens: np.ndarray
+) -> None:
+    with model.intervene([edit]):
+        close(pieces(model, tokens), model.forward(tokens))

@@ -61,19 +61,11 @@ REFUSED: dict[str, Refused] = {
         "chunked_attention",
         "a kind of mask that is not computed",
     ),
-    "OPT-350m": Refused(
-        "OPTConfig",
-        _of("opt")
-        | {
-            "hidden_size": 40,
-            "ffn_dim": 77,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 5,
-            "word_embed_proj_dim": 20,
-            "do_layer_norm_before": False,
-        },
-        "OPT-350m",
-        "TransformerLens has no hook points for its projected embeddings",
+    "Falcon's first code": Refused(
+        "FalconConfig",
+        _of("falcon-7b") | {"n_head": 6, "n_layer": 3},
+        "config.json is that of Falcon's first code",
+        "transformers does not read its keys, and builds a model of other sizes",
     ),
     "Falcon-RW (alibi)": Refused(
         "FalconConfig",

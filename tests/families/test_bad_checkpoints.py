@@ -281,3 +281,12 @@ def test_a_checkpoint_that_transformers_cannot_run_is_said_to_be_one(
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", fail)
     with pytest.raises(ExportError, match=r"transformers itself cannot run this checkpoint \(RuntimeError: the size"):
         graphlens.export_model(changed("llama"), tmp_path / "out", announce=lambda _: None)
+
+
+def test_a_model_whose_training_length_is_not_known_says_so(family_checkpoint: Callable[[str], Path]) -> None:
+    """Bloom's config names none; 2,048 is TransformerLens's."""
+    checkpoint = read_checkpoint(family_checkpoint("bloom"))
+    spec = checkpoint.family.spec_of(checkpoint.hf_config(), "bloom")
+    with pytest.raises(InputError, match=r"n_ctx=4096: tiny takes 1 to 2048 tokens, as in TransformerLens: how long"):
+        checkpoint.family.model_config(spec, "tiny", "float32", n_ctx=4096)
+    assert checkpoint.family.model_config(spec, "tiny", "float32").n_ctx == 2048

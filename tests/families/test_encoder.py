@@ -447,7 +447,10 @@ def test_copies_and_caches(encoder: Any) -> None:
         (lambda m, t, c: c.stack_head_results(apply_ln=True), "stack_head_results with apply_ln"),
         (lambda m, t, c: c.stack_neuron_results(1, None, None, False, True), "with incl_remainder"),
         (lambda m, t, c: patching.path_patch(m, t, c, EFFECT), "after each sublayer"),
-        (lambda m, t, c: attribution.edge_attribution(m, t, c, EFFECT), "edges are of decoders"),
+        (
+            lambda m, t, c: attribution.edge_attribution(m, t, c, EFFECT),
+            "normalises its residual stream after each sublayer, so the stream is not the sum",
+        ),
         (lambda m, t, c: attribution.direct_logit_attribution(m, t, EFFECT), "is for decoders"),
         (lambda m, t, c: m.bake([], "never", with_past=True), "no past keys and values"),
         (lambda m, t, c: m.to_tokens(t), "takes a text"),

@@ -14,7 +14,7 @@ from graphlens import ActivationCache, HookedTransformer
 from graphlens.errors import InputError
 from graphlens.file.names import in_block
 from tests.families.comparing import TOLERANCE, prompt, relative
-from tests.families.variants import CHOSEN, VARIANTS
+from tests.families.variants import CHOSEN, PROCESSED, SUMMED, VARIANTS
 
 Folders = Callable[[str], Path]
 Models = Callable[[str], HookedTransformer]
@@ -51,7 +51,7 @@ def normalised(model: HookedTransformer, cache: ActivationCache, layer: int) -> 
     return np.asarray(cache[f"{norm}.hook_normalized"])
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", SUMMED)
 def test_what_was_written_sums_to_the_residual(name: str, run: Runs) -> None:
     model, _, cache = run(name)
     expanded = (False,) if model.cfg.num_experts else (True, False)
@@ -67,7 +67,7 @@ def test_what_was_written_sums_to_the_residual(name: str, run: Runs) -> None:
         np.testing.assert_array_equal(accumulated[-1], whole)
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", SUMMED)
 def test_norms_are_applied_as_in_the_run(name: str, run: Runs) -> None:
     """RMSNorm without centring; where norms come after the sublayers alone, no norm before a layer can be."""
     model, _, cache = run(name)
@@ -83,7 +83,7 @@ def test_norms_are_applied_as_in_the_run(name: str, run: Runs) -> None:
     assert relative(cache.accumulated_resid(apply_ln=True)[-1], cache["unembed.hook_in"], "final") <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", SUMMED)
 def test_the_middle_of_a_block(name: str, run: Runs) -> None:
     model, _, cache = run(name)
     if model.cfg.parallel_attn_mlp:
@@ -105,13 +105,13 @@ def test_the_middle_of_a_block(name: str, run: Runs) -> None:
     np.testing.assert_array_equal(cache.accumulated_resid(1, mlp_input=True)[-1], middle)
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", SUMMED)
 def test_logits_of_the_last_residual_are_the_models(name: str, run: Runs) -> None:
     _, logits, cache = run(name)
     assert relative(cache.logit_lens()[-1], logits, name) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", PROCESSED)
 def test_logit_attributions_sum_to_the_logit(name: str, run: Runs, family_folder: Folders, tmp_path: Path) -> None:
     from graphlens import process_weights
 
@@ -148,7 +148,7 @@ def test_every_method_is_transformerlenss(name: str, run: Runs, family_checkpoin
     assert relative(cache.get_neuron_results(1), theirs.get_neuron_results(1), "neurons") <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", SUMMED)
 def test_heads_and_neurons_through_norms_after_sublayers(name: str, run: Runs) -> None:
     """Each head's result, and each neuron's, sum to what the sublayer wrote but for its biases."""
     model, _, cache = run(name)

@@ -69,8 +69,9 @@ ON_THE_HUB: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Variant, what its config.json sets -> what the refusal says.
 REFUSED = [
-    ("opt", {"do_layer_norm_before": False}, "OPT-350m"),
-    ("opt", {"word_embed_proj_dim": 24}, "OPT-350m"),
+    ("opt", {"do_layer_norm_before": "late"}, "do_layer_norm_before='late'"),
+    ("opt", {"word_embed_proj_dim": -24}, "word_embed_proj_dim=-24"),
+    ("falcon-7b", {"n_head": 6, "n_layer": 3}, "that of Falcon's first code"),
     ("falcon-7b", {"alibi": True}, "alibi=True"),
     ("falcon-40b", {"parallel_attn": False}, "parallel_attn=False"),
     ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),

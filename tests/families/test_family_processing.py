@@ -16,7 +16,7 @@ from graphlens.errors import ExportError
 from graphlens.file.names import split_name
 from graphlens.file.processing import STEPS
 from tests.families.comparing import TOLERANCE, prompt, relative
-from tests.families.variants import CHOSEN, VARIANTS
+from tests.families.variants import CHOSEN, PROCESSED, VARIANTS
 
 Folders = Callable[[str], Path]
 Models = Callable[[str], HookedTransformer]
@@ -38,7 +38,7 @@ def processed(family_folder: Folders, tmp_path_factory: pytest.TempPathFactory) 
     return find
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", PROCESSED)
 def test_the_predictions_stay(name: str, processed: Models, family_model: Models) -> None:
     tokens = prompt(101, 2, 11)
     found, expected = processed(name)(tokens), family_model(name)(tokens)
@@ -73,7 +73,7 @@ def test_every_hook_point_and_weight_is_transformerlenss(
 
 
 @pytest.mark.parametrize("step", USUAL)
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", PROCESSED)
 def test_each_step_alone_keeps_the_predictions(
     name: str, step: str, family_folder: Folders, family_model: Models, tmp_path: Path
 ) -> None:

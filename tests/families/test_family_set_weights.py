@@ -148,7 +148,14 @@ def test_embedding_and_unembedding_are_set_apart(name: str, family_model: Models
     model = family_model(name)
     tokens, (_, cache) = TOKENS[:1], model.run_with_cache(TOKENS[:1])
     doubled = 2 * model.W_E
-    model.set_weights({"embed.W_E": doubled})
+    if "embed.W_project" in model.weights:
+        with pytest.raises(
+            InputError, match=r"'embed.W_E' is the product of 'embed.W_tokens' and 'embed.W_project' .*set these"
+        ):
+            model.set_weights({"embed.W_E": doubled})
+        model.set_weights({"embed.W_tokens": 2 * model.embed.W_tokens})
+    else:
+        model.set_weights({"embed.W_E": doubled})
     assert relative(model.W_E, doubled, "W_E") <= 1e-6
     _, after = model.run_with_cache(tokens)
     if not model.cfg.post_embedding_ln:

@@ -99,6 +99,9 @@ def test_a_sweep_is_a_loop_of_whole_runs(options: dict[str, Any], model: HookedT
                 apart = np.abs(result.sel(metric=name).values - expected[name]).max()
                 assert apart <= 1e-5 * np.abs(expected[name]).max(), (tail, name, tokens)
             if "general_path" in result.metadata:  # a norm or a factor comes after the sum over heads
+                if model.cfg.residual_norms:
+                    assert "normalises its residual stream after each sublayer" in result.metadata["general_path"]
+                    continue
                 assert tail == "attn.hook_result", result.metadata
                 assert "hook_attn_out is not the sum of attn.hook_result" in result.metadata["general_path"]
 
@@ -128,7 +131,8 @@ def test_where_there_is_no_shortcut(model: HookedTransformer) -> None:
             expected = measure(logits)
             apart = np.abs(result.sel(metric=metric).values[0] - expected).max()
             assert apart <= 1e-5 * np.abs(expected).max(), (name, metric)
-        assert tail in result.metadata["general_path"]
+        said = "normalises its residual stream" if model.cfg.residual_norms else tail
+        assert said in result.metadata["general_path"]
 
 
 def test_heads_of_keys_and_values_are_as_many_as_there_are(model: HookedTransformer) -> None:

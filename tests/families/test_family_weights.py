@@ -94,7 +94,7 @@ def test_the_views_cover_every_tensor_of_the_checkpoint(name: str, family_checkp
         counts[view.tensor] += marked
     readers = dict.fromkeys(counts, 0)
     for weight, view in views.items():
-        readers[view.tensor] += weight.endswith((".w", ".b", "W_E", "W_U"))
+        readers[view.tensor] += weight.endswith((".w", ".b", "W_E", "W_U", "W_tokens"))
     for key, count in counts.items():
         used = count[2:] if key.endswith("embed_positions.weight") else count  # OPT keeps two rows for padding
         assert (used == max(1, readers[key])).all(), f"{key}: {used.min()} to {used.max()}"

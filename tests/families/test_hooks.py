@@ -88,6 +88,9 @@ def test_transformerlens_4_names(name: str, family_model: Model) -> None:
     else:
         twins |= {"attn.hook_out": "hook_attn_out", "mlp.hook_out": "hook_mlp_out"}
         absent = ["ln1_post.hook_out"]
+    if cfg.residual_norms:
+        twins |= {"ln1.hook_in": "hook_resid_mid", "ln2.hook_in": "hook_resid_post"}
+        twins["hook_out"] = "hook_normalized_resid_post"
     if cfg.post_norm_only:
         twins |= {"mlp.hook_in": "hook_resid_mid", "ln1_post.hook_normalized": "ln1.hook_normalized"}
     _, cache = model.run_with_cache(TOKENS, names_filter=[f"blocks.1.{alias}" for alias in twins])

@@ -17,7 +17,7 @@ from graphlens.experiments.circuits import ResidualGraph
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Site, path_patch
 from tests.core.test_paths import METRIC
-from tests.families.variants import CHOSEN
+from tests.families.variants import SUMMED
 
 Array = npt.NDArray[Any]
 CLEAN, CORRUPTED = (np.random.default_rng(seed).integers(0, 101, (2, 9)) for seed in (1, 2))
@@ -26,7 +26,7 @@ MASK[0, :3] = 0
 DIFFERENCE = LogitDiff(5, 7)
 
 
-@pytest.fixture(scope="module", params=CHOSEN)
+@pytest.fixture(scope="module", params=SUMMED)
 def model(request: pytest.FixtureRequest, family_model: Callable[[str], HookedTransformer]) -> HookedTransformer:
     found = family_model(request.param)
     found.runner.engine.max_sessions = 48

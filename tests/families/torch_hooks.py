@@ -102,10 +102,13 @@ def _normed(path: str, spec: Spec, centred: bool, shared: bool, heads: int = 0) 
 
 def places(spec: Spec) -> dict[str, Place]:
     """Hook name -> its place, for the hook points that have one."""
-    found = {"unembed.hook_in": _whole(spec.head, True), "unembed.hook_out": _whole(spec.head, False)}
+    found = {"unembed.hook_in": _whole(spec.head_in or spec.head, True), "unembed.hook_out": _whole(spec.head, False)}
     centred = spec.norms.kind == "LN"
-    found |= {f"ln_final.{name}": place for name, place in _normed(spec.final_norm, spec, centred, False)}
-    if spec.pos_embed is None:
+    if spec.final_norm is not None:
+        found |= {f"ln_final.{name}": place for name, place in _normed(spec.final_norm, spec, centred, False)}
+    if spec.embed_in is not None:
+        found["hook_embed"] = _whole(spec.embed_in, False)
+    elif spec.pos_embed is None:
         found["hook_embed"] = _whole(f"{spec.blocks}.0", True)
     for layer in range(spec.n_layers):
         found |= {in_block(layer, name): place for name, place in _of_block(spec, f"{spec.blocks}.{layer}")}
@@ -119,8 +122,13 @@ def _of_block(spec: Spec, block: str) -> Iterator[tuple[str, Place]]:
     module = mlp.module if mlp.experts is None else mlp.experts.fused
     feed = f"{block}.{module}" if module else ""
     yield "hook_resid_pre", _whole(block, True)
-    yield "hook_resid_post", _whole(block, False)
-    if not spec.parallel and not spec.post_norm_only:
+    if spec.residual_norms:
+        yield "hook_resid_mid", _whole(f"{block}.{spec.ln1}", True)
+        yield "hook_resid_post", _whole(f"{block}.{spec.ln2}", True)
+        yield "hook_normalized_resid_post", _whole(block, False)
+    else:
+        yield "hook_resid_post", _whole(block, False)
+    if not spec.parallel and not spec.post_norm_only and not spec.residual_norms:
         # Another input of the norm would leave what is added to it later.
         yield "hook_resid_mid", replace(_whole(f"{block}.{spec.ln2}", True), put=None)
     # Bloom's modules add the residual stream themselves: there what their last matrices give is the sublayer's output.
@@ -128,9 +136,8 @@ def _of_block(spec: Spec, block: str) -> Iterator[tuple[str, Place]]:
     after = f"{block}.{spec.ln1_post or spec.ln1}" if spec.ln1_post or spec.post_norm_only else attention
     yield "hook_attn_out", _whole(f"{attention}.{a.out}" if adds else after, False, spec.residual_scale)
     after = f"{block}.{spec.ln2_post or spec.ln2}" if spec.ln2_post or spec.post_norm_only else feed
-    after = f"{feed}.{mlp.down}" if adds else after
-    if after:
-        yield "hook_mlp_out", _whole(after, False, spec.residual_scale)
+    after = f"{feed}.{mlp.down}" if adds else after or f"{block}.{mlp.down}"
+    yield "hook_mlp_out", _whole(after, False, spec.residual_scale)
     norms = {"ln1": spec.ln1, "ln2": spec.ln2, "ln1_post": spec.ln1_post, "ln2_post": spec.ln2_post}
     for name, path in norms.items():
         if path is not None:

@@ -83,6 +83,7 @@ def _partly(share: float) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}}
 
 
+_OPT = _LONG | {"hidden_size": 40, "ffn_dim": 77, "num_hidden_layers": 3, "num_attention_heads": 5}
 _FALCON = _LONG | {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "ffn_hidden_size": 77}
 _BLOOM = _SMALL | {"hidden_size": 40, "n_layer": 3}
 _EXPERTS = _TWO | {"intermediate_size": 80, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}
@@ -193,17 +194,15 @@ VARIANTS: dict[str, Variant] = {
         },
     ),
     # OPT
-    "opt": Variant(
+    "opt": Variant("OPTConfig", _OPT | {"word_embed_proj_dim": 40}),
+    "opt-350m": Variant(
         "OPTConfig",
-        _LONG
-        | {
-            "hidden_size": 40,
-            "ffn_dim": 77,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 5,
-            "word_embed_proj_dim": 40,
-            "pad_token_id": 0,
-        },
+        _OPT | {"word_embed_proj_dim": 24, "do_layer_norm_before": False},
+        lens=None,
+        why_not="it ignores that OPT-350m normalises after the sublayers and projects its embeddings",
+    ),
+    "opt-projected": Variant(
+        "OPTConfig", _OPT | {"word_embed_proj_dim": 24}, lens=None, why_not="it ignores projections of embeddings"
     ),
     # OLMo 1 and 2
     "olmo": Variant("OlmoConfig", _TWO | {"num_key_value_heads": 6, "clip_qkv": 0.3}, lens="allenai/OLMo-1B-hf"),
@@ -283,6 +282,11 @@ def chosen() -> tuple[str, ...]:
 
 
 CHOSEN = chosen()
+# Those whose residual stream is normalised on the way, and no sum of what was written to it; those without weight processing.
+NORMALISED = ("opt-350m",)
+UNPROCESSED = (*NORMALISED, "opt-projected")
+SUMMED = tuple(name for name in CHOSEN if name not in NORMALISED)
+PROCESSED = tuple(name for name in CHOSEN if name not in UNPROCESSED)
 
 
 def make(name: str, **changes: Any) -> Any:

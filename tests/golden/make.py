@@ -48,7 +48,7 @@ def formats() -> str:
     """The name of the folder of this version's formats."""
     from graphlens.analysis.result_files import FORMAT_VERSION as RESULT
     from graphlens.edits.files import FORMAT_VERSION as EDITS
-    from graphlens.file.manifest import FORMAT_VERSION as MANIFEST
+    from graphlens.file.manifest_format import FORMAT_VERSION as MANIFEST
 
     return f"{MANIFEST}-{EDITS}-{RESULT}"
 

@@ -103,6 +103,11 @@ class Standin:
         return config
 
     @property
+    def architecture(self) -> str:
+        """transformers' name of the architecture: "gpt2", "llama"."""
+        return str(json.loads((self.checkpoint / "config.json").read_text())["model_type"])
+
+    @property
     def n_layers(self) -> int:
         """The number of blocks."""
         return self._config["n_layers"]

@@ -71,7 +71,8 @@ def sweep_jobs(setup: Setup, plan: SweepPlan) -> dict[Peer, Job]:
     gated = model.made(f"gated.{kind.hook}.patch", write_gated, f"blocks.*.{kind.hook}", "patch")
     job = _job(plan.kind, prompts, str(model.checkpoint), str(model.hooked), str(gated))
     part = replace(job, layers=even_layers(model.n_layers, plan.layers))
-    return {OURS: job, FLOOR: job, **dict.fromkeys(plan.slow, part)}
+    # TransformerLens's programs open GPT-2's checkpoints alone.
+    return {OURS: job, FLOOR: job, **dict.fromkeys(plan.slow if model.architecture == "gpt2" else (), part)}
 
 
 def sweep_works(hooked: str, plan: SweepPlan) -> dict[str, Work]:

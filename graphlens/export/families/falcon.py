@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from graphlens.errors import ExportError
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
 from graphlens.export.families.parts import attention_of, llama_like, rotary_of
@@ -12,6 +13,12 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What Falcon computes."""
+    if old := [key for key in ("n_head", "n_layer", "n_head_kv") if c.get(key) is not None]:
+        raise ExportError(
+            f"{c.where}: config.json is that of Falcon's first code ({', '.join(old)}), and transformers' Falcon reads "
+            "num_attention_heads, num_hidden_layers and num_kv_heads: it would build a model of other sizes. Download a newer "
+            "revision of the checkpoint, or rename these keys."
+        )
     c.only("alibi", False)  # Falcon-RW: transformers rounds its biases to bfloat16, which is not computed here
     grouped, shared, parallel = c.get("new_decoder_architecture"), c.get("multi_query"), c.get("parallel_attn")
     if grouped:

@@ -8,7 +8,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graphlens.errors import ExportError, InputError, checked_number
@@ -138,14 +138,12 @@ class Family:
             InputError: ``n_ctx`` is no number from 1 to what the model was trained for.
         """
         taken = min(spec.n_ctx, N_CTX) if n_ctx is None else checked_number(n_ctx, "n_ctx")
-        if not 1 <= taken <= spec.n_ctx:
-            raise InputError(f"n_ctx={n_ctx}: {name} was trained for 1 to {spec.n_ctx} tokens.")
         a, rotary = spec.attention, spec.attention.rotary
         scale = 1 / a.scale
         usual = abs(scale - a.d_head**0.5) < 1e-9 * scale
         positions = "standard" if spec.pos_embed is not None else "alibi" if a.alibi is not None else "rotary"
         local = tuple("local" if layer in a.local else "global" for layer in range(spec.n_layers))
-        return ModelConfig(
+        config = ModelConfig(
             model_name=name,
             original_architecture=self.architecture,
             n_layers=spec.n_layers,
@@ -181,12 +179,16 @@ class Family:
             rotary_short=None if rotary is None else rotary.short,
             use_normalization_before_and_after=spec.ln1_post is not None,
             post_norm_only=spec.post_norm_only,
+            residual_norms=spec.residual_norms,
             post_embedding_ln=spec.embed_norm is not None,
             attention_dir="causal" if spec.encoder is None else "bidirectional",
             n_token_types=None if spec.encoder is None else spec.encoder.n_token_types,
             num_experts=None if spec.mlp.experts is None else spec.mlp.experts.count,
             experts_per_token=None if spec.mlp.experts is None else spec.mlp.experts.chosen,
         )
+        if not 1 <= taken <= spec.n_ctx:
+            raise InputError(f"n_ctx={n_ctx}: {name} {replace(config, n_ctx_trained=spec.n_ctx).lengths}.")
+        return config
 
 
 registered: dict[str, Family] = {}

@@ -1,8 +1,7 @@
-"""OPT: learned positions whose first two rows stand for padding, norms before the sublayers, ReLU."""
+"""OPT: learned positions whose first two rows stand for padding, ReLU; norms before the sublayers, or after them (OPT-350m)."""
 
 from __future__ import annotations
 
-from graphlens.errors import ExportError
 from graphlens.export.families.config_reader import ConfigReader
 from graphlens.export.families.family import Family, register
 from graphlens.export.families.official_names import official_names
@@ -12,11 +11,8 @@ from graphlens.export.families.spec import Mlp, Norms, Spec
 
 def spec(c: ConfigReader) -> Spec:
     """What OPT computes."""
-    if not c.get("do_layer_norm_before", True) or c.get("word_embed_proj_dim") != c.get("hidden_size"):
-        raise ExportError(
-            f"{c.where}: normalises after the sublayers or projects its embeddings, as OPT-350m alone does. TransformerLens has "
-            "no hook points for that, and graphlens exports the other OPTs only."
-        )
+    after = not c.only("do_layer_norm_before", True, False)
+    projected = c.get("word_embed_proj_dim") not in (None, c.size("hidden_size")) and c.size("word_embed_proj_dim") > 0
     refuse_own_width(c)
     c.only("_remove_final_layer_norm", False)
     (
@@ -32,7 +28,10 @@ def spec(c: ConfigReader) -> Spec:
         embed="model.decoder.embed_tokens",
         pos_embed="model.decoder.embed_positions",
         pos_offset=2,
-        final_norm="model.decoder.final_layer_norm",
+        final_norm=None if after else "model.decoder.final_layer_norm",
+        embed_in="model.decoder.project_in" if projected else None,
+        head_in="model.decoder.project_out" if projected else None,
+        residual_norms=after,
         ln1="self_attn_layer_norm",
         ln2="final_layer_norm",
     )

@@ -191,10 +191,13 @@ class Spec:
         mlp: Their MLP.
         blocks: The path of the list of blocks.
         embed: The path of the token embedding.
-        final_norm: The path of the norm before the unembedding.
+        final_norm: The path of the norm before the unembedding; None for none.
         ln1: The norm of what attention reads, or of what it gives where ``post_norm_only``.
         ln2: The same for the MLP. The same path as ``ln1`` where one module serves both: still two norms here.
         head: The path of the unembedding.
+        embed_in: The path of a matrix from the token embeddings to the residual stream, where they are of another width; None
+            for none.
+        head_in: The path of a matrix from the residual stream to what ``head`` reads; None for none.
         embed_norm: The path of a norm of the embeddings, or None.
         embed_scale: What the embeddings are multiplied by.
         pos_embed: The path of the learned position embeddings, or None.
@@ -202,6 +205,8 @@ class Spec:
         ln1_post: The norm of attention's output besides ``ln1``, or None.
         ln2_post: The norm of the MLP's output.
         post_norm_only: True where ``ln1`` and ``ln2`` come after the sublayers and none before (OLMo-2).
+        residual_norms: True where ``ln1`` and ``ln2`` come after the sublayers too, and normalise the residual stream with
+            what the sublayer added to it (OPT-350m; encoders do so whatever this says).
         parallel: True if attention and MLP read the same residual stream.
         residual_scale: What a sublayer's output is multiplied by before it is added.
         logit_scale: What the logits are multiplied by after ``unembed.hook_out``.
@@ -219,10 +224,12 @@ class Spec:
     mlp: Mlp
     blocks: str = "model.layers"
     embed: str = "model.embed_tokens"
-    final_norm: str = "model.norm"
+    final_norm: str | None = "model.norm"
     ln1: str = "input_layernorm"
     ln2: str = "post_attention_layernorm"
     head: str = "lm_head"
+    embed_in: str | None = None
+    head_in: str | None = None
     embed_norm: str | None = None
     embed_scale: float = 1.0
     pos_embed: str | None = None
@@ -230,6 +237,7 @@ class Spec:
     ln1_post: str | None = None
     ln2_post: str | None = None
     post_norm_only: bool = False
+    residual_norms: bool = False
     parallel: bool = False
     residual_scale: float = 1.0
     logit_scale: float = 1.0

@@ -46,16 +46,22 @@ def _norm(name: str, module: str | None, spec: Spec, shared: bool = True) -> Ite
 
 def _of_model(spec: Spec) -> Iterator[tuple[str, WeightView]]:
     """The weights outside the blocks."""
-    yield (
-        "embed.W_E",
-        replace(_of(f"{spec.embed}.weight"), times=None if spec.embed_scale == 1 else spec.embed_scale),
-    )
+    times = None if spec.embed_scale == 1 else spec.embed_scale
+    if spec.embed_in is None:
+        yield "embed.W_E", replace(_of(f"{spec.embed}.weight"), times=times)
+    else:
+        yield "embed.W_tokens", _of(f"{spec.embed}.weight")
+        yield "embed.W_project", replace(_of(f"{spec.embed_in}.weight"), permute=(1, 0), times=times)
     yield from _norm("embed.ln", spec.embed_norm, spec, shared=False)
     if spec.pos_embed is not None:
         rows = (0, spec.pos_offset, spec.pos_offset + spec.n_ctx) if spec.pos_offset else None
         yield "pos_embed.W_pos", replace(_of(f"{spec.pos_embed}.weight"), cut=rows)
     yield from _norm("ln_final", spec.final_norm, spec)
-    yield "unembed.W_U", replace(_of(f"{spec.head}.weight"), permute=(1, 0))
+    if spec.head_in is None:
+        yield "unembed.W_U", replace(_of(f"{spec.head}.weight"), permute=(1, 0))
+    else:
+        yield "unembed.W_project", replace(_of(f"{spec.head_in}.weight"), permute=(1, 0))
+        yield "unembed.W_tokens", replace(_of(f"{spec.head}.weight"), permute=(1, 0))
     yield "unembed.b_U", _of(f"{spec.head}.bias")
 
 

@@ -162,7 +162,7 @@ class TextMethods(Generic[ArrayT]):
         """
         text = self.runner.text
         ids = text.token_ids(text.single_token(tokens) if isinstance(tokens, str) else tokens)
-        rows = self.runner.engine.weights["unembed.W_U"].T
+        rows = self.runner.weights["unembed.W_U"].T
         return self.runner.border.to_user(np.array(rows[ids.reshape(()) if ids.size == 1 else ids]))
 
     # Text or tokens to the residual stream

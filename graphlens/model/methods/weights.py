@@ -80,7 +80,15 @@ class WeightMethods(Generic[ArrayT]):
 
     @property
     def ln_final(self) -> Norm[ArrayT]:
-        """The final norm: ``model.ln_final(residual)`` [..., d_model], same shape."""
+        """The final norm: ``model.ln_final(residual)`` [..., d_model], same shape.
+
+        Raises:
+            AttributeError: For a model whose blocks end with a norm, and that has no other.
+        """
+        if self.runner.config.normalises_residual:
+            raise AttributeError(
+                "this model has no ln_final: each block ends with a norm, and unembed reads hook_normalized_resid_post."
+            )
         return Norm(self.runner, "ln_final")
 
     @property
@@ -286,6 +294,11 @@ class WeightMethods(Generic[ArrayT]):
         if include_mlp_biases and not self.runner.config.num_experts:  # experts have none
             names += [in_block(i, "mlp.b_out") for i in range(layer)]
         config = self.runner.config
+        if config.normalises_residual and layer + mlp_input > 0:
+            raise InputError(
+                "accumulated_bias is not for this model: it normalises its residual stream after each sublayer, so no bias is in "
+                "it as it was added."
+            )
         normalised = config.use_normalization_before_and_after or config.post_norm_only
         if normalised and any(np.any(self.runner.weights[name]) for name in names):
             raise InputError(

@@ -48,7 +48,8 @@ def run(setup: Setup) -> Findings:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(setup.model.checkpoint).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(setup.model.checkpoint, dtype=torch.float32).eval()
+    theirs.generation_config.eos_token_id = None  # never stop early
     ours, ids = calls(str(setup.model.hooked)), token_ids(setup.model, 1, 16)
     plain, hooked = ours
 

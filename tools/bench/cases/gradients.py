@@ -87,11 +87,17 @@ def run(setup: Setup) -> Findings:
 def _autograd(setup: Setup, ids: Any, names: list[str]) -> tuple[Any, dict[str, Any]]:
     """(forward and backward in torch, the gradients it gives) on transformers' model, its weights frozen."""
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    model = GPT2LMHeadModel.from_pretrained(setup.model.checkpoint).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_pretrained(setup.model.checkpoint, dtype=torch.float32).eval().requires_grad_(False)
+    )
     tokens = torch.from_numpy(ids)
-    config = model.config
+    if setup.model.architecture == "gpt2":
+        blocks = [(block, block.attn.c_proj) for block in model.transformer.h]
+    else:  # as Llama
+        blocks = [(block, block.self_attn.o_proj) for block in model.model.layers]
+    n_heads = model.config.num_attention_heads
 
     def work() -> dict[str, Any]:
         kept: dict[str, Any] = {}
@@ -103,7 +109,7 @@ def _autograd(setup: Setup, ids: Any, names: list[str]) -> tuple[Any, dict[str, 
             return value
 
         handles = []
-        for layer, block in enumerate(model.transformer.h):
+        for layer, (block, projection) in enumerate(blocks):
             at = f"blocks.{layer}."
             handles.append(
                 block.register_forward_pre_hook(
@@ -111,9 +117,7 @@ def _autograd(setup: Setup, ids: Any, names: list[str]) -> tuple[Any, dict[str, 
                 )
             )
             handles.append(
-                block.attn.c_proj.register_forward_pre_hook(
-                    lambda _, given, at=at: (keep(f"{at}attn.hook_z", given[0]),)
-                )
+                projection.register_forward_pre_hook(lambda _, given, at=at: (keep(f"{at}attn.hook_z", given[0]),))
             )
         with torch.enable_grad():
             logits = model(tokens).logits[:, -1]
@@ -121,8 +125,7 @@ def _autograd(setup: Setup, ids: Any, names: list[str]) -> tuple[Any, dict[str, 
         for handle in handles:
             handle.remove()
         found = {name: kept[name].grad.numpy() for name in names}
-        heads = (config.n_head, config.n_embd // config.n_head)
-        return {n: g.reshape(*g.shape[:2], *heads) if n.endswith("hook_z") else g for n, g in found.items()}
+        return {n: g.reshape(*g.shape[:2], n_heads, -1) if n.endswith("hook_z") else g for n, g in found.items()}
 
     return work, work()
 

@@ -1,4 +1,4 @@
-"""The cache of an encoder's run: an ActivationCache without what only a residual stream that is a sum has."""
+"""The caches of models that normalise their residual stream: without what only a residual stream that is a sum has."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.errors import InputError
 
 
-class EncoderCache(ActivationCache[ArrayT]):
-    """Activations of an encoder by hook name; see ActivationCache.
+class PostNormCache(ActivationCache[ArrayT]):
+    """Activations of a model that normalises its residual stream after each sublayer (OPT-350m); see ActivationCache.
 
-    An encoder normalises its residual stream after each sublayer, so no residual stream is the sum of what was written to it,
-    and its last one is not what the unembedding reads: what computes with such sums is refused. ``compute_head_results``,
-    ``stack_head_results``, ``get_neuron_results``, ``stack_neuron_results`` and ``stack_activation`` are as in a decoder.
+    No residual stream is the sum of what was written to it, and its last one is not what the unembedding reads: what computes
+    with such sums is refused. ``compute_head_results``, ``stack_head_results``, ``get_neuron_results``,
+    ``stack_neuron_results`` and ``stack_activation`` are as elsewhere.
     """
+
+    _why = "is not for this model: it "
 
     def _refused(self, name: str) -> NoReturn:
         raise InputError(
-            f"{name} is for decoders: an encoder normalises its residual stream after each sublayer, so it is not the sum of "
+            f"{name} {self._why}normalises its residual stream after each sublayer, so it is not the sum of "
             "what was written to it. There is stack_activation('resid_pre'), and stack_head_results."
         )
 
@@ -87,3 +89,9 @@ class EncoderCache(ActivationCache[ArrayT]):
             if given.get(what):
                 self._refused(f"{method.__name__} with {what}")
         return method(*args, **options)
+
+
+class EncoderCache(PostNormCache[ArrayT]):
+    """Activations of an encoder by hook name; see PostNormCache."""
+
+    _why = "is for decoders: an encoder "

@@ -1,0 +1,79 @@
+"""Text on the command line as tokens and back; token ids where a model has no tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphlens.errors import InputError
+
+if TYPE_CHECKING:
+    from graphlens.analysis.arrays import Array
+    from graphlens.model.hooked_transformer import HookedTransformer
+
+_IDS = re.compile(r"\s*\d+(?:[\s,]+\d+)*\s*")
+
+
+def tokens_of(model: HookedTransformer, what: str, text: str, bos: bool | None) -> Array:
+    """A text as tokens [1, p]; for a model without tokenizer the ids that it spells.
+
+    Args:
+        model: The model.
+        what: How a message calls the text: "the prompt", "--clean".
+        text: The text.
+        bos: Whether it gets a BOS token; None for what the model does. Ids get none.
+
+    Raises:
+        InputError: For a text that spells no ids, where there is no tokenizer.
+    """
+    if model.tokenizer is not None:
+        return model.to_tokens(text, prepend_bos=bos, truncate=False)
+    if not _IDS.fullmatch(text):
+        raise InputError(
+            f"{model.runner.engine.folder} has no tokenizer: give token ids in place of {what}, with spaces or commas between "
+            f'them: "0 5 6 7".'
+        )
+    return np.asarray([[int(part) for part in re.findall(r"\d+", text)]], np.int64)
+
+
+def texts_of(model: HookedTransformer, ids: Sequence[int] | Array) -> list[str]:
+    """The text of each token; its id for a model without tokenizer.
+
+    Args:
+        model: The model.
+        ids: Token ids [p].
+    """
+    if model.tokenizer is None:
+        return [str(int(token)) for token in ids]
+    return list(model.to_str_tokens(np.asarray(ids)))
+
+
+def text_of(model: HookedTransformer, ids: Sequence[int] | Array) -> str:
+    """The text of tokens together; their ids for a model without tokenizer.
+
+    Args:
+        model: The model.
+        ids: Token ids [p].
+    """
+    return " ".join(texts_of(model, ids)) if model.tokenizer is None else str(model.to_string(ids))
+
+
+def answer_of(model: HookedTransformer, what: str, token: str) -> str | int:
+    """An answer as a metric takes it: its text, or its id for a model without tokenizer.
+
+    Args:
+        model: The model.
+        what: The option that gives it.
+        token: What was given.
+
+    Raises:
+        InputError: For what is no id, where there is no tokenizer.
+    """
+    if model.tokenizer is not None:
+        return token
+    if not token.strip().isdecimal():
+        raise InputError(f"{model.runner.engine.folder} has no tokenizer: {what} takes a token id, not {token!r}.")
+    return int(token)
