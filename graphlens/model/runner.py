@@ -68,7 +68,7 @@ class Runner(Generic[ArrayT]):
         self.text: Text[ArrayT] = kind(engine, border, tokenizer, default_prepend_bos)
         self.weights = Weights(engine)
         self.flags = Flags()
-        self.hooks: HookRegistry = _Hooks(self)
+        self.hooks: HookRegistry = border.registry(self) or RunnerHooks(self)
         self.edits = ActiveEdits(engine)
         self._reader = self._reader_of(engine, self.text)
 
@@ -369,7 +369,7 @@ class Runner(Generic[ArrayT]):
         return backward.differentiable(self.engine, plan)
 
 
-class _Hooks(HookRegistry):
+class RunnerHooks(HookRegistry):
     """The hooks of a runner's model. Pickled or copied deeply they are those of the runner's copy, which begins without any."""
 
     def __init__(self, runner: Runner[Any]) -> None:
