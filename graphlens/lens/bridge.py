@@ -68,7 +68,6 @@ class TransformerBridge(torch_face.HookedTransformer):
     TransformerLens 4 a tensor that a hook returns there changes what the norm reads alone. See docs/transformerlens4.md.
     """
 
-
     def _border(self) -> BridgeBorder:
         return BridgeBorder()
 
@@ -273,7 +272,9 @@ class TransformerBridge(torch_face.HookedTransformer):
             InputError: For unusable input.
         """
         if labels is not None:
-            raise InputError("labels cannot be honoured: take model.loss_fn(logits, tokens) of the tokens that are meant.")
+            raise InputError(
+                "labels cannot be honoured: take model.loss_fn(logits, tokens) of the tokens that are meant."
+            )
         cache = _one_cache(past_key_values, past_kv_cache)
         return super().forward(
             input,
@@ -392,7 +393,8 @@ class TransformerBridge(torch_face.HookedTransformer):
         """
         if checked_number(remove_batch_dim, "remove_batch_dim", bool):
             fwd_hooks, bwd_hooks = (
-                [(name, _without_batch(function)) for name, function in pairs(hooks)] for hooks in (fwd_hooks, bwd_hooks)
+                [(name, _without_batch(function)) for name, function in pairs(hooks)]
+                for hooks in (fwd_hooks, bwd_hooks)
             )
         if "past_key_values" in options:
             options["past_kv_cache"] = _one_cache(options.pop("past_key_values"), options.get("past_kv_cache"))

@@ -41,10 +41,13 @@ class BridgeHooks(RunnerHooks):
         """Our name of each hook point there is now, in firing order -> all its names, TransformerLens 4's first."""
         names = list(self._names())
         if names != self._known[0]:
-            self._known = names, {
-                own: tuple(name for name in every if split_name(name)[1] not in self._before)
-                for own, every in twins(names).items()
-            }
+            self._known = (
+                names,
+                {
+                    own: tuple(name for name in every if split_name(name)[1] not in self._before)
+                    for own, every in twins(names).items()
+                },
+            )
         return self._known[1]
 
     def called(self, own: str) -> str:
@@ -133,6 +136,14 @@ class BridgeHooks(RunnerHooks):
         if found is None:
             raise AttributeError(str(self._unknown(name, self._own(name))))
         return found
+
+    def leads(self, prefix: str) -> bool:
+        """True for a part that hook points have in their names: ``blocks.1.attn.q``.
+
+        Args:
+            prefix: The part's full name.
+        """
+        return any(name.startswith(f"{prefix}.") for names in self.twins().values() for name in names)
 
     def active(self, name: str | None = None, dir: str = FORWARD) -> list[ActiveHook]:
         """The hooks that are active in this thread, in the order in which they run.

@@ -55,7 +55,9 @@ def boot(folder: str | os.PathLike[str], tokenizer: Any = None, providers: Provi
     bridge = TransformerBridge.from_onnx(folder, providers)
     path = str(bridge.runner.engine.folder)
     if not os.path.isfile(os.path.join(path, CONFIG_FILE)):
-        raise InputError(f"{path}: TransformerLens needs the checkpoint's {CONFIG_FILE}, which is not here: copy it there.")
+        raise InputError(
+            f"{path}: TransformerLens needs the checkpoint's {CONFIG_FILE}, which is not here: copy it there."
+        )
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     dtype = next(iter({torch.float32, torch.float64, torch.float16} & {_dtype(bridge)}), torch.float32)
     cfg = source.build_bridge_config_from_hf(
@@ -66,7 +68,9 @@ def boot(folder: str | os.PathLike[str], tokenizer: Any = None, providers: Provi
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     if tokenizer is not None:
         tokenizer = source.configure_tokenizer(tokenizer, adapter.cfg)
-    driver = GraphlensDriver(bridge, adapter.cfg, tokenizer, result, hook_names(adapter.component_mapping, cfg.n_layers))
+    driver = GraphlensDriver(
+        bridge, adapter.cfg, tokenizer, result, hook_names(adapter.component_mapping, cfg.n_layers)
+    )
     return remote_bridge(adapter=adapter, tokenizer=tokenizer, driver=driver)
 
 
@@ -202,7 +206,9 @@ class GraphlensDriver:
         if needed is not None and spec.get(needed) is None:
             raise InputError(f"the intervention at {name!r}: {op!r} needs {needed!r}.")
         if set(spec) - _KEYS:
-            raise InputError(f"the intervention at {name!r} has {sorted(set(spec) - _KEYS)}; there are {sorted(_KEYS)}.")
+            raise InputError(
+                f"the intervention at {name!r} has {sorted(set(spec) - _KEYS)}; there are {sorted(_KEYS)}."
+            )
         runner = self._model.runner
         axes = runner.engine.hooks(runner.plan())[cast(BridgeHooks, runner.hooks).own(name)].axes
         positions = _positions(name, spec.get("pos"), axes)
@@ -211,7 +217,9 @@ class GraphlensDriver:
             axis = 0 if positions is None else _axis(axes)
             index = positions
             if index is not None and not all(-activation.shape[axis] <= one < activation.shape[axis] for one in index):
-                raise InputError(f"the intervention at {name!r}: 'pos' {index} is outside of {activation.shape[axis]} tokens.")
+                raise InputError(
+                    f"the intervention at {name!r}: 'pos' {index} is outside of {activation.shape[axis]} tokens."
+                )
             at: tuple[Any, ...] = (...,) if index is None else (*(slice(None),) * axis, index)
             part = activation[at]
             if op == "suppress":
@@ -255,7 +263,9 @@ def _value(name: str, value: Any, part: torch.Tensor, axes: Sequence[str]) -> to
     """A value of an intervention with the axes of the part that it changes. Raises InputError where it does not fit."""
     given = torch.as_tensor(value, dtype=part.dtype)
     heads = axes[-2] in ("head_index", "key_value_head_index")
-    if heads and given.ndim and given.shape[-1] == part.shape[-2] * part.shape[-1] != part.shape[-1]:  # flat over the heads
+    if (
+        heads and given.ndim and given.shape[-1] == part.shape[-2] * part.shape[-1] != part.shape[-1]
+    ):  # flat over the heads
         given = given.reshape(*given.shape[:-1], *part.shape[-2:])
     try:
         return given.broadcast_to(part.shape)

@@ -47,6 +47,8 @@ class Component(Generic[ArrayT]):
             return found
         if name.startswith("hook_"):
             return self._runner.hooks.need(full)
+        if self._runner.hooks.leads(full):
+            return Component(self._runner, full)
         raise AttributeError(f"{self._prefix} of this model has no {name!r}. It has: {', '.join(self._own_names())}.")
 
     def _own_names(self) -> list[str]:

@@ -17,7 +17,11 @@ KINDS = {
     ),
     "gated": (
         ["ln1.hook_scale", *TAIL, "mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post"],
-        {"mlp.gate.hook_out": "mlp.hook_pre", "mlp.in.hook_out": "mlp.hook_pre_linear", "mlp.out.hook_in": "mlp.hook_post"},
+        {
+            "mlp.gate.hook_out": "mlp.hook_pre",
+            "mlp.in.hook_out": "mlp.hook_pre_linear",
+            "mlp.out.hook_in": "mlp.hook_post",
+        },
         ["mlp.hook_out"],
     ),
     "norms before and after": (
@@ -27,7 +31,11 @@ KINDS = {
     ),
     "norms after": (
         [*TAIL, "ln1.hook_scale", "hook_attn_out", "hook_resid_mid", "hook_mlp_out"],
-        {"ln1_post.hook_scale": "ln1.hook_scale", "ln1_post.hook_out": "hook_attn_out", "mlp.hook_in": "hook_resid_mid"},
+        {
+            "ln1_post.hook_scale": "ln1.hook_scale",
+            "ln1_post.hook_out": "hook_attn_out",
+            "mlp.hook_in": "hook_resid_mid",
+        },
         ["attn.hook_out", "ln2.hook_in"],
     ),
     "side by side": (
@@ -55,7 +63,9 @@ def test_names_in_a_block(kind: str) -> None:
 
 
 def test_of_several_names_its_own_comes_first() -> None:
-    every = twins(["blocks.0.hook_attn_out", "blocks.0.hook_mlp_out", "unembed.hook_in", "unembed.hook_out", "hook_embed"])
+    every = twins(
+        ["blocks.0.hook_attn_out", "blocks.0.hook_mlp_out", "unembed.hook_in", "unembed.hook_out", "hook_embed"]
+    )
     assert [known[0] for known in every.values()] == [
         "blocks.0.attn.hook_out",
         "blocks.0.mlp.hook_out",

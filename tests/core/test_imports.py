@@ -26,7 +26,12 @@ TORCH_SIDE = (
 # Packages that only these places may import, inside a function or not.
 HEAVY: dict[str, tuple[str, ...]] = {
     "torch": (*TORCH_SIDE, "graphlens.pipelines.verify", "graphlens.pipelines.export"),
-    "transformers": ("graphlens.export", "graphlens.pipelines.verify", "graphlens.pipelines.export", "graphlens.lens.remote"),
+    "transformers": (
+        "graphlens.export",
+        "graphlens.pipelines.verify",
+        "graphlens.pipelines.export",
+        "graphlens.lens.remote",
+    ),
     "onnxscript": ("graphlens.export",),
     "onnxruntime": ("graphlens.runtime",),
     # Its package imports torch where that is installed; runtime/callbacks.py loads what is needed.

@@ -43,7 +43,9 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 # Names
 
 
-def test_hook_points_are_called_by_transformerlens_4s_names(bridge: TransformerBridge, model: HookedTransformer) -> None:
+def test_hook_points_are_called_by_transformerlens_4s_names(
+    bridge: TransformerBridge, model: HookedTransformer
+) -> None:
     points = bridge.hook_dict
     assert points[Q].name == Q
     assert points["blocks.1.attn.hook_q"] is points[Q]
@@ -55,8 +57,20 @@ def test_hook_points_are_called_by_transformerlens_4s_names(bridge: TransformerB
         assert name in list(points)
         assert bridge.get_hook_point(name) is points[name] is bridge.hook_dict[name]
     assert len(bridge.hook_points()) == len(model.hook_dict) == len({id(point) for point in points.values()})
-    assert list(bridge.hook_points())[:4] == ["embed.hook_out", "pos_embed.hook_out", "blocks.0.hook_in", "blocks.0.ln1.hook_scale"]
+    assert list(bridge.hook_points())[:4] == [
+        "embed.hook_out",
+        "pos_embed.hook_out",
+        "blocks.0.hook_in",
+        "blocks.0.ln1.hook_scale",
+    ]
     assert bridge.get_hook_point("blocks.1.nope") is None
+    assert bridge.blocks[1].attn.q.hook_out is points[Q] is bridge.blocks[1].attn.hook_q
+    assert getattr(bridge.blocks[1].mlp, "in").hook_out is points["blocks.1.mlp.hook_pre"]
+    assert bridge.blocks[1].hook_in is points["blocks.1.hook_in"]
+    with pytest.raises(AttributeError, match=r"Nearest: 'blocks\.1\.attn\.q\.hook_out'"):
+        _ = bridge.blocks[1].attn.q.hook_in
+    with pytest.raises(AttributeError, match="no 'w'"):
+        _ = bridge.blocks[1].attn.w
 
 
 def test_a_cache_has_both_names_of_each_activation(bridge: TransformerBridge, model: HookedTransformer) -> None:
@@ -80,7 +94,10 @@ def test_a_cache_has_both_names_of_each_activation(bridge: TransformerBridge, mo
     [
         (Q, [Q]),
         ("blocks.1.attn.hook_q", [Q, "blocks.1.attn.hook_q"]),
-        (["blocks.0.hook_resid_pre", "embed.hook_out"], ["embed.hook_out", "blocks.0.hook_in", "blocks.0.hook_resid_pre"]),
+        (
+            ["blocks.0.hook_resid_pre", "embed.hook_out"],
+            ["embed.hook_out", "blocks.0.hook_in", "blocks.0.hook_resid_pre"],
+        ),
         (lambda name: name.endswith("1.attn.hook_q"), ["blocks.1.attn.hook_q"]),
         (lambda name: name.endswith("1.attn.q.hook_out"), [Q]),
         (lambda name: name.startswith("blocks.1.attn.o."), ["blocks.1.attn.o.hook_in", "blocks.1.attn.o.hook_out"]),
@@ -103,7 +120,9 @@ def test_a_function_is_asked_for_all_names_once(bridge: TransformerBridge) -> No
     assert asked == list(bridge.hook_dict)
 
 
-@pytest.mark.parametrize("name", [Q, "blocks.1.attn.hook_q", lambda name: name == Q, lambda name: name == "blocks.1.attn.hook_q"])
+@pytest.mark.parametrize(
+    "name", [Q, "blocks.1.attn.hook_q", lambda name: name == Q, lambda name: name == "blocks.1.attn.hook_q"]
+)
 def test_hooks_are_found_by_any_name_and_told_transformerlens_4s(
     clean: TransformerBridge, model: HookedTransformer, name: Any
 ) -> None:

@@ -28,7 +28,9 @@ IN_PLACE = ("ln2.hook_in", "mlp.hook_in")
 def masked(value: torch.Tensor) -> np.ndarray:
     """An activation with what is masked at minus infinity."""
     lowest = torch.finfo(value.dtype).min if value.is_floating_point() else 0
-    return value.detach().masked_fill(value <= lowest, -torch.inf).numpy() if value.is_floating_point() else value.numpy()
+    return (
+        value.detach().masked_fill(value <= lowest, -torch.inf).numpy() if value.is_floating_point() else value.numpy()
+    )
 
 
 def differs(found: torch.Tensor, expected: torch.Tensor, what: str, as_masked: bool = True) -> Worst:
