@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import torch
@@ -12,49 +10,19 @@ import torch
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.slices import SliceInput
-from graphlens.engine.engine import Engine
-from graphlens.errors import InputError, checked_number, warn
+from graphlens.errors import InputError, checked_number
 from graphlens.file.names import NamesFilter
+from graphlens.lens.bridge_arguments import check_boot, one_cache, without_batch
+from graphlens.lens.bridge_border import BridgeBorder
 from graphlens.lens.bridge_hooks import BridgeCache, BridgeHooks, is_scores
+from graphlens.lens.bridge_weights import processed
 from graphlens.model import torch_face
 from graphlens.model.backward import Differentiable
 from graphlens.model.config import HookPointInfo
-from graphlens.model.hook_calls import HookFunction, Hooks, pairs
-from graphlens.model.hooks import HookPoint, HookRegistry
+from graphlens.model.hook_calls import Hooks, pairs
+from graphlens.model.hooks import HookPoint
 from graphlens.model.kv_cache import KeyValueCache
-from graphlens.model.runner import Runner
 from graphlens.model.text import Input
-from graphlens.model.torch_border import TorchBorder
-
-# TransformerLens 4's other arguments of boot_transformers, with the values at which they ask for nothing.
-_ASKS_NOTHING: dict[str, object] = {
-    "hf_config_overrides": {},
-    "load_weights": True,
-    "trust_remote_code": False,
-    "model_class": None,
-    "code_revision": None,
-    "checkpoint_index": None,
-    "checkpoint_value": None,
-    "device_map": None,
-    "n_devices": 1,
-    "max_memory": None,
-    "offload_folder": None,
-}
-
-
-@dataclass(frozen=True)
-class BridgeBorder(TorchBorder):
-    """Tensors in and out, and hook points by TransformerLens 4's names.
-
-    Attributes:
-        compatibility_mode: See ``TransformerBridge.enable_compatibility_mode``.
-    """
-
-    compatibility_mode: bool = False
-
-    def registry(self, runner: Runner[torch.Tensor]) -> HookRegistry:
-        """The model's hooks by TransformerLens 4's names."""
-        return BridgeHooks(runner)
 
 
 class TransformerBridge(torch_face.HookedTransformer):
@@ -119,9 +87,7 @@ class TransformerBridge(torch_face.HookedTransformer):
             "trust_remote_code": trust_remote_code,
             "model_class": model_class,
         }
-        for name, value in asked.items():
-            if name not in _ASKS_NOTHING or not (value is None or repr(value) == repr(_ASKS_NOTHING[name])):
-                raise InputError(f"boot_transformers cannot honour {name}={value!r}.")
+        check_boot(asked)
         bridge = cls.from_pretrained_no_processing(
             model_name,
             hf_model=hf_model,
@@ -200,8 +166,6 @@ class TransformerBridge(torch_face.HookedTransformer):
         Raises:
             InputError: While weights are set by ``set_weights``, and for a dtype whose processed weights cannot be had.
         """
-        from graphlens.pipelines.cache import cached_export
-
         flags = {
             "fold_ln": fold_ln,
             "center_writing_weights": center_writing_weights,
@@ -210,29 +174,9 @@ class TransformerBridge(torch_face.HookedTransformer):
             "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
         }
         steps = tuple(name for name, on in flags.items() if checked_number(on, name, bool))
-        engine = self.runner.engine
-        if engine.replaced:
-            raise InputError(
-                "weights were set by set_weights, and processing is of the file's: call model.reset_weights() first, or set "
-                "weights after the processing."
-            )
-        done, dtype = engine.manifest.processing, engine.manifest.config.dtype
-        if done:
-            warn(
-                f"the weights of this model are processed already ({', '.join(done)}) and stay as they are: boot it again to "
-                "process them otherwise."
-            )
-            return
-        if not steps:
-            return
-        name, revision = (str(engine.folder), None) if dtype == "float32" else self._booted or (None, None)
-        if name is None:
-            raise InputError(
-                f"this model computes in {dtype}, and weights are processed in float32: open it by "
-                f"{type(self).__name__}.boot_transformers with its name, or in float32."
-            )
-        folder = cached_export(name, revision=revision, dtype=dtype, processing=steps)
-        self.runner.use(Engine(folder, engine.asked, self.runner.config.n_ctx))
+        engine = processed(self.runner.engine, steps, self._booted)
+        if engine is not None:
+            self.runner.use(engine)
 
     # Running
 
@@ -275,7 +219,7 @@ class TransformerBridge(torch_face.HookedTransformer):
             raise InputError(
                 "labels cannot be honoured: take model.loss_fn(logits, tokens) of the tokens that are meant."
             )
-        cache = _one_cache(past_key_values, past_kv_cache)
+        cache = one_cache(past_key_values, past_kv_cache)
         return super().forward(
             input,
             return_type,
@@ -345,7 +289,7 @@ class TransformerBridge(torch_face.HookedTransformer):
             pos_slice=pos_slice,
             start_at_layer=start_at_layer,
             stop_at_layer=stop_at_layer,
-            past_kv_cache=_one_cache(past_key_values, past_kv_cache),
+            past_kv_cache=one_cache(past_key_values, past_kv_cache),
             **options,
         )
         named: dict[str, torch.Tensor] = {}
@@ -393,11 +337,10 @@ class TransformerBridge(torch_face.HookedTransformer):
         """
         if checked_number(remove_batch_dim, "remove_batch_dim", bool):
             fwd_hooks, bwd_hooks = (
-                [(name, _without_batch(function)) for name, function in pairs(hooks)]
-                for hooks in (fwd_hooks, bwd_hooks)
+                [(name, without_batch(function)) for name, function in pairs(hooks)] for hooks in (fwd_hooks, bwd_hooks)
             )
         if "past_key_values" in options:
-            options["past_kv_cache"] = _one_cache(options.pop("past_key_values"), options.get("past_kv_cache"))
+            options["past_kv_cache"] = one_cache(options.pop("past_key_values"), options.get("past_kv_cache"))
         return super().run_with_hooks(
             input,
             return_type,
@@ -446,29 +389,3 @@ class TransformerBridge(torch_face.HookedTransformer):
             hook_name: TransformerLens 4's name, or that of 3.9.
         """
         return self._names.find(hook_name)
-
-
-def _one_cache(*given: KeyValueCache | None) -> KeyValueCache | None:
-    """The KV cache that was given under one of two names."""
-    caches = [cache for cache in given if cache is not None]
-    if len(caches) > 1:
-        raise InputError("past_key_values and past_kv_cache are the same argument: pass one of them.")
-    if caches and not isinstance(caches[0], KeyValueCache):
-        raise InputError(
-            f"past_key_values must be graphlens's KeyValueCache, not {type(caches[0]).__name__}: "
-            "KeyValueCache.init_cache(model.cfg, 'cpu', batch_size)."
-        )
-    return caches[0] if caches else None
-
-
-def _without_batch(function: HookFunction) -> Callable[..., Any]:
-    """A hook that is called without the axis of a batch of one."""
-
-    @functools.wraps(function)
-    def run(activation: torch.Tensor, hook: HookPoint) -> torch.Tensor | Sequence[torch.Tensor] | None:
-        if activation.shape[0] != 1:
-            return cast("torch.Tensor | None", function(activation, hook=hook))
-        result = function(activation[0], hook=hook)
-        return result.unsqueeze(0) if isinstance(result, torch.Tensor) else result
-
-    return run

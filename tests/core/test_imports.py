@@ -21,7 +21,8 @@ TORCH_SIDE = (
     "graphlens.export",
     "graphlens.torch",
     *(f"graphlens.model.torch_{part}" for part in ("border", "face", "weight")),
-    *("graphlens.transformer_lens4", "graphlens.lens.bridge", "graphlens.lens.remote"),
+    "graphlens.transformer_lens4",
+    *(f"graphlens.lens.{part}" for part in ("bridge", "bridge_arguments", "bridge_border", "remote")),
 )
 # Packages that only these places may import, inside a function or not.
 HEAVY: dict[str, tuple[str, ...]] = {
