@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import torch
 
@@ -22,6 +23,7 @@ from graphlens.model.config import HookPointInfo
 from graphlens.model.hook_calls import Hooks, pairs
 from graphlens.model.hooks import HookPoint
 from graphlens.model.kv_cache import KeyValueCache
+from graphlens.model.request import Output
 from graphlens.model.text import Input
 
 
@@ -36,6 +38,8 @@ class TransformerBridge(torch_face.HookedTransformer):
     TransformerLens 4 a tensor that a hook returns there changes what the norm reads alone. See docs/transformerlens4.md.
     """
 
+    _booted: tuple[str, str | None] | None = None  # the name and revision, where there was no hf_model
+
     def _border(self) -> BridgeBorder:
         return BridgeBorder()
 
@@ -49,17 +53,17 @@ class TransformerBridge(torch_face.HookedTransformer):
     def boot_transformers(
         cls,
         model_name: str,
-        hf_config_overrides: Any = None,
-        device: Any = None,
-        dtype: Any = torch.float32,
-        tokenizer: Any = None,
+        hf_config_overrides: Mapping[str, object] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        tokenizer: object = None,
         load_weights: bool = True,
         trust_remote_code: bool = False,
-        model_class: Any = None,
-        hf_model: Any = None,
+        model_class: object = None,
+        hf_model: torch.nn.Module | None = None,
         n_ctx: int | None = None,
         revision: str | None = None,
-        **unsupported: Any,
+        **unsupported: object,
     ) -> Self:
         """Opens a model with the checkpoint's weights exactly as they are. TransformerLens 4: the same name.
 
@@ -187,7 +191,7 @@ class TransformerBridge(torch_face.HookedTransformer):
         loss_per_token: bool = False,
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
-        attention_mask: Any = None,
+        attention_mask: torch.Tensor | None = None,
         labels: None = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
@@ -195,7 +199,7 @@ class TransformerBridge(torch_face.HookedTransformer):
         tokens: Input[torch.Tensor] | None = None,
         past_key_values: KeyValueCache | None = None,
         past_kv_cache: KeyValueCache | None = None,
-    ) -> Any:
+    ) -> torch.Tensor | Output[torch.Tensor] | None:
         """Runs the model with the active hooks and interventions. TransformerLens 4: the same name.
 
         Args:
@@ -233,7 +237,7 @@ class TransformerBridge(torch_face.HookedTransformer):
             past_kv_cache=cache,
         )
 
-    __call__ = forward
+    __call__ = forward  # type: ignore[assignment]
 
     def run_with_cache(  # type: ignore[override]
         self,
@@ -248,10 +252,11 @@ class TransformerBridge(torch_face.HookedTransformer):
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         *,
+        return_type: str | None = "logits",
         past_key_values: KeyValueCache | None = None,
         past_kv_cache: KeyValueCache | None = None,
-        **options: Any,
-    ) -> tuple[Any, ActivationCache[torch.Tensor] | dict[str, torch.Tensor]]:
+        **options: object,
+    ) -> tuple[torch.Tensor | Output[torch.Tensor] | None, ActivationCache[torch.Tensor] | dict[str, torch.Tensor]]:
         """Runs the model and keeps its activations, by TransformerLens 4's names. TransformerLens 4: the same name.
 
         Args:
@@ -266,9 +271,10 @@ class TransformerBridge(torch_face.HookedTransformer):
             incl_bwd: See there.
             reset_hooks_end: See there.
             clear_contexts: See there.
+            return_type: See ``forward``.
             past_key_values: The same as ``past_kv_cache``.
             past_kv_cache: A KeyValueCache of graphlens.
-            **options: The other arguments of ``forward``, ``return_type`` among them.
+            **options: The other arguments of ``forward``.
 
         Returns:
             (output, ActivationCache). Masked attention scores are the lowest number of their dtype, as in TransformerLens 4;
@@ -281,6 +287,7 @@ class TransformerBridge(torch_face.HookedTransformer):
         picked = self._names.picked(names_filter, self.compatibility_mode)
         output, found = super().run_with_cache(
             input,
+            return_type,
             names_filter=picked.filter,
             remove_batch_dim=remove_batch_dim,
             incl_bwd=incl_bwd,
@@ -315,8 +322,8 @@ class TransformerBridge(torch_face.HookedTransformer):
         stop_at_layer: int | None = None,
         start_at_layer: int | None = None,
         remove_batch_dim: bool = False,
-        **options: Any,
-    ) -> Any:
+        **options: object,
+    ) -> torch.Tensor | Output[torch.Tensor] | None:
         """Runs the model with hooks that are added for this run. TransformerLens 4: the same name.
 
         Args:
@@ -358,7 +365,7 @@ class TransformerBridge(torch_face.HookedTransformer):
         input: Input[torch.Tensor],
         metric: Metric | Differentiable[torch.Tensor],
         names: NamesFilter = None,
-        **forward_options: Any,
+        **forward_options: object,
     ) -> dict[str, torch.Tensor]:
         """d(metric)/d(activation) for hook points, by TransformerLens 4's names; see ``HookedTransformer.gradients``.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 
@@ -29,7 +29,7 @@ _ASKS_NOTHING: dict[str, object] = {
 }
 
 
-def check_boot(asked: Mapping[str, Any]) -> None:
+def check_boot(asked: Mapping[str, object]) -> None:
     """Refuses what ``boot_transformers`` cannot honour.
 
     Args:
@@ -43,7 +43,7 @@ def check_boot(asked: Mapping[str, Any]) -> None:
             raise InputError(f"boot_transformers cannot honour {name}={value!r}.")
 
 
-def one_cache(*given: KeyValueCache | None) -> KeyValueCache | None:
+def one_cache(*given: object) -> KeyValueCache | None:
     """The KV cache that was given under one of two names.
 
     Args:
@@ -55,15 +55,17 @@ def one_cache(*given: KeyValueCache | None) -> KeyValueCache | None:
     caches = [cache for cache in given if cache is not None]
     if len(caches) > 1:
         raise InputError("past_key_values and past_kv_cache are the same argument: pass one of them.")
-    if caches and not isinstance(caches[0], KeyValueCache):
+    if not caches:
+        return None
+    if not isinstance(caches[0], KeyValueCache):
         raise InputError(
             f"past_key_values must be graphlens's KeyValueCache, not {type(caches[0]).__name__}: "
             "KeyValueCache.init_cache(model.cfg, 'cpu', batch_size)."
         )
-    return caches[0] if caches else None
+    return caches[0]
 
 
-def without_batch(function: HookFunction) -> Callable[..., Any]:
+def without_batch(function: HookFunction) -> HookFunction:
     """A hook that is called without the axis of a batch of one.
 
     Args:

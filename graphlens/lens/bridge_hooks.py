@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.analysis.cache.activations import Key
 from graphlens.errors import UnknownHookPoint
 from graphlens.file.bridge import twins
-from graphlens.file.names import FLAGGED, SCORES, NamesFilter, canonical, split_name, unknown_hook
+from graphlens.file.names import FLAGGED, SCORES, NamesFilter, canonical, in_block, split_name, unknown_hook
 from graphlens.model.hook_calls import HookName, Hooks, pairs
 from graphlens.model.hooks import FORWARD, ActiveHook, HookDict, HookPoint
 from graphlens.model.runner import Runner, RunnerHooks
@@ -21,6 +21,18 @@ from graphlens.runtime.callbacks import Callback
 # Granite multiplies what its sublayers give by a number before it is added. Our names mean the product, as those of
 # TransformerLens 3.9's models do; these names mean what comes before, which is no hook point.
 _BEFORE_A_FACTOR = {"GraniteForCausalLM": ("attn.hook_out", "attn.o.hook_out", "mlp.hook_out", "mlp.out.hook_out")}
+# What TransformerLens 4 has besides -> the hook point that is nearest to it, and what lies between them.
+_NORMED = "before the norm's weight and bias"
+_BESIDES: Mapping[str, tuple[str, str]] = {
+    "ln1.hook_in": ("hook_in", "which what adds to the residual stream reads too"),
+    **dict.fromkeys(
+        ("ln1.hook_out", "attn.hook_in", *(f"attn.{part}.hook_in" for part in ("q", "k", "v", "qkv"))),
+        ("ln1.hook_normalized", _NORMED),
+    ),
+    **dict.fromkeys(
+        ("ln2.hook_out", "mlp.hook_in", "mlp.in.hook_in", "mlp.gate.hook_in"), ("ln2.hook_normalized", _NORMED)
+    ),
+}
 
 
 class BridgeHooks(RunnerHooks):
@@ -30,7 +42,7 @@ class BridgeHooks(RunnerHooks):
         runner: Runs the model.
     """
 
-    def __init__(self, runner: Runner[Any]) -> None:
+    def __init__(self, runner: Runner[ArrayT]) -> None:
         super().__init__(runner)
         self._before = _BEFORE_A_FACTOR.get(runner.config.original_architecture, ())
         self._known: tuple[list[str], dict[str, tuple[str, ...]]] = ([], {})
@@ -83,6 +95,10 @@ class BridgeHooks(RunnerHooks):
 
     def _unknown(self, name: str, own: str) -> UnknownHookPoint:
         layer, rest = split_name(own)
+        near, why = _BESIDES.get(rest, ("", ""))
+        near = near and in_block(layer or 0, near)
+        if near and any(names[0] == near for names in self.twins().values()):
+            return UnknownHookPoint(f"{name!r} is not a hook point of this model. Nearest: {near!r}, {why}.")
         # What our names say of a layer beyond the last, and of a flag that is not set, holds for TransformerLens 4's.
         meant = own if rest in FLAGGED or (layer or 0) >= self._n_layers else name
         every = [other for names in self.twins().values() for other in names]
@@ -112,7 +128,7 @@ class BridgeHooks(RunnerHooks):
         """The HookPoint of a name, which is called by TransformerLens 4's: the same object each time.
 
         Args:
-            name: Any of the hook point's names. Whether there is one now is not checked.
+            name: One of the hook point's names. Whether there is one now is not checked.
         """
         own = self._own(name)
         point = self._points.get(own)
@@ -179,7 +195,7 @@ class BridgeHooks(RunnerHooks):
 
     # Masked scores
 
-    def callbacks(self, border: Border[Any], names: Collection[str], dir: str = FORWARD) -> dict[str, Callback]:
+    def callbacks(self, border: Border[ArrayT], names: Collection[str], dir: str = FORWARD) -> dict[str, Callback]:
         """For each hook point with hooks, one function activation -> activation; see HookRegistry.
 
         Outside of compatibility mode masked attention scores are the lowest number of their dtype for a hook, as

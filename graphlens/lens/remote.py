@@ -6,22 +6,26 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from graphlens.errors import InputError, RuntimeUnavailable
+from graphlens.errors import InputError, RuntimeUnavailable, checked_number, is_one_of
 from graphlens.file.folder import CONFIG_FILE
-from graphlens.lens.bridge import TransformerBridge
 from graphlens.lens.bridge_hooks import BridgeHooks
 from graphlens.model.hook_calls import HookFunction
 from graphlens.runtime.providers import Providers
 
+if TYPE_CHECKING:
+    from graphlens.lens.bridge import TransformerBridge
+
+# What is done at a hook point: TransformerLens 4's mapping, or a function of the activation.
+Intervention = Mapping[str, object] | Callable[[torch.Tensor], torch.Tensor]
 _NEEDS = {"suppress": None, "scale": "factor", "add": "value", "set": "value"}  # op -> the key that it needs
 _KEYS = {"op", "factor", "value", "pos"}
 
 
-def boot(folder: str | os.PathLike[str], tokenizer: Any = None, providers: Providers = None) -> Any:
+def boot(folder: str | os.PathLike[str], tokenizer: object = None, providers: Providers = None) -> torch.nn.Module:
     """Opens a hooked folder behind TransformerLens 4's own RemoteBridge, which computes nothing itself.
 
     ``bridge(tokens)``, ``run_with_cache`` with every hook point that the file has, and
@@ -41,6 +45,8 @@ def boot(folder: str | os.PathLike[str], tokenizer: Any = None, providers: Provi
         InputError: For a folder without config.json.
         ModelFileError: When the file is damaged, altered or not hooked.
     """
+    from graphlens.lens.bridge import TransformerBridge
+
     try:
         remote_bridge = importlib.import_module("transformer_lens.model_bridge").RemoteBridge
         source = importlib.import_module("transformer_lens.model_bridge.sources.inspect.source")
@@ -82,7 +88,7 @@ def _installed() -> str:
         return "it is not installed"
 
 
-def _dtype(bridge: TransformerBridge) -> Any:
+def _dtype(bridge: TransformerBridge) -> torch.dtype:
     """The dtype of a model's activations."""
     return getattr(torch, bridge.dtype.rpartition(", ")[2].partition(" ")[0])
 
@@ -112,9 +118,9 @@ class GraphlensDriver:
     def __init__(
         self,
         model: TransformerBridge,
-        bridge_config: Any,
-        tokenizer: Any,
-        result: Callable[..., Any],
+        bridge_config: object,
+        tokenizer: object,
+        result: Callable[..., object],
         names: Sequence[str] = (),
     ) -> None:
         self._model: TransformerBridge | None = model
@@ -140,16 +146,16 @@ class GraphlensDriver:
 
     def forward(
         self,
-        input_ids: Any = None,
+        input_ids: torch.Tensor | Sequence[int] | None = None,
         *,
         capture: Sequence[str] = (),
-        intervene: Mapping[str, Any] | None = None,
+        intervene: Mapping[str, Intervention] | None = None,
         max_new_tokens: int = 1,
         return_logits: bool = True,
-        attention_mask: Any = None,
+        attention_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        **others: Any,
-    ) -> Any:
+        **others: object,
+    ) -> object:
         """Runs the model once.
 
         Args:
@@ -195,14 +201,15 @@ class GraphlensDriver:
             )
         return self._result(logits=logits, captured={name: found[name] for name in capture})
 
-    def _edit(self, name: str, spec: Any) -> HookFunction:
+    def _edit(self, name: str, spec: Intervention) -> HookFunction:
         """One intervention as a hook. Raises InputError for one that is none."""
         assert self._model is not None
         if callable(spec):
             return lambda activation, hook: spec(activation)
-        if not isinstance(spec, Mapping) or spec.get("op") not in _NEEDS:
+        if not isinstance(spec, Mapping) or not is_one_of(spec.get("op"), _NEEDS):
             raise InputError(f"the intervention at {name!r} must be a function or have an 'op' of {', '.join(_NEEDS)}.")
-        op, needed = spec["op"], _NEEDS[spec["op"]]
+        op = str(spec["op"])
+        needed = _NEEDS[op]
         if needed is not None and spec.get(needed) is None:
             raise InputError(f"the intervention at {name!r}: {op!r} needs {needed!r}.")
         if set(spec) - _KEYS:
@@ -211,7 +218,9 @@ class GraphlensDriver:
             )
         runner = self._model.runner
         axes = runner.engine.hooks(runner.plan())[cast(BridgeHooks, runner.hooks).own(name)].axes
-        positions = _positions(name, spec.get("pos"), axes)
+        positions, factor = _positions(name, spec.get("pos"), axes), 0.0
+        if op == "scale":
+            factor = checked_number(spec["factor"], f"the factor at {name!r}", float)
 
         def edit(activation: torch.Tensor, hook: object) -> torch.Tensor:
             axis = 0 if positions is None else _axis(axes)
@@ -220,12 +229,12 @@ class GraphlensDriver:
                 raise InputError(
                     f"the intervention at {name!r}: 'pos' {index} is outside of {activation.shape[axis]} tokens."
                 )
-            at: tuple[Any, ...] = (...,) if index is None else (*(slice(None),) * axis, index)
+            at: tuple[object, ...] = (...,) if index is None else (*(slice(None),) * axis, index)
             part = activation[at]
             if op == "suppress":
                 changed = torch.zeros_like(part)
             elif op == "scale":
-                changed = part * float(spec["factor"])
+                changed = part * factor
             else:
                 value = _value(name, spec["value"], part, axes)
                 changed = part + value if op == "add" else value
@@ -247,7 +256,7 @@ def _axis(axes: Sequence[str]) -> int:
     return next(number for number, axis in enumerate(axes) if axis in ("pos", "query_pos"))
 
 
-def _positions(name: str, pos: Any, axes: Sequence[str]) -> list[int] | None:
+def _positions(name: str, pos: object, axes: Sequence[str]) -> list[int] | None:
     """The positions of an intervention; None for all. Raises InputError for what are none."""
     if pos is None:
         return None
@@ -259,9 +268,12 @@ def _positions(name: str, pos: Any, axes: Sequence[str]) -> list[int] | None:
     return cast("list[int]", found)
 
 
-def _value(name: str, value: Any, part: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
+def _value(name: str, value: object, part: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
     """A value of an intervention with the axes of the part that it changes. Raises InputError where it does not fit."""
-    given = torch.as_tensor(value, dtype=part.dtype)
+    try:
+        given = torch.as_tensor(value, dtype=part.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the intervention at {name!r}: its value is no tensor: {error}") from error
     heads = axes[-2] in ("head_index", "key_value_head_index")
     if (
         heads and given.ndim and given.shape[-1] == part.shape[-2] * part.shape[-1] != part.shape[-1]
@@ -276,7 +288,7 @@ def _value(name: str, value: Any, part: torch.Tensor, axes: Sequence[str]) -> to
         ) from error
 
 
-def hook_names(components: Mapping[str, Any], n_layers: int) -> list[str]:
+def hook_names(components: Mapping[str, torch.nn.Module], n_layers: int) -> list[str]:
     """The hook points that TransformerLens 4 has in an architecture.
 
     Args:
@@ -293,7 +305,7 @@ def hook_names(components: Mapping[str, Any], n_layers: int) -> list[str]:
     return found
 
 
-def _hook_names(component: Any, above: tuple[int, ...]) -> Iterator[str]:
+def _hook_names(component: torch.nn.Module, above: tuple[int, ...]) -> Iterator[str]:
     """The hook points of a component and of those inside it, by their names in it."""
     if id(component) in above:
         return

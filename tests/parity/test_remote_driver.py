@@ -120,6 +120,9 @@ def test_an_intervention_is_the_hook_that_does_the_same(
     [
         ({"op": "double"}, "suppress, scale, add, set"),
         ({"factor": 2}, "'op'"),
+        ({"op": ["add"], "value": 1}, "'op'"),
+        ({"op": "scale", "factor": "much"}, "the factor at 'blocks.1.hook_in' must be a finite number"),
+        ({"op": "add", "value": "much"}, "is no tensor"),
         (2.0, "'op'"),
         ({"op": "scale"}, "'factor'"),
         ({"op": "add"}, "'value'"),
@@ -140,7 +143,7 @@ def test_an_intervention_that_is_none_is_refused(driver: GraphlensDriver, spec: 
 def test_what_the_driver_does_not_have_is_refused(driver: GraphlensDriver) -> None:
     with pytest.raises(UnknownHookPoint, match=r"Nearest: 'blocks\.1\.attn\.o\.hook_in'"):
         driver.forward(TOKENS, intervene={"blocks.1.attn.o.hook_inn": {"op": "suppress"}})
-    with pytest.raises(UnknownHookPoint, match="Nearest"):
+    with pytest.raises(UnknownHookPoint, match=r"Nearest: 'blocks\.1\.ln1\.hook_normalized'"):
         driver.forward(TOKENS, capture=("blocks.1.attn.q.hook_in",))
     with pytest.raises(InputError, match="one run"):
         driver.forward(TOKENS, max_new_tokens=3)
@@ -180,5 +183,5 @@ def test_hook_names_are_those_of_the_components() -> None:
     found = hook_names({"embed": Part(), "blocks": Part(attn=Part(q=Part()))}, 2)
     assert found == [
         "embed.hook_in",
-        *(f"blocks.{layer}.{tail}" for layer in (0, 1) for tail in ("hook_in", "attn.hook_in", "attn.q.hook_in")),
+        *(f"blocks.{layer}.{tail}" for tail in ("hook_in", "attn.hook_in", "attn.q.hook_in") for layer in (0, 1)),
     ]

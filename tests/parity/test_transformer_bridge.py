@@ -67,7 +67,7 @@ def test_hook_points_are_called_by_transformerlens_4s_names(
     assert bridge.blocks[1].attn.q.hook_out is points[Q] is bridge.blocks[1].attn.hook_q
     assert getattr(bridge.blocks[1].mlp, "in").hook_out is points["blocks.1.mlp.hook_pre"]
     assert bridge.blocks[1].hook_in is points["blocks.1.hook_in"]
-    with pytest.raises(AttributeError, match=r"Nearest: 'blocks\.1\.attn\.q\.hook_out'"):
+    with pytest.raises(AttributeError, match=r"Nearest: 'blocks\.1\.ln1\.hook_normalized', before the norm's weight"):
         _ = bridge.blocks[1].attn.q.hook_in
     with pytest.raises(AttributeError, match="no 'w'"):
         _ = bridge.blocks[1].attn.w
@@ -169,7 +169,9 @@ def test_gradients_are_called_by_transformerlens_4s_names(clean: TransformerBrid
     ("name", "told"),
     [
         ("blocks.1.attn.q.hook_outt", r"Nearest: 'blocks\.1\.attn\.q\.hook_out'"),
-        ("blocks.1.attn.q.hook_in", r"'blocks\.1\.attn\.q\.hook_in' .* Nearest: 'blocks\.1\.attn\.q\.hook_out'"),
+        ("blocks.1.attn.q.hook_in", r"'blocks\.1\.attn\.q\.hook_in' .* Nearest: 'blocks\.1\.ln1\.hook_normalized'"),
+        ("blocks.1.mlp.hook_in", r"Nearest: 'blocks\.1\.ln2\.hook_normalized'"),
+        ("blocks.1.ln1.hook_in", r"Nearest: 'blocks\.1\.hook_in'"),
         ("blocks.7.attn.q.hook_out", r"4 layers \(0-3\)"),
         ("blocks.1.attn.hook_q_input", r"set_use_split_qkv_input\(True\)"),
         ("embed.hook_in", r"set_use_hook_tokens\(True\)"),
