@@ -18,13 +18,12 @@ from tools.house import DOORS, HOUSE
 ROOT = Path(graphlens.__file__).resolve().parent
 # What cannot be imported without torch.
 TORCH_SIDE = (
-    *("graphlens.export", "graphlens.torch", "graphlens.transformer_lens4"),
+    *(f"graphlens.{door}" for door in ("export", "torch", "transformer_lens4")),
     *(f"graphlens.model.torch_{part}" for part in ("border", "face", "weight")),
     *(f"graphlens.lens.{part}" for part in ("bridge", "bridge_arguments", "bridge_border", "remote")),
 )
 EXPORTING = ("graphlens.export", "graphlens.pipelines.verify", "graphlens.pipelines.export")
-# Packages that only these places may import, inside a function or not.
-HEAVY: dict[str, tuple[str, ...]] = {
+HEAVY: dict[str, tuple[str, ...]] = {  # packages that only these places may import, inside a function or not
     "torch": (*TORCH_SIDE, *EXPORTING),
     "transformers": (*EXPORTING, "graphlens.lens.remote"),
     "onnxscript": ("graphlens.export",),
