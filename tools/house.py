@@ -29,9 +29,13 @@ HOUSE: dict[str, tuple[str, ...]] = {
     "model": ("file", "edits", "engine", "runtime", "analysis", "pipelines", "views"),
     "experiments": ("file", "edits", "engine", "analysis", "model", "views"),
 }
+HOUSE["lens"] = tuple(HOUSE)  # objects of TransformerLens that are code: everything but the terminal
 HOUSE["cli"] = tuple(HOUSE)  # the terminal uses everything
 # The modules beside the folders that define nothing: they hand on names of the folders. The errors are there too.
-DOORS = ("__init__", "__main__", "attribution", "deploy", "interventions", "metrics", "patching", "torch", "utils")
+DOORS = (
+    *("__init__", "__main__", "attribution", "deploy", "interventions", "metrics", "patching", "torch"),
+    *("transformer_lens4", "utils"),
+)
 
 
 def floors() -> list[list[str]]:

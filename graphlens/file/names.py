@@ -13,15 +13,7 @@ from types import NoneType
 from typing import TYPE_CHECKING
 
 from graphlens.errors import InputTypeError, UnknownHookPoint
-from graphlens.file.bridge import (
-    BEFORE_POST_NORMS,
-    BRIDGE,
-    BRIDGE_BLOCK,
-    BRIDGE_GATED,
-    BRIDGE_LATE_NORMS,
-    BRIDGE_POST_NORMS,
-    BRIDGE_RESIDUAL_NORMS,
-)
+from graphlens.file.bridge import inside, is_bridges, outside
 
 if TYPE_CHECKING:
     from graphlens.file.manifest import ModelConfig
@@ -177,19 +169,12 @@ def canonical(name: str, names: Collection[str] = ()) -> str:
         names: The model's hook points in firing order: what some names mean depends on the architecture.
     """
     layer, rest = split_name(name)
+    if not is_bridges(rest, layer is not None):
+        return name
     if layer is None:
-        return BRIDGE.get(name, name)
-    table, block = BRIDGE_BLOCK, in_block(layer, "")
-    own = [other.removeprefix(block) for other in names if other.startswith(block)]
-    if "mlp.hook_pre_linear" in own:
-        table = {**table, **BRIDGE_GATED}
-    whole = {"attn.hook_z", "hook_attn_out"} <= set(own)
-    late = whole and "ln1.hook_scale" in own[own.index("attn.hook_z") : own.index("hook_attn_out")]
-    if "hook_normalized_resid_post" in own:
-        table = {**table, **BRIDGE_RESIDUAL_NORMS}
-    if late or "ln1_post.hook_scale" in own:
-        table = {key: value for key, value in table.items() if key not in BEFORE_POST_NORMS}
-        table |= BRIDGE_LATE_NORMS if late else BRIDGE_POST_NORMS
+        return outside(names).get(name, name)
+    block = in_block(layer, "")
+    table = inside([other.removeprefix(block) for other in names if other.startswith(block)])
     return in_block(layer, table[rest]) if rest in table else name
 
 

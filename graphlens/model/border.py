@@ -17,6 +17,7 @@ from graphlens.model.sampling import GenerateOutput, Sampler, sampler
 
 if TYPE_CHECKING:
     from graphlens.model.config import HookedTransformerConfig
+    from graphlens.model.hooks import HookRegistry
     from graphlens.model.request import Request
     from graphlens.model.runner import Runner
 
@@ -30,6 +31,14 @@ class Border(ABC, Generic[ArrayT]):
     """
 
     backward_later = False
+
+    def registry(self, runner: Runner[ArrayT]) -> HookRegistry | None:
+        """What keeps a model's Python hooks, where hook points have other names than ours; None for the usual.
+
+        Args:
+            runner: What runs the model.
+        """
+        return None
 
     @abstractmethod
     def to_user(self, array: Array) -> ArrayT:

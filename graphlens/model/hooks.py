@@ -139,6 +139,14 @@ class HookRegistry:
             raise AttributeError(str(unknown_hook(name, list(self._names()), self._n_layers)))
         return found
 
+    def leads(self, prefix: str) -> bool:
+        """True for a part that hook points have in their names and that has no weights: TransformerLens 4's ``attn.q``.
+
+        Args:
+            prefix: The part's full name, ``blocks.1.attn.q``.
+        """
+        return False
+
     def active(self, name: str | None = None, dir: str = FORWARD) -> list[ActiveHook]:
         """The hooks that are active in this thread, in the order in which they run.
 

@@ -53,6 +53,8 @@ class Component(Module[ArrayT]):
             return (Norm if self._runner.hooks.find(f"{full}.hook_scale") else Component)(self._runner, full)
         if name.startswith("hook_"):
             return self._runner.hooks.need(full)
+        if self._runner.hooks.leads(full):
+            return Component(self._runner, full)
         raise AttributeError(f"{self._prefix} of this model has no {name!r}. It has: {', '.join(self._own_names())}.")
 
     @property

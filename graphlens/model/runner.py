@@ -68,7 +68,7 @@ class Runner(Generic[ArrayT]):
         self.text: Text[ArrayT] = kind(engine, border, tokenizer, default_prepend_bos)
         self.weights = Weights(engine)
         self.flags = Flags()
-        self.hooks: HookRegistry = ModelHooks(self)
+        self.hooks: HookRegistry = border.registry(self) or ModelHooks(self)
         self.edits = ActiveEdits(engine)
         self._reader = self._reader_of(engine, self.text)
 

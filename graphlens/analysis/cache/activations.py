@@ -107,12 +107,12 @@ class Activations(Mapping[str, ArrayT]):
     @property
     def has_embed(self) -> bool:
         """True if the token embedding is in the cache."""
-        return "hook_embed" in self.cache_dict
+        return "hook_embed" in self
 
     @property
     def has_pos_embed(self) -> bool:
         """True if the position embedding is in the cache."""
-        return "hook_pos_embed" in self.cache_dict
+        return "hook_pos_embed" in self
 
     # The batch axis and the device
 
