@@ -196,7 +196,14 @@ class BridgeHooks(ModelHooks):
 
     # Masked scores
 
-    def callbacks(self, border: Border[ArrayT], names: Collection[str], dir: str = FORWARD) -> dict[str, Callback]:
+    def callbacks(
+        self,
+        border: Border[ArrayT],
+        names: Collection[str],
+        dir: str = FORWARD,
+        elsewhere: bool = False,
+        learned: list[str] | None = None,
+    ) -> dict[str, Callback]:
         """For each hook point with hooks, one function activation -> activation; see HookRegistry.
 
         Outside of compatibility mode masked attention scores are the lowest number of their dtype for a hook, as
@@ -206,11 +213,13 @@ class BridgeHooks(ModelHooks):
             border: How arrays cross to the user.
             names: The hook points that the run passes.
             dir: "fwd" or "bwd".
+            elsewhere: See HookRegistry.
+            learned: See HookRegistry.
 
         Raises:
             InputError: For a hook asked for by name at another one: it would silently never fire.
         """
-        found = super().callbacks(border, names, dir)
+        found = super().callbacks(border, names, dir, elsewhere, learned)
         if dir == FORWARD and not getattr(border, "compatibility_mode", False):
             found = {name: _finite(run) if is_scores(name) else run for name, run in found.items()}
         return found
