@@ -102,6 +102,16 @@ def test_greedy_tokens_of_left_padded_prompts_are_transformers(pair: Pair, use_p
 
 
 @pytest.mark.parametrize("use_past_kv_cache", [True, False])
+def test_embeddings_are_continued_as_their_tokens(pair: Pair, use_past_kv_cache: bool) -> None:
+    tokens = prompts(2, 5)
+    given = pair.ours.generate(tokens, 0, return_type="embeds", stop_at_eos=False, verbose=False)
+    close(given, pair.ours.run_with_cache(tokens, names_filter="hook_embed")[1]["hook_embed"])
+    options = {**GREEDY, "use_past_kv_cache": use_past_kv_cache}
+    found = pair.ours.generate(given, 59, **options)
+    np.testing.assert_array_equal(found, pair.ours.generate(tokens, 59, **options)[:, 5:])
+
+
+@pytest.mark.parametrize("use_past_kv_cache", [True, False])
 def test_a_hook_acts_on_every_step_as_a_torch_hook_does(pair: Pair, use_past_kv_cache: bool) -> None:
     tokens, mask = left_padded()
 
