@@ -25,7 +25,6 @@ from graphlens.file.io_names import (
 )
 from graphlens.file.names import block_name, in_block
 from graphlens.model.limits import longest
-from graphlens.model.request import Request, checked_mask
 from graphlens.runtime.types import DeviceValue, Feed
 
 if TYPE_CHECKING:
@@ -227,6 +226,8 @@ class _Call(Generic[ArrayT]):
             attention_mask: Which tokens are real.
             shape: What the result is shaped like; None for [b, p, d_model].
         """
+        from graphlens.model.request import Request, checked_mask  # here, to keep the chain of imports short
+
         runner, (batch, new) = self.runner, sizes.shape[:2]
         held = None if entry is None else _Held(runner, self.layer, entry, batch, new)
         past = 0 if held is None else held.past
