@@ -129,22 +129,22 @@ class Engine:
 
     @property
     def max_sessions(self) -> int:
-        """How many sessions stay open besides the plain one; each takes memory. Those used longest ago go first."""
+        """How many sessions stay open besides the plain one and those of called parts; those used longest ago go first."""
         return self._max_sessions
 
     @max_sessions.setter
     def max_sessions(self, number: int) -> None:
-        number = checked_number(number, "max_sessions", least=1)
         with self._lock:
-            self._max_sessions = number
-            self._graphs.kept = 2 * number
+            self._max_sessions = checked_number(number, "max_sessions", least=1)
+            self._graphs.kept = 2 * self._max_sessions
             self._close_extra()
 
     def _close_extra(self) -> None:
         """Gives up the sessions that are too many, those used longest ago first."""
-        extra = [other for other in self._sessions if other != Plan()]
-        for old in extra[: max(0, len(extra) - self.max_sessions)]:
-            del self._sessions[old]
+        for parts, most in ((False, self.max_sessions), (True, 3 * self.manifest.config.n_layers)):
+            extra = [other for other in self._sessions if other != Plan() and bool(other.part) == parts]
+            for old in extra[: max(0, len(extra) - most)]:
+                del self._sessions[old]
 
     # What the file holds
 

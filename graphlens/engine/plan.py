@@ -44,7 +44,8 @@ class Plan:
         start: The first block that runs, fed with the residual before it. None starts from the tokens.
         stop: The block before which the run ends, with the residual as its result. None runs to the logits.
         past: True for a graph with a KV cache: see ``surgery.with_past``.
-        part: "attn" or "mlp" for that of one block alone, which ``start`` names: see ``surgery.part_alone``. "" is all of it.
+        part: "attn" or "mlp" for that of one block alone, which ``start`` names: see ``surgery.part_alone``; "block" for a block
+            that is called; "" otherwise.
         gates: Which kinds of change are inputs of the graph, and at which hook points: see ``surgery.with_gates``.
         gradients: The hook points whose gradients are outputs too: see ``surgery.differentiate``.
         seed: What the gradients start from: "dense", "sparse" or "loss".

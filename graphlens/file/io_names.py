@@ -21,8 +21,8 @@ BODY_INPUTS = (*DECODER_INPUTS, TOKEN_TYPES)
 RESIDUAL_IN = "residual"
 RESIDUAL_OUT = "residual_out"
 LOGITS = "logits"
-# A sublayer alone -> the inputs that its matrices read: [b, p, d_model], or [b, p, heads, d_model].
-ATTENTION, MLP = "attn", "mlp"
+# Parts that are called by themselves. A sublayer -> what its matrices read: [b, p, d_model], or [b, p, heads, d_model].
+ATTENTION, MLP, WHOLE_BLOCK = "attn", "mlp", "block"
 PART_INPUTS = {ATTENTION: ("query_input", "key_input", "value_input"), MLP: ("mlp_input",)}
 # A KV cache: the two parts of what is kept of a layer.
 KEY_AND_VALUE = ("key", "value")

@@ -13,7 +13,6 @@ from graphlens.errors import InputError
 from graphlens.file.names import NamesFilter, unknown_hook
 from graphlens.lens.caching import CachingModule, HookPairs, blocks_in
 from graphlens.lens.hook_points import HookFunction, HookPoint, LensHandle
-from graphlens.model import torch_face
 
 
 class HookedRootModule(CachingModule, metaclass=ABCMeta):
@@ -35,6 +34,13 @@ class HookedRootModule(CachingModule, metaclass=ABCMeta):
         self.hook_dict: dict[str, HookPoint] = {}
         self.context_level = 0
         self.is_caching = False
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        """A graphlens model counts as one: it has all that this class has."""
+        from graphlens.model.methods.edits import EditMethods
+
+        return True if cls is HookedRootModule and issubclass(other, EditMethods) else NotImplemented
 
     def setup(self) -> None:
         """Gives every module its name, and collects the modules and the hook points."""
@@ -286,7 +292,3 @@ class HookedRootModule(CachingModule, metaclass=ABCMeta):
             )
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*model_args, **model_kwargs)
-
-
-HookedRootModule.register(torch_face.HookedTransformer)
-HookedRootModule.register(torch_face.HookedEncoder)

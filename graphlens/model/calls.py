@@ -20,12 +20,12 @@ from graphlens.file.io_names import (
     PART_INPUTS,
     POSITION_IDS,
     RESIDUAL_IN,
+    WHOLE_BLOCK,
     past_input,
     present_output,
 )
 from graphlens.file.names import block_name, in_block
 from graphlens.model.limits import longest
-from graphlens.model.request import Request, checked_mask
 from graphlens.runtime.types import DeviceValue, Feed
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _FLAGS = {
     ATTENTION: ("use_attn_in", "use_attn_result", "use_split_qkv_input"),
     MLP: (),
-    "": ("use_attn_in", "use_attn_result", "use_hook_mlp_in", "use_split_qkv_input"),
+    WHOLE_BLOCK: ("use_attn_in", "use_attn_result", "use_hook_mlp_in", "use_split_qkv_input"),
 }
 _PER_HEAD = ("use_attn_in", "use_split_qkv_input")
 
@@ -73,7 +73,7 @@ def call_block(
     Raises:
         InputError: For inputs that do not fit.
     """
-    call = _Call(runner, layer, "")
+    call = _Call(runner, layer, WHOLE_BLOCK)
     residual = call.array(resid_pre, "resid_pre", (3,))
     return call.run({RESIDUAL_IN: residual}, residual, [resid_pre], entry, attention_mask)
 
@@ -164,7 +164,7 @@ def call_hook_point(runner: Runner[ArrayT], name: str, x: object) -> object:
 
 @dataclass(frozen=True)
 class _Call(Generic[ArrayT]):
-    """A call of a part of a block: "attn", "mlp", or "" for all of it."""
+    """A call of a part of a block: "attn", "mlp", or "block" for all of it."""
 
     runner: Runner[ArrayT]
     layer: int
@@ -178,7 +178,7 @@ class _Call(Generic[ArrayT]):
     @property
     def name(self) -> str:
         """The part's TransformerLens name."""
-        return in_block(self.layer, self.part) if self.part else block_name(self.layer)
+        return block_name(self.layer) if self.part == WHOLE_BLOCK else in_block(self.layer, self.part)
 
     @property
     def is_edited(self) -> bool:
@@ -227,6 +227,8 @@ class _Call(Generic[ArrayT]):
             attention_mask: Which tokens are real.
             shape: What the result is shaped like; None for [b, p, d_model].
         """
+        from graphlens.model.request import Request, checked_mask  # here, to keep the chain of imports short
+
         runner, (batch, new) = self.runner, sizes.shape[:2]
         held = None if entry is None else _Held(runner, self.layer, entry, batch, new)
         past = 0 if held is None else held.past

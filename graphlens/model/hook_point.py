@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from graphlens.errors import InputError
 from graphlens.file.names import split_name
-from graphlens.model.hook_calls import HookFunction
-from graphlens.model.ran import ActiveHook
 
 if TYPE_CHECKING:
+    from graphlens.model.hook_calls import HookFunction
     from graphlens.model.hooks import HookRegistry
+    from graphlens.model.ran import ActiveHook
 
 FORWARD, BACKWARD = "fwd", "bwd"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from graphlens.model.calls import call_hook_point
 from graphlens.model.hooks import HookRegistry
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ class ModelHooks(HookRegistry):
 
     def fire(self, name: str, value: object) -> object:
         """Calls the hooks that are active at a hook point; see ``HookRegistry.fire``."""
+        from graphlens.model.calls import call_hook_point  # which needs what needs this module
+
         return call_hook_point(self._runner, name, value)
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.errors import InputError
-from graphlens.file.io_names import ATTENTION, BODY_INPUTS, PART_INPUTS, PRESENT, RESIDUAL_IN, RESIDUAL_OUT
+from graphlens.file.io_names import ATTENTION, BODY_INPUTS, PART_INPUTS, PRESENT, RESIDUAL_IN, RESIDUAL_OUT, WHOLE_BLOCK
 from graphlens.file.manifest import Manifest
 from graphlens.file.names import in_block
 from graphlens.surgery.graph import (
@@ -37,15 +37,18 @@ def part_alone(model: ir.Model, layer: int, part: str) -> ir.Model:
     Args:
         model: The segment of a hooked model that holds this block, with past keys and values or without.
         layer: The block.
-        part: "attn" or "mlp".
+        part: "attn" or "mlp"; "block" for all of it, which the segment is already.
 
     Returns:
-        The copy. It takes ``PART_INPUTS[part]``, each [b, s, d_model] or [b, s, heads, d_model], and besides ``residual`` [b, s,
-        d_model], of which only the sizes count; it gives ``residual_out``. Its hook map has the hook points of the part.
+        The copy; of "block" the segment itself. A sublayer takes ``PART_INPUTS[part]``, each [b, s, d_model] or [b, s, heads,
+        d_model], and besides ``residual`` [b, s, d_model], of which only the sizes count; it gives ``residual_out``. Its hook
+        map has the hook points of the part.
 
     Raises:
         InputError: The blocks have no such part, or the graph computes it from more than these.
     """
+    if part == WHOLE_BLOCK:
+        return model
     model = model.clone()
     work = _Part(model, read_manifest(model), layer, part)
     return work.finish(work.cut())

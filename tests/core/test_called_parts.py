@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphlens import Ablate, HookedTransformer, InputError, KeyValueCache, Steer, UnknownHookPoint
+from graphlens import (
+    Ablate,
+    HookedTransformer,
+    InputError,
+    KeyValueCache,
+    Steer,
+    UnknownHookPoint,
+    embedded_model,
+)
+from graphlens.engine.plan import Plan
 from graphlens.errors import InputTypeError
 from graphlens.model.hooks import HookPoint
 from tests.intervention_specs import close
@@ -277,3 +286,32 @@ def test_a_hook_point_is_called_as_a_module(tiny: HookedTransformer, tokens: np.
         point(x)
     with pytest.raises(InputError, match="no model"):
         HookPoint("hook_embed")(x)
+
+
+def test_a_loop_over_all_parts_opens_each_once(tokens: np.ndarray) -> None:
+    model = HookedTransformer.from_onnx(embedded_model(), "cpu")
+    model.runner.engine.max_sessions = 1
+    x = model.embed(tokens)
+
+    def loop() -> int:
+        for block in model.blocks:
+            block(x), block.attn(x, x, x), block.mlp(x)
+        return model.runner.engine.sessions_built
+
+    assert loop() == loop()
+    assert len(model.sessions) == 3 * model.cfg.n_layers
+    model.forward(tokens, stop_at_layer=1)
+    model.forward(tokens, stop_at_layer=2)
+    assert [plan.stop for plan in model.sessions if not plan.part and plan != Plan()] == [2]
+    with model.hooks([("blocks.0.attn.hook_z", lambda value, hook: None)]):
+        model.blocks[0](x)
+    assert len([plan for plan in model.sessions if plan.part]) == 3 * model.cfg.n_layers
+
+
+def test_parts_compute_with_the_weights_that_were_set(tokens: np.ndarray) -> None:
+    model = HookedTransformer.from_onnx(embedded_model(), "cpu")
+    x, block = model.embed(tokens), model.blocks[1]
+    plain = block.mlp(x)
+    model.set_weights({f"blocks.1.mlp.{name}": getattr(block.mlp, name) * 2 for name in ("W_out", "b_out")})
+    close(block.mlp(x), plain * 2)
+    close(block(x), model.forward(x, start_at_layer=1, stop_at_layer=2))

@@ -280,5 +280,6 @@ class EditMethods(Generic[ArrayT]):
 
     @property
     def sessions(self) -> list[Plan]:
-        """The kinds of graph that have an open session, least recently used first. At most seven stay open."""
+        """The kinds of graph that have an open session, least recently used first. At most seven stay open, besides those of
+        blocks, attention and MLPs that are called by themselves, of which there are at most three times the blocks."""
         return self.runner.engine.open_sessions

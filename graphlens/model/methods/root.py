@@ -6,7 +6,7 @@ These functions are methods: ``EditMethods`` takes them in by their names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from graphlens.analysis.arrays import ArrayT
 from graphlens.analysis.slices import SliceInput
@@ -17,7 +17,9 @@ from graphlens.model.hook_calls import HookFunction
 from graphlens.model.hooks import BACKWARD, FORWARD, HookPoint
 from graphlens.model.methods.torch_like import to
 from graphlens.model.ran import ActiveHook
-from graphlens.model.runner import Runner
+
+if TYPE_CHECKING:
+    from graphlens.model.runner import Runner
 
 
 class Rooted(Protocol[ArrayT]):

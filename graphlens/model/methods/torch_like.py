@@ -6,14 +6,16 @@ These functions are methods: ``EditMethods`` takes them in by their names.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from graphlens.analysis.arrays import ArrayT
-from graphlens.engine.engine import Engine
 from graphlens.errors import InputError, RuntimeUnavailable
-from graphlens.file.manifest import ModelConfig
 from graphlens.model.modules import modules_of
-from graphlens.model.runner import Runner
+
+if TYPE_CHECKING:
+    from graphlens.engine.engine import Engine
+    from graphlens.file.manifest import ModelConfig
+    from graphlens.model.runner import Runner
 
 
 class _Modular(Protocol[ArrayT]):
