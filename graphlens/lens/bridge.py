@@ -122,7 +122,8 @@ class TransformerBridge(torch_face.HookedTransformer):
     ) -> None:
         """Processes the weights and masks as TransformerLens 3's HookedTransformer does. TransformerLens 4: the same name.
 
-        Masked attention scores are minus infinity from then on, and caches have 3.9's names besides, whatever was asked for.
+        Masked attention scores are minus infinity from then on, caches have 3.9's names besides, whatever was asked for, and
+        ``hook.name`` is that of 3.9, but for ``blocks.N.hook_in`` and ``hook_out``: as there.
         Hooks and flags stay as they are. The processed file is made in the cache folder the first time.
 
         Args:
@@ -146,6 +147,7 @@ class TransformerBridge(torch_face.HookedTransformer):
                 refactor_factored_attn_matrices=refactor_factored_attn_matrices,
             )
         self.runner.border = replace(cast(BridgeBorder, self.runner.border), compatibility_mode=True)
+        self._names.rename()
 
     def process_weights(
         self,

@@ -34,6 +34,8 @@ _BESIDES: Mapping[str, tuple[str, str]] = {
         ("ln2.hook_out", "mlp.hook_in", "mlp.in.hook_in", "mlp.gate.hook_in"), ("ln2.hook_normalized", _NORMED)
     ),
 }
+# What TransformerLens 3.9 calls as TransformerLens 4 does, and TransformerLens 4 in compatibility mode otherwise.
+_LEGACY = {"unembed.hook_out": "hook_unembed"}
 
 
 class BridgeHooks(ModelHooks):
@@ -64,13 +66,22 @@ class BridgeHooks(ModelHooks):
         return self._known[1]
 
     def called(self, own: str) -> str:
-        """TransformerLens 4's name of a hook point.
+        """What a hook point is called: by TransformerLens 4's name, and in compatibility mode as TransformerLens 4 has it.
 
         Args:
             own: Our name, of a hook point or of its gradient (``<name>_grad``).
         """
         name = own.removesuffix("_grad")
-        return self.twins().get(name, (name,))[0] + own[len(name) :]
+        names = self.twins().get(name, (name,))
+        legacy = getattr(self._runner.border, "compatibility_mode", False)
+        if legacy and split_name(name)[1] not in ("hook_resid_pre", "hook_resid_post"):  # these two keep the new name there
+            return _LEGACY.get(name, name) + own[len(name) :]
+        return names[0] + own[len(name) :]
+
+    def rename(self) -> None:
+        """Calls the hook points that there are as ``called`` says now."""
+        for own, point in list(self._points.items()):
+            point.name = self.called(own)
 
     def own(self, name: str) -> str:
         """Our name of a hook point.

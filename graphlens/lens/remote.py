@@ -28,8 +28,8 @@ _KEYS = {"op", "factor", "value", "pos"}
 def boot(folder: str | os.PathLike[str], tokenizer: object = None, providers: Providers = None) -> torch.nn.Module:
     """Opens a hooked folder behind TransformerLens 4's own RemoteBridge, which computes nothing itself.
 
-    ``bridge(tokens)``, ``run_with_cache`` with every hook point that the file has, and
-    ``bridge(tokens, intervene={name: {"op": "add", "value": vector, "pos": [3, 4]}})`` then run in ONNX Runtime. See
+    ``bridge.forward(tokens)``, ``run_with_cache`` with every hook point that the file has, and
+    ``bridge.forward(tokens, intervene={name: {"op": "add", "value": vector, "pos": [3, 4]}})`` then run in ONNX Runtime. See
     docs/transformerlens4.md.
 
     Args:

@@ -20,7 +20,7 @@ CFG = MODEL.cfg
 LAYERS = CFG.n_layers
 NAMES = list(MODEL.hook_dict)
 TWINS = [
-    *BRIDGE,
+    *(name for name, twin in BRIDGE.items() if twin in NAMES),
     *(f"blocks.1.{name}" for name, twin in BRIDGE_BLOCK.items() if f"blocks.1.{twin}" in NAMES),
 ]
 

@@ -310,6 +310,11 @@ def test_compatibility_mode_is_transformerlens_3s_model(lens: Any) -> None:
     logits, cache = bridge.run_with_cache(TOKENS)
     close(logits, expected)
     assert told == ["blocks.2.hook_out"] * 2
+    points = bridge.hook_dict  # called as TransformerLens 4 calls them then
+    assert points[Q].name == "blocks.1.attn.hook_q"
+    assert points["blocks.1.hook_resid_pre"].name == "blocks.1.hook_in"
+    assert points["unembed.hook_out"].name == "hook_unembed"
+    assert list(bridge.gradients(TOKENS, LogitDiff(5, 7), Q)) == ["blocks.1.attn.hook_q"]
     for name, value in lens_cache.items():
         assert torch.equal(torch.isneginf(cache[name]), torch.isneginf(value)), name
         close(cache[name], value)
@@ -358,7 +363,7 @@ def test_copies_have_the_names_and_the_mode(copied: Any) -> None:
     bridge.enable_compatibility_mode(no_processing=True)
     other = copied(bridge)
     assert other.compatibility_mode
-    assert other.hook_dict["blocks.1.attn.hook_q"].name == Q
+    assert other.hook_dict[Q].name == "blocks.1.attn.hook_q"
     logits, cache = other.run_with_cache(TOKENS, names_filter=[Q, SCORES])
     assert torch.equal(logits, bridge(TOKENS))
     assert list(cache) == [Q, "blocks.1.attn.hook_q", SCORES]
