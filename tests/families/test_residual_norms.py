@@ -128,7 +128,9 @@ def test_fewer_layers_are_transformers_first_ones(
 def test_weights_are_not_processed_and_the_user_is_told(
     family_folder: Callable[[str], Path], family_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    with pytest.raises(ExportError, match="its weights are not processed.*fold_ln is left out: the norms of this arch"):
+    with pytest.raises(
+        ExportError, match=r"its weights are not processed.*fold_ln is left out: the norms of this arch"
+    ):
         graphlens.process_weights(family_folder(NAME), tmp_path / "processed")
     assert not (tmp_path / "processed").exists()
     monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
