@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,7 @@ from graphlens.file.safetensors import Array, apply_view, put_view
 from graphlens.file.stored import DATA_TYPES, StoredWeights
 from graphlens.surgery.replaced import initializers_of_weights, untied
 
-_UNEMBEDDING = "unembed.W_U"
+_UNEMBEDDINGS = ("unembed.W_U", "unembed.W_tokens")
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ def replace_weights(model: ir.Model, manifest: Manifest, given: Mapping[str, Arr
         names = [name for name in places if places[name] == place]
         if all(tensors.holds(content, name, new.get(name)) for name in names):
             continue
-        if sorted(names) not in [[embedding, _UNEMBEDDING] for embedding in TOKEN_EMBEDDINGS]:
+        if tuple(sorted(names)) not in itertools.product(TOKEN_EMBEDDINGS, _UNEMBEDDINGS):
             raise InputError(
                 f"{' and '.join(names)} are one tensor in this file: set all of them, to the same numbers."
             )
-        model, places[_UNEMBEDDING] = untied(model, place)
+        model, places[max(names)] = untied(model, place)
         for name in names:
             contents[places[name]] = tensors.copy(name)
             if name in new:

@@ -114,7 +114,7 @@ AXES = frozenset(
 )
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")  # what the residual stream begins as the sum of, where a model has them
 # Weights by their names in a decoder and in an encoder.
-TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E")
+TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E", "embed.W_tokens")
 POSITION_EMBEDDINGS = ("pos_embed.W_pos", "embed.pos_embed.W_pos")
 SCORES = "attn.hook_attn_scores"
 CHOSEN_EXPERTS = "mlp.hook_expert_indices"
