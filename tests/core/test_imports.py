@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import graphlens
-from tools.house import DOORS, HOUSE
+from tools.house import DOORS, HOUSE, LAYOUT
 
 ROOT = Path(graphlens.__file__).resolve().parent
 # What cannot be imported without torch.
@@ -21,11 +21,12 @@ TORCH_SIDE = (
     "graphlens.export",
     "graphlens.torch",
     *(f"graphlens.model.torch_{part}" for part in ("border", "face", "weight")),
+    "graphlens.lens",
 )
 # Packages that only these places may import, inside a function or not.
 HEAVY: dict[str, tuple[str, ...]] = {
     "torch": (*TORCH_SIDE, "graphlens.pipelines.verify", "graphlens.pipelines.export"),
-    "transformers": ("graphlens.export", "graphlens.pipelines.verify", "graphlens.pipelines.export"),
+    "transformers": ("graphlens.export", "graphlens.pipelines.verify", "graphlens.pipelines.export", "graphlens.lens"),
     "onnxscript": ("graphlens.export",),
     "onnxruntime": ("graphlens.runtime",),
     # Its package imports torch where that is installed; runtime/callbacks.py loads what is needed.
@@ -117,7 +118,7 @@ def test_a_module_imports_only_what_its_place_allows(module: str) -> None:
 def test_nothing_but_doors_and_errors_lies_in_the_root() -> None:
     assert {path.stem for path in ROOT.glob("*.py")} == {*DOORS, "errors"}
     inside = [path.relative_to(ROOT).parts for path in ROOT.rglob("*.py")]
-    assert {parts[0] for parts in inside if len(parts) > 1} == set(HOUSE)
+    assert {parts[0] for parts in inside if len(parts) > 1} == {*HOUSE, LAYOUT}
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -125,6 +126,14 @@ def test_a_door_defines_nothing(door: str) -> None:
     tree = ast.parse((ROOT / f"{door}.py").read_text(encoding="utf-8"))
     defined = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     assert defined <= ({"__getattr__", "__dir__"} if door == "__init__" else set())
+
+
+@pytest.mark.parametrize("module", [name for name in ALL if is_in(name, f"graphlens.{LAYOUT}")])
+def test_a_module_of_the_layout_only_hands_names_on(module: str) -> None:
+    """Imports by full names, a second name for a module, and what refuses the names that are not there."""
+    for node in ALL[module].body[1:]:  # after its docstring
+        handed_on = isinstance(node, ast.ImportFrom) and not node.level
+        assert handed_on or (isinstance(node, ast.Assign) and not isinstance(node.value, ast.Lambda)), ast.unparse(node)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +221,12 @@ def test_imports_run_in_no_circle_and_in_short_chains() -> None:
             chains[module] = [module, *max(below, key=len, default=[])]
         return chains[module]
 
-    longest = max((chain(module, ()) for module in ALL), key=len)
-    assert len(longest) <= LONGEST_CHAIN, " -> ".join(longest)
+    # The layout lies on top of the doors: a name of a module there, and the package's own, are two more links.
+    layout = {module for module in ALL if is_in(module, f"graphlens.{LAYOUT}")}
+    every = {module: chain(module, ()) for module in ALL}
+    for modules, most in ((set(ALL) - layout, LONGEST_CHAIN), (layout, LONGEST_CHAIN + 2)):
+        longest = max((every[module] for module in modules), key=len)
+        assert len(longest) <= most, " -> ".join(longest)
 
 
 def test_no_file_is_long() -> None:

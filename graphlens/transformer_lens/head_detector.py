@@ -1,0 +1,8 @@
+"""``transformer_lens.head_detector``: heads by what they attend to."""
+
+from __future__ import annotations
+
+from graphlens.lens.absent import refusing
+from graphlens.utils import detect_head as detect_head
+
+__getattr__ = refusing(__name__)
