@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import tomllib
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NoReturn
 
 from graphlens.errors import RuntimeUnavailable
 
 LAYOUT = "graphlens.transformer_lens"
-_BRIDGE = (
-    "it belongs to TransformerLens's bridge, which wraps a transformers model in torch modules; a graphlens model is a graph "
-    "in a file"
-)
-_ONE_DEVICE = (
-    "it splits a torch model over several GPUs; a graphlens session runs on one device, which providers= chooses"
-)
-_PARTS = (
-    "the parts of a graphlens model are pieces of its graph, made with it: use model.embed, model.blocks[i].attn and so on, "
-    "or build a whole model from a config"
-)
-_TORCH_FORWARD = "it is a step of TransformerLens's own forward in torch; here the forward is the graph"
-# A name below transformer_lens, or a pattern of such names -> why it is not here. The first that fits counts.
-REASONS: dict[str, str] = {
-    "train*": (
-        "graphlens does not train. Train the checkpoint with torch, then export it; weights are set with model.set_weights "
-        "or model.load_state_dict"
-    ),
-    "HookedEncoderDecoder*": "encoder-decoder models (T5) are not exported: a hooked file is one stack of blocks",
-    "HookedAudioEncoder*": "models of sound (HuBERT, wav2vec 2) are not exported: graphlens takes text models",
-    "BertNextSentencePrediction*": (
-        "an encoder is exported with its masked-language-model head; the next-sentence head is left out"
-    ),
-    "components*": _PARTS,
-    "conversion_utils*": _BRIDGE,
-    "factories*": f"it picks TransformerLens's torch modules for a config; {_PARTS}",
-    "model_bridge*": _BRIDGE,
-    "pretrained*": "checkpoints are read where they are exported: docs/families.md says how to add an architecture",
-    "lit*": "the Learning Interpretability Tool's server needs a torch module; `graphlens demo` and the views show a model",
-    "benchmarks*": "it compares TransformerLens's two kinds of models; graphlens verifies every export itself",
-    "tools.analysis*": (
-        "these work on the bridge's torch modules; graphlens.attribution and graphlens.patching have attribution patching, "
-        "direct logit attribution, path patching and circuits"
-    ),
-    "tools*": "it keeps TransformerLens's list of models; docs/models.md has graphlens's",
-}
+FILE = Path(__file__).with_name("reasons.toml")
+
+
+@functools.cache
+def reasons() -> tuple[dict[str, str], dict[str, str]]:
+    """What ``reasons.toml`` says.
+
+    Returns:
+        (pattern of names below ``transformer_lens`` -> why those are absent, name -> how it differs).
+    """
+    read = tomllib.loads(FILE.read_text(encoding="utf-8"))
+    return read["absent"], read["different"]
 
 
 def reason_for(name: str) -> str | None:
@@ -53,7 +32,7 @@ def reason_for(name: str) -> str | None:
     Args:
         name: The name below ``transformer_lens``, e.g. ``components.MLP``.
     """
-    return next((reason for pattern, reason in REASONS.items() if fnmatchcase(name, pattern)), None)
+    return next((reason for pattern, reason in reasons()[0].items() if fnmatchcase(name, pattern)), None)
 
 
 def refuse(name: str, reason: str) -> NoReturn:
@@ -66,7 +45,7 @@ def refuse(name: str, reason: str) -> NoReturn:
     Raises:
         RuntimeUnavailable: Always. It is an ImportError, as an import of what is not there has to be.
     """
-    raise RuntimeUnavailable(f"transformer_lens.{name} is not in graphlens: {reason}.")
+    raise RuntimeUnavailable(f"transformer_lens.{name} is not in graphlens: {reason.replace('`', '')}.")
 
 
 def refusing(module: str) -> Callable[[str], NoReturn]:

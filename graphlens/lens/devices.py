@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -76,7 +76,7 @@ def get_device_for_block_index(
     return torch.device(cfg.device if device is None else device)
 
 
-def get_best_available_device(cfg: Any = None) -> torch.device:
+def get_best_available_device(cfg: HookedTransformerConfig | None = None) -> torch.device:
     """``get_device()`` as a torch.device.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch.utils.data import DataLoader
@@ -14,8 +14,11 @@ from graphlens.lens.logits import lm_cross_entropy_loss
 from graphlens.lens.tokenizing import bos_of, tokenize_and_concatenate, tokenizer_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from graphlens.model.torch_face import HookedTransformer
 
+Batch: TypeAlias = dict[str, torch.Tensor]
 # The first sentences of Olah et al., "Zoom In: An Introduction to Circuits" (Distill, 2020, CC BY 4.0).
 ZOOM_IN = (
     "Many important transition points in the history of science have been moments when science 'zoomed in.' At these "
@@ -39,7 +42,7 @@ def sanity_check(model: HookedTransformer) -> torch.Tensor:
 # Losses on data sets of the hub
 
 
-def _loader(tokenizer: Any, batch_size: int, column: str, *names: str) -> DataLoader[Any]:
+def _loader(tokenizer: PreTrainedTokenizerBase, batch_size: int, column: str, *names: str) -> DataLoader[Batch]:
     """Batches of rows of tokens of a data set of the hub, in random order."""
     data = load_dataset(*names, split="train")
     print(len(data))
@@ -47,7 +50,7 @@ def _loader(tokenizer: Any, batch_size: int, column: str, *names: str) -> DataLo
     return DataLoader(rows, batch_size=batch_size, shuffle=True, drop_last=True)
 
 
-def make_wiki_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]:
+def make_wiki_data_loader(tokenizer: PreTrainedTokenizerBase, batch_size: int = 8) -> DataLoader[Batch]:
     """Batches of tokens of WikiText-2. It takes the package ``datasets``, and a connection the first time.
 
     Args:
@@ -63,7 +66,7 @@ def make_wiki_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any
     return _loader(tokenizer, batch_size, "text", "wikitext", "wikitext-2-v1")
 
 
-def make_owt_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]:
+def make_owt_data_loader(tokenizer: PreTrainedTokenizerBase, batch_size: int = 8) -> DataLoader[Batch]:
     """Batches of tokens of 10,000 texts of OpenWebText; see make_wiki_data_loader.
 
     Args:
@@ -76,7 +79,7 @@ def make_owt_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]
     return _loader(tokenizer, batch_size, "text", "stas/openwebtext-10k")
 
 
-def make_pile_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]:
+def make_pile_data_loader(tokenizer: PreTrainedTokenizerBase, batch_size: int = 8) -> DataLoader[Batch]:
     """Batches of tokens of 10,000 texts of The Pile; see make_wiki_data_loader.
 
     Args:
@@ -89,7 +92,7 @@ def make_pile_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any
     return _loader(tokenizer, batch_size, "text", "NeelNanda/pile-10k")
 
 
-def make_code_data_loader(tokenizer: Any, batch_size: int = 8) -> DataLoader[Any]:
+def make_code_data_loader(tokenizer: PreTrainedTokenizerBase, batch_size: int = 8) -> DataLoader[Batch]:
     """Batches of tokens of Python files of CodeParrot; see make_wiki_data_loader.
 
     Args:
@@ -108,7 +111,10 @@ DATASET_LOADERS = [make_wiki_data_loader, make_owt_data_loader, make_pile_data_l
 
 @torch.inference_mode()
 def evaluate_on_dataset(
-    model: HookedTransformer, data_loader: Iterable[Any], truncate: int = 100, device: Any = None
+    model: HookedTransformer,
+    data_loader: Iterable[Batch],
+    truncate: int = 100,
+    device: torch.device | str | None = None,
 ) -> float:
     """The mean loss over batches of tokens.
 
@@ -135,7 +141,7 @@ def evaluate_on_dataset(
 
 
 def evaluate(
-    model: HookedTransformer, truncate: int = 100, batch_size: int = 8, tokenizer: Any = None
+    model: HookedTransformer, truncate: int = 100, batch_size: int = 8, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> dict[str, float]:
     """``evaluate_on_dataset`` on WikiText-2, OpenWebText, The Pile and CodeParrot, printed as it goes.
 
@@ -162,11 +168,11 @@ def evaluate(
 @torch.inference_mode()
 def induction_loss(
     model: HookedTransformer,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     batch_size: int = 4,
     subseq_len: int = 384,
     prepend_bos: bool | None = None,
-    device: Any = None,
+    device: torch.device | str | None = None,
 ) -> torch.Tensor:
     """The mean loss on the second half of random tokens that repeat: low in a model with induction heads.
 

@@ -9,9 +9,12 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from graphlens.errors import InputError, ModelFileError, RuntimeUnavailable, checked_number
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 AnswerT = TypeVar("AnswerT")
 # Names of small data sets -> theirs on the hub.
@@ -35,7 +38,7 @@ def get_hf_token() -> str | None:
 
 
 def call_hf_with_retry(
-    func: Callable[..., AnswerT], *args: Any, max_attempts: int = 3, base_delay: float = 10.0, **kwargs: Any
+    func: Callable[..., AnswerT], *args: object, max_attempts: int = 3, base_delay: float = 10.0, **kwargs: object
 ) -> AnswerT:
     """Calls a function again when the hub says that there were too many requests (HTTP 429).
 
@@ -62,7 +65,7 @@ def call_hf_with_retry(
     return func(*args, **kwargs)
 
 
-def select_compatible_kwargs(kwargs_dict: Mapping[str, Any], callable: Callable[..., Any]) -> dict[str, Any]:
+def select_compatible_kwargs(kwargs_dict: Mapping[str, object], callable: Callable[..., object]) -> dict[str, object]:
     """The arguments by name that a function takes.
 
     Args:
@@ -79,8 +82,8 @@ def download_file_from_hf(
     subfolder: str = ".",
     cache_dir: str | None = None,
     force_is_torch: bool = False,
-    **kwargs: Any,
-) -> Any:
+    **kwargs: object,
+) -> object:
     """A file of a repository on the Hugging Face hub: what a ``.json`` or ``.pth`` file holds, the path of another.
 
     Args:
@@ -112,7 +115,7 @@ def download_file_from_hf(
     return json.loads(Path(path).read_text(encoding="utf-8")) if path.endswith(".json") else path
 
 
-def _tensors(path: str) -> Any:
+def _tensors(path: str) -> object:
     """What a file of torch's holds, if that is tensors and plain values."""
     import pickle
 
@@ -140,7 +143,7 @@ def clear_huggingface_cache() -> NoReturn:
     )
 
 
-def keep_single_column(dataset: Any, col_name: str) -> Any:
+def keep_single_column(dataset: Dataset, col_name: str) -> Dataset:
     """A data set with one of its columns.
 
     Args:
@@ -153,7 +156,7 @@ def keep_single_column(dataset: Any, col_name: str) -> Any:
     return dataset
 
 
-def get_dataset(dataset_name: str, **kwargs: Any) -> Any:
+def get_dataset(dataset_name: str, **kwargs: object) -> Dataset:
     """A small data set of the hub by a short name, for a first look at a model.
 
     Args:
@@ -172,7 +175,7 @@ def get_dataset(dataset_name: str, **kwargs: Any) -> Any:
     return load_dataset(DATASETS[dataset_name], split="train", **kwargs)
 
 
-def load_dataset(*args: Any, **kwargs: Any) -> Any:
+def load_dataset(*args: object, **kwargs: object) -> Dataset:
     """``datasets.load_dataset``, which is imported for it.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import Dataset
@@ -12,6 +12,8 @@ from graphlens.errors import InputError, checked_number
 from graphlens.lens.tokenizing import bos_of, tokenizer_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from graphlens.model.torch_face import HookedTransformer
 
 
@@ -36,7 +38,7 @@ class IOIDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         templates: list[str] | None = None,
         names: list[str] | None = None,
         nouns: dict[str, list[str]] | None = None,
@@ -110,10 +112,10 @@ class IOIDataset(Dataset[dict[str, torch.Tensor]]):
 @torch.inference_mode()
 def ioi_eval(
     model: HookedTransformer,
-    dataset: Any = None,
+    dataset: Dataset[dict[str, torch.Tensor]] | None = None,
     batch_size: int = 8,
     num_samples: int = 1000,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     symmetric: bool = False,
 ) -> dict[str, float]:
     """How often, and by how much, a model prefers the indirect object to the subject.

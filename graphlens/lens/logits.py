@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -11,6 +11,7 @@ from graphlens.errors import InputError, RuntimeUnavailable, checked_number
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerBase
 
 
 def lm_cross_entropy_loss(
@@ -35,7 +36,7 @@ def lm_cross_entropy_loss(
     """
     scores = functional.log_softmax(logits, dim=-1)
     found = scores[..., :-1, :].gather(dim=-1, index=tokens[..., 1:, None].to(scores.device))[..., 0]
-    count: Any = found.numel()
+    count = int(found.numel())
     if attention_mask is not None:
         if attention_mask.shape != tokens.shape:
             raise InputError(
@@ -124,7 +125,9 @@ def _less_repeated(logits: torch.Tensor, tokens: torch.Tensor, penalty: float) -
     return torch.where(there, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def logits_to_df(logits: torch.Tensor, tokenizer: Any = None, top_k: int | None = None) -> pd.DataFrame:
+def logits_to_df(
+    logits: torch.Tensor, tokenizer: PreTrainedTokenizerBase | None = None, top_k: int | None = None
+) -> pd.DataFrame:
     """The logits of one position as a table, the likeliest token first.
 
     Args:
@@ -144,7 +147,7 @@ def logits_to_df(logits: torch.Tensor, tokenizer: Any = None, top_k: int | None 
         raise RuntimeUnavailable("logits_to_df needs pandas: pip install 'graphlens-onnx[view]'.") from error
     log_probs = torch.log_softmax(logits.detach().float(), dim=-1)
     order = torch.argsort(log_probs.exp(), descending=True)[:top_k]
-    columns: dict[str, list[Any]] = {"token_index": order.tolist()}
+    columns: dict[str, list[int] | list[float] | list[str]] = {"token_index": order.tolist()}
     if tokenizer is not None:
         columns["token_string"] = [tokenizer.decode([token]) for token in columns["token_index"]]
     columns["logit"] = logits.detach()[order].tolist()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
@@ -12,9 +12,10 @@ from graphlens.lens.hub import load_dataset
 from graphlens.lens.tokenizing import tokenizer_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from graphlens.model.torch_face import HookedTransformer
 
-_KEPT = ("question", "choices", "answer")
 MMLU_ANSWER_LETTERS = ["A", "B", "C", "D"]
 _SUBJECTS = """
     abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
@@ -29,6 +30,24 @@ _SUBJECTS = """
     us_foreign_policy virology world_religions
 """
 MMLU_SUBJECTS = _SUBJECTS.split()
+
+
+class Question(TypedDict):
+    """A question of MMLU: its text, four choices, the number of the right one from 0, its subject."""
+
+    question: str
+    choices: list[str]
+    answer: int
+    subject: str
+
+
+class Scores(TypedDict):
+    """How many questions were answered with the right letter, of all and as a share of each subject's."""
+
+    accuracy: float
+    num_correct: int
+    num_total: int
+    subject_scores: dict[str, float]
 
 
 def _subjects_of(subjects: str | Sequence[str] | None) -> list[str]:
@@ -47,7 +66,7 @@ def _subjects_of(subjects: str | Sequence[str] | None) -> list[str]:
     return asked
 
 
-def _prompt_of(question: Mapping[str, Any]) -> str:
+def _prompt_of(question: Question) -> str:
     """A question and its choices, up to where the answer's letter comes.
 
     Args:
@@ -61,7 +80,7 @@ def _prompt_of(question: Mapping[str, Any]) -> str:
 
 def make_mmlu_data_loader(
     subjects: str | Sequence[str] | None = None, split: str = "test", num_samples: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[Question]:
     """Questions of MMLU (arXiv:2009.03300). It takes the package ``datasets``, and a connection the first time.
 
     Args:
@@ -76,22 +95,29 @@ def make_mmlu_data_loader(
         InputError: For a subject that is none.
         RuntimeUnavailable: Without ``datasets``.
     """
-    questions: list[dict[str, Any]] = []
+    questions: list[Question] = []
     for subject in _subjects_of(subjects):
         rows = load_dataset("cais/mmlu", subject, split=split)
         kept = len(rows) if num_samples is None else min(num_samples, len(rows))
-        questions += [{**{key: rows[at][key] for key in _KEPT}, "subject": subject} for at in range(kept)]
+        for row in (rows[at] for at in range(kept)):
+            found: Question = {
+                "question": row["question"],
+                "choices": row["choices"],
+                "answer": row["answer"],
+                "subject": subject,
+            }
+            questions.append(found)
     return questions
 
 
 @torch.inference_mode()
 def mmlu_eval(
     model: HookedTransformer,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     subjects: str | Sequence[str] | None = None,
     split: str = "test",
     num_samples: int | None = None,
-) -> dict[str, Any]:
+) -> Scores:
     """How many questions of MMLU a model answers with the right letter, without examples before them.
 
     Args:
@@ -126,7 +152,7 @@ def mmlu_eval(
     }
 
 
-def _letters(tokenizer: Any) -> Iterator[int]:
+def _letters(tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
     """The token of each answer's letter: with a space before it where that is one token."""
     for letter in MMLU_ANSWER_LETTERS:
         ids = tokenizer.encode(f" {letter}", add_special_tokens=False)

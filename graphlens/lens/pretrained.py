@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
 
 from graphlens.errors import InputError, warn
 from graphlens.export.families import aliases, nearest_names
@@ -31,7 +30,7 @@ def _aliases() -> dict[str, list[str]]:
 
 
 # TransformerLens's names of the models that graphlens exports: on the hub, what they are called besides, and in short.
-# Any other checkpoint of those architectures loads by its name on the hub too.
+# Other checkpoints of those architectures load by their names on the hub too.
 MODEL_ALIASES: dict[str, list[str]] = _aliases()
 OFFICIAL_MODEL_NAMES: list[str] = list(MODEL_ALIASES)
 DEFAULT_MODEL_ALIASES: list[str] = [names[0] for names in MODEL_ALIASES.values()]
@@ -65,7 +64,7 @@ def get_official_model_name(model_name: str) -> str:
     return official
 
 
-def get_checkpoint_labels(model_name: str, **kwargs: Any) -> tuple[list[int], str]:
+def get_checkpoint_labels(model_name: str, **kwargs: object) -> tuple[list[int], str]:
     """The moments of training of which a model's weights were kept.
 
     Open one with ``from_pretrained(name, revision=...)``: "step1000" of a Pythia, "checkpoint-1000" of Stanford's GPT-2s.

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT, as_array, is_tensor
 from graphlens.errors import InputError, InputTypeError
 
+if TYPE_CHECKING:
+    import torch  # of which mypy knows nothing: what is annotated so may be an array too
+
 ValueT = TypeVar("ValueT")
 
 
-def to_numpy(tensor: Any) -> Array:
+def to_numpy(tensor: torch.Tensor) -> Array:
     """The NumPy array of a tensor on any device, a list, a tuple, a number or a string.
 
     Args:
@@ -38,7 +41,7 @@ def to_numpy(tensor: Any) -> Array:
     )
 
 
-def get_corner(tensor: Any, n: int = 3) -> Any:
+def get_corner(tensor: torch.Tensor, n: int = 3) -> torch.Tensor:
     """The first ``n`` entries along every axis, for a look at a large tensor.
 
     Args:
@@ -51,7 +54,7 @@ def get_corner(tensor: Any, n: int = 3) -> Any:
     return tensor[(slice(n),) * tensor.ndim]
 
 
-def get_matrix_corner(matrix: Any, n: int = 3) -> Any:
+def get_matrix_corner(matrix: torch.Tensor, n: int = 3) -> torch.Tensor:
     """The first ``n`` rows and columns of a FactoredMatrix, multiplied out.
 
     Args:
@@ -74,7 +77,7 @@ def remove_batch_dim(tensor: ArrayT) -> ArrayT:
     return found
 
 
-def transpose(tensor: Any) -> Any:
+def transpose(tensor: torch.Tensor) -> torch.Tensor:
     """With the last two axes exchanged, over the same memory.
 
     Args:
@@ -86,7 +89,7 @@ def transpose(tensor: Any) -> Any:
     return tensor.swapaxes(-1, -2)
 
 
-def is_square(x: Any) -> bool:
+def is_square(x: torch.Tensor) -> bool:
     """True for a matrix [n, n].
 
     Args:
@@ -95,7 +98,7 @@ def is_square(x: Any) -> bool:
     return bool(x.ndim == 2 and x.shape[0] == x.shape[1])
 
 
-def is_lower_triangular(x: Any) -> bool:
+def is_lower_triangular(x: torch.Tensor) -> bool:
     """True for a square matrix with nothing but zeros above its diagonal.
 
     Args:
@@ -104,7 +107,7 @@ def is_lower_triangular(x: Any) -> bool:
     return is_square(x) and not np.triu(as_array(x), 1).any()
 
 
-def check_structure(t1: Any, t2: Any, *, verbose: bool = False) -> None:
+def check_structure(t1: torch.Tensor, t2: torch.Tensor, *, verbose: bool = False) -> None:
     """Prints whether neighbouring rows, and neighbouring columns, of two matrices compare the same way.
 
     Args:
@@ -137,7 +140,7 @@ def check_structure(t1: Any, t2: Any, *, verbose: bool = False) -> None:
         print(f"column mismatch: {found['column']}")
 
 
-def get_cumsum_along_dim(tensor: Any, dim: int, reverse: bool = False) -> Any:
+def get_cumsum_along_dim(tensor: torch.Tensor, dim: int, reverse: bool = False) -> torch.Tensor:
     """The cumulative sum along an axis.
 
     Args:
@@ -149,7 +152,7 @@ def get_cumsum_along_dim(tensor: Any, dim: int, reverse: bool = False) -> Any:
         Of the same shape and kind.
     """
 
-    def flipped(of: Any) -> Any:
+    def flipped(of: torch.Tensor) -> torch.Tensor:
         if not reverse:
             return of
         return of.flip(dims=(dim,)) if is_tensor(of) else np.flip(of, dim)
@@ -157,7 +160,7 @@ def get_cumsum_along_dim(tensor: Any, dim: int, reverse: bool = False) -> Any:
     return flipped(flipped(tensor).cumsum(dim))
 
 
-def get_offset_position_ids(past_kv_pos_offset: int, attention_mask: Any) -> Any:
+def get_offset_position_ids(past_kv_pos_offset: int, attention_mask: torch.Tensor) -> torch.Tensor:
     """The position of each new token, counted from the first token that is no padding.
 
     Args:
@@ -171,7 +174,7 @@ def get_offset_position_ids(past_kv_pos_offset: int, attention_mask: Any) -> Any
     return (positions * (positions >= 0))[:, past_kv_pos_offset:]
 
 
-def repeat_along_head_dimension(tensor: Any, n_heads: int, clone_tensor: bool = True) -> Any:
+def repeat_along_head_dimension(tensor: torch.Tensor, n_heads: int, clone_tensor: bool = True) -> torch.Tensor:
     """The same vectors once for each head.
 
     Args:
@@ -184,7 +187,7 @@ def repeat_along_head_dimension(tensor: Any, n_heads: int, clone_tensor: bool = 
     """
     shape = (*tensor.shape[:2], n_heads, tensor.shape[2])
     if is_tensor(tensor):
-        repeated: Any = tensor[:, :, None].expand(*shape)
+        repeated: torch.Tensor = tensor[:, :, None].expand(*shape)
         return repeated.clone() if clone_tensor else repeated
     repeated = np.broadcast_to(tensor[:, :, None], shape)
     return repeated.copy() if clone_tensor else repeated
@@ -204,7 +207,7 @@ def filter_dict_by_prefix(dictionary: Mapping[str, ValueT], prefix: str) -> dict
     return {key[len(start) :]: value for key, value in dictionary.items() if key.startswith(start)}
 
 
-def get_nested_attr(obj: Any, attr_str: str) -> Any:
+def get_nested_attr(obj: object, attr_str: str) -> object:
     """An attribute of an attribute, by a path such as ``"attn.hook_q"``.
 
     Args:
@@ -219,7 +222,7 @@ def get_nested_attr(obj: Any, attr_str: str) -> Any:
     return obj
 
 
-def set_nested_attr(obj: Any, attr_str: str, value: Any) -> None:
+def set_nested_attr(obj: object, attr_str: str, value: object) -> None:
     """Sets an attribute of an attribute; see ``get_nested_attr``.
 
     Args:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from graphlens.lens.hub import keep_single_column
 from graphlens.lens.tensors import get_cumsum_along_dim
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
     from graphlens.model.torch_face import HookedTransformer
 
 TextT = TypeVar("TextT", str, list[str])
@@ -23,15 +26,15 @@ _TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
 def tokenize_and_concatenate(
-    dataset: Any,
-    tokenizer: Any,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
     streaming: bool = False,
     max_length: int = 1024,
     column_name: str = "text",
     add_bos_token: bool = True,
     num_proc: int | None = None,
     set_format: bool = True,
-) -> Any:
+) -> Dataset:
     """A data set of texts as rows of tokens of one length: texts are joined with EOS between them, and cut.
 
     Within each batch that ``dataset.map`` hands out, what is left at the end is dropped; a batch that does not fill one
@@ -60,7 +63,7 @@ def tokenize_and_concatenate(
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})
 
-    def rows(examples: Mapping[str, Any]) -> dict[str, Array]:
+    def rows(examples: Mapping[str, Sequence[str]]) -> dict[str, Array]:
         if not examples[column_name]:
             return {"tokens": np.zeros((0,), np.int64)}
         joined: list[int] = []
@@ -83,7 +86,7 @@ def tokenize_and_concatenate(
 
 
 @contextlib.contextmanager
-def _quiet(tokenizer: Any) -> Iterator[None]:
+def _quiet(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """Without transformers's warning of texts longer than a model takes: they are cut afterwards."""
     warned = getattr(tokenizer, "deprecation_warnings", None)
     if warned is None:
@@ -98,7 +101,7 @@ def _quiet(tokenizer: Any) -> Iterator[None]:
         warned.update(before)
 
 
-def get_tokenizer_with_bos(tokenizer: Any) -> Any:
+def get_tokenizer_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer that puts BOS before texts by itself; the same one if it does so already or has no BOS.
 
     Args:
@@ -136,7 +139,9 @@ def get_input_with_manually_prepended_bos(bos_token: str | None, input: TextT) -
     return bos_token + input if isinstance(input, str) else [bos_token + text for text in input]
 
 
-def get_tokens_with_bos_removed(tokenizer: Any, tokens: torch.Tensor, padding_side: str | None = None) -> torch.Tensor:
+def get_tokens_with_bos_removed(
+    tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, padding_side: str | None = None
+) -> torch.Tensor:
     """Tokens without each row's BOS.
 
     Args:
@@ -167,7 +172,7 @@ def get_tokens_with_bos_removed(tokenizer: Any, tokens: torch.Tensor, padding_si
 
 
 def get_attention_mask(
-    tokenizer: Any, tokens: torch.Tensor, prepend_bos: bool, padding_side: str | None = None
+    tokenizer: PreTrainedTokenizerBase | None, tokens: torch.Tensor, prepend_bos: bool, padding_side: str | None = None
 ) -> torch.Tensor:
     """Which tokens are no padding: PADs count as that at the padded end of a row alone.
 
@@ -195,11 +200,10 @@ def get_attention_mask(
 
 def _leading(tokens: torch.Tensor, token: int) -> torch.Tensor:
     """Where rows begin with one token, bool [b, p]."""
-    before: Callable[..., torch.Tensor] = get_cumsum_along_dim
-    return before(tokens != token, -1) == 0
+    return get_cumsum_along_dim(tokens != token, -1) == 0
 
 
-def tokenizer_of(model: HookedTransformer, tokenizer: Any = None) -> Any:
+def tokenizer_of(model: HookedTransformer, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedTokenizerBase:
     """A tokenizer, or the model's own where none is given.
 
     Args:
@@ -215,7 +219,7 @@ def tokenizer_of(model: HookedTransformer, tokenizer: Any = None) -> Any:
     return found
 
 
-def bos_of(tokenizer: Any) -> int:
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of a tokenizer's BOS.
 
     Args:
