@@ -198,6 +198,7 @@ def arguments(
     kinds = inspect.Parameter
     by_place = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
     rest = {parameter.kind: name for name, parameter in ours.items()}
+    starred = kinds.VAR_POSITIONAL in rest
     places = [name for name, parameter in ours.items() if parameter.kind in by_place]
     phrases = []
     for place, (name, parameter) in enumerate(theirs.items()):
@@ -209,9 +210,8 @@ def arguments(
             mine = ours[name]
             if said is None and parameter.kind in by_place and mine.kind in by_place and places.index(name) != place:
                 phrases.append(f"`{name}` stands in another place: pass it by name")
-            elif said is None and parameter.kind in by_place and mine.kind not in by_place:
-                if kinds.VAR_POSITIONAL not in rest:
-                    phrases.append(f"`{name}` is passed by name")
+            elif said is None and parameter.kind in by_place and mine.kind not in by_place and not starred:
+                phrases.append(f"`{name}` is passed by name")
             if (
                 said is None
                 and parameter.default is not kinds.empty

@@ -11,6 +11,7 @@ from graphlens.errors import InputError
 from graphlens.file.names import in_block
 
 StateDict: TypeAlias = dict[str, torch.Tensor]
+_POST_NORM = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 _KV = {"attn.W_K": "attn._W_K", "attn.W_V": "attn._W_V", "attn.b_K": "attn._b_K", "attn.b_V": "attn._b_V"}
 
 
@@ -71,9 +72,10 @@ class ProcessWeights:
             InputError: For an adapter.
         """
         done = _copy(state_dict, adapter)
-        _centre(done, "embed.W_E", -1)
-        if getattr(cfg, "positional_embedding_type", "standard") not in ("rotary", "alibi", "none"):
-            _centre(done, "pos_embed.W_pos", -1)
+        if getattr(cfg, "original_architecture", None) not in _POST_NORM:  # there nothing normalises the embedding
+            _centre(done, "embed.W_E", -1)
+            if getattr(cfg, "positional_embedding_type", "standard") not in ("rotary", "alibi", "none"):
+                _centre(done, "pos_embed.W_pos", -1)
         for layer in range(cfg.n_layers):
             for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out"):
                 _centre(done, in_block(layer, name), -1)

@@ -158,7 +158,7 @@ def test_singular_vectors_are_those_of_transformerlens(processed: bool) -> None:
     one, other = SVDInterpreter(model), transformer_lens.SVDInterpreter(lens)
     for arguments in (("OV", 1, 5, 2), ("OV", 0, 3, 0), ("w_in", 2, 6), ("w_in", 0), ("w_out", 3, 4), ("w_out", 1)):
         ours, theirs = one.get_singular_vectors(*arguments), other.get_singular_vectors(*arguments)
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         # The sign of a singular vector is free.
         signs = torch.sign((ours * theirs).sum(0))
         torch.testing.assert_close(ours * signs, theirs, rtol=0, atol=2e-4)

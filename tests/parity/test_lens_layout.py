@@ -147,7 +147,7 @@ def test_an_absent_name_says_why() -> None:
 def test_every_reason_is_a_sentence() -> None:
     for part in reasons():
         for name, said in part.items():
-            assert said == said.strip() and not said.endswith("."), name
+            assert said == said.strip().removesuffix("."), name
             assert len(said) > 10, name
 
 
