@@ -126,8 +126,8 @@ def test_the_layout_is_that_of_transformerlens() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_has_an_unknown_name_for_an_attribute_error(name: str) -> None:
     assert not hasattr(MODULES[name], "no_such_name")
-    with pytest.raises(AttributeError, match="has no attribute '_private'"):
-        _ = MODULES[name]._private
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        _ = MODULES[name].no_such_name
 
 
 def test_a_class_has_its_name_in_the_package() -> None:

@@ -50,10 +50,13 @@ MODELS: dict[str, dict[str, Any]] = {
 def made(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """A config of TransformerLens's, and random weights for it by its names, norms and biases too."""
     cfg = HookedTransformerConfig(**{**TINY, **MODELS[name]}, seed=1, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = HookedTransformer(cfg).state_dict()
     generator = torch.Generator().manual_seed(2)
     state = {
         key: torch.randn(value.shape, generator=generator)
-        for key, value in HookedTransformer(cfg).state_dict().items()
+        for key, value in shapes.items()
         if not key.endswith((".mask", ".IGNORE", "rotary_sin", "rotary_cos"))
     }
     return cfg, state
