@@ -65,6 +65,17 @@ def call_hf_with_retry(
     return func(*args, **kwargs)
 
 
+def get_rotary_pct_from_config(config: object) -> float:
+    """The share of a head that a transformers config rotates: 1.0 where it says nothing.
+
+    Args:
+        config: The config, or None.
+    """
+    parameters = getattr(config, "rope_parameters", None)
+    told = parameters.get("partial_rotary_factor", 1.0) if isinstance(parameters, dict) else 1.0
+    return float(getattr(config, "rotary_pct", told))
+
+
 def select_compatible_kwargs(kwargs_dict: Mapping[str, object], callable: Callable[..., object]) -> dict[str, object]:
     """The arguments by name that a function takes.
 

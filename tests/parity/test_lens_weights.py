@@ -137,6 +137,20 @@ def test_what_cannot_be_processed_is_refused() -> None:
         ProcessWeights.center_unembed(state, cfg, adapter=object())
 
 
+def test_single_weights_are_processed_as_in_transformerlens() -> None:
+    q, k, v, bias, norm = (torch.randn(*shape) for shape in ((3, 5, 4), (3, 5, 4), (3, 5, 4), (3, 4), (5,)))
+    for name, arguments in (
+        ("fold_layer_norm_bias_single", (q, bias, norm)),
+        ("fold_layer_norm_weight_single", (q, norm)),
+        ("center_weight_single", (q,)),
+        ("fold_layer_norm_biases", (q, k, v, bias, None, 2 * bias, norm)),
+        ("fold_layer_norm_weights", (q, k, v, norm)),
+        ("center_attention_weights", (q, k, v)),
+    ):
+        one, other = (getattr(kind, name)(*arguments) for kind in (ProcessWeights, weight_processing.ProcessWeights))
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 # Names of models
 
 
