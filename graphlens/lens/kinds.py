@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkabl
 
 import torch
 
-from graphlens.errors import InputError, RuntimeUnavailable
+from graphlens.errors import InputError
+from graphlens.views.text import view_package
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
 # Of the head detector
 HeadName: TypeAlias = Literal["previous_token_head", "duplicate_token_head", "induction_head"]
@@ -26,7 +27,7 @@ AxisNames: TypeAlias = Literal["layer", "pos", "head_index", "head", "src_pos", 
 # Of models
 SingleLoss = torch.Tensor
 LossPerToken = torch.Tensor
-Loss: TypeAlias = SingleLoss | LossPerToken
+Loss = torch.Tensor
 DTYPE_FROM_STRING: Mapping[str, torch.dtype] = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
     **dict.fromkeys(("float16", "fp16"), torch.float16),
@@ -61,10 +62,7 @@ def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence
         InputError: Unless there is a name for each range.
         RuntimeUnavailable: Without pandas.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise RuntimeUnavailable("make_df_from_ranges needs pandas: pip install 'graphlens-onnx[view]'.") from error
+    pandas = view_package("pandas", "make_df_from_ranges()")
     if len(column_max_ranges) != len(column_names):
         raise InputError(f"{len(column_max_ranges)} ranges and {len(column_names)} names: each column has both.")
-    return pd.DataFrame(product(*map(range, column_max_ranges)), columns=list(column_names))
+    return pandas.DataFrame(product(*map(range, column_max_ranges)), columns=list(column_names))
