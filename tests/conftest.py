@@ -25,7 +25,11 @@ gc.set_threshold(50_000, 20, 20)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Scripts for mypy to read: reveal_type is no function.
-collect_ignore_glob = ["typing/*_script.py", "*/conftest.py"]  # several have that name, and none has examples
+collect_ignore_glob = [
+    "typing/*_script.py",
+    "scripts/*.py",
+    "*/conftest.py",
+]  # several have that name, and none has examples
 
 
 class _RefuseTorch:

@@ -31,6 +31,8 @@ HOUSE: dict[str, tuple[str, ...]] = {
 }
 HOUSE["lens"] = tuple(HOUSE)  # objects of TransformerLens that are code: everything but the terminal
 HOUSE["cli"] = tuple(HOUSE)  # the terminal uses everything
+# A folder of re-exports: TransformerLens's module layout, over names of the folders and the doors.
+LAYOUT = "transformer_lens"
 # The modules beside the folders that define nothing: they hand on names of the folders. The errors are there too.
 DOORS = (
     *("__init__", "__main__", "attribution", "deploy", "interventions", "metrics", "patching", "torch"),
@@ -61,7 +63,7 @@ def said_of(folder: str) -> str:
 
 def diagram() -> list[str]:
     """The floors as lines of text, the highest first."""
-    doors = ", ".join(door for door in DOORS if not door.startswith("__"))
+    doors = ", ".join([*(door for door in DOORS if not door.startswith("__")), f"{LAYOUT}/"])
     rows = [
         ("roof", f"the doors: graphlens itself, and in it {doors}"),
         *((str(number), "   ".join(folders)) for number, folders in reversed(list(enumerate(floors(), 1)))),

@@ -98,7 +98,7 @@ def replace_weights(model: ir.Model, manifest: Manifest, given: Mapping[str, Arr
         names = [name for name in places if places[name] == place]
         if all(tensors.holds(content, name, new.get(name)) for name in names):
             continue
-        if tuple(sorted(names)) not in itertools.product(TOKEN_EMBEDDINGS, _UNEMBEDDINGS):
+        if tuple(sorted(names)) not in set(itertools.product(TOKEN_EMBEDDINGS, _UNEMBEDDINGS)):
             raise InputError(
                 f"{' and '.join(names)} are one tensor in this file: set all of them, to the same numbers."
             )

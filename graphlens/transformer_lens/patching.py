@@ -1,0 +1,41 @@
+"""``transformer_lens.patching``: activation patching."""
+
+from __future__ import annotations
+
+from graphlens.lens.absent import refusing
+from graphlens.lens.kinds import AxisNames as AxisNames
+from graphlens.lens.kinds import CorruptedActivation as CorruptedActivation
+from graphlens.lens.kinds import Logits as Logits
+from graphlens.lens.kinds import PatchedActivation as PatchedActivation
+from graphlens.lens.kinds import make_df_from_ranges as make_df_from_ranges
+from graphlens.patching import generic_activation_patch as generic_activation_patch
+from graphlens.patching import get_act_patch_attn_head_all_pos_every as get_act_patch_attn_head_all_pos_every
+from graphlens.patching import get_act_patch_attn_head_by_pos_every as get_act_patch_attn_head_by_pos_every
+from graphlens.patching import get_act_patch_attn_head_k_all_pos as get_act_patch_attn_head_k_all_pos
+from graphlens.patching import get_act_patch_attn_head_k_by_pos as get_act_patch_attn_head_k_by_pos
+from graphlens.patching import get_act_patch_attn_head_out_all_pos as get_act_patch_attn_head_out_all_pos
+from graphlens.patching import get_act_patch_attn_head_out_by_pos as get_act_patch_attn_head_out_by_pos
+from graphlens.patching import get_act_patch_attn_head_pattern_all_pos as get_act_patch_attn_head_pattern_all_pos
+from graphlens.patching import get_act_patch_attn_head_pattern_by_pos as get_act_patch_attn_head_pattern_by_pos
+from graphlens.patching import (
+    get_act_patch_attn_head_pattern_dest_src_pos as get_act_patch_attn_head_pattern_dest_src_pos,
+)
+from graphlens.patching import get_act_patch_attn_head_q_all_pos as get_act_patch_attn_head_q_all_pos
+from graphlens.patching import get_act_patch_attn_head_q_by_pos as get_act_patch_attn_head_q_by_pos
+from graphlens.patching import get_act_patch_attn_head_v_all_pos as get_act_patch_attn_head_v_all_pos
+from graphlens.patching import get_act_patch_attn_head_v_by_pos as get_act_patch_attn_head_v_by_pos
+from graphlens.patching import get_act_patch_attn_out as get_act_patch_attn_out
+from graphlens.patching import get_act_patch_block_every as get_act_patch_block_every
+from graphlens.patching import get_act_patch_mlp_out as get_act_patch_mlp_out
+from graphlens.patching import get_act_patch_resid_mid as get_act_patch_resid_mid
+from graphlens.patching import get_act_patch_resid_pre as get_act_patch_resid_pre
+from graphlens.patching import (
+    layer_head_dest_src_pos_pattern_patch_setter as layer_head_dest_src_pos_pattern_patch_setter,
+)
+from graphlens.patching import layer_head_pattern_patch_setter as layer_head_pattern_patch_setter
+from graphlens.patching import layer_head_pos_pattern_patch_setter as layer_head_pos_pattern_patch_setter
+from graphlens.patching import layer_head_vector_patch_setter as layer_head_vector_patch_setter
+from graphlens.patching import layer_pos_head_vector_patch_setter as layer_pos_head_vector_patch_setter
+from graphlens.patching import layer_pos_patch_setter as layer_pos_patch_setter
+
+__getattr__ = refusing(__name__)
