@@ -11,6 +11,7 @@ except ImportError as error:
 
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.model.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
+from graphlens.model.torch_config import HookedTransformerConfig
 from graphlens.model.torch_face import FactoredMatrix, HookedEncoder, HookedTransformer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FactoredMatrix",
     "HookedEncoder",
     "HookedTransformer",
+    "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
     "KeyValueCache",
     "TransformerLensKeyValueCache",

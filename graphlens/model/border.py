@@ -89,12 +89,17 @@ class Border(ABC, Generic[ArrayT]):
             per_token: True keeps one loss for each position.
         """
 
+    @property
     @abstractmethod
-    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-        """The configuration as code for this kind of array expects it (a torch.dtype as ``dtype``, say).
+    def config_kind(self) -> type[HookedTransformerConfig]:
+        """The class of configurations as code for this kind of array expects them: a torch.dtype as ``dtype``, say."""
+
+    @abstractmethod
+    def device_of(self, provider: str) -> str:
+        """Where the user's arrays are: "cpu" or "cuda".
 
         Args:
-            cfg: The configuration with NumPy's names.
+            provider: The execution provider that computes them.
         """
 
 
@@ -129,6 +134,13 @@ class NumpyBorder(Border[Array]):
         """The loss as an array; see ``utils.lm_cross_entropy_loss``."""
         return numerics.lm_cross_entropy_loss(output, request.need_tokens(), request.mask, per_token)
 
-    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-        """The configuration itself."""
-        return cfg
+    @property
+    def config_kind(self) -> type[HookedTransformerConfig]:
+        """graphlens.HookedTransformerConfig."""
+        from graphlens.model.config import HookedTransformerConfig
+
+        return HookedTransformerConfig
+
+    def device_of(self, provider: str) -> str:
+        """Where the session runs."""
+        return "cuda" if provider.startswith("CUDA") else "cpu"

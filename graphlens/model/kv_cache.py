@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.manifest import ModelConfig
 from graphlens.model.limits import longest
+
+if TYPE_CHECKING:
+    from graphlens.model.config import HookedTransformerConfig
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +44,7 @@ class KeyValueCache:
     owner: str = ""
 
     @classmethod
-    def init_cache(cls, cfg: ModelConfig, device: Any = None, batch_size: int = 1) -> Self:
+    def init_cache(cls, cfg: ModelConfig | HookedTransformerConfig, device: Any = None, batch_size: int = 1) -> Self:
         """An empty cache. TransformerLens: the same name.
 
         Args:
@@ -53,9 +56,8 @@ class KeyValueCache:
             A cache for that many sequences.
         """
         batch_size = checked_number(batch_size, "batch_size", least=1)
-        # On the torch face cfg.dtype is a torch.dtype.
-        plain = replace(cfg, dtype=str(cfg.dtype).removeprefix("torch."))
-        return cls(plain, np.zeros((batch_size, 0), np.int64))
+        architecture = cfg if isinstance(cfg, ModelConfig) else cfg.architecture
+        return cls(architecture, np.zeros((batch_size, 0), np.int64))
 
     def __getstate__(self) -> dict[str, object]:
         # Pickled and copied as arrays in main memory: ONNX Runtime's values can be neither. Runs take both.

@@ -16,10 +16,10 @@ from graphlens.edits.selection import of_tensor
 from graphlens.errors import InputError
 from graphlens.model.backward import Seed
 from graphlens.model.border import Border
-from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.hooks import BACKWARD
 from graphlens.model.request import Request
 from graphlens.model.runner import Runner
+from graphlens.model.torch_config import HookedTransformerConfig
 from graphlens.model.torch_weight import Weight
 
 
@@ -146,7 +146,11 @@ class TorchBorder(Border[torch.Tensor]):
         losses = losses * counted
         return losses if per_token else losses.sum() / counted.sum()
 
-    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-        """``dtype`` as a torch.dtype, and ``device`` where tensors are: the CPU."""
-        fields: dict[str, Any] = {"device": "cpu", "dtype": getattr(torch, cfg.dtype)}
-        return replace(cfg, **fields)
+    @property
+    def config_kind(self) -> type[HookedTransformerConfig]:
+        """graphlens.torch.HookedTransformerConfig."""
+        return HookedTransformerConfig
+
+    def device_of(self, provider: str) -> str:
+        """The CPU, whatever computes them."""
+        return "cpu"

@@ -110,17 +110,13 @@ def cached_export(
                 folder, f"first-{first_n_layers}", lambda path, stage: _shorten(path, stage, first_n_layers)
             )
         if steps and not done.processing:
-            from graphlens.surgery.process import process_into
-
             steps, notes = steps_for(done, steps)
             for sentence in notes:
                 note(sentence)
             if steps:
-                folder = _derived(folder, "-".join(steps), lambda path, stage: process_into(path, stage, steps))
+                folder = processed_export(folder, steps)
         if dtype != DTYPE and done.config.dtype == DTYPE:
-            from graphlens.surgery.precision import convert_into
-
-            folder = _derived(folder, dtype, lambda path, stage: convert_into(path, stage, dtype))
+            folder = converted_export(folder, dtype)
         return folder
 
 
@@ -271,6 +267,36 @@ def _derived(folder: Path, label: str, write: Callable[[Path, Path], object]) ->
         with spinner(f"Writing {target.name} (once)"), staged_folder(target) as stage, writing(target):
             write(folder / MODEL_FILE, stage)
     return target
+
+
+def processed_export(folder: Path, steps: Sequence[str]) -> Path:
+    """The folder in the cache of a hooked folder's model with processed weights, made if absent.
+
+    Args:
+        folder: The hooked folder.
+        steps: Which of file/processing.py's STEPS, all of which its architecture goes through.
+
+    Raises:
+        ExportError: It cannot be processed, or the cache cannot be written.
+    """
+    from graphlens.surgery.process import process_into
+
+    return _derived(folder, "-".join(steps), lambda path, stage: process_into(path, stage, steps))
+
+
+def converted_export(folder: Path, dtype: str) -> Path:
+    """The folder in the cache of a hooked folder's model in another dtype, made if absent.
+
+    Args:
+        folder: The hooked folder, in float32.
+        dtype: Its NumPy name, or "bfloat16".
+
+    Raises:
+        ExportError: It cannot be converted, or the cache cannot be written.
+    """
+    from graphlens.surgery.precision import convert_into
+
+    return _derived(folder, dtype, lambda path, stage: convert_into(path, stage, dtype))
 
 
 def _shorten(path: Path, stage: Path, layers: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from graphlens.errors import ExportError, InputError, ModelFileError, is_one_of, warn
 from graphlens.export.checkpoint import ADAPTER_CONFIG, SHARD_INDEX, WEIGHTS_FILE, family_of, hf_config_of
 from graphlens.export.families import hub_name, nearest_names
-from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, user_path
+from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, TOKENIZER_FILES, user_path
 from graphlens.file.inside import read_regular
 from graphlens.file.manifest import Manifest
 from graphlens.pipelines.adapters import installed, is_adapter, merged
@@ -90,6 +90,29 @@ def resolve(
         raise ExportError(f"{text}: no such folder.")
     found = _fetched(text, revision, token, cache_dir)
     return Source(text, found, revision=found.name if found.parent.name == "snapshots" else revision)
+
+
+def tokenizer_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder with the files of a model's tokenizer, and no more of the model: downloaded if needed.
+
+    Args:
+        name: A local folder, a name on the hub or TransformerLens's alias of one, or an embedded model's.
+
+    Raises:
+        ExportError: There is no such model, or the hub cannot be reached while nothing is cached.
+    """
+    from huggingface_hub import errors
+
+    text, folder = os.fspath(name), user_path(name)
+    if folder.is_dir():
+        return folder
+    if text in EMBEDDED:
+        return embedded_model(text)
+    repo = hub_name(text)
+    try:
+        return _Repository(repo, None, None, None).files(TOKENIZER_FILES)
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise ExportError(_refusal(error, text, repo, None)) from error
 
 
 def manifest_of(graph: Path) -> Manifest | None:
