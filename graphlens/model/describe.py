@@ -21,7 +21,7 @@ def config(runner: Runner[ArrayT]) -> HookedTransformerConfig:
     """
     manifest, text = runner.engine.manifest, runner.text
     architecture = manifest.config
-    if "fold_ln" in manifest.processing:
+    if "fold_ln" in manifest.processing and architecture.normalization_type in ("LN", "RMS"):
         architecture = replace(architecture, normalization_type=f"{architecture.normalization_type}Pre")
     flags: dict[str, Any] = dict.fromkeys(runner.flags.names, True)
     return HookedTransformerConfig(

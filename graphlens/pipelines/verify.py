@@ -80,7 +80,7 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         config = engine.manifest.config
         rng = np.random.default_rng(0)
         tokens = rng.integers(0, config.d_vocab, (_BATCH, min(_LENGTH, config.n_ctx)))
-        causal = config.attention_dir == "causal"
+        causal = config.is_causal
         results = engine.run({INPUT_IDS: tokens}, engine.hook_names)
         logits, values = results.output, results.values
         assert logits is not None
