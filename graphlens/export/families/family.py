@@ -42,6 +42,7 @@ class Family:
         without_effect: Config keys that change no computation, besides those of all families.
         aliases: TransformerLens's model names -> names on the Hugging Face hub.
         own: True where transformers knows no such model: the config is TransformerLens's, and so are the weights' names.
+        told_by: The keys that tell a config of the family where it names neither architecture nor model type.
     """
 
     architecture: str
@@ -55,6 +56,7 @@ class Family:
     without_effect: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
     own: bool = False
+    told_by: frozenset[str] = frozenset()
 
     def keys(self, parameter: str, tied: bool) -> list[str]:
         """The keys that a checkpoint may store a parameter under, in the order in which to look for them.
@@ -303,5 +305,7 @@ def family_for(config: Mapping[str, Json]) -> Family | None:
             if family.architecture in named:
                 return family
         elif not named and config.get("model_type") in family.model_types:
+            return family
+        elif not named and "model_type" not in config and family.told_by and family.told_by <= config.keys():
             return family
     return None

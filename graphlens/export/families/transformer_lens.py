@@ -54,6 +54,52 @@ NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
 POSITIONS = ("standard", "rotary", "shortformer", "alibi")
 
 
+# What configs of checkpoints that TransformerLens's author trained hold, as its ``loading_from_pretrained`` reads them.
+_TOLD_BY = frozenset({"d_model", "n_layers", "d_head", "n_heads", "n_ctx", "d_vocab", "act_fn", "attn_only"})
+_KEPT = (*sorted(_TOLD_BY), "d_mlp", "final_rms", "tokenizer_name")
+
+
+def is_old_format(config: Mapping[str, Json]) -> bool:
+    """True for the config of a checkpoint that TransformerLens's author trained, which has other fields than a model's.
+
+    Args:
+        config: The content of the checkpoint's ``config.json``.
+    """
+    return not config.keys() & {"model_type", "architectures"} and config.keys() >= _TOLD_BY
+
+
+def settings_of(config: Mapping[str, Json]) -> dict[str, Json]:
+    """A config as fields of TransformerLens's HookedTransformerConfig.
+
+    Args:
+        config: The content of a ``config.json``: such fields already, or those of a checkpoint of its author's, of which
+            those are taken that TransformerLens takes. The others say how it was trained.
+    """
+    if not is_old_format(config):
+        return dict(config)
+    short = config.get("shortformer_pos")
+    return {
+        "model_type": MODEL_TYPE,
+        **{key: config[key] for key in _KEPT if key in config},
+        "normalization_type": config["normalization"] if "normalization" in config else config.get("normalization_type"),
+        "positional_embedding_type": "shortformer" if short else "standard",
+    }
+
+
+def weights_format(config: Mapping[str, Json], name: str) -> str:
+    """How the weights of a checkpoint of TransformerLens's author's are named and laid out.
+
+    Args:
+        config: The content of its ``config.json``.
+        name: The model's name, which tells it of the oldest ones.
+
+    Returns:
+        ``"neel"`` for as in TransformerLens, ``"neel-solu-old"`` or ``"mingpt"``.
+    """
+    found = config.get("architecture", "neel-solu-old" if "_old" in name else "neel")
+    return found if isinstance(found, str) else "neel"
+
+
 class SettingsOfLens(ConfigReader):
     """A config of TransformerLens's, each value checked as it is read.
 
@@ -258,5 +304,6 @@ TRANSFORMER_LENS = register(
         without_effect=_WITHOUT_EFFECT,
         aliases=official_names("HookedTransformer"),
         own=True,
+        told_by=_TOLD_BY,
     )
 )
