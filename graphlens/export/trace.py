@@ -9,19 +9,22 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from graphlens.errors import ExportError
 from graphlens.export.decoder import MODEL_PREFIX, Decoder
 from graphlens.export.encoder import Encoder
 from graphlens.export.families import Spec
+from graphlens.export.modules import own_model
 from graphlens.file.io_names import DECODER_INPUTS, ENCODER_INPUTS, INPUT_IDS, LOGITS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 OPSET = 20
 
@@ -39,11 +42,11 @@ def _quiet() -> Iterator[None]:
             logging.disable(previous)
 
 
-def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
+def trace(config: PretrainedConfig | None, spec: Spec) -> ir.Model:
     """Traces a model without its weights to an ONNX graph in which every hook point is marked.
 
     Args:
-        config: transformers' config of the model.
+        config: transformers' config of the model; None where the Spec alone says what its modules are.
         spec: What it computes.
 
     Returns:
@@ -54,7 +57,8 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
         ExportError: transformers cannot build the model of this config, or builds another than the Spec says.
     """
     config = copy.deepcopy(config)
-    config._attn_implementation = "eager"
+    if config is not None:
+        config._attn_implementation = "eager"
     with _quiet(), torch.no_grad():
         with FakeTensorMode():
             model = _built(config, spec)
@@ -65,8 +69,9 @@ def trace(config: PretrainedConfig, spec: Spec) -> ir.Model:
         values = _computed_buffers(config, spec, computed) if computed else {}
     for name, value in traced.graph.initializers.items():
         if name.endswith(".slopes"):
-            buffer = slopes(spec.attention.n_heads)
+            buffer = slopes(spec.attention.n_heads, spec.attention.even_slopes)
         elif name.endswith(".long_inv_freq"):
+            assert config is not None, "only transformers has modules with two sets of frequencies"
             buffer = _long_frequencies(config, spec)
         else:
             buffer = values.get(name.removeprefix(MODEL_PREFIX))
@@ -110,8 +115,12 @@ def _as_specified() -> Iterator[None]:
         ) from error
 
 
-def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
-    """transformers' model of a config."""
+def _built(config: PretrainedConfig | None, spec: Spec) -> nn.Module:
+    """transformers' model of a config, or the modules of our own that a Spec asks for."""
+    if spec.own:
+        return own_model(spec)
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
     kind = AutoModelForCausalLM if spec.encoder is None else AutoModelForMaskedLM
     try:
         model: nn.Module = kind.from_config(config, dtype=torch.float32)
@@ -125,12 +134,16 @@ def _forward_of(model: nn.Module, spec: Spec) -> nn.Module:
     return Decoder(model, spec) if spec.encoder is None else Encoder(model, spec)
 
 
-def slopes(n_heads: int) -> Tensor:
+def slopes(n_heads: int, even: bool = False) -> Tensor:
     """The slopes of ALiBi (Press et al. 2021) for each head, float32 [1, n_heads, 1, 1], as Bloom has them.
 
     Args:
         n_heads: The number of heads. For one that is no power of two, those of the next larger power fill up the rest.
+        even: True for powers of 2^(-8/n_heads) also there, as TransformerLens has them.
     """
+    if even:
+        start = 2 ** (-8 / n_heads)
+        return (start * start ** torch.arange(n_heads)).to(torch.float32).reshape(1, -1, 1, 1)
     closest = 2 ** math.floor(math.log2(n_heads))
     base = 2 ** (-(2 ** -(math.log2(closest) - 3)))
     found = [base**index for index in range(1, closest + 1)]
@@ -142,6 +155,8 @@ def slopes(n_heads: int) -> Tensor:
 
 def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
     """The rotary frequencies [r / 2] of an input that is longer than those of a short one hold for."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     rotary = spec.attention.rotary
     assert rotary is not None
     assert rotary.short is not None
@@ -149,7 +164,7 @@ def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
     return found
 
 
-def _computed_buffers(config: PretrainedConfig, spec: Spec, names: set[str]) -> dict[str, Tensor]:
+def _computed_buffers(config: PretrainedConfig | None, spec: Spec, names: set[str]) -> dict[str, Tensor]:
     """The values that the model gives to buffers that no checkpoint stores (rotary frequencies, say), by name.
 
     The model is built for real, but every parameter moves to the meta device as it is registered, before it is touched.

@@ -44,8 +44,10 @@ class ModelConfig:
         n_ctx: The most tokens that a run takes.
         act_fn: The name of the MLP's activation function, as in transformers' config.
         eps: What the norms add to a variance.
-        normalization_type: ``"LN"`` for LayerNorm, ``"RMS"`` for RMSNorm.
-        positional_embedding_type: ``"standard"`` for learned embeddings added to the residual stream, ``"rotary"``.
+        normalization_type: ``"LN"`` for LayerNorm, ``"RMS"`` for RMSNorm, ``"LNPre"`` and ``"RMSPre"`` for those without
+            weights, None for no norms.
+        positional_embedding_type: ``"standard"`` for learned embeddings added to the residual stream, ``"rotary"``,
+            ``"alibi"``, or ``"shortformer"`` for learned ones that queries and keys alone are computed with.
         dtype: The NumPy name of the dtype of weights and activations.
         attn_only: True if the blocks have no MLP.
         gated_mlp: True if an MLP multiplies its activation by a second, linear projection.
@@ -73,6 +75,9 @@ class ModelConfig:
         experts_per_token: How many of them a token goes through.
         n_token_types: How many types of tokens an encoder tells apart; None for decoders.
         n_ctx_trained: The most tokens that the model was trained for, where ``n_ctx`` is lower; None where it is that.
+        d_vocab_out: The number of logits: ``d_vocab``, unless the model was made with another.
+        final_rms: True if the last norm is RMSNorm where the others are LayerNorm.
+        late_mlp_bias: True if ``mlp.b_in`` is added to the gated activations, and not to what ``W_in`` gives.
     """
 
     model_name: str
@@ -87,7 +92,7 @@ class ModelConfig:
     n_ctx: int
     act_fn: str
     eps: float
-    normalization_type: str
+    normalization_type: str | None
     positional_embedding_type: str
     dtype: str
     attn_only: bool = field(default=False, repr=False)
@@ -116,21 +121,31 @@ class ModelConfig:
     experts_per_token: int | None = field(default=None, repr=False)
     n_ctx_trained: int | None = field(default=None, repr=False)
     n_token_types: int | None = field(default=None, repr=False)
+    d_vocab_out: int = field(default=-1, repr=False)
+    final_rms: bool = field(default=False, repr=False)
+    late_mlp_bias: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, as TransformerLens does."""
         if self.attn_scale == -1:
             object.__setattr__(self, "attn_scale", math.sqrt(self.d_head) if self.use_attn_scale else 1.0)
-
-    @property
-    def d_vocab_out(self) -> int:
-        """The number of logits: ``d_vocab``."""
-        return self.d_vocab
+        if self.d_vocab_out == -1:
+            object.__setattr__(self, "d_vocab_out", self.d_vocab)
 
     @property
     def is_encoder(self) -> bool:
-        """True where tokens attend both ways (BERT)."""
-        return self.attention_dir == "bidirectional"
+        """True for an encoder (BERT), whose forward is another than a decoder's."""
+        return self.n_token_types is not None
+
+    @property
+    def is_causal(self) -> bool:
+        """True where tokens attend to none after them."""
+        return self.attention_dir == "causal"
+
+    @property
+    def centres(self) -> bool:
+        """True where the norms of the blocks are LayerNorms, which subtract the mean; False for RMSNorms and for no norms."""
+        return self.normalization_type is not None and self.normalization_type.startswith("LN")
 
     @property
     def n_params(self) -> int:

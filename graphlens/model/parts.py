@@ -88,7 +88,7 @@ class Norm(Component[ArrayT]):
             stored.get(f"{self._prefix}.w"),
             stored.get(f"{self._prefix}.b"),
             config.eps,
-            centre=config.normalization_type.startswith("LN"),
+            centre=config.centres,
         )
         return runner.border.to_user(normal.astype(x.dtype, copy=False))
 

@@ -212,7 +212,7 @@ class _Rewrite:
         assert x.dtype is not None
         copies, dtype = x, x.dtype.numpy()
         axis = integers(tape, [-1], f"{at}/axis")
-        if config.normalization_type.startswith("LN"):
+        if config.centres:
             x = tape.op("Sub", [x, tape.op("ReduceMean", [x, axis])])
         # float16 has no room for squares: see surgery/precision.py.
         wide = np.dtype(np.float32) if dtype == np.float16 else dtype

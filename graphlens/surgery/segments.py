@@ -101,7 +101,7 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
     """Lets the readers of ``old`` read a new input, in place; a hook point there moves with them."""
     graph = model.graph
     readers = tuple(old.uses())
-    residual = ir.Value(name=RESIDUAL_IN, shape=old.shape, type=old.type)
+    residual, before = ir.Value(name=RESIDUAL_IN, shape=old.shape, type=old.type), old.name
     name = in_block(start, "hook_resid_pre")
     tape = Tape()
     entered = tape.op("Identity", [residual])
@@ -113,8 +113,9 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
     for value in [value for value in graph.inputs if value.name == INPUT_IDS]:
         graph.inputs.remove(value)
     graph.inputs.insert(0, residual)
-    if name in hooks:
-        hooks[name] = replace(hooks[name], value=name)
+    shared = [other for other, entry in hooks.items() if entry.value == before]  # unembed.hook_in where there are no norms
+    for other in {name, *shared} & set(hooks):
+        hooks[other] = replace(hooks[other], value=str(entered.name))
     if any(value.name in BODY_INPUTS for node in graph for value in node.outputs):
         head_from_residual(model, residual)
 
@@ -216,6 +217,9 @@ def first_layers(model: ir.Model, count: int) -> ir.Model:
     model.graph.outputs.clear()
     last.replace_all_uses_with(new_last)
     hooks = {name: entry for name, entry in manifest.hooks.items() if (split_name(name)[0] or 0) < count}
+    # Without norms unembed.hook_in is the last residual.
+    moved = {name: entry for name, entry in hooks.items() if split_name(name)[0] is None and entry.value == last.name}
+    hooks |= {name: replace(entry, value=str(new_last.name)) for name, entry in moved.items()}
     weights = {name: view for name, view in manifest.weights.items() if (split_name(name)[0] or 0) < count}
     _return(model, values[LOGITS], hooks)
     config = replace(manifest.config, n_layers=count)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphlens.file.manifest import Manifest
+from graphlens.file.names import split_name
 from graphlens.file.stored import StoredWeights
 from graphlens.surgery.graph import values_by_name
 from graphlens.surgery.sublayers import Sublayer, norm_weights
@@ -126,10 +127,15 @@ class Structure:
         whole = len(scalars) == len(found.constants) and all(scalar.size == 1 for scalar in scalars)
         if not whole or not any(is_eps) or not others <= {2.0}:  # a square as Pow
             return False
-        if ("Sub" in found.operators) != config.normalization_type.startswith("LN"):
+        if ("Sub" in found.operators) != self._centres(norm):
             return False
         self.known |= found.nodes
         return True
+
+    def _centres(self, norm: str) -> bool:
+        """True if a norm subtracts the mean."""
+        config, name = self._manifest.config, split_name(norm)[1]
+        return name == "mlp.ln" or (config.centres and not (name == "ln_final" and config.final_rms))
 
     def normalised_by(self, norm: str) -> ir.Value | None:
         """What a norm normalises, which may be no hook point; None where its last node is no division.
@@ -138,7 +144,7 @@ class Structure:
             norm: The norm's name ("blocks.0.ln1_post").
         """
         value = self.value(f"{norm}.hook_normalized")
-        for operator in ("Div", "Sub") if self._manifest.config.normalization_type.startswith("LN") else ("Div",):
+        for operator in ("Div", "Sub") if self._centres(norm) else ("Div",):
             node = None if value is None else value.producer()
             if node is None or node.op_type != operator:
                 return None

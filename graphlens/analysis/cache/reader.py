@@ -30,7 +30,9 @@ class CacheConfig(Protocol):
     @property
     def d_mlp(self) -> int: ...  # noqa: D102
     @property
-    def normalization_type(self) -> str: ...  # noqa: D102
+    def normalization_type(self) -> str | None: ...  # noqa: D102
+    @property
+    def positional_embedding_type(self) -> str: ...  # noqa: D102
     @property
     def attn_only(self) -> bool: ...  # noqa: D102
     @property
@@ -164,6 +166,8 @@ class Reader(Generic[ArrayT]):
         """(label, hook name) of the embeddings that this architecture has, whether they are cached or not."""
         # Of the cache's own names a filter may have left one out, which must be an error and not another sum.
         both = (("embed", "hook_embed"), ("pos_embed", "hook_pos_embed"))
+        if self.model.cfg.positional_embedding_type == "shortformer":
+            both = both[:1]  # those of positions are no part of the residual stream
         return [(label, name) for label, name in both if name in self.model.hook_dict]
 
     # Norms
