@@ -172,7 +172,9 @@ class HookedTransformerConfig(FollowsModel):
             setattr(self, name, checked_number(getattr(self, name), name, least=1))
         self.dtype = self._dtype(self.dtype)
         if self.use_local_attn and (self.window_size is None or self.attn_types is None):
-            raise InputError("use_local_attn needs window_size, and attn_types with 'local' or 'global' for each layer.")
+            raise InputError(
+                "use_local_attn needs window_size, and attn_types with 'local' or 'global' for each layer."
+            )
         checked_number(self.default_prepend_bos, "default_prepend_bos", bool)
         if self.n_heads == -1:
             if self.d_model % self.d_head:
@@ -183,7 +185,9 @@ class HookedTransformerConfig(FollowsModel):
         if self.seed is not None:
             self.set_seed_everywhere(self.seed)
         if not self.attn_only and not is_one_of(self.act_fn, ACTIVATIONS):
-            raise InputError(f"act_fn={self.act_fn!r} must be one of {', '.join(ACTIVATIONS)}, unless attn_only is set.")
+            raise InputError(
+                f"act_fn={self.act_fn!r} must be one of {', '.join(ACTIVATIONS)}, unless attn_only is set."
+            )
         if self.initializer_range < 0:
             self.initializer_range = 0.8 / math.sqrt(self.d_model) if self.init_mode == "gpt2" else 1.0
         if self.d_vocab_out == -1:
@@ -276,8 +280,8 @@ class HookedTransformerConfig(FollowsModel):
 
     @property
     def is_encoder(self) -> bool:
-        """True where tokens attend both ways."""
-        return self.attention_dir == "bidirectional"
+        """True for an encoder (BERT)."""
+        return self.n_token_types is not None
 
     @property
     def architecture(self) -> ModelConfig:

@@ -88,14 +88,13 @@ def graph_of(config: HookedTransformerConfig) -> tuple[Path, Path]:
     Args:
         config: The config. The weights in the folders are nobody's.
     """
-    from graphlens.pipelines.cache import converted_export
-    from graphlens.pipelines.from_config import bind
+    from graphlens.pipelines.cache import config_export, converted_export
 
     needs_export()
     from graphlens.model.torch_initial import generator_kept
 
     with generator_kept():
-        base = bind(as_checkpoint(config), _any_weights(config))
+        base = config_export(as_checkpoint(config), _any_weights(config))
     dtype = dtype_name(config.dtype)
     return base, base if dtype == "float32" else converted_export(base, dtype)
 
@@ -129,7 +128,9 @@ def _any_weights(config: HookedTransformerConfig) -> dict[str, Array]:
 def _tokenizer(given: object, name: str | None) -> Tokenizer | None:
     """The tokenizer that is given, or has the name."""
     if given is not None:
-        return given if isinstance(given, Tokenizer) else Tokenizer.from_transformers(cast(TransformersTokenizer, given))
+        return (
+            given if isinstance(given, Tokenizer) else Tokenizer.from_transformers(cast(TransformersTokenizer, given))
+        )
     if name is None:
         return None
     from graphlens.pipelines.hub import tokenizer_folder

@@ -38,7 +38,9 @@ def parameters(config: HookedTransformerConfig) -> Iterator[Parameter]:
         InputError: For several experts, and for norms that there are not.
     """
     if config.num_experts is not None:
-        raise InputError("num_experts: graphlens builds no models of several experts; from_pretrained opens such a checkpoint.")
+        raise InputError(
+            "num_experts: graphlens builds no models of several experts; from_pretrained opens such a checkpoint."
+        )
     width, vocabulary = config.d_model, config.d_vocab
     yield Parameter("embed.W_E", (vocabulary, width), None)
     if config.post_embedding_ln:
@@ -121,9 +123,9 @@ def needs_export() -> None:
     Raises:
         RuntimeUnavailable: torch is not installed.
     """
-    import importlib.util
+    from graphlens.pipelines.adapters import installed
 
-    if importlib.util.find_spec("torch") is None:
+    if not installed("torch"):
         raise RuntimeUnavailable(
             "a model from a config is exported before it runs, which needs torch: pip install 'graphlens-onnx[export]'. "
             "Opening an exported folder does not."

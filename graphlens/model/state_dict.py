@@ -102,7 +102,9 @@ def load_state_dict(
     missing = [name for name in names if name not in given]
     unexpected = [name for name in given if name not in weights]
     if checked_number(strict, "strict", bool) and (missing or unexpected):
-        parts = [f"{what}: {_listed(some)}" for what, some in (("missing", missing), ("not its weights", unexpected)) if some]
+        parts = [
+            f"{what}: {_listed(some)}" for what, some in (("missing", missing), ("not its weights", unexpected)) if some
+        ]
         raise StateDictError(
             f"the state dict does not fit {self.runner.config.model_name}: {'; '.join(parts)}. Pass strict=False to take what fits."
         )
@@ -238,7 +240,9 @@ def _filled(own: Weights, unprocessed: Weights, given: Mapping[str, ArrayInput])
             if state[name].shape != (shape := unprocessed[name].shape):
                 raise StateDictError(f"{name} is {list(shape)} here and {list(state[name].shape)} there.")
         elif matrix:
-            raise StateDictError(f"the state dict has no {name!r}, and a block without its matrix computes something else.")
+            raise StateDictError(
+                f"the state dict has no {name!r}, and a block without its matrix computes something else."
+            )
         elif name in own:
             state[name] = own[name]
         else:
@@ -259,7 +263,9 @@ def _with_all(engine: Engine, state: Mapping[str, Array], folded: bool) -> Engin
         if name in weights:
             taken[name] = array
         elif not np.all(array == (1 if name.endswith(".w") else 0)):
-            raise InputError(f"{name!r}: the graph of this model has no such weight, and what was given does something.")
+            raise InputError(
+                f"{name!r}: the graph of this model has no such weight, and what was given does something."
+            )
     return weights.with_others(taken)
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from graphlens.analysis.arrays import ArrayInput
 from graphlens.errors import ExportError, InputError, ModelFileError, checked_number
 from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE
 from graphlens.file.digests import digest_of
@@ -29,7 +30,7 @@ from graphlens.file.folder import (
 )
 from graphlens.file.inside import inside
 from graphlens.file.leftovers import remove_stale, remove_whole
-from graphlens.file.manifest import FORMAT_VERSION, Manifest
+from graphlens.file.manifest import FORMAT_VERSION, Json, Manifest
 from graphlens.file.processing import steps_for
 from graphlens.pipelines.export import export_to_new_folder
 from graphlens.pipelines.hub import Source, manifest_of, resolve
@@ -267,6 +268,29 @@ def _derived(folder: Path, label: str, write: Callable[[Path, Path], object]) ->
         with spinner(f"Writing {target.name} (once)"), staged_folder(target) as stage, writing(target):
             write(folder / MODEL_FILE, stage)
     return target
+
+
+def config_export(settings: Mapping[str, Json], state: Mapping[str, ArrayInput]) -> Path:
+    """The folder in the cache of the model of a TransformerLens config, whatever its weights are; made if absent.
+
+    Args:
+        settings: See ``from_config.read_config``.
+        state: The weights that it gets if it is made.
+
+    Raises:
+        ExportError: The config asks for something that graphlens does not compute, or the cache cannot be written.
+        RuntimeUnavailable: A package that exporting needs is not installed.
+    """
+    from graphlens.pipelines.from_config import bind, graph_of
+
+    folder = cache_root() / "hooked" / graph_of(settings).name
+    if _made(folder) is None:
+        try:
+            bind(settings, state, folder)
+        except ExportError:
+            if _made(folder) is None:  # otherwise another process made the same meanwhile
+                raise
+    return folder
 
 
 def processed_export(folder: Path, steps: Sequence[str]) -> Path:
