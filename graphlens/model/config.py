@@ -270,7 +270,7 @@ class HookedTransformerConfig(FollowsModel):
         """
         number = checked_number(seed, "seed", least=0, most=2**32 - 1)
         random.seed(number)
-        np.random.seed(number)  # noqa: NPY002 - the generator that a script's own draws come from
+        np.random.seed(number)
         if (torch := sys.modules.get("torch")) is not None:
             torch.manual_seed(number)
 

@@ -33,11 +33,17 @@ class Stated(Protocol):
     """What a configuration reads of a model, and sets: of its Runner."""
 
     @property
-    def flags(self) -> _Flags: ...
+    def flags(self) -> _Flags:
+        """The flags that are set."""
+
     @property
-    def text(self) -> _Text: ...
+    def text(self) -> _Text:
+        """Its defaults for text."""
+
     @property
-    def engine(self) -> _Engine: ...
+    def engine(self) -> _Engine:
+        """What the file says about itself."""
+
     @property
     def config(self) -> ModelConfig:
         """The architecture."""
@@ -48,12 +54,12 @@ class Stated(Protocol):
 
 FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_hook_tokens")
 # The fields that say something and decide nothing: they can be set to anything, on a model too.
-FREE = frozenset(
-    "model_name seed init_mode initializer_range init_weights tokenizer_name from_checkpoint checkpoint_index "
-    "checkpoint_label_type checkpoint_value n_params trust_remote_code uses_rms_norm layer_norm_folding "
-    "quantization_method decoder_start_token_id tie_word_embeddings relative_attention_max_distance "
-    "relative_attention_num_buckets n_devices".split()
-)
+FREE = frozenset({
+    "model_name", "seed", "init_mode", "initializer_range", "init_weights", "tokenizer_name", "from_checkpoint",
+    "checkpoint_index", "checkpoint_label_type", "checkpoint_value", "n_params", "trust_remote_code",
+    "uses_rms_norm", "layer_norm_folding", "quantization_method", "decoder_start_token_id", "tie_word_embeddings",
+    "relative_attention_max_distance", "relative_attention_num_buckets", "n_devices",
+})  # fmt: skip
 _PLAIN = (int, float, str, bool, type(None), list, tuple)
 _INSTEAD = {
     "n_ctx": "Open it with from_onnx(..., n_ctx=) or from_pretrained(..., n_ctx=).",

@@ -23,11 +23,12 @@ from graphlens.runtime.providers import Providers
 
 # What a graph is not made by: in the cache there is one for all of their values.
 _NOT_OF_THE_GRAPH = (
-    "seed init_mode initializer_range init_weights device n_devices dtype n_params tokenizer_name tokenizer_prepends_bos "
-    "default_prepend_bos from_checkpoint checkpoint_index checkpoint_label_type checkpoint_value trust_remote_code "
-    "use_attn_result use_split_qkv_input use_hook_mlp_in use_attn_in use_hook_tokens uses_rms_norm layer_norm_folding "
-    "quantization_method processing default_padding_side n_ctx_trained model_name"
-).split()
+    "seed", "init_mode", "initializer_range", "init_weights", "device", "n_devices", "dtype", "n_params",
+    "tokenizer_name", "tokenizer_prepends_bos", "default_prepend_bos", "from_checkpoint", "checkpoint_index",
+    "checkpoint_label_type", "checkpoint_value", "trust_remote_code", "use_attn_result", "use_split_qkv_input",
+    "use_hook_mlp_in", "use_attn_in", "use_hook_tokens", "uses_rms_norm", "layer_norm_folding",
+    "quantization_method", "processing", "default_padding_side", "n_ctx_trained", "model_name",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Weighted(Protocol[ArrayT]):
     _made: Made
 
     @property
-    def cfg(self) -> HookedTransformerConfig: ...
+    def cfg(self) -> HookedTransformerConfig:
+        """Its configuration."""
 
 
 def _of_model(model: Weighted[ArrayT], state_dict: object) -> dict[str, ArrayInput]:
@@ -106,7 +107,7 @@ def load_state_dict(
             f"{what}: {_listed(some)}" for what, some in (("missing", missing), ("not its weights", unexpected)) if some
         ]
         raise StateDictError(
-            f"the state dict does not fit {self.runner.config.model_name}: {'; '.join(parts)}. Pass strict=False to take what fits."
+            f"the state dict does not fit {self.runner.config.model_name}: {'; '.join(parts)}. strict=False takes what fits."
         )
     fitting = {name: value for name, value in given.items() if name in weights}
     wrong = [

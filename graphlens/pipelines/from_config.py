@@ -150,16 +150,12 @@ def checked_state(
         if (".attn." in name and leaf in _BUFFERS) or name in unused:
             continue
         if name not in wanted:
-            near = [
-                other for other in wanted if other.endswith(f".{leaf.removeprefix('_')}") or other.endswith(f"._{leaf}")
-            ]
+            near = [other for other in wanted if other.endswith(f".{leaf.removeprefix('_')}") or other.endswith(f"._{leaf}")]
             hint = f" It has {near[0]!r}, for one." if near else ""
             raise InputError(f"{where} holds {name!r}, and the model of this config has no such weight.{hint}")
         array = as_array(value)
         if array.shape != wanted[name]:
-            raise InputError(
-                f"{where}: {name!r} has shape {list(array.shape)}, and this config asks for {list(wanted[name])}."
-            )
+            raise InputError(f"{where}: {name!r} has shape {list(array.shape)}, and this config asks for {list(wanted[name])}.")
         if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"{where}: {name!r} is {array.dtype}, and weights are floats.")
         found[name] = array.astype(np.float32, copy=False)
@@ -240,9 +236,7 @@ def _make_graph(settings: Mapping[str, Json], spec: Spec, config: ModelConfig, s
     build.optimise(model)
     hooks = build.name_hook_points(model, config.n_layers)
     build.tidy(model)
-    places = {
-        name: (WEIGHTS_FILE, name) for name, value in model.graph.initializers.items() if value.const_value is None
-    }
+    places = {name: (WEIGHTS_FILE, name) for name, value in model.graph.initializers.items() if value.const_value is None}
     views = weight_views(spec, places)
     state = _random_state(settings)
     path = stage / WEIGHTS_FILE

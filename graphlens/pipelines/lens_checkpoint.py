@@ -23,15 +23,7 @@ from graphlens.export.checkpoint import WEIGHTS_FILE, Checkpoint
 from graphlens.export.families import transformer_lens as lens
 from graphlens.file.copies import Placed
 from graphlens.file.digests import digest_of
-from graphlens.file.folder import (
-    CONFIG_FILE,
-    TOKENIZER_FILES,
-    cache_root,
-    copy_settings,
-    staged_folder,
-    write_whole,
-    writing,
-)
+from graphlens.file.folder import CONFIG_FILE, TOKENIZER_FILES, cache_root, copy_settings, staged_folder, write_whole, writing
 from graphlens.file.inside import inside
 from graphlens.file.manifest import Json
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, as_float, write_safetensors
@@ -120,7 +112,9 @@ def converted(folder: Path, name: str, tokenizer: Callable[[str], Path | None]) 
 
 def _write_state(path: Path, arrays: Mapping[str, Array]) -> None:
     """Writes float32 arrays as a safetensors file."""
-    entries = {name: TensorEntry("F32", array.shape, 0, math.prod(array.shape) * 4) for name, array in arrays.items()}
+    entries = {
+        name: TensorEntry("F32", array.shape, 0, math.prod(array.shape) * 4) for name, array in arrays.items()
+    }
     write_safetensors(path, entries, arrays.values())
 
 
@@ -185,9 +179,7 @@ def _of_mingpt(state: Mapping[str, Array], settings: Mapping[str, Json]) -> dict
     assert isinstance(layers, int)
     found = {"embed.W_E": state["tok_emb.weight"], "pos_embed.W_pos": state["pos_emb"].squeeze()}
     found |= {"unembed.W_U": state["head.weight"].T}
-    norms = {"ln_f": "ln_final"} | {
-        f"blocks.{layer}.ln{n}": f"blocks.{layer}.ln{n}" for layer in range(layers) for n in "12"
-    }
+    norms = {"ln_f": "ln_final"} | {f"blocks.{layer}.ln{n}": f"blocks.{layer}.ln{n}" for layer in range(layers) for n in "12"}
     for old, new in norms.items():
         found |= {f"{new}.w": state[f"{old}.weight"], f"{new}.b": state[f"{old}.bias"]}
     for layer in range(layers):
@@ -226,9 +218,7 @@ def reference_of(folder: Path) -> Callable[[Array], Array]:
     from graphlens.export.checkpoint import read_checkpoint
 
     settings = settings_in(folder)
-    state = from_config.checked_state(
-        settings, _state_of(folder, read_checkpoint(folder).files), str(folder), fill=True
-    )
+    state = from_config.checked_state(settings, _state_of(folder, read_checkpoint(folder).files), str(folder), fill=True)
     return lambda tokens: lens_logits(settings, state, tokens)
 
 

@@ -60,7 +60,9 @@ class Verification:
         ]
 
 
-def verify_export(model: Path, reference: Path | Callable[[Array], Array], effects: bool = True) -> Verification:
+def verify_export(
+    model: Path, reference: Path | Callable[[Array], Array], effects: bool = True
+) -> Verification:
     """Verifies a hooked file against the checkpoint it came from, on seeded random tokens.
 
     Logits equal the reference's, which for a checkpoint are transformers' (log-probabilities for processed weights, which centre the unembedding); every hook

@@ -83,11 +83,12 @@ def test_the_config_of_a_copy_is_of_the_copy(model: HookedTransformer) -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert other.cfg == model.cfg
         other.cfg.use_attn_result = True
-        assert other.cfg.use_attn_result and not model.cfg.use_attn_result
+        assert other.cfg.use_attn_result
+        assert not model.cfg.use_attn_result
         assert "blocks.0.attn.hook_result" in other.hook_dict
     other = copy.copy(model)
     other.cfg.default_prepend_bos = False
-    assert model.cfg.default_prepend_bos and not other.cfg.default_prepend_bos
+    assert (model.cfg.default_prepend_bos, other.cfg.default_prepend_bos) == (True, False)
 
 
 def test_a_copy_of_it_is_of_no_model(model: HookedTransformer) -> None:

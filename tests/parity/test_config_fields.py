@@ -154,7 +154,7 @@ def test_a_seed_seeds_what_transformerlens_seeds() -> None:
     drawn = []
     for kind in (LensConfig, graphlens.torch.HookedTransformerConfig, graphlens.HookedTransformerConfig):
         kind(**SIZES, seed=11)
-        drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))  # noqa: NPY002
+        drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))
     assert drawn[0] == drawn[1] == drawn[2]
     state = torch.get_rng_state()
     graphlens.torch.HookedTransformerConfig(**SIZES)

@@ -145,7 +145,7 @@ def test_logits_and_every_activation(pair: Pair) -> None:
     assert list(cache.keys()) == list(expected_cache.keys())
     for name, value in expected_cache.items():
         close(cache[name], value, name)
-    assert list(model.hook_dict) == [name for name in lens.hook_dict if name in expected_cache.keys()]
+    assert list(model.hook_dict) == [name for name in lens.hook_dict if name in expected_cache.cache_dict]
 
 
 def test_the_configuration_is_the_one_given(pair: Pair) -> None:
@@ -286,8 +286,9 @@ def test_a_config_goes_on_to_speak_for_its_models() -> None:
     cfg = HookedTransformerConfig(**call)
     one, two = HookedTransformer(cfg), HookedTransformer(cfg)
     cfg.use_attn_result = True
-    assert one.cfg.use_attn_result and two.cfg.use_attn_result
-    assert "blocks.0.attn.hook_result" in one.hook_dict and "blocks.0.attn.hook_result" in two.hook_dict
+    for model in (one, two):
+        assert model.cfg.use_attn_result
+        assert "blocks.0.attn.hook_result" in model.hook_dict
     one.cfg.use_attn_result = False
     assert two.cfg.use_attn_result
     with pytest.raises(InputError, match="cannot become"):
