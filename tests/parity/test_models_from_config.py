@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,15 @@ def test_init_weights_draws_again() -> None:
     model.init_weights()
     for name, value in model.state_dict().items():
         assert torch.equal(value, lens.state_dict()[name]), name
+
+
+def test_the_examples_of_the_page_run() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "configs.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```py\n(.*?)^```", page, re.M | re.S)
+    assert len(found) == 3
+    namespace: dict[str, object] = {}
+    for block in found:
+        exec(compile(block, "configs.md", "exec"), namespace)
 
 
 # What is ours
