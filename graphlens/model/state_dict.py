@@ -72,6 +72,8 @@ def _of_model(model: Weighted[ArrayT], state_dict: object) -> dict[str, ArrayInp
             raise InputError(f"the names in a state dict are text, not {type(name).__name__}.")
         if not name.endswith(_BUFFERS) and not (alibi and name == _POSITIONS):
             once = weights.canonical(name)
+            if once in found:
+                raise InputError(f"{name!r} and another name in the state dict are one weight: leave one of them out.")
             found[once] = value if once == name else weights.as_stored(name, as_array(value))
     return found
 
