@@ -97,9 +97,7 @@ def resolve(
     return Source(text, _readable(found, hub_name(text), token, cache_dir), revision=commit)
 
 
-def _readable(
-    folder: Path, name: str, token: str | bool | None, cache_dir: str | os.PathLike[str] | None
-) -> Path:
+def _readable(folder: Path, name: str, token: str | bool | None, cache_dir: str | os.PathLike[str] | None) -> Path:
     """A checkpoint folder, or where it has a ``.pth`` file in TransformerLens's format, what is made of it in the cache."""
     if pth_of(folder) is None:
         return folder
