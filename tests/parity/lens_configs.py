@@ -1,4 +1,4 @@
-"""Configs of TransformerLens's own models, one for each thing that a config can ask for, and models of them with random weights."""
+"""Configs of TransformerLens's own models, one for each thing that a config can ask for, and random models of them."""
 
 from __future__ import annotations
 

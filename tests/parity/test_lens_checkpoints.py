@@ -142,14 +142,16 @@ def test_what_is_no_state_dict_of_tensors_is_refused(
         (folder / "model_final.pth").write_bytes(pickle.dumps(content))
     else:
         torch.save(content, folder / "model_final.pth")
-    with pytest.raises(ExportError, match=r"model_final\.pth: (torch\.load\(weights_only=True\) refuses|holds no dict)"):
+    with pytest.raises(
+        ExportError, match=r"model_final\.pth: (torch\.load\(weights_only=True\) refuses|holds no dict)"
+    ):
         graphlens.HookedTransformer.from_pretrained_no_processing(folder)
     assert not (tmp_path / "ran").exists()
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "checkpoint", lens_model(CONFIGS["plain"]), CONFIGS["attn_only"])
-    with pytest.raises(GraphlensError, match="blocks.0.ln2.w.*different models"):
+    with pytest.raises(GraphlensError, match=r"blocks\.0\.ln2\.w.*different models"):
         graphlens.HookedTransformer.from_pretrained_no_processing(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import warnings
@@ -35,17 +36,27 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     name = request.param
     theirs = lens_model(CONFIGS[name])
     folder = bound(CONFIGS[name], theirs, tmp_path_factory.mktemp(name) / "model")
-    yield Pair(name, theirs, graphlens.HookedTransformer.from_onnx(folder), folder)
+    return Pair(name, theirs, graphlens.HookedTransformer.from_onnx(folder), folder)
 
 
 def close(ours: Any, theirs: torch.Tensor, tolerance: float = 2e-5) -> None:
     expected = theirs.detach().numpy()
     scale = max(1.0, float(np.abs(expected[np.isfinite(expected)]).max(initial=0)))
     np.testing.assert_allclose(np.asarray(ours), expected, rtol=0, atol=tolerance * scale)
+
+
+@contextlib.contextmanager
+def _set(model: graphlens.HookedTransformer, flag: str) -> Iterator[None]:
+    """Sets a flag for a block."""
+    getattr(model, f"set_{flag}")(True)
+    try:
+        yield
+    finally:
+        getattr(model, f"set_{flag}")(False)
 
 
 def test_every_activation_is_transformerlens(pair: Pair) -> None:
@@ -61,7 +72,7 @@ def test_every_activation_is_transformerlens(pair: Pair) -> None:
 def test_an_edit_at_every_hook_point_changes_the_logits_alike(pair: Pair) -> None:
     rng = np.random.default_rng(5)
     _, cache = pair.ours.run_with_cache(TOKENS)
-    for name in cache.keys():
+    for name in cache:
         noise = rng.standard_normal(cache[name].shape).astype(np.float32)
 
         def ours(value: Any, hook: Any, noise: Any = noise) -> None:
@@ -85,9 +96,35 @@ def test_gradients_are_transformerlens(pair: Pair) -> None:
         pair.theirs.requires_grad_(False)
     close(loss, expected)
     grads = [name for name in others if name.endswith("_grad")]
-    assert {name for name in cache.keys() if name.endswith("_grad")} == set(grads)
+    assert {name for name in cache if name.endswith("_grad")} == set(grads)
     for name in grads:
         close(cache[name], others[name])
+
+
+@pytest.mark.parametrize(
+    "flag", ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_hook_tokens"]
+)
+def test_flagged_hook_points_are_transformerlens(pair: Pair, flag: str) -> None:
+    if flag == "use_attn_in" and pair.ours.cfg.n_key_value_heads < pair.ours.cfg.n_heads:
+        pytest.skip("refused, as in TransformerLens")
+    if flag == "use_hook_mlp_in" and pair.ours.cfg.attn_only:
+        with pytest.raises(InputError, match="no MLP"):
+            pair.ours.set_use_hook_mlp_in(True)
+        return
+    theirs = pair.theirs
+    if flag == "use_hook_tokens":
+        theirs = lens_model({**CONFIGS[pair.name], flag: True})
+    else:
+        setattr(theirs.cfg, flag, True)
+    with _set(pair.ours, flag):
+        try:
+            _, cache = pair.ours.run_with_cache(TOKENS)
+            _, others = theirs.run_with_cache(torch.from_numpy(TOKENS))
+            assert list(cache.keys()) == list(others.keys())
+            for name, value in others.items():
+                close(cache[name], value)
+        finally:
+            setattr(theirs.cfg, flag, False)
 
 
 def test_parts_of_the_forward_are_transformerlens(pair: Pair) -> None:
@@ -126,14 +163,29 @@ def test_processed_weights_predict_the_same(pair: Pair, tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         folder = process_weights(pair.folder, tmp_path / "processed")
     processed = graphlens.HookedTransformer.from_onnx(folder)
-    ours, cache = processed.run_with_cache(TOKENS)
-    expected, _ = pair.ours.run_with_cache(TOKENS)
-    difference = torch.from_numpy(np.asarray(ours)).log_softmax(-1), torch.from_numpy(np.asarray(expected)).log_softmax(-1)
+    ours, expected = processed(TOKENS), pair.ours(TOKENS)
+    difference = (
+        torch.from_numpy(np.asarray(ours)).log_softmax(-1),
+        torch.from_numpy(np.asarray(expected)).log_softmax(-1),
+    )
     close(*difference)
 
 
 # In which TransformerLens's processing leaves the predictions as they are, and does not fail.
-_SAME = ("plain", "ln_pre", "rms", "rms_pre", "solu", "rotary", "local", "parallel", "llama_like", "no_norm", "alibi", "solu_ln")
+_SAME = (
+    "plain",
+    "ln_pre",
+    "rms",
+    "rms_pre",
+    "solu",
+    "rotary",
+    "local",
+    "parallel",
+    "llama_like",
+    "no_norm",
+    "alibi",
+    "solu_ln",
+)
 
 
 @pytest.mark.parametrize("name", _SAME)
