@@ -138,8 +138,7 @@ class Structure:
 
     def _centres(self, norm: str) -> bool:
         """True if a norm subtracts the mean."""
-        config, name = self._manifest.config, split_name(norm)[1]
-        return name == "mlp.ln" or (config.centres and not (name == "ln_final" and config.final_rms))
+        return self._manifest.config.norm_centres(split_name(norm)[1])
 
     def normalised_by(self, norm: str) -> ir.Value | None:
         """What a norm normalises, which may be no hook point; None where its last node is no division.
