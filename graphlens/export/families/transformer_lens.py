@@ -267,6 +267,7 @@ def _norms(c: ConfigReader) -> tuple[Norms | None, dict[str, Norms]]:
 
 def spec(c: ConfigReader) -> Spec:
     """What a model of TransformerLens's config computes."""
+    n_layers, d_model, d_vocab = c.size("n_layers"), c.size("d_model"), c.size("d_vocab")
     for key, what in _REFUSED.items():
         if c.get(key):
             raise _refuse(c, f"sets {key}={c.get(key)!r:.80}: models from a config have no {what}.")
@@ -277,7 +278,6 @@ def spec(c: ConfigReader) -> Spec:
     positions = c.get("positional_embedding_type")
     if positions not in POSITIONS:
         raise _refuse(c, f"sets positional_embedding_type={positions!r:.80}; there is {', '.join(POSITIONS)}.")
-    n_layers, d_model, d_vocab = c.size("n_layers"), c.size("d_model"), c.size("d_vocab")
     attn_only, parallel = bool(c.get("attn_only", False)), bool(c.get("parallel_attn_mlp", False))
     if attn_only and parallel:
         raise _refuse(c, "sets attn_only and parallel_attn_mlp, which exclude each other.")
