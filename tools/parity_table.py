@@ -125,6 +125,9 @@ The configuration and the constructors:
 - An `hf_model` in float64 is refused; models are exported from float32, whatever precision they then compute in, and
   processed in it. `accumulated_bias` of a float64 model is float64.
 - `all_composition_scores` and weight stacks are computed when they are asked for, as copies.
+- Weight processing never changes predictions. In models from a config TransformerLens's does where `final_rms` is set (it
+  centres W_U), where position embeddings are added late (`shortformer`: it centres W_pos, and `load_and_process_state_dict`
+  folds the norms), and where a gated MLP follows LayerNorm (it loses the norm's bias at the gate): here these steps leave that out.
 """
 
 

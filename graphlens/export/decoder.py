@@ -118,7 +118,12 @@ class Block(nn.Module):
         return self._matrix(f"{a.module}.{a.out}", z.reshape(*x.shape[:2], -1))
 
     def _heads(self, x: Tensor, placed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [b, p, h, d], keys and values [b, p, kv, d], marked; queries and keys of their own matrices are of ``placed``."""
+        """Queries [b, p, h, d], keys and values [b, p, kv, d], marked.
+
+        Args:
+            x: What values are computed from, and queries and keys where all three share a matrix.
+            placed: What queries and keys are computed from otherwise.
+        """
         a, shape = self.spec.attention, x.shape[:2]
         if a.fused is None:
             read = ((a.q, placed), (a.k, placed), (a.v, x))

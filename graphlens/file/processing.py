@@ -43,11 +43,14 @@ def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...]
         why = "the norms of this architecture come after the sublayers, so no weights read them"
         without |= {"fold_ln": why, "center_writing_weights": why}
     elif config.positional_embedding_type == "shortformer":
-        without["fold_ln"] = "position embeddings are added after the norms, so what they would be folded into reads more"
+        without["fold_ln"] = (
+            "position embeddings are added after the norms, so what they would be folded into reads more"
+        )
     elif config.late_mlp_bias and config.normalization_type == "LN":
         without["fold_ln"] = "no bias of the gated MLP is where the norm's would have to go"
     elif "fold_ln" not in manifest.processing and not any(_is_folded(name) for name in manifest.weights):
-        without["fold_ln"] = "the norms of this architecture have no weights"
+        none = "this model has no norms" if config.normalization_type is None else None
+        without["fold_ln"] = none or "the norms of this architecture have no weights"
     if config.output_logits_soft_cap > 0:
         without["center_unembed"] = (
             "the logits are squeezed by tanh, so a constant added to all of them would change more"

@@ -13,6 +13,7 @@ import numpy as np
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray
 from graphlens.analysis.factored_matrix import FactoredMatrix
+from graphlens.file.names import split_name
 from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Norm(Component[ArrayT]):
             stored.get(f"{self._prefix}.w"),
             stored.get(f"{self._prefix}.b"),
             config.eps,
-            centre=config.centres,
+            centre=config.norm_centres(split_name(self._prefix)[1]),
         )
         return runner.border.to_user(normal.astype(x.dtype, copy=False))
 

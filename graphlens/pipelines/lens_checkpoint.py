@@ -23,7 +23,15 @@ from graphlens.export.checkpoint import WEIGHTS_FILE, Checkpoint
 from graphlens.export.families import transformer_lens as lens
 from graphlens.file.copies import Placed
 from graphlens.file.digests import digest_of
-from graphlens.file.folder import CONFIG_FILE, TOKENIZER_FILES, cache_root, copy_settings, staged_folder, write_whole, writing
+from graphlens.file.folder import (
+    CONFIG_FILE,
+    TOKENIZER_FILES,
+    cache_root,
+    copy_settings,
+    staged_folder,
+    write_whole,
+    writing,
+)
 from graphlens.file.inside import inside
 from graphlens.file.manifest import Json
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, as_float, write_safetensors
@@ -112,9 +120,7 @@ def converted(folder: Path, name: str, tokenizer: Callable[[str], Path | None]) 
 
 def _write_state(path: Path, arrays: Mapping[str, Array]) -> None:
     """Writes float32 arrays as a safetensors file."""
-    entries = {
-        name: TensorEntry("F32", array.shape, 0, math.prod(array.shape) * 4) for name, array in arrays.items()
-    }
+    entries = {name: TensorEntry("F32", array.shape, 0, math.prod(array.shape) * 4) for name, array in arrays.items()}
     write_safetensors(path, entries, arrays.values())
 
 
@@ -125,8 +131,8 @@ def _add_tokenizer(stage: Path, asked: object, name: str, tokenizer: Callable[[s
     found = tokenizer(asked)
     if found is None:
         warn(
-            f"{name}: its tokenizer {asked!r} cannot be had from the hub, so the model takes tokens and no text. Pass tokenizer=, "
-            "or put its files beside the checkpoint."
+            f"{name}: its tokenizer {asked!r} cannot be had from the hub, so the model takes tokens and no text. Pass "
+            "tokenizer=, or put its files beside the checkpoint."
         )
         return
     for file in TOKENIZER_FILES:
@@ -146,8 +152,8 @@ def _loaded(pth: Path) -> dict[str, Array]:
         found = torch.load(pth, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
         raise ExportError(
-            f"{pth}: torch.load(weights_only=True) refuses this file ({str(error).strip().splitlines()[0]:.200}). It is damaged, or "
-            "holds more than tensors, which could run code: graphlens loads it in no other way."
+            f"{pth}: torch.load(weights_only=True) refuses this file ({str(error).strip().splitlines()[0]:.200}). It is damaged, "
+            "or holds more than tensors, which could run code: graphlens loads it in no other way."
         ) from error
     if not isinstance(found, Mapping) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
@@ -179,7 +185,9 @@ def _of_mingpt(state: Mapping[str, Array], settings: Mapping[str, Json]) -> dict
     assert isinstance(layers, int)
     found = {"embed.W_E": state["tok_emb.weight"], "pos_embed.W_pos": state["pos_emb"].squeeze()}
     found |= {"unembed.W_U": state["head.weight"].T}
-    norms = {"ln_f": "ln_final"} | {f"blocks.{layer}.ln{n}": f"blocks.{layer}.ln{n}" for layer in range(layers) for n in "12"}
+    norms = {"ln_f": "ln_final"} | {
+        f"blocks.{layer}.ln{n}": f"blocks.{layer}.ln{n}" for layer in range(layers) for n in "12"
+    }
     for old, new in norms.items():
         found |= {f"{new}.w": state[f"{old}.weight"], f"{new}.b": state[f"{old}.bias"]}
     for layer in range(layers):
@@ -218,7 +226,9 @@ def reference_of(folder: Path) -> Callable[[Array], Array]:
     from graphlens.export.checkpoint import read_checkpoint
 
     settings = settings_in(folder)
-    state = from_config.checked_state(settings, _state_of(folder, read_checkpoint(folder).files), str(folder), fill=True)
+    state = from_config.checked_state(
+        settings, _state_of(folder, read_checkpoint(folder).files), str(folder), fill=True
+    )
     return lambda tokens: lens_logits(settings, state, tokens)
 
 

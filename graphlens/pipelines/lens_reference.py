@@ -128,7 +128,9 @@ class _Reference:
         wave = wave if local else wave * self._field("rotary_scaling_factor", 1.0)
         turns = np.exp(1j * np.arange(x.shape[1])[:, None] / wave)[:, None, :]
         pairs = self._field("rotary_adjacent_pairs")
-        first, second = (x[..., :size:2], x[..., 1:size:2]) if pairs else (x[..., : size // 2], x[..., size // 2 : size])
+        first, second = (
+            (x[..., :size:2], x[..., 1:size:2]) if pairs else (x[..., : size // 2], x[..., size // 2 : size])
+        )
         turned, found = (first + 1j * second) * turns, x.copy()
         if pairs:
             found[..., :size:2], found[..., 1:size:2] = turned.real, turned.imag

@@ -60,14 +60,12 @@ class Verification:
         ]
 
 
-def verify_export(
-    model: Path, reference: Path | Callable[[Array], Array], effects: bool = True
-) -> Verification:
+def verify_export(model: Path, reference: Path | Callable[[Array], Array], effects: bool = True) -> Verification:
     """Verifies a hooked file against the checkpoint it came from, on seeded random tokens.
 
-    Logits equal the reference's, which for a checkpoint are transformers' (log-probabilities for processed weights, which centre the unembedding); every hook
-    point has its shape and finite values; patterns sum to 1; a causal model's patterns and earlier logits do not depend
-    on later tokens; and changing the value at each hook point changes the logits.
+    Logits equal the reference's, which for a checkpoint are transformers' (log-probabilities for processed weights, which
+    centre the unembedding); every hook point has its shape and finite values; patterns sum to 1; a causal model's patterns and
+    earlier logits do not depend on later tokens; and changing the value at each hook point changes the logits.
 
     Args:
         model: The graph file.

@@ -118,9 +118,10 @@ def _check_structure(source: Path, structure: Structure, manifest: Manifest, ste
                 ensure(structure.is_read_by(part.start, weights, experts), part.start, part.written)
                 continue
             for end in part.readers:
-                ensure(structure.reads(part, end), part.start, end)
+                ensure(structure.reads(part, end, late=True), part.start, end)
             if part.norm is not None:
-                ensure(structure.nothing_leaves(part.start, list(part.readers)), part.start, next(iter(part.readers)))
+                alone = structure.nothing_leaves(part.start, list(part.readers), part.late.values())
+                ensure(alone, part.start, next(iter(part.readers)))
             ensure(structure.writes(part), part.inner, part.written)
             if part.inner_norm is not None:
                 middle, normal = in_block(layer, "mlp.hook_mid"), f"{part.inner_norm}.hook_normalized"

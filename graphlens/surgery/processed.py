@@ -31,7 +31,7 @@ def process_group(weights: Mapping[str, Array], steps: Sequence[str], config: Mo
         for norm, readers in _READ_BY.items():
             if f"{norm}.w" in weights:
                 _fold_into_experts(weights, norm)
-                _fold_norm(weights, norm, readers, config.centres and not (norm == "ln_final" and config.final_rms))
+                _fold_norm(weights, norm, readers, config.norm_centres(norm))
     centred = _WRITING if "center_writing_weights" in steps else ()
     if config.positional_embedding_type == "shortformer":  # no norm centres what its position embeddings are added to
         centred = tuple(name for name in centred if name != "pos_embed.W_pos")

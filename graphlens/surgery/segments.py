@@ -113,7 +113,9 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
     for value in [value for value in graph.inputs if value.name == INPUT_IDS]:
         graph.inputs.remove(value)
     graph.inputs.insert(0, residual)
-    shared = [other for other, entry in hooks.items() if entry.value == before]  # unembed.hook_in where there are no norms
+    shared = [
+        other for other, entry in hooks.items() if entry.value == before
+    ]  # unembed.hook_in where there are no norms
     for other in {name, *shared} & set(hooks):
         hooks[other] = replace(hooks[other], value=str(entered.name))
     if any(value.name in BODY_INPUTS for node in graph for value in node.outputs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graphlens.file.manifest import ModelConfig
 from graphlens.file.names import in_block
@@ -23,6 +23,7 @@ class Sublayer:
         inner: The hook point that the last matrix reads.
         out: The last matrix and its bias.
         post: The norm of what it gives; None for none.
+        late: What the matrices of some readers read besides, added after the norm: the reader's hook point -> its hook point.
         inner_norm: The norm whose output the last matrix reads, between its activation function and ``inner``; None for none.
         written: The hook point of what is added to the residual stream.
     """
@@ -35,6 +36,7 @@ class Sublayer:
     post: str | None
     written: str
     inner_norm: str | None = None
+    late: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def start(self) -> str:
@@ -74,6 +76,7 @@ def sublayers(config: ModelConfig, layer: int) -> list[Sublayer]:
         return before, f"{before}_post" if config.use_normalization_before_and_after else None
 
     before, after = norms("ln1")
+    placed = [in_block(layer, f"attn.hook_{letter}") for letter in "qk"]
     attention = Sublayer(
         residual=in_block(layer, "hook_resid_pre"),
         norm=before,
@@ -82,6 +85,7 @@ def sublayers(config: ModelConfig, layer: int) -> list[Sublayer]:
         out=pair("attn", "O"),
         post=after,
         written=in_block(layer, "hook_attn_out"),
+        late=dict.fromkeys(placed, "hook_pos_embed") if config.positional_embedding_type == "shortformer" else {},
     )
     if config.attn_only:
         return [attention]

@@ -32,6 +32,8 @@ class CacheConfig(Protocol):
     @property
     def normalization_type(self) -> str | None: ...  # noqa: D102
     @property
+    def final_rms(self) -> bool: ...  # noqa: D102
+    @property
     def positional_embedding_type(self) -> str: ...  # noqa: D102
     @property
     def attn_only(self) -> bool: ...  # noqa: D102
@@ -182,6 +184,10 @@ class Reader(Generic[ArrayT]):
         """True if its norms subtract the mean."""
         return self.model.cfg.normalization_type in ("LN", "LNPre")
 
+    def centres_before(self, layer: int) -> bool:
+        """True if the norm before a layer (n_layers: the final one) subtracts the mean."""
+        return self.centres and not (self.model.cfg.final_rms and layer == self.model.cfg.n_layers)
+
     def scale(self, layer: int, mlp_input: bool, positions: Slice, prompts: Slice) -> Array:
         """What the norm before a layer (n_layers: the final one) divided by in the run, [*b, p, 1].
 
@@ -245,7 +251,7 @@ class Reader(Generic[ArrayT]):
                 )
         if not apply_ln or not self.normalises:
             return Readout(onto=projection)
-        return Readout(self.centres, self.scale(layer, mlp_input, positions, Slice()), projection)
+        return Readout(self.centres_before(layer), self.scale(layer, mlp_input, positions, Slice()), projection)
 
     def normalised(
         self,
@@ -271,7 +277,7 @@ class Reader(Generic[ArrayT]):
             return self.numbers(self.model.ln_final(self.out(stack)), "ln_final")
         scale = self.scale(layer, mlp_input, Slice(pos_slice), prompts)
         scale = fitted(scale, stack, self.has_batch_dim and prompts.mode != "int")
-        return Readout(self.centres, scale).vectors(stack)
+        return Readout(self.centres_before(layer), scale).vectors(stack)
 
     # Tokens
 

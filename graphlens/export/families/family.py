@@ -58,6 +58,12 @@ class Family:
     own: bool = False
     told_by: frozenset[str] = frozenset()
 
+    def is_named_by(self, config: Mapping[str, Json]) -> bool:
+        """True for a config of this family's that names no architecture: by its model type, or its keys if it has none."""
+        if "model_type" in config:
+            return config["model_type"] in self.model_types
+        return bool(self.told_by) and self.told_by <= config.keys()
+
     def keys(self, parameter: str, tied: bool) -> list[str]:
         """The keys that a checkpoint may store a parameter under, in the order in which to look for them.
 
@@ -304,8 +310,6 @@ def family_for(config: Mapping[str, Json]) -> Family | None:
         if isinstance(named, list) and named:
             if family.architecture in named:
                 return family
-        elif not named and config.get("model_type") in family.model_types:
-            return family
-        elif not named and "model_type" not in config and family.told_by and family.told_by <= config.keys():
+        elif not named and family.is_named_by(config):
             return family
     return None

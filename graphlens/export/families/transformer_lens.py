@@ -81,7 +81,9 @@ def settings_of(config: Mapping[str, Json]) -> dict[str, Json]:
     return {
         "model_type": MODEL_TYPE,
         **{key: config[key] for key in _KEPT if key in config},
-        "normalization_type": config["normalization"] if "normalization" in config else config.get("normalization_type"),
+        "normalization_type": config["normalization"]
+        if "normalization" in config
+        else config.get("normalization_type"),
         "positional_embedding_type": "shortformer" if short else "standard",
     }
 
@@ -152,14 +154,18 @@ def _rotary(c: ConfigReader, d_head: int, local: frozenset[int], n_layers: int) 
     """The rotary embeddings of a config."""
     size, base = _size(c, "rotary_dim", d_head), c.number("rotary_base")
     if size % 2 or size > d_head:
-        raise _refuse(c, f"rotates {size} of the {d_head} dimensions of a head: give an even number of them (rotary_dim).")
+        raise _refuse(
+            c, f"rotates {size} of the {d_head} dimensions of a head: give an even number of them (rotary_dim)."
+        )
     factor, own = c.number("rotary_scaling_factor"), c.get("rotary_base_local")
     here = c.number("rotary_base_local") if own is not None else base
     bases, types = {"": (base, factor)}, tuple[str, ...]()
     if local and (here, 1.0) != (base, factor):
         bases = {"global": (base, factor), "local": (here, 1.0)}
         types = tuple("local" if layer in local else "global" for layer in range(n_layers))
-    return Rotary("rotary", size, base=base, pairs=bool(c.get("rotary_adjacent_pairs", False)), types=types, bases=bases)
+    return Rotary(
+        "rotary", size, base=base, pairs=bool(c.get("rotary_adjacent_pairs", False)), types=types, bases=bases
+    )
 
 
 def _attention(c: ConfigReader, n_layers: int, d_model: int) -> Attention:
@@ -174,7 +180,9 @@ def _attention(c: ConfigReader, n_layers: int, d_model: int) -> Attention:
     local = frozenset[int]()
     if c.get("use_local_attn", False):
         if len(types) < n_layers or set(types) - {"local", "global"}:
-            raise _refuse(c, f"sets attn_types={types!r:.80}, which must be 'local' or 'global' for each of {n_layers} layers.")
+            raise _refuse(
+                c, f"sets attn_types={types!r:.80}, which must be 'local' or 'global' for each of {n_layers} layers."
+            )
         local = frozenset(layer for layer in range(n_layers) if types[layer] == "local")
     window = c.size("window_size") if local else None
     c.get("window_size")
@@ -215,7 +223,10 @@ def _mlp(c: ConfigReader, d_model: int) -> Mlp:
         return Mlp(size, act if act in ACTIVATIONS else "relu", gate="gate" if gated else None)
     normed = act == "solu_ln"
     if gated and normed:
-        raise _refuse(c, "asks for a gated MLP with act_fn='solu_ln', of which TransformerLens never reads W_in: take another act_fn.")
+        raise _refuse(
+            c,
+            "asks for a gated MLP with act_fn='solu_ln', of which TransformerLens never reads W_in: take another act_fn.",
+        )
     return Mlp(
         size,
         act,
@@ -234,13 +245,19 @@ def _norms(c: ConfigReader) -> tuple[Norms | None, dict[str, Norms]]:
         raise _refuse(c, f"sets normalization_type={asked!r:.80}; there is {', '.join(map(repr, NORMALIZATIONS))}.")
     layer, rms = Norms("LN", eps), Norms("RMS", eps)
     # TransformerLens has these at every normalization_type.
-    other = {"embed_ln": layer, "attn.q_norm": rms, "attn.k_norm": rms, "mlp.ln": layer if asked == "LN" else replace(layer, bare=True)}
+    other = {
+        "embed_ln": layer,
+        "attn.q_norm": rms,
+        "attn.k_norm": rms,
+        "mlp.ln": layer if asked == "LN" else replace(layer, bare=True),
+    }
     if c.get("final_rms", False) and asked in ("LN", "LNPre"):
         other["ln_final"] = replace(rms, bare=asked == "LNPre")
     if c.get("use_normalization_before_and_after", False) and asked is not None:
         if not asked.startswith("RMS"):
             raise _refuse(
-                c, f"sets use_normalization_before_and_after with normalization_type={asked!r}; TransformerLens has it with RMS."
+                c,
+                f"sets use_normalization_before_and_after with normalization_type={asked!r}; TransformerLens has it with RMS.",
             )
         other |= {"ln1_post": rms, "ln2_post": rms}
     if asked is None:
@@ -250,15 +267,17 @@ def _norms(c: ConfigReader) -> tuple[Norms | None, dict[str, Norms]]:
 
 def spec(c: ConfigReader) -> Spec:
     """What a model of TransformerLens's config computes."""
+    n_layers, d_model, d_vocab = c.size("n_layers"), c.size("d_model"), c.size("d_vocab")
     for key, what in _REFUSED.items():
         if c.get(key):
             raise _refuse(c, f"sets {key}={c.get(key)!r:.80}: models from a config have no {what}.")
     if c.get("original_architecture") in _OTHERWISE:
-        raise _refuse(c, f"names the architecture {c.get('original_architecture')}: export its checkpoint from transformers.")
+        raise _refuse(
+            c, f"names the architecture {c.get('original_architecture')}: export its checkpoint from transformers."
+        )
     positions = c.get("positional_embedding_type")
     if positions not in POSITIONS:
         raise _refuse(c, f"sets positional_embedding_type={positions!r:.80}; there is {', '.join(POSITIONS)}.")
-    n_layers, d_model, d_vocab = c.size("n_layers"), c.size("d_model"), c.size("d_vocab")
     attn_only, parallel = bool(c.get("attn_only", False)), bool(c.get("parallel_attn_mlp", False))
     if attn_only and parallel:
         raise _refuse(c, "sets attn_only and parallel_attn_mlp, which exclude each other.")
