@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from graphlens.errors import InputError, checked_number, is_one_of
-from graphlens.file.manifest import ModelConfig
+from graphlens.file.model_config import ModelConfig
 from graphlens.model.config_of_model import FollowsModel, Stated, Value
 from graphlens.model.dtypes import dtype_name
 
@@ -293,7 +293,9 @@ class HookedTransformerConfig(FollowsModel):
         dtype = str(self.dtype).removeprefix("torch.")
         heads = self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
         types = None if self.attn_types is None else tuple(self.attn_types)
-        return ModelConfig(**{**mine, "dtype": dtype, "n_key_value_heads": heads, "attn_types": types})
+        base = self.rotary_base if self.positional_embedding_type == "rotary" else None
+        other = {"dtype": dtype, "n_key_value_heads": heads, "attn_types": types, "rotary_base": base}
+        return ModelConfig(**{**mine, **other})
 
     @classmethod
     def of(cls, stated: Stated, told: Mapping[str, Value]) -> Self:
@@ -312,7 +314,7 @@ class HookedTransformerConfig(FollowsModel):
             "initializer_range": 0.8 / math.sqrt(made.d_model),
         }
         made.follow(stated)
-        made.__dict__ |= made._told()
+        made.__dict__ |= made.told()
         return made
 
 

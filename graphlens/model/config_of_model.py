@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 from graphlens.errors import InputError, checked_number
-from graphlens.file.manifest import Manifest, ModelConfig
+from graphlens.file.manifest import Manifest
+from graphlens.file.model_config import ModelConfig
 from graphlens.file.tokenizer import Tokenizer
 
 Value: TypeAlias = Any  # of a field
@@ -179,18 +180,18 @@ class FollowsModel:
                 )
         return False
 
-    def _told(self) -> dict[str, Value]:
+    def told(self) -> dict[str, Value]:
         """What there is on this config: its fields and what else was set, as they are now."""
         return {name: getattr(self, name) for name in self.__dict__}
 
     def __copy__(self) -> Self:
         # Not of a model: it can be changed, and another model be built from it.
         made = object.__new__(type(self))
-        made.__dict__.update(self._told())
+        made.__dict__.update(self.told())
         return made
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return _restored, (type(self), self._told())
+        return _restored, (type(self), self.told())
 
 
 def _restored(kind: type[FollowsModel], told: Mapping[str, Value]) -> FollowsModel:

@@ -49,7 +49,7 @@ def parameters(config: HookedTransformerConfig) -> Iterator[Parameter]:
         yield Parameter("pos_embed.W_pos", (config.n_ctx, width), None)
     for layer in range(config.n_layers):
         for parameter in _block(config):
-            yield parameter._replace(name=f"blocks.{layer}.{parameter.name}")
+            yield Parameter(f"blocks.{layer}.{parameter.name}", parameter.shape, parameter.begins)
     kind = config.normalization_type
     yield from _norm("ln_final", kind.replace("LN", "RMS") if kind and config.final_rms else kind, width)
     yield Parameter("unembed.W_U", (width, config.d_vocab_out), None)

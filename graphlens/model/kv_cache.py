@@ -11,7 +11,7 @@ import numpy.typing as npt
 from graphlens.edits.gate import Window
 from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
-from graphlens.file.manifest import ModelConfig
+from graphlens.file.model_config import ModelConfig
 from graphlens.model.limits import longest
 
 if TYPE_CHECKING:

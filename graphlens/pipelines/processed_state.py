@@ -8,7 +8,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.errors import InputError
-from graphlens.file.manifest import ModelConfig
+from graphlens.file.model_config import ModelConfig
 from graphlens.file.names import split_name
 
 # A bias that processing may need where there is none -> the matrix that says its shape.

@@ -164,6 +164,7 @@ def test_set_weights_are_processed_too(model: HookedTransformer) -> None:
     drawn = {
         name: rng.normal(0, 0.3, value.shape) for name, value in model.state_dict().items() if name in model.weights
     }
+    drawn = {**model.state_dict(), **drawn}
     model.set_weights(drawn)
     logits = model(TOKENS)
     model.process_weights_()
