@@ -231,8 +231,8 @@ def _mlp(c: ConfigReader, d_model: int) -> Mlp:
         size,
         act,
         gate="gate" if gated else None,
-        up="in",
-        down="out",
+        up="up",
+        down="down",
         norm="ln" if normed else None,
         late_bias="late" if gated else None,
     )
