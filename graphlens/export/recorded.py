@@ -393,6 +393,7 @@ _FUNCTIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     functional.linear: _linear,
     functional.relu: lambda x, inplace=False: x.op("Relu"),
     functional.silu: _silu,
+    torch.Tensor.mul: lambda one, other: one * other if isinstance(one, Recorded) else other.__rmul__(one),
     torch.addmm: _addmm,
     torch.cat: _cat,
     torch.isnan: lambda x: x.op("IsNaN", dtype=torch.bool),
