@@ -73,6 +73,9 @@ def fork(x: Tensor, name: str) -> Tensor:
 
 def _symbolic(operator: str, x: Tensor, name: str) -> Tensor:
     """An operator of our own on a tensor, which gives it back."""
+    if not isinstance(x, Tensor):  # a recorded one
+        found: Tensor = x.marked(operator, name)
+        return found
     return torch.onnx.ops.symbolic(
         f"{HOOK_DOMAIN}::{operator}", (x,), {"name": name}, dtype=x.dtype, shape=x.shape, version=1
     )

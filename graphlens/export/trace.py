@@ -21,6 +21,7 @@ from graphlens.export.decoder import MODEL_PREFIX, Decoder
 from graphlens.export.encoder import Encoder
 from graphlens.export.families import Spec
 from graphlens.export.modules import own_model
+from graphlens.export.recorded import record
 from graphlens.file.io_names import DECODER_INPUTS, ENCODER_INPUTS, INPUT_IDS, LOGITS
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def trace(config: PretrainedConfig | None, spec: Spec) -> ir.Model:
     """Traces a model without its weights to an ONNX graph in which every hook point is marked.
 
     Args:
-        config: transformers' config of the model; None where the Spec alone says what its modules are.
+        config: transformers' config of the model; None where its modules are our own.
         spec: What it computes.
 
     Returns:
@@ -56,9 +57,11 @@ def trace(config: PretrainedConfig | None, spec: Spec) -> ir.Model:
     Raises:
         ExportError: transformers cannot build the model of this config, or builds another than the Spec says.
     """
+    if spec.own:
+        return _recorded(spec)
+    assert config is not None, "the modules are transformers'"
     config = copy.deepcopy(config)
-    if config is not None:
-        config._attn_implementation = "eager"
+    config._attn_implementation = "eager"
     with _quiet(), torch.no_grad():
         with FakeTensorMode():
             model = _built(config, spec)
@@ -69,9 +72,8 @@ def trace(config: PretrainedConfig | None, spec: Spec) -> ir.Model:
         values = _computed_buffers(config, spec, computed) if computed else {}
     for name, value in traced.graph.initializers.items():
         if name.endswith(".slopes"):
-            buffer = slopes(spec.attention.n_heads, spec.attention.even_slopes)
+            buffer = slopes(spec.attention.n_heads)
         elif name.endswith(".long_inv_freq"):
-            assert config is not None, "only transformers has modules with two sets of frequencies"
             buffer = _long_frequencies(config, spec)
         else:
             buffer = values.get(name.removeprefix(MODEL_PREFIX))
@@ -115,10 +117,8 @@ def _as_specified() -> Iterator[None]:
         ) from error
 
 
-def _built(config: PretrainedConfig | None, spec: Spec) -> nn.Module:
-    """transformers' model of a config, or the modules of our own that a Spec asks for."""
-    if spec.own:
-        return own_model(spec)
+def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
+    """transformers' model of a config."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     kind = AutoModelForCausalLM if spec.encoder is None else AutoModelForMaskedLM
@@ -164,11 +164,29 @@ def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
     return found
 
 
-def _computed_buffers(config: PretrainedConfig | None, spec: Spec, names: set[str]) -> dict[str, Tensor]:
+def _computed_buffers(config: PretrainedConfig, spec: Spec, names: set[str]) -> dict[str, Tensor]:
     """The values that the model gives to buffers that no checkpoint stores (rotary frequencies, say), by name.
 
-    The model is built for real, but every parameter moves to the meta device as it is registered, before it is touched.
+    The model is built for real, but its parameters hold no data.
     """
+    with _parameters_on_meta():
+        model = _built(config, spec)
+    return {name: buffer for name, buffer in model.named_buffers() if name in names}
+
+
+def _recorded(spec: Spec) -> ir.Model:
+    """The graph of a model whose modules are our own."""
+    with torch.no_grad(), _parameters_on_meta():
+        decoder = Decoder(own_model(spec), spec).eval()
+        for name, buffer in decoder.named_buffers():
+            if name.endswith(".slopes"):
+                buffer.copy_(slopes(spec.attention.n_heads, spec.attention.even_slopes))
+        return record(decoder, OPSET)
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Lets every parameter of the modules that are made move to the meta device as it is registered, before it is touched."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -177,10 +195,9 @@ def _computed_buffers(config: PretrainedConfig | None, spec: Spec, names: set[st
 
     nn.Module.register_parameter = register_on_meta
     try:
-        model = _built(config, spec)
+        yield
     finally:
         nn.Module.register_parameter = register
-    return {name: buffer for name, buffer in model.named_buffers() if name in names}
 
 
 def _trace(model: nn.Module, spec: Spec) -> ir.Model:

@@ -49,16 +49,15 @@ def _check(source: Path, manifest: Manifest) -> None:
     every = [part for layer in range(config.n_layers) for part in sublayers(config, layer)]
     parts = [part for layer in range(config.n_layers) for part in plain_sublayers(config, layer)]
     norms = [part.norm for part in every if part.norm is not None]
-    norms += [part.inner_norm for part in every if part.inner_norm is not None]
+    inner = [part.inner_norm for part in every if part.inner_norm is not None]
     final = [] if config.normalization_type is None else ["ln_final"]
     positions = ["pos_embed.W_pos"] if config.positional_embedding_type == "standard" else []
     needed = ["embed.W_E", *positions, "unembed.W_U"]
     needed += [matrix for part in parts for matrix, _ in (*part.readers.values(), part.out)]
     needed += [name for layer in range(config.n_layers) for name in _read_by_experts(config, layer)]
     # What one norm has every norm has: an architecture's norms have weights and biases, or none.
-    needed += [f"{norm}.w" for norm in [*norms, *final] if _any_has(manifest, [*norms, *final], "w")]
-    biased = norms if config.final_rms else [*norms, *final]
-    needed += [f"{norm}.b" for norm in biased if _any_has(manifest, biased, "b")]
+    for leaf, alike in (("w", [*norms, *final]), ("b", norms if config.final_rms else [*norms, *final])):
+        needed += [f"{norm}.{leaf}" for same in (alike, inner) for norm in same if _any_has(manifest, same, leaf)]
     missing = [name for name in needed if name not in manifest.weights]
     if missing:
         raise ExportError(f"{source}: does not say where its weight {missing[0]!r} lies, so it cannot be processed.")

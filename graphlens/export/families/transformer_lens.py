@@ -173,9 +173,9 @@ def _attention(c: ConfigReader, n_layers: int, d_model: int) -> Attention:
     d_head = c.size("d_head")
     n_heads = _size(c, "n_heads", max(d_model // d_head, 1))
     shared = _size(c, "n_key_value_heads", n_heads)
-    scale = 1.0
+    scale, divisor = 1.0, c.get("attn_scale", -1.0)
     if c.get("use_attn_scale", False):
-        scale = d_head**-0.5 if c.get("attn_scale", -1.0) == -1 else 1 / c.number("attn_scale")
+        scale = d_head**-0.5 if divisor == -1 else 1 / c.number("attn_scale")
     types = c.get("attn_types") or []
     local = frozenset[int]()
     if c.get("use_local_attn", False):
