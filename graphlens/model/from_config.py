@@ -95,7 +95,7 @@ def graph_of(config: HookedTransformerConfig) -> tuple[Path, Path]:
     from graphlens.model.torch_initial import generator_kept
 
     with generator_kept():
-        base = config_export(as_checkpoint(config), _any_weights(config))
+        base = config_export(as_checkpoint(config), lambda: _any_weights(config))
     dtype = dtype_name(config.dtype)
     return base, base if dtype == "float32" else converted_export(base, dtype)
 

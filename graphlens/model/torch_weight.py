@@ -16,6 +16,7 @@ from graphlens.analysis.arrays import Array
 from graphlens.errors import InputError
 
 Function: TypeAlias = Any  # one of torch's: a function, a method, the getter or setter of a property
+_READ_ALONE = {"clone", "cpu", "detach", "numpy"}  # a guard makes torch load its compiler, which takes seconds
 _WRITE_NOTHING = {"detach_", "rename_"}  # though their names end as those that write do
 
 
@@ -63,6 +64,8 @@ class Weight(torch.Tensor):
             target, *others = [*args, *options.values()] or [None]
             if isinstance(target, Weight):
                 _refuse_unseen(func, name, target, others)
+            if name in _READ_ALONE:
+                return _guarded(func(*args, **options), weights)
             with _Guard(weights, name):
                 return _guarded(func(*args, **options), weights)
 

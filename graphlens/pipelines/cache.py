@@ -270,12 +270,12 @@ def _derived(folder: Path, label: str, write: Callable[[Path, Path], object]) ->
     return target
 
 
-def config_export(settings: Mapping[str, Json], state: Mapping[str, ArrayInput]) -> Path:
+def config_export(settings: Mapping[str, Json], state: Callable[[], Mapping[str, ArrayInput]]) -> Path:
     """The folder in the cache of the model of a TransformerLens config, whatever its weights are; made if absent.
 
     Args:
         settings: See ``from_config.read_config``.
-        state: The weights that it gets if it is made.
+        state: Gives the weights that it gets if it is made.
 
     Raises:
         ExportError: The config asks for something that graphlens does not compute, or the cache cannot be written.
@@ -286,7 +286,7 @@ def config_export(settings: Mapping[str, Json], state: Mapping[str, ArrayInput])
     folder = cache_root() / "hooked" / graph_of(settings).name
     if _made(folder) is None:
         try:
-            bind(settings, state, folder)
+            bind(settings, state(), folder)
         except ExportError:
             if _made(folder) is None:  # otherwise another process made the same meanwhile
                 raise
