@@ -323,7 +323,7 @@ class _Recorder:
         if name not in self.initializers:
             content = ir.tensor(array, name=name)
             self.initializers[name] = ir.Value(
-                name=name, shape=content.shape, type=ir.TensorType(content.dtype), const_value=content
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(content.dtype), const_value=content
             )
         return self.initializers[name]
 

@@ -102,7 +102,7 @@ def converted(folder: Path, name: str, tokenizer: Callable[[str], Path | None]) 
         return target
     state = _loaded(inside(folder, pth.name))
     try:
-        state = _CONVERSIONS.get(layout, lambda found, _: dict(found))(state, settings)
+        state = _CONVERSIONS[layout](state, settings) if layout in _CONVERSIONS else state
     except (KeyError, ValueError) as error:
         raise ExportError(f"{pth}: does not hold the weights of a {layout!r} checkpoint ({error!r}).") from error
     try:

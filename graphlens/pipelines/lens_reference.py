@@ -30,6 +30,8 @@ def lens_logits(settings: Mapping[str, Json], state: Mapping[str, Array], tokens
 
 
 class _Reference:
+    """One model, its weights in float64."""
+
     def __init__(self, settings: Mapping[str, Json], state: Mapping[str, Array]) -> None:
         self._settings = settings
         self._state = {name: array.astype(np.float64) for name, array in state.items()}
@@ -117,7 +119,8 @@ class _Reference:
         pattern = np.exp(scores - scores.max(-1, keepdims=True))
         pattern /= pattern.sum(-1, keepdims=True)
         z = np.einsum("bhqk,bkhd->bqhd", pattern, made["V"])
-        return np.einsum("bphd,hdD->bpD", z, self._state[f"{at}.W_O"]) + self._state[f"{at}.b_O"]
+        found: Array = np.einsum("bphd,hdD->bpD", z, self._state[f"{at}.W_O"]) + self._state[f"{at}.b_O"]
+        return found
 
     def _rotated(self, x: Array, local: bool, d_head: int) -> Array:
         """Queries or keys [b, p, h, d] rotated by their positions."""
@@ -148,21 +151,25 @@ class _Reference:
             inner = _ACTIVATIONS[act](x @ self._state[f"{at}.W_in"] + self._state[f"{at}.b_in"])
         if act == "solu_ln":
             inner = self._norm(inner, f"{at}.ln", True)
-        return inner @ self._state[f"{at}.W_out"] + self._state[f"{at}.b_out"]
+        found: Array = inner @ self._state[f"{at}.W_out"] + self._state[f"{at}.b_out"]
+        return found
 
 
 def _exact_gelu(x: Array) -> Array:
     erf = np.vectorize(math.erf, otypes=[np.float64])
-    return x * (1 + erf(x / math.sqrt(2))) / 2
+    found: Array = x * (1 + erf(x / math.sqrt(2))) / 2
+    return found
 
 
 def _tanh_gelu(x: Array) -> Array:
-    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    found: Array = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    return found
 
 
 def _solu(x: Array) -> Array:
     shares = np.exp(x - x.max(-1, keepdims=True))
-    return x * shares / shares.sum(-1, keepdims=True)
+    found: Array = x * shares / shares.sum(-1, keepdims=True)
+    return found
 
 
 _ACTIVATIONS = {
