@@ -68,8 +68,8 @@ def _block(spec: Spec) -> nn.Module:
     norm(block, spec.ln1_post, spec.d_model)
     for path, heads in ((a.q, a.n_heads), (a.k, a.n_key_value_heads), (a.v, a.n_key_value_heads)):
         attn.add_module(path, _Matrix(spec.d_model, heads * a.d_head))
-    for path in (a.q_norm, a.k_norm):
-        norm(attn, path, a.d_head, f"{a.module}.{path}")
+    for normed in (a.q_norm, a.k_norm):
+        norm(attn, normed, a.d_head, f"{a.module}.{normed}")
     attn.add_module(a.out, _Matrix(a.n_heads * a.d_head, spec.d_model))
     block.add_module(a.module, attn)
     if spec.attn_only:
@@ -78,9 +78,9 @@ def _block(spec: Spec) -> nn.Module:
     norm(block, spec.ln2, spec.d_model)
     norm(block, spec.ln2_post, spec.d_model)
     bias = spec.mlp.late_bias is None
-    for path in (spec.mlp.gate, spec.mlp.up):
-        if path is not None:
-            mlp.add_module(path, _Matrix(spec.d_model, size, bias=bias))
+    for first in (spec.mlp.gate, spec.mlp.up):
+        if first is not None:
+            mlp.add_module(first, _Matrix(spec.d_model, size, bias=bias))
     if spec.mlp.late_bias is not None:
         mlp.add_module(spec.mlp.late_bias, _Bias(size))
     norm(mlp, spec.mlp.norm, size, f"{spec.mlp.module}.{spec.mlp.norm}")

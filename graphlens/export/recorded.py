@@ -8,41 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.convenience
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from graphlens.export.operations import HOOK_DOMAIN
 from graphlens.file.io_names import DECODER_INPUTS, INPUT_IDS, LOGITS, POSITIONS
+from graphlens.file.safetensors import Array
 
-Size = int | str
-Operand = "Recorded | Tensor | float"
+Size: TypeAlias = "int | str"
+Operand: TypeAlias = "Recorded | Tensor | ir.Value | float"
+Attribute: TypeAlias = "int | str | Sequence[int]"
 _BATCH, _SEQUENCE = "batch", "sequence"
 _TYPES: Mapping[torch.dtype, ir.DataType] = {
     torch.float32: ir.DataType.FLOAT, torch.int64: ir.DataType.INT64, torch.bool: ir.DataType.BOOL,
 }  # fmt: skip
 _SQUARE = (_BATCH, 1, _SEQUENCE, _SEQUENCE)
-# In the order of Decoder.forward.
-_INPUTS: Mapping[str, tuple[tuple[Size, ...], torch.dtype]] = {
-    INPUT_IDS: ((_BATCH, _SEQUENCE), torch.int64),
-    **dict(
-        zip(
-            DECODER_INPUTS,
-            (
-                ((_BATCH, _SEQUENCE), torch.int64),
-                (_SQUARE, torch.bool),
-                ((_BATCH, _SEQUENCE), torch.bool),
-                (_SQUARE, torch.bool),
-                ((_SEQUENCE, _SEQUENCE), torch.float32),
-            ),
-            strict=True,
-        )
-    ),
-}
+_KINDS: Sequence[tuple[tuple[Size, ...], torch.dtype]] = (
+    ((_BATCH, _SEQUENCE), torch.int64),
+    ((_BATCH, _SEQUENCE), torch.int64),
+    (_SQUARE, torch.bool),
+    ((_BATCH, _SEQUENCE), torch.bool),
+    (_SQUARE, torch.bool),
+    ((_SEQUENCE, _SEQUENCE), torch.float32),
+)
+# Of Decoder.forward, in its order.
+_INPUTS = dict(zip((INPUT_IDS, *DECODER_INPUTS), _KINDS, strict=True))
 
 
 def record(decoder: nn.Module, opset: int) -> ir.Model:
@@ -88,23 +84,22 @@ class Recorded:
     @classmethod
     def __torch_function__(
         cls,
-        function: Callable[..., Any],
+        function: Callable[..., object],
         _: Iterable[type],
-        given: Sequence[Any] = (),
-        named: Mapping[str, Any] | None = None,
+        given: Sequence[object] = (),
+        named: Mapping[str, object] | None = None,
     ) -> Recorded:
         if function not in _FUNCTIONS:
             raise NotImplementedError(f"internal error: {function} is not recorded")
-        found: Recorded = _FUNCTIONS[function](*given, **(named or {}))
-        return found
+        return _FUNCTIONS[function](*given, **(named or {}))
 
     def op(
         self,
         kind: str,
-        *others: Any,
+        *others: Operand,
         shape: Sequence[Size] | None = None,
         dtype: torch.dtype | None = None,
-        **attributes: Any,
+        **attributes: Attribute,
     ) -> Recorded:
         """What an operator makes of this and other tensors; of the same shape and dtype where nothing is said."""
         return self._work.op(
@@ -115,30 +110,30 @@ class Recorded:
         """The tensor with a mark of our own on it."""
         return self._work.op(operator, [self], self.shape, self.dtype, {"name": name}, HOOK_DOMAIN)
 
-    def _binary(self, kind: str, other: Any, swapped: bool = False) -> Recorded:
-        theirs = tuple(getattr(other, "shape", ()))
-        pair = [other, self] if swapped else [self, other]
+    def _binary(self, kind: str, other: Operand, swapped: bool = False) -> Recorded:
+        theirs = tuple(other.shape) if isinstance(other, Recorded | Tensor) else ()
+        pair: list[Operand] = [other, self] if swapped else [self, other]
         return self._work.op(kind, pair, _broadcast(self.shape, theirs), self.dtype, {})
 
-    def __add__(self, other: Any) -> Recorded:
+    def __add__(self, other: Operand) -> Recorded:
         return self._binary("Add", other)
 
-    def __sub__(self, other: Any) -> Recorded:
+    def __sub__(self, other: Operand) -> Recorded:
         return self._binary("Sub", other)
 
-    def __mul__(self, other: Any) -> Recorded:
+    def __mul__(self, other: Operand) -> Recorded:
         return self._binary("Mul", other)
 
-    def __truediv__(self, other: Any) -> Recorded:
+    def __truediv__(self, other: Operand) -> Recorded:
         return self._binary("Div", other)
 
-    def __rmul__(self, other: Any) -> Recorded:
+    def __rmul__(self, other: Operand) -> Recorded:
         return self._binary("Mul", other, swapped=True)
 
     def __neg__(self) -> Recorded:
         return self.op("Neg")
 
-    def __matmul__(self, other: Any) -> Recorded:
+    def __matmul__(self, other: Recorded | Tensor) -> Recorded:
         theirs = tuple(other.shape)
         shape = (*_broadcast(self.shape[:-2], theirs[:-2]), self.shape[-2], theirs[-1])
         return self.op("MatMul", other, shape=shape)
@@ -200,17 +195,19 @@ class Recorded:
         parts = [sizes] * (whole // sizes) if isinstance(sizes, int) else list(sizes)
         return self._work.split(self, parts)
 
-    def reshape(self, *given: Any) -> Recorded:
+    def reshape(self, *given: Size | Sequence[Size]) -> Recorded:
         """With other axes."""
-        wanted = list(given[0]) if len(given) == 1 and not isinstance(given[0], int | str) else list(given)
+        wanted: list[Size] = []
+        for sizes in given:
+            wanted += [sizes] if isinstance(sizes, int | str) else sizes
         shape = [_left_over(self.shape, wanted) if size == -1 else size for size in wanted]
         stays = [place < len(self.shape) and self.shape[place] == size for place, size in enumerate(shape)]
         if -1 in wanted or all(isinstance(size, int) or stays[place] for place, size in enumerate(shape)):
-            sizes = [
+            told: list[Size] = [
                 -1 if size == -1 and isinstance(shape[place], str) else 0 if stays[place] else shape[place]
                 for place, size in enumerate(wanted)
             ]
-            return self.op("Reshape", self._work.integers(sizes), shape=shape)
+            return self.op("Reshape", self._work.integers(told), shape=shape)
         return self.op("Reshape", self._work.sizes(shape), shape=shape)
 
 
@@ -252,10 +249,10 @@ class _Recorder:
     def op(
         self,
         kind: str,
-        inputs: Sequence[Any],
+        inputs: Sequence[Operand],
         shape: Sequence[Size],
         dtype: torch.dtype,
-        attributes: Mapping[str, Any],
+        attributes: Mapping[str, Attribute],
         domain: str = "",
     ) -> Recorded:
         """A new node's output. Numbers among its inputs get the dtype of the tensor beside them."""
@@ -282,16 +279,13 @@ class _Recorder:
         domain: str,
         kind: str,
         inputs: Sequence[ir.Value],
-        attributes: Mapping[str, Any],
+        attributes: Mapping[str, Attribute],
         outputs: Sequence[ir.Value],
     ) -> None:
-        told = [
-            ir.AttrString(key, text) if isinstance(text, str) else _number(key, text)
-            for key, text in attributes.items()
-        ]
+        told = ir.convenience.convert_attributes(attributes)
         self.nodes.append(ir.Node(domain, kind, inputs, told, outputs=outputs, name=f"node_{len(self.nodes)}"))
 
-    def _value(self, one: Any, dtype: torch.dtype) -> ir.Value:
+    def _value(self, one: Operand, dtype: torch.dtype) -> ir.Value:
         """The value of an operand: a recorded tensor, a parameter or buffer, or a constant."""
         if isinstance(one, Recorded):
             return one.value
@@ -314,16 +308,16 @@ class _Recorder:
         """A scalar, one for all that read the same."""
         return self._constant(np.asarray(number, _TYPES[dtype].numpy()))
 
-    def integers(self, numbers: Sequence[Any]) -> ir.Value:
+    def integers(self, numbers: Sequence[Size]) -> ir.Value:
         """A list of int64."""
         return self._constant(np.asarray(numbers, np.int64))
 
-    def _constant(self, array: Any) -> ir.Value:
+    def _constant(self, array: Array) -> ir.Value:
         name = f"constant/{array.dtype}/{array.tolist()}"
         if name not in self.initializers:
             content = ir.tensor(array, name=name)
             self.initializers[name] = ir.Value(
-                name=name, shape=content.shape, type=ir.TensorType(content.dtype), const_value=content
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(content.dtype), const_value=content
             )
         return self.initializers[name]
 
@@ -340,20 +334,14 @@ class _Recorder:
         return value
 
 
-def _number(key: str, number: Any) -> ir.Attr:
-    if isinstance(number, list | tuple):
-        return ir.AttrInt64s(key, list(number))
-    return ir.AttrInt64(key, number) if isinstance(number, int) else ir.AttrFloat32(key, number)
-
-
 # Functions of torch, on recorded tensors
 
 
-def _embedding(ids: Recorded, weight: Tensor, **_: Any) -> Recorded:
+def _embedding(ids: Recorded, weight: Tensor, **_: object) -> Recorded:
     return ids._work.op("Gather", [weight, ids], (*ids.shape, weight.shape[1]), weight.dtype, {"axis": 0})
 
 
-def _where(condition: Recorded, one: Any, other: Any) -> Recorded:
+def _where(condition: Recorded, one: Recorded | Tensor, other: Recorded | Tensor) -> Recorded:
     chosen = one if isinstance(one, Recorded) else other
     shape = _broadcast(condition.shape, _broadcast(tuple(one.shape), tuple(other.shape)))
     read = [
@@ -387,7 +375,7 @@ def _silu(x: Recorded, inplace: bool = False) -> Recorded:
     return x * x.op("Sigmoid")
 
 
-_FUNCTIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
+_FUNCTIONS: Mapping[Callable[..., object], Callable[..., Recorded]] = {
     functional.embedding: _embedding,
     functional.gelu: _gelu,
     functional.linear: _linear,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, as_array
+from graphlens.analysis.arrays import Array
 from graphlens.errors import ExportError, InputError, ModelFileError, RuntimeUnavailable, warn
 from graphlens.export.checkpoint import WEIGHTS_FILE, Checkpoint
 from graphlens.export.families import transformer_lens as lens
@@ -102,7 +101,7 @@ def converted(folder: Path, name: str, tokenizer: Callable[[str], Path | None]) 
         return target
     state = _loaded(inside(folder, pth.name))
     try:
-        state = _CONVERSIONS.get(layout, lambda found, _: dict(found))(state, settings)
+        state = _CONVERSIONS[layout](state, settings) if layout in _CONVERSIONS else state
     except (KeyError, ValueError) as error:
         raise ExportError(f"{pth}: does not hold the weights of a {layout!r} checkpoint ({error!r}).") from error
     try:
@@ -146,20 +145,9 @@ def _loaded(pth: Path) -> dict[str, Array]:
         raise RuntimeUnavailable(
             f"{pth}: reading a .pth file needs torch, which is not installed: pip install 'graphlens-onnx[export]'."
         )
-    import torch
+    from graphlens.export.pth import load_pth
 
-    try:
-        found = torch.load(pth, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
-        raise ExportError(
-            f"{pth}: torch.load(weights_only=True) refuses this file ({str(error).strip().splitlines()[0]:.200}). It is damaged, "
-            "or holds more than tensors, which could run code: graphlens loads it in no other way."
-        ) from error
-    if not isinstance(found, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items()
-    ):
-        raise ExportError(f"{pth}: holds no dict of names and tensors, so it is no state dict.")
-    return {name: as_array(value) for name, value in found.items()}
+    return load_pth(pth)
 
 
 def _of_old_solu(state: Mapping[str, Array], settings: Mapping[str, Json]) -> dict[str, Array]:

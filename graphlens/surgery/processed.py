@@ -32,9 +32,9 @@ def process_group(weights: Mapping[str, Array], steps: Sequence[str], config: Mo
             if f"{norm}.w" in weights:
                 _fold_into_experts(weights, norm)
                 _fold_norm(weights, norm, readers, config.norm_centres(norm))
-    centred = _WRITING if "center_writing_weights" in steps else ()
+    centred: Sequence[str] = _WRITING if "center_writing_weights" in steps else ()
     if config.positional_embedding_type == "shortformer":  # no norm centres what its position embeddings are added to
-        centred = tuple(name for name in centred if name != "pos_embed.W_pos")
+        centred = [name for name in centred if name != "pos_embed.W_pos"]
     for name in (*centred, *(("unembed.W_U", "unembed.b_U") if "center_unembed" in steps else ())):
         if name in weights:
             _centre(weights[name], -1)

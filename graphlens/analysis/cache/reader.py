@@ -168,9 +168,9 @@ class Reader(Generic[ArrayT]):
         """(label, hook name) of the embeddings that this architecture has, whether they are cached or not."""
         # Of the cache's own names a filter may have left one out, which must be an error and not another sum.
         both = (("embed", "hook_embed"), ("pos_embed", "hook_pos_embed"))
-        if self.model.cfg.positional_embedding_type == "shortformer":
-            both = both[:1]  # those of positions are no part of the residual stream
-        return [(label, name) for label, name in both if name in self.model.hook_dict]
+        # Where they are added late, those of positions are no part of the residual stream.
+        late = {"hook_pos_embed"} if self.model.cfg.positional_embedding_type == "shortformer" else set()
+        return [(label, name) for label, name in both if name in self.model.hook_dict and name not in late]
 
     # Norms
 
