@@ -28,7 +28,7 @@ class CacheConfig(Protocol):
     @property
     def d_model(self) -> int: ...  # noqa: D102
     @property
-    def d_mlp(self) -> int: ...  # noqa: D102
+    def d_mlp(self) -> int | None: ...  # noqa: D102
     @property
     def normalization_type(self) -> str | None: ...  # noqa: D102
     @property
