@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         ModelFileError,
         RunError,
         RuntimeUnavailable,
+        StateDictError,
         UnknownHookPoint,
         VerificationError,
     )
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
+    from graphlens.model.config import HookedTransformerConfig
     from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.kv_cache import (
@@ -43,6 +45,7 @@ _HOMES = {
     "ActivationCache": "graphlens.analysis.cache.activation_cache",
     "HookedEncoder": "graphlens.model.hooked_encoder",
     "HookedTransformer": "graphlens.model.hooked_transformer",
+    "HookedTransformerConfig": "graphlens.model.config",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
@@ -64,6 +67,7 @@ _HOMES = {
             "ModelFileError",
             "RunError",
             "RuntimeUnavailable",
+            "StateDictError",
             "UnknownHookPoint",
             "VerificationError",
         ),
@@ -80,6 +84,7 @@ __all__ = [
     "HookResultError",
     "HookedEncoder",
     "HookedTransformer",
+    "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
     "HookedTransformerKeyValueCacheEntry",
     "InputError",
@@ -90,6 +95,7 @@ __all__ = [
     "RunError",
     "RuntimeUnavailable",
     "Scale",
+    "StateDictError",
     "Steer",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",

@@ -31,6 +31,10 @@ class InputError(GraphlensError, ValueError):
     """Tokens, prompts or options that the model cannot take: empty, ragged, too long, outside the vocabulary."""
 
 
+class StateDictError(InputError, RuntimeError):
+    """A state dict that does not fit a model: names that are missing or are none of its weights, other shapes."""
+
+
 class InputTypeError(InputError, TypeError):
     """An argument of a kind that the call does not take: a number where a function is wanted, say."""
 

@@ -20,6 +20,7 @@ from graphlens.model.kv_cache import (
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
 )
+from graphlens.model.torch_config import HookedTransformerConfig
 from graphlens.model.torch_face import FactoredMatrix, HookedEncoder, HookedTransformer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "HookedEncoder",
     "HookedRootModule",
     "HookedTransformer",
+    "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
     "HookedTransformerKeyValueCacheEntry",
     "KeyValueCache",

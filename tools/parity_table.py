@@ -159,15 +159,22 @@ Generating:
 
 The configuration and the constructors:
 
-- `cfg.n_key_value_heads` is a number (there None for plain attention); `cfg.tokenizer_prepends_bos` is what the
-  tokenizer does now; `cfg.attn_scale` is sqrt(d_head)
+- `cfg.n_key_value_heads` of a file is a number (there None for plain attention); `cfg.tokenizer_prepends_bos` is what the given
+  tokenizer does by itself (TransformerLens replaces the tokenizer by one that prepends); `cfg.attn_scale` is sqrt(d_head)
   (there -1 for a model that does not scale its scores).
-- `cfg` is read-only: flags are set by `set_use_...`. `cfg.device` of the NumPy face is where the session runs, and on the
-  torch face where tensors come out, the CPU.
+- A field of `cfg` that the graph was made by cannot be set, where TransformerLens ignores it or breaks: flags and text
+  defaults can, and are then set on the model; see [configs.md](configs.md). A model has a config of its own, a copy of the
+  one that it was built from. `cfg.device` of the NumPy face is where the session runs, and on the torch face where tensors
+  come out, the CPU.
+- With `init_weights=False` weight matrices are zeros, uninitialised memory there.
 - What follows `center_unembed` in the constructors is passed by name.
 - An `hf_model` in float64 is refused; models are exported from float32, whatever precision they then compute in, and
   processed in it. `accumulated_bias` of a float64 model is float64.
 - `all_composition_scores` and weight stacks are computed when they are asked for, as copies.
+- Weight processing never changes predictions. In models from a config TransformerLens's does where `final_rms` is set (it
+  centres W_U), where position embeddings are added late (`shortformer`: it centres W_pos, and `load_and_process_state_dict`
+  folds the norms), and where a gated MLP follows LayerNorm (it loses the norm's bias at the gate): here these steps leave
+  that out.
 """
 
 

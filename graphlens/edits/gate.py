@@ -114,7 +114,7 @@ def _check_integers(item: Intervention, entry: HookEntry, sizes: Mapping[str, in
     if not item.is_activation:
         able = names_of(kind for kind in KINDS.values() if kind.is_activation)
         raise InputError(f"{item.label}: this hook point holds integers, which only {able} can change.")
-    what, count = ("experts'", sizes["expert"]) if "chosen_expert" in entry.axes else ("token", sizes["d_vocab"])
+    what, count = ("experts'", sizes["expert"]) if "chosen_expert" in entry.axes else ("token", sizes["vocabulary"])
     values = item.array
     if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= count:
         raise InputError(f"{item.label}: its value must be {what} ids, integers from 0 to {count - 1}.")

@@ -96,7 +96,7 @@ def replace_weights(model: ir.Model, manifest: Manifest, given: Mapping[str, Arr
         tensors.write(contents.setdefault(places[name], tensors.copy(name)), name, array)
     for place, content in list(contents.items()):
         names = [name for name in places if places[name] == place]
-        if all(tensors.holds(content, name, new.get(name)) for name in names):
+        if len(names) == 1 or all(tensors.holds(content, name, new.get(name)) for name in names):
             continue
         if tuple(sorted(names)) not in set(itertools.product(TOKEN_EMBEDDINGS, _UNEMBEDDINGS)):
             raise InputError(
@@ -167,7 +167,7 @@ class _Tensors:
         entry = self._stored.entry(name)
         assert entry is not None, "it was looked for"
         with np.errstate(over="ignore"):
-            found: Array = array.astype(DATA_TYPES[entry.dtype].numpy())
+            found: Array = array.astype(DATA_TYPES[entry.dtype].numpy(), copy=False)
         return found.view(np.uint16) if entry.dtype == "BF16" else found
 
     def checked(self, name: str, array: Array) -> Array:
@@ -191,8 +191,8 @@ class _Tensors:
         dtype = DATA_TYPES[entry.dtype].numpy()
         computed = dtype if view.times is None and view.plus is None else np.promote_types(dtype, np.float32)
         with np.errstate(over="ignore"):
-            found: Array = array.astype(computed)
-            finite = np.isfinite(found.astype(dtype)).all()
+            found: Array = array.astype(computed, copy=False)
+            finite = np.isfinite(found.astype(dtype, copy=False)).all()
         if not finite:
             raise InputError(
                 f"{name!r} was to be set to numbers that are not finite, or too large for the {dtype} that the file holds."

@@ -146,7 +146,7 @@ def _indices(
 
 
 def _ranges(model: HookedTransformer[ArrayT], tokens: Input[ArrayT], activation: str) -> dict[str, range]:
-    cfg, text = model.cfg, model.runner.text
+    cfg, text = model.runner.config, model.runner.text
     length = (text.padded(tokens) if is_text(tokens) else text.ids(tokens)).shape[-1]
     few = "key_value_head_index" in BLOCK.get(split_name(get_act_name(activation, 0))[1], ())
     positions = dict.fromkeys(("pos", "dest_pos", "src_pos"), range(length))
@@ -352,7 +352,7 @@ def _every(name: str, what: str, grids: Sequence[str]) -> ActPatchEvery:
     def every(
         model: HookedTransformer[ArrayT], corrupted_tokens: Input[ArrayT], clean_cache: Clean, metric: Measure
     ) -> ArrayT:
-        cfg, found = model.cfg, []
+        cfg, found = model.runner.config, []
         if "head" in axes and cfg.n_heads != (few := cfg.n_key_value_heads):
             calls = ", ".join(f"get_act_patch_{grid_name}" for grid_name in grids)
             raise InputError(f"{cfg.n_heads} heads and {few} of keys and values do not stack: call {calls} instead.")

@@ -117,7 +117,7 @@ def direct_logit_attribution(
     direction = w_u[:, 0] - w_u[:, 1]
     weight, bias = model.weights.get("ln_final.w"), model.weights.get("ln_final.b")
     scaled = direction if weight is None else direction * np.asarray(weight, np.float64)
-    if model.cfg.normalization_type.startswith("LN"):
+    if model.runner.config.norm_centres("ln_final"):
         components = components - components.mean(-1, keepdims=True)
     values = (components / scale * scaled).sum(-1).mean(-1)
     b_u = np.asarray(model.b_U, np.float64)[needs.tokens]

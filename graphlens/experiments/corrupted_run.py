@@ -88,7 +88,7 @@ class CorruptedRun:
         }
         measuring = Measuring(runner, request, metrics, ran.logits, source)
         whole = None if all(isinstance(metric, Metric) for metric in measuring.metrics) else ran.logits
-        probed = np.linspace(0, runner.config.d_vocab - 1, _PROBES, dtype=np.int64)
+        probed = np.linspace(0, runner.config.d_vocab_out - 1, _PROBES, dtype=np.int64)
         probe = ran.logits[:, -1:, probed].copy()
         return cls(runner, request, sites, ran.values, patched, measuring, whole, probed, probe)
 

@@ -105,6 +105,10 @@ def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> str:
     """Why the blocks' pieces must not be used, found by sending the corrupted prompts through them; "" if they may."""
     if run.runner.config.normalises_residual:
         return "this model normalises its residual stream after each sublayer"
+    if not run.runner.config.is_causal:
+        return "its tokens attend to later ones too"
+    if run.runner.config.positional_embedding_type == "shortformer":
+        return "position embeddings are added inside its attention"
     start = run.length // 2
     kept = Kept(run.activations, run.tokens, {_ENTRY: run.activations[_ENTRY]})
     same = Variant(0, _ENTRY, np.zeros((1, 1, 1), bool), start)

@@ -48,7 +48,7 @@ class Measuring:
         source: Source,
     ) -> None:
         self._runner, self._shape = runner, request.shape
-        self._d_vocab = runner.config.d_vocab
+        self._d_vocab = runner.config.d_vocab_out
         self.metrics: list[Measure] = []
         self.corrupted: list[Array] = []
         self.clean: list[Array | None] = []

@@ -120,8 +120,10 @@ def _quick_hooks(runner: Runner[ArrayT], sites: Sequence[Site], recompute: bool)
         return [], ["recompute=False"]
     if not runner.active().plain:
         return [], ["hooks or interventions are active, which only whole runs honour"]
-    if runner.config.is_encoder:
-        return [], ["tokens of an encoder attend to later ones too, so that a patch changes every position"]
+    if not runner.config.is_causal:
+        return [], ["tokens of this model attend to later ones too, so that a patch changes every position"]
+    if runner.config.positional_embedding_type == "shortformer":
+        return [], ["position embeddings are added inside this model's attention"]
     if runner.config.normalises_residual:
         return [], [
             "this model normalises its residual stream after each sublayer, so that no patch is added to it as it is"

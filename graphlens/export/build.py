@@ -11,7 +11,8 @@ import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer
 
 from graphlens.errors import ExportError
-from graphlens.export.decoder import FORK_OP, HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
+from graphlens.export.decoder import MODEL_PREFIX
+from graphlens.export.operations import FORK_OP, HOOK_DOMAIN, HOOK_OP
 from graphlens.file.firing import graph_order
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry

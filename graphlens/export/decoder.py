@@ -1,13 +1,10 @@
 """The forward of all decoders, hook by hook as TransformerLens has it, over the parameters of a transformers model.
 
 transformers' model is built (of fake tensors) for its parameters, which keep their names, and for its rotary embeddings; its
-own forward is never traced. A Spec says which computation each part does. Hook points are marked with a symbolic operator
-that the optimiser keeps; build.py turns the marks into names.
+own forward is never traced. A Spec says which computation each part does. operations.py has the parts themselves.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,123 +12,10 @@ from torch.nn import functional
 
 from graphlens.errors import ExportError
 from graphlens.export.families import Experts, Mlp, Spec
+from graphlens.export.operations import ACTIVATIONS, LongRotary, Norm, fork, hook_point, linear, rotated
 from graphlens.file.names import in_block
 
-HOOK_DOMAIN = "ai.graphlens"
-HOOK_OP, FORK_OP = "HookPoint", "Fork"
 MODEL_PREFIX = "model."  # Decoder's attribute, in front of every parameter name
-
-
-def _tanh_gelu(x: Tensor) -> Tensor:
-    """GELU by the tanh formula, which exports as one node."""
-    return functional.gelu(x, approximate="tanh")
-
-
-# By their names in transformers' configs.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "gelu_python": functional.gelu,
-    "gelu_new": _tanh_gelu,
-    "gelu_fast": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-    "relu": functional.relu,
-    "silu": functional.silu,
-    "swish": functional.silu,
-}
-
-
-def hook_point(x: Tensor, name: str) -> Tensor:
-    """Marks a tensor as a hook point, for export and optimiser to keep.
-
-    Args:
-        x: The activation.
-        name: The hook point's full name.
-
-    Returns:
-        The same tensor for all that reads it: same shape and dtype.
-    """
-    return _symbolic(HOOK_OP, x, name)
-
-
-def fork(x: Tensor, name: str) -> Tensor:
-    """A copy of a tensor that the optimiser does not see through, so that what reads it is not merged with other readers.
-
-    Args:
-        x: The tensor.
-        name: What reads the copy.
-    """
-    return _symbolic(FORK_OP, x, name)
-
-
-def _symbolic(operator: str, x: Tensor, name: str) -> Tensor:
-    """An operator of our own on a tensor, which gives it back."""
-    return torch.onnx.ops.symbolic(
-        f"{HOOK_DOMAIN}::{operator}", (x,), {"name": name}, dtype=x.dtype, shape=x.shape, version=1
-    )
-
-
-class _Norm(nn.Module):
-    """A LayerNorm or RMSNorm written out, with hook_scale and hook_normalized marked (the affine comes after)."""
-
-    def __init__(self, module: nn.Module, centred: bool, plus_one: bool, eps: float) -> None:
-        super().__init__()
-        for key, value in module.named_parameters(recurse=False):
-            self.register_parameter(key, value)
-        self.centred, self.plus_one, self.eps = centred, plus_one, eps
-
-    def forward(self, x: Tensor, name: str) -> Tensor:
-        """The norm of ``x`` over its last axis, its hook points under ``name``."""
-        if self.centred:
-            x = x - x.mean(-1, keepdim=True)
-        scale = hook_point(torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps), f"{name}.hook_scale")
-        x = hook_point(x / scale, f"{name}.hook_normalized")
-        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
-        if weight is not None:
-            x = x * (weight + 1.0 if self.plus_one else weight)
-        return x if bias is None else x + bias
-
-
-def linear(module: nn.Module, x: Tensor, transposed: bool) -> Tensor:
-    """A linear map of the last axis of ``x``, as one Gemm that reads the weight as stored, untransposed."""
-    flat = x.reshape(-1, x.shape[-1])
-    if transposed:
-        flat = torch.addmm(module.bias, flat, module.weight)
-    else:
-        flat = functional.linear(flat, module.weight, module.bias)
-    return flat.reshape(*x.shape[:-1], flat.shape[-1])
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, pairs: bool) -> Tensor:
-    """Queries or keys [b, p, h, d] rotated by their positions; cos and sin [b, p, r], r <= d."""
-    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    size = cos.shape[-1]
-    # Split, and not an index: it has a derivative.
-    turning, rest = (x, None) if size == x.shape[-1] else x.split([size, x.shape[-1] - size], -1)
-    if pairs:
-        first, second = turning.reshape(*turning.shape[:-1], size // 2, 2).split([1, 1], -1)
-        turned = torch.cat([-second, first], -1).reshape(turning.shape)
-    else:
-        first, second = turning.split([size // 2, size // 2], -1)
-        turned = torch.cat([-second, first], -1)
-    turned = turning * cos + turned * sin
-    return turned if rest is None else torch.cat([turned, rest], -1)
-
-
-class _LongRotary(nn.Module):
-    """Cosines and sines by other frequencies as soon as an input is longer than ``short`` positions (longrope)."""
-
-    def __init__(self, module: nn.Module, short: int) -> None:
-        super().__init__()
-        self.inv_freq = module.inv_freq
-        self.long_inv_freq = nn.Buffer(torch.empty_like(module.inv_freq), persistent=False)
-        self.short, self.scaling = short, float(module.attention_scaling)
-
-    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [b, p, r] of positions [b, p], in the dtype of ``x``."""
-        frequencies = torch.where(positions.max() >= self.short, self.long_inv_freq, self.inv_freq)
-        angles = positions.unsqueeze(-1).to(frequencies.dtype) * frequencies
-        angles = torch.cat([angles, angles], -1)
-        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
 
 
 class Inputs:
@@ -139,6 +23,7 @@ class Inputs:
 
     def __init__(self, positions: Tensor, mask: Tensor, local_mask: Tensor, distance: Tensor) -> None:
         self.positions, self.mask, self.local_mask, self.distance = positions, mask, local_mask, distance
+        self.added_late: Tensor | None = None  # position embeddings that queries and keys alone are computed with
         self.turns: dict[str, tuple[Tensor, Tensor]] = {}
 
 
@@ -164,15 +49,18 @@ class Block(nn.Module):
         attention = spec.attention
         for path in {attention.q_norm, attention.k_norm} - {None}:
             put_norm(self, f"{attention.module}.{path}", spec)
+        if spec.mlp.norm is not None:
+            put_norm(self, f"{spec.mlp.module}.{spec.mlp.norm}", spec)
         if attention.alibi is not None:
             self.slopes = nn.Buffer(torch.empty(1, attention.n_heads, 1, 1), persistent=False)
         if spec.mlp.experts is not None:
             delattr(self, spec.mlp.experts.fused)
             self.add_module(spec.mlp.module, _experts(spec.mlp, spec.mlp.experts, spec.d_model))
 
-    def _norm(self, path: str, name: str, x: Tensor) -> Tensor:
+    def _norm(self, path: str | None, name: str, x: Tensor) -> Tensor:
         """A norm of the block, its hook points under ``name``. One module under two names is two norms in the graph."""
-        return self.get_submodule(path)(x, in_block(self.layer, name))
+        normed: Tensor = x if path is None else self.get_submodule(path)(x, in_block(self.layer, name))
+        return normed
 
     def _mark(self, x: Tensor, name: str) -> Tensor:
         """Marks a hook point of this block."""
@@ -184,6 +72,8 @@ class Block(nn.Module):
         resid = self._mark(resid, "hook_resid_pre")
         out = self._attend(resid if spec.post_norm_only else self._norm(spec.ln1, "ln1", resid), inputs, model)
         out = self._mark(self._finished(out, spec.ln1, spec.ln1_post, "ln1"), "hook_attn_out")
+        if spec.attn_only:
+            return self._mark(resid + out, "hook_resid_post")
         middle = resid if spec.parallel else self._mark(out + resid, "hook_resid_mid")
         # Where both norms compute the same, the optimiser would merge them: editing one would edit the other.
         read = fork(middle, in_block(self.layer, "ln2")) if spec.parallel else middle
@@ -191,7 +81,7 @@ class Block(nn.Module):
         fed = self._mark(self._finished(fed, spec.ln2, spec.ln2_post, "ln2"), "hook_mlp_out")
         return self._mark(middle + out + fed if spec.parallel else middle + fed, "hook_resid_post")
 
-    def _finished(self, out: Tensor, norm: str, post: str | None, name: str) -> Tensor:
+    def _finished(self, out: Tensor, norm: str | None, post: str | None, name: str) -> Tensor:
         """What a sublayer adds to the residual stream, from what it gives."""
         if post is not None:
             out = self._norm(post, f"{name}_post", out)
@@ -204,7 +94,7 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, inputs: Inputs, model: nn.Module) -> Tensor:
         """Attention's output [b, p, d_model]. Masked scores are -inf; a row without keys has pattern 0."""
         a = self.spec.attention
-        q, k, v = self._heads(x)
+        q, k, v = self._heads(x, x if inputs.added_late is None else x + inputs.added_late)
         q, k = self._turned(self._normed(q, "q"), self._normed(k, "k"), inputs, model)
         if a.clip is not None:
             v = v.clamp(-a.clip, a.clip)
@@ -217,8 +107,9 @@ class Block(nn.Module):
             scores = torch.tanh(scores / a.softcap) * a.softcap
         if a.alibi is not None:
             scores = scores + self.slopes * inputs.distance * a.alibi
-        mask = inputs.local_mask if self.layer in a.local else inputs.mask
-        scores = torch.where(mask, scores, torch.full((), -torch.inf, dtype=scores.dtype, device=scores.device))
+        if not self.spec.bidirectional:
+            mask = inputs.local_mask if self.layer in a.local else inputs.mask
+            scores = torch.where(mask, scores, torch.full((), -torch.inf, dtype=scores.dtype, device=scores.device))
         scores = self._mark(scores, "attn.hook_attn_scores")
         pattern = torch.softmax(scores, dim=-1)
         zero = torch.zeros((), dtype=pattern.dtype, device=pattern.device)
@@ -226,11 +117,17 @@ class Block(nn.Module):
         z = self._mark(torch.matmul(pattern, v).transpose(1, 2), "attn.hook_z")
         return self._matrix(f"{a.module}.{a.out}", z.reshape(*x.shape[:2], -1))
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [b, p, h, d], keys and values [b, p, kv, d], marked."""
+    def _heads(self, x: Tensor, placed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [b, p, h, d], keys and values [b, p, kv, d], marked.
+
+        Args:
+            x: What values are computed from, and queries and keys where all three share a matrix.
+            placed: What queries and keys are computed from otherwise.
+        """
         a, shape = self.spec.attention, x.shape[:2]
         if a.fused is None:
-            parts = [self._matrix(f"{a.module}.{path}", x).reshape(*shape, -1, a.d_head) for path in (a.q, a.k, a.v)]
+            read = ((a.q, placed), (a.k, placed), (a.v, x))
+            parts = [self._matrix(f"{a.module}.{path}", of).reshape(*shape, -1, a.d_head) for path, of in read]
         else:
             fused = self._matrix(f"{a.module}.{a.fused}", x)
             if a.layout == "parts":
@@ -271,7 +168,7 @@ class Block(nn.Module):
                 module = model.get_submodule(rotary.module)
                 inputs.turns[kind] = module(q, inputs.positions, *([kind] if kind else []))
         cos, sin = inputs.turns[kind]
-        q, k = (_rotated(each, cos, sin, rotary.pairs) for each in (q, k))
+        q, k = (rotated(each, cos, sin, rotary.pairs) for each in (q, k))
         return self._mark(q, "attn.hook_rot_q"), self._mark(k, "attn.hook_rot_k")
 
     # The MLP
@@ -292,6 +189,10 @@ class Block(nn.Module):
         post = ACTIVATIONS[mlp.act](self._mark(pre, "mlp.hook_pre"))
         if linear is not None:
             post = post * self._mark(linear, "mlp.hook_pre_linear")
+        if mlp.late_bias is not None:
+            post = post + self.get_submodule(at + mlp.late_bias).bias
+        if mlp.norm is not None:
+            post = self._norm(at + mlp.norm, "mlp.ln", self._mark(post, "mlp.hook_mid"))
         return self._matrix(at + mlp.down, self._mark(post, "mlp.hook_post"))
 
     def _consult(self, experts: Experts, x: Tensor) -> Tensor:
@@ -345,7 +246,7 @@ class Decoder(nn.Module):
             put_norm(model, str(path), spec)
         rotary = spec.attention.rotary
         if rotary is not None and rotary.short is not None:
-            _put(model, rotary.module, _LongRotary(model.get_submodule(rotary.module), rotary.short))
+            _put(model, rotary.module, LongRotary(model.get_submodule(rotary.module), rotary.short))
 
     def forward(
         self,
@@ -358,6 +259,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Logits [b, p, d_vocab]; see file/io_names.py for the inputs."""
         spec, model = self.spec, self.model
+        inputs = Inputs(positions, mask, local_mask, distance)
         x = functional.embedding(input_ids, model.get_submodule(spec.embed).weight)
         if spec.embed_in is not None:
             x = linear(model.get_submodule(spec.embed_in), x, transposed=False)
@@ -370,8 +272,11 @@ class Decoder(nn.Module):
             rows = positions + spec.pos_offset if spec.pos_offset else positions
             learned = functional.embedding(rows, model.get_submodule(spec.pos_embed).weight)
             zero = torch.zeros((), dtype=learned.dtype, device=learned.device)
-            x = x + hook_point(torch.where(token_mask.unsqueeze(-1), learned, zero), "hook_pos_embed")
-        inputs = Inputs(positions, mask, local_mask, distance)
+            learned = hook_point(torch.where(token_mask.unsqueeze(-1), learned, zero), "hook_pos_embed")
+            if spec.late_positions:
+                inputs.added_late = learned
+            else:
+                x = x + learned
         for block in model.get_submodule(spec.blocks).children():
             x = block(x, inputs, model)
         x = x if spec.final_norm is None else model.get_submodule(spec.final_norm)(x, "ln_final")
@@ -388,8 +293,8 @@ class Decoder(nn.Module):
 
 def put_norm(root: nn.Module, path: str, spec: Spec) -> None:
     """Puts a norm of our own, with the same parameters, in the place of transformers'."""
-    norms = spec.norms
-    _put(root, path, _Norm(root.get_submodule(path), norms.kind == "LN", norms.plus_one, norms.eps))
+    norms = spec.other_norms.get(path, spec.norms)
+    _put(root, path, Norm(root.get_submodule(path), norms.kind == "LN", norms.plus_one, norms.eps))
 
 
 def _put(root: nn.Module, path: str, module: nn.Module) -> None:

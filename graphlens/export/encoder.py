@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from graphlens.errors import ExportError
-from graphlens.export.decoder import ACTIVATIONS, Inputs, hook_point, linear, put_norm
+from graphlens.export.decoder import Inputs, put_norm
 from graphlens.export.families import Spec
+from graphlens.export.operations import ACTIVATIONS, hook_point, linear
 from graphlens.export.post_norms import PostNormBlock
 
 
@@ -59,7 +60,7 @@ class Encoder(nn.Module):
         for block in model.get_submodule(spec.blocks).children():
             x = block(x, inputs, model)
         x = ACTIVATIONS[parts.act](linear(model.get_submodule(parts.dense), x, transposed=False))
-        x = hook_point(model.get_submodule(spec.final_norm)(x, "mlm_head.ln"), "unembed.hook_in")
+        x = hook_point(model.get_submodule(str(spec.final_norm))(x, "mlm_head.ln"), "unembed.hook_in")
         return hook_point(linear(model.get_submodule(spec.head), x, transposed=False), "unembed.hook_out")
 
     def _embedded(self, ids: Tensor, path: str, name: str) -> Tensor:

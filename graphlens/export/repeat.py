@@ -11,8 +11,9 @@ from collections.abc import Hashable, Mapping, Sequence
 import onnx_ir as ir
 
 from graphlens.errors import ExportError
-from graphlens.export.decoder import HOOK_DOMAIN, HOOK_OP, MODEL_PREFIX
+from graphlens.export.decoder import MODEL_PREFIX
 from graphlens.export.families import Spec
+from graphlens.export.operations import HOOK_DOMAIN, HOOK_OP
 from graphlens.file.names import block_name, in_block
 
 

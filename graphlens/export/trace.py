@@ -9,20 +9,24 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from graphlens.errors import ExportError
 from graphlens.export.decoder import MODEL_PREFIX, Block, Decoder
 from graphlens.export.encoder import Encoder
 from graphlens.export.families import Spec
+from graphlens.export.modules import own_model
 from graphlens.export.post_norms import PostNormBlock
+from graphlens.export.recorded import record
 from graphlens.file.io_names import DECODER_INPUTS, ENCODER_INPUTS, INPUT_IDS, LOGITS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 OPSET = 20
 
@@ -40,11 +44,11 @@ def _quiet() -> Iterator[None]:
             logging.disable(previous)
 
 
-def trace(config: PretrainedConfig, spec: Spec, layers: Sequence[int] | None = None) -> ir.Model:
+def trace(config: PretrainedConfig | None, spec: Spec, layers: Sequence[int] | None = None) -> ir.Model:
     """Traces a model without its weights to an ONNX graph in which every hook point is marked.
 
     Args:
-        config: transformers' config of the model.
+        config: transformers' config of the model; None where its modules are our own.
         spec: What it computes.
         layers: The blocks that the graph has, in order; None for all. See ``repeat_blocks``.
 
@@ -55,6 +59,9 @@ def trace(config: PretrainedConfig, spec: Spec, layers: Sequence[int] | None = N
     Raises:
         ExportError: transformers cannot build the model of this config, or builds another than the Spec says.
     """
+    if spec.own:
+        return _recorded(spec)
+    assert config is not None, "the modules are transformers'"
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     with _quiet(), torch.no_grad():
@@ -114,6 +121,8 @@ def _as_specified() -> Iterator[None]:
 
 def _built(config: PretrainedConfig, spec: Spec) -> nn.Module:
     """transformers' model of a config."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
     kind = AutoModelForCausalLM if spec.encoder is None else AutoModelForMaskedLM
     try:
         model: nn.Module = kind.from_config(config, dtype=torch.float32)
@@ -134,12 +143,16 @@ def _forward_of(model: nn.Module, spec: Spec, layers: Sequence[int] | None) -> n
     return Decoder(model, spec, PostNormBlock if spec.residual_norms else Block)
 
 
-def slopes(n_heads: int) -> Tensor:
+def slopes(n_heads: int, even: bool = False) -> Tensor:
     """The slopes of ALiBi (Press et al. 2021) for each head, float32 [1, n_heads, 1, 1], as Bloom has them.
 
     Args:
         n_heads: The number of heads. For one that is no power of two, those of the next larger power fill up the rest.
+        even: True for powers of 2^(-8/n_heads) also there, as TransformerLens has them.
     """
+    if even:
+        start = 2 ** (-8 / n_heads)
+        return (start * start ** torch.arange(n_heads)).to(torch.float32).reshape(1, -1, 1, 1)
     closest = 2 ** math.floor(math.log2(n_heads))
     base = 2 ** (-(2 ** -(math.log2(closest) - 3)))
     found = [base**index for index in range(1, closest + 1)]
@@ -151,6 +164,8 @@ def slopes(n_heads: int) -> Tensor:
 
 def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
     """The rotary frequencies [r / 2] of an input that is longer than those of a short one hold for."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     rotary = spec.attention.rotary
     assert rotary is not None
     assert rotary.short is not None
@@ -161,8 +176,26 @@ def _long_frequencies(config: PretrainedConfig, spec: Spec) -> Tensor:
 def _computed_buffers(config: PretrainedConfig, spec: Spec, names: set[str]) -> dict[str, Tensor]:
     """The values that the model gives to buffers that no checkpoint stores (rotary frequencies, say), by name.
 
-    The model is built for real, but every parameter moves to the meta device as it is registered, before it is touched.
+    The model is built for real, but its parameters hold no data.
     """
+    with _parameters_on_meta():
+        model = _built(config, spec)
+    return {name: buffer for name, buffer in model.named_buffers() if name in names}
+
+
+def _recorded(spec: Spec) -> ir.Model:
+    """The graph of a model whose modules are our own."""
+    with torch.no_grad(), _parameters_on_meta():
+        decoder = Decoder(own_model(spec), spec).eval()
+        for name, buffer in decoder.named_buffers():
+            if name.endswith(".slopes"):
+                buffer.copy_(slopes(spec.attention.n_heads, spec.attention.even_slopes))
+        return record(decoder, OPSET)
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Lets every parameter of the modules that are made move to the meta device as it is registered, before it is touched."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -171,10 +204,9 @@ def _computed_buffers(config: PretrainedConfig, spec: Spec, names: set[str]) -> 
 
     nn.Module.register_parameter = register_on_meta
     try:
-        model = _built(config, spec)
+        yield
     finally:
         nn.Module.register_parameter = register
-    return {name: buffer for name, buffer in model.named_buffers() if name in names}
 
 
 def _trace(forward: nn.Module, spec: Spec) -> ir.Model:

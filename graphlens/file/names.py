@@ -93,6 +93,9 @@ BLOCK: Mapping[str, Axes] = {
     "mlp.hook_expert_indices": (TOKENS, "chosen_expert"),
     "mlp.hook_pre": NEURONS,
     "mlp.hook_pre_linear": NEURONS,
+    "mlp.hook_mid": NEURONS,
+    "mlp.ln.hook_scale": SCALE,
+    "mlp.ln.hook_normalized": NEURONS,
     "mlp.hook_post": NEURONS,
     "ln2_post.hook_scale": SCALE,
     "ln2_post.hook_normalized": RESIDUAL,
@@ -219,7 +222,8 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
         "d_model": config.d_model,
         "d_head": config.d_head,
         "d_mlp": config.d_mlp,
-        "d_vocab": config.d_vocab,
+        "d_vocab": config.d_vocab_out,  # of logits
+        "vocabulary": config.d_vocab,  # of tokens; no axis
         "head_index": config.n_heads,
         "key_value_head_index": config.n_key_value_heads,
         "d_queries": config.n_heads * config.d_head,

@@ -16,7 +16,7 @@ STEPS = (
     "refactor_factored_attn_matrices",
 )
 # The norms that what follows them can take in. Those after a sublayer, of the embeddings, of queries and keys are none.
-FOLDED_NORMS = ("ln1", "ln2", "ln_final")
+FOLDED_NORMS = ("ln1", "ln2", "mlp.ln", "ln_final")
 
 
 def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -49,14 +49,21 @@ def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...]
     elif config.post_norm_only:
         why = "the norms of this architecture come after the sublayers, so no weights read them"
         without |= {"fold_ln": why, "center_writing_weights": why}
+    elif config.positional_embedding_type == "shortformer":
+        without["fold_ln"] = (
+            "position embeddings are added after the norms, so what they would be folded into reads more"
+        )
+    elif config.late_mlp_bias and config.normalization_type == "LN":
+        without["fold_ln"] = "no bias of the gated MLP is where the norm's would have to go"
     elif "fold_ln" not in manifest.processing and not any(_is_folded(name) for name in manifest.weights):
-        without["fold_ln"] = "the norms of this architecture have no weights"
+        none = "this model has no norms" if config.normalization_type is None else None
+        without["fold_ln"] = none or "the norms of this architecture have no weights"
     if config.output_logits_soft_cap > 0:
         without["center_unembed"] = (
             "the logits are squeezed by tanh, so a constant added to all of them would change more"
         )
     notes = [f"{step} is left out: {without[step]}." for step in STEPS if step in wanted & set(without)]
-    if not config.normalization_type.startswith("LN"):
+    if not config.centres or config.final_rms:
         wanted.discard("center_writing_weights")
     return tuple(step for step in STEPS if step in wanted and step not in without), notes
 

@@ -101,7 +101,7 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
         InputError: For a metric without a derivative, or one that does not fit the run.
     """
     batch, length = request.shape
-    dtype, width = np.dtype(runner.config.dtype), runner.config.d_vocab
+    dtype, width = np.dtype(runner.config.dtype), runner.config.d_vocab_out
     if not isinstance(metric, Metric):
         return Seed.dense(_own_gradient(runner, request, metric, (batch, length, width)).astype(dtype))
     metric = runner.bound(metric, request.mask)

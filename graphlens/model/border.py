@@ -153,12 +153,17 @@ class Border(ABC, Generic[ArrayT]):
         """
         return GenerateOutput(sequences, logits)
 
+    @property
     @abstractmethod
-    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-        """The configuration as code for this kind of array expects it (a torch.dtype as ``dtype``, say).
+    def config_kind(self) -> type[HookedTransformerConfig]:
+        """The class of configurations as code for this kind of array expects them: a torch.dtype as ``dtype``, say."""
+
+    @abstractmethod
+    def device_of(self, provider: str) -> str:
+        """Where the user's arrays are: "cpu" or "cuda".
 
         Args:
-            cfg: The configuration with NumPy's names.
+            provider: The execution provider that computes them.
         """
 
 
@@ -204,6 +209,13 @@ class NumpyBorder(Border[Array]):
         """NumPy's draws; see ``sampling.sampler``."""
         return sampler(seed)
 
-    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-        """The configuration itself."""
-        return cfg
+    @property
+    def config_kind(self) -> type[HookedTransformerConfig]:
+        """graphlens.HookedTransformerConfig."""
+        from graphlens.model.config import HookedTransformerConfig
+
+        return HookedTransformerConfig
+
+    def device_of(self, provider: str) -> str:
+        """Where the session runs."""
+        return "cuda" if provider.startswith("CUDA") else "cpu"

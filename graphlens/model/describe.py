@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from graphlens.analysis.arrays import ArrayT
 from graphlens.file.names import axis_sizes
@@ -14,24 +14,23 @@ if TYPE_CHECKING:
 
 
 def config(runner: Runner[ArrayT]) -> HookedTransformerConfig:
-    """The configuration of a model, with the flags that are set now.
+    """The configuration of a model that was opened from a file, which follows the model.
 
     Args:
         runner: Runs the model.
     """
-    manifest, text = runner.engine.manifest, runner.text
+    manifest, border = runner.engine.manifest, runner.border
     architecture = manifest.config
-    if "fold_ln" in manifest.processing:
-        architecture = replace(architecture, normalization_type=f"{architecture.normalization_type}Pre")
-    flags: dict[str, Any] = dict.fromkeys(runner.flags.names, True)
-    return HookedTransformerConfig(
-        **{**asdict(architecture), "default_prepend_bos": text.default_prepend_bos},
-        device="cuda" if runner.engine.providers[0].startswith("CUDA") else "cpu",
-        default_padding_side=text.default_padding_side,
-        tokenizer_prepends_bos=None if text.tokenizer is None else text.tokenizer.prepends_bos,
-        processing=manifest.processing,
-        **flags,
-    )
+    told = {
+        **asdict(architecture),
+        "d_vocab_out": architecture.d_vocab_out,
+        "device": border.device_of(runner.engine.providers[0]),
+        "rotary_base": architecture.rotary_base or 10000,
+        "attn_types": None if architecture.attn_types is None else list(architecture.attn_types),
+        "tokenizer_name": None if runner.text.own_tokenizer is None else manifest.source,
+        "init_weights": False,
+    }
+    return border.config_kind.of(runner, told)
 
 
 def hook_points(runner: Runner[ArrayT]) -> HookPointInfo:

@@ -16,7 +16,6 @@ from graphlens.file.processing import STEPS
 from graphlens.model import describe
 from graphlens.model.backward import Differentiated, gradients
 from graphlens.model.border import Border, NumpyBorder
-from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.encoder_request import EncoderOptions, Numbers
 from graphlens.model.forward import Forwarded, positions_of, unbatched
 from graphlens.model.hook_calls import Hooks
@@ -39,10 +38,12 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
     cache and no run of some layers only.
 
     Args:
-        engine: The hooked file, ready to run.
+        cfg: The engine of a hooked file. Encoders are not built from a config.
         tokenizer: None for that of the file's folder.
-        default_prepend_bos: Holds HookedTransformer's place.
+        move_to_device: Holds HookedTransformer's place, as what follows the next one.
         default_padding_side: "right" or "left"; None is the tokenizer's own.
+        default_prepend_bos: See above.
+        providers: See above.
 
     Attributes:
         runner: Runs the model with what is active; experiments are built on it.
@@ -57,11 +58,6 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
     def border(self) -> Border[ArrayT]:
         """How arrays cross to the user and back."""
         return self.runner.border
-
-    @property
-    def cfg(self) -> HookedTransformerConfig:
-        """The configuration; see HookedTransformerConfig."""
-        return self.border.config(describe.config(self.runner))
 
     def __repr__(self) -> str:
         return describe.summary(type(self).__name__, self.runner)

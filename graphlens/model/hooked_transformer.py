@@ -16,7 +16,6 @@ from graphlens.file.names import NamesFilter
 from graphlens.model import describe
 from graphlens.model.backward import Differentiable, gradients
 from graphlens.model.border import Border, NumpyBorder
-from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward, unbatched
 from graphlens.model.hook_calls import Hooks, pairs
 from graphlens.model.kv_cache import KeyValueCache
@@ -35,16 +34,20 @@ class HookedTransformer(
 ):
     """A hooked model: run it, read any activation, edit any activation.
 
-    Made by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``. Tokens are integer arrays [b, p]
+    Opened by ``from_pretrained``, ``from_pretrained_no_processing`` or ``from_onnx``, or built from a config, with random
+    weights: ``HookedTransformer(cfg)``. Its graph is exported the first time there is such a config, which needs the export
+    extra, and comes from the cache afterwards. Tokens are integer arrays [b, p]
     or [p], nested lists, or strings; ``prepend_bos`` and ``padding_side`` apply to strings. A pickled model is opened again
     from its file, a deep copy shares the file and its sessions; both have its flags, defaults and the weights that were
     set, and no hooks and interventions.
 
     Args:
-        engine: The hooked file, ready to run.
-        tokenizer: None for that of the file's folder.
-        default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the family does.
+        cfg: A HookedTransformerConfig, or a dictionary of its arguments; or the engine of a hooked file.
+        tokenizer: A transformers tokenizer; None for that of ``cfg.tokenizer_name`` or of the file's folder, if there is one.
+        move_to_device: TransformerLens's; changes nothing.
         default_padding_side: "right" or "left"; None is the tokenizer's own.
+        default_prepend_bos: Whether text gets a BOS token where a call does not say; None for what the config says.
+        providers: ONNX Runtime's provider names, in place of ``cfg.device``; see from_onnx.
 
     Attributes:
         runner: Runs the model with what is active; experiments are built on it.
@@ -57,11 +60,6 @@ class HookedTransformer(
     def border(self) -> Border[ArrayT]:
         """How arrays cross to the user and back."""
         return self.runner.border
-
-    @property
-    def cfg(self) -> HookedTransformerConfig:
-        """The configuration; see HookedTransformerConfig. ``normalization_type`` is "LNPre" once the norms are folded."""
-        return self.border.config(describe.config(self.runner))
 
     def __repr__(self) -> str:
         return describe.summary(type(self).__name__, self.runner)

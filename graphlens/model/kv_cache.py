@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -14,7 +13,7 @@ from graphlens.analysis.arrays import ArrayInput, UserArray
 from graphlens.edits.gate import Window
 from graphlens.errors import InputError, InputTypeError, checked_number, warn
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
-from graphlens.file.manifest import ModelConfig
+from graphlens.file.model_config import ModelConfig
 from graphlens.model.kv_entry import KeyValueCacheEntry as KeyValueCacheEntry
 from graphlens.model.kv_entry import border_of, checked_past
 from graphlens.model.limits import longest
@@ -22,6 +21,7 @@ from graphlens.runtime.types import Feed
 
 if TYPE_CHECKING:
     from graphlens.model.border import Border
+    from graphlens.model.config import HookedTransformerConfig
 
 
 class KeyValueCache:
@@ -71,7 +71,7 @@ class KeyValueCache:
         self.prompt = self.length
 
     @classmethod
-    def init_cache(cls, cfg: ModelConfig, device: object = None, batch_size: int = 1) -> Self:
+    def init_cache(cls, cfg: ModelConfig | HookedTransformerConfig, device: object = None, batch_size: int = 1) -> Self:
         """An empty cache. TransformerLens: the same name.
 
         Args:
@@ -85,7 +85,7 @@ class KeyValueCache:
         batch_size = checked_number(batch_size, "batch_size", least=1)
         entries = [KeyValueCacheEntry.init_cache_entry(cfg, device, batch_size) for _ in range(cfg.n_layers)]
         cache = cls(entries, np.zeros((batch_size, 0), np.int64))
-        cache.config = _plain(cfg)
+        cache.config = cfg if isinstance(cfg, ModelConfig) else cfg.architecture
         return cache
 
     def __copy__(self) -> Self:
@@ -288,11 +288,6 @@ class KeyValueCache:
     @property
     def _border(self) -> Border[UserArray]:
         return border_of(any(entry.tensors for entry in self.entries))
-
-
-def _plain(cfg: ModelConfig) -> ModelConfig:
-    """A model's configuration with a dtype that is text: on the torch face ``cfg.dtype`` is a torch.dtype."""
-    return replace(cfg, dtype=str(cfg.dtype).removeprefix("torch."))
 
 
 # As TransformerLens calls it: 2.x and 3.x.

@@ -10,11 +10,12 @@ import numpy.typing as npt
 from graphlens.analysis.arrays import Array, ArrayInput, Tensor, UserArray, as_array, is_tensor
 from graphlens.errors import InputError, InputShapeError, checked_number
 from graphlens.file.io_names import KEY_AND_VALUE
-from graphlens.file.manifest import ModelConfig
+from graphlens.file.model_config import ModelConfig
 from graphlens.runtime.types import Feed
 
 if TYPE_CHECKING:
     from graphlens.model.border import Border
+    from graphlens.model.config import HookedTransformerConfig
 
 KEY, VALUE = KEY_AND_VALUE
 
@@ -66,7 +67,9 @@ class KeyValueCacheEntry:
         self.past_keys, self.past_values = past_keys, past_values
 
     @classmethod
-    def init_cache_entry(cls, cfg: ModelConfig, device: object = None, batch_size: int = 1) -> Self:
+    def init_cache_entry(
+        cls, cfg: ModelConfig | HookedTransformerConfig, device: object = None, batch_size: int = 1
+    ) -> Self:
         """The entry of a layer that has seen nothing. TransformerLens: the same name.
 
         Args:
@@ -78,8 +81,8 @@ class KeyValueCacheEntry:
             An entry of no positions.
         """
         batch_size = checked_number(batch_size, "batch_size", least=1)
-        dtype = str(cfg.dtype)
-        nothing = np.zeros((batch_size, 0, cfg.n_key_value_heads, cfg.d_head), dtype.removeprefix("torch."))
+        config, dtype = cfg if isinstance(cfg, ModelConfig) else cfg.architecture, str(cfg.dtype)
+        nothing = np.zeros((batch_size, 0, config.n_key_value_heads, config.d_head), dtype.removeprefix("torch."))
         entry = cls(nothing, nothing)
         entry._tensors = dtype.startswith("torch.")
         entry.put(nothing.swapaxes(1, 2), nothing.swapaxes(1, 2), 0)

@@ -103,7 +103,7 @@ class Norm(Component[ArrayT]):
         given = runner.border.from_user(residual)
         hooked = Hooked(self._runner, self._prefix, ("hook_scale", "hook_normalized"))
         x = given.astype(np.result_type(given, np.float32), copy=False)  # half precision overflows in the squares
-        if config.normalization_type.startswith("LN"):
+        if config.norm_centres(split_name(self._prefix)[1]):
             x = x - x.mean(-1, keepdims=True)
         scale = np.sqrt((x * x).mean(-1, keepdims=True) + np.asarray(config.eps, x.dtype))
         x = x / hooked("hook_scale", scale, given)

@@ -18,12 +18,12 @@ from graphlens.errors import InputError, warn
 from graphlens.model import torch_sampling
 from graphlens.model.backward import Seed
 from graphlens.model.border import Border
-from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.hooks import BACKWARD
 from graphlens.model.of_transformers import generate_output
 from graphlens.model.request import Request
 from graphlens.model.runner import Runner
 from graphlens.model.sampling import Sampler
+from graphlens.model.torch_config import HookedTransformerConfig
 from graphlens.model.torch_factored import FactoredMatrix
 from graphlens.model.torch_weight import Weight
 
@@ -172,7 +172,11 @@ class TorchBorder(Border[torch.Tensor]):
         found = generate_output(sequences, logits)
         return super().generated(sequences, logits) if found is None else found
 
-    def config(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-        """``dtype`` as a torch.dtype, and ``device`` where tensors are: the CPU."""
-        fields: dict[str, Any] = {"device": "cpu", "dtype": getattr(torch, cfg.dtype)}
-        return replace(cfg, **fields)
+    @property
+    def config_kind(self) -> type[HookedTransformerConfig]:
+        """graphlens.torch.HookedTransformerConfig."""
+        return HookedTransformerConfig
+
+    def device_of(self, provider: str) -> str:
+        """The CPU, whatever computes them."""
+        return "cpu"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -14,6 +16,7 @@ from graphlens.analysis.arrays import Array
 from graphlens.errors import InputError
 
 Function: TypeAlias = Any  # one of torch's: a function, a method, the getter or setter of a property
+_READ_ALONE = {"clone", "cpu", "detach", "numpy"}  # a guard makes torch load its compiler, which takes seconds
 _WRITE_NOTHING = {"detach_", "rename_"}  # though their names end as those that write do
 
 
@@ -55,10 +58,14 @@ class Weight(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             weights = [value for value in _tensors((*args, *options.values())) if isinstance(value, Weight)]
             if name == "__get__":
+                if getattr(func.__self__, "__name__", "") == "is_leaf":  # what an optimiser asks of each parameter
+                    _refuse_to_train(sys._getframe(1))
                 return _guarded(func(*args, **options), weights)
             target, *others = [*args, *options.values()] or [None]
             if isinstance(target, Weight):
                 _refuse_unseen(func, name, target, others)
+            if name in _READ_ALONE:
+                return _guarded(func(*args, **options), weights)
             with _Guard(weights, name):
                 return _guarded(func(*args, **options), weights)
 
@@ -121,6 +128,16 @@ class _Guard(TorchDispatchMode):
                         if (weight := self._memory.get(_memory(tensor))) is not None:
                             raise _refusal(self._name, weight)
         return func(*args, **options)
+
+
+def _refuse_to_train(caller: FrameType) -> None:
+    """Refuses an optimiser over weights: without gradients it would do nothing, and say nothing."""
+    if caller.f_globals.get("__name__") == "torch.optim.optimizer":
+        raise InputError(
+            "an optimiser over the parameters of a graphlens model: the model does not train, and its parameters have no "
+            "gradients. Train it in TransformerLens or torch, then take the result over with "
+            "model.load_state_dict(trained.state_dict())."
+        )
 
 
 def _refuse_unseen(func: Function, name: str, weight: Weight, others: Sequence[object]) -> None:

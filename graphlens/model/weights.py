@@ -128,6 +128,17 @@ class Weights:
         prefix, _, leaf = name.rpartition(".")
         return f"{prefix}._{leaf}" if self._group > 1 and leaf in _SHARED else name
 
+    def canonical(self, name: str) -> str:
+        """The name under which ``names`` has a weight, of those that TransformerLens's state dicts may have it by.
+
+        Args:
+            name: "blocks.0.attn._W_K", say, also where no heads share keys and values.
+        """
+        prefix, _, leaf = name.rpartition(".")
+        if self._group == 1 and leaf.startswith("_") and leaf[1:] in _SHARED:
+            return f"{prefix}.{leaf[1:]}"
+        return self._once(name)
+
     def stacked(self, name: str) -> Array:
         """A weight of every block, as a copy.
 
@@ -177,7 +188,7 @@ class Weights:
             name, times = self._split(asked)
             if told.setdefault(name, asked) != asked:
                 raise InputError(f"{told[name]!r} and {asked!r} are one weight: set one of them.")
-            array = self._shared(asked, array) if times > 1 else array
+            array = self.as_stored(asked, array) if times > 1 else array
             if name in self.stored or name not in self:
                 new[name] = array
                 continue
@@ -191,10 +202,18 @@ class Weights:
                 )
         return self._engine.with_weights(new)
 
-    def _shared(self, name: str, array: Array) -> Array:
-        """A weight that is given for each head, as it is stored: once for all heads that share it."""
+    def as_stored(self, name: str, array: Array) -> Array:
+        """A weight that is given for each head, as it is stored: once for all heads that share it.
+
+        Args:
+            name: What the user calls it.
+            array: One that heads share; whatever has not an entry for each head stays as it is.
+
+        Raises:
+            InputError: The heads that share it are given different ones.
+        """
         config = self._engine.manifest.config
-        if array.ndim == 0 or len(array) != config.n_heads:
+        if self._group == 1 or array.ndim == 0 or len(array) != config.n_heads:
             return array
         heads = array.reshape(config.n_key_value_heads, self._group, *array.shape[1:])
         if not np.array_equal(heads, np.repeat(heads[:, :1], self._group, axis=1)):

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from graphlens.analysis.arrays import ArrayInput
 from graphlens.errors import ExportError, InputError, ModelFileError, checked_number
 from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE
 from graphlens.file.digests import digest_of
@@ -29,7 +30,7 @@ from graphlens.file.folder import (
 )
 from graphlens.file.inside import inside
 from graphlens.file.leftovers import remove_stale, remove_whole
-from graphlens.file.manifest import Manifest
+from graphlens.file.manifest import Json, Manifest
 from graphlens.file.manifest_format import FORMAT_VERSION
 from graphlens.file.processing import steps_for
 from graphlens.pipelines.export import export_to_new_folder
@@ -111,17 +112,13 @@ def cached_export(
                 folder, f"first-{first_n_layers}", lambda path, stage: _shorten(path, stage, first_n_layers)
             )
         if steps and not done.processing:
-            from graphlens.surgery.process import process_into
-
             steps, notes = steps_for(done, steps)
             for sentence in notes:
                 note(sentence)
             if steps:
-                folder = _derived(folder, "-".join(steps), lambda path, stage: process_into(path, stage, steps))
+                folder = processed_export(folder, steps)
         if dtype != DTYPE and done.config.dtype == DTYPE:
-            from graphlens.surgery.precision import convert_into
-
-            folder = _derived(folder, dtype, lambda path, stage: convert_into(path, stage, dtype))
+            folder = converted_export(folder, dtype)
         return folder
 
 
@@ -272,6 +269,59 @@ def _derived(folder: Path, label: str, write: Callable[[Path, Path], object]) ->
         with spinner(f"Writing {target.name} (once)"), staged_folder(target) as stage, writing(target):
             write(folder / MODEL_FILE, stage)
     return target
+
+
+def config_export(settings: Mapping[str, Json], state: Callable[[], Mapping[str, ArrayInput]]) -> Path:
+    """The folder in the cache of the model of a TransformerLens config, whatever its weights are; made if absent.
+
+    Args:
+        settings: See ``from_config.read_config``.
+        state: Gives the weights that it gets if it is made.
+
+    Raises:
+        ExportError: The config asks for something that graphlens does not compute, or the cache cannot be written.
+        RuntimeUnavailable: A package that exporting needs is not installed.
+    """
+    from graphlens.pipelines.from_config import bind, graph_of
+
+    folder = cache_root() / "hooked" / graph_of(settings).name
+    if _made(folder) is None:
+        try:
+            bind(settings, state(), folder)
+        except ExportError:
+            if _made(folder) is None:  # otherwise another process made the same meanwhile
+                raise
+    return folder
+
+
+def processed_export(folder: Path, steps: Sequence[str]) -> Path:
+    """The folder in the cache of a hooked folder's model with processed weights, made if absent.
+
+    Args:
+        folder: The hooked folder.
+        steps: Which of file/processing.py's STEPS, all of which its architecture goes through.
+
+    Raises:
+        ExportError: It cannot be processed, or the cache cannot be written.
+    """
+    from graphlens.surgery.process import process_into
+
+    return _derived(folder, "-".join(steps), lambda path, stage: process_into(path, stage, steps))
+
+
+def converted_export(folder: Path, dtype: str) -> Path:
+    """The folder in the cache of a hooked folder's model in another dtype, made if absent.
+
+    Args:
+        folder: The hooked folder, in float32.
+        dtype: Its NumPy name, or "bfloat16".
+
+    Raises:
+        ExportError: It cannot be converted, or the cache cannot be written.
+    """
+    from graphlens.surgery.precision import convert_into
+
+    return _derived(folder, dtype, lambda path, stage: convert_into(path, stage, dtype))
 
 
 def _shorten(path: Path, stage: Path, layers: int) -> None:

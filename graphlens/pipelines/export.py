@@ -220,9 +220,15 @@ def _checked(source: Source, verify: bool) -> Checkpoint:
 
 def _verified(model: Path, source: Source, announce: Announce) -> Verification:
     """What the verification of a written graph finds; raises VerificationError."""
+    from graphlens.export.checkpoint import family_of
     from graphlens.pipelines.verify import verify_export
 
-    announce("Verifying against transformers")
+    family = family_of(source.folder, source.name)
+    announce(f"Verifying against {'a reference in NumPy' if family.own else 'transformers'}")
+    if family.own:
+        from graphlens.pipelines.lens_checkpoint import reference_of
+
+        return verify_export(model, reference_of(source.folder), effects=False)  # those of its graph were tried
     return verify_export(model, source.folder)
 
 
@@ -241,6 +247,10 @@ def _write(
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.graph import write_manifest
 
+    if checkpoint.family.own:
+        from graphlens.pipelines.lens_checkpoint import write_hooked
+
+        return write_hooked(source, checkpoint, stage, path, n_ctx)
     hf_config = checkpoint.hf_config()
     # Before anything is written: the family may refuse it.
     spec = checkpoint.family.spec_of(hf_config, source.name)

@@ -10,10 +10,13 @@ from pathlib import Path
 from graphlens.errors import ExportError, InputError, ModelFileError, is_one_of, warn
 from graphlens.export.checkpoint import ADAPTER_CONFIG, SHARD_INDEX, WEIGHTS_FILE, family_of, hf_config_of
 from graphlens.export.families import hub_name, nearest_names
-from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, user_path
+from graphlens.export.families.transformer_lens import is_old_format, settings_of
+from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, TOKENIZER_FILES, user_path
 from graphlens.file.inside import read_regular
 from graphlens.file.manifest import Manifest
 from graphlens.pipelines.adapters import installed, is_adapter, merged
+from graphlens.pipelines.from_config import read_config
+from graphlens.pipelines.lens_checkpoint import PTH_ENDING, converted, pth_of, settings_in
 from graphlens.views.progress import spinner
 
 EMBEDDED = ("tiny-gpt2", "tiny-llama")
@@ -80,7 +83,8 @@ def resolve(
     """
     folder = user_path(name)
     if folder.is_dir():
-        return Source(folder.resolve().name, merged(folder) if is_adapter(folder) else folder)
+        own = folder.resolve().name
+        return Source(own, merged(folder) if is_adapter(folder) else _readable(folder, own, token, cache_dir))
     text = os.fspath(name)
     if text in EMBEDDED:
         return Source(text, embedded_model(text))
@@ -89,7 +93,49 @@ def resolve(
     if text.count("/") > 1 or text.startswith((".", "/", "~")):
         raise ExportError(f"{text}: no such folder.")
     found = _fetched(text, revision, token, cache_dir)
-    return Source(text, found, revision=found.name if found.parent.name == "snapshots" else revision)
+    commit = found.name if found.parent.name == "snapshots" else revision
+    return Source(text, _readable(found, hub_name(text), token, cache_dir), revision=commit)
+
+
+def _readable(folder: Path, name: str, token: str | bool | None, cache_dir: str | os.PathLike[str] | None) -> Path:
+    """A checkpoint folder, or where it has a ``.pth`` file in TransformerLens's format, what is made of it in the cache."""
+    if pth_of(folder) is None:
+        return folder
+
+    def tokenizer(asked: str) -> Path | None:
+        from huggingface_hub import errors
+
+        kept = None if cache_dir is None else str(user_path(cache_dir))
+        try:
+            found = _Repository(asked, None, token, kept).files(TOKENIZER_FILES)
+        except (errors.HfHubHTTPError, errors.HFValidationError, OSError):
+            return None
+        return found if any((found / file).is_file() for file in TOKENIZER_FILES) else None
+
+    return converted(folder, name, tokenizer)
+
+
+def tokenizer_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder with the files of a model's tokenizer, and no more of the model: downloaded if needed.
+
+    Args:
+        name: A local folder, a name on the hub or TransformerLens's alias of one, or an embedded model's.
+
+    Raises:
+        ExportError: There is no such model, or the hub cannot be reached while nothing is cached.
+    """
+    from huggingface_hub import errors
+
+    text, folder = os.fspath(name), user_path(name)
+    if folder.is_dir():
+        return folder
+    if text in EMBEDDED:
+        return embedded_model(text)
+    repo = hub_name(text)
+    try:
+        return _Repository(repo, None, None, None).files(TOKENIZER_FILES)
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise ExportError(_refusal(error, text, repo, None)) from error
 
 
 def manifest_of(graph: Path) -> Manifest | None:
@@ -211,10 +257,11 @@ def _fetched(
                     f"{MODEL_FILE}."
                 )
             _ensure_exportable(config.parent, repo)
-            folder = repository.files(_CHECKPOINT)
+            old = is_old_format(settings_in(config.parent))
+            folder = repository.files([*SETTINGS, f"*{PTH_ENDING}"] if old else _CHECKPOINT)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise ExportError(_refusal(error, name, repo, revision)) from error
-    if not any((folder / file).exists() for file in (WEIGHTS_FILE, SHARD_INDEX)):
+    if not any((folder / file).exists() for file in (WEIGHTS_FILE, SHARD_INDEX)) and pth_of(folder) is None:
         raise ExportError(
             f"{repo}: this repository has no {WEIGHTS_FILE} (nor {SHARD_INDEX}), and graphlens reads no other weights. "
             f"Convert them once with: AutoModelForCausalLM.from_pretrained({repo!r}).save_pretrained(folder), and pass that "
@@ -235,7 +282,9 @@ def _ensure_exportable(folder: Path, repo: str) -> None:
         near = nearest_names(repo)
         raise ExportError(f"{error}{_nearest(near)}" if near and repo not in near else str(error)) from error
     fetched = any((folder / file).exists() for file in (WEIGHTS_FILE, SHARD_INDEX))
-    if not fetched and installed("transformers"):
+    if family.own:
+        read_config(settings_of(settings_in(folder)), repo)
+    elif not fetched and installed("transformers"):
         family.spec_of(hf_config_of(folder, repo), repo)
 
 

@@ -60,16 +60,18 @@ class Verification:
         ]
 
 
-def verify_export(model: Path, checkpoint: Path) -> Verification:
+def verify_export(model: Path, reference: Path | Callable[[Array], Array], effects: bool = True) -> Verification:
     """Verifies a hooked file against the checkpoint it came from, on seeded random tokens.
 
-    Logits equal transformers' (log-probabilities for processed weights, which centre the unembedding); every hook
-    point has its shape and finite values; patterns sum to 1; a causal model's patterns and earlier logits do not depend
-    on later tokens; and changing the value at each hook point changes the logits.
+    Logits equal the reference's, which for a checkpoint are transformers' (log-probabilities for processed weights, which
+    centre the unembedding); every hook point has its shape and finite values; patterns sum to 1; a causal model's patterns and
+    earlier logits do not depend on later tokens; and changing the value at each hook point changes the logits.
 
     Args:
         model: The graph file.
-        checkpoint: The checkpoint folder.
+        reference: The checkpoint folder, or what gives the logits of tokens [b, p].
+        effects: False leaves out that changes must change the logits: in a model of a few positions or dimensions they need
+            not.
 
     Raises:
         VerificationError: The first of these that does not hold.
@@ -80,15 +82,18 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         config = engine.manifest.config
         rng = np.random.default_rng(0)
         tokens = rng.integers(0, config.d_vocab, (_BATCH, min(_LENGTH, config.n_ctx)))
-        causal = config.attention_dir == "causal"
+        causal = config.is_causal
         window, inputs = config.window_size, [{INPUT_IDS: tokens}]
         if window is not None and window <= _MAX_WINDOW and tokens.shape[1] <= window < config.n_ctx:
             # A mask that ignored the window would be right up to here.
             inputs.append({INPUT_IDS: rng.integers(0, config.d_vocab, (1, min(window + 3, config.n_ctx)))})
-        if not causal:
+        if config.is_encoder:
             inputs.append(_padded(tokens, config.n_token_types or 1))
         # Before there is a session: transformers' copy of the weights is gone by then.
-        references = _references(checkpoint, inputs, causal)
+        if callable(reference):
+            references = [reference(given[INPUT_IDS]) for given in inputs]
+        else:
+            references = _references(reference, inputs, not config.is_encoder)
         results = engine.run(inputs[0], engine.hook_names)
         logits, values = results.output, results.values
         assert logits is not None
@@ -104,7 +109,8 @@ def verify_export(model: Path, checkpoint: Path) -> Verification:
         difference, allowed = max(largest for largest, _ in found), found[0][1]
         # With the sessions that were needed so far gone, their mappings of the weights are too.
         engine = Engine(model, "cpu")
-        _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
+        if effects:
+            _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
     return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started, causal)
 
 
@@ -136,7 +142,7 @@ def _padded(tokens: Array, types: int) -> dict[str, Array]:
     }  # fmt: skip
 
 
-def _references(checkpoint: Path, inputs: Sequence[Mapping[str, Array]], causal: bool) -> list[Array]:
+def _references(checkpoint: Path, inputs: Sequence[Mapping[str, Array]], decoder: bool) -> list[Array]:
     """transformers' logits [b, p, d_vocab] of each of some inputs in float32, by its own attention.
 
     Raises:
@@ -148,7 +154,7 @@ def _references(checkpoint: Path, inputs: Sequence[Mapping[str, Array]], causal:
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+        kind = transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForMaskedLM
         model = kind.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()

@@ -144,7 +144,7 @@ class _Rewrite:
             self._ensure(self._structure.is_norm(part.residual, part.norm), flag, part.residual, part.start)
         for end, (matrix, _) in part.readers.items():
             self._need(matrix)
-            self._ensure(self._structure.reads(part, end), flag, part.start, end)
+            self._ensure(self._structure.reads(part, end, late=True), flag, part.start, end)
         residual = self._value(layer, "hook_resid_pre")
         for old in () if part.norm is None else ("ln1.hook_scale", "ln1.hook_normalized"):
             replaced = self._value(layer, old)
@@ -170,7 +170,13 @@ class _Rewrite:
                 raise InputError("use_attn_in needs as many key-value heads as heads; use_split_qkv_input does not.")
             copy = self._copies(layer, residual, cfg.n_heads, "hook_attn_in", tape)
             inputs = dict.fromkeys("qkv", normed(copy, "", "head_index"))
+        added_late: dict[str, ir.Value] = {}
         for (hook, (matrix, bias)), x in zip(part.readers.items(), inputs.values(), strict=True):
+            late = part.late.get(hook)
+            if late is not None and late not in added_late:
+                at = in_block(layer, f"{late}/axis")
+                added_late[late] = tape.op("Unsqueeze", [self.values[self.hooks[late].value], integers(tape, [2], at)])
+            x = x if late is None else tape.op("Add", [x, added_late[late]])
             product, added = self._per_head(x, matrix, tape), self._weight(bias, tape)
             self._replace(hook, product if added is None else tape.op("Add", [product, added]))
         self._install(tape, in_block(layer, "split/"))
@@ -212,7 +218,7 @@ class _Rewrite:
         assert x.dtype is not None
         copies, dtype = x, x.dtype.numpy()
         axis = integers(tape, [-1], f"{at}/axis")
-        if config.normalization_type.startswith("LN"):
+        if config.centres:
             x = tape.op("Sub", [x, tape.op("ReduceMean", [x, axis])])
         # float16 has no room for squares: see surgery/precision.py.
         wide = np.dtype(np.float32) if dtype == np.float16 else dtype

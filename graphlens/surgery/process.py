@@ -131,7 +131,7 @@ class _Processing:
         self._make_biases()
         if "unembed.b_U" in self._views:
             self._views["unembed.b_U"] = WeightView(self._views["unembed.W_U"].file, _UNEMBED_BIAS)
-            self._made.setdefault(_UNEMBED_BIAS, ("unembed.W_U", manifest.config.d_vocab))
+            self._made.setdefault(_UNEMBED_BIAS, ("unembed.W_U", manifest.config.d_vocab_out))
 
     def _make_biases(self) -> None:
         """Names the biases that this model lacks and processing needs: those that take in a norm's, or the values'."""
@@ -141,6 +141,8 @@ class _Processing:
                 if f"{part.norm}.b" in self._dropped:
                     for matrix, bias in part.readers.values():
                         self._make_bias(matrix, bias)
+                if f"{part.inner_norm}.b" in self._dropped:
+                    self._make_bias(*part.out)
             if has_value_bias(self.manifest, self.steps, layer):
                 self._make_bias(*sublayers(config, layer)[0].out)
         if "ln_final.b" in self._dropped:

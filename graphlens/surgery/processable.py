@@ -48,13 +48,16 @@ def _check(source: Path, manifest: Manifest) -> None:
     # Without its place in the files a weight would silently stay as it is.
     every = [part for layer in range(config.n_layers) for part in sublayers(config, layer)]
     parts = [part for layer in range(config.n_layers) for part in plain_sublayers(config, layer)]
-    norms = [*(part.norm for part in every if part.norm is not None), "ln_final"]
+    norms = [part.norm for part in every if part.norm is not None]
+    inner = [part.inner_norm for part in every if part.inner_norm is not None]
+    final = [] if config.normalization_type is None else ["ln_final"]
     positions = ["pos_embed.W_pos"] if config.positional_embedding_type == "standard" else []
     needed = ["embed.W_E", *positions, "unembed.W_U"]
     needed += [matrix for part in parts for matrix, _ in (*part.readers.values(), part.out)]
     needed += [name for layer in range(config.n_layers) for name in _read_by_experts(config, layer)]
     # What one norm has every norm has: an architecture's norms have weights and biases, or none.
-    needed += [f"{norm}.{leaf}" for leaf in "wb" for norm in norms if _any_has(manifest, norms, leaf)]
+    for leaf, alike in (("w", [*norms, *final]), ("b", norms if config.final_rms else [*norms, *final])):
+        needed += [f"{norm}.{leaf}" for same in (alike, inner) for norm in same if _any_has(manifest, same, leaf)]
     missing = [name for name in needed if name not in manifest.weights]
     if missing:
         raise ExportError(f"{source}: does not say where its weight {missing[0]!r} lies, so it cannot be processed.")
@@ -100,6 +103,8 @@ def _check_structure(source: Path, structure: Structure, manifest: Manifest, ste
             )
 
     embedded = [name for name in EMBEDDINGS if name in manifest.hooks]
+    if config.positional_embedding_type == "shortformer":
+        embedded.remove("hook_pos_embed")
     residual = in_block(0, "hook_resid_pre")
     ensure(structure.is_sum(residual, embedded), embedded[0], residual)
     for layer in layers:
@@ -112,19 +117,28 @@ def _check_structure(source: Path, structure: Structure, manifest: Manifest, ste
                 ensure(structure.is_read_by(part.start, weights, experts), part.start, part.written)
                 continue
             for end in part.readers:
-                ensure(structure.reads(part, end), part.start, end)
+                ensure(structure.reads(part, end, late=True), part.start, end)
             if part.norm is not None:
-                ensure(structure.nothing_leaves(part.start, list(part.readers)), part.start, next(iter(part.readers)))
+                alone = structure.nothing_leaves(part.start, list(part.readers), part.late.values())
+                ensure(alone, part.start, next(iter(part.readers)))
             ensure(structure.writes(part), part.inner, part.written)
+            if part.inner_norm is not None:
+                middle, normal = in_block(layer, "mlp.hook_mid"), f"{part.inner_norm}.hook_normalized"
+                ensure(structure.is_norm(middle, part.inner_norm), middle, normal)
+                ensure(structure.is_linear(normal, part.inner, norm_weights(part.inner_norm)), normal, part.inner)
+                alone = structure.nothing_leaves(normal, [part.inner]) and structure.only_known_read(part.inner)
+                ensure(alone, normal, part.written)
         if has_value_bias(manifest, steps, layer):
             values, z, pattern = (in_block(layer, f"attn.hook_{name}") for name in ("v", "z", "pattern"))
             ensure(structure.is_mixed(values, z, pattern), values, z)
         for total, terms in sums(config, layer).items():
             ensure(structure.is_sum(total, terms), terms[-1], total)
     last = in_block(layers[-1], "hook_resid_post")
-    normal, end = "ln_final.hook_normalized", "unembed.hook_out"
-    ensure(structure.is_norm(last, "ln_final"), last, normal)
-    ensure(structure.is_linear(normal, end, [*norm_weights("ln_final"), "unembed.W_U", "unembed.b_U"]), normal, LOGITS)
+    normal, end = last if config.normalization_type is None else "ln_final.hook_normalized", "unembed.hook_out"
+    if normal != last:
+        ensure(structure.is_norm(last, "ln_final"), last, normal)
+    weights = [*norm_weights("ln_final"), "unembed.W_U", "unembed.b_U"]
+    ensure(structure.is_linear(normal, end, weights), normal, LOGITS)
     ensure(structure.nothing_leaves(normal, [end]), normal, LOGITS)
     for layer in layers:
         for name in ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post"):

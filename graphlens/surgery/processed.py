@@ -13,6 +13,7 @@ from graphlens.file.safetensors import Array
 _READ_BY: Mapping[str, tuple[tuple[str, str], ...]] = {
     "ln1": tuple((f"attn.W_{letter}", f"attn.b_{letter}") for letter in "QKV"),
     "ln2": (("mlp.W_gate", "mlp.b_gate"), ("mlp.W_in", "mlp.b_in")),
+    "mlp.ln": (("mlp.W_out", "mlp.b_out"),),
     "ln_final": (("unembed.W_U", "unembed.b_U"),),
 }
 _WRITING = ("embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
@@ -30,8 +31,10 @@ def process_group(weights: Mapping[str, Array], steps: Sequence[str], config: Mo
         for norm, readers in _READ_BY.items():
             if f"{norm}.w" in weights:
                 _fold_into_experts(weights, norm)
-                _fold_norm(weights, norm, readers, config.normalization_type.startswith("LN"))
-    centred = _WRITING if "center_writing_weights" in steps else ()
+                _fold_norm(weights, norm, readers, config.norm_centres(norm))
+    centred: Sequence[str] = _WRITING if "center_writing_weights" in steps else ()
+    if config.positional_embedding_type == "shortformer":  # no norm centres what its position embeddings are added to
+        centred = [name for name in centred if name != "pos_embed.W_pos"]
     for name in (*centred, *(("unembed.W_U", "unembed.b_U") if "center_unembed" in steps else ())):
         if name in weights:
             _centre(weights[name], -1)

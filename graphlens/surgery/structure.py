@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphlens.file.manifest import Manifest
+from graphlens.file.names import split_name
 from graphlens.file.stored import StoredWeights
 from graphlens.surgery.graph import values_by_name
 from graphlens.surgery.sublayers import Sublayer, norm_weights
@@ -72,16 +73,20 @@ class Structure:
         entry = self._manifest.hooks.get(place)
         return None if entry is None else self._values.get(entry.value)
 
-    def is_linear(self, start: Place, end: Place | None, weights: Iterable[str]) -> bool:
+    def is_linear(self, start: Place, end: Place | None, weights: Iterable[str], late: str | None = None) -> bool:
         """True if one value is another times some weights, plus biases, and nothing else.
 
         Args:
             start: What all of it is computed from.
             end: What is computed; None stands for a value that was not found.
             weights: TransformerLens names of the weights; those that the model lacks do not count.
+            late: A hook point that is added once on the way, before the last weight.
         """
-        found = None if end is None else self._stretch(start, end)
+        beside = [] if late is None else [value for value in [self.value(late)] if value is not None]
+        found = None if end is None else self._stretch(start, end, *beside)
         if found is None or not found.whole or not found.operators <= _LINEAR:
+            return False
+        if any([node.op_type for node, _ in value.uses() if node in found.nodes] != ["Add"] for value in beside):
             return False
         names = [name for name in weights if self._stored.entry(name) is not None]
         wanted = {self._read(name) for name in names}
@@ -126,10 +131,14 @@ class Structure:
         whole = len(scalars) == len(found.constants) and all(scalar.size == 1 for scalar in scalars)
         if not whole or not any(is_eps) or not others <= {2.0}:  # a square as Pow
             return False
-        if ("Sub" in found.operators) != config.normalization_type.startswith("LN"):
+        if ("Sub" in found.operators) != self._centres(norm):
             return False
         self.known |= found.nodes
         return True
+
+    def _centres(self, norm: str) -> bool:
+        """True if a norm subtracts the mean."""
+        return self._manifest.config.norm_centres(split_name(norm)[1])
 
     def normalised_by(self, norm: str) -> ir.Value | None:
         """What a norm normalises, which may be no hook point; None where its last node is no division.
@@ -138,7 +147,7 @@ class Structure:
             norm: The norm's name ("blocks.0.ln1_post").
         """
         value = self.value(f"{norm}.hook_normalized")
-        for operator in ("Div", "Sub") if self._manifest.config.normalization_type.startswith("LN") else ("Div",):
+        for operator in ("Div", "Sub") if self._centres(norm) else ("Div",):
             node = None if value is None else value.producer()
             if node is None or node.op_type != operator:
                 return None
@@ -149,9 +158,15 @@ class Structure:
         """What a sublayer's last matrix gives: what is written, or what the norm after it reads."""
         return self.value(part.written) if part.post is None else self.normalised_by(part.post)
 
-    def reads(self, part: Sublayer, hook: str) -> bool:
-        """True if the hook point of a first matrix's output is what the sublayer says it is, from ``part.start`` on."""
-        return self.is_linear(part.start, hook, part.weights(hook))
+    def reads(self, part: Sublayer, hook: str, late: bool = False) -> bool:
+        """True if the hook point of a first matrix's output is what the sublayer says it is, from ``part.start`` on.
+
+        Args:
+            part: The sublayer.
+            hook: The hook point.
+            late: True allows that it is computed from what the sublayer adds after the norm besides.
+        """
+        return self.is_linear(part.start, hook, part.weights(hook), part.late.get(hook) if late else None)
 
     def writes(self, part: Sublayer) -> bool:
         """True if what a sublayer writes is computed from ``part.inner`` as the sublayer says."""
@@ -281,17 +296,19 @@ class Structure:
         value = self.value(hook)
         return value is not None and all(node in self.known or node.op_type == "Shape" for node, _ in value.uses())
 
-    def nothing_leaves(self, start: str, ends: Sequence[str]) -> bool:
+    def nothing_leaves(self, start: str, ends: Sequence[str], late: Iterable[str] = ()) -> bool:
         """True if what is computed between a hook point and others goes to those others alone.
 
         Args:
             start: The hook point.
             ends: The others.
+            late: Hook points that are added on the way.
         """
+        beside = [value for value in map(self.value, late) if value is not None]
         done = {id(self.value(end)) for end in ends}
         inside = set[ir.Node]()
         for end in ends:
-            found = self._stretch(start, end)
+            found = self._stretch(start, end, *beside)
             inside |= set() if found is None else found.nodes
         outputs = [output for node in inside for output in node.outputs if id(output) not in done]
         return self.only_known_read(start) and all(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graphlens.file.manifest import ModelConfig
 from graphlens.file.names import in_block
@@ -23,6 +23,8 @@ class Sublayer:
         inner: The hook point that the last matrix reads.
         out: The last matrix and its bias.
         post: The norm of what it gives; None for none.
+        late: What the matrices of some readers read besides, added after the norm: the reader's hook point -> its hook point.
+        inner_norm: The norm whose output the last matrix reads, between its activation function and ``inner``; None for none.
         written: The hook point of what is added to the residual stream.
     """
 
@@ -33,6 +35,8 @@ class Sublayer:
     out: Pair
     post: str | None
     written: str
+    inner_norm: str | None = None
+    late: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def start(self) -> str:
@@ -63,6 +67,8 @@ def sublayers(config: ModelConfig, layer: int) -> list[Sublayer]:
     def norms(name: str) -> tuple[str | None, str | None]:
         """(the norm before, the norm after)."""
         before = in_block(layer, name)
+        if config.normalization_type is None:
+            return None, None
         if config.normalises_residual:  # ln1, after the first sum, is what the MLP reads
             return (None if name == "ln1" else in_block(layer, "ln1")), None
         if config.post_norm_only:
@@ -70,6 +76,7 @@ def sublayers(config: ModelConfig, layer: int) -> list[Sublayer]:
         return before, f"{before}_post" if config.use_normalization_before_and_after else None
 
     before, after = norms("ln1")
+    placed = [in_block(layer, f"attn.hook_{letter}") for letter in "qk"]
     attention = Sublayer(
         residual=in_block(layer, "hook_resid_pre"),
         norm=before,
@@ -78,19 +85,24 @@ def sublayers(config: ModelConfig, layer: int) -> list[Sublayer]:
         out=pair("attn", "O"),
         post=after,
         written=in_block(layer, "hook_attn_out"),
+        late=dict.fromkeys(placed, "hook_pos_embed") if config.positional_embedding_type == "shortformer" else {},
     )
     if config.attn_only:
         return [attention]
     before, after = norms("ln2")
     entries = {"hook_pre": "gate", "hook_pre_linear": "in"} if config.gated_mlp else {"hook_pre": "in"}
+    readers = {in_block(layer, f"mlp.{hook}"): pair("mlp", leaf) for hook, leaf in entries.items()}
+    if config.late_mlp_bias:  # no weight has this name: b_in comes after the product
+        readers[in_block(layer, "mlp.hook_pre_linear")] = in_block(layer, "mlp.W_in"), in_block(layer, "mlp.b_linear")
     mlp = Sublayer(
         residual=in_block(layer, "hook_resid_pre" if config.parallel_attn_mlp else "hook_resid_mid"),
         norm=before,
-        readers={in_block(layer, f"mlp.{hook}"): pair("mlp", leaf) for hook, leaf in entries.items()},
+        readers=readers,
         inner=in_block(layer, "mlp.hook_post"),
         out=pair("mlp", "out"),
         post=after,
         written=in_block(layer, "hook_mlp_out"),
+        inner_norm=in_block(layer, "mlp.ln") if config.act_fn == "solu_ln" else None,
     )
     return [attention, mlp]
 
@@ -103,4 +115,6 @@ def sums(config: ModelConfig, layer: int) -> dict[str, list[str]]:
         return {post: [pre, attention, mlp]}
     if config.normalises_residual:  # what the MLP's output is added to is normalised, and no hook point
         return {mid: [pre, attention]}
-    return {mid: [pre, attention], post: [mid] if config.attn_only else [mid, mlp]}
+    if config.attn_only:
+        return {post: [pre, attention]}
+    return {mid: [pre, attention], post: [mid, mlp]}

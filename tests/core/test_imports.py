@@ -19,7 +19,10 @@ ROOT = Path(graphlens.__file__).resolve().parent
 # What cannot be imported without torch.
 TORCH_SIDE = (
     *(f"graphlens.{door}" for door in ("export", "torch", "transformer_lens4")),
-    *(f"graphlens.model.torch_{part}" for part in ("border", "face", "factored", "sampling", "weight")),
+    *(
+        f"graphlens.model.torch_{part}"
+        for part in ("border", "config", "face", "factored", "initial", "sampling", "weight")
+    ),
     *("graphlens.lens", f"graphlens.{LAYOUT}"),
 )
 EXPORTING = ("graphlens.export", "graphlens.pipelines.verify", "graphlens.pipelines.export")

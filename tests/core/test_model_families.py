@@ -156,6 +156,7 @@ def test_a_config_file_is_looked_through_without_transformers(family: Family) ->
     kind = {"model_type": family.model_types[0]}
     family.check_settings(kind, "mine")
     size = "n_embd" if family.architecture in ("GPT2LMHeadModel", "GPTJForCausalLM") else "hidden_size"
+    size = "d_model" if family.own else size
     family.check_settings({**kind, size: 40, "num_attention_heads": 7, "rope_scaling": {"type": "linear"}}, "mine")
     for value in (0, None, "x", [], 1.5):
         with pytest.raises(ExportError, match=rf"^mine: config\.json sets {size}=.* whole number above 0"):

@@ -78,6 +78,13 @@ def _worst(found: Iterable[Difference]) -> Difference:
     return max(found, key=lambda difference: difference.share)
 
 
+OWN = """\
+Models from TransformerLens's own configs: toy models, and the checkpoints that its author trained
+([families.md](families.md)). `tests/parity/test_lens_configs.py` compares every hook point of them, read and edited, with
+TransformerLens 3.9.
+"""
+
+
 def page(measured: Sequence[Measured], made_by: str) -> str:
     """docs/models.md.
 
@@ -98,7 +105,8 @@ def page(measured: Sequence[Measured], made_by: str) -> str:
     ]
     for family in families():
         own = [found for found in measured if found.architecture == family.architecture]
-        lines += ["", f"## {family.architecture}", "", HEAD, "|---|---|---|---|---|", *(found.row() for found in own)]
+        lines += ["", f"## {family.architecture}", ""]
+        lines += OWN.splitlines() if family.own else [HEAD, "|---|---|---|---|---|", *(found.row() for found in own)]
         reasons = [(found.name, VARIANTS[found.name].why_not) for found in own if found.lens is None]
         if reasons:
             told = "; ".join(f"for {name}, {why}" for name, why in reasons)

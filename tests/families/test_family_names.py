@@ -10,9 +10,6 @@ from graphlens.export.families import families, hub_name
 OUT_OF_SCOPE = {
     "allenai/Olmo-3": "OLMo 3",
     "allenai/OLMoE": "OLMoE",
-    "ArthurConmy/": "weights in TransformerLens's own format",
-    "Baidicoot/": "weights in TransformerLens's own format",
-    "NeelNanda/": "weights in TransformerLens's own format",
     "bigcode/santacoder": "code on the hub",
     "facebook/hubert": "speech",
     "facebook/wav2vec2": "speech",

@@ -36,8 +36,8 @@ def traced_once() -> Iterator[None]:
 
     trace, traced = module.trace, {}
 
-    def remembered(config: transformers.PretrainedConfig, family: object) -> ir.Model:
-        facts = config.to_dict()
+    def remembered(config: transformers.PretrainedConfig | None, family: object) -> ir.Model:
+        facts = {"spec": repr(family)} if config is None else config.to_dict()
         key = repr(
             sorted((k, v) for k, v in facts.items() if k not in ("dtype", "transformers_version", "architectures"))
         )

@@ -181,7 +181,7 @@ def test_what_is_not_computed_is_refused_by_its_name(
 
 
 def test_the_activation_functions_are_those_that_are_traced() -> None:
-    from graphlens.export.decoder import ACTIVATIONS as FUNCTIONS
+    from graphlens.export.operations import ACTIVATIONS as FUNCTIONS
 
     assert set(ACTIVATIONS) == set(FUNCTIONS)
 

@@ -6,10 +6,20 @@ from transformer_lens import ActivationCache, HookedTransformer
 model = HookedTransformer.from_pretrained("gpt2-small")
 model.set_use_attn_result(True)
 results = {}
-prompts = ["When Mary and John went to the store, John gave a drink to", "When Tom and James went to the park, James gave a drink to"]
-others = ["When Mary and John went to the store, Mary gave a drink to", "When Tom and James went to the park, Tom gave a drink to"]
-answers = torch.tensor([[model.to_single_token(" Mary"), model.to_single_token(" John")],
-                        [model.to_single_token(" Tom"), model.to_single_token(" James")]])
+prompts = [
+    "When Mary and John went to the store, John gave a drink to",
+    "When Tom and James went to the park, James gave a drink to",
+]
+others = [
+    "When Mary and John went to the store, Mary gave a drink to",
+    "When Tom and James went to the park, Tom gave a drink to",
+]
+answers = torch.tensor(
+    [
+        [model.to_single_token(" Mary"), model.to_single_token(" John")],
+        [model.to_single_token(" Tom"), model.to_single_token(" James")],
+    ]
+)
 clean, corrupted = model.to_tokens(prompts), model.to_tokens(others)
 
 
@@ -51,15 +61,24 @@ def cache_both_ways(model, tokens, metric):
 clean_value, clean_cache, clean_gradients = cache_both_ways(model, clean, metric)
 corrupted_value, corrupted_cache, corrupted_gradients = cache_both_ways(model, corrupted, metric)
 results["values"] = [clean_value, corrupted_value]
-results["resid pre"] = torch.stack([
-    (corrupted_gradients["resid_pre", layer] * (clean_cache["resid_pre", layer] - corrupted_cache["resid_pre", layer])).sum((0, 2))
-    for layer in range(model.cfg.n_layers)
-])
-results["heads"] = torch.stack([
-    (corrupted_gradients["z", layer] * (clean_cache["z", layer] - corrupted_cache["z", layer])).sum((0, 1, 3))
-    for layer in range(model.cfg.n_layers)
-])
-results["patterns"] = torch.stack([clean_gradients["pattern", layer] * clean_cache["pattern", layer] for layer in range(4)])
+results["resid pre"] = torch.stack(
+    [
+        (
+            corrupted_gradients["resid_pre", layer]
+            * (clean_cache["resid_pre", layer] - corrupted_cache["resid_pre", layer])
+        ).sum((0, 2))
+        for layer in range(model.cfg.n_layers)
+    ]
+)
+results["heads"] = torch.stack(
+    [
+        (corrupted_gradients["z", layer] * (clean_cache["z", layer] - corrupted_cache["z", layer])).sum((0, 1, 3))
+        for layer in range(model.cfg.n_layers)
+    ]
+)
+results["patterns"] = torch.stack(
+    [clean_gradients["pattern", layer] * clean_cache["pattern", layer] for layer in range(4)]
+)
 results["results"] = corrupted_gradients["result", 3].sum((0, 1))
 results["queries"] = corrupted_gradients["q", 2]
 

@@ -58,7 +58,9 @@ per_head, labels = cache.stack_head_results(layer=-1, pos_slice=-1, return_label
 per_head = stack_to_difference(per_head, cache)
 results["heads"], results["head labels"] = per_head.reshape(model.cfg.n_layers, model.cfg.n_heads), labels
 results["by heads apart"] = cache.logit_attrs(
-    cache.stack_head_results(layer=-1, pos_slice=-1), answer_tokens[:, 0], incorrect_tokens=answer_tokens[:, 1],
+    cache.stack_head_results(layer=-1, pos_slice=-1),
+    answer_tokens[:, 0],
+    incorrect_tokens=answer_tokens[:, 1],
     pos_slice=-1,
 )
 results["neurons"] = cache.stack_neuron_results(layer=2, pos_slice=-1, neuron_slice=(3, 9))
@@ -101,12 +103,18 @@ results["head out"] = patching.get_act_patch_attn_head_out_all_pos(model, corrup
 results["head every"] = patching.get_act_patch_attn_head_all_pos_every(model, corrupted_tokens, cache, metric)
 results["pattern"] = patching.get_act_patch_attn_head_pattern_all_pos(model, corrupted_tokens, cache, metric)
 generic, frame = patching.generic_activation_patch(
-    model, corrupted_tokens, cache, metric, patching.layer_pos_patch_setter, "resid_mid",
-    index_axis_names=("layer", "pos"), return_index_df=True,
+    model,
+    corrupted_tokens,
+    cache,
+    metric,
+    patching.layer_pos_patch_setter,
+    "resid_mid",
+    index_axis_names=("layer", "pos"),
+    return_index_df=True,
 )
 results["generic"], results["frame"] = generic, frame.to_numpy()
 
-results["value-weighted"] = (
-    cache["pattern", 2] * cache["v", 2].norm(dim=-1).permute(0, 2, 1)[:, :, None, :]
-).amax(dim=(0, 2))
+results["value-weighted"] = (cache["pattern", 2] * cache["v", 2].norm(dim=-1).permute(0, 2, 1)[:, :, None, :]).amax(
+    dim=(0, 2)
+)
 results["unembedded"] = model.unembed(model.ln_final(final[:, -1:, :]))

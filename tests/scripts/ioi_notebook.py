@@ -70,13 +70,15 @@ def path_patch_to_end(model, new_cache, orig_cache):
         for head in range(model.cfg.n_heads):
             hook_fn = partial(patch_or_freeze, new_cache=new_cache, orig_cache=orig_cache, head=(layer, head))
             _, patched = model.run_with_cache(
-                ioi.tokens, names_filter=lambda name: name == utils.get_act_name("resid_post", model.cfg.n_layers - 1),
+                ioi.tokens,
+                names_filter=lambda name: name == utils.get_act_name("resid_post", model.cfg.n_layers - 1),
                 return_type=None,
             )
             model.reset_hooks()
             model.add_hook(lambda name: name.endswith("hook_z"), hook_fn)
             _, patched = model.run_with_cache(
-                ioi.tokens, names_filter=lambda name: name == utils.get_act_name("resid_post", model.cfg.n_layers - 1),
+                ioi.tokens,
+                names_filter=lambda name: name == utils.get_act_name("resid_post", model.cfg.n_layers - 1),
                 return_type=None,
             )
             model.reset_hooks()

@@ -70,9 +70,7 @@ def induction(pattern, hook):
     scores[hook.layer()] = stripe.mean(dim=(0, 2))
 
 
-model.run_with_hooks(
-    repeated, return_type=None, fwd_hooks=[(lambda name: name.endswith("pattern"), induction)]
-)
+model.run_with_hooks(repeated, return_type=None, fwd_hooks=[(lambda name: name.endswith("pattern"), induction)])
 results["induction"] = scores
 results["per token loss"] = model(repeated, return_type="loss", loss_per_token=True)
 
@@ -87,10 +85,21 @@ results["QK of a layer"] = model.QK[2].norm()
 results["heads"] = model.all_head_labels()
 results["positions"] = model.get_token_position(" John", text)
 results["text"] = model.generate("When Mary", max_new_tokens=12, do_sample=False, verbose=False)
-results["weights"] = {name: float(value.double().norm()) for name, value in model.state_dict().items()
-                      if "mask" not in name and "IGNORE" not in name}.__len__() > 50
-results["cfg"] = [model.cfg.n_layers, model.cfg.d_head, model.cfg.d_mlp, model.cfg.act_fn, model.cfg.n_ctx,
-                  model.cfg.normalization_type, model.cfg.d_vocab, model.cfg.model_name]
+results["weights"] = {
+    name: float(value.double().norm())
+    for name, value in model.state_dict().items()
+    if "mask" not in name and "IGNORE" not in name
+}.__len__() > 50
+results["cfg"] = [
+    model.cfg.n_layers,
+    model.cfg.d_head,
+    model.cfg.d_mlp,
+    model.cfg.act_fn,
+    model.cfg.n_ctx,
+    model.cfg.normalization_type,
+    model.cfg.d_vocab,
+    model.cfg.model_name,
+]
 
 model.add_hook("blocks.0.hook_mlp_out", lambda value, hook: value * 0)
 results["no first MLP"] = model(text, return_type="loss")

@@ -38,7 +38,7 @@ x = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
 results["names"] = list(model.hook_dict)
 output, cache = model.run_with_cache(x)
 results["output"] = output
-results["cached"] = {name: value for name, value in cache.items()}.keys().__len__()
+results["cached"] = sorted(cache)
 results["squares"] = [cache["first.hook_square"], cache["second.hook_square"]]
 
 

@@ -67,7 +67,9 @@ def differences(ours: Any, theirs: Any, place: str) -> list[str]:
         if len(theirs) != len(ours):
             return [f"{place}: {ours}, there {theirs}"]
         pairs = zip(ours, theirs, strict=True)
-        return [said for index, (one, other) in enumerate(pairs) for said in differences(one, other, f"{place}[{index}]")]
+        return [
+            said for index, (one, other) in enumerate(pairs) for said in differences(one, other, f"{place}[{index}]")
+        ]
     if isinstance(theirs, float) and isinstance(ours, float):
         return [] if abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs)) else [f"{place}: {ours}, there {theirs}"]
     return [] if ours == theirs and type(ours) is type(theirs) else [f"{place}: {ours!r}, there {theirs!r}"]
@@ -80,5 +82,7 @@ def test_a_script_gives_the_same_numbers(script: str, played: dict[str, Played])
     assert "error" not in ours, ours["error"]
     assert theirs["results"].keys() == ours["results"].keys()
     assert len(theirs["results"]) >= 9
-    found = [said for name in theirs["results"] for said in differences(ours["results"][name], theirs["results"][name], name)]
+    found = [
+        said for name in theirs["results"] for said in differences(ours["results"][name], theirs["results"][name], name)
+    ]
     assert not found, "\n".join(found)

@@ -10,7 +10,8 @@ def filled(model, seed=0):
     """The same values in both libraries, whatever each draws."""
     generator = torch.Generator().manual_seed(seed)
     state = {
-        name: torch.randn(value.shape, generator=generator) * 0.3 if value.is_floating_point() and "IGNORE" not in name
+        name: torch.randn(value.shape, generator=generator) * 0.3
+        if value.is_floating_point() and "IGNORE" not in name
         else value
         for name, value in sorted(model.state_dict().items())
         if "mask" not in name and "rotary" not in name
@@ -21,8 +22,18 @@ def filled(model, seed=0):
 
 # Two layers of attention alone, with shortformer positions, as the paper on circuits has them.
 cfg = HookedTransformerConfig(
-    d_model=24, d_head=6, n_heads=4, n_layers=2, n_ctx=19, d_vocab=37, attention_dir="causal", attn_only=True,
-    seed=398, use_attn_result=True, normalization_type=None, positional_embedding_type="shortformer",
+    d_model=24,
+    d_head=6,
+    n_heads=4,
+    n_layers=2,
+    n_ctx=19,
+    d_vocab=37,
+    attention_dir="causal",
+    attn_only=True,
+    seed=398,
+    use_attn_result=True,
+    normalization_type=None,
+    positional_embedding_type="shortformer",
 )
 results["cfg"] = [cfg.n_params, cfg.d_mlp, cfg.d_vocab_out, cfg.act_fn, cfg.initializer_range, cfg.n_heads]
 model = filled(HookedTransformer(cfg))
@@ -41,8 +52,19 @@ results["attributed"] = cache.logit_attrs(stack, tokens[0], has_batch_dim=False)
 
 # One layer that adds modulo a prime.
 cfg = HookedTransformerConfig(
-    n_layers=1, n_heads=4, d_model=20, d_head=5, d_mlp=40, act_fn="relu", normalization_type=None, d_vocab=14,
-    d_vocab_out=13, n_ctx=3, init_weights=True, device="cpu", seed=999,
+    n_layers=1,
+    n_heads=4,
+    d_model=20,
+    d_head=5,
+    d_mlp=40,
+    act_fn="relu",
+    normalization_type=None,
+    d_vocab=14,
+    d_vocab_out=13,
+    n_ctx=3,
+    init_weights=True,
+    device="cpu",
+    seed=999,
 )
 model = filled(HookedTransformer(cfg), 1)
 for name, parameter in model.named_parameters():
@@ -59,8 +81,19 @@ results["loss of modular"] = model.run_with_hooks(
 
 # Three layers with norms and biases that classify brackets.
 cfg = HookedTransformerConfig(
-    n_ctx=14, d_model=16, d_head=8, n_heads=2, d_mlp=16, n_layers=3, attention_dir="causal", act_fn="relu",
-    d_vocab=5, d_vocab_out=2, use_attn_result=True, device="cpu", use_hook_tokens=True,
+    n_ctx=14,
+    d_model=16,
+    d_head=8,
+    n_heads=2,
+    d_mlp=16,
+    n_layers=3,
+    attention_dir="causal",
+    act_fn="relu",
+    d_vocab=5,
+    d_vocab_out=2,
+    use_attn_result=True,
+    device="cpu",
+    use_hook_tokens=True,
 )
 model = filled(HookedTransformer(cfg), 2)
 brackets = torch.tensor([[0, 3, 4, 3, 4, 2, 1], [0, 3, 3, 4, 4, 2, 1]])
@@ -71,8 +104,20 @@ results["parts"] = cache.decompose_resid(mode="all", apply_ln=True)
 
 # Rotary positions, RMS norms, gated MLPs, grouped keys.
 cfg = HookedTransformerConfig(
-    n_layers=2, d_model=24, n_ctx=16, d_head=6, n_heads=4, n_key_value_heads=2, d_mlp=30, d_vocab=31, act_fn="silu",
-    normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=6, gated_mlp=True, final_rms=True,
+    n_layers=2,
+    d_model=24,
+    n_ctx=16,
+    d_head=6,
+    n_heads=4,
+    n_key_value_heads=2,
+    d_mlp=30,
+    d_vocab=31,
+    act_fn="silu",
+    normalization_type="RMS",
+    positional_embedding_type="rotary",
+    rotary_dim=6,
+    gated_mlp=True,
+    final_rms=True,
 )
 model = filled(HookedTransformer(cfg), 3)
 logits, cache = model.run_with_cache(tokens % 31)
@@ -82,7 +127,14 @@ results["rotated"] = cache["blocks.1.attn.hook_rot_q"]
 
 # SoLU with its own norm, parallel blocks.
 cfg = HookedTransformerConfig(
-    n_layers=2, d_model=18, n_ctx=16, d_head=6, n_heads=3, d_vocab=31, act_fn="solu_ln", normalization_type="LN",
+    n_layers=2,
+    d_model=18,
+    n_ctx=16,
+    d_head=6,
+    n_heads=3,
+    d_vocab=31,
+    act_fn="solu_ln",
+    normalization_type="LN",
     parallel_attn_mlp=False,
 )
 model = filled(HookedTransformer(cfg), 4)

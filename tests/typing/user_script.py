@@ -5,6 +5,7 @@ from graphlens import (
     ActivationCache,
     FactoredMatrix,
     HookedTransformer,
+    HookedTransformerConfig,
     KeyValueCache,
     Steer,
     bake_model,
@@ -37,6 +38,9 @@ reveal_type(model.gradients(tokens, LogitDiff(" Mary", " John")))  # is dict[str
 reveal_type(model.W_Q)  # is ndarray
 reveal_type(model.blocks[0].attn.OV)  # is FactoredMatrix
 reveal_type(model.cfg.n_layers)  # is int
+toy = HookedTransformer(HookedTransformerConfig(n_layers=1, d_model=8, d_head=4, n_ctx=5, d_vocab=7))
+reveal_type(toy)  # is HookedTransformer[ndarray]
+reveal_type(toy.load_state_dict(model.state_dict()).missing_keys)  # is list[str]
 reveal_type(model.to_single_token(" Mary"))  # is int
 with model.intervene([Ablate("blocks.0.attn.hook_z", heads=1), Steer("blocks.1.hook_resid_pre", tokens)]) as edited:
     reveal_type(edited)  # is HookedTransformer[ndarray]

@@ -118,7 +118,7 @@ class Before(Generic[ArrayT]):
             rows = directions.reshape(len(first), *[1] * (first.ndim - 1), *trailing)
             return np.asarray(first.reshape(*first.shape, *[1] * len(trailing)) * rows)
 
-        layers, names = range(self.layer), kept.indices(self.reader.model.cfg.d_mlp)
+        layers, names = range(self.layer), kept.indices(self.reader.model.cfg.d_mlp or 0)
         return Blocks([f"L{i}N{neuron}" for i in layers for neuron in names], map(block, layers))
 
     def whole(self, parts: Iterable[tuple[str, str]]) -> Blocks:

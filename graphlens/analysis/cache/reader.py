@@ -28,9 +28,13 @@ class CacheConfig(Protocol):
     @property
     def d_model(self) -> int: ...  # noqa: D102
     @property
-    def d_mlp(self) -> int: ...  # noqa: D102
+    def d_mlp(self) -> int | None: ...  # noqa: D102
     @property
-    def normalization_type(self) -> str: ...  # noqa: D102
+    def normalization_type(self) -> str | None: ...  # noqa: D102
+    @property
+    def final_rms(self) -> bool: ...  # noqa: D102
+    @property
+    def positional_embedding_type(self) -> str: ...  # noqa: D102
     @property
     def attn_only(self) -> bool: ...  # noqa: D102
     @property
@@ -164,7 +168,9 @@ class Reader(Generic[ArrayT]):
         """(label, hook name) of the embeddings that this architecture has, whether they are cached or not."""
         # Of the cache's own names a filter may have left one out, which must be an error and not another sum.
         both = (("embed", "hook_embed"), ("pos_embed", "hook_pos_embed"))
-        return [(label, name) for label, name in both if name in self.model.hook_dict]
+        # Where they are added late, those of positions are no part of the residual stream.
+        late = {"hook_pos_embed"} if self.model.cfg.positional_embedding_type == "shortformer" else set()
+        return [(label, name) for label, name in both if name in self.model.hook_dict and name not in late]
 
     # Norms
 
@@ -177,6 +183,10 @@ class Reader(Generic[ArrayT]):
     def centres(self) -> bool:
         """True if its norms subtract the mean."""
         return self.model.cfg.normalization_type in ("LN", "LNPre")
+
+    def centres_before(self, layer: int) -> bool:
+        """True if the norm before a layer (n_layers: the final one) subtracts the mean."""
+        return self.centres and not (self.model.cfg.final_rms and layer == self.model.cfg.n_layers)
 
     def scale(self, layer: int, mlp_input: bool, positions: Slice, prompts: Slice) -> Array:
         """What the norm before a layer (n_layers: the final one) divided by in the run, [*b, p, 1].
@@ -241,7 +251,7 @@ class Reader(Generic[ArrayT]):
                 )
         if not apply_ln or not self.normalises:
             return Readout(onto=projection)
-        return Readout(self.centres, self.scale(layer, mlp_input, positions, Slice()), projection)
+        return Readout(self.centres_before(layer), self.scale(layer, mlp_input, positions, Slice()), projection)
 
     def normalised(
         self,
@@ -274,7 +284,7 @@ class Reader(Generic[ArrayT]):
         scale = self.scale(layer, mlp_input, positions, prompts)
         axes = RunAxes(scale.shape[:-1], batched)
         axes.ensure_fits(stack)
-        return Readout(self.centres, scale).vectors(stack), axes
+        return Readout(self.centres_before(layer), scale).vectors(stack), axes
 
     def _run_shape(self, positions: Slice, prompts: Slice) -> tuple[int, ...]:
         """[*b, p] of the chosen prompts and positions; [] where nothing that is cached tells."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 N_CTX = 2048  # TransformerLens's own cap, where a model was trained for more and nobody asks
 # Activation functions by their names in transformers' configs; decoder.py has the functions.
-ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish")
+ACTIVATIONS = ("gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2", "silu", "solu",
+               "solu_ln", "swish")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Family:
         respelt: The end of a parameter's name -> another that checkpoints have in its place.
         without_effect: Config keys that change no computation, besides those of all families.
         aliases: TransformerLens's model names -> names on the Hugging Face hub.
+        own: True where transformers knows no such model: the config is TransformerLens's, and so are the weights' names.
+        told_by: The keys that tell a config of the family where it names neither architecture nor model type.
     """
 
     architecture: str
@@ -52,6 +55,14 @@ class Family:
     respelt: Mapping[str, str] = field(default_factory=dict)
     without_effect: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    own: bool = False
+    told_by: frozenset[str] = frozenset()
+
+    def is_named_by(self, config: Mapping[str, Json]) -> bool:
+        """True for a config of this family's that names no architecture: by its model type, or its keys if it has none."""
+        if "model_type" in config:
+            return config["model_type"] in self.model_types
+        return bool(self.told_by) and self.told_by <= config.keys()
 
     def keys(self, parameter: str, tied: bool) -> list[str]:
         """The keys that a checkpoint may store a parameter under, in the order in which to look for them.
@@ -105,8 +116,18 @@ class Family:
             ExportError: The config asks for something that graphlens does not compute, or holds a key that it does not know
                 and that may change the computation.
         """
-        reader = ConfigReader(hf_config, where)
-        spec = self.spec(reader)
+        return self.spec_from(ConfigReader(hf_config, where))
+
+    def spec_from(self, reader: ConfigReader) -> Spec:
+        """What the model of a config computes; see ``spec_of``.
+
+        Args:
+            reader: The config.
+
+        Raises:
+            ExportError: As ``spec_of`` does.
+        """
+        where, spec = reader.where, self.spec(reader)
         reader.refuse_unread(self.without_effect)
         attention = spec.attention
         if spec.mlp.act not in ACTIVATIONS:
@@ -142,6 +163,8 @@ class Family:
         scale = 1 / a.scale
         usual = abs(scale - a.d_head**0.5) < 1e-9 * scale
         positions = "standard" if spec.pos_embed is not None else "alibi" if a.alibi is not None else "rotary"
+        positions = "shortformer" if spec.late_positions else positions
+        final = spec.norms if spec.final_norm is None else spec.other_norms.get(spec.final_norm, spec.norms)
         local = tuple("local" if layer in a.local else "global" for layer in range(spec.n_layers))
         config = ModelConfig(
             model_name=name,
@@ -157,9 +180,10 @@ class Family:
             n_ctx_trained=spec.n_ctx if taken < spec.n_ctx else None,
             act_fn=spec.mlp.act,
             eps=spec.norms.eps,
-            normalization_type=spec.norms.kind,
+            normalization_type=None if spec.ln1 is None else spec.norms.kind + ("Pre" if spec.norms.bare else ""),
             positional_embedding_type=positions,
             dtype=dtype,
+            attn_only=spec.attn_only,
             gated_mlp=spec.mlp.gated,
             parallel_attn_mlp=spec.parallel,
             default_prepend_bos=self.prepends_bos,
@@ -181,10 +205,13 @@ class Family:
             post_norm_only=spec.post_norm_only,
             residual_norms=spec.residual_norms,
             post_embedding_ln=spec.embed_norm is not None,
-            attention_dir="causal" if spec.encoder is None else "bidirectional",
+            attention_dir="causal" if spec.encoder is None and not spec.bidirectional else "bidirectional",
             n_token_types=None if spec.encoder is None else spec.encoder.n_token_types,
             num_experts=None if spec.mlp.experts is None else spec.mlp.experts.count,
             experts_per_token=None if spec.mlp.experts is None else spec.mlp.experts.chosen,
+            d_vocab_out=spec.d_vocab if spec.d_vocab_out is None else spec.d_vocab_out,
+            final_rms=final.kind != spec.norms.kind,
+            late_mlp_bias=spec.mlp.late_bias is not None,
         )
         if not 1 <= taken <= spec.n_ctx:
             raise InputError(f"n_ctx={n_ctx}: {name} {replace(config, n_ctx_trained=spec.n_ctx).lengths}.")
@@ -285,6 +312,6 @@ def family_for(config: Mapping[str, Json]) -> Family | None:
         if isinstance(named, list) and named:
             if family.architecture in named:
                 return family
-        elif not named and config.get("model_type") in family.model_types:
+        elif not named and family.is_named_by(config):
             return family
     return None

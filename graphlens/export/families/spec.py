@@ -6,7 +6,8 @@ to the block. A Spec holds no torch: names and numbers alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Layout = Literal["parts", "heads", "groups"]
@@ -20,11 +21,13 @@ class Norms:
         kind: ``"LN"`` subtracts the mean, ``"RMS"`` does not.
         eps: What is added to the variance.
         plus_one: True where the stored weight is the factor less 1, as in Gemma.
+        bare: True where the norms have neither weight nor bias (TransformerLens's LNPre); only of modules of our own.
     """
 
     kind: Literal["LN", "RMS"]
     eps: float
     plus_one: bool = False
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Rotary:
         skipped: Layers whose queries and keys are not rotated.
         short: The most positions for which the module's frequencies hold; beyond them, those of a long input. None where
             they do not depend on the length.
+        bases: Of modules of our own: the kind of rotation -> the base of its frequencies, and what positions are divided by.
     """
 
     module: str
@@ -52,6 +56,7 @@ class Rotary:
     types: tuple[str, ...] = ()
     skipped: frozenset[int] = frozenset()
     short: int | None = None
+    bases: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Attention:
         softcap: The bound that tanh squeezes the scores into, or None.
         clip: The bound that queries, keys and values are cut to, or None.
         alibi: What a bias of (key - query) times each head's slope is multiplied by; None for no such bias.
+        even_slopes: True where the slopes are powers of one number for any number of heads, as in TransformerLens.
         rotary: Rotary position embeddings, or None.
         window: How many tokens back a query of a local layer sees, itself included; None for no local layers.
         local: The layers that see a window alone.
@@ -101,6 +107,7 @@ class Attention:
     softcap: float | None = None
     clip: float | None = None
     alibi: float | None = None
+    even_slopes: bool = False
     rotary: Rotary | None = None
     window: int | None = None
     local: frozenset[int] = frozenset()
@@ -138,6 +145,8 @@ class Mlp:
         gate_up: The matrix of both, gate first, where they share one.
         down: The last matrix.
         experts: The experts, each with a gate, a first and a last matrix and no biases; None for a single MLP.
+        norm: The norm of the activations in the module (TransformerLens's ``solu_ln``), or None.
+        late_bias: What holds the bias that is added to the gated activations, where the matrices have none; None otherwise.
     """
 
     size: int
@@ -148,6 +157,8 @@ class Mlp:
     gate_up: str | None = None
     down: str = "down_proj"
     experts: Experts | None = None
+    norm: str | None = None
+    late_bias: str | None = None
 
     @property
     def gated(self) -> bool:
@@ -192,7 +203,7 @@ class Spec:
         blocks: The path of the list of blocks.
         embed: The path of the token embedding.
         final_norm: The path of the norm before the unembedding; None for none.
-        ln1: The norm of what attention reads, or of what it gives where ``post_norm_only``.
+        ln1: The norm of what attention reads, or of what it gives where ``post_norm_only``; None for none.
         ln2: The same for the MLP. The same path as ``ln1`` where one module serves both: still two norms here.
         head: The path of the unembedding.
         embed_in: The path of a matrix from the token embeddings to the residual stream, where they are of another width; None
@@ -213,6 +224,13 @@ class Spec:
         logit_softcap: The bound that tanh squeezes the logits into after that, or None.
         transposed: True where matrices are stored [input, output] (GPT-2's Conv1D).
         encoder: What makes it an encoder; None for a decoder. ``final_norm`` is then the last norm of the masked-language head.
+        other_norms: The path of a norm, in the block or in the model -> how it normalises, where that is otherwise.
+        attn_only: True if the blocks have no MLP; ``mlp`` then says nothing.
+        late_positions: True if position embeddings are added to what queries and keys are computed from, after the norm, and
+            not to the residual stream (TransformerLens's shortformer).
+        bidirectional: True if tokens attend to later ones too, and to padding.
+        d_vocab_out: The number of logits, where it is not ``d_vocab``.
+        own: True if the modules are of ``export/modules.py``, which the Spec alone decides, and not of transformers.
     """
 
     n_layers: int
@@ -225,8 +243,8 @@ class Spec:
     blocks: str = "model.layers"
     embed: str = "model.embed_tokens"
     final_norm: str | None = "model.norm"
-    ln1: str = "input_layernorm"
-    ln2: str = "post_attention_layernorm"
+    ln1: str | None = "input_layernorm"
+    ln2: str | None = "post_attention_layernorm"
     head: str = "lm_head"
     embed_in: str | None = None
     head_in: str | None = None
@@ -244,3 +262,9 @@ class Spec:
     logit_softcap: float | None = None
     transposed: bool = False
     encoder: EncoderParts | None = None
+    other_norms: Mapping[str, Norms] = field(default_factory=dict)
+    attn_only: bool = False
+    late_positions: bool = False
+    bidirectional: bool = False
+    d_vocab_out: int | None = None
+    own: bool = False

@@ -151,6 +151,9 @@ def _of_mlp(spec: Spec) -> Iterator[tuple[str, WeightView]]:
     times = None if spec.residual_scale == 1 else spec.residual_scale
     yield "mlp.W_out", replace(_of(f"{at}{mlp.down}.weight"), permute=order, times=times)
     yield "mlp.b_out", replace(_of(f"{at}{mlp.down}.bias"), times=times)
+    if mlp.late_bias is not None:
+        yield "mlp.b_in", _of(f"{at}{mlp.late_bias}.bias")
+    yield from _norm("mlp.ln", None if mlp.norm is None else at + mlp.norm, spec)
 
 
 def _of_experts(mlp: Mlp, experts: Experts) -> Iterator[tuple[str, WeightView]]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from copy import copy
 from typing import Any, Generic, Self
 
 from graphlens.analysis.arrays import ArrayT
 from graphlens.engine.engine import Engine
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.tokenizer import load_tokenizer
+from graphlens.model import describe
 from graphlens.model.border import Border
+from graphlens.model.config import HookedTransformerConfig
+from graphlens.model.config_of_model import FLAGS, Value
+from graphlens.model.dtypes import dtype_name
 from graphlens.model.runner import Runner
+from graphlens.model.state_dict import Made
 from graphlens.runtime.providers import Providers
 from graphlens.views.progress import spinner
 
@@ -29,14 +36,26 @@ class OpenMethods(Generic[ArrayT]):
 
     runner: Runner[ArrayT]
     _encoders = False  # which kind of model the class is for
+    _cfg: HookedTransformerConfig | None = None
+    _made = Made()
 
     def __init__(
         self,
-        engine: Engine,
+        cfg: HookedTransformerConfig | Mapping[str, Value] | Engine,
         tokenizer: object = None,
-        default_prepend_bos: bool | None = None,
+        move_to_device: bool = True,
         default_padding_side: str | None = None,
+        *,
+        default_prepend_bos: bool | None = None,
+        providers: Providers = None,
     ) -> None:
+        if isinstance(cfg, Engine):
+            self._open(cfg, tokenizer, default_prepend_bos, default_padding_side)
+        else:
+            self._build(cfg, tokenizer, default_prepend_bos, default_padding_side, providers)
+
+    def _open(self, engine: Engine, tokenizer: object, prepend_bos: bool | None, side: str | None) -> None:
+        """Begins with a hooked file."""
         config = engine.manifest.config
         if config.is_encoder != self._encoders:
             kind, other = ("an encoder", "HookedEncoder") if config.is_encoder else ("a decoder", "HookedTransformer")
@@ -44,13 +63,54 @@ class OpenMethods(Generic[ArrayT]):
                 f"{config.model_name} is {kind} ({config.original_architecture}): open it with graphlens.{other}."
             )
         usual = config.default_prepend_bos
-        bos = usual if default_prepend_bos is None else default_prepend_bos
+        bos = usual if prepend_bos is None else prepend_bos
         self.runner = Runner(engine, self._border(), load_tokenizer(engine.folder) if tokenizer is None else None, bos)
         if tokenizer is not None:
             self.runner.text.take(tokenizer)
             self.runner.text.own_tokenizer = self.runner.text.tokenizer
-        if default_padding_side is not None:  # otherwise the tokenizer's own
-            self.runner.text.default_padding_side = default_padding_side
+        if side is not None:  # otherwise the tokenizer's own
+            self.runner.text.default_padding_side = side
+
+    def _build(
+        self,
+        given: HookedTransformerConfig | Mapping[str, Value],
+        tokenizer: object,
+        prepend_bos: bool | None,
+        side: str | None,
+        providers: Providers,
+    ) -> None:
+        """Begins with a config: a model of its own, with random weights."""
+        from graphlens.model.from_config import build
+
+        border = self._border()
+        config = border.config_kind.unwrap(given)
+        if self._encoders:
+            raise InputError("graphlens builds no encoders from a config: HookedEncoder.from_pretrained opens one.")
+        built = build(config, tokenizer, _providers(config.device, None) if providers is None else providers, side)
+        bos = config.default_prepend_bos if prepend_bos is None else prepend_bos
+        self.runner = Runner(built.engine, border, built.tokenizer if tokenizer is None else None, bos)
+        if tokenizer is not None:
+            self.runner.text.take(tokenizer)
+            self.runner.text.own_tokenizer = self.runner.text.tokenizer
+        if side is not None and built.tokenizer is not None:
+            self.runner.text.default_padding_side = side
+        for flag in FLAGS:
+            if getattr(config, flag):
+                self.runner.set_flag(flag, True)
+        self._made = Made(built.base, built.engine.replaced)
+        self._cfg = copy(config)
+        self._cfg.device = border.device_of(built.engine.providers[0])
+        self._cfg.follow(self.runner)
+        (given if isinstance(given, HookedTransformerConfig) else config).lead(self._cfg)
+
+    @property
+    def cfg(self) -> HookedTransformerConfig:
+        """The configuration; see HookedTransformerConfig. It follows the model, and what is set on it is set on the model."""
+        if self._cfg is None:
+            self._cfg = describe.config(self.runner)
+        if not self._cfg.follows(self.runner):  # a copy of a model, or a pickled one
+            self._cfg.follow(self.runner)
+        return self._cfg
 
     def _border(self) -> Border[ArrayT]:
         """How arrays cross to the user and back."""
@@ -69,7 +129,7 @@ class OpenMethods(Generic[ArrayT]):
 
     def __copy__(self) -> Self:
         other = object.__new__(type(self))
-        other.__dict__ |= {**self.__dict__, "runner": self.runner.copy()}
+        other.__dict__ |= {**self.__dict__, "runner": self.runner.copy(), "_cfg": copy(self.cfg)}
         return other
 
     @property
@@ -105,7 +165,9 @@ class OpenMethods(Generic[ArrayT]):
             raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
         with spinner(f"Opening {path}"):
             engine = Engine(path, providers, n_ctx)
-            return cls(engine, tokenizer, default_prepend_bos, default_padding_side)
+            return cls(
+                engine, tokenizer, default_padding_side=default_padding_side, default_prepend_bos=default_prepend_bos
+            )
 
     @classmethod
     def from_pretrained(
@@ -181,7 +243,7 @@ class OpenMethods(Generic[ArrayT]):
             revision=revision,
             token=token,
             cache_dir=cache_dir,
-            dtype=_dtype_name(dtype),
+            dtype=dtype_name(dtype),
             processing=tuple(name for name, on in processing.items() if checked_number(on, name, bool)),
             first_n_layers=first_n_layers,
             hf_model=hf_model,
@@ -230,22 +292,6 @@ class OpenMethods(Generic[ArrayT]):
             refactor_factored_attn_matrices=refactor_factored_attn_matrices,
             **options,
         )
-
-
-DTYPES = ("float32", "float64", "float16", "bfloat16")
-_SHORT = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16", "double": "float64"}
-
-
-def _dtype_name(dtype: Any) -> str:
-    """A dtype given as text, a torch dtype or a NumPy one -> its name. Raises InputError for one that is not run."""
-    if dtype is None:
-        return "float32"
-    text = getattr(dtype, "__name__", None) if isinstance(dtype, type) else str(dtype)
-    name = str(text).removeprefix("torch.")
-    name = _SHORT.get(name, name)
-    if name not in DTYPES:
-        raise InputError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
-    return name
 
 
 def _providers(device: Any, providers: Providers) -> Providers:

@@ -11,6 +11,7 @@ from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, working
 from graphlens.analysis.factored_matrix import FactoredMatrix
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.names import block_name, in_block
+from graphlens.model import state_dict
 from graphlens.model.hooks import HookPoint
 from graphlens.model.parts import Block, Embed, Norm, PosEmbed, Unembed
 from graphlens.model.weights import ov_factors, qk_factors
@@ -28,6 +29,7 @@ class WeightMethods(Generic[ArrayT]):
     """
 
     runner: Runner[ArrayT]
+    _made: state_dict.Made
 
     @property
     def weights(self) -> Mapping[str, Array]:
@@ -53,12 +55,26 @@ class WeightMethods(Generic[ArrayT]):
         self.runner.use(self.runner.weights.with_others(weights))
 
     def reset_weights(self) -> None:
-        """Takes back what ``set_weights`` did: the model computes with its file's weights again.
+        """Takes back what ``set_weights`` did: the model computes with its file's weights again, or where it was built from a
+        config or had a state dict processed, with those of that.
 
         Raises:
             ModelFileError: The model's file was replaced since it was opened.
         """
-        self.runner.use(self.runner.engine.with_weights({}))
+        self.runner.use(self.runner.engine.with_weights(self._made.weights))
+
+    # TransformerLens's state dicts
+
+    init_weights = state_dict.init_weights
+    load_state_dict = state_dict.load_state_dict
+    load_and_process_state_dict = state_dict.load_and_process_state_dict
+    process_weights_ = state_dict.process_weights_
+    fill_missing_keys = state_dict.fill_missing_keys
+    fold_layer_norm = state_dict.fold_layer_norm
+    center_writing_weights = state_dict.center_writing_weights
+    center_unembed = state_dict.center_unembed
+    fold_value_biases = state_dict.fold_value_biases
+    refactor_factored_attn_matrices = state_dict.refactor_factored_attn_matrices
 
     # Parts
 
