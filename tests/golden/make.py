@@ -210,7 +210,8 @@ def _expected(module: transformers.Gemma3ForCausalLM, model: HookedTransformer) 
             found[f"cache/blocks.{layer}.attn.hook_pattern"] = run.attentions[layer]
         arrays = {name: value.numpy() for name, value in found.items()}
         arrays["swept"] = _swept(module, clean, corrupted)
-    ids = [0, *model.runner.text.tokenizer.fast.encode(PROMPT, add_special_tokens=False).ids]  # the tokenizers package's own
+    fast = model.runner.text.tokenizer.fast  # the tokenizers package's own
+    ids = [0, *fast.encode(PROMPT, add_special_tokens=False).ids]
     return {**arrays, "steering": steering, "patch": patch, "prompt": np.asarray([ids])}
 
 
