@@ -140,6 +140,7 @@ Text and padding:
 - `to_tokens(text, prepend_bos=False)` of a text beyond n_ctx has n_ctx tokens (there one less, where the tokenizer puts BOS
   first). Special tokens that a tokenizer puts after a text are not there.
 - `input_to_embed` leaves a KV cache as it is; there it extends its mask.
+- `generate("")` continues BOS; where BOS and PAD are one token, TransformerLens takes it for padding and masks it.
 - A run of no tokens is an error. `to_str_tokens("", prepend_bos=False)` is `[]`; there it is `[""]`.
 
 Generating:

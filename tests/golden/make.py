@@ -48,7 +48,7 @@ def formats() -> str:
     """The name of the folder of this version's formats."""
     from graphlens.analysis.result_files import FORMAT_VERSION as RESULT
     from graphlens.edits.files import FORMAT_VERSION as EDITS
-    from graphlens.file.manifest_format import FORMAT_VERSION as MANIFEST
+    from graphlens.file.manifest import FORMAT_VERSION as MANIFEST
 
     return f"{MANIFEST}-{EDITS}-{RESULT}"
 
@@ -210,10 +210,8 @@ def _expected(module: transformers.Gemma3ForCausalLM, model: HookedTransformer) 
             found[f"cache/blocks.{layer}.attn.hook_pattern"] = run.attentions[layer]
         arrays = {name: value.numpy() for name, value in found.items()}
         arrays["swept"] = _swept(module, clean, corrupted)
-    ids = [
-        0,
-        *model.runner.text.tokenizer.fast.encode(PROMPT, add_special_tokens=False).ids,
-    ]  # the tokenizers package's own
+    fast = model.runner.text.tokenizer.fast  # the tokenizers package's own
+    ids = [0, *fast.encode(PROMPT, add_special_tokens=False).ids]
     return {**arrays, "steering": steering, "patch": patch, "prompt": np.asarray([ids])}
 
 

@@ -224,7 +224,7 @@ def _tokenizer(expected: Expected, place: Place) -> list[str]:
     tokenizer = load_tokenizer(place.model)
     if tokenizer is None:
         raise InputError("this model has no tokenizer")  # as every call with a text says then
-    return [] if [0, *tokenizer.encode(PROMPT)] == expected.prompt else ["other tokens"]
+    return [] if [0, *tokenizer.encode(PROMPT, add_special_tokens=False)] == expected.prompt else ["other tokens"]
 
 
 @route(*MODEL_PARTS)

@@ -359,7 +359,7 @@ def whole(value: Any) -> Any:
                          ids=["floats", "arrays", "arrays of floats", "ids"])  # fmt: skip
 def test_ids_are_shown_whatever_their_dtype(as_given: Callable[[Any], Any], model: Any, lens: Any) -> None:
     ids = lens.to_tokens(PROMPT)
-    for given in (as_given(ids), as_given(ids[0]), [as_given(ids[0]), as_given(ids[0, :3])]):
+    for given in (as_given(ids), as_given(ids)[None], as_given(ids[0]), [as_given(ids[0]), as_given(ids[0, :3])]):
         assert model.to_str_tokens(given) == lens.to_str_tokens(given)
     if torch.is_tensor(as_given(ids)):
         token = lens.to_single_token(" John")

@@ -257,6 +257,18 @@ def test_missing_special_tokens_are_transformerlens(roles: dict[str, str], lens:
         assert torch.equal(model.to_tokens(texts, prepend_bos=bos), theirs.to_tokens(texts, prepend_bos=bos))
 
 
+def test_one_without_the_tokenizers_package_is_asked_too() -> None:
+    given = transformers.ByT5Tokenizer()
+    model = opened(tokenizer=given)
+    assert model.tokenizer is given
+    texts = ["a b", "naïve"]
+    expected = [given.encode(text, add_special_tokens=False) for text in texts]
+    assert [model.to_tokens(text, prepend_bos=False)[0].tolist() for text in texts] == expected
+    padded = given(texts, add_special_tokens=False, padding=True, return_tensors="pt")["input_ids"]
+    assert torch.equal(model.to_tokens(texts, prepend_bos=False), padded)
+    assert model.to_string(model.to_tokens(texts[1], prepend_bos=False)[0]) == texts[1]
+
+
 def test_what_is_none_is_refused() -> None:
     model = opened()
     own = model.tokenizer

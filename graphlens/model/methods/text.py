@@ -248,7 +248,7 @@ class TextMethods(Generic[ArrayT]):
         ids = text.token_ids(input, decoding=True)
         if ids.ndim == 2 and ids.shape[0] > 1:
             return [text.of_each(row) for row in ids.tolist()]
-        if ids.ndim > 2:
+        if ids.ndim > 2 and ids.size != ids.shape[-1]:
             raise InputError(f"tokens must have shape [batch, pos] or [pos], not {list(ids.shape)}.")
         return text.of_each(ids.reshape(-1).tolist())
 
