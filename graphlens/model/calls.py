@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, Protocol
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array
 from graphlens.edits.gate import Window
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, InputTypeError
@@ -160,6 +160,26 @@ def call_hook_point(runner: Runner[ArrayT], name: str, x: object) -> object:
     except TypeError as error:
         raise InputTypeError(f"{name!r} is called with an array, not with {type(x).__name__}.") from error
     return hooked.result(hooked(tail, array, array, copied=not array.flags.writeable), x)
+
+
+def of_additive(additive: ArrayInput | UserArray, part: str) -> Array:
+    """The attention mask int64 [b, k], 1 at real tokens, that TransformerLens's additive one says.
+
+    Args:
+        additive: [b, 1, 1, k]: 0 at real tokens, and at padding a number so low that nothing is left of a score.
+        part: What was called with it.
+
+    Raises:
+        InputError: For another shape, and for other numbers.
+    """
+    array = as_array(additive)
+    fits = array.ndim == 4 and array.shape[1:3] == (1, 1)
+    if not fits or not ((array == 0) | (array <= -1e4)).all():
+        raise InputError(
+            f"additive_attention_mask of {part} must be [batch, 1, 1, pos] with 0 at real tokens and -inf at padding."
+        )
+    real: Array = (array[:, 0, 0] == 0).astype(np.int64)
+    return real
 
 
 @dataclass(frozen=True)
