@@ -247,6 +247,11 @@ class _Call(Generic[ArrayT]):
             attention_mask: Which tokens are real.
             shape: What the result is shaped like; None for [b, p, d_model].
         """
+        if self.runner.config.positional_embedding_type == "shortformer" and self.part != MLP:
+            raise InputError(
+                f"{self.name} is not called by itself in a model that adds its position embeddings to queries and keys: run the "
+                "model with start_at_layer and stop_at_layer."
+            )
         from graphlens.model.request import Request, checked_mask  # here, to keep the chain of imports short
 
         runner, (batch, new) = self.runner, sizes.shape[:2]

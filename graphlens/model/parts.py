@@ -99,6 +99,8 @@ class Norm(Component[ArrayT]):
         """
         runner, config, stored = self._runner, self._runner.config, self._runner.weights.stored
         given = runner.border.from_user(residual)
+        if not config.normalization_type:  # a model without norms
+            return residual
         hooked = Hooked(self._runner, self._prefix, ("hook_scale", "hook_normalized"))
         x = given.astype(np.result_type(given, np.float32), copy=False)  # half precision overflows in the squares
         if config.normalization_type.startswith("LN"):
