@@ -15,8 +15,8 @@ from graphlens.file.bridge import twins
 from graphlens.file.names import FLAGGED, SCORES, NamesFilter, canonical, in_block, split_name, unknown_hook
 from graphlens.model.hook_calls import HookName, Hooks, pairs
 from graphlens.model.hooks import FORWARD, ActiveHook, HookDict, HookPoint
-from graphlens.model.model_hooks import ModelHooks
 from graphlens.model.runner import Runner
+from graphlens.model.runner_hooks import RunnerHooks
 from graphlens.runtime.callbacks import Callback
 
 # Granite multiplies what its sublayers give by a number before it is added. Our names mean the product, as those of
@@ -38,7 +38,7 @@ _BESIDES: Mapping[str, tuple[str, str]] = {
 _LEGACY = {"unembed.hook_out": "hook_unembed"}
 
 
-class BridgeHooks(ModelHooks):
+class BridgeHooks(RunnerHooks):
     """A model's hooks, its hook points called by TransformerLens 4's names. Those of 3.9 are other names of the same.
 
     Args:

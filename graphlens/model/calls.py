@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, Protocol
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array
 from graphlens.edits.gate import Window
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, InputTypeError
@@ -162,6 +162,26 @@ def call_hook_point(runner: Runner[ArrayT], name: str, x: object) -> object:
     return hooked.result(hooked(tail, array, array, copied=not array.flags.writeable), x)
 
 
+def of_additive(additive: ArrayInput | UserArray, part: str) -> Array:
+    """The attention mask int64 [b, k], 1 at real tokens, that TransformerLens's additive one says.
+
+    Args:
+        additive: [b, 1, 1, k]: 0 at real tokens, and at padding a number so low that nothing is left of a score.
+        part: What was called with it.
+
+    Raises:
+        InputError: For another shape, and for other numbers.
+    """
+    array = as_array(additive)
+    fits = array.ndim == 4 and array.shape[1:3] == (1, 1)
+    if not fits or not ((array == 0) | (array <= -1e4)).all():
+        raise InputError(
+            f"additive_attention_mask of {part} must be [batch, 1, 1, pos] with 0 at real tokens and -inf at padding."
+        )
+    real: Array = (array[:, 0, 0] == 0).astype(np.int64)
+    return real
+
+
 @dataclass(frozen=True)
 class _Call(Generic[ArrayT]):
     """A call of a part of a block: "attn", "mlp", or "block" for all of it."""
@@ -227,6 +247,11 @@ class _Call(Generic[ArrayT]):
             attention_mask: Which tokens are real.
             shape: What the result is shaped like; None for [b, p, d_model].
         """
+        if self.runner.config.positional_embedding_type == "shortformer" and self.part != MLP:
+            raise InputError(
+                f"{self.name} is not called by itself in a model that adds its position embeddings to queries and keys: run the "
+                "model with start_at_layer and stop_at_layer."
+            )
         from graphlens.model.request import Request, checked_mask  # here, to keep the chain of imports short
 
         runner, (batch, new) = self.runner, sizes.shape[:2]

@@ -14,7 +14,7 @@ from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_a
 from graphlens.analysis.factored_matrix import FactoredMatrix
 from graphlens.errors import InputError, checked_number
 from graphlens.file.names import split_name
-from graphlens.model.calls import Entry, Hooked, call_attention, call_block, call_mlp
+from graphlens.model.calls import Entry, Hooked, call_attention, call_block, call_mlp, of_additive
 from graphlens.model.limits import longest
 from graphlens.model.modules import Module
 from graphlens.model.weights import ov_factors, qk_factors
@@ -101,6 +101,8 @@ class Norm(Component[ArrayT]):
         """
         runner, config, stored = self._runner, self._runner.config, self._runner.weights.stored
         given = runner.border.from_user(residual)
+        if not config.normalization_type:  # a model without norms
+            return residual
         hooked = Hooked(self._runner, self._prefix, ("hook_scale", "hook_normalized"))
         x = given.astype(np.result_type(given, np.float32), copy=False)  # half precision overflows in the squares
         if config.norm_centres(split_name(self._prefix)[1]):
@@ -261,7 +263,7 @@ class Attention(Component[ArrayT]):
         key_input: ArrayT,
         value_input: ArrayT,
         past_kv_cache_entry: Entry | None = None,
-        additive_attention_mask: None = None,
+        additive_attention_mask: ArrayInput | UserArray | None = None,
         attention_mask: ArrayInput | UserArray | None = None,
         position_bias: None = None,
     ) -> ArrayT:
@@ -273,7 +275,7 @@ class Attention(Component[ArrayT]):
             key_input: The same for keys.
             value_input: The same for values.
             past_kv_cache_entry: ``cache.entries[i]`` of a KV cache, which is extended.
-            additive_attention_mask: TransformerLens's for encoders; pass ``attention_mask``.
+            additive_attention_mask: Of an encoder, [b, 1, 1, p], 0 at real tokens and -inf at padding.
             attention_mask: int [b, p], with a KV cache [b, past + p]; 1 at real tokens, 0 at padding.
             position_bias: TransformerLens's for T5.
 
@@ -283,6 +285,8 @@ class Attention(Component[ArrayT]):
         Raises:
             InputError: For inputs that do not fit.
         """
+        if additive_attention_mask is not None and self._runner.config.is_encoder:
+            attention_mask, additive_attention_mask = of_additive(additive_attention_mask, self._prefix), None
         for name, value in (("additive_attention_mask", additive_attention_mask), ("position_bias", position_bias)):
             if value is not None:
                 raise InputError(f"{self._prefix} takes no {name}: say which tokens are real with attention_mask.")

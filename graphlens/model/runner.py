@@ -26,10 +26,10 @@ from graphlens.model.border import Border
 from graphlens.model.encoder_request import EncoderReader, EncoderText
 from graphlens.model.flags import Flags
 from graphlens.model.hooks import BACKWARD, HookRegistry
-from graphlens.model.model_hooks import ModelHooks
 from graphlens.model.per_thread import Block
 from graphlens.model.ran import Ran, Snapshot
 from graphlens.model.request import Reader, Request
+from graphlens.model.runner_hooks import RunnerHooks
 from graphlens.model.text import Input, Text
 from graphlens.model.weights import Weights
 
@@ -68,7 +68,7 @@ class Runner(Generic[ArrayT]):
         self.text: Text[ArrayT] = kind(engine, border, tokenizer, default_prepend_bos)
         self.weights = Weights(engine)
         self.flags = Flags()
-        self.hooks: HookRegistry = border.registry(self) or ModelHooks(self)
+        self.hooks: HookRegistry = border.registry(self) or RunnerHooks(self)
         self.edits = ActiveEdits(engine)
         self._reader = self._reader_of(engine, self.text)
 

@@ -13,6 +13,7 @@ from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION, BODY_INPUTS, PART_INPUTS, PRESENT, RESIDUAL_IN, RESIDUAL_OUT, WHOLE_BLOCK
 from graphlens.file.manifest import Manifest
 from graphlens.file.names import in_block
+from graphlens.file.stored import StoredWeights
 from graphlens.surgery.graph import (
     drop_unused,
     finish,
@@ -24,7 +25,7 @@ from graphlens.surgery.graph import (
     set_outputs,
     values_by_name,
 )
-from graphlens.surgery.structure import Structure
+from graphlens.surgery.structure import Structure, stored_weight
 from graphlens.surgery.sublayers import Sublayer, norm_weights, sublayers
 
 
@@ -60,6 +61,7 @@ class _Part:
     def __init__(self, model: ir.Model, manifest: Manifest, layer: int, part: str) -> None:
         self._model, self._manifest, self._layer, self._part = model, manifest, layer, part
         self._values, self._structure = values_by_name(model), Structure(model, manifest)
+        self._stored = StoredWeights(model, manifest)
         parts = sublayers(manifest.config, layer)
         if part != ATTENTION and len(parts) == 1:
             raise InputError(f"the blocks of {manifest.config.model_name} have no MLP.")
@@ -95,10 +97,22 @@ class _Part:
             start = next((name for name in copies if name in hooks), start)
         elif letter and f"{start}@{letter}" in hooks:
             start = f"{start}@{letter}"
-        found = self._structure.after_norm(start, weights)
-        if found is None:
-            raise self._refusal(f"reads something else than {start!r} times the weights of its norm")
-        return found
+        value = self._hook(start)
+        for name in weights:
+            value = value if self._stored.entry(name) is None else self._after(value, name)
+        return value
+
+    def _after(self, value: ir.Value, weight: str) -> ir.Value:
+        """A value times a norm's weight, or plus its bias, where that is all that reads the value."""
+        readers = [(node, place) for node, place in value.uses() if node.op_type != "Shape"]
+        if len(readers) == 1 and readers[0][0].op_type == ("Mul" if weight.endswith(".w") else "Add"):
+            ((node, place),) = readers
+            other = node.inputs[1 - place]
+            found = None if other is None else stored_weight(other)
+            dtype, view = np.dtype(self._manifest.config.dtype), self._stored.views[weight]
+            if found == (self._stored.initializer(weight), float(np.asarray(view.plus or 0, dtype))):
+                return node.outputs[0]
+        raise self._refusal(f"reads {value.name!r} otherwise than times and plus the weights of its norm")
 
     def _input(self, name: str, like: ir.Value) -> ir.Value:
         """A new input of the graph, of the sizes of a value and the model's own type."""

@@ -178,35 +178,6 @@ class Structure:
         normal = f"{part.post}.hook_normalized"
         return self.is_norm(end, part.post) and self.is_linear(normal, part.written, norm_weights(part.post))
 
-    def after_norm(self, start: str, shared: Sequence[str], passed: set[ir.Node] | None = None) -> ir.Value | None:
-        """A hook point times a norm's weight plus its bias, where that is all that reads the hook point.
-
-        Args:
-            start: The hook point.
-            shared: TransformerLens names of the weight and the bias, in the order in which they apply; those that the model
-                lacks do not count.
-            passed: Takes the nodes of both.
-
-        Returns:
-            The value; None where something else reads the hook point.
-        """
-        value = self.value(start)
-        for name in shared:
-            if self._stored.entry(name) is None:
-                continue
-            readers = [] if value is None else [(n, i) for n, i in value.uses() if n.op_type != "Shape"]
-            if len(readers) != 1 or readers[0][0].op_type != ("Mul" if name.endswith(".w") else "Add"):
-                return None
-            ((node, index),) = readers
-            other = node.inputs[1 - index]
-            stored = None if other is None else stored_weight(other)
-            if stored is None or (str(stored[0].name), stored[1]) != self._read(name):
-                return None
-            if passed is not None:
-                passed.add(node)
-            value = node.outputs[0]
-        return value
-
     def is_read_by(self, start: str, shared: Sequence[str], matrices: Iterable[str]) -> bool:
         """True if all that reads a hook point are matrices, each once, after some weights that they share.
 
@@ -216,11 +187,20 @@ class Structure:
                 model lacks do not count.
             matrices: Names of the matrices.
         """
-        passed = set[ir.Node]()
-        value = self.after_norm(start, shared, passed)
-        if value is None:
-            return False
-        nodes = set(passed)
+        value, nodes = self.value(start), set[ir.Node]()
+        for name in shared:
+            if self._stored.entry(name) is None:
+                continue
+            readers = [] if value is None else [(n, i) for n, i in value.uses() if n.op_type != "Shape"]
+            if len(readers) != 1 or readers[0][0].op_type != ("Mul" if name.endswith(".w") else "Add"):
+                return False
+            ((node, index),) = readers
+            other = node.inputs[1 - index]
+            stored = None if other is None else stored_weight(other)
+            if stored is None or (str(stored[0].name), stored[1]) != self._read(name):
+                return False
+            nodes.add(node)
+            value = node.outputs[0]
         found, waiting = list[tuple[str, float]](), [value]
         while waiting:
             one = waiting.pop()

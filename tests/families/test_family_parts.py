@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphlens import HookedTransformer
+from graphlens import HookedEncoder, HookedTransformer, InputError
 from tests.families.comparing import TOLERANCE, relative
 from tests.families.variants import CHOSEN, VARIANTS
 
@@ -88,3 +88,31 @@ def test_parts_joined_are_the_model(name: str, family_model: Any) -> None:
         for layer, block in enumerate(ours.blocks):
             found = block(cache["resid_pre", layer], attention_mask=given)
             assert relative(found, cache["resid_post", layer], f"{name} {layer}") <= TOLERANCE
+
+
+def test_the_parts_of_an_encoder_are_transformerlenss(families_root: Path) -> None:
+    from tests.families import encoders
+
+    ours = HookedEncoder.from_onnx(encoders.hooked_of("bert", families_root), "cpu")
+    theirs = encoders.lens_of(encoders.made("bert"))
+    x, q, k = np.random.default_rng(3).standard_normal((3, 2, 7, ours.cfg.d_model)).astype(np.float32)
+    mask = np.asarray([[1] * 5 + [0] * 2, [1] * 7])
+    additive = np.where(mask[:, None, None] == 1, np.float32(0), np.finfo(np.float32).min)
+    for layer in (0, ours.cfg.n_layers - 1):
+        mine, reference = ours.blocks[layer], theirs.blocks[layer]
+        parts: list[tuple[str, Callable[[Any, Callable[[Any], Any]], Any]]] = [
+            ("block", lambda block, of: block(of(x))),
+            ("masked", lambda block, of: block(of(x), of(additive))),
+            ("attn", lambda block, of: block.attn(of(q), of(k), of(x))),
+            ("masked attn", lambda block, of: block.attn(of(q), of(k), of(x), additive_attention_mask=of(additive))),
+            ("mlp", lambda block, of: block.mlp(of(x))),
+            ("ln1", lambda block, of: block.ln1(of(x))),
+        ]
+        for what, call in parts:
+            found, seen = fired(ours, lambda call=call, block=mine: call(block, lambda a: a))
+            expected, passed = fired(theirs, lambda call=call, block=reference: call(block, torch.from_numpy))
+            assert relative(found, expected, what) <= TOLERANCE, (layer, what)
+            assert list(seen) == list(passed), (layer, what)
+    assert relative(mine(x, attention_mask=mask), mine(x, additive), "either mask") == 0
+    with pytest.raises(InputError, match=r"must be \[batch, 1, 1, pos\]"):
+        mine(x, mask)

@@ -7,11 +7,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
 from graphlens.errors import InputError
+from graphlens.file.names import block_name
+from graphlens.model.calls import call_block, of_additive
 from graphlens.model.hooks import HookPoint
 from graphlens.model.methods.weights import WeightMethods
-from graphlens.model.parts import Component, Embed, Norm, PosEmbed
+from graphlens.model.parts import Block, Component, Embed, Norm, PosEmbed
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +43,34 @@ class EncoderEmbed(Embed[ArrayT]):
 
 
 @dataclass(frozen=True, repr=False)
+class EncoderBlock(Block[ArrayT]):
+    """One layer of an encoder."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        resid_pre: ArrayT,
+        additive_attention_mask: ArrayInput | UserArray | None = None,
+        attention_mask: ArrayInput | UserArray | None = None,
+    ) -> ArrayT:
+        """The residual stream after this block, normalised. Its hooks and interventions are called.
+
+        Args:
+            resid_pre: The residual stream before it, [b, p, d_model].
+            additive_attention_mask: [b, 1, 1, p], 0 at real tokens and -inf at padding.
+            attention_mask: The same as int [b, p], 1 at real tokens and 0 at padding.
+
+        Returns:
+            [b, p, d_model].
+
+        Raises:
+            InputError: For inputs that do not fit.
+        """
+        if additive_attention_mask is not None:
+            attention_mask = of_additive(additive_attention_mask, self._prefix)
+        return call_block(self._runner, self._layer, resid_pre, None, attention_mask)
+
+
+@dataclass(frozen=True, repr=False)
 class MlmHead(Component[ArrayT]):
     """The head before the unembedding: ``W`` [d_model, d_model], ``b`` [d_model], an activation function, and the norm ``ln``."""
 
@@ -62,6 +92,11 @@ class EncoderWeightMethods(WeightMethods[ArrayT]):
     def pos_embed(self) -> PosEmbed[ArrayT]:
         """The positional embedding, with ``W_pos``. TransformerLens: ``embed.pos_embed``."""
         return self.embed.pos_embed
+
+    @property
+    def blocks(self) -> list[EncoderBlock[ArrayT]]:  # type: ignore[override]
+        """The layers; see ``EncoderBlock``."""
+        return [EncoderBlock(self.runner, block_name(layer)) for layer in range(self.runner.config.n_layers)]
 
     @property
     def mlm_head(self) -> MlmHead[ArrayT]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from graphlens.model.runner import Runner
 
 
-class ModelHooks(HookRegistry):
+class RunnerHooks(HookRegistry):
     """The hooks of a runner's model. Pickled or copied deeply they are those of the runner's copy, which begins without any.
 
     Args:
