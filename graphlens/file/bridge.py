@@ -59,20 +59,25 @@ BRIDGE_NORMED_EMBEDDINGS: Mapping[str, str] = {
     "embed_ln.hook_normalized": "embed.ln.hook_normalized",
     "embed_ln.hook_out": "hook_embed",
 }
+# There the modules of attention and MLP add the residual stream themselves, and what they give is no hook point.
+AFTER_RESIDUALS = frozenset({"attn.hook_out", "mlp.hook_out"})
 # Of our names, those that TransformerLens 4 calls the point by too, though it has another that comes to the same.
 _SAME = frozenset({"unembed.hook_in", "unembed.hook_out"})
 _INSIDE = frozenset({*BRIDGE_BLOCK, *BRIDGE_GATED, *BRIDGE_LATE_NORMS, *BRIDGE_RESIDUAL_NORMS})
 _OUTSIDE = frozenset({*BRIDGE, *BRIDGE_NORMED_EMBEDDINGS})
 
 
-def inside(own: Sequence[str]) -> dict[str, str]:
+def inside(own: Sequence[str], normed_embeddings: bool) -> dict[str, str]:
     """TransformerLens 4's names in a block -> ours.
 
     Args:
         own: The block's hook points, without ``blocks.N.``, in firing order: what some names mean depends on the
             architecture. None of them gives what the names mean in most.
+        normed_embeddings: Whether the model normalises its embeddings.
     """
     table = dict(BRIDGE_BLOCK)
+    if normed_embeddings:
+        table = {key: value for key, value in table.items() if key not in AFTER_RESIDUALS}
     if "mlp.hook_pre_linear" in own:
         table |= BRIDGE_GATED
     whole = {"attn.hook_z", "hook_attn_out"} <= set(own)
@@ -92,9 +97,18 @@ def outside(names: Collection[str]) -> dict[str, str]:
     Args:
         names: The model's hook points.
     """
-    if "embed.ln.hook_scale" not in names:
+    if not has_normed_embeddings(names):
         return dict(BRIDGE)
     return {key: value for key, value in BRIDGE.items() if value != "hook_embed"} | dict(BRIDGE_NORMED_EMBEDDINGS)
+
+
+def has_normed_embeddings(names: Collection[str]) -> bool:
+    """True if a model normalises its embeddings, as Bloom does.
+
+    Args:
+        names: The model's hook points.
+    """
+    return "embed.ln.hook_scale" in names
 
 
 def is_bridges(rest: str, in_block: bool) -> bool:
@@ -122,7 +136,8 @@ def twins(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
             _, layer, rest = name.split(".", 2)
             blocks.setdefault(f"blocks.{layer}.", []).append(rest)
     found: dict[str, list[str]] = {name: [] for name in names}
-    tables = [("", outside(names)), *((block, inside(own)) for block, own in blocks.items())]
+    normed = has_normed_embeddings(names)
+    tables = [("", outside(names)), *((block, inside(own, normed)) for block, own in blocks.items())]
     for prefix, table in tables:
         for theirs, ours in table.items():
             if prefix + ours in found:

@@ -13,7 +13,7 @@ from types import NoneType
 from typing import TYPE_CHECKING
 
 from graphlens.errors import InputTypeError, UnknownHookPoint
-from graphlens.file.bridge import inside, is_bridges, outside
+from graphlens.file.bridge import has_normed_embeddings, inside, is_bridges, outside
 
 if TYPE_CHECKING:
     from graphlens.file.manifest import ModelConfig
@@ -177,7 +177,8 @@ def canonical(name: str, names: Collection[str] = ()) -> str:
     if layer is None:
         return outside(names).get(name, name)
     block = in_block(layer, "")
-    table = inside([other.removeprefix(block) for other in names if other.startswith(block)])
+    own = [other.removeprefix(block) for other in names if other.startswith(block)]
+    table = inside(own, has_normed_embeddings(names))
     return in_block(layer, table[rest]) if rest in table else name
 
 

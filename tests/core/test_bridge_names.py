@@ -89,6 +89,16 @@ def test_normalised_embeddings_are_those_that_are_added() -> None:
     assert canonical("embed.hook_out", ["hook_embed"]) == "hook_embed"
 
 
+def test_blooms_modules_add_the_residual_stream_themselves() -> None:
+    """So that what they give is not what our names mean, and what their projections give is."""
+    names = ["embed.ln.hook_scale", "hook_embed", "blocks.0.hook_attn_out", "blocks.0.hook_mlp_out"]
+    every = twins(names)
+    assert every["blocks.0.hook_attn_out"] == ("blocks.0.attn.o.hook_out", "blocks.0.hook_attn_out")
+    assert every["blocks.0.hook_mlp_out"] == ("blocks.0.mlp.out.hook_out", "blocks.0.hook_mlp_out")
+    assert canonical("blocks.0.attn.hook_out", names) == "blocks.0.attn.hook_out"
+    assert canonical("blocks.0.mlp.out.hook_out", names) == "blocks.0.hook_mlp_out"
+
+
 def test_a_name_that_is_none_of_theirs_stays_as_it_is() -> None:
     for name in ("blocks.1.attn.hook_z", "blocks.1.attn.q.hook_in", "embed.hook_nope", "decoder.0.hook_in"):
         assert canonical(name, ["hook_embed", "blocks.1.attn.hook_z"]) == name

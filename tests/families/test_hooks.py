@@ -85,6 +85,9 @@ def test_transformerlens_4_names(name: str, family_model: Model) -> None:
     if cfg.use_normalization_before_and_after or cfg.post_norm_only:
         twins |= {"ln1_post.hook_out": "hook_attn_out", "ln2_post.hook_out": "hook_mlp_out"}
         absent = ["attn.hook_out", "mlp.hook_out"]
+    elif cfg.post_embedding_ln:  # Bloom's modules add the residual stream themselves
+        twins |= {"attn.o.hook_out": "hook_attn_out", "mlp.out.hook_out": "hook_mlp_out"}
+        absent = ["attn.hook_out", "mlp.hook_out"]
     else:
         twins |= {"attn.hook_out": "hook_attn_out", "mlp.hook_out": "hook_mlp_out"}
         absent = ["ln1_post.hook_out"]
@@ -93,6 +96,7 @@ def test_transformerlens_4_names(name: str, family_model: Model) -> None:
         twins["hook_out"] = "hook_normalized_resid_post"
     if cfg.post_norm_only:
         twins |= {"mlp.hook_in": "hook_resid_mid", "ln1_post.hook_normalized": "ln1.hook_normalized"}
+        absent.append("ln2.hook_in")
     _, cache = model.run_with_cache(TOKENS, names_filter=[f"blocks.1.{alias}" for alias in twins])
     assert set(cache) == {f"blocks.1.{own}" for own in twins.values()}
     for alias, own in twins.items():
