@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def texts_of(model: HookedTransformer, ids: Sequence[int] | Array) -> list[str]:
     """
     if model.tokenizer is None:
         return [str(int(token)) for token in ids]
-    return list(model.to_str_tokens(np.asarray(ids)))
+    return cast("list[str]", model.to_str_tokens(np.asarray(ids)))
 
 
 def text_of(model: HookedTransformer, ids: Sequence[int] | Array) -> str:
