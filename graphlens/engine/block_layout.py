@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphlens.file.names import EMBEDDINGS, in_block
-from graphlens.surgery.sublayers import sums
+from graphlens.file.residual import sums_in_block
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
@@ -107,8 +107,8 @@ class BlockLayout:
         """
         if name in EMBEDDINGS:
             return [other for other in EMBEDDINGS if other in self.hooks], in_block(0, RESID_PRE)
-        written = in_block(layer, ATTN_OUT if name in (ATTN_OUT, "attn.hook_result") else MLP_OUT)
-        for total, terms in sums(self.config, layer).items():
+        written = ATTN_OUT if name in (ATTN_OUT, "attn.hook_result") else MLP_OUT
+        for total, terms in sums_in_block(self.config).items():
             if written in terms:
-                return [term for term in terms if term in self.hooks], total
+                return [in_block(layer, term) for term in terms if self.has(layer, term)], in_block(layer, total)
         return [], in_block(layer, RESID_POST)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -98,7 +97,7 @@ def replace_weights(model: ir.Model, manifest: Manifest, given: Mapping[str, Arr
         names = [name for name in places if places[name] == place]
         if len(names) == 1 or all(tensors.holds(content, name, new.get(name)) for name in names):
             continue
-        if tuple(sorted(names)) not in set(itertools.product(TOKEN_EMBEDDINGS, _UNEMBEDDINGS)):
+        if sorted(names) not in [[one, other] for one in TOKEN_EMBEDDINGS for other in _UNEMBEDDINGS]:
             raise InputError(
                 f"{' and '.join(names)} are one tensor in this file: set all of them, to the same numbers."
             )

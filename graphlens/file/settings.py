@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graphlens.errors import ModelFileError
 from graphlens.file.inside import inside, read_regular
-from graphlens.file.manifest import Json
+
+if TYPE_CHECKING:
+    from graphlens.file.manifest import Json
 
 MAX_SETTINGS_BYTES = 16_000_000  # of a settings file; those with 100,000 added tokens have some 10
 

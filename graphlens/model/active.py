@@ -7,8 +7,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-import numpy as np
-
 from graphlens.analysis.arrays import Array
 from graphlens.edits import gate
 from graphlens.edits.gate import Window
@@ -16,7 +14,7 @@ from graphlens.edits.kinds import Intervention
 from graphlens.edits.parts import PARTS
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, warn
-from graphlens.file.names import SCORES, axis_sizes, select, split_name
+from graphlens.file.names import axis_sizes, select, split_name
 from graphlens.model.per_thread import Block, PerThread
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
 Edits = Mapping[str, Mapping[str, Array]]  # firing of a hook point -> the arrays of its gate, by part
 Result = TypeVar("Result")
+PATTERN = "attn.hook_pattern"
 _UNSEEN = (
     "the edit at {} is the same for every key, so it gives queries keys that come after them. With a KV cache a run knows the "
     "keys so far alone: what comes later gets nothing, and the numbers are not those of one run over the whole text. Run without "
@@ -174,7 +173,7 @@ class ActiveEdits:
         if plan.past and self._told != tuple(map(id, items)):
             self._told = tuple(map(id, items))
             for firing, arrays in edits.items():
-                if entries[firing].axes[-1] == "key_pos" and _reach_unseen(firing, arrays):
+                if _reach_unseen(firing, arrays):
                     warn(_UNSEEN.format(repr(firing)))
         wanted = {hook: gate.kinds(some) for hook, some in by_hook.items()}
         for hook in shared:
@@ -208,16 +207,14 @@ class _Remembered(Generic[Result]):
 
 
 def _reach_unseen(firing: str, arrays: Mapping[str, Array]) -> bool:
-    """True if the gate at a pattern, or at scores, gives a query keys that come after it, which a KV cache does not have yet."""
-    scores = split_name(firing)[1] == SCORES
+    """True if the gate at a pattern gives a query keys that come after it, which a KV cache does not have yet."""
+    if split_name(firing)[1] != PATTERN:
+        return False  # masked scores stay masked
     added, patched = arrays.get("add"), arrays.get("patch")
-    # Masked scores are -inf, and stay that whatever is added. An operand with an entry for each key is of those keys alone.
-    if not scores and added is not None and added.shape[-1] == 1 and added.any():
+    # An operand with an entry for each key is of those keys alone.
+    if added is not None and added.shape[-1] == 1 and added.any():
         return True
-    if patched is None or patched.shape[-1] != 1:
-        return False
-    nothing = -np.inf if scores else 0
-    return bool((arrays["where"] & (patched != nothing)).any())
+    return patched is not None and patched.shape[-1] == 1 and bool((arrays["where"] & (patched != 0)).any())
 
 
 def _by_hook(items: Iterable[Intervention]) -> dict[str, list[Intervention]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from graphlens.file.manifest import ModelConfig
 from graphlens.file.names import in_block
+from graphlens.file.residual import sums_in_block
 
 Pair = tuple[str, str]
 """A matrix and its bias, by their TransformerLens names; a model may lack the bias."""
@@ -109,12 +110,7 @@ def sublayers(config: ModelConfig, layer: int) -> list[Sublayer]:
 
 def sums(config: ModelConfig, layer: int) -> dict[str, list[str]]:
     """The hook points of the residual stream in a block that are sums -> what each is the sum of."""
-    pre, mid, post = (in_block(layer, f"hook_resid_{place}") for place in ("pre", "mid", "post"))
-    attention, mlp = in_block(layer, "hook_attn_out"), in_block(layer, "hook_mlp_out")
-    if config.parallel_attn_mlp:
-        return {post: [pre, attention, mlp]}
-    if config.normalises_residual:  # what the MLP's output is added to is normalised, and no hook point
-        return {mid: [pre, attention]}
-    if config.attn_only:
-        return {post: [pre, attention]}
-    return {mid: [pre, attention], post: [mid, mlp]}
+    return {
+        in_block(layer, total): [in_block(layer, term) for term in terms]
+        for total, terms in sums_in_block(config).items()
+    }

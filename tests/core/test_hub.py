@@ -315,16 +315,16 @@ def test_an_adapter_is_merged_once_by_peft(adapter: Path, monkeypatch: pytest.Mo
     assert resolve(adapter).folder != source.folder
     # Another tokenizer beside it too: a cached merge would hold the old one.
     before = resolve(adapter).folder
-    (adapter / "tokenizer.json").write_text("{}")
+    (adapter / "tokenizer.json").write_text("[]")
     after = resolve(adapter).folder
     assert after != before
-    assert (after / "tokenizer.json").read_text() == "{}"
+    assert (after / "tokenizer.json").read_text() == "[]"
     # What fails leaves nothing behind, and a model of one's own beside an adapter is the model.
     (adapter / "adapter_model.safetensors").write_bytes(b"a third")
     monkeypatch.setattr(Model, "merge_and_unload", lambda self: self.gone)
     with pytest.raises(ExportError, match=r"peft cannot merge this adapter into its base model"):
         resolve(adapter)
-    assert len(list((source.folder.parent).iterdir())) == 2
+    assert len(list((source.folder.parent).iterdir())) == 3
     (adapter / "model.safetensors").write_bytes(b"")
     assert resolve(adapter).folder == adapter
 

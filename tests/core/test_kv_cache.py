@@ -213,7 +213,6 @@ def pieces(model: HookedTransformer, tokens: np.ndarray) -> np.ndarray:
     [
         Steer("blocks.1.attn.hook_pattern", 0.2),
         Patch("blocks.1.attn.hook_pattern", 0.3, heads=1),
-        Patch("blocks.1.attn.hook_attn_scores", 0.5, positions=[1, 2]),
     ],
     ids=str,
 )
@@ -234,6 +233,8 @@ def test_an_edit_that_gives_queries_later_keys_warns_with_a_cache(
     "edit",
     [
         Steer("blocks.1.attn.hook_attn_scores", 0.5),
+        Patch("blocks.1.attn.hook_attn_scores", 0.5, positions=[1, 2]),
+        Patch("blocks.1.attn.hook_pattern", 0.0, heads=1),
         Scale("blocks.1.attn.hook_pattern", 0.5),
         Ablate("blocks.1.attn.hook_pattern", heads=1),
         Patch("blocks.1.attn.hook_attn_scores", -np.inf, heads=0, allow_nonfinite=True),

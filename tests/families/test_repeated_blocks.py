@@ -41,9 +41,7 @@ def config_of(name: str) -> Any:
 
 def spec_of(name: str, config: Any) -> Spec:
     """What a model of it computes."""
-    kind = transformers.AutoModelForMaskedLM if name in encoders.ENCODERS else transformers.AutoModelForCausalLM
-    architecture = kind._model_mapping[type(config)].__name__
-    family = family_for({"architectures": [architecture]})
+    family = family_for({"model_type": config.model_type})
     assert family is not None
     return family.spec_of(config, name)
 
