@@ -61,16 +61,17 @@ def sources() -> Path:
     return Path(found.origin).parent
 
 
-def trees() -> dict[str, ast.Module]:
-    """Every module of TransformerLens's by its path below the package -> its syntax tree."""
+def trees() -> dict[str, tuple[ast.Module, bool]]:
+    """Every module of TransformerLens's by its path below the package -> its syntax tree, and whether it is a package."""
     folder = sources()
     found = {}
     for path in sorted(folder.rglob("*.py"), key=lambda each: each.as_posix().lower()):
         parts = path.relative_to(folder).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        if defined(tree) or not name:
-            found[name] = tree
+        is_package = parts[-1] == "__init__"
+        if not name.startswith("remote_module_loading") and (defined(tree) or (is_package and handed_on(tree))):
+            found[name] = tree, is_package
     return found
 
 
@@ -108,11 +109,11 @@ def handed_on(tree: ast.Module) -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-def members(kind: type) -> dict[str, Any]:
-    """The public members that TransformerLens's own code gives a class: methods, properties, and what is set on self."""
+def members(kind: type, library: str = "transformer_lens") -> dict[str, Any]:
+    """The public members that a library's own code gives a class: methods, properties, and what is set on self."""
     found: dict[str, Any] = {}
     for owner in reversed(kind.__mro__):
-        if not owner.__module__.startswith("transformer_lens"):
+        if owner.__module__.partition(".")[0] != library:
             continue
         found |= {name: value for name, value in vars(owner).items() if not name.startswith("_")}
         found |= dict.fromkeys(getattr(owner, "__annotations__", {}))
@@ -147,9 +148,9 @@ def examples() -> Mapping[str, Any]:
         "SVDInterpreter": ours.SVDInterpreter(model),
         "IOIDataset": ours.evals.IOIDataset(model.tokenizer, num_samples=1),
         "LocallyOverridenDefaults": ours.utils.LocallyOverridenDefaults(model),
-        "HookPoint": next(iter(model.hook_dict.values())),
-        "HookedRootModule": model,
     }
+    if hasattr(ours, "hook_points"):
+        found["HookPoint"] = ours.hook_points.HookPoint()
     return found
 
 
@@ -158,7 +159,9 @@ def has(kind: Any, name: str, member: str) -> bool:
     example = examples().get(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return hasattr(kind, member) or (example is not None and hasattr(example, member))
+        if hasattr(kind, member) or (example is not None and hasattr(example, member)):
+            return True
+    return inspect.isclass(kind) and member in members(kind, "graphlens")
 
 
 def member_of(kind: Any, name: str, member: str) -> Any:
@@ -245,7 +248,7 @@ def same_value(one: Any, other: Any) -> bool:
             return bool(one == other)
         except (TypeError, ValueError):
             return False
-    return str(one) == str(other) or (one in (None, False, ()) and other in (None, False, ()) and not one and not other)
+    return str(one) == str(other) or all(value is None or value in ((), [], {}) for value in (one, other))
 
 
 class Reasons:
@@ -305,36 +308,34 @@ def modules() -> list[Module]:
     from graphlens.lens.installing import every_module
 
     here = {module.__name__.removeprefix(LAYOUT).removeprefix("."): module for module in every_module(package)}
-    reasons, found = Reasons(), []
+    reasons = Reasons()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("transformer_lens")
-    every = trees()
-    left_out: set[str] = set()
-    for name, tree in every.items():
-        above = next((gone for gone in left_out if name.startswith(f"{gone}.")), None)
-        if above is not None:
-            continue
-        if name not in here:
-            within = [other for other in every if other == name or other.startswith(f"{name}.")]
-            left_out.add(name)
-            many = sum(len(defined(every[other])) for other in within)
+    every, found = trees(), dict[str, Module]()
+    for name, (tree, is_package) in every.items():
+        parts = name.split(".")
+        steps = [".".join(parts[: size + 1]) for size in range(len(parts))]
+        gone = next((step for step in steps if step not in here), None)
+        if gone is not None:  # one row for all that is in it
+            many = sum(len(defined(t)) for other, (t, _) in every.items() if f"{other}.".startswith(f"{gone}."))
             what = f" ({many} names)" if many > 1 else ""
-            found.append(Module(name, [Row(f"{name}{what}", ABSENT, reasons.why_absent(name) or "")]))
+            found[gone] = Module(gone, [Row(f"{gone}{what}", ABSENT, reasons.why_absent(gone) or "")])
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             theirs = importlib.import_module(f"transformer_lens{'.' if name else ''}{name}")
-        found.append(Module(name, list(rows_of_module(name, tree, theirs, here[name], reasons))))
-    return found
+        names = [*defined(tree), *(handed_on(tree) if is_package else getattr(theirs, "__all__", ()))]
+        rows = rows_of_module(name, list(dict.fromkeys(names)), theirs, here[name], reasons)
+        found[name] = Module(name, list(rows))
+    return list(found.values())
 
 
-def rows_of_module(name: str, tree: ast.Module, theirs: Any, ours: Any, reasons: Reasons) -> Iterator[Row]:
-    """The rows of a module that both have."""
-    own = defined(tree)
-    for each in [*own, *(other for other in handed_on(tree) if other not in own)]:
+def rows_of_module(name: str, names: list[str], theirs: Any, ours: Any, reasons: Reasons) -> Iterator[Row]:
+    """The rows of the public names of a module that both have."""
+    for each in names:
         full = f"{name}.{each}" if name else each
-        if not hasattr(theirs, each):
+        if not hasattr(theirs, each) or inspect.ismodule(getattr(theirs, each)):  # a module has rows of its own
             continue
         try:
             mine = getattr(ours, each)
@@ -342,7 +343,7 @@ def rows_of_module(name: str, tree: ast.Module, theirs: Any, ours: Any, reasons:
             yield Row(full, ABSENT, reasons.why_absent(full) or "")
             continue
         value = getattr(theirs, each)
-        if each not in own or inspect.ismodule(value):  # told where it is defined
+        if getattr(value, "__module__", theirs.__name__) != theirs.__name__:  # told where it is defined
             yield Row(full, SAME)
         elif inspect.isclass(value) and inspect.isclass(mine):
             yield from rows_of_class(full, value, mine, reasons)

@@ -23,7 +23,7 @@ def reasons() -> tuple[dict[str, str], dict[str, str]]:
         (pattern of names below ``transformer_lens`` -> why those are absent, name -> how it differs).
     """
     read = tomllib.loads(FILE.read_text(encoding="utf-8"))
-    return read["absent"], read["different"]
+    return {name: group["why"] for group in read["absent"] for name in group["names"]}, read["different"]
 
 
 def reason_for(name: str) -> str | None:

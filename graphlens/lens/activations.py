@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 ActivationFunction = Callable[..., torch.Tensor]
@@ -77,6 +78,35 @@ def xielu(input: torch.Tensor) -> torch.Tensor:
     return torch.where(
         input > 0, _XIELU_ALPHA * input * input + linear, (torch.expm1(bounded) - input) * _XIELU_ALPHA + linear
     )
+
+
+class XIELU(nn.Module):
+    """xIELU with parameters of its own, stored as transformers stores them: through the inverse of softplus.
+
+    Args:
+        alpha_p_init: The slope's growth above 0.
+        alpha_n_init: That below 0; more than ``beta_init``.
+        beta_init: The slope at 0.
+        eps: Where the exponential below 0 is cut off.
+    """
+
+    def __init__(
+        self, alpha_p_init: float = 0.8, alpha_n_init: float = 0.8, beta_init: float = 0.5, eps: float = -1e-6
+    ) -> None:
+        super().__init__()
+        self.alpha_p = nn.Parameter(torch.log(torch.expm1(torch.tensor(alpha_p_init))))
+        self.alpha_n = nn.Parameter(torch.log(torch.expm1(torch.tensor(alpha_n_init - beta_init))))
+        self.beta: torch.Tensor
+        self.eps: torch.Tensor
+        self.register_buffer("beta", torch.tensor(beta_init))
+        self.register_buffer("eps", torch.tensor(eps))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The function of a tensor [...]; of the same shape."""
+        above, below = functional.softplus(self.alpha_p), self.beta + functional.softplus(self.alpha_n)
+        linear = self.beta * input
+        bounded = torch.min(input, self.eps)
+        return torch.where(input > 0, above * input * input + linear, (torch.expm1(bounded) - input) * below + linear)
 
 
 def relu2(input: torch.Tensor) -> torch.Tensor:

@@ -109,7 +109,6 @@ DATASET_NAMES = ["wiki", "owt", "pile", "code"]
 DATASET_LOADERS = [make_wiki_data_loader, make_owt_data_loader, make_pile_data_loader, make_code_data_loader]
 
 
-@torch.inference_mode()
 def evaluate_on_dataset(
     model: HookedTransformer,
     data_loader: Iterable[Batch],
@@ -132,7 +131,8 @@ def evaluate_on_dataset(
     """
     losses: list[float] = []
     for batch in data_loader:
-        losses.append(float(model(batch["tokens"], return_type="loss").mean()))
+        with torch.no_grad():
+            losses.append(float(model(batch["tokens"], return_type="loss").mean()))
         if len(losses) > truncate:
             break
     if not losses:
@@ -165,7 +165,6 @@ def evaluate(
     return losses
 
 
-@torch.inference_mode()
 def induction_loss(
     model: HookedTransformer,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -198,5 +197,6 @@ def induction_loss(
     tokens = torch.randint(low, high, (batch_size, length)).repeat(1, 2)
     if model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos:
         tokens[:, 0] = bos_of(tokenizer_of(model, tokenizer))
-    losses = lm_cross_entropy_loss(model(tokens, return_type="logits"), tokens, per_token=True)
-    return losses[:, length + 1 :].mean()
+    with torch.no_grad():
+        losses = lm_cross_entropy_loss(model(tokens, return_type="logits"), tokens, per_token=True)
+        return losses[:, length + 1 :].mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
@@ -65,6 +66,17 @@ def call_hf_with_retry(
     return func(*args, **kwargs)
 
 
+def get_rotary_pct_from_config(config: object) -> float:
+    """The share of a head that a transformers config rotates: 1.0 where it says nothing.
+
+    Args:
+        config: The config, or None.
+    """
+    parameters = getattr(config, "rope_parameters", None)
+    told = parameters.get("partial_rotary_factor", 1.0) if isinstance(parameters, dict) else 1.0
+    return float(getattr(config, "rotary_pct", told))
+
+
 def select_compatible_kwargs(kwargs_dict: Mapping[str, object], callable: Callable[..., object]) -> dict[str, object]:
     """The arguments by name that a function takes.
 
@@ -102,14 +114,9 @@ def download_file_from_hf(
     """
     from huggingface_hub import hf_hub_download
 
-    path = call_hf_with_retry(
-        hf_hub_download,
-        repo_id=repo_name,
-        filename=file_name,
-        subfolder=subfolder,
-        cache_dir=cache_dir,
-        **select_compatible_kwargs(kwargs, hf_hub_download),
-    )
+    options = select_compatible_kwargs(kwargs, hf_hub_download)
+    fetch = functools.partial(hf_hub_download, repo_name, file_name, subfolder=subfolder, cache_dir=cache_dir)
+    path = call_hf_with_retry(functools.partial(fetch, **options))
     if force_is_torch or path.endswith(".pth"):
         return _tensors(path)
     return json.loads(Path(path).read_text(encoding="utf-8")) if path.endswith(".json") else path

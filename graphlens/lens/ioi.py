@@ -109,7 +109,6 @@ class IOIDataset(Dataset[dict[str, torch.Tensor]]):
         return {"LOCATION": ["store", "market"], "OBJECT": ["milk", "eggs", "bread"]}
 
 
-@torch.inference_mode()
 def ioi_eval(
     model: HookedTransformer,
     dataset: Dataset[dict[str, torch.Tensor]] | None = None,
@@ -142,7 +141,8 @@ def ioi_eval(
         items = [dataset[at] for at in range(start, min(start + batch_size, len(dataset)))]
         prompts = torch.nn.utils.rnn.pad_sequence([item["prompt"] for item in items], batch_first=True)
         # What is padded comes after the prompt and changes nothing before it.
-        logits = model(prompts, return_type="logits", attention_mask=torch.ones_like(prompts))
+        with torch.no_grad():
+            logits = model(prompts, return_type="logits", attention_mask=torch.ones_like(prompts))
         for row, item in zip(logits, items, strict=True):
             size = min(len(item["IO"]), len(item["S"]))
             unlike = torch.nonzero(item["IO"][:size] != item["S"][:size])

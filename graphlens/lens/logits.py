@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from graphlens.errors import InputError, RuntimeUnavailable, checked_number
+from graphlens.errors import InputError, checked_number
+from graphlens.views.text import view_package
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
     from transformers import PreTrainedTokenizerBase
 
 
@@ -141,10 +142,7 @@ def logits_to_df(
     Raises:
         RuntimeUnavailable: Without pandas.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise RuntimeUnavailable("logits_to_df needs pandas: pip install 'graphlens-onnx[view]'.") from error
+    pandas = view_package("pandas", "logits_to_df()")
     log_probs = torch.log_softmax(logits.detach().float(), dim=-1)
     order = torch.argsort(log_probs.exp(), descending=True)[:top_k]
     columns: dict[str, list[int] | list[float] | list[str]] = {"token_index": order.tolist()}
@@ -153,4 +151,4 @@ def logits_to_df(
     columns["logit"] = logits.detach()[order].tolist()
     columns["log_prob"] = log_probs[order].tolist()
     columns["probability"] = log_probs.exp()[order].tolist()
-    return pd.DataFrame(columns)
+    return pandas.DataFrame(columns)

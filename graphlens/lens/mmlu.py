@@ -110,7 +110,6 @@ def make_mmlu_data_loader(
     return questions
 
 
-@torch.inference_mode()
 def mmlu_eval(
     model: HookedTransformer,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -141,7 +140,8 @@ def mmlu_eval(
     right: dict[str, list[bool]] = {}
     for question in questions:
         tokens = torch.tensor([tokenizer.encode(_prompt_of(question))])
-        scores = model(tokens, return_type="logits")[0, -1, letters[: len(question["choices"])]]
+        with torch.no_grad():
+            scores = model(tokens, return_type="logits")[0, -1, letters[: len(question["choices"])]]
         right.setdefault(question["subject"], []).append(int(scores.argmax()) == question["answer"])
     correct = sum(map(sum, right.values()))
     return {

@@ -64,7 +64,7 @@ def get_official_model_name(model_name: str) -> str:
     return official
 
 
-def get_checkpoint_labels(model_name: str, **kwargs: object) -> tuple[list[int], str]:
+def get_checkpoint_labels(model_name: str, **kwargs: str) -> tuple[list[int], str]:
     """The moments of training of which a model's weights were kept.
 
     Open one with ``from_pretrained(name, revision=...)``: "step1000" of a Pythia, "checkpoint-1000" of Stanford's GPT-2s.

@@ -29,6 +29,63 @@ class ProcessWeights:
     a configuration, and gives a new state dict; norms that were folded are left with ones and zeros.
     """
 
+    # Of single weights of a norm's readers, [head, d_model, d_head]
+
+    @staticmethod
+    def fold_layer_norm_bias_single(
+        w_tensor: torch.Tensor, b_tensor: torch.Tensor, ln_bias: torch.Tensor
+    ) -> torch.Tensor:
+        """The bias [head, d_head] that takes in a norm's bias [d_model]."""
+        return b_tensor + (w_tensor * ln_bias[None, :, None]).sum(-2)
+
+    @staticmethod
+    def fold_layer_norm_weight_single(w_tensor: torch.Tensor, ln_weight: torch.Tensor) -> torch.Tensor:
+        """The weight that takes in a norm's weight [d_model]."""
+        return w_tensor * ln_weight[None, :, None]
+
+    @staticmethod
+    def center_weight_single(w_tensor: torch.Tensor) -> torch.Tensor:
+        """The weight without its mean over d_model."""
+        return w_tensor - w_tensor.mean(-2, keepdim=True)
+
+    @staticmethod
+    def fold_layer_norm_biases(
+        wq_tensor: torch.Tensor,
+        wk_tensor: torch.Tensor,
+        wv_tensor: torch.Tensor,
+        bq_tensor: torch.Tensor | None,
+        bk_tensor: torch.Tensor | None,
+        bv_tensor: torch.Tensor | None,
+        ln_bias: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The biases of queries, keys and values that take in a norm's; None counts as zeros."""
+        pairs = ((wq_tensor, bq_tensor), (wk_tensor, bk_tensor), (wv_tensor, bv_tensor))
+        q, k, v = (
+            ProcessWeights.fold_layer_norm_bias_single(
+                w, w.new_zeros(w.shape[0], w.shape[2]) if b is None else b, ln_bias
+            )
+            for w, b in pairs
+        )
+        return q, k, v
+
+    @staticmethod
+    def fold_layer_norm_weights(
+        wq_tensor: torch.Tensor, wk_tensor: torch.Tensor, wv_tensor: torch.Tensor, ln_weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The weights of queries, keys and values that take in a norm's."""
+        fold = ProcessWeights.fold_layer_norm_weight_single
+        return fold(wq_tensor, ln_weight), fold(wk_tensor, ln_weight), fold(wv_tensor, ln_weight)
+
+    @staticmethod
+    def center_attention_weights(
+        wq_tensor: torch.Tensor, wk_tensor: torch.Tensor, wv_tensor: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The weights of queries, keys and values without their means over d_model."""
+        centre = ProcessWeights.center_weight_single
+        return centre(wq_tensor), centre(wk_tensor), centre(wv_tensor)
+
+    # Of a state dict
+
     @staticmethod
     def fold_layer_norm(
         state_dict: Mapping[str, torch.Tensor],

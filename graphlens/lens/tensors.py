@@ -155,7 +155,7 @@ def get_cumsum_along_dim(tensor: torch.Tensor, dim: int, reverse: bool = False) 
     def flipped(of: torch.Tensor) -> torch.Tensor:
         if not reverse:
             return of
-        return of.flip(dims=(dim,)) if is_tensor(of) else np.flip(of, dim)
+        return of.flip(dims=(dim,)) if hasattr(of, "detach") else np.flip(of, dim)
 
     return flipped(flipped(tensor).cumsum(dim))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from graphlens.lens.absent import refusing
 from graphlens.lens.installing import install as install
+from graphlens.torch import KeyValueCache as KeyValueCache
 from graphlens.transformer_lens import cache as cache
 from graphlens.transformer_lens import config as config
 from graphlens.transformer_lens import evals as evals

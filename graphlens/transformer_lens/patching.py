@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from graphlens.lens.absent import refusing
+from graphlens.lens.kinds import AxisNames as AxisNames
+from graphlens.lens.kinds import CorruptedActivation as CorruptedActivation
+from graphlens.lens.kinds import Logits as Logits
+from graphlens.lens.kinds import PatchedActivation as PatchedActivation
+from graphlens.lens.kinds import make_df_from_ranges as make_df_from_ranges
 from graphlens.patching import generic_activation_patch as generic_activation_patch
 from graphlens.patching import get_act_patch_attn_head_all_pos_every as get_act_patch_attn_head_all_pos_every
 from graphlens.patching import get_act_patch_attn_head_by_pos_every as get_act_patch_attn_head_by_pos_every

@@ -53,10 +53,13 @@ MODELS: dict[str, dict[str, Any]] = {
 def made(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """A config of TransformerLens's, and random weights for it by its names, norms and biases too."""
     cfg = HookedTransformerConfig(**{**TINY, **MODELS[name]}, seed=1, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = HookedTransformer(cfg).state_dict()
     generator = torch.Generator().manual_seed(2)
     state = {
         key: torch.randn(value.shape, generator=generator)
-        for key, value in HookedTransformer(cfg).state_dict().items()
+        for key, value in shapes.items()
         if not key.endswith((".mask", ".IGNORE", "rotary_sin", "rotary_cos"))
     }
     return cfg, state
@@ -135,6 +138,20 @@ def test_what_cannot_be_processed_is_refused() -> None:
         ProcessWeights.refactor_factored_attn_matrices(state, plain)
     with pytest.raises(GraphlensError, match="adapter"):
         ProcessWeights.center_unembed(state, cfg, adapter=object())
+
+
+def test_single_weights_are_processed_as_in_transformerlens() -> None:
+    q, k, v, bias, norm = (torch.randn(*shape) for shape in ((3, 5, 4), (3, 5, 4), (3, 5, 4), (3, 4), (5,)))
+    for name, arguments in (
+        ("fold_layer_norm_bias_single", (q, bias, norm)),
+        ("fold_layer_norm_weight_single", (q, norm)),
+        ("center_weight_single", (q,)),
+        ("fold_layer_norm_biases", (q, k, v, bias, None, 2 * bias, norm)),
+        ("fold_layer_norm_weights", (q, k, v, norm)),
+        ("center_attention_weights", (q, k, v)),
+    ):
+        one, other = (getattr(kind, name)(*arguments) for kind in (ProcessWeights, weight_processing.ProcessWeights))
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 # Names of models

@@ -29,6 +29,7 @@ from graphlens.lens.hub import clear_huggingface_cache as clear_huggingface_cach
 from graphlens.lens.hub import download_file_from_hf as download_file_from_hf
 from graphlens.lens.hub import get_dataset as get_dataset
 from graphlens.lens.hub import get_hf_token as get_hf_token
+from graphlens.lens.hub import get_rotary_pct_from_config as get_rotary_pct_from_config
 from graphlens.lens.hub import keep_single_column as keep_single_column
 from graphlens.lens.hub import select_compatible_kwargs as select_compatible_kwargs
 from graphlens.lens.initial import NonlinearityType as NonlinearityType
@@ -37,6 +38,9 @@ from graphlens.lens.initial import init_kaiming_normal_ as init_kaiming_normal_
 from graphlens.lens.initial import init_kaiming_uniform_ as init_kaiming_uniform_
 from graphlens.lens.initial import init_xavier_normal_ as init_xavier_normal_
 from graphlens.lens.initial import init_xavier_uniform_ as init_xavier_uniform_
+from graphlens.lens.kinds import ModelWithCfg as ModelWithCfg
+from graphlens.lens.linear import TypedModuleList as TypedModuleList
+from graphlens.lens.linear import temporarily_swap_parameter as temporarily_swap_parameter
 from graphlens.lens.logits import lm_accuracy as lm_accuracy
 from graphlens.lens.logits import lm_cross_entropy_loss as lm_cross_entropy_loss
 from graphlens.lens.logits import logits_to_df as logits_to_df

@@ -5,6 +5,7 @@ from __future__ import annotations
 from graphlens.lens.absent import refusing
 from graphlens.lens.activations import SOFTCAP_DISABLED as SOFTCAP_DISABLED
 from graphlens.lens.activations import SUPPORTED_ACTIVATIONS as SUPPORTED_ACTIVATIONS
+from graphlens.lens.activations import XIELU as XIELU
 from graphlens.lens.activations import ActivationFunction as ActivationFunction
 from graphlens.lens.activations import apply_softcap as apply_softcap
 from graphlens.lens.activations import gelu_fast as gelu_fast

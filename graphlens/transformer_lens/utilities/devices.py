@@ -6,5 +6,6 @@ from graphlens.lens.absent import refusing
 from graphlens.lens.devices import get_device as get_device
 from graphlens.lens.devices import move_to_and_update_config as move_to_and_update_config
 from graphlens.lens.devices import warn_if_mps as warn_if_mps
+from graphlens.lens.kinds import ModelWithCfg as ModelWithCfg
 
 __getattr__ = refusing(__name__)
