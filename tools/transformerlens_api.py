@@ -354,31 +354,52 @@ def rows_of_module(name: str, names: list[str], theirs: Any, ours: Any, reasons:
 # As text
 
 
+def path_of(module: str) -> str:
+    """How a module is imported."""
+    return f"transformer_lens.{module}".removesuffix(".")
+
+
+def cells(row: Row, name: str) -> str:
+    """A row of a Markdown table."""
+    return f"| `{name}` | {row.status} | {row.note.replace('|', chr(92) + '|')} |"
+
+
 def section(module: Module) -> list[str]:
-    """A module as lines of Markdown: what is the same in one paragraph, the rest in a table."""
+    """A module that both have as lines of Markdown: what is the same in a line for each class, the rest in a table."""
     prefix = f"{module.name}." if module.name else ""
-    lines = ["", f"### `transformer_lens{'.' if module.name else ''}{module.name}`", ""]
-    same = [f"`{row.name.removeprefix(prefix)}`" for row in module.rows if row.status == SAME]
-    if same:
-        lines += [f"The same: {', '.join(same)}.", ""]
+    own: list[str] = []
+    of_class: dict[str, list[str]] = {}
+    for row in (row for row in module.rows if row.status == SAME):
+        first, _, member = row.name.removeprefix(prefix).partition(".")
+        (of_class.setdefault(first, []) if member else own).append(f"`{member or first}`")
+    lines = ["", f"### `{path_of(module.name)}`"]
+    if own:
+        lines += ["", f"The same: {', '.join(own)}."]
+    lines += [
+        line for name, members in of_class.items() for line in ("", f"Of `{name}`, the same: {', '.join(members)}.")
+    ]
     others = [row for row in module.rows if row.status != SAME]
     if others:
-        lines += ["| name | | how it differs, or why it is absent |", "|---|---|---|"]
-        lines += [
-            f"| `{row.name.removeprefix(prefix)}` | {row.status} | {row.note.replace('|', chr(92) + '|')} |"
-            for row in others
-        ]
-    return lines if same or others else []
+        lines += ["", "| name | | how it differs, or why it is absent |", "|---|---|---|"]
+        lines += [cells(row, row.name.removeprefix(prefix)) for row in others]
+    return lines
 
 
 def table(found: list[Module]) -> list[str]:
-    """All modules as lines of Markdown."""
+    """All modules as lines of Markdown, those that are absent last."""
     rows = [row for module in found for row in module.rows]
     counts = {status: sum(row.status == status for row in rows) for status in (SAME, DIFFERENT, ABSENT)}
+    there = [module for module in found if [row.name.partition(" (")[0] for row in module.rows] != [module.name]]
     return [
         f"{counts[SAME]} names are the same, {counts[DIFFERENT]} differ, {counts[ABSENT]} are absent; a module that is absent "
         "counts once.",
-        *(line for module in found for line in section(module)),
+        *(line for module in there for line in section(module)),
+        "",
+        "### Modules that are absent",
+        "",
+        "| module | | why it is absent |",
+        "|---|---|---|",
+        *(cells(row, path_of(row.name)) for module in found if module not in there for row in module.rows),
     ]
 
 

@@ -13,5 +13,9 @@ from graphlens.lens.pretrained import STANFORD_CRFM_CHECKPOINTS as STANFORD_CRFM
 from graphlens.lens.pretrained import get_checkpoint_labels as get_checkpoint_labels
 from graphlens.lens.pretrained import get_official_model_name as get_official_model_name
 from graphlens.lens.pretrained import make_model_alias_map as make_model_alias_map
+from graphlens.lens.pretrained_config import Config as Config
+from graphlens.lens.pretrained_config import get_basic_config as get_basic_config
+from graphlens.lens.pretrained_config import get_num_params_of_pretrained as get_num_params_of_pretrained
+from graphlens.lens.pretrained_config import get_pretrained_model_config as get_pretrained_model_config
 
 __getattr__ = refusing(__name__)

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from graphlens.lens.absent import refusing
 from graphlens.torch import HookedTransformerKeyValueCache as HookedTransformerKeyValueCache
+from graphlens.torch import HookedTransformerKeyValueCacheEntry as HookedTransformerKeyValueCacheEntry
 
 __getattr__ = refusing(__name__)

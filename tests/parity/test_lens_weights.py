@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import graphlens
 from graphlens import GraphlensError
 from graphlens.transformer_lens import loading, supported_models
 from graphlens.transformer_lens.weight_processing import ProcessWeights
@@ -187,3 +190,47 @@ def test_checkpoints_that_are_listed_on_the_hub(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("transformer_lens.loading_from_pretrained.HfApi.list_repo_files", lambda *_, **__: files)
     monkeypatch.setattr("graphlens.lens.pretrained.get_official_model_name", lambda _: "NeelNanda/SoLU_1L512W_C4_Code")
     assert loading.get_checkpoint_labels("solu-1l") == their_loading.get_checkpoint_labels("solu-1l")
+
+
+# Configurations by name
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"fold_ln": True, "default_prepend_bos": False}, {"first_n_layers": 2, "n_ctx": 64}]
+)
+def test_a_config_by_name_is_that_of_the_model(options: dict[str, Any], tmp_path: Path, lens: Any) -> None:
+    found = loading.get_pretrained_model_config("tiny-gpt2", **options)
+    lens_says = lens.cfg.to_dict()
+    for name in (
+        "d_model",
+        "d_head",
+        "n_heads",
+        "d_mlp",
+        "d_vocab",
+        "act_fn",
+        "eps",
+        "attn_scale",
+        "positional_embedding_type",
+    ):
+        assert getattr(found, name) == lens_says[name], name
+    assert found.normalization_type == ("LNPre" if options.get("fold_ln") else "LN")
+    assert found.n_layers == options.get("first_n_layers", lens.cfg.n_layers)
+    assert found.n_ctx == options.get("n_ctx", 128)
+    assert found.default_prepend_bos is options.get("default_prepend_bos", True)
+    assert found.dtype is torch.float32
+
+
+def test_a_config_of_settings_in_hand_and_of_a_checkpoint() -> None:
+    settings = json.loads((graphlens.embedded_model() / "config.json").read_text())
+    found = loading.get_pretrained_model_config("pythia-70m-v0", {**settings, "n_layer": 3}, checkpoint_value=4000)
+    assert (found.n_layers, found.checkpoint_index, found.checkpoint_value) == (3, 3, 4000)
+    assert (found.from_checkpoint, found.checkpoint_label_type) == (True, "step")
+    with pytest.raises(GraphlensError, match="none of that step"):
+        loading.get_pretrained_model_config("pythia-70m-v0", settings, checkpoint_value=4001)
+
+
+def test_the_sizes_of_a_model(lens: Any) -> None:
+    assert loading.get_num_params_of_pretrained("tiny-gpt2") == lens.cfg.n_params
+    sizes = loading.get_basic_config("tiny-gpt2")
+    assert (sizes.d_model, sizes.n_layers, sizes.n_ctx) == (lens.cfg.d_model, lens.cfg.n_layers, 128)
+    assert loading.Config() == loading.Config(**vars(their_loading.Config()))

@@ -99,7 +99,6 @@ for layer in range(model.cfg.n_layers):
 results["resid_pre_by_hand"] = by_hand
 results["resid_pre"] = patching.get_act_patch_resid_pre(model, corrupted_tokens, cache, normalise)
 results["head_out"] = patching.get_act_patch_attn_head_out_all_pos(model, corrupted_tokens, cache, normalise)
-results["every"] = patching.get_act_patch_attn_head_all_pos_every(model, corrupted_tokens, cache, normalise)
 
 # Hooks that stay, contexts, the weights
 model.add_hook("blocks.1.hook_resid_post", lambda value, hook: hook.ctx.update(mean=value.mean()))
