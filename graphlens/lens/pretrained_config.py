@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -139,7 +140,7 @@ class Config:
     n_layers: int = 12
 
 
-def get_basic_config(model_name: str, **kwargs: object) -> Config:
+def get_basic_config(model_name: str, **kwargs: Any) -> Config:
     """The sizes of a model.
 
     Args:

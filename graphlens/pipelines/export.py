@@ -254,7 +254,7 @@ def _write(
     hf_config = checkpoint.hf_config()
     # Before anything is written: the family may refuse it.
     spec = checkpoint.family.spec_of(hf_config, source.name)
-    config = checkpoint.family.model_config(spec, source.name, DTYPE, n_ctx)
+    config = checkpoint.family.model_config(spec, source.model_name, DTYPE, n_ctx)
     tied = hf_config.tie_word_embeddings = checkpoint.is_tied(bool(getattr(hf_config, "tie_word_embeddings", False)))
     unused = checkpoint.ensure_complete(parameter_shapes(hf_config, spec), spec.blocks, tied)
     if unused:

@@ -35,6 +35,7 @@ from graphlens.file.manifest import Json, Manifest, ModelConfig, WeightView
 from graphlens.file.manifest_format import FORMAT_VERSION
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, put_view, write_safetensors
 from graphlens.pipelines.adapters import installed
+from graphlens.pipelines.hub import Source
 from graphlens.pipelines.lens_reference import lens_logits
 from graphlens.pipelines.lens_state import checked_state as checked_state
 from graphlens.pipelines.lens_state import random_state
@@ -259,7 +260,7 @@ def bind_into(
     named = read_config(settings)[1]
     config = dataclasses.replace(
         manifest.config,
-        model_name=source[0] if source[0] != "custom" else named.model_name,
+        model_name=Source(source[0], folder, source[1]).model_name if source[0] != "custom" else named.model_name,
         default_prepend_bos=named.default_prepend_bos,
         n_ctx=config.n_ctx,
         n_ctx_trained=config.n_ctx_trained,

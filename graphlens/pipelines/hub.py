@@ -40,6 +40,11 @@ class Source:
     folder: Path
     revision: str | None = None
 
+    @property
+    def model_name(self) -> str:
+        """What ``cfg.model_name`` says: of a model from the hub the last part of its repository's name, as in TransformerLens."""
+        return self.name if self.revision is None else hub_name(self.name).rpartition("/")[2]
+
 
 def embedded_model(name: str = EMBEDDED[0]) -> Path:
     """The folder of a model that ships with graphlens, in an installed package or in a clone.

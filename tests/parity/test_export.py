@@ -503,7 +503,7 @@ def test_a_hub_name_opens_from_the_hub_cache_offline(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit = hub_cache(tmp_path / "hub", repo, odd_checkpoint)
     model = graphlens.HookedTransformer.from_pretrained_no_processing(name, cache_dir=tmp_path / "hub")
-    assert model.cfg.model_name == name
+    assert model.cfg.model_name == repo
     (folder,) = (cache / "hooked").iterdir()
     assert model.runner.engine.folder == folder
     assert model.runner.engine.manifest.revision == commit

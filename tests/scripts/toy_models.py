@@ -35,7 +35,7 @@ cfg = HookedTransformerConfig(
     normalization_type=None,
     positional_embedding_type="shortformer",
 )
-results["cfg"] = [cfg.n_params, cfg.d_mlp, cfg.d_vocab_out, cfg.act_fn, cfg.initializer_range, cfg.n_heads]
+results["cfg"] = [cfg.n_params, cfg.d_mlp, cfg.d_vocab_out, cfg.act_fn, float(cfg.initializer_range), cfg.n_heads]
 model = filled(HookedTransformer(cfg))
 tokens = torch.arange(15)[None] % 37
 logits, cache = model.run_with_cache(tokens, remove_batch_dim=True)
