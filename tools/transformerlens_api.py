@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,8 @@ class Reasons:
 
     def how(self, name: str) -> str | None:
         """How a name differs, where that cannot be seen."""
-        return self.different.get(name)
+        exact = self.different.get(name)
+        return exact or next((how for pattern, how in self.different.items() if fnmatchcase(name, pattern)), None)
 
 
 def compared(name: str, theirs: Any, ours: Any, reasons: Reasons, bound: bool = False) -> Row:
@@ -344,7 +346,8 @@ def rows_of_module(name: str, names: list[str], theirs: Any, ours: Any, reasons:
             continue
         value = getattr(theirs, each)
         if getattr(value, "__module__", theirs.__name__) != theirs.__name__:  # told where it is defined
-            yield Row(full, SAME)
+            said = reasons.how(full)
+            yield Row(full, DIFFERENT if said else SAME, said or "")
         elif inspect.isclass(value) and inspect.isclass(mine):
             yield from rows_of_class(full, value, mine, reasons)
         else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def _settings(model_name: str, hf_cfg: Mapping[str, object] | None, stage: Path,
     from huggingface_hub import hf_hub_download
 
     taken = select_compatible_kwargs(options, hf_hub_download)
-    return Path(call_hf_with_retry(hf_hub_download, hub_name(model_name), CONFIG_FILE, **taken)).parent
+    return Path(call_hf_with_retry(partial(hf_hub_download, hub_name(model_name), CONFIG_FILE, **taken))).parent
 
 
 def _architecture(model_name: str, folder: Path, n_ctx: int | None) -> ModelConfig:
@@ -150,6 +151,7 @@ def get_basic_config(model_name: str, **kwargs: Any) -> Config:
     Raises:
         ExportError: See there.
     """
-    config = get_pretrained_model_config(model_name, **kwargs)
+    read: Callable[..., HookedTransformerConfig] = get_pretrained_model_config
+    config = read(model_name, **kwargs)
     sizes = ("d_model", "d_vocab", "n_ctx", "d_head", "d_mlp", "n_heads", "n_layers")
     return Config(**{name: getattr(config, name) for name in sizes})

@@ -20,6 +20,7 @@ from graphlens.model.modules import Module
 from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
+    from graphlens.file.model_config import ModelConfig
     from graphlens.model.runner import Runner
 
 
@@ -69,6 +70,11 @@ class Component(Module[ArrayT]):
         start = f"{self._prefix}."
         found = dict.fromkeys(name[len(start) :].split(".")[0] for name in known if name.startswith(start))
         return [*found, *(name[1:] for name in found if name in _AS_STORED)]
+
+    @property
+    def cfg(self) -> ModelConfig:
+        """The architecture of the model that the part is of."""
+        return self._runner.config
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._own_names()})

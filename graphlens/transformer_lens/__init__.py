@@ -11,6 +11,7 @@ from graphlens.lens.absent import refusing
 from graphlens.lens.installing import install as install
 from graphlens.torch import KeyValueCache as KeyValueCache
 from graphlens.transformer_lens import cache as cache
+from graphlens.transformer_lens import components as components
 from graphlens.transformer_lens import config as config
 from graphlens.transformer_lens import evals as evals
 from graphlens.transformer_lens import head_detector as head_detector
