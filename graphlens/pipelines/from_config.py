@@ -16,7 +16,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput
 from graphlens.errors import ModelFileError, RuntimeUnavailable
-from graphlens.export.families import Spec, weight_views
+from graphlens.export.families import Spec, hub_name, weight_views
 from graphlens.export.families.transformer_lens import TRANSFORMER_LENS
 from graphlens.file import version
 from graphlens.file.folder import (
@@ -35,7 +35,6 @@ from graphlens.file.manifest import Json, Manifest, ModelConfig, WeightView
 from graphlens.file.manifest_format import FORMAT_VERSION
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, put_view, write_safetensors
 from graphlens.pipelines.adapters import installed
-from graphlens.pipelines.hub import Source
 from graphlens.pipelines.lens_reference import lens_logits
 from graphlens.pipelines.lens_state import checked_state as checked_state
 from graphlens.pipelines.lens_state import random_state
@@ -260,7 +259,9 @@ def bind_into(
     named = read_config(settings)[1]
     config = dataclasses.replace(
         manifest.config,
-        model_name=Source(source[0], folder, source[1]).model_name if source[0] != "custom" else named.model_name,
+        model_name=named.model_name
+        if source[0] == "custom"
+        else (hub_name(source[0]).rpartition("/")[2] if source[1] else source[0]),
         default_prepend_bos=named.default_prepend_bos,
         n_ctx=config.n_ctx,
         n_ctx_trained=config.n_ctx_trained,

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import fill
+from hub_cache import embedded_model_as_gpt2
 
 HERE = Path(__file__).parent
-SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.name not in ("play.py", "conftest.py", Path(__file__).name))
+SCRIPTS = sorted((HERE / "played").glob("*.py"))
 # Of the largest value in a result. Both compute in float32, in another order; what a script divides by is never small.
 TOLERANCE = 2e-5
 LIBRARIES = ("transformer_lens", "graphlens")
@@ -26,7 +26,7 @@ Played = dict[str, dict[str, Any]]
 def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Played]:
     """What each script left in each library; both play at once."""
     room = tmp_path_factory.mktemp("scripts")
-    fill(room / "hub")
+    embedded_model_as_gpt2(room / "hub")
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": str(room / "hub"),
