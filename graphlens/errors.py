@@ -1,6 +1,7 @@
 """Every error graphlens raises on purpose, the checks of plain arguments, and how it warns.
 
-Each error says what happened, to which object, and what to do.
+Each error says what happened, to which object, and what to do. Each is a GraphlensError, and of the built-in kind that its
+meaning has too: code written for TransformerLens catches KeyError, ValueError, TypeError or RuntimeError.
 """
 
 from __future__ import annotations
@@ -34,11 +35,19 @@ class InputTypeError(InputError, TypeError):
     """An argument of a kind that the call does not take: a number where a function is wanted, say."""
 
 
+class InputIndexError(InputError, IndexError):
+    """An index outside the axis that it is of, in a slice or an index of a FactoredMatrix, say."""
+
+
+class InputShapeError(InputError, RuntimeError):
+    """Arrays whose shapes do not go together: a ValueError as NumPy's, and a RuntimeError as torch's."""
+
+
 class HookResultError(GraphlensError, ValueError):
     """A Python hook returned something that is not an array of the activation's shape and dtype."""
 
 
-class ModelFileError(GraphlensError):
+class ModelFileError(GraphlensError, ValueError):
     """A model folder that is damaged, incomplete, changed since it was written, or not safe to open."""
 
 
@@ -46,11 +55,11 @@ class RunError(GraphlensError, RuntimeError):
     """A graph that ONNX Runtime could not run: not enough memory, or inputs or operators at which it fails."""
 
 
-class ExportError(GraphlensError):
+class ExportError(GraphlensError, ValueError):
     """A checkpoint that cannot be exported, or an export that could not be written."""
 
 
-class VerificationError(ExportError):
+class VerificationError(ExportError, RuntimeError):
     """An exported file that does not behave as the checkpoint does; it is not kept."""
 
 

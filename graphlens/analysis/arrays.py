@@ -77,6 +77,9 @@ class Border(Protocol[ArrayT_co]):
     def from_user(self, value: object) -> Array:
         """The NumPy array of what a user handed in. Raises TypeError for anything that is no array."""
 
+    def toggle_autodiff(self, mode: bool) -> None:
+        """Turns automatic differentiation of the user's arrays on or off. Raises InputError where they have none."""
+
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:
     """True for a torch tensor, told by its methods: torch need not be installed."""

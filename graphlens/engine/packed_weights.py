@@ -139,6 +139,8 @@ def _read(folder: Path, digest: Callable[[Path], str]) -> dict[str, ExternalData
         table: dict[str, ExternalData] = found["weights"]
         if found["seal"] == _seal(table, digest(inside(folder, WEIGHTS))):
             return table
+    except ModelFileError:  # it says what the file is, and is a ValueError too
+        raise
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ModelFileError(f"{folder}: these packed weights are damaged. Remove them: graphlens cache-clear.")

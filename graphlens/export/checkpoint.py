@@ -271,6 +271,8 @@ def _shards(folder: Path) -> list[str]:
     """The names of the weights files that a shard index lists."""
     try:
         shards = set(json.loads(read_regular(inside(folder, SHARD_INDEX)))["weight_map"].values())
+    except ModelFileError:  # it says what the file is, and is a ValueError too
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ExportError(f"{folder / SHARD_INDEX}: cannot be read as a shard index ({error!r}).") from error
     for shard in shards:

@@ -31,6 +31,8 @@ def read_settings(path: Path, called: str | None = None) -> dict[str, Json]:
         found: Json = json.loads(data)
     except FileNotFoundError:
         return {}
+    except ModelFileError:  # it says what the file is, and is a ValueError too
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{called or path} cannot be read ({error}). Put the original file back.") from error
     if not isinstance(found, dict):

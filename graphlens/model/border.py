@@ -11,6 +11,7 @@ import numpy as np
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.factored_matrix import FactoredMatrix
+from graphlens.errors import InputError
 
 if TYPE_CHECKING:
     from graphlens.model.config import HookedTransformerConfig
@@ -45,6 +46,17 @@ class Border(ABC, Generic[ArrayT]):
 
         Raises:
             TypeError: For anything that is no array.
+        """
+
+    @abstractmethod
+    def toggle_autodiff(self, mode: bool) -> None:
+        """Turns automatic differentiation of this kind of array on or off, everywhere.
+
+        Args:
+            mode: True turns it on.
+
+        Raises:
+            InputError: Where it cannot be on.
         """
 
     @abstractmethod
@@ -111,6 +123,13 @@ class NumpyBorder(Border[Array]):
         if not isinstance(value, np.ndarray):
             raise TypeError(type(value).__name__)
         return value
+
+    def toggle_autodiff(self, mode: bool) -> None:
+        """Nothing: arrays have no automatic differentiation. Raises InputError where it is to be on."""
+        if mode:
+            raise InputError(
+                "arrays have no automatic differentiation: take model.gradients(tokens, metric), or graphlens.torch."
+            )
 
     def weight_to_user(self, array: Array, name: str) -> Array:
         """The array itself, read-only."""

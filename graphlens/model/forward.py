@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.slices import SliceInput, of_positions
-from graphlens.errors import InputError, checked_number, is_one_of
+from graphlens.errors import InputError, checked_number, is_one_of, warn
 from graphlens.file.names import NamesFilter
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.hooks import BACKWARD
@@ -15,7 +15,11 @@ from graphlens.model.request import RETURN_TYPES, ForwardOptions, Output, Reques
 from graphlens.model.text import Input
 
 if TYPE_CHECKING:
+    from graphlens.analysis.cache.activation_cache import ActivationCache
     from graphlens.model.runner import Runner
+
+
+CacheT = TypeVar("CacheT", bound="ActivationCache[Any]")
 
 
 class CacheOptions(ForwardOptions[ArrayT], total=False):
@@ -127,6 +131,22 @@ def run_forward(
         return Forwarded(result, ran.values, request)
     loss = runner.border.loss(result, ran.output, request, loss_per_token)
     return Forwarded(loss if return_type == "loss" else Output(result, loss), ran.values, request)
+
+
+def unbatched(cache: CacheT, prompts: int) -> CacheT:
+    """The cache of a run with ``remove_batch_dim``: of several prompts the first one's, as in TransformerLens.
+
+    Args:
+        cache: The cache of the whole run; that of one prompt is changed in place.
+        prompts: How many prompts the run had.
+    """
+    if prompts == 1:
+        return cache.remove_batch_dim()
+    warn(
+        f"remove_batch_dim=True with {prompts} prompts: the cache holds the activations of the first one, as TransformerLens's "
+        "does. Leave it out for all of them."
+    )
+    return cache.apply_slice_to_batch_dim(0)
 
 
 def positions_of(runner: Runner[ArrayT], ran: Forwarded[ArrayT], pos_slice: SliceInput) -> dict[str, Array]:

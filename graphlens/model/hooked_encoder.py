@@ -18,7 +18,7 @@ from graphlens.model.backward import Differentiated, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.encoder_request import EncoderOptions, Numbers
-from graphlens.model.forward import Forwarded, positions_of
+from graphlens.model.forward import Forwarded, positions_of, unbatched
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.encoder_text import EncoderTextMethods
@@ -274,7 +274,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         cache = EncoderCache({name: to_user(array) for name, array in values.items()}, self)
         cache.mask = ran.request.real
         if checked_number(remove_batch_dim, "remove_batch_dim", bool):
-            cache.remove_batch_dim()
+            cache = unbatched(cache, ran.request.shape[0])
         return result, (cache if checked_number(return_cache_object, "return_cache_object", bool) else cache.cache_dict)
 
     def run_with_hooks(

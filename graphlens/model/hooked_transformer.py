@@ -16,7 +16,7 @@ from graphlens.model import describe
 from graphlens.model.backward import Differentiable, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.config import HookedTransformerConfig
-from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward
+from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward, unbatched
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.methods.edits import EditMethods
@@ -208,7 +208,7 @@ class HookedTransformer(
             names_filter: Which activations: a hook name, a list of names, or a function name -> bool, which sees our
                 names alone; None for all.
             device: TransformerLens's; activations stay where the model runs.
-            remove_batch_dim: Whether the batch axis is dropped, of a batch of one.
+            remove_batch_dim: Whether the batch axis is dropped; of several prompts the first is kept, with a UserWarning.
             incl_bwd: With ``return_type="loss"``: also runs backward from the loss, and keeps each gradient as
                 ``<name>_grad``, after any backward hook.
             reset_hooks_end: TransformerLens's; changes nothing.
@@ -240,7 +240,7 @@ class HookedTransformer(
         cache = ActivationCache({name: to_user(array) for name, array in values.items()}, self)
         cache.mask = ran.request.real
         if remove_batch_dim:
-            cache.remove_batch_dim()
+            cache = unbatched(cache, ran.request.shape[0])
         return ran.result, (cache if return_cache_object else cache.cache_dict)
 
     @overload

@@ -103,6 +103,10 @@ class TorchBorder(Border[torch.Tensor]):
             raise InputError("a bfloat16 tensor has no NumPy form: pass value.float().")
         return of_tensor(cast(Any, value), "what was given")
 
+    def toggle_autodiff(self, mode: bool) -> None:
+        """``torch.set_grad_enabled(mode)``."""
+        torch.set_grad_enabled(mode)
+
     def weight_to_user(self, array: Array, name: str) -> torch.Tensor:
         """A tensor over the array's memory that refuses to be written into; see ``Weight``."""
         return Weight.of(array, name)

@@ -157,7 +157,10 @@ class Activations(Mapping[str, ArrayT]):
                 sliced[name] = Slice(np.asarray(taken.apply(rows)).ravel()).apply(value)
             else:
                 sliced[name] = taken.apply(value)
-        return type(self)(sliced or dict(self.cache_dict), self.model, self.has_batch_dim and taken.mode != "int")
+        other = type(self)(sliced or dict(self.cache_dict), self.model, self.has_batch_dim and taken.mode != "int")
+        if self.mask is not None:
+            other.mask = self.mask[taken.indices(len(self.mask))] if self.has_batch_dim else self.mask
+        return other
 
     def _prompts(self, asked: str) -> int:
         """The number of prompts of the run; ``asked`` is the activation that does not tell."""
@@ -170,6 +173,19 @@ class Activations(Mapping[str, ArrayT]):
             f"{asked!r} has prompts and positions in one axis, and nothing else in this cache tells how many prompts "
             "there were: cache another activation with it, 'hook_embed' say."
         )
+
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """Turns torch's autograd off, or on again, in the whole program (TransformerLens: the same name).
+
+        The activations carry no gradients in either case: ``model.gradients`` computes those.
+
+        Args:
+            mode: False turns it off. That is all that arrays can have: on the NumPy face nothing changes.
+
+        Raises:
+            InputError: For True on the NumPy face.
+        """
+        self.model.border.toggle_autodiff(checked_number(mode, "mode", bool))
 
     def to(self, device: object) -> Self:
         """This cache: activations are always on the CPU. Raises InputError for any other device."""

@@ -9,9 +9,9 @@ from typing import Generic, Protocol, TypeAlias
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, Border, UserArray, working
-from graphlens.analysis.cache.readout import PostNorm, Readout, fitted
+from graphlens.analysis.cache.readout import PostNorm, Readout, RunAxes
 from graphlens.analysis.slices import Slice, SliceInput
-from graphlens.errors import InputError, checked_number
+from graphlens.errors import InputError, InputShapeError, UnknownHookPoint, checked_number
 from graphlens.file.names import get_act_name, in_block
 
 # One token (its text, or its id), or several in any shape.
@@ -252,22 +252,37 @@ class Reader(Generic[ArrayT]):
         batch_slice: SliceInput = None,
         has_batch_dim: bool = True,
         recompute_ln: bool = False,
-    ) -> Array:
-        """A stack [n, *b, p, D] as the norm before a layer reads it: see ``ActivationCache.apply_ln_to_stack``."""
-        prompts = Slice(batch_slice)
-        if stack.ndim < 2 or stack.shape[-1] != self.model.cfg.d_model:
-            raise InputError(
-                f"residual_stack has shape {list(stack.shape)}: it must be [n, ..., {self.model.cfg.d_model}]."
+    ) -> tuple[Array, RunAxes]:
+        """A stack [..., *b, p, D] as the norm before a layer reads it: see ``ActivationCache.apply_ln_to_stack``.
+
+        Returns:
+            (the stack, the axes of the run that end it).
+        """
+        prompts, positions = Slice(batch_slice), Slice(pos_slice)
+        if stack.ndim < 1 or stack.shape[-1] != self.model.cfg.d_model:
+            raise InputShapeError(
+                f"residual_stack has shape {list(stack.shape)}: it must be [..., {self.model.cfg.d_model}] (d_model)."
             )
-        if has_batch_dim:
-            stack = prompts.apply(stack, dim=1)
+        batched = self.has_batch_dim and prompts.mode != "int"
+        if has_batch_dim and prompts.mode != "identity":
+            stack = prompts.apply(stack, dim=-2 if positions.mode == "int" else -3)
         if not self.normalises:
-            return stack
+            return stack, RunAxes(self._run_shape(positions, prompts), batched)
         if recompute_ln and layer == self.model.cfg.n_layers:
-            return self.numbers(self.model.ln_final(self.out(stack)), "ln_final")
-        scale = self.scale(layer, mlp_input, Slice(pos_slice), prompts)
-        scale = fitted(scale, stack, self.has_batch_dim and prompts.mode != "int")
-        return Readout(self.centres, scale).vectors(stack)
+            recomputed = self.numbers(self.model.ln_final(self.out(stack)), "ln_final")
+            return recomputed, RunAxes((), batched=False)
+        scale = self.scale(layer, mlp_input, positions, prompts)
+        axes = RunAxes(scale.shape[:-1], batched)
+        axes.ensure_fits(stack)
+        return Readout(self.centres, scale).vectors(stack), axes
+
+    def _run_shape(self, positions: Slice, prompts: Slice) -> tuple[int, ...]:
+        """[*b, p] of the chosen prompts and positions; [] where nothing that is cached tells."""
+        try:
+            run = np.empty(self.positions_shape(positions))
+        except UnknownHookPoint:
+            return ()
+        return (prompts.apply(run) if self.has_batch_dim else run).shape
 
     # Tokens
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphlens.analysis.arrays import Array
-from graphlens.errors import InputError
+from graphlens.errors import InputShapeError
 
 
 @dataclass(frozen=True)
@@ -72,62 +72,78 @@ class PostNorm:
         return self.directions(given) / self.scale
 
 
-def fitted(scale: Array, stack: Array, batched: bool) -> Array:
-    """A norm's scale [*b, p, 1] ready to divide a stack [n, *b, p, D].
+@dataclass(frozen=True)
+class RunAxes:
+    """The prompts and positions of a run, which are the last axes of a stack [..., *b, p, D] before D.
 
-    Args:
-        scale: What the norm divided by in the run.
-        stack: What is to be divided.
-        batched: Whether the scale has a batch axis.
-
-    Raises:
-        InputError: Where broadcasting would pair a prompt or position with the scale of another.
+    Attributes:
+        sizes: Their sizes: [b, p], [b], [p] or [].
+        batched: Whether the first of them is that of prompts.
     """
-    found, wanted = scale.shape[:-1], stack.shape[1:-1]
-    if batched and len(found) == len(wanted) + 1 and found[0] == 1:
-        scale, found = scale[0], found[1:]
-    if not batched and len(wanted) == 2 and len(found) == 1:
-        batched, found = True, (1, *found)
-    # One prompt's scale serves a batch; one position's never serves the others.
-    fits = len(found) == len(wanted) and all(
-        size in (found_size, 1) or (batched and axis == 0 and found_size == 1)
-        for axis, (found_size, size) in enumerate(zip(found, wanted, strict=True))
-    )
-    if not fits:
-        raise InputError(
-            f"residual_stack has shape {list(stack.shape)} where the cached norm's scale has {list(scale.shape)}: "
-            "the axes between must be the same prompts and positions. Give the pos_slice that the stack was made with."
-        )
-    return scale
 
+    sizes: tuple[int, ...]
+    batched: bool
 
-def aligned(directions: Array, axes: tuple[int, ...]) -> Array:
-    """Directions [..., D] with the axes of a stack's prompts and positions.
+    @property
+    def _positioned(self) -> bool:
+        """True if the last of them is that of positions."""
+        return len(self.sizes) > self.batched
 
-    Args:
-        directions: One direction for each token given.
-        axes: The sizes of the stack's prompts and positions.
+    def ensure_fits(self, stack: Array) -> None:
+        """Refuses a stack whose vectors would be divided by the scale of another prompt or position.
 
-    Returns:
-        Directions that broadcast to [*axes, D].
+        Args:
+            stack: Vectors [..., *b, p, D]. Axes before those of the run are anything; axes of the run may be missing or 1.
 
-    Raises:
-        InputError: Where it is open which direction belongs to which prompt or position.
-    """
-    given = directions.shape[:-1]
-    if len(given) == 1 and len(axes) == 2 and axes[0] > 1:
-        if given[0] == axes[0] == axes[1]:
-            raise InputError(
-                f"{given[0]} tokens for {axes[0]} prompts of {axes[1]} positions: say which by a shape of "
-                f"[{given[0]}, 1] (a token a prompt) or [1, {given[0]}] (a token a position)."
+        Raises:
+            InputShapeError: For axes of another size; where a run of one position would serve others; and for vectors
+                [k, D] in a run of k prompts of k positions, which may be either.
+        """
+        given = stack.shape[:-1]
+        for place, (size, found) in enumerate(zip(given[::-1], self.sizes[::-1], strict=False)):
+            # One prompt's scale serves a batch; one position's never serves the others.
+            serves = found == 1 and not (place == 0 and self._positioned)
+            if size not in (1, found) and not serves:
+                raise InputShapeError(
+                    f"residual_stack has shape {list(stack.shape)} where the cached norm's scale is of {self}: its last axes "
+                    "must be the same prompts and positions. Give the pos_slice that the stack was made with."
+                )
+        square = self.sizes[0] if len(self.sizes) == 2 and len(set(self.sizes)) == 1 else 1
+        if square > 1 and given in ((square,), (1, square)):
+            raise InputShapeError(
+                f"residual_stack has shape {list(stack.shape)} in a run of {self}: these may be its prompts or its positions. "
+                "Give the pos_slice that the stack was made with, or for positions the vectors of all prompts."
             )
-        if given[0] == axes[0]:
+
+    def aligned(self, directions: Array, stack: Array) -> Array:
+        """Directions [..., D] with the axes of a stack's prompts and positions.
+
+        Args:
+            directions: One direction for each token given, [D], [k, D] or [b, p, D].
+            stack: The vectors [..., *b, p, D] that they are multiplied by.
+
+        Returns:
+            Directions that broadcast to the stack.
+
+        Raises:
+            InputShapeError: Where it is open which direction belongs to which prompt or position, and where nothing fits.
+        """
+        given, axes = directions.shape[:-1], stack.shape[:-1]
+        if len(given) == 1 and len(self.sizes) == 2 and self.sizes[0] > 1 and given[0] == self.sizes[0]:
+            if given[0] == self.sizes[1]:
+                raise InputShapeError(
+                    f"{given[0]} tokens for {self}: say which by a shape of [{given[0]}, 1] (a token a prompt) or "
+                    f"[1, {given[0]}] (a token a position)."
+                )
             return directions[:, None]
-    if len(given) > len(axes) or any(
-        size not in (1, axis) for size, axis in zip(given[::-1], axes[::-1], strict=False)
-    ):
-        raise InputError(
-            f"tokens have shape {list(given)} and the stack's prompts and positions {list(axes)}: give one token, "
-            "or one for each of them."
-        )
-    return directions
+        if any(1 not in (size, axis) and size != axis for size, axis in zip(given[::-1], axes[::-1], strict=False)):
+            raise InputShapeError(
+                f"tokens have shape {list(given)} and the stack {list(stack.shape)}, of {self}: give one token, or one for each "
+                "of them."
+            )
+        return directions
+
+    def __str__(self) -> str:
+        names = (["prompts"] if self.batched else []) + (["positions"] if self._positioned else [])
+        said = " of ".join(f"{size} {name}" for size, name in zip(self.sizes, names, strict=True))
+        return said or "one position of one prompt"

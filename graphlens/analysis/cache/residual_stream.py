@@ -8,9 +8,8 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT, UserArray
 from graphlens.analysis.cache.reader import Reader, Tokens
-from graphlens.analysis.cache.readout import aligned
 from graphlens.analysis.slices import Slice, SliceInput
-from graphlens.errors import InputError, is_one_of
+from graphlens.errors import InputError, InputShapeError, is_one_of
 from graphlens.file.names import in_block
 
 
@@ -38,16 +37,17 @@ class ResidualMethods(Generic[ArrayT]):
         the whole. TransformerLens: the same name.
 
         Args:
-            residual_stack: Vectors of the residual stream [n, *b, p, D].
+            residual_stack: Vectors of the residual stream [..., *b, p, D]: what a stack has before its prompts and positions
+                ([n], [layer, h], nothing) is up to you. An axis of 1, or none, serves all prompts or positions.
             layer: 0 to n_layers; None or -1 for the final norm.
             mlp_input: Whether ln2 is meant.
-            pos_slice: Which positions the stack has; only the scale is sliced by it.
+            pos_slice: Which positions the stack has, an int for a stack [..., *b, D]; only the scale is sliced by it.
             batch_slice: Which prompts to take, of the stack and of the scale.
-            has_batch_dim: Whether the stack has a batch axis.
-            recompute_ln: Whether to apply the whole final norm to each entry by itself instead.
+            has_batch_dim: Whether ``batch_slice`` is to be taken of the stack too: False for a stack without a batch axis.
+            recompute_ln: Whether to apply the whole final norm to each vector by itself instead.
 
         Returns:
-            [n, *b, p, D].
+            [..., *b, p, D], broadcast with the scale [*b, p, 1].
 
         Raises:
             InputError: For shapes that do not fit.
@@ -56,9 +56,8 @@ class ResidualMethods(Generic[ArrayT]):
         reader = self._reader
         upto = reader.layers_before(layer, mlp_input)
         stack = reader.numbers(residual_stack, "residual_stack")
-        return reader.out(
-            reader.normalised(stack, upto, mlp_input, pos_slice, batch_slice, has_batch_dim, recompute_ln)
-        )
+        found, _ = reader.normalised(stack, upto, mlp_input, pos_slice, batch_slice, has_batch_dim, recompute_ln)
+        return reader.out(found)
 
     @overload
     def accumulated_resid(
@@ -126,7 +125,7 @@ class ResidualMethods(Generic[ArrayT]):
                 points.append((f"{i}_mid", "resid_mid", i))
         stack = np.stack([positions.apply(reader.activation(name, i), dim=-2) for _, name, i in points])
         if apply_ln:
-            stack = reader.normalised(stack, upto, mlp_input, pos_slice, recompute_ln=upto == count)
+            stack, _ = reader.normalised(stack, upto, mlp_input, pos_slice, recompute_ln=upto == count)
         return stack, [label for label, _, _ in points]
 
     @overload
@@ -199,7 +198,7 @@ class ResidualMethods(Generic[ArrayT]):
         if parts:
             stack = np.stack([positions.apply(reader.activation(name), dim=-2) for _, name in parts])
         if apply_ln:
-            stack = reader.normalised(stack, upto, mlp_input, pos_slice)
+            stack, _ = reader.normalised(stack, upto, mlp_input, pos_slice)
         return reader.labelled(stack, [label for label, _ in parts], return_labels)
 
     @overload
@@ -275,15 +274,15 @@ class ResidualMethods(Generic[ArrayT]):
         ``unembed.hook_out``.
 
         Args:
-            residual_stack: Vectors of the residual stream [n, *b, p, D].
-            tokens: One token (a string, an id), or ids [p], [b] (with a stack of one position) or [b, p].
+            residual_stack: Vectors of the residual stream [..., *b, p, D], as in ``apply_ln_to_stack``.
+            tokens: One token (a string, an id), or ids [p], [b] or [b, p]; ids broadcast with the last axes of the stack.
             incorrect_tokens: Tokens of the same shape, whose logit is subtracted.
-            pos_slice: Which positions the stack has; only the norm's scale is sliced by it.
+            pos_slice: Which positions the stack has, an int for a stack [..., *b, D]; only the norm's scale is sliced by it.
             batch_slice: Which prompts to take, of the stack and of the scale.
-            has_batch_dim: Whether the stack has a batch axis.
+            has_batch_dim: Whether ``batch_slice`` is to be taken of the stack too: False for a stack without a batch axis.
 
         Returns:
-            [n, *b, p].
+            [..., *b, p].
 
         Raises:
             InputError: For a string that is not one token, ids outside the vocabulary and shapes that do not fit.
@@ -291,16 +290,14 @@ class ResidualMethods(Generic[ArrayT]):
         """
         reader = self._reader
         given, final = reader.numbers(residual_stack, "residual_stack"), reader.model.cfg.n_layers
-        stack = reader.normalised(given, final, False, pos_slice, batch_slice, has_batch_dim)
+        stack, axes = reader.normalised(given, final, False, pos_slice, batch_slice, has_batch_dim)
         directions = reader.token_directions(tokens)
         if incorrect_tokens is not None:
             wrong = reader.token_directions(incorrect_tokens)
             if wrong.shape != directions.shape:
-                raise InputError(
+                raise InputShapeError(
                     f"tokens {list(directions.shape[:-1])} and incorrect_tokens {list(wrong.shape[:-1])} must have the "
                     "same shape."
                 )
             directions = directions - wrong
-        if directions.ndim > 1:
-            directions = aligned(directions, stack.shape[1:-1])
-        return reader.out(np.einsum("...d,...d->...", stack, directions))
+        return reader.out(np.einsum("...d,...d->...", stack, axes.aligned(directions, stack)))
