@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from graphlens.file.version import __version__ as __version__
     from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
-    from graphlens.model.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
+    from graphlens.model.kv_cache import (
+        HookedTransformerKeyValueCache,
+        HookedTransformerKeyValueCacheEntry,
+        KeyValueCache,
+        KeyValueCacheEntry,
+        TransformerLensKeyValueCache,
+        TransformerLensKeyValueCacheEntry,
+    )
     from graphlens.pipelines.deploy import bake_model, write_adapter, write_drivable
     from graphlens.pipelines.export import export_model
     from graphlens.pipelines.hub import embedded_model
@@ -40,9 +47,11 @@ _HOMES = {
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
-    **dict.fromkeys(
-        ("KeyValueCache", "HookedTransformerKeyValueCache", "TransformerLensKeyValueCache"), "graphlens.model.kv_cache"
-    ),
+    **{
+        f"{prefix}KeyValueCache{suffix}": "graphlens.model.kv_cache"
+        for prefix in ("", "HookedTransformer", "TransformerLens")
+        for suffix in ("", "Entry")
+    },
     **dict.fromkeys(("Ablate", "Patch", "Steer", "Scale"), "graphlens.edits.kinds"),
     "get_act_name": "graphlens.file.names",
     "process_weights": "graphlens.surgery",
@@ -72,8 +81,10 @@ __all__ = [
     "HookedEncoder",
     "HookedTransformer",
     "HookedTransformerKeyValueCache",
+    "HookedTransformerKeyValueCacheEntry",
     "InputError",
     "KeyValueCache",
+    "KeyValueCacheEntry",
     "ModelFileError",
     "Patch",
     "RunError",
@@ -81,6 +92,7 @@ __all__ = [
     "Scale",
     "Steer",
     "TransformerLensKeyValueCache",
+    "TransformerLensKeyValueCacheEntry",
     "UnknownHookPoint",
     "VerificationError",
     "bake_model",

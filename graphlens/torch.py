@@ -10,7 +10,14 @@ except ImportError as error:
     raise RuntimeUnavailable("graphlens.torch needs torch: pip install 'graphlens-onnx[torch]'.") from error
 
 from graphlens.analysis.cache.activation_cache import ActivationCache
-from graphlens.model.kv_cache import HookedTransformerKeyValueCache, KeyValueCache, TransformerLensKeyValueCache
+from graphlens.model.kv_cache import (
+    HookedTransformerKeyValueCache,
+    HookedTransformerKeyValueCacheEntry,
+    KeyValueCache,
+    KeyValueCacheEntry,
+    TransformerLensKeyValueCache,
+    TransformerLensKeyValueCacheEntry,
+)
 from graphlens.model.torch_face import FactoredMatrix, HookedEncoder, HookedTransformer
 
 __all__ = [
@@ -19,6 +26,9 @@ __all__ = [
     "HookedEncoder",
     "HookedTransformer",
     "HookedTransformerKeyValueCache",
+    "HookedTransformerKeyValueCacheEntry",
     "KeyValueCache",
+    "KeyValueCacheEntry",
     "TransformerLensKeyValueCache",
+    "TransformerLensKeyValueCacheEntry",
 ]

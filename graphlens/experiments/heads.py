@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayT, as_array, working
-from graphlens.errors import InputError, checked_number, is_one_of, warn
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array, is_tensor, like, working
+from graphlens.errors import InputError, InputShapeError, checked_number, is_one_of, warn
 from graphlens.file.names import in_block
 
 if TYPE_CHECKING:
@@ -36,6 +36,108 @@ HEAD_PATTERNS = {
     "duplicate_token_head": _duplicate_token,
     "induction_head": _induction,
 }
+HEAD_NAMES = tuple(HEAD_PATTERNS)
+
+
+def get_previous_token_head_detection_pattern(tokens: ArrayT) -> ArrayT:
+    """Where a previous-token head attends: from each position to the one before. TransformerLens: the same name.
+
+    Args:
+        tokens: Ids of one prompt, [1, p] or [p].
+
+    Returns:
+        float32 [p, p] by query and key, 1 where it attends; a tensor for a tensor.
+
+    Raises:
+        InputError: For several prompts.
+    """
+    return _pattern(tokens, _previous_token)
+
+
+def get_duplicate_token_head_detection_pattern(tokens: ArrayT) -> ArrayT:
+    """Where a duplicate-token head attends: to earlier occurrences of the same token. TransformerLens: the same name.
+
+    Args:
+        tokens: Ids of one prompt, [1, p] or [p].
+
+    Returns:
+        float32 [p, p] by query and key, 1 where it attends; a tensor for a tensor.
+
+    Raises:
+        InputError: For several prompts.
+    """
+    return _pattern(tokens, _duplicate_token)
+
+
+def get_induction_head_detection_pattern(tokens: ArrayT) -> ArrayT:
+    """Where an induction head attends: to the token after an earlier occurrence. TransformerLens: the same name.
+
+    Args:
+        tokens: Ids of one prompt, [1, p] or [p].
+
+    Returns:
+        float32 [p, p] by query and key, 1 where it attends; a tensor for a tensor.
+
+    Raises:
+        InputError: For several prompts.
+    """
+    return _pattern(tokens, _induction)
+
+
+def get_supported_heads() -> None:
+    """Prints the names of heads that ``detect_head`` knows. TransformerLens: the same name."""
+    print(f"Supported heads: {HEAD_NAMES}")
+
+
+def compute_head_attention_similarity_score(
+    attention_pattern: ArrayInput | UserArray,
+    detection_pattern: ArrayInput | UserArray,
+    *,
+    exclude_bos: bool,
+    exclude_current_token: bool,
+    error_measure: str,
+) -> float:
+    """How much one head's attention is where a kind of head would attend. TransformerLens: the same name.
+
+    Args:
+        attention_pattern: The head's attention, [p, p] by query and key. It stays as it is.
+        detection_pattern: Where to attend, of the same shape.
+        exclude_bos: See ``detect_head``.
+        exclude_current_token: See there.
+        error_measure: See there.
+
+    Returns:
+        The score; NaN for "mul" where no attention is left.
+
+    Raises:
+        InputError: For arrays that are no square of one size or reach above the diagonal, and for another measure.
+    """
+    _check_measure(error_measure)
+    attention, expected = (working(as_array(given)) for given in (attention_pattern, detection_pattern))
+    if attention.ndim != 2 or attention.shape[0] != attention.shape[1] or expected.shape != attention.shape:
+        raise InputShapeError(
+            f"attention_pattern has shape {list(attention.shape)} and detection_pattern {list(expected.shape)}: both must be "
+            "the same square, [pos, pos]."
+        )
+    if error_measure == "abs" and np.triu(attention - expected, 1).any():
+        raise InputError(
+            "attention_pattern or detection_pattern is not lower triangular: a query attends to no later key."
+        )
+    return _score(attention, expected, exclude_bos, exclude_current_token, error_measure)
+
+
+def _pattern(tokens: ArrayT, pattern_of: Callable[[Array], Array]) -> ArrayT:
+    """A pattern of tokens in the tokens' kind of array."""
+    ids = np.atleast_2d(as_array(tokens))
+    if ids.ndim != 2 or len(ids) != 1:
+        raise InputShapeError(f"tokens have shape {list(ids.shape)}: a pattern is of one prompt, [1, pos] or [pos].")
+    kind = cast(ArrayT, tokens.float()) if is_tensor(tokens) else tokens
+    return like(kind, pattern_of(ids[0]).astype(np.float32))
+
+
+def _check_measure(error_measure: object) -> None:
+    if not is_one_of(error_measure, ("mul", "abs")):
+        raise InputError(f"error_measure must be 'mul' or 'abs', not {error_measure!r}.")
 
 
 def detect_head(
@@ -64,13 +166,12 @@ def detect_head(
             difference per row, to 3 decimals.
 
     Returns:
-        float32 [n_layers, n_heads]; -1 for heads that are not in ``heads``.
+        [n_layers, n_heads] in the dtype of ``model.cfg``, float32 for bfloat16; -1 for heads that are not in ``heads``.
 
     Raises:
         InputError: For an unknown pattern or measure, prompts that do not fit, and heads that are not there.
     """
-    if not is_one_of(error_measure, ("mul", "abs")):
-        raise InputError(f"error_measure must be 'mul' or 'abs', not {error_measure!r}.")
+    _check_measure(error_measure)
     if isinstance(detection_pattern, str) and detection_pattern not in HEAD_PATTERNS:
         raise InputError(f"{detection_pattern!r} is no known head: {', '.join(HEAD_PATTERNS)}, or a pattern [p, p].")
     if not isinstance(seq, str) and cache is not None:
@@ -83,7 +184,8 @@ def detect_head(
         _scores(model, prompt, detection_pattern, wanted, cache, exclude_bos, exclude_current_token, error_measure)
         for prompt in prompts
     ]
-    return model.border.to_user(np.mean(scores, axis=0).astype(np.float32))
+    dtype = model.runner.config.dtype
+    return model.border.to_user(np.mean(scores, axis=0).astype(np.float32 if dtype == "bfloat16" else dtype))
 
 
 def _scores(
@@ -130,7 +232,7 @@ def _expected(detection_pattern: Any, tokens: Array, error_measure: str) -> Arra
         raise InputError(f"detection_pattern must be a name or an array, not {detection_pattern!r}.") from error
     size = len(tokens)
     if pattern.shape != (size, size) or np.triu(pattern, 1).any():
-        raise InputError(
+        raise InputShapeError(
             f"detection_pattern has shape {list(pattern.shape)}: it must be lower triangular, [{size}, {size}] for "
             f"this prompt of {size} tokens."
         )
