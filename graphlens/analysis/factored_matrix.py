@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, Protocol, SupportsIndex, TypeAlias, cast, overload
+from typing import Any, ClassVar, Protocol, Self, SupportsIndex, TypeAlias, cast, overload
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, ArrayT_co, as_array, like, working
-from graphlens.errors import InputError, checked_number
+from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, ArrayT_co, as_array, like
+from graphlens.analysis.matrix_ops import MatrixOps, NumpyOps
+from graphlens.errors import InputError, InputIndexError, InputShapeError, checked_number
 
 # One entry of an index, as it is given and as it is worked with.
 Index: TypeAlias = SupportsIndex | slice | EllipsisType | Sequence[int] | Sequence[bool] | Array | None
@@ -26,7 +27,7 @@ class FactoredMatrix:
         B: The right factor [..., m, r]. Leading axes broadcast.
 
     Attributes:
-        A: The left factor, a NumPy array of at least float32, as every result is.
+        A: The left factor, a NumPy array of at least float32, as every result is; on the torch face a tensor as it was given.
         B: The right factor.
         shape: (..., l, r).
         ldim: l.
@@ -40,22 +41,30 @@ class FactoredMatrix:
 
     # NumPy would otherwise treat `array @ factored` as an array of objects and never ask __rmatmul__.
     __array_ufunc__ = None
+    _ops: ClassVar[MatrixOps] = NumpyOps()
 
     def __init__(self, A: ArrayInput, B: ArrayInput) -> None:  # noqa: N803
-        a, b = working(as_array(A)), working(as_array(B))
+        a, b = self._ops.read(A), self._ops.read(B)
         if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-            raise InputError(f"factors of shapes {list(a.shape)} and {list(b.shape)} have no product [l, m] @ [m, r].")
+            raise InputShapeError(
+                f"shape mismatch: factors of shapes {list(a.shape)} and {list(b.shape)} have no product [l, m] @ [m, r]."
+            )
         try:
-            leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+            leading = np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))
         except ValueError as error:
-            raise InputError(
-                f"the leading axes of factors of shapes {list(a.shape)} and {list(b.shape)} do not broadcast."
+            raise InputShapeError(
+                f"shape mismatch: the leading axes of factors of shapes {list(a.shape)} and {list(b.shape)} do not broadcast."
             ) from error
-        self.ldim, self.mdim, self.rdim = a.shape[-2], a.shape[-1], b.shape[-1]
+        self.ldim, self.mdim, self.rdim = int(a.shape[-2]), int(a.shape[-1]), int(b.shape[-1])
         self.has_leading_dims = bool(leading)
-        self.shape = (*leading, self.ldim, self.rdim)
-        self.A: Array = np.broadcast_to(a, (*leading, *a.shape[-2:]))
-        self.B: Array = np.broadcast_to(b, (*leading, *b.shape[-2:]))
+        self.shape: tuple[int, ...] = (*leading, self.ldim, self.rdim)
+        self.A: Array = self._spread(a)
+        self.B: Array = self._spread(b)
+
+    def _spread(self, factor: Array) -> Array:
+        """A factor with all leading axes; itself where it has them."""
+        shape = (*self.shape[:-2], *factor.shape[-2:])
+        return factor if tuple(factor.shape) == shape else self._ops.broadcast(factor, shape)
 
     def __repr__(self) -> str:
         return f"FactoredMatrix(shape {list(self.shape)}, inner {self.mdim})"
@@ -63,71 +72,87 @@ class FactoredMatrix:
     # Products
 
     @overload
-    def __matmul__(self, other: FactoredMatrix) -> FactoredMatrix: ...
+    def __matmul__(self, other: FactoredMatrix) -> Self: ...
     @overload
-    def __matmul__(self, other: ArrayInput) -> FactoredMatrix | Any: ...
-    def __matmul__(self, other: FactoredMatrix | ArrayInput) -> FactoredMatrix | Array:
+    def __matmul__(self, other: ArrayInput) -> Self | Any: ...
+    def __matmul__(self, other: FactoredMatrix | ArrayInput) -> Self | Array:
         """Times a matrix [..., r, n] or FactoredMatrix: a FactoredMatrix; times a vector [r]: an array [..., l]."""
         if isinstance(other, FactoredMatrix):
-            return (self @ other.A) @ other.B
-        matrix = as_array(other)
+            return cast(Self, self @ other.A) @ other.B
+        matrix = self._ops.read(other)
         if matrix.ndim == 0 or matrix.shape[-2 if matrix.ndim > 1 else -1] != self.rdim:
-            raise InputError(f"shape {list(self.shape)} cannot be multiplied by {list(matrix.shape)} from the right.")
+            raise InputShapeError(
+                f"shape {list(self.shape)} cannot be multiplied by {list(matrix.shape)} from the right: "
+                "the inner dimension differs."
+            )
         if matrix.ndim == 1:
-            product: Array = (self.A @ (self.B @ matrix)[..., None])[..., 0]
-            return product
+            column = self._product(self.A, self._product(self.B, self._ops.unsqueeze(matrix, -1)))
+            return self._ops.squeeze(column, -1)
         # Multiply out on the side that leaves the smaller inner dimension.
         if self.rdim > self.mdim:
-            return FactoredMatrix(self.A, self.B @ matrix)
-        return FactoredMatrix(self.AB, matrix)
+            return type(self)(self.A, self._product(self.B, matrix))
+        return type(self)(self.AB, matrix)
 
-    def __rmatmul__(self, other: ArrayInput) -> FactoredMatrix | Any:
+    def __rmatmul__(self, other: ArrayInput) -> Self | Any:
         """A matrix [..., n, l] times this: a FactoredMatrix; a vector [l] times this: an array [..., r]."""
-        matrix = as_array(other)
+        matrix = self._ops.read(other)
         if matrix.ndim == 0 or matrix.shape[-1] != self.ldim:
-            raise InputError(f"shape {list(self.shape)} cannot be multiplied by {list(matrix.shape)} from the left.")
+            raise InputShapeError(
+                f"shape {list(self.shape)} cannot be multiplied by {list(matrix.shape)} from the left: "
+                "the inner dimension differs."
+            )
         if matrix.ndim == 1:
-            return ((matrix[None] @ self.A) @ self.B)[..., 0, :]
+            row = self._product(self._product(self._ops.unsqueeze(matrix, -2), self.A), self.B)
+            return self._ops.squeeze(row, -2)
         if self.ldim > self.mdim:
-            return FactoredMatrix(matrix @ self.A, self.B)
-        return FactoredMatrix(matrix, self.AB)
+            return type(self)(self._product(matrix, self.A), self.B)
+        return type(self)(matrix, self.AB)
 
-    def __mul__(self, scalar: ArrayInput) -> FactoredMatrix:
+    def _product(self, left: Array, right: Array) -> Array:
+        """``left @ right``. Raises InputShapeError where the leading axes do not broadcast."""
+        try:
+            return self._ops.product(left, right)
+        except (ValueError, RuntimeError) as error:
+            raise InputShapeError(
+                f"shape mismatch: {list(left.shape)} and {list(right.shape)} cannot be multiplied ({error})."
+            ) from error
+
+    def __mul__(self, scalar: ArrayInput) -> Self:
         """Times one number. Raises InputError for an array of several: use ``@`` for those."""
         number = as_array(scalar)
         if number.size != 1 or number.dtype.kind not in "biuf":
-            raise InputError(f"* takes one number, not {number.dtype}{list(number.shape)}; @ multiplies matrices.")
-        return FactoredMatrix(self.A * number.reshape(()).astype(self.A.dtype), self.B)
+            raise InputShapeError(f"* takes one number, not {number.dtype}{list(number.shape)}; @ multiplies matrices.")
+        return type(self)(self._ops.scaled(self.A, scalar), self.B)
 
     __rmul__ = __mul__
 
     @property
     def AB(self) -> Array:  # noqa: N802
         """The matrix itself, [..., l, r]."""
-        return np.asarray(self.A @ self.B)
+        return self._product(self.A, self.B)
 
     @property
     def BA(self) -> Array:  # noqa: N802
         """The factors in the other order, [..., m, m]. Raises InputError unless l == r."""
         if self.ldim != self.rdim:
-            raise InputError(f"BA needs a square matrix, and this one has shape {list(self.shape)}.")
-        return np.asarray(self.B @ self.A)
+            raise InputShapeError(f"BA needs a square matrix, and this one has shape {list(self.shape)}.")
+        return self._product(self.B, self.A)
 
     @property
-    def T(self) -> FactoredMatrix:  # noqa: N802
+    def T(self) -> Self:  # noqa: N802
         """The transpose of the last two axes."""
-        return FactoredMatrix(_transposed(self.B), _transposed(self.A))
+        return type(self)(self._ops.transposed(self.B), self._ops.transposed(self.A))
 
     # Spectra
 
     @cached_property
     def _svd(self) -> tuple[Array, Array, Array]:
-        left, left_values, left_right = np.linalg.svd(self.A, full_matrices=False)
-        right_left, right_values, right = np.linalg.svd(self.B, full_matrices=False)
+        left, left_values, left_right = self._ops.svd(self.A)
+        right_left, right_values, right = self._ops.svd(self.B)
         # Only this small middle matrix mixes the two factors: [.., m, m] at most.
         middle = left_values[..., :, None] * (left_right @ right_left) * right_values[..., None, :]
-        inner_left, values, inner_right = np.linalg.svd(middle, full_matrices=False)
-        return left @ inner_left, values, _transposed(right) @ _transposed(inner_right)
+        inner_left, values, inner_right = self._ops.svd(middle)
+        return left @ inner_left, values, self._ops.transposed(right) @ self._ops.transposed(inner_right)
 
     def svd(self) -> tuple[Array, Array, Array]:
         """The singular value decomposition: the matrix is U @ diag(S) @ V.T.
@@ -161,21 +186,20 @@ class FactoredMatrix:
     @property
     def eigenvalues(self) -> Array:
         """Eigenvalues, complex [..., m]: those of BA, which are AB's but for zeros. Raises InputError if not square."""
-        values = np.linalg.eigvals(self.BA)
-        return values.astype(np.result_type(values.dtype, np.complex64), copy=False)
+        return self._ops.eigenvalues(self.BA)
 
     def norm(self) -> Array:
         """Frobenius norm [...]."""
-        return np.asarray(np.sqrt((self.S**2).sum(-1)))
+        return self._ops.root((self.S**2).sum(-1))
 
-    def make_even(self) -> FactoredMatrix:
+    def make_even(self) -> Self:
         """The same matrix with the singular values shared evenly between two factors of orthogonal columns and rows."""
-        root = np.sqrt(self.S)
-        return FactoredMatrix(self.U * root[..., None, :], root[..., :, None] * _transposed(self.V))
+        root = self._ops.root(self.S)
+        return type(self)(self.U * root[..., None, :], root[..., :, None] * self._ops.transposed(self.V))
 
     def collapse_l(self) -> Array:
         """diag(S) @ V.T, [..., k, r]: the matrix without its orthogonal left factor, so of the same norms."""
-        return self.S[..., :, None] * _transposed(self.V)
+        return self.S[..., :, None] * self._ops.transposed(self.V)
 
     def collapse_r(self) -> Array:
         """U @ diag(S), [..., l, k]: the matrix without its orthogonal right factor."""
@@ -193,13 +217,13 @@ class FactoredMatrix:
         """(A, B)."""
         return self.A, self.B
 
-    def unsqueeze(self, k: int) -> FactoredMatrix:
+    def unsqueeze(self, k: int) -> Self:
         """With a leading axis of one at ``k``."""
         k = checked_number(k, "k")
         at = k if k >= 0 else k + self.ndim + 1
         if not 0 <= at <= self.ndim - 2:
-            raise InputError(f"axis {k} is not a leading axis of shape {list(self.shape)}.")
-        return FactoredMatrix(np.expand_dims(self.A, at), np.expand_dims(self.B, at))
+            raise InputIndexError(f"axis {k} is not a leading axis of shape {list(self.shape)}.")
+        return type(self)(self._ops.unsqueeze(self.A, at), self._ops.unsqueeze(self.B, at))
 
     def get_corner(self, k: int = 3) -> Array:
         """The first ``k`` entries along every axis."""
@@ -207,7 +231,7 @@ class FactoredMatrix:
         corner: Array = (self.A[..., :k, :] @ self.B[..., :, :k])[(slice(k),) * self.ndim]
         return corner
 
-    def __getitem__(self, idx: Index | tuple[Index, ...]) -> FactoredMatrix:
+    def __getitem__(self, idx: Index | tuple[Index, ...]) -> Self:
         """Indexes leading axes as NumPy indexes an array; then rows, then columns, where an integer keeps an axis of one.
 
         Args:
@@ -218,14 +242,15 @@ class FactoredMatrix:
             The part of both factors.
 
         Raises:
-            InputError: For an index outside the matrix, or of another form.
+            InputIndexError: For an index outside the matrix.
+            InputError: For an index of another form.
         """
         index = [_entry(item, idx) for item in (idx if isinstance(idx, tuple) else (idx,))]
         missing = self.ndim - sum(map(_axes_of, index))
         at = next((place for place, item in enumerate(index) if item is Ellipsis), len(index))
         index[at : at + 1] = [slice(None)] * missing
         if missing < 0 or any(item is Ellipsis for item in index):
-            raise InputError(f"{idx!r} is too long an index for a FactoredMatrix of shape {list(self.shape)}.")
+            raise InputIndexError(f"{idx!r} is too long an index for a FactoredMatrix of shape {list(self.shape)}.")
         leading: list[Entry] = []
         axis = 0
         while axis < self.ndim - 2 or (len(leading) < len(index) and not _axes_of(index[len(leading)])):
@@ -238,22 +263,19 @@ class FactoredMatrix:
                 "slice, or a list with one axis, each by itself."
             )
         try:
-            a, b = self.A[tuple(leading)], self.B[tuple(leading)]
+            a, b = (self._ops.leading(factor, tuple(leading)) for factor in (self.A, self.B))
             rows, columns = map(_keeping, matrix, self.shape[-2:])
-            return FactoredMatrix(a[..., rows, :], b[..., columns])
+            return type(self)(self._ops.along(a, -2, rows), self._ops.along(b, -1, columns))
         except (IndexError, TypeError, ValueError, OverflowError) as error:  # the last: of an integer beyond int64
-            raise InputError(f"{idx!r} is outside a FactoredMatrix of shape {list(self.shape)}: {error}") from error
+            raise InputIndexError(
+                f"{idx!r} is outside a FactoredMatrix of shape {list(self.shape)}: {error}"
+            ) from error
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def __iter__(self) -> Iterator[FactoredMatrix]:
+    def __iter__(self) -> Iterator[Self]:
         return (self[i] for i in range(len(self)))
-
-
-def _transposed(matrix: Array) -> Array:
-    """With the last two axes exchanged."""
-    return np.swapaxes(matrix, -1, -2)
 
 
 def _entry(item: Index, whole: object) -> Entry:
@@ -313,7 +335,7 @@ def composition_scores(left: Factors[ArrayT], right: Factors[ArrayT], broadcast_
     """
     first, second = FactoredMatrix(*left.pair), FactoredMatrix(*right.pair)
     if first.rdim != second.ldim:
-        raise InputError(f"{first!r} and {second!r} do not compose: left.rdim must be right.ldim.")
+        raise InputShapeError(f"{first!r} and {second!r} do not compose: left.rdim must be right.ldim.")
     if broadcast_dims:
         many_first, many_second = first.ndim - 2, second.ndim - 2
         for axis in range(many_first):

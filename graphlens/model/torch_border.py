@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from graphlens.analysis import factored_matrix, numerics
+from graphlens.analysis import numerics
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.numerics import counted_pairs
 from graphlens.edits.selection import of_tensor
@@ -20,53 +20,8 @@ from graphlens.model.config import HookedTransformerConfig
 from graphlens.model.hooks import BACKWARD
 from graphlens.model.request import Request
 from graphlens.model.runner import Runner
+from graphlens.model.torch_factored import FactoredMatrix
 from graphlens.model.torch_weight import Weight
-
-
-class FactoredMatrix:
-    """graphlens's FactoredMatrix with tensors in and out: the same attributes and methods."""
-
-    def __init__(self, A: Any, B: Any) -> None:  # noqa: N803
-        self._arrays = factored_matrix.FactoredMatrix(A, B)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        value = getattr(self._arrays, name)
-        return (lambda *args, **options: _tensors(value(*args, **options))) if callable(value) else _tensors(value)
-
-    def __matmul__(self, other: Any) -> Any:
-        return _tensors(self._arrays @ getattr(other, "_arrays", other))
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return _tensors(self._arrays.__rmatmul__(other))
-
-    def __mul__(self, scalar: Any) -> Any:
-        return _tensors(self._arrays * scalar)
-
-    __rmul__ = __mul__
-
-    def __getitem__(self, idx: Any) -> Any:
-        return _tensors(self._arrays[idx])
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(_tensors, self._arrays)
-
-    def __repr__(self) -> str:
-        return repr(self._arrays)
-
-
-def _tensors(value: Any) -> Any:
-    if isinstance(value, factored_matrix.FactoredMatrix):
-        return FactoredMatrix(value.A, value.B)
-    if isinstance(value, tuple):
-        return value if all(isinstance(size, int) for size in value) else tuple(map(_tensors, value))
-    if not isinstance(value, np.ndarray):
-        return value
-    return torch.from_numpy(value) if value.flags.writeable else Weight.of(value)  # a factor that is a weight
 
 
 class _Backward(torch.autograd.Function):
@@ -111,9 +66,9 @@ class TorchBorder(Border[torch.Tensor]):
         """A tensor over the array's memory that refuses to be written into; see ``Weight``."""
         return Weight.of(array, name)
 
-    def factored(self, left: Array, right: Array) -> factored_matrix.FactoredMatrix:
+    def factored(self, left: Array, right: Array) -> FactoredMatrix:
         """A FactoredMatrix of tensors."""
-        return cast(factored_matrix.FactoredMatrix, FactoredMatrix(left, right))
+        return FactoredMatrix(left, right)
 
     def finish(self, output: Array, request: Request, runner: Runner[torch.Tensor]) -> torch.Tensor:
         """The output as a tensor, with a ``backward()`` where backward hooks are active and grad is enabled."""

@@ -9,8 +9,8 @@ import torch
 from graphlens.errors import InputError, RuntimeUnavailable
 from graphlens.model import hooked_encoder, hooked_transformer
 from graphlens.model.config import HookedTransformerConfig
-from graphlens.model.torch_border import FactoredMatrix as FactoredMatrix
 from graphlens.model.torch_border import TorchBorder
+from graphlens.model.torch_factored import FactoredMatrix as FactoredMatrix
 
 
 class _Model(Protocol):

@@ -20,7 +20,7 @@ ROOT = Path(graphlens.__file__).resolve().parent
 TORCH_SIDE = (
     "graphlens.export",
     "graphlens.torch",
-    *(f"graphlens.model.torch_{part}" for part in ("border", "face", "weight")),
+    *(f"graphlens.model.torch_{part}" for part in ("border", "face", "factored", "weight")),
 )
 # Packages that only these places may import, inside a function or not.
 HEAVY: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,7 @@ import torch
 from hypothesis import Phase, given, settings
 
 from graphlens.errors import InputError
-from graphlens.model.torch_border import FactoredMatrix as TorchFactored
+from graphlens.model.torch_factored import FactoredMatrix as TorchFactored
 from graphlens.utils import FactoredMatrix
 from tests.core.test_factored_matrix import indices
 
