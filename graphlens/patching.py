@@ -26,6 +26,8 @@ from graphlens.experiments.act_patch import (
     get_act_patch_mlp_out,
     get_act_patch_resid_mid,
     get_act_patch_resid_pre,
+)
+from graphlens.experiments.patch_setters import (
     layer_head_dest_src_pos_pattern_patch_setter,
     layer_head_pattern_patch_setter,
     layer_head_pos_pattern_patch_setter,

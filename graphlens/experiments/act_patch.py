@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
 
@@ -17,6 +17,15 @@ from graphlens.analysis.metric import Metric
 from graphlens.analysis.sites import GRIDS, Site, Sites, grid
 from graphlens.analysis.sources import Cache, ensure_same_side
 from graphlens.errors import InputError, checked_number, is_one_of
+from graphlens.experiments.patch_setters import (
+    SITE_FIELDS,
+    layer_head_dest_src_pos_pattern_patch_setter,
+    layer_head_pattern_patch_setter,
+    layer_head_pos_pattern_patch_setter,
+    layer_head_vector_patch_setter,
+    layer_pos_head_vector_patch_setter,
+    layer_pos_patch_setter,
+)
 from graphlens.experiments.sweep import sweep
 from graphlens.experiments.sweep_metrics import Measure, one_number
 from graphlens.file.names import BLOCK, get_act_name, split_name
@@ -31,81 +40,7 @@ if TYPE_CHECKING:
 
 Clean = Mapping[Any, Any]  # the clean run's cache
 Setter = Callable[[Any, Sequence[int], Any], Any]
-
-
-class Indexed(Protocol):
-    """An array that can be read and edited by index."""
-
-    def __getitem__(self, index: Any, /) -> Any: ...
-
-    def __setitem__(self, index: Any, value: Any, /) -> None: ...
-
-
-IndexedT = TypeVar("IndexedT", bound=Indexed)
 AXES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos")
-
-
-# Setters: what each patches can also be said as a Site, so that sweeps over them recompute less
-
-
-class PatchSetter(Protocol):
-    """A ``..._patch_setter`` function: TransformerLens's arguments and results."""
-
-    def __call__(self, corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT) -> IndexedT:
-        """Puts a part of the clean activation into the corrupted one, and returns that."""
-
-
-_PARTS: dict[Setter, tuple[str, ...]] = {}  # setter of this module -> the fields of Site that its index gives
-
-
-def _patch_setter(name: str, what: str, axis: int, **fields: str) -> PatchSetter:
-    """The setter of that name.
-
-    Args:
-        name: Its name without ``_patch_setter``.
-        what: What it patches.
-        axis: The axis of the activation that its index begins with, after the layer.
-        **fields: What that axis and those after it run over -> the field of Site that says the same.
-    """
-
-    def patch_setter(corrupted_activation: IndexedT, index: Sequence[int], clean_activation: IndexedT) -> IndexedT:
-        _, *parts = index
-        place = (*(slice(None),) * axis, *(part for part, _ in zip(parts, fields, strict=True)))
-        corrupted_activation[place] = clean_activation[place]
-        return corrupted_activation
-
-    patch_setter.__name__ = patch_setter.__qualname__ = f"{name}_patch_setter"
-    patch_setter.__doc__ = f"""Patches {what}: ``index`` is (layer, {", ".join(fields)}).
-
-    Args:
-        corrupted_activation: The activation of the run that is patched; changed in place.
-        index: What is patched.
-        clean_activation: The activation of the clean run.
-
-    Returns:
-        ``corrupted_activation``.
-    """
-    _PARTS[patch_setter] = tuple(fields.values())
-    return patch_setter
-
-
-layer_pos_patch_setter = _patch_setter("layer_pos", "a position", 1, position="position")
-layer_pos_head_vector_patch_setter = _patch_setter(
-    "layer_pos_head_vector", "a head's vector (q, k, v, z) at a position", 1, position="position", head="head"
-)
-layer_head_vector_patch_setter = _patch_setter("layer_head_vector", "a head's vectors at all positions", 2, head="head")
-layer_head_pattern_patch_setter = _patch_setter("layer_head_pattern", "a head's whole pattern", 1, head="head")
-layer_head_pos_pattern_patch_setter = _patch_setter(
-    "layer_head_pos_pattern", "a head's pattern at a query's position", 1, head="head", destination="position"
-)
-layer_head_dest_src_pos_pattern_patch_setter = _patch_setter(
-    "layer_head_dest_src_pos_pattern",
-    "one entry of a head's pattern",
-    1,
-    head="head",
-    destination="position",
-    source="dims",
-)
 
 
 def generic_activation_patch(
@@ -144,7 +79,7 @@ def generic_activation_patch(
         InputError: For indices that are not there, and what ``sweep`` refuses.
     """
     indices, shape, columns = _indices(model, corrupted_tokens, index_axis_names, index_df, activation_name)
-    parts = _PARTS.get(patch_setter)
+    parts = SITE_FIELDS.get(patch_setter)
     if parts is not None:
         short = [dict(zip(parts, index[1:], strict=True)) for index in indices]
         sites = tuple(Site(activation_name, index[0], **part) for index, part in zip(indices, short, strict=True))
@@ -260,6 +195,7 @@ class ActPatch(Protocol):
         clean_cache: Clean,
         patching_metric: Measure,
         return_index_df: Literal[False] = False,
+        **generic: Any,
     ) -> ArrayT: ...
 
     @overload
@@ -270,12 +206,25 @@ class ActPatch(Protocol):
         clean_cache: Clean,
         patching_metric: Measure,
         return_index_df: Literal[True],
+        **generic: Any,
     ) -> tuple[ArrayT, pd.DataFrame]: ...
+
+
+# The setter of a grid, by its activation and its axes after the layer.
+_SETTERS: dict[tuple[bool, tuple[str, ...]], Setter] = {
+    (False, ("pos",)): layer_pos_patch_setter,
+    (False, ("pos", "head")): layer_pos_head_vector_patch_setter,
+    (False, ("head",)): layer_head_vector_patch_setter,
+    (True, ("head",)): layer_head_pattern_patch_setter,
+    (True, ("head", "dest_pos")): layer_head_pos_pattern_patch_setter,
+    (True, ("head", "dest_pos", "src_pos")): layer_head_dest_src_pos_pattern_patch_setter,
+}
 
 
 def _act_patch(name: str, what: str) -> ActPatch:
     """The function that patches over the grid of that name."""
-    axes = GRIDS[name][1]
+    activation, axes = GRIDS[name]
+    setter = _SETTERS[activation == "pattern", tuple(axes[1:])]
 
     def act_patch(
         model: HookedTransformer[ArrayT],
@@ -283,7 +232,17 @@ def _act_patch(name: str, what: str) -> ActPatch:
         clean_cache: Clean,
         patching_metric: Measure,
         return_index_df: bool = False,
+        *,
+        patch_setter: Setter = setter,
+        activation_name: str = activation,
+        index_axis_names: Sequence[str] | None = axes,
+        index_df: pd.DataFrame | None = None,
     ) -> Any:
+        if index_df is not None or (patch_setter, activation_name, index_axis_names) != (setter, activation, axes):
+            given = (patch_setter, activation_name, None if index_df is not None else index_axis_names, index_df)
+            return generic_activation_patch(
+                model, corrupted_tokens, clean_cache, patching_metric, *given, return_index_df=return_index_df
+            )
         result = model.border.to_user(_patched(name, model, corrupted_tokens, clean_cache, patching_metric))
         if not return_index_df:
             return result
@@ -300,6 +259,10 @@ def _act_patch(name: str, what: str) -> ActPatch:
         clean_cache: The clean run's cache.
         patching_metric: A function of logits [b, p, V] to a number, or one of graphlens.metrics.
         return_index_df: Whether a table of the indices is returned too (pandas).
+        patch_setter: Another setter, as for the next three: see ``generic_activation_patch``.
+        activation_name: Another activation.
+        index_axis_names: Other axes.
+        index_df: A pandas table of indices in place of all.
 
     Returns:
         The metric of each patched run, float32 [{", ".join(axes)}].
