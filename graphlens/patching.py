@@ -26,6 +26,7 @@ from graphlens.experiments.act_patch import (
     get_act_patch_mlp_out,
     get_act_patch_resid_mid,
     get_act_patch_resid_pre,
+    make_df_from_ranges,
 )
 from graphlens.experiments.patch_setters import (
     layer_head_dest_src_pos_pattern_patch_setter,
@@ -73,6 +74,7 @@ __all__ = [
     "layer_head_vector_patch_setter",
     "layer_pos_head_vector_patch_setter",
     "layer_pos_patch_setter",
+    "make_df_from_ranges",
     "path_patch",
     "sweep",
 ]

@@ -92,8 +92,44 @@ Hooks and caches:
 - `with model.hooks` concerns the thread that entered it. `reset_hooks` inside removes the block's hooks, and the end of
   the block puts back those of the blocks around it, which are gone in TransformerLens. Hooks kept by
   `reset_hooks_end=False` stay until they are reset; in TransformerLens the next `run_with_hooks` removes them.
+- `run_with_cache(remove_batch_dim=True)` of several prompts keeps the first one's activations, as there, with a warning.
 - A KV cache belongs to the file that filled it: another one of the same shape is refused. TransformerLens compares the
   shapes alone.
+
+Analysis:
+
+- `refactor_factored_attn_matrices` takes singular vectors from NumPy's SVD, TransformerLens from torch's: a pair of them
+  (in W_Q and W_K, in W_V and W_O) may have the other sign in both. Their products, and all that a model computes, are equal.
+- `incl_remainder` at layer 0 is `resid_pre` of layer 0, since nothing is written before it; there it is the last layer's
+  `resid_post`.
+- `apply_ln_to_stack` and `logit_attrs` take any leading axes, as there, and broadcast as there, with three exceptions. They
+  refuse what would divide by the scale of another position: a run of one position (`pos_slice=[3]`) for a stack of several,
+  and vectors [k, d_model] in a run of k prompts of k positions without a `pos_slice`. `batch_slice` takes the axis of prompts
+  wherever the stack has it (there always its second axis). Tokens [batch] with a stack of all positions are one for each
+  prompt (there an error, or one for each position where the sizes are equal, which is refused here).
+- `detect_head` with a pattern of one's own and several prompts is their mean; there it is the first prompt's score. A prompt
+  of n_ctx tokens is taken.
+- `FactoredMatrix` of arrays computes in float32 at least. Of tensors it computes in their dtype, in the wider one of two, and
+  decomposes half precision in float32.
+- `KeyValueCache` is one class for both faces; what its entries show are tensors on the torch face. Entries that are read or
+  set are taken over by the next run; those of another model's shape, and a mask that counts other positions, are refused.
+
+Exceptions: each is a `GraphlensError`, and of the built-in kind that its meaning has. Where TransformerLens asserts, graphlens
+raises one of these instead, so that `except AssertionError` catches none.
+
+| graphlens | is also | for |
+|---|---|---|
+| `UnknownHookPoint` | KeyError | a name that is no hook point, or not in a cache |
+| `InputError` | ValueError | tokens, options, values that cannot be taken |
+| `InputTypeError` | ValueError, TypeError | an argument of another kind |
+| `InputIndexError` | ValueError, IndexError | an index outside its axis |
+| `InputShapeError` | ValueError, RuntimeError | shapes that do not go together (ValueError in NumPy, RuntimeError in torch) |
+| `HookResultError` | ValueError | what a hook returned |
+| `ModelFileError` | ValueError | a damaged or strange file |
+| `ExportError` | ValueError | a checkpoint that cannot be exported |
+| `VerificationError` | ValueError, RuntimeError | an export that does not behave as its checkpoint |
+| `RunError` | RuntimeError | a run that ONNX Runtime could not finish |
+| `RuntimeUnavailable` | ImportError | a package or a device that is not there |
 
 Text and padding:
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array, ArrayT, Tensor, as_array
-from graphlens.errors import InputError, checked_number
+from graphlens.errors import InputError, InputIndexError, checked_number
 from graphlens.file.names import JOINT_AXES
 
 # What a slice argument may be; Slice says what each form takes.
@@ -76,16 +76,16 @@ class Slice:
             A part of the same kind, without the axis where the slice is an int.
 
         Raises:
-            InputError: For an axis or an entry that the array does not have.
+            InputIndexError: For an axis or an entry that the array does not have.
         """
         if not -tensor.ndim <= dim < tensor.ndim:
-            raise InputError(f"cannot slice axis {dim} of an activation of shape {list(tensor.shape)}.")
+            raise InputIndexError(f"cannot slice axis {dim} of an activation of shape {list(tensor.shape)}.")
         index: list[int | builtins.slice | Array] = [slice(None)] * tensor.ndim
         index[dim] = self.slice
         try:
             return cast(ArrayT, tensor[tuple(index)])
         except IndexError as error:
-            raise InputError(f"{self.slice!r} is outside an axis of {tensor.shape[dim]}.") from error
+            raise InputIndexError(f"{self.slice!r} is outside an axis of {tensor.shape[dim]}.") from error
 
     def indices(self, max_ctx: int | None = None) -> npt.NDArray[np.int64]:
         """The indices that it takes of an axis.

@@ -153,11 +153,30 @@ def _ranges(model: HookedTransformer[ArrayT], tokens: Input[ArrayT], activation:
     return {"layer": range(cfg.n_layers), "head": range(cfg.n_key_value_heads if few else cfg.n_heads), **positions}
 
 
+def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> pd.DataFrame:
+    """A pandas table with a row for each combination of indices. TransformerLens: ``patching.make_df_from_ranges``.
+
+    Args:
+        column_max_ranges: How many indices each column has, from 0.
+        column_names: What the columns are called.
+
+    Returns:
+        The table, the last column varying fastest.
+
+    Raises:
+        InputError: Without pandas, or for another number of names.
+    """
+    sizes = [checked_number(size, "column_max_ranges", least=0) for size in column_max_ranges]
+    if len(sizes) != len(column_names):
+        raise InputError(f"{len(sizes)} ranges and {len(column_names)} names: give a name for each.")
+    return _table(list(itertools.product(*map(range, sizes))), list(column_names))
+
+
 def _table(rows: Sequence[Sequence[int]], columns: Sequence[str]) -> pd.DataFrame:
     try:
         import pandas
     except ImportError as error:
-        raise InputError("return_index_df needs pandas: pip install pandas.") from error
+        raise InputError("tables of indices need pandas: pip install pandas.") from error
     return pandas.DataFrame(list(rows), columns=list(columns))
 
 
