@@ -113,6 +113,8 @@ Analysis:
   decomposes half precision in float32.
 - `KeyValueCache` is one class for both faces; what its entries show are tensors on the torch face. Entries that are read or
   set are taken over by the next run; those of another model's shape, and a mask that counts other positions, are refused.
+  Keys of a model with rotary positions are shown as they are computed with, after the rotation (there before it): put
+  into a cache by hand they serve the positions at which they were computed, which a warning says.
 
 Exceptions: each is a `GraphlensError`, and of the built-in kind that its meaning has. Where TransformerLens asserts, graphlens
 raises one of these instead, so that `except AssertionError` catches none.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from graphlens.analysis.arrays import ArrayInput, UserArray
 from graphlens.edits.gate import Window
-from graphlens.errors import InputError, InputTypeError, checked_number
+from graphlens.errors import InputError, InputTypeError, checked_number, warn
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.manifest import ModelConfig
 from graphlens.model.border import Border
@@ -213,6 +213,11 @@ class KeyValueCache:
         for layer, entry in enumerate(self.entries):
             if entry.length or not self.length:
                 entry.ensure_fits(layer, cfg, self.batch_size)
+        if cfg.rotary_dim is not None and any(entry.given and entry.length for entry in self.entries):
+            warn(
+                f"keys were put into this cache by hand. Those of {cfg.model_name} are rotated to the positions at which they "
+                "were computed, and are right at the same places only (TransformerLens holds them before the rotation)."
+            )
 
     def window(self, new: int, horizon: int | None = None) -> Window:
         """Where new positions lie in the sequences of this cache.

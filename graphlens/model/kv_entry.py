@@ -40,14 +40,17 @@ class KeyValueCacheEntry:
     """The keys and values that a KV cache holds of one layer (TransformerLens: ``TransformerLensKeyValueCacheEntry``).
 
     What is assigned to ``past_keys`` and ``past_values``, and what is written into them in place, is what the next run reads.
+    Keys of a model with rotary positions are rotated to the positions at which they were computed, and serve no others;
+    TransformerLens holds them before the rotation.
 
     Args:
-        past_keys: Keys [b, past, kv heads, d_head], an array or a tensor, as the model computes with them: after rotation.
+        past_keys: Keys [b, past, kv heads, d_head], an array or a tensor.
         past_values: Values of the same shape.
         frozen: True if runs read the entry and do not extend it.
 
     Attributes:
         frozen: See above.
+        given: True if the user put keys or values in that no run has extended since.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class KeyValueCacheEntry:
         self.frozen = frozen
         self._tensors = is_tensor(past_keys) or is_tensor(past_values)
         self._parts: dict[str, object] = {}
+        self.given = True
         self.past_keys, self.past_values = past_keys, past_values
 
     @classmethod
@@ -75,7 +79,7 @@ class KeyValueCacheEntry:
         nothing = np.zeros((batch_size, 0, cfg.n_key_value_heads, cfg.d_head), dtype.removeprefix("torch."))
         entry = cls(nothing, nothing)
         entry._tensors = dtype.startswith("torch.")
-        entry._parts = {part: _Held(nothing.swapaxes(1, 2)) for part in KEY_AND_VALUE}
+        entry.put(nothing.swapaxes(1, 2), nothing.swapaxes(1, 2))
         return entry
 
     # As users see it
@@ -121,7 +125,7 @@ class KeyValueCacheEntry:
                 )
             both.append(self._border.to_user(np.concatenate([held, added.astype(held.dtype, copy=False)], 1)))
         if not self.frozen:
-            self._parts = dict(zip(KEY_AND_VALUE, both, strict=True))
+            self._parts, self.given = dict(zip(KEY_AND_VALUE, both, strict=True)), True
         return both[0], both[1]
 
     def __repr__(self) -> str:
@@ -156,7 +160,7 @@ class KeyValueCacheEntry:
             value: The same for values.
         """
         if not self.frozen:
-            self._parts = {KEY: _Held(key), VALUE: _Held(value)}
+            self._parts, self.given = {KEY: _Held(key), VALUE: _Held(value)}, False
 
     def ensure_fits(self, layer: int, cfg: ModelConfig, batch: int) -> None:
         """Refuses keys and values that a user put in and that are not the model's.
@@ -215,7 +219,7 @@ class KeyValueCacheEntry:
             raise InputShapeError(
                 f"{name} are numbers [batch, past, kv heads, d_head], not {array.dtype} of shape {list(array.shape)}."
             )
-        self._parts[part] = value if isinstance(value, np.ndarray) or is_tensor(value) else array
+        self._parts[part], self.given = value if isinstance(value, np.ndarray) or is_tensor(value) else array, True
 
 
 def border_of(tensors: bool) -> Border[UserArray]:
