@@ -88,7 +88,7 @@ def test_the_signatures_are_the_same() -> None:
     for name in (
         "accumulated_resid", "decompose_resid", "logit_attrs", "compute_head_results", "stack_head_results",
         "get_neuron_results", "stack_neuron_results", "stack_activation", "get_full_resid_decomposition",
-        "apply_ln_to_stack", "remove_batch_dim", "apply_slice_to_batch_dim", "to", "keys", "values", "items",
+        "apply_ln_to_stack", "remove_batch_dim", "apply_slice_to_batch_dim", "to", "keys", "values", "items", "toggle_autodiff",
     ):  # fmt: skip
         theirs = inspect.signature(getattr(transformer_lens.ActivationCache, name)).parameters.values()
         mine = inspect.signature(getattr(ActivationCache, name)).parameters.values()

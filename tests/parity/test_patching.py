@@ -265,6 +265,49 @@ def test_our_generic_function_with_each_setter(
     pd.testing.assert_frame_equal(frame, other)
 
 
+@FACES
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("resid_pre", {"index_axis_names": None, "index_df": pd.DataFrame([[2, 1], [0, 3]], columns=["layer", "pos"])}),
+        ("attn_out", {"index_axis_names": ["layer", "pos"], "return_index_df": True}),
+        ("attn_out", {"activation_name": "mlp_out"}),
+        ("attn_head_out_all_pos", {"activation_name": "q"}),
+        ("attn_head_v_by_pos", {"patch_setter": "halfway"}),
+        (
+            "attn_head_out_by_pos",
+            {"patch_setter": "layer_head_vector_patch_setter", "index_axis_names": ("layer", "head")},
+        ),
+    ],
+    ids=str,
+)
+def test_the_arguments_of_the_generic_function_by_name(
+    faces: dict[str, Any], name: str, given: dict[str, Any], face: str
+) -> None:
+    results = []
+    for module, which in ((ours, face), (patching, "lens")):
+        options = dict(given)
+        if "patch_setter" in given:
+            setter = given["patch_setter"]
+            options["patch_setter"] = halfway if setter == "halfway" else getattr(module, setter)
+        call = getattr(module, f"get_act_patch_{name}")
+        results.append(call(*arguments(faces, which, METRICS["difference"]), **options))
+    found, expected = results
+    if given.get("return_index_df"):
+        pd.testing.assert_frame_equal(found[1], expected[1])
+        found, expected = found[0], expected[0]
+    same(found, expected, face)
+
+
+def test_tables_of_ranges() -> None:
+    for ranges, names in (((2, 3), ("layer", "pos")), ([1, 2, 2], ["a", "b", "c"]), ([0], ["layer"])):
+        pd.testing.assert_frame_equal(
+            ours.make_df_from_ranges(ranges, names), patching.make_df_from_ranges(ranges, names)
+        )
+    with pytest.raises(InputError, match="a name for each"):
+        ours.make_df_from_ranges([2], ["layer", "pos"])
+
+
 def halfway(corrupted: Any, index: Any, clean: Any) -> Any:
     """A setter of one's own, which hands back another array."""
     _, position, head = index
