@@ -214,7 +214,11 @@ class ActPatch(Protocol):
         clean_cache: Clean,
         patching_metric: Measure,
         return_index_df: Literal[False] = False,
-        **generic: Any,
+        *,
+        patch_setter: Setter = ...,
+        activation_name: str = ...,
+        index_axis_names: Sequence[str] | None = ...,
+        index_df: pd.DataFrame | None = ...,
     ) -> ArrayT: ...
 
     @overload
@@ -225,7 +229,11 @@ class ActPatch(Protocol):
         clean_cache: Clean,
         patching_metric: Measure,
         return_index_df: Literal[True],
-        **generic: Any,
+        *,
+        patch_setter: Setter = ...,
+        activation_name: str = ...,
+        index_axis_names: Sequence[str] | None = ...,
+        index_df: pd.DataFrame | None = ...,
     ) -> tuple[ArrayT, pd.DataFrame]: ...
 
 

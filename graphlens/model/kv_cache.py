@@ -16,7 +16,8 @@ from graphlens.errors import InputError, InputTypeError, checked_number, warn
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.manifest import ModelConfig
 from graphlens.model.border import Border
-from graphlens.model.kv_entry import KeyValueCacheEntry, border_of, checked_past
+from graphlens.model.kv_entry import KeyValueCacheEntry as KeyValueCacheEntry
+from graphlens.model.kv_entry import border_of, checked_past
 from graphlens.model.limits import longest
 from graphlens.runtime.types import Feed
 

@@ -8,7 +8,7 @@ from typing import Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis.arrays import Array, ArrayInput, UserArray, as_array, is_tensor
+from graphlens.analysis.arrays import Array, ArrayInput, Tensor, UserArray, as_array, is_tensor
 from graphlens.errors import InputError, InputShapeError, checked_number
 from graphlens.file.io_names import KEY_AND_VALUE
 from graphlens.file.manifest import ModelConfig
@@ -58,7 +58,7 @@ class KeyValueCacheEntry:
     ) -> None:
         self.frozen = frozen
         self._tensors = is_tensor(past_keys) or is_tensor(past_values)
-        self._parts: dict[str, object] = {}
+        self._parts: dict[str, _Held | Array | Tensor] = {}
         self.given = True
         self.past_keys, self.past_values = past_keys, past_values
 
@@ -123,7 +123,7 @@ class KeyValueCacheEntry:
                     f"new {part}s of shape {list(added.shape)} do not go after those held, {list(held.shape)}: "
                     "[batch, pos, head, d_head] is wanted, of which only the positions may differ."
                 )
-            both.append(self._border.to_user(np.concatenate([held, added.astype(held.dtype, copy=False)], 1)))
+            both.append(self._to_user(np.concatenate([held, added.astype(held.dtype, copy=False)], 1)))
         if not self.frozen:
             self._parts, self.given = dict(zip(KEY_AND_VALUE, both, strict=True)), True
         return both[0], both[1]
@@ -192,9 +192,9 @@ class KeyValueCacheEntry:
         parts = {name: _Held(part.array) if isinstance(part, _Held) else part for name, part in self._parts.items()}
         return {**self.__dict__, "_parts": parts}
 
-    @property
-    def _border(self) -> Border[UserArray]:
-        return border_of(self._tensors)
+    def _to_user(self, array: Array) -> Array | Tensor:
+        """An array, or on the torch face a tensor over its memory."""
+        return cast("Array | Tensor", border_of(self._tensors).to_user(array))
 
     def _shape(self, part: str) -> tuple[int, ...]:
         """[b, past, heads, d_head] of what is held."""
@@ -208,10 +208,10 @@ class KeyValueCacheEntry:
 
     def _shown(self, part: str) -> UserArray:
         """Keys or values in the user's kind of array; from now on that one is what runs read."""
-        if isinstance(self._parts[part], _Held):
-            self._parts[part] = self._border.to_user(self._array(part))
-        shown: UserArray = self._parts[part]
-        return shown
+        found = self._parts[part]
+        if isinstance(found, _Held):
+            found = self._parts[part] = self._to_user(self._array(part))
+        return found
 
     def _set(self, part: str, value: ArrayInput | UserArray, name: str) -> None:
         array = as_array(value)
@@ -231,7 +231,7 @@ def border_of(tensors: bool) -> Border[UserArray]:
     return cast(Border[UserArray], TorchBorder())
 
 
-def checked_past(value: object) -> npt.NDArray[np.int64]:
+def checked_past(value: ArrayInput | UserArray) -> npt.NDArray[np.int64]:
     """A mask of positions in a cache as int64 [b, past], 1 at real tokens; over the user's own memory where it is int64."""
     mask = as_array(value)
     if mask.ndim != 2 or mask.dtype.kind not in "iub" or not np.isin(mask, (0, 1)).all():

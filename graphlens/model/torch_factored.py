@@ -33,13 +33,13 @@ class TorchOps:
         if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor) and left.dtype != right.dtype:
             dtype = torch.promote_types(left.dtype, right.dtype)
             return cast(Array, left.to(dtype) @ right.to(dtype))
-        return cast(Array, left @ right)
+        return left @ right
 
     def scaled(self, array: Array, number: object) -> Array:
         """See MatrixOps."""
         if isinstance(number, torch.Tensor):
-            return cast(Array, array * cast(Array, number.reshape(()).to(_tensor(array).dtype)))
-        return cast(Array, array * as_array(cast(ArrayInput, number)).item())
+            return cast(Array, _tensor(array) * number.reshape(()).to(_tensor(array).dtype))
+        return cast(Array, _tensor(array) * as_array(cast(ArrayInput, number)).item())
 
     def transposed(self, array: Array) -> Array:
         """See MatrixOps."""

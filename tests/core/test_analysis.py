@@ -334,7 +334,7 @@ def test_arguments_that_do_not_fit_are_refused(tiny: Any, cache: Any) -> None:
         lambda: cache.apply_ln_to_stack(stack[..., :5]),
         lambda: cache.apply_ln_to_stack([1.0]),
         # Sliced or not, on one side only: NumPy alone would broadcast some of these.
-        lambda: cache.apply_ln_to_stack(stack[:, :, :2], pos_slice=-1),
+        lambda: cache.apply_ln_to_stack(stack[:, :, :3], pos_slice=-1),
         lambda: cache.apply_ln_to_stack(stack[:, :, 0]),
         lambda: cache.apply_ln_to_stack(stack, pos_slice=[1]),
         lambda: cache.apply_ln_to_stack(stack[:, :1], batch_slice=1),
@@ -356,6 +356,7 @@ def test_batch_slices_and_devices(tiny: Any, tokens: Any) -> None:
     assert len(list(cache.values())) == len(cache)
     second = cache.apply_slice_to_batch_dim(1)
     assert not second.has_batch_dim
+    np.testing.assert_array_equal(cache["embed",], cache["hook_embed"])
     assert cache.has_batch_dim
     np.testing.assert_array_equal(second["z", 2], cache["z", 2][1])
     close(second.decompose_resid().sum(0), cache["resid_post", -1][1])

@@ -58,7 +58,8 @@ def filled(model: Any, rows: int = 3, length: int = 6) -> Any:
 
 
 def continued(model: Any, cache: Any, tokens: torch.Tensor = TOKENS[:, 6:]) -> Any:
-    return model(given(model, tokens), past_kv_cache=cache)
+    mask = torch.ones_like(tokens)  # theirs asks a tokenizer for it otherwise
+    return model(given(model, tokens), attention_mask=given(model, mask), past_kv_cache=cache)
 
 
 def alike(found: Any, expected: Any) -> None:

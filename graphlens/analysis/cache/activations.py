@@ -15,7 +15,7 @@ from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError, UnknownHookPoint, checked_number
 from graphlens.file.names import BLOCK, FLAGGED, JOINT_AXES, canonical, get_act_name, split_name
 
-Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
+Key = str | tuple[str] | tuple[str, int | None] | tuple[str, int | None, str | None]
 
 
 class Activations(Mapping[str, ArrayT]):
@@ -56,10 +56,10 @@ class Activations(Mapping[str, ArrayT]):
         """The key with shorthands written out."""
         if isinstance(key, str):
             return key if key in self.cache_dict else get_act_name(key)
-        if not isinstance(key, tuple) or not 2 <= len(key) <= 3:
+        if not isinstance(key, tuple) or not 1 <= len(key) <= 3:
             raise UnknownHookPoint(f"{key!r:.80} names no activation: pass a hook name, or a tuple like ('z', 3).")
-        name, layer, *rest = key
-        layer = None if layer is None else checked_number(layer, "layer")
+        name, given, *rest = (*key, None) if len(key) == 1 else key
+        layer = None if given is None else checked_number(given, "layer")
         if layer is not None and layer < 0:
             layer += self.model.cfg.n_layers
         return get_act_name(name, layer, rest[0] if rest else None)
