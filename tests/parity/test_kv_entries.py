@@ -131,8 +131,8 @@ def some_rows(model: Any, cache: Any) -> Any:
 
 def by_name(model: Any, cache: Any) -> Any:
     kind, entry_kind = kinds(model)
-    entries = [entry_kind(past_keys=e.past_keys[:2], past_values=e.past_values[:2]) for e in cache.entries]
-    return kind(entries=entries, previous_attention_mask=cache.previous_attention_mask[:2])
+    entries = [entry_kind(past_keys=e.past_keys[1:], past_values=e.past_values[1:]) for e in cache.entries]
+    return kind(entries=entries, previous_attention_mask=cache.previous_attention_mask[1:])
 
 
 def set_in_an_empty_one(model: Any, cache: Any) -> Any:

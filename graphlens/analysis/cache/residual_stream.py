@@ -300,4 +300,4 @@ class ResidualMethods(Generic[ArrayT]):
                     "same shape."
                 )
             directions = directions - wrong
-        return reader.out(np.einsum("...d,...d->...", stack, axes.aligned(directions, stack)))
+        return reader.out(np.asarray(np.einsum("...d,...d->...", stack, axes.aligned(directions, stack))))
