@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,13 @@ from graphlens.edits.gate import Window
 from graphlens.errors import InputError, InputTypeError, checked_number, warn
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.manifest import ModelConfig
-from graphlens.model.border import Border
 from graphlens.model.kv_entry import KeyValueCacheEntry as KeyValueCacheEntry
 from graphlens.model.kv_entry import border_of, checked_past
 from graphlens.model.limits import longest
 from graphlens.runtime.types import Feed
+
+if TYPE_CHECKING:
+    from graphlens.model.border import Border
 
 
 class KeyValueCache:

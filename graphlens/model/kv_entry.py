@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,10 @@ from graphlens.analysis.arrays import Array, ArrayInput, Tensor, UserArray, as_a
 from graphlens.errors import InputError, InputShapeError, checked_number
 from graphlens.file.io_names import KEY_AND_VALUE
 from graphlens.file.manifest import ModelConfig
-from graphlens.model.border import Border, NumpyBorder
 from graphlens.runtime.types import Feed
+
+if TYPE_CHECKING:
+    from graphlens.model.border import Border
 
 KEY, VALUE = KEY_AND_VALUE
 
@@ -224,11 +226,13 @@ class KeyValueCacheEntry:
 
 def border_of(tensors: bool) -> Border[UserArray]:
     """How arrays cross to a user of the torch face, or of the other one."""
-    if not tensors:
-        return cast(Border[UserArray], NumpyBorder())
-    from graphlens.model.torch_border import TorchBorder
+    if tensors:
+        from graphlens.model.torch_border import TorchBorder
 
-    return cast(Border[UserArray], TorchBorder())
+        return cast("Border[UserArray]", TorchBorder())
+    from graphlens.model.border import NumpyBorder
+
+    return cast("Border[UserArray]", NumpyBorder())
 
 
 def checked_past(value: ArrayInput | UserArray) -> npt.NDArray[np.int64]:
