@@ -49,6 +49,7 @@ class KeyValueCache:
     """
 
     config: ModelConfig | None = None
+    frozen: bool = False
     owner: str = ""
 
     def __init__(
@@ -253,9 +254,10 @@ class KeyValueCache:
             ATTENTION_MASK: total,
             POSITION_IDS: np.maximum(total.cumsum(-1) - 1, 0)[:, self.length :],
         }
+        length = self.length
         for layer in layers:
             entry = self.entries[layer]
-            if entry.length != self.length:
+            if entry.length != length:
                 held = f"{entry.length} of {self.length} positions" if entry.length else "nothing"
                 raise InputError(
                     f"the cache holds {held} of layer {layer}: it was filled by a run that skipped it"
@@ -277,10 +279,11 @@ class KeyValueCache:
             self.owner = owner
             self.prompt = self.prompt or int(mask.shape[1])
             self.mask = np.concatenate([self.mask, mask], 1)
+            length = self.length
             for layer, entry in enumerate(self.entries):
                 key, value = (present.get(present_output(layer, part)) for part in KEY_AND_VALUE)
                 if key is not None and value is not None:
-                    entry.put(key, value)
+                    entry.put(key, value, length)
 
     @property
     def _border(self) -> Border[UserArray]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +19,11 @@ if TYPE_CHECKING:
 KEY, VALUE = KEY_AND_VALUE
 
 
-@dataclass(frozen=True)
-class _Held:
+class _Held(NamedTuple):
     """What a run left, [b, heads, past, d_head], wherever it was computed."""
 
     value: Feed
+    length: int  # that of past
 
     @property
     def array(self) -> Array:
@@ -55,6 +54,8 @@ class KeyValueCacheEntry:
         given: True if the user put keys or values in that no run has extended since.
     """
 
+    frozen: bool = False
+
     def __init__(
         self, past_keys: ArrayInput | UserArray, past_values: ArrayInput | UserArray, frozen: bool = False
     ) -> None:
@@ -81,7 +82,7 @@ class KeyValueCacheEntry:
         nothing = np.zeros((batch_size, 0, cfg.n_key_value_heads, cfg.d_head), dtype.removeprefix("torch."))
         entry = cls(nothing, nothing)
         entry._tensors = dtype.startswith("torch.")
-        entry.put(nothing.swapaxes(1, 2), nothing.swapaxes(1, 2))
+        entry.put(nothing.swapaxes(1, 2), nothing.swapaxes(1, 2), 0)
         return entry
 
     # As users see it
@@ -143,7 +144,8 @@ class KeyValueCacheEntry:
     @property
     def length(self) -> int:
         """The number of positions held."""
-        return self._shape(KEY)[1]
+        held = self._parts[KEY]
+        return held.length if isinstance(held, _Held) else int(as_array(held).shape[1])
 
     def held(self, part: str) -> Feed:
         """Keys or values as a run is fed with them, [b, heads, past, d_head].
@@ -154,15 +156,16 @@ class KeyValueCacheEntry:
         found = self._parts[part]
         return found.value if isinstance(found, _Held) else np.ascontiguousarray(self._array(part).swapaxes(1, 2))
 
-    def put(self, key: Feed, value: Feed) -> None:
+    def put(self, key: Feed, value: Feed, length: int) -> None:
         """Takes over what a run left, keys and values of all positions so far, unless the entry is frozen.
 
         Args:
             key: [b, heads, past, d_head].
             value: The same for values.
+            length: How many positions they are.
         """
         if not self.frozen:
-            self._parts, self.given = {KEY: _Held(key), VALUE: _Held(value)}, False
+            self._parts, self.given = {KEY: _Held(key, length), VALUE: _Held(value, length)}, False
 
     def ensure_fits(self, layer: int, cfg: ModelConfig, batch: int) -> None:
         """Refuses keys and values that a user put in and that are not the model's.
@@ -191,7 +194,10 @@ class KeyValueCacheEntry:
 
     def __getstate__(self) -> dict[str, object]:
         # Pickled and copied as arrays in main memory: ONNX Runtime's values can be neither. Runs take both.
-        parts = {name: _Held(part.array) if isinstance(part, _Held) else part for name, part in self._parts.items()}
+        parts = {
+            name: _Held(part.array, part.length) if isinstance(part, _Held) else part
+            for name, part in self._parts.items()
+        }
         return {**self.__dict__, "_parts": parts}
 
     def _to_user(self, array: Array) -> Array | Tensor:
