@@ -424,6 +424,10 @@ def test_copies_and_caches(encoder: Any) -> None:
     neurons = cache.get_neuron_results(1).sum(-2) + model.b_out[1]
     assert relative(neurons, cache["mlp_out", 1], "mlp_out") <= TOLERANCE
     assert cache.stack_activation("resid_pre").shape == (3, *tokens.shape, 40)
+    with pytest.warns(UserWarning, match="the cache holds the activations of the first one"):
+        _, first = model.run_with_cache(tokens, remove_batch_dim=True, **options)
+    assert type(first) is type(cache)
+    np.testing.assert_array_equal(first["resid_pre", 1], cache["resid_pre", 1][0])
 
 
 @pytest.mark.parametrize(
