@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,21 @@ from test_lens_configs import TOKENS, close
 import graphlens
 from graphlens import patching
 from graphlens.errors import RuntimeUnavailable
+from graphlens.export.families.family import ACTIVATIONS
 from graphlens.metrics import LogitDiff
 from graphlens.pipelines import from_config
 from graphlens.surgery.precision import convert_into
 
 # One of each kind of block layout.
 _CHOSEN = ("attn_only_no_norm", "no_norm", "solu_ln", "shortformer", "llama_like", "parallel", "bidirectional", "alibi")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Graphs that this session made, and none of an earlier state of the code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRAPHLENS_CACHE", str(tmp_path_factory.getbasetemp() / "lens-graphs"))
+        yield
 
 
 @pytest.fixture(scope="module", params=_CHOSEN)
@@ -101,3 +111,21 @@ def test_without_torch_a_new_config_says_what_is_missing(tmp_path: Path, monkeyp
     monkeypatch.setattr("graphlens.pipelines.from_config.installed", lambda name: name != "torch")
     with pytest.raises(RuntimeUnavailable, match=r"torch, which is not installed.*export"):
         from_config.graph_of(CONFIGS["plain"])
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_every_activation_function_is_recorded(act: str) -> None:
+    """Making a graph compares its logits with a second implementation in NumPy."""
+    settings = {"n_layers": 1, "d_model": 8, "d_head": 4, "d_mlp": 12, "n_ctx": 6, "d_vocab": 9, "act_fn": act}
+    assert (from_config.graph_of(settings) / "model.onnx").is_file()
+
+
+def test_an_operation_that_is_not_recorded_is_refused() -> None:
+    from graphlens.export.recorded import record
+
+    class Other(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            return torch.cumsum(tokens, 0)
+
+    with pytest.raises(NotImplementedError, match=r"cumsum.* is not recorded"):
+        record(Other(), 20)
