@@ -40,7 +40,8 @@ class Verification:
         hook_points: How many hook points were tried.
         peak_bytes: The peak memory of the verification.
         seconds: How long it took.
-        causal: False for an encoder, whose tokens attend to later ones too.
+        causal: False where tokens attend to later ones too.
+        reference: Whose logits they were compared with.
     """
 
     logits_difference: float
@@ -49,11 +50,12 @@ class Verification:
     peak_bytes: int
     seconds: float
     causal: bool = True
+    reference: str = "transformers'"
 
     def lines(self) -> list[str]:
         """The findings, in lines of text for people."""
         return [
-            f"Logits differ from transformers' by at most {self.logits_difference:.1e} (allowed {self.allowed:.1e})",
+            f"Logits differ from {self.reference} by at most {self.logits_difference:.1e} (allowed {self.allowed:.1e})",
             f"{self.hook_points} hook points: shapes, finite values, {'causal ' if self.causal else ''}patterns and causal "
             "effect hold",
             f"Verified in {self.seconds:.1f} s, peak memory {self.peak_bytes / 1e6:,.0f} MB",
@@ -90,7 +92,9 @@ def verify_export(model: Path, reference: Path | Callable[[Array], Array], effec
         if config.is_encoder:
             inputs.append(_padded(tokens, config.n_token_types or 1))
         # Before there is a session: transformers' copy of the weights is gone by then.
+        whose = "transformers'"
         if callable(reference):
+            whose = "those of a second implementation in NumPy"
             references = [reference(given[INPUT_IDS]) for given in inputs]
         else:
             references = _references(reference, inputs, not config.is_encoder)
@@ -105,13 +109,14 @@ def verify_export(model: Path, reference: Path | Callable[[Array], Array], effec
         del values, results
         outputs = [logits, *(_output(engine, given) for given in inputs[1:])]
         processed = bool(engine.manifest.processing)
-        found = [_compare(ours, theirs, processed) for ours, theirs in zip(outputs, references, strict=True)]
+        found = [_compare(ours, theirs, processed, whose) for ours, theirs in zip(outputs, references, strict=True)]
         difference, allowed = max(largest for largest, _ in found), found[0][1]
         # With the sessions that were needed so far gone, their mappings of the weights are too.
         engine = Engine(model, "cpu")
         if effects:
             _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
-    return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started, causal)
+    seconds = time.perf_counter() - started
+    return Verification(difference, allowed, len(engine.hook_names), peak.bytes, seconds, causal, whose)
 
 
 def _scale(array: Array) -> float:
@@ -187,7 +192,7 @@ def _check_finite(values: Mapping[str, Array]) -> None:
             )
 
 
-def _compare(logits: Array, reference: Array, processed: bool) -> tuple[float, float]:
+def _compare(logits: Array, reference: Array, processed: bool, whose: str) -> tuple[float, float]:
     """The largest difference of the logits and how large it may be. Raises VerificationError for a larger one."""
     if processed:
         logits, reference = log_softmax(logits), log_softmax(reference)
@@ -195,7 +200,7 @@ def _compare(logits: Array, reference: Array, processed: bool) -> tuple[float, f
     difference = float(np.abs(logits - reference).max())
     if not difference <= allowed:
         raise VerificationError(
-            f"the exported logits differ from transformers' by {difference:.2e}, more than the {allowed:.1e} allowed. "
+            f"the exported logits differ from {whose} by {difference:.2e}, more than the {allowed:.1e} allowed. "
             "This is a defect of the exporter: please report it with the model's config.json."
         )
     return difference, allowed

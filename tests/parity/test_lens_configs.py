@@ -35,6 +35,14 @@ class Pair:
     folder: Path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Graphs that this session made, and none of an earlier state of the code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRAPHLENS_CACHE", str(tmp_path_factory.getbasetemp() / "lens-graphs"))
+        yield
+
+
 @pytest.fixture(scope="module", params=list(CONFIGS))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     name = request.param
