@@ -14,7 +14,7 @@ STEPS = ("first time", "again, another seed", "again, in a new process", "load_s
 
 
 def _built(cache: str) -> list[list[float]]:
-    """(wall, processor time) of each step in seconds, in a process that has imported what it needs and whose cache is empty at first."""
+    """(wall, processor time) of each step in seconds, in a process that has imported what it needs."""
     import os
     import time
 
