@@ -306,8 +306,13 @@ def test_a_config_goes_on_to_speak_for_its_models() -> None:
     one.cfg.use_attn_result = False
     assert two.cfg.use_attn_result
     with pytest.raises(InputError, match="cannot become"):
-        cfg.n_layers = 4
-    assert cfg.n_layers == 1
+        one.cfg.n_layers = 4
+    cfg.dtype, cfg.n_layers = torch.float32, 1  # what they are
+    with pytest.warns(UserWarning, match="for the models that are built next"):
+        cfg.d_mlp = 7
+    cfg.normalization_type = None  # of no model any more
+    assert (cfg.normalization_type, one.cfg.normalization_type, one.cfg.d_mlp) == (None, "LN", 96)
+    assert "ln_final.w" not in HookedTransformer(cfg).state_dict()
     again = HookedTransformer(one.cfg)  # as scripts make a model with other weights
     for name, value in again.state_dict().items():
         assert torch.equal(value, one.state_dict()[name]), name
