@@ -110,6 +110,7 @@ def _is_intact(folder: Path) -> bool:
 def _make_graph(settings: Mapping[str, Json], spec: Spec, config: ModelConfig, stage: Path) -> None:
     """Traces the model of a config into ``stage``, and tries it out with random weights, which do not stay."""
     from graphlens import surgery
+    from graphlens.engine.packed_weights import packed_folder
     from graphlens.export import build
     from graphlens.export.trace import trace
     from graphlens.pipelines.verify import verify_export
@@ -146,6 +147,7 @@ def _make_graph(settings: Mapping[str, Json], spec: Spec, config: ModelConfig, s
     write_graph(surgery.expose(model, manifest.hooks), stage / MODEL_FILE)
     sure = config.n_ctx >= _FEWEST_POSITIONS and min(config.d_model, config.d_head, config.d_mlp) >= _LEAST_WIDTH
     verify_export(stage / MODEL_FILE, lambda tokens: lens_logits(settings, state, tokens), effects=sure)
+    remove_whole(packed_folder(stage / MODEL_FILE))  # of a large model's random weights
     path.unlink()
 
 

@@ -6,7 +6,7 @@ Written from the config and not from a Spec, by the definitions of TransformerLe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -28,12 +28,30 @@ def lens_logits(settings: Mapping[str, Json], state: Mapping[str, Array], tokens
     return _Reference(settings, state).logits(tokens)
 
 
+class _Doubles(Mapping[str, Array]):
+    """Weights in float64, each when it is asked for: all at once would take twice the model's memory."""
+
+    def __init__(self, state: Mapping[str, Array]) -> None:
+        self._state = state
+
+    def __getitem__(self, name: str) -> Array:
+        return self._state[name].astype(np.float64)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._state
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+
 class _Reference:
-    """One model, its weights in float64."""
+    """One model."""
 
     def __init__(self, settings: Mapping[str, Json], state: Mapping[str, Array]) -> None:
-        self._settings = settings
-        self._state = {name: array.astype(np.float64) for name, array in state.items()}
+        self._settings, self._state = settings, _Doubles(state)
         kind = settings.get("normalization_type", "LN")
         self._kind = kind if isinstance(kind, str) else None
 

@@ -40,7 +40,8 @@ class Verification:
         hook_points: How many hook points were tried.
         peak_bytes: The peak memory of the verification.
         seconds: How long it took.
-        causal: False for an encoder, whose tokens attend to later ones too.
+        causal: False where tokens attend to later ones too.
+        reference: Whose logits they were compared with.
     """
 
     logits_difference: float
@@ -49,11 +50,12 @@ class Verification:
     peak_bytes: int
     seconds: float
     causal: bool = True
+    reference: str = "transformers'"
 
     def lines(self) -> list[str]:
         """The findings, in lines of text for people."""
         return [
-            f"Logits differ from transformers' by at most {self.logits_difference:.1e} (allowed {self.allowed:.1e})",
+            f"Logits differ from {self.reference} by at most {self.logits_difference:.1e} (allowed {self.allowed:.1e})",
             f"{self.hook_points} hook points: shapes, finite values, {'causal ' if self.causal else ''}patterns and causal "
             "effect hold",
             f"Verified in {self.seconds:.1f} s, peak memory {self.peak_bytes / 1e6:,.0f} MB",
@@ -102,15 +104,20 @@ def verify_export(model: Path, reference: Path | Callable[[Array], Array], effec
             padded = _padded(tokens, config.n_token_types or 1)
             compared.append((padded, _output(engine, padded)))
         inputs = [given for given, _ in compared]
+        whose = "transformers'"
         if callable(reference):
+            whose = "those of a second implementation in NumPy"
             references = [reference(given[INPUT_IDS]) for given in inputs]
         else:
             references = _references(reference, inputs, not config.is_encoder)
-        found = [_compare(ours, theirs, processed) for (_, ours), theirs in zip(compared, references, strict=True)]
+        found = [
+            _compare(ours, theirs, processed, whose) for (_, ours), theirs in zip(compared, references, strict=True)
+        ]
         difference, allowed = max(largest for largest, _ in found), found[0][1]
         if effects:
             _check_effects(engine, tokens[:1, :_EFFECT_LENGTH], rng)
-    return Verification(difference, allowed, len(engine.hook_names), peak.bytes, time.perf_counter() - started, causal)
+    seconds = time.perf_counter() - started
+    return Verification(difference, allowed, len(engine.hook_names), peak.bytes, seconds, causal, whose)
 
 
 def _scale(array: Array) -> float:
@@ -186,7 +193,7 @@ def _check_finite(values: Mapping[str, Array]) -> None:
             )
 
 
-def _compare(logits: Array, reference: Array, processed: bool) -> tuple[float, float]:
+def _compare(logits: Array, reference: Array, processed: bool, whose: str) -> tuple[float, float]:
     """The largest difference of the logits and how large it may be. Raises VerificationError for a larger one."""
     if processed:
         logits, reference = log_softmax(logits), log_softmax(reference)
@@ -194,7 +201,7 @@ def _compare(logits: Array, reference: Array, processed: bool) -> tuple[float, f
     difference = float(np.abs(logits - reference).max())
     if not difference <= allowed:
         raise VerificationError(
-            f"the exported logits differ from transformers' by {difference:.2e}, more than the {allowed:.1e} allowed. "
+            f"the exported logits differ from {whose} by {difference:.2e}, more than the {allowed:.1e} allowed. "
             "This is a defect of the exporter: please report it with the model's config.json."
         )
     return difference, allowed
