@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
-from graphlens.errors import InputError, checked_number
+from graphlens.errors import InputError, checked_number, warn
 from graphlens.file.manifest import Manifest
 from graphlens.file.model_config import ModelConfig
 from graphlens.file.tokenizer import Tokenizer
@@ -61,6 +61,7 @@ FREE = frozenset({
     "uses_rms_norm", "layer_norm_folding", "quantization_method", "decoder_start_token_id", "tie_word_embeddings",
     "relative_attention_max_distance", "relative_attention_num_buckets", "n_devices",
 })  # fmt: skip
+_OF_TEXT = ("default_prepend_bos", "default_padding_side")
 _PLAIN = (int, float, str, bool, type(None), list, tuple)
 _INSTEAD = {
     "n_ctx": "Open it with from_onnx(..., n_ctx=) or from_pretrained(..., n_ctx=).",
@@ -154,15 +155,27 @@ class FollowsModel:
     def __setattr__(self, name: str, value: Value) -> None:
         if (stated := self._stated()) is not None:
             followers = [] if self.follows(stated) else self._followers()
+            if followers and self._made_by(name) and not _equal(name, getattr(self, name), value):
+                warn(
+                    f"cfg.{name} is set on a config that models were built from: they stay as they are, each with a config of "
+                    "its own (model.cfg), and this one is for the models that are built next."
+                )
+                object.__setattr__(self, "_views", ())
+                followers = []
+                stated = None
             for view in followers:
                 setattr(view, name, value)
-            if not followers and not self._set(stated, name, value):
+            if stated is not None and not followers and not self._set(stated, name, value):
                 return
         object.__setattr__(self, name, value)
 
+    def _made_by(self, name: str) -> bool:
+        """True for a field that a model's graph is made by."""
+        return name in type(self).__dataclass_fields__ and name not in FREE and name not in (*FLAGS, *_OF_TEXT)
+
     def _set(self, stated: Stated, name: str, value: Value) -> bool:
         """Sets a field of a model. True if it is to be noted here too."""
-        if name in FREE or name not in type(self).__dataclass_fields__:
+        if not self._made_by(name) and name not in (*FLAGS, *_OF_TEXT):
             return True
         if name in FLAGS:
             stated.set_flag(name, value)
@@ -172,8 +185,7 @@ class FollowsModel:
             stated.text.default_padding_side = value
         else:
             now = getattr(self, name)
-            as_text = name in ("device", "dtype")
-            if not (str(value) == str(now) if as_text else isinstance(value, _PLAIN) and value == now):
+            if not _equal(name, now, value):
                 raise InputError(
                     f"cfg.{name} is {now!r} and cannot become {value!r:.80}: this model's graph was made by it. "
                     f"{_INSTEAD.get(name, 'Build another model, with HookedTransformer(a config that has the other value).')}"
@@ -192,6 +204,13 @@ class FollowsModel:
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return _restored, (type(self), self.told())
+
+
+def _equal(name: str, now: Value, value: Value) -> bool:
+    """True if a field is set to what it is."""
+    if name in ("device", "dtype"):
+        return str(value).removeprefix("torch.") == str(now).removeprefix("torch.")
+    return isinstance(value, _PLAIN) and bool(value == now)
 
 
 def _restored(kind: type[FollowsModel], told: Mapping[str, Value]) -> FollowsModel:

@@ -308,8 +308,13 @@ def test_a_config_goes_on_to_speak_for_its_models() -> None:
     one.cfg.use_attn_result = False
     assert two.cfg.use_attn_result
     with pytest.raises(InputError, match="cannot become"):
-        cfg.n_layers = 4
-    assert cfg.n_layers == 1
+        one.cfg.n_layers = 4
+    cfg.dtype, cfg.n_layers = torch.float32, 1  # what they are
+    with pytest.warns(UserWarning, match="for the models that are built next"):
+        cfg.d_mlp = 7
+    cfg.normalization_type = None  # of no model any more
+    assert (cfg.normalization_type, one.cfg.normalization_type, one.cfg.d_mlp) == (None, "LN", 96)
+    assert "ln_final.w" not in HookedTransformer(cfg).state_dict()
     again = HookedTransformer(one.cfg)  # as scripts make a model with other weights
     for name, value in again.state_dict().items():
         assert torch.equal(value, one.state_dict()[name]), name
@@ -347,6 +352,36 @@ def test_a_tokenizer_gives_the_vocabulary(tiny_folder: Path) -> None:
         HookedTransformer(HookedTransformerConfig(**call))
     with pytest.warns(UserWarning, match="no tokenizer"):
         HookedTransformer(HookedTransformerConfig(**TOYS["sorted lists"]), default_padding_side="left")
+
+
+def test_a_tokenizer_by_its_name_on_the_hub_fetches_no_more_than_that(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def fetched(name: str, allow_patterns: list[str], **_: object) -> str:
+        asked.append((name, allow_patterns))
+        return str(tiny_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    call = {**TOYS["sorted lists"], "n_ctx": 32, "d_vocab": -1, "tokenizer_name": "gpt2-small"}
+    model = HookedTransformer(HookedTransformerConfig(**call))
+    assert asked[0][0] == "gpt2"
+    assert not any(pattern.endswith(("safetensors", "*")) for pattern in asked[0][1])
+    assert model.tokenizer is not None
+
+
+@pytest.mark.parametrize(("name", "processed"), [("tiny-gpt2", False), ("tiny-llama", True)])
+def test_a_model_is_built_from_the_config_of_a_file(name: str, processed: bool) -> None:
+    kinds = (HookedTransformer.from_pretrained_no_processing, HookedTransformer.from_pretrained)
+    file = kinds[processed](name)
+    model = HookedTransformer(file.cfg)
+    tokens = file.to_tokens("When John and Mary went")
+    assert not torch.allclose(model(tokens), file(tokens))
+    assert model.load_state_dict(file.state_dict()) == ([], [])
+    close(model(tokens), file(tokens), "logits")
+    assert set(model.hook_dict) == set(file.hook_dict)
+    assert torch.equal(model.to_tokens("When John"), file.to_tokens("When John"))
 
 
 def test_copies_and_pickles_keep_the_weights() -> None:
