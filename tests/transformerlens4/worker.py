@@ -35,6 +35,7 @@ _ONE_NORM = dict.fromkeys(
     ("ln1.hook_scale", "ln1.hook_normalized", "ln2.hook_scale", "ln2.hook_normalized"),
     "one norm there, `ln1`, that attention and MLP both read; here each has its own",
 )
+_RAISES = "a change raises AttributeError there, as the norm has no weight"
 KNOWN: dict[str, dict[str, str]] = {
     "gpt-neo": _PATTERN,
     "gptj": _PATTERN | _ONE_NORM,
@@ -42,6 +43,16 @@ KNOWN: dict[str, dict[str, str]] = {
     "bloom": {"attn.hook_attn_scores": "another number is added for each query there, which the pattern does not show"},
     "falcon-7b": _ONE_NORM,
     "phi": _ONE_NORM,
+    "stablelm": {
+        "ln2.hook_normalized": "in compatibility mode the gate's weights are not centred there; here they are"
+    },
+    "stablelm-parallel": _ONE_NORM,
+    "mixtral": {
+        "mlp.hook_expert_weights": "those of the chosen experts alone, which add up to 1, there",
+        "mlp.hook_expert_indices": "other experts get the weights of those that were chosen first, there",
+    },
+    "olmo": dict.fromkeys(("ln1.hook_scale", "ln1.hook_normalized", "ln2.hook_scale", "ln2.hook_normalized"), _RAISES)
+    | dict.fromkeys(("ln_final.hook_scale", "ln_final.hook_normalized"), _RAISES),
 }
 
 
@@ -116,28 +127,32 @@ def faces(
     worst["logits"].append(differs(logits, expected, "logits"))
     known = theirs.hook_dict
     strange = [name for name in ours.hook_points() if name not in known]
-    notes: list[str] = []
+    notes, left_out = [], set(strange)
     for name, value in cache.items():
         if name not in known:
             continue
         if ours.hook_dict[name].name != known[name].name and tail(name) not in TWICE:
-            notes.append(
-                f"`{tail(name)}` is called `{tail(ours.hook_dict[name].name)}` here and `{tail(known[name].name)}` there"
-            )
+            here, there = tail(ours.hook_dict[name].name), tail(known[name].name)
+            notes.append(f"`{tail(name)}`: called `{here}` here, `{there}` there")
         if name not in their_cache:
             notes.append(f"`{tail(name)}`: never fires there")
+            left_out.add(name)
             continue
         if tuple(value.shape) != tuple(their_cache[name].shape):
+            left_out.add(name)
             notes.append(f"`{tail(name)}`: {list(value.shape)} here, {list(their_cache[name].shape)} there")
             continue
         worst["read"].append(differs(value, their_cache[name], name, as_masked=False))
     for name in ours.hook_points():
-        if name in strange or any(f"`{tail(name)}`" in note for note in notes):
+        if name in left_out:
             continue
         hook = changing(name, tail(name) in IN_PLACE)
         found = ours.run_with_hooks(tokens, fwd_hooks=[(name, hook)])
-        with torch.no_grad():
+        try:
             wanted = theirs.run_with_hooks(tokens, fwd_hooks=[(name, hook)])
+        except AttributeError as error:
+            worst["edited"].append((float("inf"), f"an edit at {name}: {error}"))
+            continue
         worst["edited"].append(differs(found, wanted, f"an edit at {name}"))
     return {prefix + what: some for what, some in worst.items()}, strange, list(dict.fromkeys(notes))
 
@@ -187,8 +202,11 @@ def remote(bridge: Any, theirs: Any, tokens: torch.Tensor) -> dict[str, list[Wor
             continue
         for spec, function in specs(value.shape, name):
             found = bridge.forward(tokens, intervene={name: spec})
-            with torch.no_grad():
+            try:
                 wanted = theirs.run_with_hooks(tokens, fwd_hooks=[(name, lambda x, hook, f=function: f(x))])
+            except AttributeError as error:
+                worst["remote edited"].append((float("inf"), f"{spec['op']} at {name}: {error}"))
+                continue
             worst["remote edited"].append(differs(found, wanted, f"{spec['op']} at {name}"))
     return worst
 
