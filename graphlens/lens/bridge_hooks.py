@@ -73,7 +73,10 @@ class BridgeHooks(RunnerHooks):
         name = own.removesuffix("_grad")
         names = self.twins().get(name, (name,))
         legacy = getattr(self._runner.border, "compatibility_mode", False)
-        if legacy and split_name(name)[1] not in ("hook_resid_pre", "hook_resid_post"):  # these two keep the new name there
+        if legacy and split_name(name)[1] not in (
+            "hook_resid_pre",
+            "hook_resid_post",
+        ):  # these two keep the new name there
             return _LEGACY.get(name, name) + own[len(name) :]
         return names[0] + own[len(name) :]
 

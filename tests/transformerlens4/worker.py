@@ -24,6 +24,7 @@ Worst = tuple[float, str]
 # A tensor that a hook returns there changes what the norm reads and not the residual stream, in TransformerLens 4 alone;
 # one that is changed in place changes both, as everywhere here.
 IN_PLACE = ("ln2.hook_in", "mlp.hook_in", "hook_resid_mid")
+FLAGS_TRIED = ("gpt2", "llama")
 # Points of their own there, with the values of another that our name means.
 TWICE = ("attn.o.hook_out", "mlp.out.hook_out", "ln_final.hook_out")
 # Where TransformerLens 4 means something else, or what it has is no reference: model -> end of a name -> why.
@@ -211,6 +212,24 @@ def remote(bridge: Any, theirs: Any, tokens: torch.Tensor) -> dict[str, list[Wor
     return worst
 
 
+def flagged(hooked: str, theirs: Any, tokens: torch.Tensor, tokenizer: Any) -> list[Worst]:
+    """What hook points that a flag adds hold behind a RemoteBridge."""
+    names = [
+        "blocks.1.attn.hook_result",
+        "blocks.1.hook_mlp_in",
+        "blocks.1.attn.hook_q_input",
+        "blocks.1.attn.hook_k_input",
+    ]
+    flags = ("use_attn_result", "use_hook_mlp_in", "use_split_qkv_input")
+    _, cache = boot(hooked, tokenizer, "cpu", flags).run_with_cache(tokens, names_filter=names)
+    for flag in flags:
+        getattr(theirs, f"set_{flag}")(True)
+    _, expected = theirs.run_with_cache(tokens, names_filter=names)
+    for flag in flags:
+        getattr(theirs, f"set_{flag}")(False)
+    return [differs(cache[name], expected[name], name) for name in names]
+
+
 def measure(name: str, checkpoint: str, hooked: str, tokenizer: Any) -> dict[str, Any]:
     """Everything about one model."""
     theirs = Theirs.boot_transformers(checkpoint, device="cpu", tokenizer=tokenizer)
@@ -218,6 +237,8 @@ def measure(name: str, checkpoint: str, hooked: str, tokenizer: Any) -> dict[str
     tokens = torch.from_numpy(prompt(ours.cfg.d_vocab, 2, 11))
     kinds, strange, notes = faces(ours, theirs, tokens, "")
     kinds |= remote(boot(hooked, tokenizer=tokenizer, providers="cpu"), theirs, tokens)
+    if name in FLAGS_TRIED:
+        kinds["remote read"] += flagged(hooked, theirs, tokens, tokenizer)
     theirs.enable_compatibility_mode(disable_warnings=True)
     ours.enable_compatibility_mode()
     kinds |= faces(ours, theirs, tokens, "processed ")[0]
