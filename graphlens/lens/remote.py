@@ -12,6 +12,7 @@ import torch
 
 from graphlens.errors import InputError, RuntimeUnavailable, checked_number, is_one_of
 from graphlens.file.folder import CONFIG_FILE
+from graphlens.file.names import FLAGGED
 from graphlens.lens.bridge_hooks import BridgeHooks
 from graphlens.model.hook_calls import HookFunction
 from graphlens.runtime.providers import Providers
@@ -25,7 +26,12 @@ _NEEDS = {"suppress": None, "scale": "factor", "add": "value", "set": "value"}  
 _KEYS = {"op", "factor", "value", "pos"}
 
 
-def boot(folder: str | os.PathLike[str], tokenizer: object = None, providers: Providers = None) -> torch.nn.Module:
+def boot(
+    folder: str | os.PathLike[str],
+    tokenizer: object = None,
+    providers: Providers = None,
+    flags: Sequence[str] = (),
+) -> torch.nn.Module:
     """Opens a hooked folder behind TransformerLens 4's own RemoteBridge, which computes nothing itself.
 
     ``bridge.forward(tokens)``, ``run_with_cache`` with every hook point that the file has, and
@@ -36,13 +42,15 @@ def boot(folder: str | os.PathLike[str], tokenizer: object = None, providers: Pr
         folder: A hooked folder, with the checkpoint's config.json and tokenizer files, as exports have them.
         tokenizer: A transformers tokenizer in place of the folder's.
         providers: "cpu", "cuda", ONNX Runtime's provider names, or None for CUDA where it works.
+        flags: Flags that add hook points, which a RemoteBridge cannot set later: "use_attn_result", "use_split_qkv_input",
+            "use_attn_in", "use_hook_mlp_in", "use_hook_tokens".
 
     Returns:
         A ``transformer_lens.model_bridge.RemoteBridge``.
 
     Raises:
         RuntimeUnavailable: Without TransformerLens 4.
-        InputError: For a folder without config.json.
+        InputError: For a folder without config.json, and for a flag that is none or that the model cannot have.
         ModelFileError: When the file is damaged, altered or not hooked.
     """
     from graphlens.lens.bridge import TransformerBridge
@@ -59,6 +67,10 @@ def boot(folder: str | os.PathLike[str], tokenizer: object = None, providers: Pr
             "pip install 'transformer-lens>=4.3,<5'."
         ) from error
     bridge = TransformerBridge.from_onnx(folder, providers)
+    for flag in flags:
+        if not is_one_of(flag, FLAGGED.values()):
+            raise InputError(f"{flag!r} is no flag. There are: {', '.join(dict.fromkeys(FLAGGED.values()))}.")
+        bridge.runner.set_flag(flag, True)
     path = str(bridge.runner.engine.folder)
     if not os.path.isfile(os.path.join(path, CONFIG_FILE)):
         raise InputError(
@@ -70,6 +82,8 @@ def boot(folder: str | os.PathLike[str], tokenizer: object = None, providers: Pr
         config, source.determine_architecture_from_hf_config(config), bridge.cfg.model_name, dtype
     )
     adapter = adapter_of(cfg)
+    for flag in flags:
+        setattr(adapter.cfg, flag, True)
     if tokenizer is None and bridge.tokenizer is not None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     if tokenizer is not None:

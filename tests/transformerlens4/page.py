@@ -40,6 +40,8 @@ def page(text: str, found: Sequence[dict[str, Any]], versions: str) -> str:
     """
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    notes = [f"- {one['name']}: {note}." for one in found for note in one.get("notes", ())]
-    lines = [BEGIN, "", f"Measured with {versions}.", "", HEAD, *map(row, found), "", *notes, "" if notes else END]
-    return before + "\n".join([*lines, END] if notes else lines) + after
+    notes = [f"- {one['name']}: {'; '.join(one['notes'])}." for one in found if one.get("notes")]
+    if notes:
+        notes = ["Where TransformerLens 4 has something else, which the figures leave out:", "", *notes, ""]
+    lines = [BEGIN, "", f"Measured with {versions}.", "", HEAD, *map(row, found), "", *notes, END]
+    return before + "\n".join(lines) + after
