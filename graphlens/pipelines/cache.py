@@ -40,7 +40,7 @@ from graphlens.views.progress import note, spinner
 
 # Raised whenever the exporter would write other bytes for the same checkpoint. The versions of torch and transformers
 # are left out on purpose: an export is opened later where neither is installed.
-EXPORTER_REVISION = 2
+EXPORTER_REVISION = 3
 
 
 class TorchTensor(Protocol):

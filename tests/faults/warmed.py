@@ -176,15 +176,15 @@ def warm() -> None:
     torch.set_num_threads(1)
     trace, traced = module.trace, {}
 
-    def remembered(config: Any, family: Any) -> Any:
+    def remembered(config: Any, spec: Any, layers: Any = None) -> Any:
         facts = {
             k: v
             for k, v in config.to_dict().items()
             if k not in ("dtype", "transformers_version", "architectures", "_name_or_path")
         }
-        key = repr(sorted(facts.items()))
+        key = repr((layers, sorted(facts.items())))
         if key not in traced:
-            traced[key] = trace(config, family)
+            traced[key] = trace(config, spec, layers)
         return traced[key].clone()
 
     module.trace = remembered

@@ -36,13 +36,12 @@ def traced_once() -> Iterator[None]:
 
     trace, traced = module.trace, {}
 
-    def remembered(config: transformers.PretrainedConfig | None, family: object) -> ir.Model:
-        facts = {"spec": repr(family)} if config is None else config.to_dict()
-        key = repr(
-            sorted((k, v) for k, v in facts.items() if k not in ("dtype", "transformers_version", "architectures"))
-        )
+    def remembered(config: transformers.PretrainedConfig | None, spec: object, layers: object = None) -> ir.Model:
+        facts = {"spec": repr(spec)} if config is None else config.to_dict()
+        left_out = ("dtype", "transformers_version", "architectures")
+        key = repr((layers, sorted((k, v) for k, v in facts.items() if k not in left_out)))
         if key not in traced:
-            traced[key] = trace(config, family)
+            traced[key] = trace(config, spec, layers)
         return traced[key].clone()
 
     module.trace = remembered
