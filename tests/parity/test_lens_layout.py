@@ -134,7 +134,7 @@ def test_a_class_has_its_name_in_the_package() -> None:
 
 
 def test_an_absent_name_says_why() -> None:
-    for name in ("train", "components", "HookedEncoderDecoder", "lit"):
+    for name in ("train", "factories", "HookedEncoderDecoder", "lit"):
         with pytest.raises(ImportError, match=f"transformer_lens.{name} is not in graphlens: ") as refused:
             getattr(package, name)
         assert isinstance(refused.value, GraphlensError)
