@@ -47,5 +47,10 @@ from graphlens.transformer_lens.past_key_value_caching import (
 from graphlens.transformer_lens.SVDInterpreter import SVDInterpreter as SVDInterpreter
 
 loading = loading_from_pretrained
+# As TransformerLens 1 and 2 have them besides.
+EasyTransformer = HookedTransformer
+EasyTransformerConfig = HookedTransformerConfig
+EasyTransformerKeyValueCache = HookedTransformerKeyValueCache
+EasyTransformerKeyValueCacheEntry = HookedTransformerKeyValueCacheEntry
 
 __getattr__ = refusing(__name__)

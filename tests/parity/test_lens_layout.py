@@ -133,8 +133,23 @@ def test_a_class_has_its_name_in_the_package() -> None:
         assert getattr(MODULES[name], name) is getattr(package, name)
 
 
+def test_names_of_older_scripts() -> None:
+    """TransformerLens 1 and 2 had these; 3 has some of them elsewhere."""
+    from graphlens.torch import HookedTransformer, HookedTransformerConfig
+    from graphlens.transformer_lens import EasyTransformer, EasyTransformerConfig, past_key_value_caching
+    from graphlens.transformer_lens.hook_points import HookedRootModule
+    from graphlens.transformer_lens.HookedTransformerConfig import HookedTransformerConfig as Config
+    from graphlens.transformer_lens.utilities.devices import get_device_for_block_index
+
+    assert (EasyTransformer, EasyTransformerConfig) == (HookedTransformer, HookedTransformerConfig)
+    assert Config is HookedTransformerConfig
+    assert package.HookedRootModule is HookedRootModule
+    assert package.EasyTransformerKeyValueCache is past_key_value_caching.HookedTransformerKeyValueCache
+    assert get_device_for_block_index is MODULES["utilities.multi_gpu"].get_device_for_block_index
+
+
 def test_an_absent_name_says_why() -> None:
-    for name in ("train", "components", "HookedEncoderDecoder", "lit"):
+    for name in ("train", "factories", "HookedEncoderDecoder", "lit"):
         with pytest.raises(ImportError, match=f"transformer_lens.{name} is not in graphlens: ") as refused:
             getattr(package, name)
         assert isinstance(refused.value, GraphlensError)
