@@ -24,12 +24,14 @@ gc.set_threshold(50_000, 20, 20)
 # What a shell starts in the background ignores Ctrl-C, and Python then leaves it so: the tests of Ctrl-C would see none.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Scripts for mypy to read: reveal_type is no function.
+# Scripts for mypy to read (reveal_type is no function), and those that a test plays in processes of their own. Several files are
+# called conftest.py, and none has examples. TransformerLens 4 lives in an environment of its own.
 collect_ignore_glob = [
     "typing/*_script.py",
-    "scripts/*.py",
+    "scripts/play*",
     "*/conftest.py",
-]  # several have that name, and none has examples
+    "transformerlens4/*.py",
+]
 
 
 class _RefuseTorch:
