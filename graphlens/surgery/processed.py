@@ -16,6 +16,7 @@ _READ_BY: Mapping[str, tuple[tuple[str, str], ...]] = {
     "mlp.ln": (("mlp.W_out", "mlp.b_out"),),
     "ln_final": (("unembed.W_U", "unembed.b_U"),),
 }
+_NOT_CENTRED = ("mlp.W_gate",)  # TransformerLens leaves it as it is: an edit of the norm's output with a mean tells
 _WRITING = ("embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
 
@@ -62,7 +63,7 @@ def _fold_norm(weights: Mapping[str, Array], norm: str, readers: Sequence[tuple[
         if f"{norm}.b" in weights:
             weights[bias][...] += weights[f"{norm}.b"] @ weights[matrix]
         weights[matrix][...] *= weights[f"{norm}.w"][:, None]
-        if centre:
+        if centre and matrix not in _NOT_CENTRED:
             _centre(weights[matrix], -2)
 
 
