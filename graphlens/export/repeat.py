@@ -94,7 +94,9 @@ class _Block:
         self._names = (f"{spec.blocks}.{layer}.", f"{MODEL_PREFIX}{spec.blocks}.{layer}.")
         own = self._own()
         self._nodes = [node for node in graph if node in own]
-        read = [value for node in self._nodes for value in node.inputs if value is not None and value.producer() is None]
+        read = [
+            value for node in self._nodes for value in node.inputs if value is not None and value.producer() is None
+        ]
         # In the order in which they are read, so that the same checkpoint gives the same bytes.
         self._weights = [value for value in dict.fromkeys(read) if self._is_own(value, own)]
 
