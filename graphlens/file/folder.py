@@ -201,7 +201,7 @@ def replacing(target: Path) -> Iterator[Path]:
         yield target
         return
     remove_stale(place.parent)
-    made = provisional(place)
+    made = provisional(place.with_name(f".{place.name}"))  # hidden: nobody takes it for a picture
     made.touch()  # raises here where that may not be, in words of the system and not of who writes it
     try:
         yield made

@@ -58,7 +58,7 @@ def test_text_defaults_that_are_set_on_it_are_the_models(model: HookedTransforme
     [
         ("n_layers", 2), ("d_vocab", 4), ("act_fn", "relu"), ("normalization_type", None), ("attn_only", True),
         ("eps", 0.5), ("n_ctx", 5), ("dtype", "float64"), ("device", "cuda"), ("attn_scale", 2.0),
-        ("positional_embedding_type", "rotary"), ("tokenizer_prepends_bos", True), ("processing", ("fold_ln",)),
+        ("positional_embedding_type", "rotary"), ("tokenizer_prepends_bos", False), ("processing", ("fold_ln",)),
         ("ungroup_grouped_query_attention", True), ("use_local_attn", True),
     ],
 )  # fmt: skip

@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[type[Exception], ...]] = {
     "InputTypeError": (ValueError, TypeError),
     "InputIndexError": (ValueError, IndexError),
     "InputShapeError": (ValueError, RuntimeError),
+    "StateDictError": (ValueError, RuntimeError),
     "HookResultError": (ValueError,),
     "ModelFileError": (ValueError,),
     "ExportError": (ValueError,),

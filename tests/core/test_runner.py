@@ -256,7 +256,8 @@ def test_a_metric_of_ones_own_may_be_a_proxy(tiny: HookedTransformer) -> None:
 
 
 def test_what_follows_from_a_config_follows_a_changed_one(tiny: HookedTransformer) -> None:
-    changed = dataclasses.replace(tiny.cfg, d_head=64, d_vocab=10, attn_scale=-1.0)  # -1: what follows from d_head
+    # -1: what follows from the others.
+    changed = dataclasses.replace(tiny.cfg, d_head=64, d_vocab=10, d_vocab_out=-1, attn_scale=-1.0)
     assert (changed.attn_scale, changed.d_vocab_out) == (8.0, 10)
 
 

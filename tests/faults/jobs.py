@@ -215,7 +215,7 @@ def found_results(*names: str) -> Callable[[Path], str]:
         there = [name for name in names if (folder / "out" / f"{name}.json").exists()]
         for name in there:
             assert not np.isnan(SweepResult.load(folder / "out" / name).values).all()
-        for picture in (folder / "out").glob("*.html"):
+        for picture in (folder / "out").glob("[!.]*.html"):
             assert picture.read_text(encoding="utf-8").rstrip().endswith(("</html>", "</div>"))
         return NEW if len(there) == len(names) else OLD if there else ABSENT
 
