@@ -126,6 +126,7 @@ raises one of these instead, so that `except AssertionError` catches none.
 | `InputTypeError` | ValueError, TypeError | an argument of another kind |
 | `InputIndexError` | ValueError, IndexError | an index outside its axis |
 | `InputShapeError` | ValueError, RuntimeError | shapes that do not go together (ValueError in NumPy, RuntimeError in torch) |
+| `StateDictError` | ValueError, RuntimeError | a state dict that does not fit the model (RuntimeError in torch) |
 | `HookResultError` | ValueError | what a hook returned |
 | `ModelFileError` | ValueError | a damaged or strange file |
 | `ExportError` | ValueError | a checkpoint that cannot be exported |
