@@ -6,23 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from graphlens.analysis.arrays import ArrayInput
-from graphlens.errors import ExportError, InputError, ModelFileError, checked_number
+from graphlens.errors import ExportError, ModelFileError, checked_number
 from graphlens.export.checkpoint import SHARD_INDEX, WEIGHTS_FILE
 from graphlens.file.digests import digest_of
 from graphlens.file.folder import (
     CONFIG_FILE,
     MODEL_FILE,
     SETTINGS,
-    TOKENIZER_FILES,
     cache_root,
     copy_settings,
     staged_folder,
@@ -35,34 +29,13 @@ from graphlens.file.manifest_format import FORMAT_VERSION
 from graphlens.file.processing import steps_for
 from graphlens.pipelines.export import export_to_new_folder
 from graphlens.pipelines.hub import Source, manifest_of, resolve
+from graphlens.pipelines.in_memory import TransformersModel, saved
 from graphlens.pipelines.placing import DTYPE
 from graphlens.views.progress import note, spinner
 
 # Raised whenever the exporter would write other bytes for the same checkpoint. The versions of torch and transformers
 # are left out on purpose: an export is opened later where neither is installed.
 EXPORTER_REVISION = 3
-
-
-class TorchTensor(Protocol):
-    """What is asked of a parameter of a transformers model."""
-
-    dtype: object
-
-    def element_size(self) -> int:
-        """Bytes of an element."""
-
-
-class TransformersModel(Protocol):
-    """What is asked of a transformers model in memory."""
-
-    def save_pretrained(self, folder: str | os.PathLike[str], /) -> object:
-        """Writes the model as a checkpoint folder."""
-
-    def named_parameters(self) -> Iterable[tuple[str, TorchTensor]]:
-        """The model's parameters by name."""
-
-    def state_dict(self) -> Mapping[str, object]:
-        """What the model's state is made of, by name."""
 
 
 def cached_export(
@@ -99,7 +72,7 @@ def cached_export(
     resolved = (
         contextlib.nullcontext(resolve(name, revision, token, cache_dir))
         if hf_model is None
-        else _saved(hf_model, os.fspath(name))
+        else saved(hf_model, os.fspath(name))
     )
     steps = tuple(processing)
     remove_stale(
@@ -157,52 +130,6 @@ def derived_folder(folder: Path, label: str) -> Path:
     digest = hashlib.sha256(json.dumps([EXPORTER_REVISION, FORMAT_VERSION, label]).encode())
     digest.update(digest_of(inside(folder, MODEL_FILE)).encode())
     return cache_root() / "hooked" / f"{folder.name.rsplit('-', 1)[0]}-{label[:24]}-{digest.hexdigest()[:24]}"
-
-
-@contextlib.contextmanager
-def _saved(hf_model: TransformersModel, name: str) -> Iterator[Source]:
-    """A transformers model written to a temporary folder, with the tokenizer files of the named model beside it."""
-    if not hasattr(hf_model, "save_pretrained"):
-        raise InputError(f"hf_model must be a transformers model, not {type(hf_model).__name__}.")
-    quantised = _quantised(hf_model)
-    if quantised is not None:
-        raise InputError(
-            f"hf_model is quantised ({quantised}), and graphlens exports float weights: pass the model before it was "
-            "quantised, or hf_model.dequantize()."
-        )
-    for parameter, tensor in hf_model.named_parameters():
-        if tensor.element_size() > np.dtype(DTYPE).itemsize:
-            raise InputError(
-                f"hf_model's {parameter} is {tensor.dtype}, which {DTYPE} would round, and every model is exported from "
-                f"{DTYPE}: pass hf_model.float(), and dtype= for the precision to compute in."
-            )
-    with tempfile.TemporaryDirectory() as written:
-        folder = Path(written)
-        hf_model.save_pretrained(folder)
-        # Where nothing has that name it is only a label: the weights are here. Tokenizer files are then left out.
-        with contextlib.suppress(ExportError):
-            named = resolve(name).folder
-            for file in TOKENIZER_FILES:
-                if (named / file).is_file():
-                    shutil.copyfile(inside(named, file), folder / file)
-        yield Source(Path(name).name, folder)
-
-
-def _quantised(hf_model: TransformersModel) -> str | None:
-    """What shows that a model's weights are quantised; None for plain ones."""
-    method = getattr(hf_model, "quantization_method", None) or getattr(
-        getattr(hf_model, "config", None), "quantization_config", None
-    )
-    if method is not None or getattr(hf_model, "is_quantized", False):
-        return f"by {getattr(method, 'value', None) or getattr(method, 'quant_method', None) or type(method).__name__}"
-    for name, tensor in hf_model.state_dict().items():
-        dtype = getattr(tensor, "dtype", None)  # torch's own quantised modules keep packed weights and dtypes there
-        if dtype is None or getattr(tensor, "is_quantized", False):
-            return f"{name} is a {type(tensor).__name__ if dtype is None else dtype}"
-    for name, tensor in hf_model.named_parameters():
-        if "float" not in str(tensor.dtype):
-            return f"{name} is {tensor.dtype}"
-    return None
 
 
 def _plain_export(source: Source, processing: tuple[str, ...], dtype: str) -> tuple[Path, Manifest]:

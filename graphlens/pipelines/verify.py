@@ -6,20 +6,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.numerics import log_softmax
 from graphlens.engine.engine import Engine
-from graphlens.errors import VerificationError
+from graphlens.errors import InputError, VerificationError
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from graphlens.file.names import KEYS, QUERIES, SCORES, TOKENS, axis_sizes, split_name
 from graphlens.pipelines.memory import peak_memory
 from graphlens.views.progress import steps
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # Differences are relative to max(1, the largest value that is compared with).
 TOLERANCE = 1e-4  # of the logits from transformers'
+_HALF_TOLERANCE = 3e-2  # the same of two computations in a half precision
 _NO_EFFECT = 1e-6  # of the logits after a change that should matter
 _NO_LEAK = 1e-5  # of earlier logits after a change of the last token
 _ROW_SUM = 1e-4  # of a pattern's row from 1, absolute
@@ -177,6 +182,60 @@ def _references(checkpoint: Path, inputs: Sequence[Mapping[str, Array]], decoder
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
+
+
+def ensure_computes_as_its_class(hf_model: PreTrainedModel, folder: Path) -> None:
+    """Refuses a model in memory that computes something else than transformers makes of its checkpoint.
+
+    The export reads the weights alone. A class of one's own, modules that were put in place of others, and hooks may compute
+    what is not in them: where there are any, the logits are compared.
+
+    Args:
+        hf_model: The transformers model.
+        folder: The checkpoint that it was written to.
+
+    Raises:
+        InputError: The logits differ.
+    """
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    encoder = str((config.architectures or [""])[0]).endswith("ForMaskedLM")
+    kind = transformers.AutoModelForMaskedLM if encoder else transformers.AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            usual = {name: type(module) for name, module in kind.from_config(config).named_modules()}
+    except (ValueError, KeyError):  # no class of transformers': export says which there are
+        return
+    strange = [
+        f"{name or 'the model'} ({type(module).__name__})"
+        for name, module in hf_model.named_modules()
+        if type(module) is not usual.get(name)
+        or "forward" in vars(module)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+    ]
+    if not strange:
+        return
+    few = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.get_text_config().vocab_size, (_BATCH, 4), generator=few)
+    plain = kind.from_pretrained(folder, dtype=hf_model.dtype, local_files_only=True).eval().to(hf_model.device)
+    training = hf_model.training
+    try:
+        with torch.no_grad():
+            theirs = plain(ids.to(hf_model.device)).logits.float()
+            own = getattr(hf_model.eval()(ids.to(hf_model.device)), "logits", None)
+    finally:
+        hf_model.train(training)
+    allowed = (TOLERANCE if hf_model.dtype == torch.float32 else _HALF_TOLERANCE) * max(1.0, float(theirs.abs().max()))
+    if own is None or own.shape != theirs.shape or not float((own.float() - theirs).abs().max()) <= allowed:
+        shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+        raise InputError(
+            f"hf_model computes something else than its weights say: its logits are not those of the {kind.__name__} that its "
+            f"checkpoint holds. What differs from transformers' own: {shown}. The export reads weights; put into them what "
+            "was changed, or pass the plain model."
+        )
 
 
 def _check_finite(values: Mapping[str, Array]) -> None:
