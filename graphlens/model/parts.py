@@ -333,7 +333,7 @@ class Block(Component[ArrayT]):
     def __call__(
         self,
         resid_pre: ArrayT,
-        shortformer_pos_embed: None = None,
+        shortformer_pos_embed: ArrayInput | UserArray | None = None,
         past_kv_cache_entry: Entry | None = None,
         attention_mask: ArrayInput | UserArray | None = None,
     ) -> ArrayT:
@@ -351,8 +351,8 @@ class Block(Component[ArrayT]):
         Raises:
             InputError: For inputs that do not fit.
         """
-        if shortformer_pos_embed is not None:
-            raise InputError("shortformer_pos_embed: no supported model adds its position embeddings to the attention.")
+        if shortformer_pos_embed is not None and self._runner.config.positional_embedding_type != "shortformer":
+            raise InputError("shortformer_pos_embed: this model adds no position embeddings to queries and keys.")
         return call_block(self._runner, self._layer, resid_pre, past_kv_cache_entry, attention_mask)
 
     @property
