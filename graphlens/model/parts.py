@@ -16,7 +16,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.file.names import split_name
 from graphlens.model.calls import Entry, Hooked, call_attention, call_block, call_mlp, of_additive
 from graphlens.model.limits import longest
-from graphlens.model.modules import Module
+from graphlens.model.modules import Module, refuse_assignments
 from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
@@ -394,3 +394,6 @@ def _norm(part: Component[ArrayT], name: str) -> Norm[ArrayT]:
     if name not in part._own_names():
         raise AttributeError(f"{part._prefix} of this model has no {name!r}.")
     return Norm(part._runner, f"{part._prefix}.{name}")
+
+
+refuse_assignments(Component, Norm, Embed, PosEmbed, Unembed, Attention, Mlp, Block)
