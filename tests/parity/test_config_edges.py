@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from transformer_lens.config.hooked_transformer_config import HookedTransformerC
 
 import graphlens
 from graphlens import InputError
+from graphlens.model.initial import initial_weights
 from graphlens.model.sampling import sample_logits
 from graphlens.torch import HookedTransformer, HookedTransformerConfig
 
@@ -104,6 +108,38 @@ def test_a_run_that_starts_late_has_late_positions() -> None:
             model(start, start_at_layer=1, shortformer_pos_embed=other)
     with pytest.raises(InputError, match="is not called by itself"):
         model.blocks[1](start, shortformer_pos_embed=own)
+
+
+def test_threads_may_build_the_same_model_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path))
+    calls = [{**BASE, "seed": seed, "d_mlp": 12 + seed} for seed in (0, 1, 0, 1)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda call: HookedTransformer(HookedTransformerConfig(**call))(TOKENS), calls))
+    for call, logits in zip(calls, found, strict=True):
+        close(logits, transformer_lens.HookedTransformer(LensConfig(**call))(TOKENS))
+
+
+def test_what_other_threads_draw_does_not_change_a_seeds_weights() -> None:
+    config = HookedTransformerConfig(**{**BASE, "d_model": 64, "d_vocab": 500})
+    expected = initial_weights(config)
+    following = torch.rand(3)
+    transformer_lens.HookedTransformer(LensConfig(**{**BASE, "d_model": 64, "d_vocab": 500}))
+    assert torch.equal(torch.rand(3), following)
+    done = threading.Event()
+
+    def draw() -> None:
+        while not done.is_set():
+            torch.rand(100)
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        for _ in range(20):
+            for name, value in initial_weights(config).items():
+                assert np.array_equal(value, expected[name]), name
+    finally:
+        done.set()
+        other.join()
 
 
 def test_a_cached_model_that_lost_its_graph_is_made_again() -> None:
