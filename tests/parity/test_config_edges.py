@@ -148,3 +148,13 @@ def test_a_cached_model_that_lost_its_graph_is_made_again() -> None:
     again = HookedTransformer(HookedTransformerConfig(**BASE))
     again.load_state_dict(lens.state_dict())
     close(again(TOKENS), lens(TOKENS))
+
+
+def test_the_config_of_a_file_says_less_than_its_graph() -> None:
+    config = graphlens.HookedTransformer.from_onnx(graphlens.embedded_model("tiny-llama"), "cpu").cfg
+    with pytest.warns(UserWarning, match="does not say whether its rotary frequencies are scaled"):
+        HookedTransformer(config)
+    other = HookedTransformerConfig(**BASE)
+    other.residual_norms = True  # as OPT-350m's
+    with pytest.raises(InputError, match="residual_norms=True: no model is built from the config of a file"):
+        HookedTransformer(other)
