@@ -47,6 +47,10 @@ class InputShapeError(InputError, RuntimeError):
     """Arrays whose shapes do not go together: a ValueError as NumPy's, and a RuntimeError as torch's."""
 
 
+class InputAttributeError(InputError, AttributeError):
+    """An attribute was assigned that cannot be: a weight, or another part of a model."""
+
+
 class HookResultError(GraphlensError, ValueError):
     """A Python hook returned something that is not an array of the activation's shape and dtype."""
 

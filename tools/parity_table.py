@@ -125,6 +125,8 @@ raises one of these instead, so that `except AssertionError` catches none.
 | `InputError` | ValueError | tokens, options, values that cannot be taken |
 | `InputTypeError` | ValueError, TypeError | an argument of another kind |
 | `InputIndexError` | ValueError, IndexError | an index outside its axis |
+| `StateDictError` | ValueError, RuntimeError | a state dict that does not fit the model |
+| `InputAttributeError` | ValueError, AttributeError | an assignment to a part of a model |
 | `InputShapeError` | ValueError, RuntimeError | shapes that do not go together (ValueError in NumPy, RuntimeError in torch) |
 | `StateDictError` | ValueError, RuntimeError | a state dict that does not fit the model (RuntimeError in torch) |
 | `HookResultError` | ValueError | what a hook returned |
@@ -173,10 +175,15 @@ The configuration and the constructors:
 - An `hf_model` in float64 is refused; models are exported from float32, whatever precision they then compute in, and
   processed in it. `accumulated_bias` of a float64 model is float64.
 - `all_composition_scores` and weight stacks are computed when they are asked for, as copies.
-- Weight processing never changes predictions. In models from a config TransformerLens's does where `final_rms` is set (it
-  centres W_U), where position embeddings are added late (`shortformer`: it centres W_pos, and `load_and_process_state_dict`
-  folds the norms), and where a gated MLP follows LayerNorm (it loses the norm's bias at the gate): here these steps leave
-  that out.
+- Weight processing never changes predictions. In models from a config TransformerLens's does where `final_rms` is set or
+  logits have a soft cap (it centres W_U), where position embeddings are added late (`shortformer`: it centres W_pos, and
+  `load_and_process_state_dict` folds the norms), and where a gated MLP follows LayerNorm (it loses the norm's bias at the
+  gate): here these steps leave that out.
+- A `shortformer` model adds its position embeddings to queries and keys with `start_at_layer` too, so that a run continues
+  as the whole one; TransformerLens only where `shortformer_pos_embed` is passed, which here must be the model's own.
+  `decompose_resid` leaves them out, since they are not in the residual stream.
+- Where `n_key_value_heads` equals `n_heads`, `state_dict()` has `W_K` and `W_V`, there `_W_K` and `_W_V`;
+  `load_state_dict` takes both.
 """
 
 

@@ -11,6 +11,7 @@ import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer
 
 from graphlens.errors import ExportError
+from graphlens.export.alone import alone
 from graphlens.export.decoder import MODEL_PREFIX
 from graphlens.export.operations import FORK_OP, HOOK_DOMAIN, HOOK_OP
 from graphlens.file.firing import graph_order
@@ -27,6 +28,7 @@ IR_VERSION = 10
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
+@alone
 def optimise(model: ir.Model) -> None:
     """Simplifies a traced graph in place, and names its weights as the parameters are.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphlens.errors import ExportError
+from graphlens.export.alone import alone
 from graphlens.export.decoder import MODEL_PREFIX, Block, Decoder
 from graphlens.export.encoder import Encoder
 from graphlens.export.families import Spec
@@ -44,6 +45,7 @@ def _quiet() -> Iterator[None]:
             logging.disable(previous)
 
 
+@alone
 def trace(config: PretrainedConfig | None, spec: Spec, layers: Sequence[int] | None = None) -> ir.Model:
     """Traces a model without its weights to an ONNX graph in which every hook point is marked.
 
@@ -83,6 +85,7 @@ def trace(config: PretrainedConfig | None, spec: Spec, layers: Sequence[int] | N
     return traced
 
 
+@alone
 def parameter_shapes(config: PretrainedConfig, spec: Spec) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters that are traced, by name. The model has no weights.
 

@@ -15,12 +15,15 @@ import torch
 from graphlens.errors import InputError, checked_number
 from graphlens.export.checkpoint import family_of, hf_config_of
 from graphlens.export.families import hub_name
+from graphlens.export.families.transformer_lens import settings_of
 from graphlens.file.folder import CONFIG_FILE
 from graphlens.file.manifest import ModelConfig
 from graphlens.lens.hub import call_hf_with_retry, select_compatible_kwargs
 from graphlens.lens.pretrained import get_checkpoint_labels
 from graphlens.model.torch_config import HookedTransformerConfig
-from graphlens.pipelines.hub import EMBEDDED, embedded_model
+from graphlens.pipelines.from_config import read_config
+from graphlens.pipelines.hub import EMBEDDED, config_folder, embedded_model
+from graphlens.pipelines.lens_checkpoint import settings_in
 
 
 def get_pretrained_model_config(
@@ -88,13 +91,17 @@ def _settings(model_name: str, hf_cfg: Mapping[str, object] | None, stage: Path,
     from huggingface_hub import hf_hub_download
 
     taken = select_compatible_kwargs(options, hf_hub_download)
-    return Path(call_hf_with_retry(partial(hf_hub_download, hub_name(model_name), CONFIG_FILE, **taken))).parent
+    fetch = partial(hf_hub_download, hub_name(model_name), CONFIG_FILE, **taken)
+    return config_folder(model_name, lambda: call_hf_with_retry(fetch))
 
 
 def _architecture(model_name: str, folder: Path, n_ctx: int | None) -> ModelConfig:
     """What the model of a ``config.json`` is."""
     family = family_of(folder, model_name)
-    spec = family.spec_of(hf_config_of(folder, model_name), model_name)
+    if family.own:  # a checkpoint in TransformerLens's own format, of which transformers knows nothing
+        spec = read_config(settings_of(settings_in(folder)), model_name)[0]
+    else:
+        spec = family.spec_of(hf_config_of(folder, model_name), model_name)
     return family.model_config(spec, hub_name(model_name).rpartition("/")[2], "float32", n_ctx)
 
 

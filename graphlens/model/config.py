@@ -27,7 +27,7 @@ ACTIVATIONS = (
 # The fields of files alone; TransformerLens has none of them.
 _OF_FILES = (
     "default_padding_side", "processing", "output_logits_scale", "post_norm_only", "rotary_short", "n_token_types",
-    "n_ctx_trained",
+    "n_ctx_trained", "residual_norms",
 )  # fmt: skip
 
 
@@ -162,6 +162,7 @@ class HookedTransformerConfig(FollowsModel):
     processing: tuple[str, ...] = field(default=(), kw_only=True)
     output_logits_scale: float = field(default=1.0, kw_only=True)
     post_norm_only: bool = field(default=False, kw_only=True)
+    residual_norms: bool = field(default=False, kw_only=True)
     rotary_short: int | None = field(default=None, kw_only=True)
     n_token_types: int | None = field(default=None, kw_only=True)
     n_ctx_trained: int | None = field(default=None, kw_only=True)

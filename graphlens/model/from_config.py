@@ -142,13 +142,24 @@ def _tokenizer(given: object, name: str | None) -> Tokenizer | None:
 
 def _ensure_buildable(config: HookedTransformerConfig) -> None:
     """Refuses the config of a model that only a file can be."""
-    usual = {"output_logits_scale": 1.0, "post_norm_only": False, "rotary_short": None, "n_token_types": None}
+    usual = {
+        "output_logits_scale": 1.0,
+        "post_norm_only": False,
+        "residual_norms": False,
+        "rotary_short": None,
+        "n_token_types": None,
+    }
     for name, value in usual.items():
         if (found := getattr(config, name)) != value:
             raise InputError(
                 f"{name}={found!r}: no model is built from the config of a file ({config.original_architecture}) that "
                 "sets it. from_pretrained and from_onnx open the file."
             )
+    if config.positional_embedding_type == "rotary" and config.original_architecture not in (None, "HookedTransformer"):
+        warn(
+            f"the config of a file ({config.original_architecture}) does not say whether its rotary frequencies are scaled, as "
+            "Llama 3.1's are: those of this model are not."
+        )
     if config.n_devices != 1:
         raise InputError(f"n_devices={config.n_devices!r}: a graphlens model runs on one device.")
     with contextlib.suppress(TypeError):

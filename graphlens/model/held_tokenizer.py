@@ -98,7 +98,10 @@ class HeldTokenizer:
             InputError: For a model without one.
         """
         if self.tokenizer is None:
-            raise InputError(f"{self._engine.folder} has no tokenizer: pass token ids, not text.")
+            raise InputError(
+                f"{self._engine.folder} has no tokenizer: pass token ids, not text, or give the model one with "
+                "model.set_tokenizer(...)."
+            )
         return self.tokenizer
 
     def side(self, padding_side: str | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, Unpack, cast, overload
 
 from graphlens.analysis import numerics
-from graphlens.analysis.arrays import ArrayInput, ArrayT
+from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
 from graphlens.analysis.cache.activation_cache import ActivationCache
 from graphlens.analysis.cache.post_norm_cache import PostNormCache
 from graphlens.analysis.metric import Metric
@@ -110,7 +110,7 @@ class HookedTransformer(
         padding_side: str | None = None,
         start_at_layer: int | None = None,
         tokens: Input[ArrayT] | None = None,
-        shortformer_pos_embed: None = None,
+        shortformer_pos_embed: ArrayInput | UserArray | None = None,
         attention_mask: Any = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
@@ -127,7 +127,8 @@ class HookedTransformer(
             padding_side: "right" or "left", for text; for ids with a KV cache, where PADs are padding.
             start_at_layer: The first block that runs; negative ones count from the end.
             tokens: With ``start_at_layer``, the tokens, for the loss.
-            shortformer_pos_embed: Holds TransformerLens's place.
+            shortformer_pos_embed: ``model.pos_embed(tokens)`` with ``start_at_layer``, in a model that adds it to queries
+                and keys; it does so without being told.
             attention_mask: int [b, p], 1 at real tokens, 0 at padding; positions count real tokens only.
             stop_at_layer: Returns the residual stream before that block. Blocks left out are not run.
             past_kv_cache: Read and extended. Padding on either side is then masked: exactly that of text, and of ids

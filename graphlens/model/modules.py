@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from graphlens.analysis.arrays import ArrayT
+from graphlens.errors import InputAttributeError
 from graphlens.file.names import split_name
 
 if TYPE_CHECKING:
@@ -118,3 +119,26 @@ class Module(Generic[ArrayT]):
     def state_dict(self) -> dict[str, ArrayT]:
         """Every weight of this part by its name in it."""
         return dict(self.named_parameters())
+
+
+def refuse_assignments(*kinds: type[Module[Any]]) -> None:
+    """Makes assignments to parts of a model errors that say what to do, in place of what frozen dataclasses say.
+
+    Args:
+        kinds: The dataclasses, each of which would have a sentence of its own.
+    """
+    for kind in kinds:
+        kind.__setattr__ = _refuse  # type: ignore[method-assign, assignment]
+
+
+def _refuse(part: Module[Any], name: str, value: object) -> None:
+    """Raises InputAttributeError: what is assigned to a part would not change what the model computes."""
+    full = f"{part._prefix}.{name}"
+    if full in part._runner.weights:
+        raise InputAttributeError(
+            f"{full} = ...: the model computes from its own file. model.set_weights({{{full!r}: new}}) sets a weight."
+        )
+    raise InputAttributeError(
+        f"{full} = ...: parts of a model cannot be replaced or given attributes. Weights are set with model.set_weights, "
+        "activations with hooks."
+    )

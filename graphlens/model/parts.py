@@ -16,7 +16,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.file.names import split_name
 from graphlens.model.calls import Entry, Hooked, call_attention, call_block, call_mlp, of_additive
 from graphlens.model.limits import longest
-from graphlens.model.modules import Module
+from graphlens.model.modules import Module, refuse_assignments
 from graphlens.model.weights import ov_factors, qk_factors
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ class Block(Component[ArrayT]):
     def __call__(
         self,
         resid_pre: ArrayT,
-        shortformer_pos_embed: None = None,
+        shortformer_pos_embed: ArrayInput | UserArray | None = None,
         past_kv_cache_entry: Entry | None = None,
         attention_mask: ArrayInput | UserArray | None = None,
     ) -> ArrayT:
@@ -351,8 +351,8 @@ class Block(Component[ArrayT]):
         Raises:
             InputError: For inputs that do not fit.
         """
-        if shortformer_pos_embed is not None:
-            raise InputError("shortformer_pos_embed: no supported model adds its position embeddings to the attention.")
+        if shortformer_pos_embed is not None and self._runner.config.positional_embedding_type != "shortformer":
+            raise InputError("shortformer_pos_embed: this model adds no position embeddings to queries and keys.")
         return call_block(self._runner, self._layer, resid_pre, past_kv_cache_entry, attention_mask)
 
     @property
@@ -394,3 +394,6 @@ def _norm(part: Component[ArrayT], name: str) -> Norm[ArrayT]:
     if name not in part._own_names():
         raise AttributeError(f"{part._prefix} of this model has no {name!r}.")
     return Norm(part._runner, f"{part._prefix}.{name}")
+
+
+refuse_assignments(Component, Norm, Embed, PosEmbed, Unembed, Attention, Mlp, Block)

@@ -51,7 +51,7 @@ class ForwardOptions(TypedDict, Generic[ArrayT], total=False):
     padding_side: str | None
     start_at_layer: int | None
     tokens: Input[ArrayT] | None
-    shortformer_pos_embed: None
+    shortformer_pos_embed: ArrayInput | UserArray | None
     attention_mask: ArrayInput | UserArray | None
     stop_at_layer: int | None
     past_kv_cache: KeyValueCache | None
@@ -196,14 +196,12 @@ class Reader(Generic[ArrayT]):
         padding_side: str | None = None,
         start_at_layer: int | None = None,
         tokens: Input[ArrayT] | None = None,
-        shortformer_pos_embed: None = None,
+        shortformer_pos_embed: ArrayInput | UserArray | None = None,
         attention_mask: ArrayInput | UserArray | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
     ) -> Request:
         """``request``, its arguments being those of ``forward``."""
-        if shortformer_pos_embed is not None:
-            raise InputError("shortformer_pos_embed: no supported model adds its position embeddings to the attention.")
         cfg, cached = self._engine.manifest.config, past_kv_cache is not None
         start = self._layer("start_at_layer", start_at_layer)
         stop = self._layer("stop_at_layer", stop_at_layer)
@@ -224,6 +222,8 @@ class Reader(Generic[ArrayT]):
         if attention_mask is not None:
             mask = checked_mask(attention_mask, shape, cached)
             real = mask if real is None else mask & real
+        if shortformer_pos_embed is not None:
+            self._ensure_own_positions(shortformer_pos_embed, shape, cached or mask is not None)
         plan = Plan(flags, start, stop, past=cached)
         window = Window.whole(*shape)
         if past_kv_cache is not None:
@@ -285,6 +285,25 @@ class Reader(Generic[ArrayT]):
                 f"{argument}={layer}: this model has {count} layers (0-{count - 1}); {count} is their end."
             )
         return index
+
+    def _ensure_own_positions(self, given: object, shape: tuple[int, int], shifted: bool) -> None:
+        """Raises InputError for position embeddings other than those that the graph adds to queries and keys anyway.
+
+        Args:
+            given: The argument ``shortformer_pos_embed``.
+            shape: The tokens' shape.
+            shifted: True where positions do not simply count up from 0, by a mask or a KV cache.
+        """
+        weights = self._engine.weights
+        if self._engine.manifest.config.positional_embedding_type != "shortformer":
+            raise InputError("shortformer_pos_embed: this model adds no position embeddings to queries and keys.")
+        own, values = weights["pos_embed.W_pos"][: shape[1]], as_array(cast(ArrayInput, given))
+        fits = values.shape in (own.shape, (*shape, own.shape[1]))
+        if shifted or not fits or not np.allclose(values, own, rtol=1e-3, atol=1e-5):
+            raise InputError(
+                "shortformer_pos_embed: the model adds its own position embeddings to queries and keys, at every "
+                "start_at_layer. Leave it out; other ones are set with model.set_weights({'pos_embed.W_pos': ...})."
+            )
 
     def _residual(self, input: object) -> Array:
         cfg = self._engine.manifest.config

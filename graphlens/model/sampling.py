@@ -88,10 +88,13 @@ def penalised(logits: Array, tokens: Tokens, penalty: float) -> Array:
     """
     if penalty == 1 or not tokens.size:
         return logits
-    seen = np.take_along_axis(logits, tokens, -1)
-    found = logits.copy()
-    np.put_along_axis(found, tokens, np.where(seen > 0, seen / penalty, seen * penalty).astype(logits.dtype), -1)
-    return found
+    changed = np.where(logits > 0, logits / penalty, logits * penalty).astype(logits.dtype)
+    return np.where(_counts(tokens, logits.shape[-1]) > 0, changed, logits)
+
+
+def _counts(tokens: Tokens, size: int) -> Tokens:
+    """How often each id up to ``size`` occurs in each row, [b, size]. Ids beyond are never drawn, where d_vocab_out is less."""
+    return np.array([np.bincount(row, minlength=size)[:size] for row in tokens], np.int64).reshape(len(tokens), size)
 
 
 def sample(logits: Array, tokens: Tokens, rng: Generator | _Random, how: Sampling = Sampling()) -> Tokens:
@@ -116,8 +119,7 @@ def sample(logits: Array, tokens: Tokens, rng: Generator | _Random, how: Samplin
     with np.errstate(over="ignore"):  # of a tiny temperature: all but the likeliest token become -inf, as they should
         scores = (scores - scores.max(-1, keepdims=True)) / how.temperature
     if how.freq_penalty:
-        for row, seen in zip(scores, tokens, strict=True):
-            row -= float(how.freq_penalty) * np.bincount(seen, minlength=row.size)
+        scores -= float(how.freq_penalty) * _counts(tokens, scores.shape[-1])
     if how.top_k is not None and how.top_k < scores.shape[-1]:
         least = np.partition(scores, -how.top_k, axis=-1)[:, -how.top_k, None]
         scores = np.where(scores < least, -np.inf, scores)

@@ -25,19 +25,26 @@ def drawn(config: HookedTransformerConfig, parameters: Sequence[Parameter]) -> d
         Name -> array, in the config's dtype (bfloat16 as float32).
     """
     dtype = getattr(torch, dtype_name(config.dtype))
+    own = None
     if config.seed is not None and config.init_weights:
         torch.manual_seed(config.seed)
+        own = torch.Generator().manual_seed(
+            config.seed
+        )  # torch's is every thread's, and these draws are the seed's alone
     found = {}
     for parameter in parameters:
         tensor = torch.full(parameter.shape, parameter.begins or 0, dtype=dtype)
         if parameter.begins is None and config.init_weights:
-            _draw(tensor, parameter.name, config.init_mode, config.initializer_range)
+            _draw(tensor, parameter.name, config.init_mode, config.initializer_range, own)
         found[parameter.name] = as_array(tensor)
+    if own is not None:
+        torch.set_rng_state(own.get_state())  # whatever is drawn next is what follows there
     return found
 
 
-def _draw(tensor: torch.Tensor, name: str, mode: str, scale: float) -> None:
-    """Draws a weight in place. ``scale`` is a standard deviation for "gpt2", and a factor for the others."""
+def _draw(tensor: torch.Tensor, name: str, mode: str, scale: float, own: torch.Generator | None) -> None:
+    """Draws a weight in place. ``scale`` is a standard deviation for "gpt2", and a factor for the others; ``own`` is where
+    the draws come from, None for torch's generator."""
     shape = tensor.shape
     fan_in, fan_out = (shape[-2], shape[-1]) if len(shape) == 2 else (shape[1], shape[0] * shape[2])
     if mode == "gpt2":
@@ -51,9 +58,9 @@ def _draw(tensor: torch.Tensor, name: str, mode: str, scale: float) -> None:
         factor = scale if kind == "xavier" else scale * math.sqrt(2.0)
         deviation = factor * math.sqrt(numerator / (fan_in + fan_out if kind == "xavier" else fan_in))
     if uniform:
-        torch.nn.init.uniform_(tensor, -deviation, deviation)
+        tensor.uniform_(-deviation, deviation, generator=own)
     else:
-        torch.nn.init.normal_(tensor, std=deviation)
+        tensor.normal_(0, deviation, generator=own)
 
 
 @contextlib.contextmanager

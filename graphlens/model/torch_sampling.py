@@ -45,10 +45,16 @@ def draw(logits: torch.Tensor, tokens: Tokens, how: Sampling, generator: torch.G
     """
     scores = logits.detach()
     seen = torch.from_numpy(np.array(tokens)).to(scores.device)
-    if how.repetition_penalty != 1 and seen.numel():
-        held = scores.gather(-1, seen)
-        changed = torch.where(held > 0, held / how.repetition_penalty, held * how.repetition_penalty)
-        scores = scores.scatter(-1, seen, changed)
+    size = scores.shape[-1]
+    if (how.repetition_penalty != 1 or how.freq_penalty) and seen.numel():
+        counts = torch.zeros(len(scores), max(size, int(seen.max()) + 1), dtype=torch.long, device=scores.device)
+        # Ids beyond d_vocab_out are never drawn, so they have no score to change.
+        counts = counts.scatter_add(-1, seen, torch.ones_like(seen))[:, :size]
+    else:
+        counts = torch.zeros_like(scores, dtype=torch.long)
+    if how.repetition_penalty != 1:
+        changed = torch.where(scores > 0, scores / how.repetition_penalty, scores * how.repetition_penalty)
+        scores = torch.where(counts > 0, changed, scores)
     if how.temperature == 0:
         return scores.argmax(-1)
     scaled = scores / how.temperature
@@ -56,7 +62,6 @@ def draw(logits: torch.Tensor, tokens: Tokens, how: Sampling, generator: torch.G
         scaled = (scores.double() - scores.double().amax(-1, keepdim=True)) / how.temperature
     scores = scaled
     if how.freq_penalty:
-        counts = torch.stack([torch.bincount(row, minlength=scores.shape[-1]) for row in seen])
         scores = scores - how.freq_penalty * counts
     nothing = -float("inf")
     if how.top_k is not None and how.top_k < scores.shape[-1]:

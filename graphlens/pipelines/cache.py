@@ -165,7 +165,10 @@ def _made(folder: Path) -> Manifest | None:
     """
     from graphlens.surgery.files import stored_manifest
 
+    there = folder.is_dir()  # asked first: folders appear whole, when another process has made them
     if not (folder / MODEL_FILE).is_file():
+        if there:
+            remove_whole(folder)  # something took the graph out of it, and no other can be put in
         return None
     try:
         return stored_manifest(folder, intact=True)

@@ -147,6 +147,7 @@ def _make_graph(settings: Mapping[str, Json], spec: Spec, config: ModelConfig, s
     write_manifest(model, manifest)
     write_graph(surgery.expose(model, manifest.hooks), stage / MODEL_FILE)
     sure = config.n_ctx >= _FEWEST_POSITIONS and min(config.d_model, config.d_head, config.d_mlp) >= _LEAST_WIDTH
+    sure = sure and config.window_size != 1  # a query that sees itself alone has no scores to change
     verify_export(stage / MODEL_FILE, lambda tokens: lens_logits(settings, state, tokens), effects=sure)
     remove_whole(packed_folder(stage / MODEL_FILE))  # of a large model's random weights
     path.unlink()

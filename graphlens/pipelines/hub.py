@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,6 +141,24 @@ def tokenizer_folder(name: str | os.PathLike[str]) -> Path:
         return _Repository(repo, None, None, None).files(TOKENIZER_FILES)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise ExportError(_refusal(error, text, repo, None)) from error
+
+
+def config_folder(name: str, fetch: Callable[[], str]) -> Path:
+    """The folder of a model's ``config.json``, and no more of the model.
+
+    Args:
+        name: A name on the hub or TransformerLens's alias of one.
+        fetch: Gives the path of the file in the hub's cache.
+
+    Raises:
+        ExportError: There is no such model, or the hub cannot be reached while nothing is cached.
+    """
+    from huggingface_hub import errors
+
+    try:
+        return Path(fetch()).parent
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise ExportError(_refusal(error, name, hub_name(name), None)) from error
 
 
 def manifest_of(graph: Path) -> Manifest | None:

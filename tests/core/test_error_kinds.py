@@ -21,6 +21,8 @@ KINDS: dict[str, tuple[type[Exception], ...]] = {
     "InputError": (ValueError,),
     "InputTypeError": (ValueError, TypeError),
     "InputIndexError": (ValueError, IndexError),
+    "InputAttributeError": (ValueError, AttributeError),
+    "StateDictError": (ValueError, RuntimeError),
     "InputShapeError": (ValueError, RuntimeError),
     "StateDictError": (ValueError, RuntimeError),
     "HookResultError": (ValueError,),

@@ -69,6 +69,16 @@ def test_what_is_not_there_is_an_attribute_error_that_says_what_is(tiny: HookedT
     for target in (tiny.blocks[0].attn, tiny):
         with pytest.raises(AttributeError):
             target.W_Q = tiny.W_Q
+    for part, name in (
+        (tiny.blocks[0].attn, "W_Q"),
+        (tiny.embed, "W_E"),
+        (tiny.ln_final, "w"),
+        (tiny.blocks[1].mlp, "b_in"),
+    ):
+        with pytest.raises(InputError, match=rf"model\.set_weights\({{'.*{name}': new}}\)"):
+            setattr(part, name, np.zeros(3))
+    with pytest.raises(InputError, match=r"blocks\.0\.mlp = .*: parts of a model cannot be replaced"):
+        tiny.blocks[0].mlp = None
 
 
 def test_the_embedding_and_the_end_of_the_model_reproduce_the_run(tiny: HookedTransformer, tokens: np.ndarray) -> None:

@@ -159,6 +159,16 @@ def test_a_damaged_export_in_the_cache_is_made_again(
     assert near(make(checkpoint)(TOKENS), logits(loaded(checkpoint)))
 
 
+@pytest.mark.parametrize("processed", [False, True])
+def test_an_export_in_the_cache_that_lost_its_graph_is_made_again(
+    processed: bool, odd_checkpoint: Path, tmp_path: Path
+) -> None:
+    make = HookedTransformer.from_pretrained if processed else HookedTransformer.from_pretrained_no_processing
+    checkpoint = Path(shutil.copytree(odd_checkpoint, tmp_path / "odd"))
+    make(checkpoint).runner.engine.path.unlink()
+    assert near(make(checkpoint)(TOKENS), logits(loaded(checkpoint)))
+
+
 def test_a_checkpoint_that_changes_while_it_is_exported_is_not_kept(
     odd_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

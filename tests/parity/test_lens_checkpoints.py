@@ -118,14 +118,15 @@ class _Runs:
         return (open, ("ran", "w"))
 
 
-@pytest.mark.parametrize("content", [{"embed.W_E": _Runs()}, [1, 2], {"embed.W_E": 3}, None])
+@pytest.mark.parametrize("content", [{"embed.W_E": _Runs()}, [1, 2], {"embed.W_E": 3}, b"nothing", b"junk", b"",
+                                     {"embed.W_E": torch.eye(3).to_sparse()}])  # fmt: skip
 def test_what_is_no_state_dict_of_tensors_is_refused(
     content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = saved(tmp_path / "checkpoint", lens_model(CONFIGS["attn_only"]), CONFIGS["attn_only"])
-    if content is None:
-        (folder / "model_final.pth").write_bytes(b"nothing")
+    if isinstance(content, bytes):
+        (folder / "model_final.pth").write_bytes(content)
     else:
         torch.save(content, folder / "model_final.pth")
     with pytest.raises(

@@ -229,6 +229,25 @@ def test_a_config_of_settings_in_hand_and_of_a_checkpoint() -> None:
         loading.get_pretrained_model_config("pythia-70m-v0", settings, checkpoint_value=4001)
 
 
+def test_the_config_of_a_checkpoint_in_transformerlens_own_format() -> None:
+    old = {"d_model": 8, "n_layers": 2, "d_head": 4, "n_heads": 2, "n_ctx": 6, "d_vocab": 11, "act_fn": "solu_ln"}
+    old |= {"attn_only": False, "d_mlp": 19, "normalization": "LN"}
+    found = loading.get_pretrained_model_config("solu-2l", old)
+    assert (found.n_layers, found.act_fn, found.d_mlp, found.normalization_type) == (2, "solu_ln", 19, "LN")
+    assert loading.get_pretrained_model_config("solu-2l", old, fold_ln=True, n_ctx=4).to_dict()["n_ctx"] == 4
+
+
+def test_a_config_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fails(*given: object, **options: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+    with pytest.raises(graphlens.ExportError, match="gpt2: the hub cannot be reached"):
+        loading.get_pretrained_model_config("gpt2-small")
+
+
 def test_the_sizes_of_a_model(lens: Any) -> None:
     assert loading.get_num_params_of_pretrained("tiny-gpt2") == lens.cfg.n_params
     sizes = loading.get_basic_config("tiny-gpt2")

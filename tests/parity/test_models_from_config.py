@@ -371,6 +371,7 @@ def test_a_tokenizer_by_its_name_on_the_hub_fetches_no_more_than_that(
     assert model.tokenizer is not None
 
 
+@pytest.mark.filterwarnings("ignore:the config of a file")  # of tiny-llama, whose rotary frequencies are plain ones
 @pytest.mark.parametrize(("name", "processed"), [("tiny-gpt2", False), ("tiny-llama", True)])
 def test_a_model_is_built_from_the_config_of_a_file(name: str, processed: bool) -> None:
     kinds = (HookedTransformer.from_pretrained_no_processing, HookedTransformer.from_pretrained)
