@@ -24,7 +24,6 @@ KINDS: dict[str, tuple[type[Exception], ...]] = {
     "InputAttributeError": (ValueError, AttributeError),
     "StateDictError": (ValueError, RuntimeError),
     "InputShapeError": (ValueError, RuntimeError),
-    "StateDictError": (ValueError, RuntimeError),
     "HookResultError": (ValueError,),
     "ModelFileError": (ValueError,),
     "ExportError": (ValueError,),
