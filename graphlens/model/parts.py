@@ -352,7 +352,7 @@ class Block(Component[ArrayT]):
             InputError: For inputs that do not fit.
         """
         if shortformer_pos_embed is not None:
-            raise InputError("shortformer_pos_embed: no supported model adds its position embeddings to the attention.")
+            raise InputError("shortformer_pos_embed: a model computes its position embeddings itself. Leave it out.")
         return call_block(self._runner, self._layer, resid_pre, past_kv_cache_entry, attention_mask)
 
     @property

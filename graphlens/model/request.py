@@ -203,7 +203,9 @@ class Reader(Generic[ArrayT]):
     ) -> Request:
         """``request``, its arguments being those of ``forward``."""
         if shortformer_pos_embed is not None:
-            raise InputError("shortformer_pos_embed: a model computes its position embeddings itself, from attention_mask. Leave it out.")
+            raise InputError(
+                "shortformer_pos_embed: a model computes its position embeddings itself, from attention_mask. Leave it out."
+            )
         cfg, cached = self._engine.manifest.config, past_kv_cache is not None
         start = self._layer("start_at_layer", start_at_layer)
         stop = self._layer("stop_at_layer", stop_at_layer)
