@@ -175,7 +175,10 @@ def detect_head(
     if isinstance(detection_pattern, str) and detection_pattern not in HEAD_PATTERNS:
         raise InputError(f"{detection_pattern!r} is no known head: {', '.join(HEAD_PATTERNS)}, or a pattern [p, p].")
     if not isinstance(seq, str) and cache is not None:
-        raise InputError("a cache holds one prompt: pass one string with it, or a list of prompts without it.")
+        raise InputError(
+            "a cache holds one prompt and cannot be reused across multiple prompts: pass one string with it, or a list of "
+            "prompts without it."
+        )
     prompts = [seq] if isinstance(seq, str) else seq
     if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError("seq must be a string or a list of strings, at least one.")

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from graphlens.errors import InputError
+from graphlens.model.torch_config import HookedTransformerConfig
+
 ActivationFunction = Callable[..., torch.Tensor]
 # The soft cap that caps nothing.
 SOFTCAP_DISABLED = -1.0
@@ -158,3 +161,28 @@ SUPPORTED_ACTIVATIONS: Mapping[str, ActivationFunction] = {
     "xielu": xielu,
     "relu2": relu2,
 }
+
+
+class ActivationFunctionFactory:
+    """Gives the activation function that a configuration names. TransformerLens: the same name."""
+
+    @staticmethod
+    def pick_activation_function(cfg: HookedTransformerConfig) -> ActivationFunction:
+        """The activation function of a configuration, on tensors.
+
+        Args:
+            cfg: The configuration; its ``act_fn`` counts.
+
+        Returns:
+            A function of a tensor [...], which gives one of the same shape. "xielu" is a module with parameters of its own.
+
+        Raises:
+            InputError: It names none, or one that there is not.
+        """
+        if cfg.act_fn == "xielu":
+            return XIELU()
+        if cfg.act_fn is None or cfg.act_fn not in SUPPORTED_ACTIVATIONS:
+            raise InputError(
+                f"Invalid activation function name: act_fn is {cfg.act_fn!r}. There are {', '.join(SUPPORTED_ACTIVATIONS)}."
+            )
+        return SUPPORTED_ACTIVATIONS[cfg.act_fn]

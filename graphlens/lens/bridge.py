@@ -16,7 +16,7 @@ from graphlens.file.names import NamesFilter
 from graphlens.lens.bridge_arguments import check_boot, one_cache, without_batch
 from graphlens.lens.bridge_border import BridgeBorder
 from graphlens.lens.bridge_hooks import BridgeCache, BridgeHooks, is_scores
-from graphlens.lens.bridge_weights import processed
+from graphlens.lens.bridge_weights import LensWeights, processed
 from graphlens.model import torch_face
 from graphlens.model.backward import Differentiable
 from graphlens.model.config import HookPointInfo
@@ -27,7 +27,7 @@ from graphlens.model.request import Output
 from graphlens.model.text import Input
 
 
-class TransformerBridge(torch_face.HookedTransformer):
+class TransformerBridge(torch_face.HookedTransformer, LensWeights):
     """graphlens.torch.HookedTransformer under TransformerLens 4's names: its TransformerBridge.
 
     ``boot_transformers`` opens a model with the checkpoint's weights as they are; ``enable_compatibility_mode`` processes

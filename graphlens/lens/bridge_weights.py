@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import torch
 
 from graphlens.engine.engine import Engine
 from graphlens.errors import InputError, warn
+
+
+class LensWeights:
+    """The part of TransformerBridge that gives weights by TransformerLens's names."""
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See HookedTransformer."""
+        raise NotImplementedError
+
+    def tl_named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight with its name, as ``named_parameters``. TransformerLens: the same name.
+
+        Yields:
+            (TransformerLens name, tensor).
+        """
+        yield from self.named_parameters()
+
+    def tl_parameters(self) -> dict[str, torch.Tensor]:
+        """Every weight by its name, ``blocks.0.attn.W_Q`` say. TransformerLens: the same name."""
+        return dict(self.named_parameters())
+
+    get_params = tl_parameters
 
 
 def processed(engine: Engine, steps: Sequence[str], booted: tuple[str, str | None] | None) -> Engine | None:

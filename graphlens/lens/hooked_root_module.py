@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
 from torch import nn
 
 from graphlens.errors import InputError
-from graphlens.file.names import NamesFilter, unknown_hook
+from graphlens.file.names import NamesFilter, select, unknown_hook
 from graphlens.lens.caching import CachingModule, HookPairs, blocks_in
 from graphlens.lens.hook_points import HookFunction, HookPoint, LensHandle
 
 
-class HookedRootModule(CachingModule, metaclass=ABCMeta):
+class HookIntrospectionMixin:
+    """``list_hooks`` for any class with a ``hook_dict``: HookPoints by their names. TransformerLens: the same name."""
+
+    def list_hooks(
+        self, name_filter: NamesFilter = None, dir: str = "both", including_permanent: bool = True
+    ) -> dict[str, list[LensHandle]]:
+        """The hooks that there are, by hook point; hook points without any are left out.
+
+        Args:
+            name_filter: A hook name, a list of them, or a function name -> bool; None for all.
+            dir: "fwd", "bwd" or "both".
+            including_permanent: False leaves permanent hooks out.
+
+        Raises:
+            UnknownHookPoint: For a name that is none, and a filter that picks nothing.
+        """
+        points: Mapping[str, HookPoint] = self.hook_dict  # type: ignore[attr-defined]  # an attribute or a property
+        found = {}
+        for name in select(list(points), name_filter, blocks_in(points)):
+            handles = points[name].hooks_of(dir)
+            kept = [handle for handle in handles if including_permanent or not handle.is_permanent]
+            if kept:
+                found[name] = kept
+        return found
+
+
+class HookedRootModule(HookIntrospectionMixin, CachingModule, metaclass=ABCMeta):
     """A torch module of one's own, run with hooks and caches. TransformerLens: the same name.
 
     A subclass makes its layers, with a HookPoint around each activation, and calls ``setup()`` at the end of its ``__init__``.
@@ -56,24 +82,6 @@ class HookedRootModule(CachingModule, metaclass=ABCMeta):
     def hook_points(self) -> Iterable[HookPoint]:
         """The hook points."""
         return self.hook_dict.values()
-
-    def list_hooks(
-        self, name_filter: NamesFilter = None, dir: str = "both", including_permanent: bool = True
-    ) -> dict[str, list[LensHandle]]:
-        """The hooks that there are, by hook point; hook points without any are left out.
-
-        Args:
-            name_filter: A hook name, a list of them, or a function name -> bool; None for all.
-            dir: "fwd", "bwd" or "both".
-            including_permanent: False leaves permanent hooks out.
-        """
-        found = {}
-        for name in self.chosen(name_filter):
-            handles = self.hook_dict[name].hooks_of(dir)
-            kept = [handle for handle in handles if including_permanent or not handle.is_permanent]
-            if kept:
-                found[name] = kept
-        return found
 
     # Removing
 

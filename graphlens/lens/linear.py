@@ -98,16 +98,9 @@ def get_pos_offset(past_kv_cache: KeyValueCache | None, batch_size: int) -> int:
 
     Args:
         past_kv_cache: The cache; None holds none.
-        batch_size: The number of sequences, which must be the cache's.
-
-    Raises:
-        InputError: It is not.
+        batch_size: Changes nothing, as in TransformerLens: the cache knows its number of sequences.
     """
-    if past_kv_cache is None:
-        return 0
-    if past_kv_cache.batch_size != batch_size:
-        raise InputError(f"the KV cache is of {past_kv_cache.batch_size} sequences, not of {batch_size}.")
-    return past_kv_cache.length
+    return 0 if past_kv_cache is None else int(past_kv_cache.entries[0].past_keys.shape[1])
 
 
 class TypedModuleList(nn.ModuleList, Generic[ModuleT]):
@@ -131,15 +124,15 @@ def temporarily_swap_parameter(parameter: nn.Parameter, new_value: torch.Tensor)
     """
     if not isinstance(parameter, nn.Parameter):
         raise InputTypeError(
-            f"parameter must be a torch Parameter, not {type(parameter).__name__}: the weights of a graphlens model are set "
-            "with model.set_weights."
+            f"parameter must be a torch.nn.Parameter, not {type(parameter).__name__}: the weights of a graphlens model are "
+            "set with model.set_weights."
         )
     if isinstance(new_value, nn.Parameter) or not isinstance(new_value, torch.Tensor):
-        raise InputTypeError(f"new_value must be a tensor that is no parameter, not {type(new_value).__name__}.")
+        raise InputTypeError(f"new_value must be a plain torch.Tensor, not {type(new_value).__name__}.")
     if (new_value.shape, new_value.dtype) != (parameter.shape, parameter.dtype):
         raise InputError(
-            f"new_value is {new_value.dtype}{list(new_value.shape)}, and the parameter {parameter.dtype}"
-            f"{list(parameter.shape)}."
+            f"new_value has dtype {new_value.dtype} and shape {list(new_value.shape)}, and the parameter dtype "
+            f"{parameter.dtype} and shape {list(parameter.shape)}: they must be the same."
         )
     before = parameter.detach().clone()
     try:

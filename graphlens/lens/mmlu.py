@@ -62,7 +62,7 @@ def _subjects_of(subjects: str | Sequence[str] | None) -> list[str]:
     asked = MMLU_SUBJECTS if subjects is None else [subjects] if isinstance(subjects, str) else list(subjects)
     unknown = [subject for subject in asked if subject not in MMLU_SUBJECTS]
     if unknown:
-        raise InputError(f"{unknown[0]!r} is no subject of MMLU: {', '.join(MMLU_SUBJECTS)}.")
+        raise InputError(f"Invalid subject {unknown[0]!r}: MMLU has {', '.join(MMLU_SUBJECTS)}.")
     return asked
 
 

@@ -148,15 +148,16 @@ class ProcessWeights:
 
         Args:
             state_dict: Weights by TransformerLens's names.
-            cfg: Holds TransformerLens's place.
+            cfg: The configuration, by which W_U may also be [d_vocab, d_model], as transformers has it. Without one W_U is
+                [d_model, d_vocab].
             adapter: Holds TransformerLens's place.
 
         Raises:
             InputError: For an adapter.
         """
         done = _copy(state_dict, adapter)
-        for name in ("unembed.W_U", "unembed.b_U"):
-            _centre(done, name, -1)
+        _centre(done, "unembed.W_U", _axis_of_vocabulary(done, cfg))
+        _centre(done, "unembed.b_U", -1)
         return done
 
     @staticmethod
@@ -295,6 +296,16 @@ def _of_experts(weights: StateDict, layer: int, leaves: tuple[str, ...]) -> Iter
     for name in list(weights):
         if name.startswith(start) and any(leaf in name.split(".") for leaf in leaves):
             yield name
+
+
+def _axis_of_vocabulary(weights: StateDict, cfg: _Config | None) -> int:
+    """The axis of W_U that is the vocabulary: the last, if the configuration's sizes do not say that it is the first."""
+    d_model, d_vocab = getattr(cfg, "d_model", None), getattr(cfg, "d_vocab", None)
+    if "unembed.W_U" not in weights or d_model is None:
+        return -1
+    first, last = weights["unembed.W_U"].shape[0], weights["unembed.W_U"].shape[-1]
+    # A checkpoint may have padded its vocabulary, so d_vocab alone does not tell.
+    return 0 if first != d_model and (last == d_model or first == d_vocab) else -1
 
 
 def _centre(weights: StateDict, name: str, axis: int) -> None:

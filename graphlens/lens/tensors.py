@@ -37,7 +37,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
     if is_tensor(tensor):
         return as_array(tensor)
     raise InputTypeError(
-        f"to_numpy takes a tensor, an array, a list, a tuple or a number, not {type(tensor).__name__}."
+        f"{type(tensor).__name__} is an invalid type for to_numpy: it takes a tensor, an array, a list, a tuple or a number."
     )
 
 

@@ -259,7 +259,7 @@ class _Call(Generic[ArrayT]):
         past = 0 if held is None else held.past
         if self.part != MLP and past + new > runner.config.n_ctx:
             raise InputError(f"{past + new} positions, and {longest(runner.config)}.")
-        mask = None if attention_mask is None else checked_mask(attention_mask, (batch, past + new), held is not None)
+        mask = None if attention_mask is None else checked_mask(attention_mask, (batch, past + new), held)
         fed: dict[str, Feed] = {**feeds, RESIDUAL_IN: sizes}
         window = Window.whole(batch, new)
         if held is not None:

@@ -32,7 +32,7 @@ class HeldTokenizer:
         self.tokenizer = self.own_tokenizer = tokenizer
         self._side_without_tokenizer = "right"
         if tokenizer is not None and tokenizer.settings is not None:
-            tokenizer.name_or_path = engine.manifest.config.model_name
+            tokenizer.name_or_path = engine.manifest.source  # with its owner, so that the hub finds it
             if self._puts_bos_first():
                 tokenizer.put_bos_first()
 
@@ -51,8 +51,8 @@ class HeldTokenizer:
         from graphlens.model.of_transformers import TransformersTokenizer, real_of
 
         if self.tokenizer is not None and self.tokenizer.settings is not None:
-            config = self._engine.manifest.config
-            real = real_of(self.tokenizer, config.model_name, token_types=(config.n_token_types or 0) > 1)
+            manifest = self._engine.manifest
+            real = real_of(self.tokenizer, manifest.source, token_types=(manifest.config.n_token_types or 0) > 1)
             if self.own_tokenizer is self.tokenizer:
                 self.own_tokenizer = real
             self.tokenizer = real

@@ -220,7 +220,7 @@ class Reader(Generic[ArrayT]):
                 raise InputError(f"tokens have shape {list(ids.shape)}; the residual has {list(shape)} positions.")
             feeds = {RESIDUAL_IN: residual}
         if attention_mask is not None:
-            mask = checked_mask(attention_mask, shape, cached)
+            mask = checked_mask(attention_mask, shape, past_kv_cache)
             real = mask if real is None else mask & real
         if shortformer_pos_embed is not None:
             self._ensure_own_positions(shortformer_pos_embed, shape, cached or mask is not None)
@@ -325,29 +325,39 @@ class Reader(Generic[ArrayT]):
         return residual
 
 
-def checked_mask(attention_mask: object, shape: tuple[int, int], cached: bool = False) -> Tokens:
+def checked_mask(attention_mask: object, shape: tuple[int, int], cache: object = None) -> Tokens:
     """An attention mask as int64 [b, p].
 
     Args:
         attention_mask: What the user gave.
         shape: The tokens' shape.
-        cached: True with a KV cache. A row may then be all padding, since its real tokens may be in the cache.
+        cache: The KV cache, or a layer's entry, if there is one. A row may then be all padding, since its real tokens may be
+            in the cache. With a KV cache the mask may be that of all positions [b, past + p], as ``input_to_embed`` gives it.
 
     Returns:
         1 at real tokens, 0 at padding.
 
     Raises:
-        InputError: For another shape, other values than 0 and 1, and a row without a real token.
+        InputError: For another shape, other values than 0 and 1, a row without a real token, and a mask of all positions
+            that is not the cache's at those which the cache holds.
     """
     try:
         mask = np.atleast_2d(as_array(cast(ArrayInput, attention_mask)))
     except ValueError as error:
         raise InputError("attention_mask is ragged: its rows have different lengths.") from error
+    past = cache.length if isinstance(cache, KeyValueCache) else 0
+    if isinstance(cache, KeyValueCache) and past and mask.shape == (shape[0], past + shape[1]):
+        if not np.array_equal(mask[:, :past], cache.mask):
+            raise InputError(
+                f"attention_mask is not the KV cache's at the {past} positions that the cache holds: those were run with "
+                "past_kv_cache.previous_attention_mask. Pass the mask of the new tokens alone."
+            )
+        mask = mask[:, past:]
     if mask.shape != shape:
         raise InputError(f"attention_mask has shape {list(mask.shape)}; the tokens have {list(shape)}.")
     if not np.isin(mask, (0, 1)).all():
         raise InputError("attention_mask must hold 1 at real tokens and 0 at padding, and nothing else.")
-    if not cached and not mask.any(-1).all():
+    if cache is None and not mask.any(-1).all():
         row = int(np.flatnonzero(~mask.any(-1))[0])
         raise InputError(f"attention_mask is 0 everywhere in row {row}: there is nothing to attend to.")
     return mask.astype(np.int64)

@@ -9,5 +9,6 @@ from graphlens.lens.hook_points import HookPoint as HookPoint
 from graphlens.lens.hook_points import LensHandle as LensHandle
 from graphlens.lens.hook_points import NamesFilter as NamesFilter
 from graphlens.lens.hooked_root_module import HookedRootModule as HookedRootModule
+from graphlens.lens.hooked_root_module import HookIntrospectionMixin as HookIntrospectionMixin
 
 __getattr__ = refusing(__name__)

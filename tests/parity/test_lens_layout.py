@@ -149,7 +149,7 @@ def test_names_of_older_scripts() -> None:
 
 
 def test_an_absent_name_says_why() -> None:
-    for name in ("train", "factories", "HookedEncoderDecoder", "lit"):
+    for name in ("train", "benchmarks", "HookedEncoderDecoder", "lit"):
         with pytest.raises(ImportError, match=f"transformer_lens.{name} is not in graphlens: ") as refused:
             getattr(package, name)
         assert isinstance(refused.value, GraphlensError)

@@ -297,7 +297,7 @@ def test_logits_of_embeddings_and_of_draws(model: Any, lens: Any, tiny: graphlen
 
 def test_unknown_arguments_are_ignored_with_a_warning(model: Any, lens: Any) -> None:
     options = {"num_beams": 3, "typical_p": 0.5, **GREEDY}
-    with pytest.warns(UserWarning, match=r"no num_beams, typical_p: ignored") as caught:
+    with pytest.warns(UserWarning, match=r"ignored: generate\(\) has no num_beams, typical_p") as caught:
         mine = model.generate(PROMPT, **options)
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="ignoring"):

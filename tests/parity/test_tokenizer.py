@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ import graphlens
 import graphlens.torch
 from graphlens import InputError
 from graphlens.file.tokenizer import Tokenizer, load_tokenizer
+from graphlens.model.held_tokenizer import HeldTokenizer
 
 FOLDER = graphlens.embedded_model()
 PROMPT = "When John and Mary went to the store"
@@ -94,7 +97,7 @@ def test_it_is_one_of_transformers(face: Any) -> None:
     found = model.tokenizer
     assert isinstance(found, PreTrainedTokenizerBase)
     assert model.tokenizer is found
-    assert found.name_or_path == model.cfg.model_name
+    assert found.name_or_path == model.cfg.tokenizer_name
     assert model.cfg.tokenizer_prepends_bos
     model.tokenizer = None
     assert model.tokenizer is None
@@ -315,12 +318,24 @@ def test_the_small_one_cuts_on_the_left_as_transformers_does(small: Tokenizer) -
     assert dict(small(TEXTS, **options)) == dict(real(TEXTS, **options))
 
 
+def test_its_name_is_the_one_that_the_hub_knows() -> None:
+    """AutoTokenizer.from_pretrained(model.tokenizer.name_or_path) finds it again, as in TransformerLens."""
+    engine = opened().runner.engine
+    manifest = dataclasses.replace(engine.manifest, source="someone/theirs")
+    for held in (
+        HeldTokenizer(SimpleNamespace(manifest=manifest), load_tokenizer(FOLDER)).tokenizer,  # type: ignore[arg-type]
+        HeldTokenizer(SimpleNamespace(manifest=manifest), load_tokenizer(FOLDER)).exposed,  # type: ignore[arg-type]
+    ):
+        assert held is not None
+        assert held.name_or_path == "someone/theirs"
+
+
 def test_without_transformers_the_small_one_stands_in(monkeypatch: pytest.MonkeyPatch, lens: Any) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     model = opened()
     small = model.tokenizer
     assert isinstance(small, Tokenizer)
-    assert small.name_or_path == model.cfg.model_name
+    assert small.name_or_path == model.cfg.tokenizer_name
     assert small(PROMPT)["input_ids"] == lens.tokenizer(PROMPT)["input_ids"]
     with pytest.raises(AttributeError, match=r"small tokenizer has no 'apply_chat_template'.*pip install transformers"):
         small.apply_chat_template([])

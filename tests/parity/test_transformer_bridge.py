@@ -368,3 +368,11 @@ def test_copies_have_the_names_and_the_mode(copied: Any) -> None:
     assert torch.equal(logits, bridge(TOKENS))
     assert list(cache) == [Q, "blocks.1.attn.hook_q", SCORES]
     assert torch.isneginf(cache[SCORES]).any()
+
+
+def test_weights_have_transformerlens_names(bridge: TransformerBridge, model: HookedTransformer) -> None:
+    named, given = dict(bridge.tl_named_parameters()), bridge.tl_parameters()
+    assert list(named) == list(given) == list(bridge.get_params()) == [name for name, _ in model.named_parameters()]
+    assert "blocks.0.attn.W_Q" in named
+    for name, weight in model.named_parameters():
+        assert torch.equal(named[name], weight), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections import Counter
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Self
 
@@ -119,6 +120,9 @@ class Activations(Mapping[str, ArrayT]):
     def remove_batch_dim(self) -> Self:
         """Drops the batch axis of every activation, in place. Norms of each query and key have none, nor chosen experts.
 
+        In a cache that was put together by hand, arrays whose first axis is longer than the batch are left as they are: a
+        bias over positions, say.
+
         Returns:
             The cache itself.
 
@@ -126,19 +130,19 @@ class Activations(Mapping[str, ArrayT]):
             InputError: For a batch of more than one prompt.
         """
         if self.has_batch_dim:
-            for name, value in self.cache_dict.items():
-                if value.shape[0] != 1 and not _joins_prompts(name, value):
-                    raise InputError(
-                        f"cannot drop the batch axis of {name!r}: the batch holds {value.shape[0]} prompts."
-                    )
+            prompts = self._batch()
+            if prompts != 1:
+                name = next(name for name, value in self.cache_dict.items() if value.shape[:1] == (prompts,))
+                raise InputError(f"cannot drop the batch axis of {name!r}: the batch holds {prompts} prompts.")
             self.cache_dict = {
-                name: value if _joins_prompts(name, value) else value[0] for name, value in self.cache_dict.items()
+                name: value if value.shape[:1] != (1,) or _joins_prompts(name, value) else value[0]
+                for name, value in self.cache_dict.items()
             }
             self.has_batch_dim = False
         return self
 
     def apply_slice_to_batch_dim(self, batch_slice: SliceInput) -> Self:
-        """A new cache of some of the prompts.
+        """A new cache of some of the prompts. Arrays put there by hand that have another first axis stay as they are.
 
         Args:
             batch_slice: Which prompts; an int drops the batch axis.
@@ -151,16 +155,24 @@ class Activations(Mapping[str, ArrayT]):
         if not self.has_batch_dim and taken.mode != "identity":
             raise InputError("this cache has no batch axis to slice: it was removed.")
         sliced: dict[str, ArrayT] = {}
+        prompts = self._batch()
         for name, value in self.cache_dict.items() if self.has_batch_dim else ():
             if _joins_prompts(name, value) and taken.mode != "identity":
                 rows = np.arange(value.shape[0]).reshape(self._prompts(name), -1)
                 sliced[name] = Slice(np.asarray(taken.apply(rows)).ravel()).apply(value)
             else:
-                sliced[name] = taken.apply(value)
+                sliced[name] = taken.apply(value) if value.shape[:1] == (prompts,) else value
         other = type(self)(sliced or dict(self.cache_dict), self.model, self.has_batch_dim and taken.mode != "int")
         if self.mask is not None:
             other.mask = self.mask[taken.indices(len(self.mask))] if self.has_batch_dim else self.mask
         return other
+
+    def _batch(self) -> int:
+        """The number of prompts: the length that most activations have in their first axis, of two as frequent the longer."""
+        lengths = Counter(
+            int(value.shape[0]) for name, value in self.items() if value.shape and not _joins_prompts(name, value)
+        )
+        return max(lengths, key=lambda length: (lengths[length], length), default=1)
 
     def _prompts(self, asked: str) -> int:
         """The number of prompts of the run; ``asked`` is the activation that does not tell."""

@@ -87,7 +87,7 @@ class GenerateMethods(Generic[ArrayT]):
         """
         unknown.pop("return_dict_in_generate", None)  # output_logits decides alone, as in TransformerLens
         if unknown:
-            warn(f"generate() has no {_named(unknown)}: ignored.")
+            warn(f"unsupported generation kwargs are ignored: generate() has no {_named(unknown)}.")
         checked_number(output_logits, "output_logits", bool)
         kind = _output_type(input, return_type)
         options = Options[ArrayT](
