@@ -14,6 +14,7 @@ from graphlens.errors import ExportError, InputError
 from graphlens.surgery.graph import write_manifest
 from graphlens.surgery.precision import convert_into
 from graphlens.surgery.process import STEPS
+from graphlens.surgery.processed import process_group
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,15 @@ def test_the_first_layers_are_the_lens_of_their_residual(
     assert model.cfg.n_layers == 2
     assert np.abs(model(tokens) - expected).max() <= 1e-5 * np.abs(expected).max()
     assert not [name for name in model.hook_dict if name.startswith(("blocks.2", "blocks.3"))]
+
+
+def test_the_gates_weights_are_not_centred(tiny: HookedTransformer) -> None:
+    """As in TransformerLens, which centres W_in beside it: an edit of the norm's output that has a mean reaches the gate."""
+    random = np.random.default_rng(0)
+    given = {name: random.normal(size=(5, 7)) for name in ("mlp.W_gate", "mlp.W_in")} | {"ln2.w": random.normal(size=5)}
+    found = {name: array.copy() for name, array in given.items()}
+    config = replace(tiny.runner.config, gated_mlp=True)
+    process_group(found, ["fold_ln"], config)
+    folded = {name: given[name] * given["ln2.w"][:, None] for name in ("mlp.W_gate", "mlp.W_in")}
+    np.testing.assert_array_equal(found["mlp.W_gate"], folded["mlp.W_gate"])
+    np.testing.assert_allclose(found["mlp.W_in"], folded["mlp.W_in"] - folded["mlp.W_in"].mean(0), atol=1e-12)
