@@ -101,7 +101,7 @@ class Engine:
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
         self._parts: dict[tuple[tuple[str, ...], ...], Session] = {}
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
-        self._footprints = Footprints(self.hooks, self.manifest.config)
+        self._footprints = Footprints(self._graphs.hooks, self.manifest.config)  # no circle
         self._lock = threading.RLock()
         self.max_sessions = MAX_SESSIONS
 

@@ -23,6 +23,8 @@ import pytest
 import graphlens
 from graphlens import Ablate, HookedTransformer, InputError, Steer
 from graphlens.attribution import attribution_patch
+from graphlens.engine.engine import Engine
+from graphlens.file.io_names import INPUT_IDS
 from graphlens.metrics import LogitDiff
 from graphlens.model.per_thread import PerThread
 from graphlens.patching import Site
@@ -325,3 +327,16 @@ def test_threads_share_a_model_each_with_its_own_changes(tiny: HookedTransformer
         for index, found in enumerate(pool.map(repeat, range(len(works)))):
             for logits in found:
                 np.testing.assert_array_equal(logits, expected[index])
+
+
+def test_an_engine_that_nobody_holds_is_gone_at_once(tiny_folder: Path) -> None:
+    """Its sessions map the weights: where it waited for a collection of circles, two were in memory at a time."""
+    gc.disable()
+    try:
+        engine = Engine(tiny_folder, "cpu")
+        engine.run({INPUT_IDS: np.arange(6)[None]}, engine.hook_names)
+        watched = weakref.ref(engine)
+        del engine
+        assert watched() is None
+    finally:
+        gc.enable()
