@@ -292,7 +292,7 @@ FOREIGN = {
     **{"tests/parity/test_torch_weights.py": {"_foreach_mul_"}, "tests/parity/test_torch_face.py": {"_C"}},
     "graphlens/runtime/bell.py": {"_handle"},
     "graphlens/runtime/thread_state.py": {"_C", "_is_any_autocast_enabled", "_len_torch_function_stack"},
-    "graphlens/pipelines/verify.py": {"_forward_hooks", "_forward_pre_hooks"},
+    "graphlens/pipelines/verify.py": {"_attn_implementation", "_forward_hooks", "_forward_pre_hooks"},
     "graphlens/runtime/callbacks.py": {"_nativedef", "_on_pyop_invocation"},
     "graphlens/export/trace.py": {"_attn_implementation"},
     "tools/bench/workers/lens.py": {"_name_or_path"},

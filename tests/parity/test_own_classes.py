@@ -89,12 +89,31 @@ def with_forward() -> transformers.GPT2LMHeadModel:
     return model
 
 
-@pytest.mark.parametrize("make", [lambda: made(Doubled), with_mlp, with_activation, with_forward])
+def with_eps() -> transformers.GPT2LMHeadModel:
+    model = made(transformers.GPT2LMHeadModel)
+    model.transformer.h[0].ln_1.eps = 0.5
+    return model
+
+
+def with_rotation() -> transformers.LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, vocab_size=37,
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.model.rotary_emb.inv_freq *= 3  # which no checkpoint stores
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: made(Doubled), with_mlp, with_activation, with_forward, with_eps, with_rotation]
+)
 def test_what_computes_something_else_than_its_weights_say_is_refused(
-    make: Callable[[], transformers.GPT2LMHeadModel],
+    make: Callable[[], transformers.PreTrainedModel],
 ) -> None:
     with pytest.raises(InputError, match="computes something else than its weights say"):
-        HookedTransformer.from_pretrained_no_processing("gpt2", hf_model=make())
+        HookedTransformer.from_pretrained_no_processing("mine", hf_model=make())
 
 
 def test_a_hook_that_only_looks_is_no_reason_to_refuse() -> None:
