@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import pprint
-import random
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -261,6 +259,8 @@ class HookedTransformerConfig(FollowsModel):
         return bool(getattr(self, name) == type(self).__dataclass_fields__[name].default)
 
     def __repr__(self) -> str:
+        import pprint  # no model needs it to open, nor random
+
         return "HookedTransformerConfig:\n" + pprint.pformat(self.to_dict())
 
     def set_seed_everywhere(self, seed: int) -> None:
@@ -270,6 +270,8 @@ class HookedTransformerConfig(FollowsModel):
             seed: The seed.
         """
         number = checked_number(seed, "seed", least=0, most=2**32 - 1)
+        import random
+
         random.seed(number)
         np.random.seed(number)
         if (torch := sys.modules.get("torch")) is not None:
