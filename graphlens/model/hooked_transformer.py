@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from graphlens.analysis import numerics
 from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
-from graphlens.analysis.cache.activation_cache import ActivationCache
-from graphlens.analysis.cache.post_norm_cache import PostNormCache
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.slices import SliceInput
 from graphlens.errors import InputError, checked_number
@@ -27,6 +25,9 @@ from graphlens.model.methods.weights import WeightMethods
 from graphlens.model.request import OUTPUT_ARGUMENTS, ForwardOptions, Output, check_arguments
 from graphlens.model.runner import Interventions
 from graphlens.model.text import Input
+
+if TYPE_CHECKING:
+    from graphlens.analysis.cache.activation_cache import ActivationCache
 
 
 class HookedTransformer(
@@ -237,6 +238,10 @@ class HookedTransformer(
         if clear_contexts:
             self.clear_contexts()
         to_user = self.border.to_user
+        # Here, and not where the model's class is imported: many jobs cache nothing.
+        from graphlens.analysis.cache.activation_cache import ActivationCache
+        from graphlens.analysis.cache.post_norm_cache import PostNormCache
+
         kind = PostNormCache if self.runner.config.normalises_residual else ActivationCache
         cache: ActivationCache[ArrayT] = kind({name: to_user(array) for name, array in values.items()}, self)
         cache.mask = ran.request.real
