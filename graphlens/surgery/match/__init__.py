@@ -1,0 +1,1 @@
+"""Finds the hook points, weights and architecture in a transformer's graph that graphlens did not export."""
