@@ -15,13 +15,12 @@ STILL = "`graphlens expose FILE --like GLOB -o OUT` still makes any of its value
 """What can be done with a file that cannot be adopted."""
 STANDARD = frozenset({"", "ai.onnx"})
 """The names of ONNX's own domain."""
-FUSED_ATTENTION = frozenset(
-    """
+_FUSED = """
     Attention DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention GroupQueryAttention
     LongformerAttention MultiHeadAttention PackedAttention PackedMultiHeadAttention PagedAttention QAttention
     QOrderedAttention SparseAttention
-    """.split()
-)
+"""
+FUSED_ATTENTION = frozenset(_FUSED.split())
 """Operators that compute a whole attention, whatever their domain."""
 _CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv"})
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
@@ -32,12 +31,11 @@ _PRODUCTS: Mapping[str, tuple[int, int]] = {  # operator -> the places of its tw
     **{"QLinearMatMul": (0, 3), "MatMulIntegerToFloat": (0, 1)},
 }
 # What stands between a product of queries and keys and its Softmax, or between that and the product with values.
-_BETWEEN = frozenset(
-    """
+_PASSED = """
     Add Cast CastLike Clip DequantizeLinear Div Dropout DynamicQuantizeLinear Identity Max Min Mul QuantizeLinear
     Reshape Slice Squeeze Sub Tanh Transpose Unsqueeze Where
-    """.split()
-)
+"""
+_BETWEEN = frozenset(_PASSED.split())
 _CORES = frozenset({"Softmax", "QLinearSoftmax", "BiasSoftmax", "BiasSplitSoftmax"})
 _FAR = 24  # nodes that are followed from a Softmax: mask, scale, cap and their casts are fewer
 
@@ -277,8 +275,8 @@ def _across(model: ir.Model, found: Anatomy) -> str | None:
         query, key = found.reads.get(core.query, 0), found.reads.get(core.key, 0)
         if query & ~key and key:
             return (
-                f"it attends across, as encoder-decoders do (T5, Whisper, BART, ...): the attention at {core.node.name!r} takes its "
-                f"queries from {_inputs(model, query & ~key)} and its keys from {_inputs(model, key)}. graphlens adopts "
+                f"it attends across, as encoder-decoders do (T5, Whisper, BART, ...): the attention at {core.node.name!r} "
+                f"takes its queries from {_inputs(model, query & ~key)} and its keys from {_inputs(model, key)}. graphlens adopts "
                 "decoders and encoders that attend to their own tokens; adopt the encoder's file if there is one beside it."
             )
     return None
