@@ -46,7 +46,7 @@ def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
     Raises:
         ModelFileError: There is no hooked file, or it fails a check.
     """
-    model, file, sealed = _read(path, verify)
+    model, file, sealed = read_model(path, verify)
     manifest = read_manifest(model, str(file))
     if verify:
         if not sealed and manifest.format_version >= SEALED_SINCE:
@@ -99,7 +99,7 @@ def seal(path: str | os.PathLike[str]) -> CheckReport:
         ModelFileError: Something is not right; the message says what.
         ExportError: The file cannot be written.
     """
-    model, file, _ = _read(path, verify=False)
+    model, file, _ = read_model(path, verify=False)
     manifest = read_manifest(model, str(file))
     report = _check(model, file, whole=True)
     ensure_hooks_resolve(model, str(file))
@@ -133,7 +133,7 @@ def load_plain(path: str | os.PathLike[str]) -> ir.Model:
     Raises:
         ModelFileError: There is no model, or it fails a check.
     """
-    model, file, _ = _read(path)
+    model, file, _ = read_model(path)
     if METADATA_KEY in model.metadata_props:
         return load(path)
     check_graph(model, file)
@@ -176,8 +176,19 @@ def _not_a_model(file: Path, error: Exception) -> ModelFileError:
     return ModelFileError(f"{file}: not an ONNX model, or cut short ({type(error).__name__}: {error!s:.300}).")
 
 
-def _read(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Model, Path, bool]:
-    """(the model of a file, the file's path, whether it is sealed); its size, sparse tensors and seal are checked."""
+def read_model(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Model, Path, bool]:
+    """Reads a graph file; of its content only the size, the structure and the seal are checked.
+
+    Args:
+        path: A folder with a ``model.onnx``, or a graph file.
+        verify: False leaves out the seal.
+
+    Returns:
+        The model, whose weights stay where they lie; the file's path; and whether it is sealed.
+
+    Raises:
+        ModelFileError: It is no model, or one that could not be read in bounded time, or its seal does not fit.
+    """
     proto, file, sealed = _parsed(path, verify)
     try:
         check_structure(proto, file)
