@@ -13,7 +13,7 @@ from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import unknown_hook
 from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
-from graphlens.surgery.rules import RULES, Builder, Gradient, Rule
+from graphlens.surgery.rules import Builder, Gradient, Rule, rule_of
 from graphlens.surgery.seeds import add_seed
 from graphlens.surgery.splice import splice
 
@@ -97,7 +97,8 @@ def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
 
 def _is_read_backward(node: ir.Node | None) -> bool:
     """Whether a gradient rule reads what a node gave."""
-    return node is not None and node.op_type in RULES and RULES[node.op_type].reads_output
+    found = None if node is None else rule_of(node)
+    return found is not None and found.reads_output
 
 
 def _with_shapes(model: ir.Model) -> ir.Model:
@@ -161,8 +162,9 @@ class _Backward:
 
     def _rule(self, node: ir.Node) -> Rule:
         """The rule of a node's operator."""
-        if node.op_type in RULES and (node.domain in ("", "ai.onnx") or RULES[node.op_type].constant):
-            return RULES[node.op_type]
+        found = rule_of(node)
+        if found is not None:
+            return found
         where = f" (at or after {self._nearest[node]!r})" if node in self._nearest else ""
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         raise InputError(f"the operator {kind} of node {node.name!r}{where} has no derivative here.")
