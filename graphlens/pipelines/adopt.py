@@ -130,7 +130,7 @@ def _adopted(
     from graphlens.surgery.foreign import load_foreign
     from graphlens.surgery.graph import drop_unused, write_manifest
     from graphlens.surgery.match import match
-    from graphlens.surgery.unfuse import unfuse
+    from graphlens.surgery.unfuse.expand import unfuse
 
     stated = read_config(config, original)
     digest, size = digest_of(original), original.stat().st_size

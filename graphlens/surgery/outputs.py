@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphlens.file.io_names import LOGITS
+from graphlens.file.io_names import LOGITS, PRESENT
 from graphlens.file.names import UNEMBEDDED, unknown_hook
 from graphlens.surgery.graph import (
     drop_unused,
@@ -47,12 +47,14 @@ def expose(model: ir.Model, names: Iterable[str]) -> ir.Model:
         names: Names of hook points. Those that share a value share an output.
 
     Returns:
-        The copy. Its outputs are ``logits`` and the values of the hook points, in firing order.
+        The copy. Its outputs are ``logits`` and the values of the hook points, in firing order; then the keys and values that
+        an adopted model with a KV cache returns.
 
     Raises:
         UnknownHookPoint: The model has no hook point of that name.
     """
-    value_names = [LOGITS, *(name for name in _resolve(model, names) if name != LOGITS)]
+    present = [str(value.name) for value in model.graph.outputs if str(value.name).startswith(PRESENT)]
+    value_names = [LOGITS, *(name for name in _resolve(model, names) if name != LOGITS), *present]
     return ensure_hooks_resolve(_returning(model, value_names))
 
 

@@ -44,7 +44,7 @@ def laid_out(view: View, shape: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: The view does not fit them.
     """
-    sizes = tuple(shape)
+    sizes = _ordered(shape, view.first)
     if view.shape is not None:
         given = [sizes[place] if size == 0 else size for place, size in enumerate(view.shape)]
         known = math.prod(size for size in given if size != -1)
@@ -53,11 +53,21 @@ def laid_out(view: View, shape: Sequence[int]) -> tuple[int, ...]:
         sizes = tuple(math.prod(sizes) // known if size == -1 else size for size in given)
         if math.prod(sizes) != math.prod(shape):
             raise ValueError(f"{list(shape)} cannot become {list(view.shape)}")
-    if view.permute is not None:
-        if sorted(view.permute) != list(range(len(sizes))):
-            raise ValueError(f"{len(sizes)} axes cannot be ordered {list(view.permute)}")
-        sizes = tuple(sizes[axis] for axis in view.permute)
-    return sizes
+    return _ordered(sizes, view.permute)
+
+
+def _ordered(sizes: Sequence[int], order: Sequence[int] | None) -> tuple[int, ...]:
+    """Sizes in another order of their axes."""
+    if order is None:
+        return tuple(sizes)
+    if sorted(order) != list(range(len(sizes))):
+        raise ValueError(f"{len(sizes)} axes cannot be ordered {list(order)}")
+    return tuple(sizes[axis] for axis in order)
+
+
+def _moves(view: View) -> bool:
+    """True if a hook point has other axes than the value it is a view of."""
+    return any(part is not None for part in (view.first, view.shape, view.permute))
 
 
 def name_hooks(
@@ -94,12 +104,12 @@ def name_hooks(
     layers = 1 + max((int(name.split(".")[1]) for name in hooks if name.startswith("blocks.")), default=-1)
     at: dict[str, ir.Value] = {}  # the value that is read now in a value's place
     found: dict[str, ir.Value] = {}
-    done: dict[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None], ir.Value] = {}
+    done: dict[tuple[str, tuple[tuple[int, ...] | None, ...]], ir.Value] = {}
     entries: dict[str, HookEntry] = {}
     named: set[int] = set()
     for name in firing_order(hooks, layers):
         view = hooks[name]
-        key = (view.value, view.shape, view.permute)
+        key = (view.value, (view.first, view.shape, view.permute))
         saw = seen[view.value]
         try:
             shape = laid_out(view, saw.shape)
@@ -110,7 +120,7 @@ def name_hooks(
         if key not in done:
             value = at.get(view.value, values[view.value])
             own = value.producer() is None or id(value) in named or spread
-            if view.shape is not None or view.permute is not None or own:
+            if _moves(view) or own:
                 value, back = _laid(graph, value, view, name, len(saw.shape) if spread else 0, ir.TensorType(_data_type(saw.dtype)))
                 at[view.value] = back
             else:
@@ -162,6 +172,9 @@ def _laid(
         first = tape.op("Shape", [tokens], {"start": 0, "end": 1})
         ones = integers(tape, [1] * (spread - 1), f"{name}/each")
         new = tape.op("Expand", [new, tape.op("Concat", [first, ones], {"axis": 0})])
+    if view.first is not None:
+        new = tape.op("Transpose", [new], {"perm": list(view.first)})
+    whole = new
     if view.shape is not None:
         new = tape.op("Reshape", [new, integers(tape, view.shape, f"{name}/split")])
     if view.permute is not None:
@@ -170,10 +183,12 @@ def _laid(
         new = tape.op("Identity", [new])
     back = new
     if view.permute is not None:
-        back = tape.op("Transpose", [back], {"perm": [int(place) for place in np.argsort(view.permute)]})
+        back = tape.op("Transpose", [back], {"perm": _inverse(view.permute)})
     if view.shape is not None:
-        assert view.back is not None
-        back = tape.op("Reshape", [back, integers(tape, view.back, f"{name}/join")])
+        sizes = tape.op("Shape", [whole]) if view.back is None else integers(tape, view.back, f"{name}/join")
+        back = tape.op("Reshape", [back, sizes])
+    if view.first is not None:
+        back = tape.op("Transpose", [back], {"perm": _inverse(view.first)})
     for made in tape.nodes:
         made.outputs[0].type = kind if made.op_type not in ("Shape", "Concat") else None
     install(graph, tape, numbered(f"{name}/layout/"), after=value)
@@ -187,3 +202,7 @@ def _laid(
                 back.name, value.name = value.name, f"{value.name}/original"
                 outputs[place] = back
     return new, back
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [int(place) for place in np.argsort(order)]
