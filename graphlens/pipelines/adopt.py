@@ -128,7 +128,8 @@ def _adopted(
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.foreign import load_foreign
-    from graphlens.surgery.graph import drop_unused, write_manifest
+    from graphlens.surgery.adopted.originals import ensure_dynamic, prepare
+    from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
     from graphlens.surgery.unfuse.expand import unfuse
 
@@ -140,17 +141,18 @@ def _adopted(
     said = remarks(model, original)
     producer = " ".join(part for part in (model.producer_name, model.producer_version) if part) or "unknown"
     announce(f"Looking for hook points in {original.name}")
-    unfused = unfuse(model, keep=_everything(model) if keep_fused else ())
-    model = unfused.model
-    drop_unused(model)
+    prepare(model)
     keys = move_weights(model, stage / WEIGHTS_FILE)
+    unfused = unfuse(model, keep=_everything(model) if keep_fused else ())
+    untouched, model = model, unfused.model
     seen = seen_values(model, stage, str(original))
     found = match(model, {name: saw.shape for name, saw in seen.items()})
     ensure_ports_fit(model, found.ports, str(original))
+    ensure_dynamic(model, found.ports, original)
     cfg = whole_config(found, stated, original, seen)
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
-    proof = proved(graph, stage, original)
+    proof = proved(graph, untouched, stage, original)
     model, hooks = graph.named(proof.kept)
     adopted = Adopted(
         file=original.name,
@@ -164,7 +166,7 @@ def _adopted(
         missing={**found.missing, **proof.failed},
         identities=len(proof.residuals),
         worst=max(proof.residuals.values(), default=0.0),
-        notes=found.notes,
+        notes=(*found.notes, *proof.notes),
     )
     views = weight_views(found.weights, keys, WEIGHTS_FILE)
     manifest = Manifest(
