@@ -148,6 +148,11 @@ class Manifest:
         return replace(self, files=dict(files))
 
     @property
+    def keeps_past(self) -> bool:
+        """True if runs can go on from the keys and values of earlier ones: False for a file adopted without a KV cache."""
+        return self.adopted is None or "past" in self.adopted.inputs
+
+    @property
     def needed_format(self) -> int:
         """The oldest format that can say what this manifest says, of those that are still written: 2, 3 or 4."""
         if self.adopted is not None or any(view.quantised is not None for view in self.weights.values()):
