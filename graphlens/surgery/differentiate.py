@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from graphlens.errors import InputError, warn
 from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import unknown_hook
 from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
+from graphlens.surgery.ranks import fill_in
 from graphlens.surgery.rules import Builder, Gradient, Rule, rule_of
 from graphlens.surgery.seeds import add_seed
 from graphlens.surgery.splice import splice
@@ -53,7 +53,8 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     if SEED in taken or (of == LOGITS and LOGITS not in values_by_name(model)):
         why = "it is differentiated already" if SEED in taken else "it has no logits: name a hook point as of"
         raise InputError(f"this graph cannot be differentiated so: {why}.")
-    model = _with_shapes(_apart(model, manifest))
+    model = _apart(model, manifest)
+    fill_in(model)
     manifest = read_manifest(model)
     graph, values = model.graph, values_by_name(model)
     targets = {name: values[manifest.hooks[name].value] for name in asked}
@@ -99,14 +100,6 @@ def _is_read_backward(node: ir.Node | None) -> bool:
     """Whether a gradient rule reads what a node gave."""
     found = None if node is None else rule_of(node)
     return found is not None and found.reads_output
-
-
-def _with_shapes(model: ir.Model) -> ir.Model:
-    """The model with the shapes and types that its edits left out, in place."""
-    if any(value.shape is None or value.type is None for node in model.graph for value in node.outputs):
-        # Inference reads no weights, and asks for no more than their shapes.
-        common_passes.ShapeInferencePass()(model)
-    return model
 
 
 def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str) -> list[str]:

@@ -96,8 +96,7 @@ def _clipped(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
 def _extreme(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     """That of the input which is the result; an equal share where several are."""
     out, g = node.outputs[0], only(grads)
-    assert out.type is not None
-    hits = [b.op("Cast", b.op("Equal", taken(node, i), out), to=int(out.type.dtype)) for i in range(len(needs))]
+    hits = [b.op("CastLike", b.op("Equal", taken(node, i), out), g.value) for i in range(len(needs))]
     count = hits[0]
     for hit in hits[1:]:
         count = b.op("Add", count, hit)
