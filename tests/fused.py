@@ -40,6 +40,7 @@ class Fused:
     attributes: Mapping[str, Any] | None = None
     constants: tuple[int, ...] = ()
     left_out: tuple[int, ...] = ()
+    typed: tuple[int, ...] = ()
     symbolic: bool = True  # sizes of inputs are names; else what the arrays have
 
     def names(self) -> list[str]:
@@ -47,6 +48,8 @@ class Fused:
 
     def proto(self) -> onnx.ModelProto:
         names = ["" if array is None else f"in{place}" for place, array in enumerate(self.inputs)]
+        while not names[-1]:
+            names.pop()
         node = helper.make_node(
             self.operator, names, self.names(), name="fused", domain=self.domain, **(self.attributes or {})
         )
@@ -62,7 +65,14 @@ class Fused:
                 # The last axis of an activation is a number in every file that was seen.
                 shape = [*sizes[:-1], array.shape[-1]] if self.symbolic and array.ndim > 1 else list(array.shape)
                 inputs.append(helper.make_tensor_value_info(f"in{place}", kind, shape))
-        outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in self.names() if name]
+        # The type of an output is inferred, but of few that are seldom asked for.
+        outputs = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            if place in self.typed
+            else helper.make_value_info(name, onnx.TypeProto())
+            for place, name in enumerate(self.names())
+            if name
+        ]
         graph = helper.make_graph([node], "one", inputs, outputs, initializers)
         domains = [helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=domains, ir_version=10)
@@ -100,7 +110,12 @@ def run_unfused(fused: Fused) -> list[Array]:
     assert not done.kept, done.kept
     nodes = list(done.model.graph)
     assert {node.domain for node in nodes} == {""}
-    assert not {node.op_type for node in nodes} & {"Attention", "RMSNormalization", "LayerNormalization", "RotaryEmbedding"}
+    assert not {node.op_type for node in nodes} & {
+        "Attention",
+        "RMSNormalization",
+        "LayerNormalization",
+        "RotaryEmbedding",
+    }
     assert all(str(node.name).startswith("fused/") and done.origin[str(node.name)] == "fused" for node in nodes)
     assert set(done.origin) == {node.name for node in nodes}
     proto = ir.to_proto(done.model)

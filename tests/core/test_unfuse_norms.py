@@ -143,7 +143,11 @@ def test_standard_rotary(interleaved: int, width: int, four: bool, positions: bo
 
 @pytest.mark.parametrize("domain", ["", MICROSOFT])
 def test_half_rotary(domain: str) -> None:
-    q, where, tables = normal(0, B, S, HEADS * HEAD, dtype=np.float16), RNG(1).integers(0, LONGEST, (B, S)), cache(HEAD, np.float16)
+    q, where, tables = (
+        normal(0, B, S, HEADS * HEAD, dtype=np.float16),
+        RNG(1).integers(0, LONGEST, (B, S)),
+        cache(HEAD, np.float16),
+    )
     inputs = [q, where, *tables] if domain else [q, *tables, where]
     same(Fused("RotaryEmbedding", inputs, 1, domain, 23, {"num_heads": HEADS}), tolerance=2e-3)
 

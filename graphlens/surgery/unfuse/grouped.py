@@ -151,10 +151,23 @@ def _turned(b: Builder, node: ir.Node, q: ir.Value, k: ir.Value, places: _Places
     caches, positions = (taken(node, 7), taken(node, 8)), given(node, 9)
     if positions is None:
         positions = places.queries if places.past is not None else b.unsqueeze(places.queries, 0)
+    else:
+        positions = _read(b, node, positions, q, places)
     cos, sin = (looked_up(b, cache, positions) for cache in caches)
     half, pairs = last_size(caches[0]), bool(integer(node, "rotary_interleaved"))
     width = None if half is None else 2 * half
     return turned(b, q, cos, sin, width, pairs), turned(b, k, cos, sin, width, pairs)
+
+
+def _read(b: Builder, node: ir.Node, positions: ir.Value, q: ir.Value, places: _Places) -> ir.Value:
+    """The positions that the kernel reads: in a prompt the first one only, from which it counts for all rows."""
+    start, one = b.integers([0]), b.integers([1])
+    new = b.size(q, 2)
+    counted = b.op("Add", b.op("Slice", b.reshape(positions, -1), start, one), b.unsqueeze(b.count(None, new), 0))
+    if places.past is None:
+        return counted
+    total = b.reshape(b.cast(taken(node, 6), ir.DataType.INT64), 1)
+    return b.op("Where", b.op("Equal", total, new), counted, positions)
 
 
 def _bias(b: Builder, node: ir.Node, k: ir.Value, places: _Places) -> tuple[ir.Value, ...]:

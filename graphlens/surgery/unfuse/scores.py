@@ -25,6 +25,7 @@ class Scoring:
         added: Values that are added to them, each of a shape that broadcasts to [b, heads, s, t].
         allowed: Which are kept, bool; the others become the least finite number. None for all.
         sink: A further logit of each head [1, heads, 1, 1], that takes a part of the attention and gives nothing.
+        empty: True if a query that may read no key reads nothing; otherwise it reads all of them alike.
         wide: True if they are computed in 32 bits where queries have 16.
     """
 
@@ -33,6 +34,7 @@ class Scoring:
     added: tuple[ir.Value, ...] = ()
     allowed: ir.Value | None = None
     sink: ir.Value | None = None
+    empty: bool = False
     wide: bool = False
 
 
@@ -79,6 +81,9 @@ def attend(b: Builder, q: ir.Value, k: ir.Value, v: ir.Value, scoring: Scoring) 
     if scoring.allowed is not None:
         scores = b.op("Where", scoring.allowed, scores, b.lowest(scores))
     pattern = b.op("Softmax", scores, axis=-1) if scoring.sink is None else _with_sink(b, scores, scoring.sink)
+    if scoring.empty:
+        reads = b.op("Greater", b.op("ReduceMax", scores, b.integers([-1]), keepdims=1), b.lowest(scores))
+        pattern = b.op("Where", reads, pattern, b.number(0, pattern))
     z = b.op("MatMul", b.cast(pattern, dtype), v)
     return Attended(products, capped, scores, pattern, z)
 

@@ -12,8 +12,8 @@ from graphlens.surgery.unfuse.table import rule
 
 @rule(
     "Attention",
-    variants="[b, s, h d] and [b, h, s, d], grouped keys, is_causal, softcap, scale, past, masks of booleans and numbers, also "
-    "shorter ones, lengths of keys, each qk_matmul_output_mode, softmax in 32 bits",
+    variants="[b, s, h d] and [b, h, s, d], grouped keys, is_causal, softcap, scale, past, masks of booleans and numbers, "
+    "lengths of keys, each qk_matmul_output_mode, softmax in 32 bits",
 )
 def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     parts, heads, groups = _parts(b, node)
@@ -26,7 +26,6 @@ def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
         k, v = b.op("Concat", past_k, k, axis=2), b.op("Concat", past_v, v, axis=2)
     total = b.size(k, 2)
     mask = given(node, 3)
-    mask = None if mask is None else _padded(b, mask, k, total)
     is_boolean = mask is not None and dtype_of(mask) == ir.DataType.BOOL
     allowed = mask if is_boolean else None
     if integer(node, "is_causal"):
@@ -41,6 +40,7 @@ def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
         max(real(node, "softcap"), 0.0),
         () if mask is None or is_boolean else (mask,),
         allowed,
+        empty=mask is not None or ends is not None,
         wide=wide,
     )
     times = 1 if heads is None or groups is None else heads // groups
@@ -76,11 +76,3 @@ def _parts(b: Builder, node: ir.Node) -> tuple[list[ir.Value], int | None, int |
 def _heads(value: ir.Value) -> Size:
     sizes = sizes_of(value)
     return None if sizes is None or len(sizes) < 2 else sizes[1]
-
-
-def _padded(b: Builder, mask: ir.Value, k: ir.Value, total: ir.Value) -> ir.Value:
-    """A mask for all keys: those after the last that it says are masked."""
-    columns, keys = sizes_of(mask), sizes_of(k)
-    if columns is not None and keys is not None and columns[-1] is not None and columns[-1] in (keys[2], 1):
-        return mask
-    return mask
