@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from graphlens.pipelines.adopt import adopt
     from graphlens.pipelines.deploy import bake_model, write_adapter, write_drivable
     from graphlens.pipelines.export import export_model
+    from graphlens.pipelines.expose import expose
     from graphlens.pipelines.hub import embedded_model
     from graphlens.surgery.process import process_weights
 
@@ -51,6 +52,7 @@ _HOMES = {
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
+    "expose": "graphlens.pipelines.expose",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
     **{
         f"{prefix}KeyValueCache{suffix}": "graphlens.model.kv_cache"
@@ -107,6 +109,7 @@ __all__ = [
     "bake_model",
     "embedded_model",
     "export_model",
+    "expose",
     "get_act_name",
     "process_weights",
     "write_adapter",

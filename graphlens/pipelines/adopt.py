@@ -145,8 +145,9 @@ def _adopted(
     keys = move_weights(model, stage / WEIGHTS_FILE)
     unfused = unfuse(model, keep=_everything(model) if keep_fused else ())
     untouched, model = model, unfused.model
+    model.graph.sort()
     seen = seen_values(model, stage, str(original))
-    found = match(model, {name: saw.shape for name, saw in seen.items()})
+    found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
     ensure_ports_fit(model, found.ports, str(original))
     ensure_dynamic(model, found.ports, original)
     cfg = whole_config(found, stated, original, seen)

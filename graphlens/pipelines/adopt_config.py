@@ -12,7 +12,8 @@ from graphlens.errors import ModelFileError
 from graphlens.file.folder import CONFIG_FILE, user_path
 from graphlens.file.manifest import Json
 from graphlens.file.model_config import ModelConfig
-from graphlens.surgery.adopted.hooks import Seen
+from graphlens.file.names import in_block
+from graphlens.surgery.adopted.hooks import Seen, laid_out
 from graphlens.surgery.match.records import Match, Number
 
 # Field -> the keys of transformers' configs that mean it, in the order in which they are looked for.
@@ -96,7 +97,7 @@ def whole_config(found: Match, stated: Stated | None, original: Path, seen: Mapp
     Raises:
         ModelFileError: The config contradicts the structure, or structure says too little and there is no config.
     """
-    facts: dict[str, Number] = dict(found.config)
+    facts: dict[str, Number] = {**_sizes(found, seen), **found.config}
     if stated is not None:
         _ensure_agrees(facts, stated, original)
         for name in _KEYS:
@@ -125,6 +126,29 @@ def whole_config(found: Match, stated: Stated | None, original: Path, seen: Mapp
         return ModelConfig(**{name: value for name, value in facts.items() if name in known})  # type: ignore[arg-type]
     except TypeError as error:
         raise ModelFileError(f"{original}: its structure tells too little ({error}). Pass --config.") from error
+
+
+# Hook points, and what their axes of a size of the model's are called in its config.
+_SIZED: Mapping[str, Mapping[int, str]] = {
+    "attn.hook_z": {2: "n_heads", 3: "d_head"},
+    "attn.hook_v": {2: "n_key_value_heads"},
+    "hook_resid_pre": {2: "d_model"},
+    "mlp.hook_post": {2: "d_mlp"},
+}
+
+
+def _sizes(found: Match, seen: Mapping[str, Seen]) -> dict[str, Number]:
+    """The sizes that the hook points of the first block have, and the logits."""
+    sizes: dict[str, Number] = {}
+    for name, axes in _SIZED.items():
+        view = found.hooks.get(in_block(0, name))
+        if view is not None and view.value in seen:
+            shape = laid_out(view, seen[view.value].shape)
+            sizes |= {field: shape[axis] for axis, field in axes.items() if axis < len(shape)}
+    logits = seen.get(found.ports.logits or "")
+    if logits is not None:
+        sizes["d_vocab"] = logits.shape[-1]
+    return sizes
 
 
 def _integer(value: Number) -> bool:

@@ -71,6 +71,13 @@ class Session:
         self.feedable = frozenset((*self.inputs, *(value.name for value in session.get_overridable_initializers())))
         self.readable = frozenset(self.outputs)
 
+    def declared(self) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
+        """What ONNX Runtime infers of each output: its type, "tensor(float)", and its sizes.
+
+        A size is a number, a name, or None where it is not known. There are none where the rank is not known, either.
+        """
+        return {value.name: (value.type, tuple(value.shape)) for value in self._session.get_outputs()}
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None) -> list[Array]:
         """Runs the graph and returns some of its outputs as arrays.
 

@@ -22,7 +22,9 @@ _FUSED = """
 """
 FUSED_ATTENTION = frozenset(_FUSED.split())
 """Operators that compute a whole attention, whatever their domain."""
-_CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv"})
+_CONVOLUTIONS = frozenset(
+    {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv"}
+)
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _REPEATING = frozenset({"Loop", "Scan", "SequenceMap"})
 _STATE_SPACE = frozenset({"CausalConvWithState", "LinearAttention", "SelectiveScan"})
@@ -126,9 +128,7 @@ def _all_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, int]]:
 
 def _reads(graph: ir.Graph) -> dict[ir.Value, int]:
     """For each value the inputs whose content it depends on: what is known of their shapes alone does not count."""
-    found = {
-        value: 0 if value.name in graph.initializers else 1 << index for index, value in enumerate(graph.inputs)
-    }
+    found = {value: 0 if value.name in graph.initializers else 1 << index for index, value in enumerate(graph.inputs)}
     for node in graph:
         bits = 0
         if node.op_type not in ("Shape", "Size"):
@@ -150,10 +150,11 @@ def _cores(graph: ir.Graph, reads: Mapping[ir.Value, int]) -> Iterator[Core]:
     """The attentions of a graph: fused ones, and each Softmax between two products of computed values."""
     for node in graph:
         if node.op_type in FUSED_ATTENTION and node.inputs and node.inputs[0] is not None:
-            key = node.inputs[1] if len(node.inputs) > 1 and node.op_type != "Attention" else None
-            if node.op_type == "Attention" and node.domain in STANDARD and len(node.inputs) > 1:
-                key = node.inputs[1]
-            yield Core(node, node.inputs[0], node.inputs[0] if key is None or not reads.get(key) else key)
+            packed = (
+                node.op_type in ("Attention", "QAttention") and node.domain not in STANDARD
+            )  # the second is a weight
+            key = node.inputs[1] if len(node.inputs) > 1 and not packed else None
+            yield Core(node, node.inputs[0], node.inputs[0] if key is None else key)
         elif node.op_type in _CORES and node.inputs and node.inputs[0] is not None:
             operands = _product_before(node.inputs[0], reads)
             if operands is not None and _reaches_product(node.outputs[0], reads):
@@ -169,8 +170,9 @@ def _product_before(scores: ir.Value, reads: Mapping[ir.Value, int]) -> tuple[ir
             continue
         seen.add(node)
         if node.op_type in _PRODUCTS:
-            pair = [node.inputs[place] for place in _PRODUCTS[node.op_type] if place < len(node.inputs)]
-            if len(pair) == 2 and pair[0] is not None and pair[1] is not None and all(reads.get(x) for x in pair):
+            given = [node.inputs[place] for place in _PRODUCTS[node.op_type] if place < len(node.inputs)]
+            pair = [value for value in given if value is not None and reads.get(value)]
+            if len(pair) == 2:
                 return pair[0], pair[1]
         elif node.op_type in _BETWEEN:
             waiting += [value for value in node.inputs if value is not None and reads.get(value)]
@@ -188,7 +190,7 @@ def _reaches_product(pattern: ir.Value, reads: Mapping[ir.Value, int]) -> bool:
             seen.add(node)
             if node.op_type in _PRODUCTS:
                 others = [node.inputs[place] for place in _PRODUCTS[node.op_type] if place < len(node.inputs)]
-                if all(other is not None and reads.get(other) for other in others):
+                if all(other is not None and reads.get(other, 0) for other in others):
                     return True
             elif node.op_type in _BETWEEN:
                 waiting += node.outputs
@@ -258,7 +260,9 @@ def _without_attention(found: Anatomy) -> str:
     count = sum(found.operators[name] for name in convolutions)
     transformer = "graphlens adopts transformers, whose hook points are found from their attention."
     if recurrent:
-        return f"this is a recurrent network ({_count(found, recurrent)}), and no attention was found in it; {transformer}"
+        return (
+            f"this is a recurrent network ({_count(found, recurrent)}), and no attention was found in it; {transformer}"
+        )
     if states:
         return f"this is a state space model ({_count(found, states)}), and no attention was found in it; {transformer}"
     if count:
@@ -276,8 +280,8 @@ def _across(model: ir.Model, found: Anatomy) -> str | None:
         if query & ~key and key:
             return (
                 f"it attends across, as encoder-decoders do (T5, Whisper, BART, ...): the attention at {core.node.name!r} "
-                f"takes its queries from {_inputs(model, query & ~key)} and its keys from {_inputs(model, key)}. graphlens adopts "
-                "decoders and encoders that attend to their own tokens; adopt the encoder's file if there is one beside it."
+                f"takes its queries from {_inputs(model, query & ~key)} and its keys from {_inputs(model, key)}. graphlens "
+                "adopts what attends to its own tokens: adopt the encoder's file, if there is one beside it."
             )
     return None
 
@@ -365,7 +369,9 @@ def remarks(model: ir.Model, file: Path) -> tuple[str, ...]:
                 f"{others[0]}.onnx beside it is the same decoder with a KV cache: adopt that one if it is to generate quickly."
             )
     if (file.parent / "encoder_model.onnx").is_file() and stem != "encoder_model":
-        found.append("encoder_model.onnx beside it is the other half of this model; it is adopted by itself, if at all.")
+        found.append(
+            "encoder_model.onnx beside it is the other half of this model; it is adopted by itself, if at all."
+        )
     return tuple(found)
 
 

@@ -202,7 +202,7 @@ def read_model(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Mo
     return model, file, sealed
 
 
-def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> Path:
+def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False, sealed: bool = True) -> Path:
     """Writes a hooked model so that, whatever happens meanwhile, the file opens as it was before or as it is now.
 
     Args:
@@ -211,6 +211,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> P
         path: A folder, or the path of the graph, which ends in ``.onnx``.
         link: True hardlinks the weights files, where the file system can, instead of copying them. onnx itself refuses
             to read a file that is hardlinked.
+        sealed: False leaves out graphlens's seal: for a file that is another program's.
 
     Returns:
         The path of the graph.
@@ -236,13 +237,13 @@ def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> P
             undo.callback(_remove_unless_named, folder / aside.get(name, name), target)
         place({aside.get(name, name): source for name, source in files.items()}, folder, link)
         with locked(folder):
-            write_graph(_with_names(model, aside), target)
+            write_graph(_with_names(model, aside), target, sealed)
             undo.pop_all()
             # It is saved. If giving the files their own names fails, longer names are all that shows.
             with contextlib.suppress(OSError, ExportError):
                 if aside:
                     place({name: folder / other for name, other in aside.items()}, folder, link=True)
-                    write_graph(model, target)
+                    write_graph(model, target, sealed)
         remove_stale(folder)
     for other in aside.values():
         _remove_unless_named(folder / other, target)
@@ -314,12 +315,13 @@ def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(np.frombuffer(raw[start : start + size], dtype).reshape(shape), name=tensor.name)
 
 
-def write_graph(model: ir.Model, target: Path) -> None:
-    """Writes a model's graph, sealed, and not its weights. The file is there whole or, on an error, as it was before.
+def write_graph(model: ir.Model, target: Path, sealed: bool = True) -> None:
+    """Writes a model's graph, and not its weights. The file is there whole or, on an error, as it was before.
 
     Args:
         model: The model. A manifest of an older format becomes one of the newest, in place: that of files with a seal.
         target: The file.
+        sealed: False leaves out the seal.
 
     Raises:
         OSError: It cannot be written.
@@ -328,7 +330,8 @@ def write_graph(model: ir.Model, target: Path) -> None:
         manifest = read_manifest(model, str(target))
         if manifest.format_version < SEALED_SINCE:
             write_manifest(model, manifest)
-    write_whole(target, sealed_bytes(ir.to_proto(model)))
+    proto = ir.to_proto(model)
+    write_whole(target, sealed_bytes(proto) if sealed else proto.SerializeToString(deterministic=True))
 
 
 def check(path: str | os.PathLike[str]) -> CheckReport:
