@@ -50,9 +50,9 @@ def expose(model: ir.Model, names: Iterable[str]) -> ir.Model:
             names of values that nodes of its main graph compute.
 
     Returns:
-        The copy. Of a hooked model its outputs are ``logits`` and the values of the hook points, in firing order, then the keys and
-        values that an adopted model with a KV cache returns; of any
-        other model its own outputs, and the values after them in the order in which they are computed.
+        The copy. Of a hooked model its outputs are ``logits`` and the values of the hook points, in firing order, then the
+        keys and values that an adopted model with a KV cache returns; of any other model its own outputs, and the values
+        after them in the order in which they are computed.
 
     Raises:
         UnknownHookPoint: The model is hooked and has no hook point of that name.
