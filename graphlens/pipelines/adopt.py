@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from graphlens.file.copies import Announce
 from graphlens.file.digests import digest_of
 from graphlens.file.folder import MODEL_FILE, copy_settings, refuse_occupied, staged_folder, user_path, writing
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import axis_sizes
+from graphlens.file.names import POSITION_EMBEDDINGS, axis_sizes
 from graphlens.views.progress import note
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.match.records import Match, View
     from graphlens.surgery.unfuse import Unfused
+
+
+_OF_WEIGHTS = 3  # times what logits may be apart: a product is one of many roundings
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,9 @@ def _adopted(
     from graphlens import surgery
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
+    from graphlens.file.safetensors import WeightStore
     from graphlens.pipelines.adopt_probe import seen_values
+    from graphlens.pipelines.adopt_weights import proved_weights
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
     from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
@@ -154,7 +159,7 @@ def _adopted(
         raise type(error)(f"{original}: {error}") from error
     ensure_ports_fit(model, found.ports, str(original))
     ensure_dynamic(model, found.ports, original)
-    cfg = whole_config(found, stated, original, seen)
+    cfg = whole_config(found, stated, original, seen, _table_rows(model, found))
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
@@ -174,6 +179,17 @@ def _adopted(
         notes=(*found.notes, *proof.notes),
     )
     views = weight_views(found.weights, keys, WEIGHTS_FILE)
+    checked = proved_weights(
+        WeightStore(stage, views),
+        proof.activations,
+        cfg,
+        proof.probe.tokens,
+        proof.probe.types,
+        proof.probe.mask,
+        _OF_WEIGHTS * proof.allowed,
+    )
+    views = {name: view for name, view in views.items() if name in checked.proved}
+    adopted = replace(adopted, missing={**adopted.missing, **checked.failed})
     manifest = Manifest(
         config=cfg,
         hooks=dict(hooks),
@@ -190,6 +206,17 @@ def _adopted(
     return AdoptReport(
         target, original, cfg, tuple(hooks), tuple(views), adopted, proof.residuals, proof.failed, said
     )
+
+
+def _table_rows(model: ir.Model, found: Match) -> int | None:
+    """How many positions a learned table of positions has; None where there is none."""
+    for name in POSITION_EMBEDDINGS:
+        weight = found.weights.get(name)
+        value = None if weight is None else model.graph.initializers.get(weight.tensor)
+        if weight is not None and value is not None and value.shape is not None and isinstance(value.shape[0], int):
+            start, stop = (0, value.shape[0]) if weight.cut is None else weight.cut[1:]
+            return stop - start
+    return None
 
 
 def _ensure_foreign(model: ir.Model, original: Path) -> None:

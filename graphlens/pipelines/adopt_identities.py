@@ -35,6 +35,9 @@ class Proof:
         kept: The hook points that may be named -> where they are.
         model: The graph with these hook points.
         hooks: Its hook map.
+        probe: The prompts that all hook points were seen on.
+        activations: What those that hold held there.
+        allowed: How far apart logits may be, relative to the largest, by the rounding that the original does.
         failed: Hook point -> which identity failed there, in a sentence.
         residuals: Identity that holds -> its largest residual, relative.
         notes: What else they showed, a sentence each.
@@ -43,6 +46,9 @@ class Proof:
     kept: Mapping[str, View]
     model: ir.Model
     hooks: Mapping[str, HookEntry]
+    probe: Probe
+    activations: Mapping[str, Array]
+    allowed: float
     failed: Mapping[str, str] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -102,6 +108,9 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     return Proof(
         kept,
         *((model, hooks) if not failed else graph.named(kept)),
+        runs[0],
+        {name: given[0][hooks[name].value] for name in kept},
+        allowed,
         failed,
         {_shown(each): each.residual for each in every if each.passed},
         _padding_notes(runs[0], given[0][LOGITS], original),
