@@ -90,13 +90,38 @@ def _scoring(
     "unidirectional, mask_filter_value, scale, attention bias",
 )
 def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
-    refuse(node, "a buffer shared by past and present", bool(integer(node, "past_present_share_buffer")))
-    refuse(node, "rotary embedding inside (do_rotary)", bool(integer(node, "do_rotary")))
     refuse_inputs(node, (6, "a past length"))
-    heads, bias = integer(node, "num_heads"), given(node, 2)
+    bias = given(node, 2)
     projected = b.op("MatMul", taken(node, 0), taken(node, 1))
     if bias is not None:
         projected = b.op("Add", projected, bias)
+    return attended(b, node, projected, given(node, 3), given(node, 4), given(node, 5))
+
+
+def attended(
+    b: Builder,
+    node: ir.Node,
+    projected: ir.Value,
+    mask: ir.Value | None,
+    past: ir.Value | None,
+    bias: ir.Value | None,
+) -> list[ir.Value | None]:
+    """The outputs of an attention node that makes queries, keys and values by one product.
+
+    Args:
+        b: Takes the nodes.
+        node: The node.
+        projected: What the product gave, [b, s, queries + keys + values].
+        mask: A mask of padding; None for none.
+        past: Keys and values of earlier tokens [2, b, heads, p, d_head]; None for none.
+        bias: What is added to scores; None for nothing.
+
+    Returns:
+        What heads hand on [b, s, heads d_value], and keys and values as a past for later tokens.
+    """
+    refuse(node, "a buffer shared by past and present", bool(integer(node, "past_present_share_buffer")))
+    refuse(node, "rotary embedding inside (do_rotary)", bool(integer(node, "do_rotary")))
+    heads = integer(node, "num_heads")
     sizes = node.attributes["qkv_hidden_sizes"].as_ints() if "qkv_hidden_sizes" in node.attributes else ()
     if not sizes and (width := last_size(projected)) is not None:
         sizes = (width // 3,) * 3
@@ -105,14 +130,13 @@ def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     else:
         parts = b.several("Split", 3, projected, axis=-1, num_outputs=3)
     q, k, v = (split_heads(b, part, heads) for part in parts)
-    past = given(node, 4)
     length = None
     if past is not None:
         length = b.size(past, 3)
         kept = [b.op("Squeeze", half, b.integers([0])) for half in b.several("Split", 2, past, axis=0, num_outputs=2)]
         k, v = (b.op("Concat", old, new, axis=2) for old, new in zip(kept, (k, v), strict=True))
     present = b.op("Concat", b.unsqueeze(k, 0), b.unsqueeze(v, 0), axis=0) if wanted(node, 1) else None
-    found = attend(b, q, k, v, _scoring(b, node, q, k, length, given(node, 3), given(node, 5)))
+    found = attend(b, q, k, v, _scoring(b, node, q, k, length, mask, bias))
     return [joined_heads(b, found.z), present]
 
 

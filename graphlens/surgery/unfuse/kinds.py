@@ -196,6 +196,10 @@ def _sizes(node: ir.Node, place: int) -> Sizes | None:
         return None if tensor is None else tuple(int(size) for size in tensor.shape.numpy())
     if kind == "Range":
         return (None,)
+    if kind == "DynamicQuantizeLinear":
+        return first if place == 0 else ()
+    if kind in ("Conv", "GlobalAveragePool", "MaxPool", "AveragePool"):
+        return None if first is None else (first[0], *(None,) * (len(first) - 1))
     if kind in ("Reshape", "Expand", "ConstantOfShape"):
         return _shaped(node, first)
     if kind in ("Unsqueeze", "Squeeze"):
