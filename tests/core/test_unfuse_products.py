@@ -189,8 +189,18 @@ def test_quantised_elements(dtype: Any) -> None:
     within_a_step(Fused("QLinearConcat", parts, attributes={"axis": 1}))
     image = integers(0, 2, 30, M, K, dtype=dtype)
     within_a_step(Fused("QLinearGlobalAveragePool", [image, of(0.0213), zero(3), of(0.0137), zero(5)]))
-    mean = {"axes": [1], "keepdims": 1}
-    within_a_step(Fused("QLinearReduceMean", [image, of(0.0213), zero(3), of(0.0137), zero(5)], attributes=mean))
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_quantised_mean(keepdims: int) -> None:
+    """ONNX Runtime has no CPU kernel: NumPy, from the formula in the operator's schema."""
+    x = integers(0, 2, 30, M, K)
+    inputs = [x, of(0.0213), of(3, np.uint8), of(0.0137), of(5, np.uint8)]
+    found = run_unfused(Fused("QLinearReduceMean", inputs, attributes={"axes": [1, -1], "keepdims": keepdims}))[0]
+    mean = ((x.astype(np.float64) - 3) * 0.0213).mean((1, -1), keepdims=bool(keepdims))
+    expected = np.clip(np.rint(mean / 0.0137) + 5, 0, 255).astype(np.uint8)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])

@@ -83,7 +83,7 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
 def _name_nodes(graph: ir.Graph) -> None:
     """Gives a name of its own to each node that has none, or one that another has."""
     seen: set[str] = set()
-    for index, node in enumerate(graph):
+    for index, node in enumerate(graph.all_nodes()):
         name = node.name or f"{node.op_type}_{index}"
         while name in seen:
             name = f"{name}_{index}"

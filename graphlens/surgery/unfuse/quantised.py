@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graphlens.surgery.unfuse.attention import attended
 from graphlens.surgery.unfuse.building import Builder, Kept, given, integer, real, refuse, taken
 from graphlens.surgery.unfuse.kinds import rank_of, sizes_of
-from graphlens.surgery.unfuse.table import rule
+from graphlens.surgery.unfuse.table import SCHEMA, rule
 
 _STEP = "to one step of the output's quantiser"
 
@@ -91,7 +91,7 @@ def _where(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     return [_quantised(b, found, taken(node, 7), given(node, 8), taken(node, 1))]
 
 
-@rule("com.microsoft::QLinearReduceMean", variants=f"all, {_STEP}")
+@rule("com.microsoft::QLinearReduceMean", variants=f"all, {_STEP}", checked=SCHEMA)
 def _mean(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     axes = b.integers(list(node.attributes["axes"].as_ints())) if "axes" in node.attributes else None
     found = b.op("ReduceMean", _dequantised(b, node, 0), axes, keepdims=integer(node, "keepdims", 1))
