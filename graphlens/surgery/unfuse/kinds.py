@@ -29,8 +29,9 @@ _KEEPING = """
     GroupNormalization Swish
 """
 _BROADCAST, _SAME = frozenset(_BROADCASTING.split()), frozenset(_KEEPING.split())
-# Operators of com.microsoft: the input whose type the outputs have, where it is not the first.
-_TYPED_BY = {"DequantizeLinear": 1, "QuantizeLinear": 2, "GatherBlockQuantized": 2, "MatMulIntegerToFloat": 2}
+# Operators of com.microsoft whose results are integers: the inputs whose type they have, the first that is there.
+_INTEGERS = {"QuantizeLinear": (2,), "QGemm": (8,), "QLinearConcat": (1, 2), "QLinearWhere": (1,), "QLinear": (0,)}
+_ALL_ALIKE = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention")
 _REDUCE = "Reduce"
 
 
@@ -118,8 +119,7 @@ def fill(node: ir.Node, opset: int) -> None:
 def _dtype(node: ir.Node, place: int, opset: int) -> ir.DataType | None:
     attributes, kind = node.attributes, node.op_type
     if node.domain == MICROSOFT:
-        index = _TYPED_BY.get(kind, 0)
-        return dtype_of(node.inputs[index]) if index < len(node.inputs) else None
+        return _microsoft(node, place)
     if node.domain not in ("", "ai.onnx"):
         return None
     if kind == "Cast":
@@ -144,6 +144,20 @@ def _dtype(node: ir.Node, place: int, opset: int) -> ir.DataType | None:
     if len(allowed) == 1 and plain.startswith("tensor("):
         return _by_name(plain[len("tensor(") : -1])
     return ir.DataType.UINT8 if kind == "QuantizeLinear" else None
+
+
+def _microsoft(node: ir.Node, place: int) -> ir.DataType | None:
+    """The type of an output of ONNX Runtime's own operators: integers as said above, else that of the first numbers."""
+    integers = _INTEGERS.get(node.op_type, _INTEGERS["QLinear"] if node.op_type.startswith("QLinear") else ())
+    known = [dtype_of(node.inputs[index]) for index in integers if index < len(node.inputs)]
+    if place == 0 and integers and any(known):
+        return next(dtype for dtype in known if dtype is not None)
+    if place > 0 and not node.op_type.endswith(_ALL_ALIKE):
+        return None
+    if integers and node.op_type != "QGemm":
+        return None
+    floating = (dtype for dtype in map(dtype_of, node.inputs) if dtype is not None and dtype.is_floating_point())
+    return next(floating, None)
 
 
 def _by_name(name: str) -> ir.DataType | None:
