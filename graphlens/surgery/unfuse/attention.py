@@ -22,7 +22,9 @@ from graphlens.surgery.unfuse.table import rule
 _FILTER = -10000.0  # what is added to the scores of padding, unless an attribute says otherwise
 
 
-def padding(b: Builder, node: ir.Node, mask: ir.Value, like: ir.Value, batch: ir.Value, total: ir.Value) -> ir.Value:
+def padding(
+    b: Builder, node: ir.Node, mask: ir.Value, like: ir.Value, batch: ir.Value, queries: ir.Value, total: ir.Value
+) -> ir.Value:
     """What a mask of padding adds to scores: nothing where it allows, a number where it does not.
 
     Args:
@@ -31,7 +33,8 @@ def padding(b: Builder, node: ir.Node, mask: ir.Value, like: ir.Value, batch: ir
         mask: Lengths [b], ends and starts [2 b], or zeros and ones [b, t], [b, s, t] or [b, 1, most, most].
         like: A value of the scores' type.
         batch: The size of the batch, int64 [1].
-        total: How many keys there are, int64 [1].
+        queries: How many queries there are, int64 [1].
+        total: How many keys, int64 [1].
 
     Returns:
         What broadcasts to [b, heads, s, t].
@@ -40,6 +43,10 @@ def padding(b: Builder, node: ir.Node, mask: ir.Value, like: ir.Value, batch: ir
         Kept: The number of the mask's axes is not known.
     """
     rank = rank_of(mask)
+    if rank == 4:  # of the longest text: the rows of these queries, and the columns of all keys
+        first = b.op("Sub", total, queries)
+        window = b.op("Concat", first, b.integers([0]), axis=0), b.op("Concat", total, total, axis=0)
+        mask, rank = b.op("Squeeze", b.op("Slice", mask, *window, b.integers([2, 3])), b.integers([1])), 3
     if rank == 1:
         allowed = _within(b, b.cast(mask, ir.DataType.INT64), batch, total)
     elif rank in (2, 3):
@@ -79,15 +86,15 @@ def _scoring(
     queries, total = b.size(q, 2), b.size(k, 2)
     added = () if bias is None else (bias,)
     if mask is not None:
-        added = (*added, padding(b, node, mask, q, b.size(q, 0), total))
+        added = (*added, padding(b, node, mask, q, b.size(q, 0), queries, total))
     allowed = causal(b, queries, total, past) if integer(node, "unidirectional") else None
     return Scoring(real(node, "scale") or None, added=added, allowed=allowed)
 
 
 @rule(
     "com.microsoft::Attention",
-    variants="past and present, values of another width, masks of lengths, of ends and starts, [b, t] and [b, s, t], "
-    "unidirectional, mask_filter_value, scale, attention bias",
+    variants="past and present, values of another width, masks of lengths, of ends and starts, [b, t], [b, s, t] and "
+    "[b, 1, most, most] (that one against NumPy), unidirectional, mask_filter_value, scale, attention bias",
 )
 def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     refuse_inputs(node, (6, "a past length"))

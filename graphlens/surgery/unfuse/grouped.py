@@ -216,7 +216,7 @@ def _sink(b: Builder, node: ir.Node, q: ir.Value) -> ir.Value | None:
 
 
 def _compact(b: Builder, node: ir.Node, value: ir.Value, places: _Places, lengths: ir.Value) -> ir.Value:
-    """Keys or values as a cache: each row's own past, or what a window leaves of it, then its new ones, then nothing."""
+    """Keys or values as a cache: each row's own past, or what a window leaves of it, then its new ones."""
     if places.past is None or places.cache is None:
         return value
     # The cache that the node hands on is as long as the longest row, or as the one it got.
@@ -233,7 +233,7 @@ def _compact(b: Builder, node: ir.Node, value: ir.Value, places: _Places, length
     last = b.op("Sub", b.size(value, 2), b.integers([1]))
     old = where if places.first is None else b.op("Sub", where, places.first)
     source = b.op("Where", b.op("Less", new, b.integers([0])), old, b.op("Add", new, places.cache))
-    there = b.unsqueeze(b.op("LessOrEqual", source, last), 1, 3)
-    shape = b.op("Concat", b.op("Shape", value, start=0, end=2), size, b.size(value, 3), axis=0)
-    index = b.op("Expand", b.unsqueeze(b.op("Min", source, last), 1, 3), shape)
-    return b.op("Where", there, b.op("GatherElements", value, index, axis=2), b.number(0, value))
+    # What is past a row's end may hold anything.
+    rows = b.op("Concat", b.op("Shape", value, start=0, end=2), size, b.integers([1]), axis=0)
+    index = b.op("Expand", b.unsqueeze(b.op("Min", source, last), 1, 3), rows)
+    return b.op("GatherND", value, index, batch_dims=2)

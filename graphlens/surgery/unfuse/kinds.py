@@ -220,6 +220,8 @@ def _sizes(node: ir.Node, place: int) -> Sizes | None:
         return _squeezed(node, first)
     if kind.startswith(_REDUCE):
         return _reduced(node, first)
+    if kind == "GatherND":
+        return _picked(node, first, inputs[1])
     if kind in ("Gather", "GatherElements"):
         return _gathered(node, first, inputs[1])
     if kind in ("Concat", "Split", "Slice", "Pad", "Tile"):
@@ -322,6 +324,13 @@ def _gathered(node: ir.Node, data: Sizes | None, places: Sizes | None) -> Sizes 
         return places
     axis = (node.attributes["axis"].as_int() if "axis" in node.attributes else 0) % len(data)
     return (*data[:axis], *places, *data[axis + 1 :])
+
+
+def _picked(node: ir.Node, data: Sizes | None, places: Sizes | None) -> Sizes | None:
+    if data is None or places is None or not isinstance(places[-1], int):
+        return None
+    batch = node.attributes["batch_dims"].as_int() if "batch_dims" in node.attributes else 0
+    return (*places[:-1], *data[batch + places[-1] :])
 
 
 def _along(node: ir.Node, place: int, inputs: Sequence[Sizes | None]) -> Sizes | None:
