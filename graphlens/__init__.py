@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UnknownHookPoint,
         VerificationError,
     )
+    from graphlens.experiments.drift import drift
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
     from graphlens.model.config import HookedTransformerConfig
@@ -47,6 +48,7 @@ _HOMES = {
     "HookedTransformer": "graphlens.model.hooked_transformer",
     "HookedTransformerConfig": "graphlens.model.config",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
+    "drift": "graphlens.experiments.drift",
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
@@ -102,6 +104,7 @@ __all__ = [
     "UnknownHookPoint",
     "VerificationError",
     "bake_model",
+    "drift",
     "embedded_model",
     "export_model",
     "get_act_name",
