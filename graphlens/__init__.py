@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         TransformerLensKeyValueCache,
         TransformerLensKeyValueCacheEntry,
     )
+    from graphlens.pipelines.adopt import adopt
     from graphlens.pipelines.deploy import bake_model, write_adapter, write_drivable
     from graphlens.pipelines.export import export_model
     from graphlens.pipelines.expose import expose
@@ -47,6 +48,7 @@ _HOMES = {
     "HookedEncoder": "graphlens.model.hooked_encoder",
     "HookedTransformer": "graphlens.model.hooked_transformer",
     "HookedTransformerConfig": "graphlens.model.config",
+    "adopt": "graphlens.pipelines.adopt",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
@@ -103,6 +105,7 @@ __all__ = [
     "TransformerLensKeyValueCacheEntry",
     "UnknownHookPoint",
     "VerificationError",
+    "adopt",
     "bake_model",
     "embedded_model",
     "export_model",

@@ -83,6 +83,8 @@ class SessionOptions(Protocol):
 
     log_severity_level: int
     optimized_model_filepath: str
+    graph_optimization_level: object
+    enable_cpu_mem_arena: bool
 
     def add_session_config_entry(self, key: str, value: str) -> None:
         """Sets one of the settings that have no attribute."""

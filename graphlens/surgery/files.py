@@ -112,7 +112,7 @@ def seal(path: str | os.PathLike[str]) -> CheckReport:
 def _check(model: ir.Model, file: Path, whole: bool = False) -> CheckReport:
     """Refuses a hooked model whose graph or weights are not in order; ``whole`` reads every byte of the weights again."""
     manifest = read_manifest(model, str(file))
-    report = check_graph(model, file)
+    report = check_graph(model, file, "edited" if manifest.adopted is None else "adopted")
     unknown = set(report.external_files) - set(manifest.files)
     if unknown:
         raise ModelFileError(f"{file}: its manifest has no fingerprint of {sorted(unknown)}. Export the model again.")

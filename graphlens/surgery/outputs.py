@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphlens.file.io_names import LOGITS
+from graphlens.file.io_names import LOGITS, PRESENT
 from graphlens.file.manifest import METADATA_KEY
 from graphlens.file.names import UNEMBEDDED, unknown_hook
 from graphlens.surgery.graph import (
@@ -50,8 +50,9 @@ def expose(model: ir.Model, names: Iterable[str]) -> ir.Model:
             names of values that nodes of its main graph compute.
 
     Returns:
-        The copy. Of a hooked model its outputs are ``logits`` and the values of the hook points, in firing order; of any
-        other model its own outputs, and the values after them in the order in which they are computed.
+        The copy. Of a hooked model its outputs are ``logits`` and the values of the hook points, in firing order, then the
+        keys and values that an adopted model with a KV cache returns; of any other model its own outputs, and the values
+        after them in the order in which they are computed.
 
     Raises:
         UnknownHookPoint: The model is hooked and has no hook point of that name.
@@ -59,7 +60,8 @@ def expose(model: ir.Model, names: Iterable[str]) -> ir.Model:
     """
     if METADATA_KEY not in model.metadata_props:
         return with_values(model, names)
-    value_names = [LOGITS, *(name for name in _resolve(model, names) if name != LOGITS)]
+    present = [str(value.name) for value in model.graph.outputs if str(value.name).startswith(PRESENT)]
+    value_names = [LOGITS, *(name for name in _resolve(model, names) if name != LOGITS), *present]
     return ensure_hooks_resolve(_returning(model, value_names))
 
 
