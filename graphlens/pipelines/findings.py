@@ -6,12 +6,17 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from graphlens.analysis.identities import Facts, identities
+from graphlens.errors import GraphlensError
 from graphlens.file.names import axes_of
+from graphlens.surgery.adoptable import STILL
+from graphlens.surgery.adopted.inputs import ensure_ports_fit
+from graphlens.surgery.adopted.originals import ensure_dynamic
 from graphlens.surgery.match.finding import match
 from graphlens.surgery.match.records import Match
 from graphlens.surgery.unfuse.expand import unfuse
@@ -46,6 +51,7 @@ class Findings:
         kept: Fused operator that is left as it is -> why.
         has_logits: False for a file that ends in hidden states.
         notes: What else a reader should know, a sentence each.
+        refused: Why adopting would stop all the same, in a sentence; None where nothing says so before a run.
     """
 
     kind: str
@@ -58,13 +64,15 @@ class Findings:
     kept: Mapping[str, str]
     has_logits: bool
     notes: tuple[str, ...]
+    refused: str | None
 
 
-def findings(model: ir.Model) -> Findings:
+def findings(model: ir.Model, file: Path) -> Findings:
     """What adopting would find in a model.
 
     Args:
         model: A model as it was read, which has passed the checks.
+        file: Its graph file.
 
     Raises:
         ModelFileError: It is no transformer that graphlens knows.
@@ -83,7 +91,18 @@ def findings(model: ir.Model) -> Findings:
         dict(unfused.kept),
         found.ports.logits is not None,
         found.notes,
+        _refusal(unfused.model, found, file),
     )
+
+
+def _refusal(model: ir.Model, found: Match, file: Path) -> str | None:
+    """Why adopting stops at a graph although its hook points were found."""
+    try:
+        ensure_ports_fit(model, found.ports, str(file))
+        ensure_dynamic(model, found.ports, file)
+    except GraphlensError as error:
+        return str(error).removeprefix(f"{file}: ").removesuffix(STILL).rstrip()
+    return None
 
 
 def checkable(found: Match) -> dict[str, int]:

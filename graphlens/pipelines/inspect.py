@@ -231,7 +231,7 @@ def inspect_file(model: str | os.PathLike[str]) -> Inspection:
 
 def _short(error: GraphlensError, file: Path) -> str:
     """What an error says, without the file's name before it."""
-    return str(error).removeprefix(f"{file}: ")
+    return str(error).removeprefix(f"{file}: ").removesuffix(STILL).rstrip()
 
 
 def _hooked(model: ir.Model, file: Path) -> str | None:
@@ -316,7 +316,10 @@ def _typed(value: ir.Value) -> str:
 def _look(model: ir.Model, file: Path, obstacles: list[str]) -> Findings | None:
     """What adopting would find; None, with the reason among the obstacles, where that cannot be told."""
     try:
-        return findings(model)
+        found = findings(model, file)
     except GraphlensError as error:
         obstacles.append(_short(error, file))
         return None
+    if found.refused is not None:
+        obstacles.append(found.refused)
+    return found
