@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from tests.adopt.checkpoints import CHECKPOINTS, VOCABULARY
 
-PAST = 5  # tokens before those of the case "past"
+# Case -> how many of the tokens run before. ONNX Runtime's GroupQueryAttention takes one token a row after a past.
+PAST = {"past": 5, "step": 10}
 CASES = {
-    "decoder": ("plain", "left", "right", "counted", "past"),
+    "decoder": ("plain", "left", "right", "counted", "past", "step"),
     "encoder": ("plain", "right"),
     "vision": ("plain",),
 }
@@ -25,7 +26,7 @@ def inputs_of(name: str, case: str) -> dict[str, np.ndarray]:
     """The inputs of a case, by the names that transformers has for them.
 
     In "left" and "right" positions count padding (what a file without ``position_ids`` does), in "counted" they do not.
-    In "past" the first PAST tokens are to be run first: ``input_ids`` holds all of them.
+    In "past" and "step" the first PAST tokens are to be run first: ``input_ids`` holds all of them.
     """
     rng = np.random.default_rng(3)
     kind = CHECKPOINTS[name].kind
@@ -52,26 +53,27 @@ def real_of(inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
     return None if mask.all() else mask
 
 
-def feeds_of(saved: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[object, ...]]) -> dict[str, np.ndarray]:
+def feeds_of(name: str, saved: Mapping[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
     """A case's inputs for a file: what its inputs ask for, by transformers' or optimum's names.
 
     Args:
+        name: The family.
         saved: A saved case: its inputs under ``in.``.
-        shapes: The file's inputs -> their shapes, numbers or names of axes.
+        wanted: The names of the file's inputs.
     """
+    arguments = CHECKPOINTS[name].arguments
     given = {key.removeprefix("in."): saved[key] for key in saved if key.startswith("in.")}
     batch = next(iter(given.values())).shape[0]
     feeds: dict[str, np.ndarray] = {}
-    for name, shape in shapes.items():
-        if name in given:
-            feeds[name] = given[name]
-        elif name.startswith("past"):  # optimum's and genai's past, [b, heads, past, d_head]
-            sizes = [size if isinstance(size, int) else 0 for size in shape]
-            feeds[name] = np.zeros([batch, sizes[1], 0, sizes[3]], np.float32)
-        elif name == "use_cache_branch":
-            feeds[name] = np.zeros(1, bool)
+    for asked in wanted:
+        if asked in given:
+            feeds[asked] = given[asked]
+        elif asked.startswith("past"):  # optimum's and genai's past, [b, heads, past, d_head]
+            heads = arguments.get("num_attention_heads") or arguments["n_head"]
+            width = arguments.get("head_dim") or (arguments.get("hidden_size") or arguments["n_embd"]) // heads
+            feeds[asked] = np.zeros([batch, arguments.get("num_key_value_heads", heads), 0, width], np.float32)
         else:
-            raise ValueError(f"no case has an input {name!r}")
+            raise ValueError(f"no case has an input {asked!r}")
     return feeds
 
 

@@ -40,7 +40,7 @@ def _calibration(name: str, source: Path) -> object:
         def __init__(self) -> None:
             given = {f"in.{key}": value for key, value in inputs_of(name, "plain").items()}
             graph = onnx.load(source, load_external_data=False).graph
-            self.left = [feeds_of(given, {value.name: () for value in graph.input})]
+            self.left = [feeds_of(name, given, [value.name for value in graph.input])]
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return self.left.pop() if self.left else None

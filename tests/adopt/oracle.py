@@ -227,16 +227,16 @@ class Oracle:
     def _inputs(self, case: str) -> tuple[dict[str, np.ndarray], Any]:
         """The inputs of a case, and the cache of what ran before them."""
         given = inputs_of(self.name, case)
-        if case != "past":
+        if case not in PAST:
             return given, None
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        before = {key: torch.from_numpy(value[:, :PAST]) for key, value in given.items()}
+        before = {key: torch.from_numpy(value[:, : PAST[case]]) for key, value in given.items()}
         with self._attending(lambda _name, value: value), torch.no_grad():
             self.model(**before, past_key_values=cache, use_cache=True)
         kept = [(layer.keys.numpy().copy(), layer.values.numpy().copy()) for layer in cache.layers]
-        now = {key: value if key == "attention_mask" else value[:, PAST:] for key, value in given.items()}
+        now = {key: value if key == "attention_mask" else value[:, PAST[case] :] for key, value in given.items()}
         return now | past_of(kept), cache
 
     def _call(

@@ -81,14 +81,14 @@ def _parts(name: str, checkpoint: Path, attention: str, past: bool) -> tuple[Any
         layers = config.num_hidden_layers
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        tensors = [tensor if each == "attention_mask" else tensor[:, PAST:] for each, tensor in zip(names, tensors, strict=True)]
+        tensors = [tensor if each == "attention_mask" else tensor[:, PAST["past"] :] for each, tensor in zip(names, tensors, strict=True)]
         axes["attention_mask"] = {0: "batch", 1: "all"}
         for layer in range(layers):
             for part in ("key", "value"):
                 inputs.append(f"past_key_values.{layer}.{part}")
                 outputs.append(f"present.{layer}.{part}")
                 axes[inputs[-1]] = {0: "batch", 2: "past"}
-                tensors.append(torch.randn(len(tensors[0]), heads, PAST, width))
+                tensors.append(torch.randn(len(tensors[0]), heads, PAST["past"], width))
     return _Called(model, names, layers), tuple(tensors), inputs, outputs, axes
 
 
