@@ -46,7 +46,7 @@ def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
     Raises:
         ModelFileError: There is no hooked file, or it fails a check.
     """
-    model, file, sealed = _read(path, verify)
+    model, file, sealed = read_model(path, verify)
     manifest = read_manifest(model, str(file))
     if verify:
         if not sealed and manifest.format_version >= SEALED_SINCE:
@@ -99,7 +99,7 @@ def seal(path: str | os.PathLike[str]) -> CheckReport:
         ModelFileError: Something is not right; the message says what.
         ExportError: The file cannot be written.
     """
-    model, file, _ = _read(path, verify=False)
+    model, file, _ = read_model(path, verify=False)
     manifest = read_manifest(model, str(file))
     report = _check(model, file, whole=True)
     ensure_hooks_resolve(model, str(file))
@@ -112,7 +112,7 @@ def seal(path: str | os.PathLike[str]) -> CheckReport:
 def _check(model: ir.Model, file: Path, whole: bool = False) -> CheckReport:
     """Refuses a hooked model whose graph or weights are not in order; ``whole`` reads every byte of the weights again."""
     manifest = read_manifest(model, str(file))
-    report = check_graph(model, file)
+    report = check_graph(model, file, "edited" if manifest.adopted is None else "adopted")
     unknown = set(report.external_files) - set(manifest.files)
     if unknown:
         raise ModelFileError(f"{file}: its manifest has no fingerprint of {sorted(unknown)}. Export the model again.")
@@ -133,7 +133,7 @@ def load_plain(path: str | os.PathLike[str]) -> ir.Model:
     Raises:
         ModelFileError: There is no model, or it fails a check.
     """
-    model, file, _ = _read(path)
+    model, file, _ = read_model(path)
     if METADATA_KEY in model.metadata_props:
         return load(path)
     check_graph(model, file)
@@ -176,8 +176,19 @@ def _not_a_model(file: Path, error: Exception) -> ModelFileError:
     return ModelFileError(f"{file}: not an ONNX model, or cut short ({type(error).__name__}: {error!s:.300}).")
 
 
-def _read(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Model, Path, bool]:
-    """(the model of a file, the file's path, whether it is sealed); its size, sparse tensors and seal are checked."""
+def read_model(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Model, Path, bool]:
+    """Reads a graph file; of its content only the size, the structure and the seal are checked.
+
+    Args:
+        path: A folder with a ``model.onnx``, or a graph file.
+        verify: False leaves out the seal.
+
+    Returns:
+        The model, whose weights stay where they lie; the file's path; and whether it is sealed.
+
+    Raises:
+        ModelFileError: It is no model, or one that could not be read in bounded time, or its seal does not fit.
+    """
     proto, file, sealed = _parsed(path, verify)
     try:
         check_structure(proto, file)
@@ -191,7 +202,7 @@ def _read(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Model, 
     return model, file, sealed
 
 
-def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> Path:
+def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False, sealed: bool = True) -> Path:
     """Writes a hooked model so that, whatever happens meanwhile, the file opens as it was before or as it is now.
 
     Args:
@@ -200,6 +211,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> P
         path: A folder, or the path of the graph, which ends in ``.onnx``.
         link: True hardlinks the weights files, where the file system can, instead of copying them. onnx itself refuses
             to read a file that is hardlinked.
+        sealed: False leaves out graphlens's seal: for a file that is another program's.
 
     Returns:
         The path of the graph.
@@ -225,13 +237,13 @@ def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> P
             undo.callback(_remove_unless_named, folder / aside.get(name, name), target)
         place({aside.get(name, name): source for name, source in files.items()}, folder, link)
         with locked(folder):
-            write_graph(_with_names(model, aside), target)
+            write_graph(_with_names(model, aside), target, sealed)
             undo.pop_all()
             # It is saved. If giving the files their own names fails, longer names are all that shows.
             with contextlib.suppress(OSError, ExportError):
                 if aside:
                     place({name: folder / other for name, other in aside.items()}, folder, link=True)
-                    write_graph(model, target)
+                    write_graph(model, target, sealed)
         remove_stale(folder)
     for other in aside.values():
         _remove_unless_named(folder / other, target)
@@ -303,12 +315,13 @@ def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(np.frombuffer(raw[start : start + size], dtype).reshape(shape), name=tensor.name)
 
 
-def write_graph(model: ir.Model, target: Path) -> None:
-    """Writes a model's graph, sealed, and not its weights. The file is there whole or, on an error, as it was before.
+def write_graph(model: ir.Model, target: Path, sealed: bool = True) -> None:
+    """Writes a model's graph, and not its weights. The file is there whole or, on an error, as it was before.
 
     Args:
         model: The model. A manifest of an older format becomes one of the newest, in place: that of files with a seal.
         target: The file.
+        sealed: False leaves out the seal.
 
     Raises:
         OSError: It cannot be written.
@@ -317,7 +330,8 @@ def write_graph(model: ir.Model, target: Path) -> None:
         manifest = read_manifest(model, str(target))
         if manifest.format_version < SEALED_SINCE:
             write_manifest(model, manifest)
-    write_whole(target, sealed_bytes(ir.to_proto(model)))
+    proto = ir.to_proto(model)
+    write_whole(target, sealed_bytes(proto) if sealed else proto.SerializeToString(deterministic=True))
 
 
 def check(path: str | os.PathLike[str]) -> CheckReport:
