@@ -147,7 +147,10 @@ def _adopted(
     untouched, model = model, unfused.model
     model.graph.sort()
     seen = seen_values(model, stage, str(original))
-    found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
+    try:
+        found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
+    except ModelFileError as error:
+        raise type(error)(f"{original}: {error}") from error
     ensure_ports_fit(model, found.ports, str(original))
     ensure_dynamic(model, found.ports, original)
     cfg = whole_config(found, stated, original, seen)

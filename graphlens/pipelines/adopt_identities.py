@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from graphlens.runtime.sessions import Session
     from graphlens.surgery.match.records import View
 
-_EXACT, _ROUNDED = 1e-4, 2e-2  # of the largest logit: in floats, and where activations are rounded to integers
+# Of the largest logit: in floats, in half precision, and where activations are rounded to integers.
+_EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 2e-2
 _ROUNDING = ("DynamicQuantizeLinear", "QuantizeLinear")
 
 
@@ -68,6 +69,8 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         runs += [] if later is None else [later]
     source = open_written(untouched, folder, str(original))
     allowed = _ROUNDED if any(node.op_type in _ROUNDING for node in untouched.graph) else _EXACT
+    if any(saw.dtype == "float16" for saw in graph.seen.values()):
+        allowed = max(allowed, _HALF)
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     rounded = quantisers(graph.model, match.hooks)
     found = []

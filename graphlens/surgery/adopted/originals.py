@@ -50,7 +50,8 @@ def ensure_dynamic(model: ir.Model, ports: Ports, original: Path) -> None:
         ModelFileError: It does.
     """
     tokens = next(value for value in model.graph.inputs if value.name == ports.input)
-    if tokens.shape is not None and any(isinstance(size, int) for size in list(tokens.shape)[:2]):
+    free = 2 if tokens.shape is not None and len(tokens.shape) == 2 else 1  # an image has a size of its own
+    if tokens.shape is not None and any(isinstance(size, int) for size in list(tokens.shape)[:free]):
         sizes = " x ".join(str(size) for size in tokens.shape)
         raise ModelFileError(
             f"{original}: its input {tokens.name!r} is frozen to {sizes}, and hook points are read and edited at any number and "
