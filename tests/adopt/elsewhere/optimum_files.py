@@ -1,7 +1,7 @@
-"""Exports checkpoints with optimum-onnx; run by the Python of optimum's own environment, and importing nothing of ours.
+"""Exports a checkpoint with optimum-onnx; run by the Python of optimum's own environment, and importing nothing of ours.
 
-``python optimum_files.py CHECKPOINT FOLDER NAME [LEVEL]``: writes NAME.optimum.onnx, NAME.optimum-past.onnx (for a decoder),
-and, where LEVEL is given (O2, O3), NAME.optimum-O2.onnx and so on.
+``python optimum_files.py CHECKPOINT FOLDER NAME ROUTE...``: writes NAME.ROUTE.onnx for each ROUTE: optimum, optimum-past (for a
+decoder), and either with -O2 or -O3 behind it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,21 @@ def moved(made: Path, target: Path) -> None:
     onnx.save(onnx.load(made), target)
 
 
-def main() -> int:
+def main() -> None:
     from optimum.exporters.onnx import main_export
 
-    checkpoint, folder, name, *levels = sys.argv[1:]
+    checkpoint, folder, name, *routes = sys.argv[1:]
     architecture = json.loads((Path(checkpoint) / "config.json").read_text("utf-8"))["architectures"][0]
-    written = ("text-generation", "text-generation-with-past")
-    tasks = {"CausalLM": written, "LMHead": written, "MaskedLM": ("fill-mask",)}
-    kind = next((each for each in tasks if each in architecture), "")
-    failed = 0
-    for task in tasks.get(kind, ("image-classification",)):
-        route = "optimum-past" if task.endswith("past") else "optimum"
-        for level in (None, *levels):
-            target = Path(folder) / f"{name}.{route}{f'-{level}' if level else ''}.onnx"
-            if target.exists():
-                continue
-            with tempfile.TemporaryDirectory() as made:
-                try:
-                    main_export(checkpoint, made, task=task, optimize=level, device="cpu", do_validation=False)
-                    moved(Path(made) / "model.onnx", target)
-                except Exception as error:  # each file has its line
-                    failed += 1
-                    print(f"{target.name}: {type(error).__name__}: {error}", file=sys.stderr)
-    return min(failed, 1)
+    tasks = {"CausalLM": "text-generation", "LMHead": "text-generation", "MaskedLM": "fill-mask"}
+    task = next((tasks[each] for each in tasks if each in architecture), "image-classification")
+    for route in routes:
+        kind, _, level = route.partition("-O")
+        asked = f"{task}-with-past" if kind == "optimum-past" else task
+        options = {"optimize": f"O{level}"} if level else {}
+        with tempfile.TemporaryDirectory() as made:
+            main_export(checkpoint, made, task=asked, device="cpu", do_validation=False, **options)
+            moved(Path(made) / "model.onnx", Path(folder) / f"{name}.{route}.onnx")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
