@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from graphlens.file.copies import Announce
 from graphlens.file.digests import digest_of
 from graphlens.file.folder import MODEL_FILE, copy_settings, refuse_occupied, staged_folder, user_path, writing
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import POSITION_EMBEDDINGS, axis_sizes
+from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, axis_sizes
 from graphlens.views.progress import note
 
 if TYPE_CHECKING:
@@ -159,7 +159,14 @@ def _adopted(
         raise type(error)(f"{original}: {error}") from error
     ensure_ports_fit(model, found.ports, str(original))
     ensure_dynamic(model, found.ports, original)
-    cfg = whole_config(found, stated, original, seen, _table_rows(model, found))
+    cfg = whole_config(
+        found,
+        stated,
+        original,
+        seen,
+        _table_rows(model, found, POSITION_EMBEDDINGS),
+        _table_rows(model, found, TOKEN_EMBEDDINGS),
+    )
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
@@ -176,7 +183,8 @@ def _adopted(
         missing={**found.missing, **proof.failed},
         identities=len(proof.residuals),
         worst=max(proof.residuals.values(), default=0.0),
-        notes=(*found.notes, *proof.notes),
+        notes=(*found.notes, *proof.notes, *_left_out(untouched, graph)),
+        headless=found.ports.logits is None,
     )
     views = weight_views(found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
@@ -208,9 +216,19 @@ def _adopted(
     )
 
 
-def _table_rows(model: ir.Model, found: Match) -> int | None:
-    """How many positions a learned table of positions has; None where there is none."""
-    for name in POSITION_EMBEDDINGS:
+def _left_out(untouched: ir.Model, graph: Unnamed) -> list[str]:
+    """Which outputs of the original a hooked file does not have, in a sentence."""
+    kept = {graph.result, *graph.match.ports.present.values()}
+    others = [str(value.name) for value in untouched.graph.outputs if value.name not in kept]
+    if not others:
+        return []
+    shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    return [f"The original's outputs {shown} are left out: hook points have what a transformer computes on the way."]
+
+
+def _table_rows(model: ir.Model, found: Match, names: Iterable[str]) -> int | None:
+    """How many rows a learned table has; None where none of its names was found."""
+    for name in names:
         weight = found.weights.get(name)
         value = None if weight is None else model.graph.initializers.get(weight.tensor)
         if weight is not None and value is not None and value.shape is not None and isinstance(value.shape[0], int):
@@ -257,6 +275,13 @@ class Unnamed:
     match: Match
     config: ModelConfig
     seen: Mapping[str, Seen]
+
+    @property
+    def result(self) -> str:
+        """The name of the original's logits, or of its last hidden states where it has none."""
+        found = self.match.ports.logits or self.match.ports.hidden
+        assert found is not None, "it was looked for"
+        return found
 
     @property
     def taken(self) -> list[str]:

@@ -87,7 +87,12 @@ def read_config(config: str | os.PathLike[str] | None, original: Path) -> Stated
 
 
 def whole_config(
-    found: Match, stated: Stated | None, original: Path, seen: Mapping[str, Seen], positions: int | None = None
+    found: Match,
+    stated: Stated | None,
+    original: Path,
+    seen: Mapping[str, Seen],
+    positions: int | None = None,
+    vocabulary: int | None = None,
 ) -> ModelConfig:
     """The architecture: what structure says, and the config for what it does not.
 
@@ -97,6 +102,7 @@ def whole_config(
         original: The file that is adopted.
         seen: What a probe run saw of the graph's values.
         positions: How many positions its table of positions has; None where there is none.
+        vocabulary: How many tokens its table of tokens has; None where it was not found.
 
     Raises:
         ModelFileError: The config contradicts the structure, or structure says too little and there is no config.
@@ -104,6 +110,8 @@ def whole_config(
     facts: dict[str, Number] = {**_sizes(found, seen), **found.config}
     if positions is not None:
         facts["n_ctx"] = positions
+    if vocabulary is not None:
+        facts.setdefault("d_vocab", vocabulary)
     if stated is not None:
         _ensure_agrees(facts, stated, original)
         for name in _KEYS:
@@ -123,8 +131,8 @@ def whole_config(
     facts.setdefault("act_fn", "unknown")
     facts.setdefault("positional_embedding_type", "standard")
     facts.setdefault("normalization_type", None)
-    scores = seen[found.ports.logits].dtype if found.ports.logits in seen else "float32"
-    facts.setdefault("dtype", scores)
+    stream = found.hooks.get(in_block(0, "hook_resid_pre"))
+    facts.setdefault("dtype", "float32" if stream is None else seen[stream.value].dtype)
     facts.setdefault("model_name", _name(stated, original))
     facts.setdefault("original_architecture", _architecture(stated))
     known = {item.name for item in fields(ModelConfig)}
@@ -159,6 +167,8 @@ def _sizes(found: Match, seen: Mapping[str, Seen]) -> dict[str, Number]:
     logits = seen.get(found.ports.logits or "")
     if logits is not None:
         sizes["d_vocab"] = logits.shape[-1]
+    elif "d_model" in sizes:
+        sizes["d_vocab_out"] = sizes["d_model"]  # of what a run ends in
     return sizes
 
 
