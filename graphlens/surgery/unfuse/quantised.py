@@ -54,9 +54,12 @@ def _product(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     return [_quantised(b, found, taken(node, 6), given(node, 7), taken(node, 0))]
 
 
+_PAIRS = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
+
+
 @rule("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul", variants=f"all, {_STEP}")
 def _pair(b: Builder, node: ir.Node) -> list[ir.Value | None]:
-    found = b.op(node.op_type.removeprefix("QLinear"), _dequantised(b, node, 0), _dequantised(b, node, 3))
+    found = b.op(_PAIRS[node.op_type], _dequantised(b, node, 0), _dequantised(b, node, 3))
     return [_quantised(b, found, taken(node, 6), given(node, 7), taken(node, 0))]
 
 
