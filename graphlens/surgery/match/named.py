@@ -41,14 +41,16 @@ def named(found: Found, origin: Mapping[str, str]) -> Match:
         names.block(layer, block)
     names.ending()
     kind = kind_of(found)
+    weights = weights_of(found, kind, names.hooks)
+    config, notes = config_of(found, kind, weights)
     return Match(
         kind=kind,
-        config=config_of(found),
+        config=config,
         hooks=_in_firing_order(found.wires, names.hooks, len(found.blocks)),
-        weights=weights_of(found, kind, names.hooks),
+        weights=weights,
         ports=ports_of(found),
         missing=names.missing,
-        notes=tuple(dict.fromkeys(names.notes)),
+        notes=tuple(dict.fromkeys([*names.notes, *notes])),
     )
 
 
