@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphlens.engine.block_pieces import Proof
-from graphlens.engine.feeding import gate_feeds, run_with_callbacks, without_idle_inputs
+from graphlens.engine.feeding import ensure_heeded, gate_feeds, run_with_callbacks, without_idle_inputs
 from graphlens.engine.footprint import Footprints
 from graphlens.engine.opened_files import OpenedFiles
 from graphlens.engine.opener import Opener
@@ -221,6 +221,7 @@ class Engine:
             Exception: Whatever a callback raised.
         """
         plan = plan or Plan()
+        ensure_heeded(feeds, self.manifest)
         gates = gate_feeds(edits, plan.gates) if edits else {}
         plan = self._serving(self._leanest(plan, feeds, fetch, callbacks or {}))
         session = self.session(plan)

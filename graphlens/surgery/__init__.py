@@ -18,6 +18,7 @@ from graphlens.surgery.process import process_weights
 from graphlens.surgery.python_gates import with_python_gates
 from graphlens.surgery.segments import first_layers, segment, with_past
 from graphlens.surgery.splice import splice
+from graphlens.surgery.unfuse.expand import unfuse
 from graphlens.surgery.untrusted import CheckReport, check_graph
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "splice",
     "strip",
     "to_graphsurgeon",
+    "unfuse",
     "with_flagged",
     "with_gates",
     "with_past",

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from graphlens.errors import InputError, warn
 from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import unknown_hook
 from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
-from graphlens.surgery.rules import RULES, Builder, Gradient, Rule
+from graphlens.surgery.ranks import fill_in
+from graphlens.surgery.rules import Builder, Gradient, Rule, rule_of
 from graphlens.surgery.seeds import add_seed
 from graphlens.surgery.splice import splice
 
@@ -53,7 +53,8 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     if SEED in taken or (of == LOGITS and LOGITS not in values_by_name(model)):
         why = "it is differentiated already" if SEED in taken else "it has no logits: name a hook point as of"
         raise InputError(f"this graph cannot be differentiated so: {why}.")
-    model = _with_shapes(_apart(model, manifest))
+    model = _apart(model, manifest)
+    fill_in(model)
     manifest = read_manifest(model)
     graph, values = model.graph, values_by_name(model)
     targets = {name: values[manifest.hooks[name].value] for name in asked}
@@ -97,15 +98,8 @@ def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
 
 def _is_read_backward(node: ir.Node | None) -> bool:
     """Whether a gradient rule reads what a node gave."""
-    return node is not None and node.op_type in RULES and RULES[node.op_type].reads_output
-
-
-def _with_shapes(model: ir.Model) -> ir.Model:
-    """The model with the shapes and types that its edits left out, in place."""
-    if any(value.shape is None or value.type is None for node in model.graph for value in node.outputs):
-        # Inference reads no weights, and asks for no more than their shapes.
-        common_passes.ShapeInferencePass()(model)
-    return model
+    found = None if node is None else rule_of(node)
+    return found is not None and found.reads_output
 
 
 def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str) -> list[str]:
@@ -161,8 +155,9 @@ class _Backward:
 
     def _rule(self, node: ir.Node) -> Rule:
         """The rule of a node's operator."""
-        if node.op_type in RULES and (node.domain in ("", "ai.onnx") or RULES[node.op_type].constant):
-            return RULES[node.op_type]
+        found = rule_of(node)
+        if found is not None:
+            return found
         where = f" (at or after {self._nearest[node]!r})" if node in self._nearest else ""
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         raise InputError(f"the operator {kind} of node {node.name!r}{where} has no derivative here.")

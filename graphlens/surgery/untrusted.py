@@ -65,14 +65,15 @@ def check_size(file: Path) -> None:
         raise ModelFileError(f"{file}: {size:,} bytes, more than an ONNX graph can have ({MAX_GRAPH_BYTES:,}).")
 
 
-def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> CheckReport:
+def check_graph(model: ir.Model, file: Path, kind: FileKind | None = "edited") -> CheckReport:
     """Refuses a model that reaches outside its folder, explodes when expanded or run, or needs foreign code.
 
     Args:
         model: The model; its weights need not be read.
         file: The graph file that it came from.
         kind: Who may have written it: "exported" allows the operators that graphlens writes, "edited" those besides that
-            its users may add. See OPERATORS.
+            its users may add. See OPERATORS. None is for a file that is looked at and not run: any operator of any opset,
+            and tensors of text.
 
     Returns:
         What the check saw.
@@ -95,7 +96,7 @@ def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> Check
                 raise ModelFileError(f"{file}: subgraphs nested more than {MAX_DEPTH} deep.")
             if node.op_identifier() in model.functions:
                 continue
-            if not operators.is_allowed(node.domain, node.op_type, kind):
+            if kind is not None and not operators.is_allowed(node.domain, node.op_type, kind):
                 why = operators.why_not(node.domain, node.op_type)
                 raise ModelFileError(f"{file}: node {node.name!r} {why}")
             seen.add(node.op_type)
@@ -103,6 +104,8 @@ def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> Check
     embedded = external = 0
     files: set[str] = set()
     for tensor in _tensors(model, file):
+        if kind is None and tensor.dtype == ir.DataType.STRING and not isinstance(tensor, ir.ExternalTensor):
+            continue
         size = _tensor_bytes(tensor, file)
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(tensor, size, file.parent)
@@ -112,9 +115,10 @@ def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> Check
             embedded += size
         if embedded + external > MAX_TENSOR_BYTES:
             raise ModelFileError(f"{file}: its tensors claim more than {MAX_TENSOR_BYTES:,} bytes.")
-    check_sizes(model, file, embedded + external)
+    if kind is not None:
+        check_sizes(model, file, embedded + external)
     opset = model.opset_imports.get("")
-    if opset is None or not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+    if kind is not None and (opset is None or not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version()):
         raise ModelFileError(
             f"{file}: its operators are those of opset {opset}; graphlens opens {OLDEST_OPSET} to "
             f"{onnx.defs.onnx_opset_version()}. Refused."
