@@ -170,11 +170,7 @@ class Engine:
         return self._graphs.hooks(plan)
 
     def names(self, plan: Plan) -> list[str]:
-        """The hook points that a run of a plan passes, in firing order, each once however often it fires.
-
-        Args:
-            plan: The plan.
-        """
+        """The hook points that a run of a plan passes, in firing order, each once however often it fires."""
         return list(self.passed(plan))
 
     def passed(self, plan: Plan) -> Collection[str]:
@@ -242,6 +238,7 @@ class Engine:
             arrays[plan.result] if output else None,
             {name: arrays[value] for name, value in values.items()},
             {name: found[name] for name in present},
+            self._graphs.straight_through(plan),
         )
 
     def _values(self, plan: Plan, fetch: Sequence[str]) -> dict[str, str]:
