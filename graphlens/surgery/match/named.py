@@ -19,6 +19,7 @@ from graphlens.surgery.match.norms import Normed
 from graphlens.surgery.match.ports import ports_of
 from graphlens.surgery.match.records import Kind, Match, View
 from graphlens.surgery.match.residual import Attention, Block
+from graphlens.surgery.match.weights import weights_of
 from graphlens.surgery.match.wires import Wires
 
 _NO_SCALE = "the graph computes only the inverse of the scale"
@@ -40,14 +41,16 @@ def named(found: Found, origin: Mapping[str, str]) -> Match:
         names.block(layer, block)
     names.ending()
     kind = kind_of(found)
+    weights = weights_of(found, kind, names.hooks)
+    config, notes = config_of(found, kind, weights)
     return Match(
         kind=kind,
-        config=config_of(found),
+        config=config,
         hooks=_in_firing_order(found.wires, names.hooks, len(found.blocks)),
-        weights={},
+        weights=weights,
         ports=ports_of(found),
         missing=names.missing,
-        notes=tuple(dict.fromkeys(names.notes)),
+        notes=tuple(dict.fromkeys([*names.notes, *notes])),
     )
 
 
