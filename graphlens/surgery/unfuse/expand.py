@@ -25,7 +25,7 @@ from graphlens.surgery.unfuse.building import Builder, Kept
 from graphlens.surgery.unfuse.kinds import fill
 from graphlens.surgery.unfuse.opsets import LEAST, raised
 from graphlens.surgery.unfuse.placing import install
-from graphlens.surgery.unfuse.table import RULES, name_of
+from graphlens.surgery.unfuse.table import RULES, Rule, name_of
 from graphlens.surgery.unfuse.unknown import why_kept
 
 # Importing a file of rules puts its rules into the table.
@@ -78,6 +78,11 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
     drop_unused(model)
     _tidy(model, origin)
     return Unfused(model, dict(expanded), kept, origin)
+
+
+def table() -> list[Rule]:
+    """The rules that there are, by the names of their operators: those of ONNX Runtime come after the standard ones."""
+    return sorted(RULES.values(), key=lambda rule: ("::" in rule.operator, rule.operator))
 
 
 def _name_nodes(graph: ir.Graph) -> None:

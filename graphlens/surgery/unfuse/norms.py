@@ -67,7 +67,6 @@ def _precise(node: ir.Node) -> bool:
 
 @rule(
     "LayerNormalization",
-    "com.microsoft::LayerNormalization",
     variants="any axis, without bias, Mean and InvStdDev, 16-bit numbers in 32",
 )
 def _layer(b: Builder, node: ir.Node) -> list[ir.Value | None]:
@@ -82,7 +81,6 @@ def _layer(b: Builder, node: ir.Node) -> list[ir.Value | None]:
 @rule(
     "RMSNormalization",
     "SimplifiedLayerNormalization",
-    "com.microsoft::SimplifiedLayerNormalization",
     variants="any axis, the inverse scale, 16-bit numbers in 32",
 )
 def _rms(b: Builder, node: ir.Node) -> list[ir.Value | None]:

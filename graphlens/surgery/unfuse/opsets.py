@@ -89,6 +89,11 @@ def raised(model: ir.Model, constants: dict[tuple[str, str], ir.Value], origin: 
     model.ir_version = max(model.ir_version, _IR_VERSION)
 
 
+def rewritten() -> list[str]:
+    """The names of the operators that are rewritten where their opset is an old one."""
+    return sorted(_CHANGES)
+
+
 def _rewrite(
     node: ir.Node, change: Change, version: int, constants: dict[tuple[str, str], ir.Value], origin: dict[str, str]
 ) -> None:
