@@ -31,19 +31,26 @@ def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[s
     return {gate_input(name, part): array for name, _ in gates for part, array in edits.get(name, {}).items()}
 
 
-def ensure_heeded(feeds: Mapping[str, Feed], manifest: Manifest) -> None:
-    """Refuses a mask with padding, or types of tokens, that an adopted file would not look at.
+def ensure_heeded(feeds: Mapping[str, Feed], manifest: Manifest, ends_in_logits: bool) -> None:
+    """Refuses a mask with padding, or types of tokens, that an adopted file would not look at, and logits that it lacks.
 
     Args:
         feeds: What a run is fed.
         manifest: What the file says about itself.
+        ends_in_logits: True if the run is for the logits, or for gradients of what is computed from them.
 
     Raises:
-        InputError: The original has no such input.
+        InputError: The original has no such input, or no logits.
     """
     adopted = manifest.adopted
     if adopted is None:
         return
+    if adopted.headless and ends_in_logits:
+        raise InputError(
+            f"{manifest.config.model_name} was adopted from {adopted.file}, which ends in hidden states and gives no logits: run it "
+            "with return_type=None and read hook points (run_with_cache), or stop at a layer. Generation, losses and metrics "
+            "need an export with the model's head."
+        )
     for name, usual in ((ATTENTION_MASK, 1), (TOKEN_TYPE_IDS, 0)):
         feed = feeds.get(name)
         if name not in adopted.inputs and isinstance(feed, np.ndarray) and (feed != usual).any():
@@ -68,6 +75,7 @@ def run_with_callbacks(
     outputs: Sequence[str],
     feeds: Mapping[str, Feed],
     callbacks: Mapping[str, Callback],
+    gated: bool = True,
 ) -> dict[str, DeviceValue]:
     """Runs a graph that has Python gates.
 
@@ -77,6 +85,7 @@ def run_with_callbacks(
         outputs: The names of the outputs wanted.
         feeds: What the run is fed, Python gates apart.
         callbacks: Functions by hook point. They are called in firing order, at every firing of the hook point.
+        gated: False for a graph that calls at exactly these hook points in every run.
 
     Returns:
         The outputs by name.
@@ -92,7 +101,8 @@ def run_with_callbacks(
     for hook, callback in callbacks.items():
         for firing in firings[hook]:
             called[firing.place] = _in_half(callback) if firing.entry.dtype == "float16" else callback
-            gates[gate_input(firing.name)] = on
+            if gated:
+                gates[gate_input(firing.name)] = on
     calls = PythonCalls(called)
     fed = {**feeds, **gates, RUN_INPUT: calls.run_id}
     values = calls.run(lambda: session.run_on_device(outputs, fed, calls.on_start))
