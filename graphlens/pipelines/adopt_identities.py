@@ -141,7 +141,9 @@ def _past(probe: Probe, n_layers: int) -> dict[int, tuple[Array, Array]] | None:
     if not probe.past:
         return None
     pairs = ((probe.past[past_input(layer, part)] for part in ("key", "value")) for layer in range(n_layers))
-    return {layer: (next(pair).transpose(0, 2, 1, 3), next(pair).transpose(0, 2, 1, 3)) for layer, pair in enumerate(pairs)}
+    return {
+        layer: (next(pair).transpose(0, 2, 1, 3), next(pair).transpose(0, 2, 1, 3)) for layer, pair in enumerate(pairs)
+    }
 
 
 def _padding_notes(probe: Probe, logits: Array, original: Path) -> tuple[str, ...]:
