@@ -128,7 +128,7 @@ def _adopted(
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.foreign import load_foreign
-    from graphlens.surgery.adopted.originals import ensure_dynamic, prepare
+    from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
     from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
     from graphlens.surgery.unfuse.expand import unfuse
@@ -142,6 +142,7 @@ def _adopted(
     producer = " ".join(part for part in (model.producer_name, model.producer_version) if part) or "unknown"
     announce(f"Looking for hook points in {original.name}")
     prepare(model)
+    ensure_repeats(model, original)
     keys = move_weights(model, stage / WEIGHTS_FILE)
     unfused = unfuse(model, keep=_everything(model) if keep_fused else ())
     untouched, model = model, unfused.model
@@ -157,7 +158,7 @@ def _adopted(
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
-    model, hooks = graph.named(proof.kept)
+    model, hooks = proof.model, proof.hooks
     adopted = Adopted(
         file=original.name,
         sha256=digest,
@@ -175,7 +176,7 @@ def _adopted(
     views = weight_views(found.weights, keys, WEIGHTS_FILE)
     manifest = Manifest(
         config=cfg,
-        hooks=hooks,
+        hooks=dict(hooks),
         weights=views,
         files={WEIGHTS_FILE: surgery.fingerprint(stage / WEIGHTS_FILE)},
         source=original.stem if original.stem != "model" else original.resolve().parent.name,

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphlens.errors import GraphlensError, ModelFileError
 from graphlens.file.manifest import METADATA_KEY
+from graphlens.pipelines.findings import Findings, findings
 from graphlens.surgery.adoptable import STANDARD, STILL, Anatomy, anatomy, obstacle, remarks
 from graphlens.surgery.foreign import check_foreign, read_foreign
 from graphlens.surgery.graph import manifest_in
@@ -40,31 +41,6 @@ class Port:
     count: int
     type: str
     optional: bool = False
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What adopting would find.
-
-    Attributes:
-        kind: "decoder", "encoder" or "vision".
-        config: What structure says of the architecture: n_layers, n_heads, d_model, ...
-        hooks: The hook points that are there, in firing order.
-        missing: Those that are not -> why.
-        weights: How many weights were found under TransformerLens's names.
-        identities: Identity -> in how many places adopting could check it.
-        expanded: Fused operator -> how many of its nodes are expanded first.
-        notes: What else a reader should know, a sentence each.
-    """
-
-    kind: str
-    config: Mapping[str, object]
-    hooks: tuple[str, ...]
-    missing: Mapping[str, str]
-    weights: int
-    identities: Mapping[str, int]
-    expanded: Mapping[str, int]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -185,8 +161,10 @@ def _finding_lines(found: Findings) -> list[str]:
     if found.expanded:
         lines.append(f"expands {_counts(found.expanded, _OPERATORS_SHOWN)}")
     if found.identities:
-        lines.append("can check " + "; ".join(f"{name} ({count})" for name, count in found.identities.items()))
+        each = "; ".join(f"{name} ({count})" for name, count in found.identities.items())
+        lines.append(f"can check {sum(found.identities.values()):,} identities: {each}")
     lines += [f"lacks {name}: {why}" for name, why in _grouped(found.missing).items()]
+    lines += [f"keeps {why}" for why in found.kept.values()]
     return [*lines, *found.notes]
 
 
@@ -253,7 +231,7 @@ def inspect_file(model: str | os.PathLike[str]) -> Inspection:
 
 def _short(error: GraphlensError, file: Path) -> str:
     """What an error says, without the file's name before it."""
-    return str(error).removeprefix(f"{file}: ")
+    return str(error).removeprefix(f"{file}: ").removesuffix(STILL).rstrip()
 
 
 def _hooked(model: ir.Model, file: Path) -> str | None:
@@ -337,4 +315,11 @@ def _typed(value: ir.Value) -> str:
 
 def _look(model: ir.Model, file: Path, obstacles: list[str]) -> Findings | None:
     """What adopting would find; None, with the reason among the obstacles, where that cannot be told."""
-    return None
+    try:
+        found = findings(model, file)
+    except GraphlensError as error:
+        obstacles.append(_short(error, file))
+        return None
+    if found.refused is not None:
+        obstacles.append(found.refused)
+    return found

@@ -350,17 +350,9 @@ def remarks(model: ir.Model, file: Path) -> tuple[str, ...]:
         file: Its graph file: what lies beside it may belong to the same model.
 
     Returns:
-        Sentences: that its shapes are frozen, that another file is this model's second half.
+        Sentences: that another file is this model's other half.
     """
     found = []
-    frozen = [value for value in model.graph.inputs if _is_frozen(value) and value.name not in model.graph.initializers]
-    if frozen:
-        first = frozen[0]
-        sizes = " x ".join(str(size) for size in first.shape or ())
-        found.append(
-            f"its input {first.name!r} is frozen to {sizes}: each run takes exactly that, so pad shorter prompts and give "
-            "attention_mask. Export it with dynamic axes for prompts of any length."
-        )
     stem = file.stem
     if stem == "decoder_model":
         others = [name for name in _WITH_PAST if (file.parent / f"{name}.onnx").is_file()]
@@ -373,9 +365,3 @@ def remarks(model: ir.Model, file: Path) -> tuple[str, ...]:
             "encoder_model.onnx beside it is the other half of this model; it is adopted by itself, if at all."
         )
     return tuple(found)
-
-
-def _is_frozen(value: ir.Value) -> bool:
-    """True for an input of tokens or pixels whose sizes are all numbers."""
-    shape = value.shape
-    return shape is not None and len(shape) in (2, 4) and all(isinstance(size, int) for size in shape)

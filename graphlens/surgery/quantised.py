@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 _SHOWN = 3  # products that stay in floating point and are named
 _PRODUCTS = frozenset({"Conv", "FusedMatMul", "Gemm", "MatMul"})
+_FOLLOWED = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose"})
 _HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, *_HALF})
 _WEIGHT_SCALE = {
@@ -38,7 +39,7 @@ class Quantisation:
 
     def lines(self) -> list[str]:
         """The same in lines for people: those products are named where there are few and others are quantised."""
-        if not self.kinds or not self.floats:
+        if not self.floats or all(kind.split()[0] in _HALF.values() for kind in self.kinds):
             return list(self.kinds)
         named = ", ".join(self.floats[:_SHOWN]) + (", ..." if len(self.floats) > _SHOWN else "")
         count = len(self.floats)
@@ -101,9 +102,9 @@ def _of_weight(node: ir.Node) -> str | None:
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return None
     value: ir.Value = node.inputs[1]
-    for _ in range(6):  # Transpose, Cast, Reshape
+    for _ in range(6):
         maker = value.producer()
-        if maker is None or not maker.inputs or maker.inputs[0] is None:
+        if maker is None or maker.op_type not in _FOLLOWED or not maker.inputs or maker.inputs[0] is None:
             break
         source = maker.inputs[0]
         if maker.op_type == "DequantizeLinear":

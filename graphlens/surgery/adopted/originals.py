@@ -13,6 +13,11 @@ from graphlens.surgery.graph import drop_unused
 from graphlens.surgery.match.records import Ports
 
 
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
 def prepare(model: ir.Model) -> None:
     """Makes a graph's weights initializers of the main graph, and leaves out what no output needs, in place.
 
@@ -36,6 +41,33 @@ def _into_memory(graph: ir.Graph) -> None:
     for node in graph:
         for inner in subgraphs(node):
             _into_memory(inner)
+
+
+def ensure_repeats(model: ir.Model, original: Path) -> None:
+    """Refuses a graph that draws random numbers: hook points would hold other activations every time.
+
+    Args:
+        model: The graph.
+        original: The file, for errors.
+
+    Raises:
+        ModelFileError: It was exported in training mode, with dropout, or draws random numbers otherwise.
+    """
+    for node in model.graph:
+        if node.op_type in _RANDOM or (node.op_type == "Dropout" and _drops(node)):
+            raise ModelFileError(
+                f"{original}: its node {node.name!r} ({node.op_type}) draws random numbers: it was exported in training mode, so "
+                f"no two runs are alike. Export it in evaluation mode (model.eval()). {STILL}"
+            )
+
+
+def _drops(node: ir.Node) -> bool:
+    """True for a Dropout that is not known to be switched off."""
+    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    if mode is None:
+        return False
+    tensor = mode.const_value
+    return tensor is None or bool(tensor.numpy().any())
 
 
 def ensure_dynamic(model: ir.Model, ports: Ports, original: Path) -> None:
