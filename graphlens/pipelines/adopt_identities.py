@@ -35,6 +35,9 @@ class Proof:
         kept: The hook points that may be named -> where they are.
         model: The graph with these hook points.
         hooks: Its hook map.
+        probe: The prompts that all hook points were seen on.
+        activations: What those that hold held there.
+        allowed: How far apart logits may be, relative to the largest, by the rounding that the original does.
         failed: Hook point -> which identity failed there, in a sentence.
         residuals: Identity that holds -> its largest residual, relative.
         notes: What else they showed, a sentence each.
@@ -43,6 +46,9 @@ class Proof:
     kept: Mapping[str, View]
     model: ir.Model
     hooks: Mapping[str, HookEntry]
+    probe: Probe
+    activations: Mapping[str, Array]
+    allowed: float
     failed: Mapping[str, str] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -80,8 +86,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     if any(saw.dtype == "float16" for saw in graph.seen.values()):
         allowed = max(allowed, _HALF)
     for probe, arrays in zip(runs, given, strict=True):
-        assert ports.logits is not None, "it was looked for"
-        expected = source.run([ports.logits], probe.original(ports, graph.seen))[0]
+        expected = source.run([graph.result], probe.original(ports, graph.seen))[0]
         _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
     del source
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
@@ -93,7 +98,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
             mask=probe.mask,
             past=_past(probe, config.n_layers),
             quantisers=rounded,
-            logits=arrays[LOGITS],
+            logits=None if ports.logits is None else arrays[LOGITS],
         )
         for probe, arrays in zip(runs, given, strict=True)
     )
@@ -102,6 +107,9 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     return Proof(
         kept,
         *((model, hooks) if not failed else graph.named(kept)),
+        runs[0],
+        {name: given[0][hooks[name].value] for name in kept},
+        allowed,
         failed,
         {_shown(each): each.residual for each in every if each.passed},
         _padding_notes(runs[0], given[0][LOGITS], original),
@@ -133,7 +141,9 @@ def _past(probe: Probe, n_layers: int) -> dict[int, tuple[Array, Array]] | None:
     if not probe.past:
         return None
     pairs = ((probe.past[past_input(layer, part)] for part in ("key", "value")) for layer in range(n_layers))
-    return {layer: (next(pair).transpose(0, 2, 1, 3), next(pair).transpose(0, 2, 1, 3)) for layer, pair in enumerate(pairs)}
+    return {
+        layer: (next(pair).transpose(0, 2, 1, 3), next(pair).transpose(0, 2, 1, 3)) for layer, pair in enumerate(pairs)
+    }
 
 
 def _padding_notes(probe: Probe, logits: Array, original: Path) -> tuple[str, ...]:
