@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from tests.adopt import genai_routes, torch_routes
-from tests.adopt.checkpoints import CHECKPOINTS, checkpoint_of
+from tests.adopt.checkpoints import CHECKPOINTS, FAMILIES, checkpoint_of
 from tests.adopt.made_smaller import make_smaller
 
 FLOAT, HALF, QUANTISED = "float", "half", "quantised"
 OPTIMUM = Path(__file__).parent / "elsewhere" / "optimum_files.py"
-DECODERS = tuple(name for name, each in CHECKPOINTS.items() if each.kind == "decoder")
-EVERY = tuple(CHECKPOINTS)
+DECODERS = tuple(name for name in FAMILIES if CHECKPOINTS[name].kind == "decoder")
+EVERY = FAMILIES
 # The families whose optimisations optimum knows; it refuses the others by name.
 OPTIMISED = ("gpt2", "llama", "neox", "bert", "vit")
 

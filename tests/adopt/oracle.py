@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from tests.adopt.cases import PAST, cases_of, inputs_of, past_of
-from tests.adopt.checkpoints import CHECKPOINTS, load
+from tests.adopt.checkpoints import CHECKPOINTS, family_of, load
 from tests.families.layout import spec_of
 from tests.families.torch_hooks import Place, hooked, places
 
@@ -87,9 +87,9 @@ def places_of(name: str, model: Any) -> dict[str, Place]:
         return dict(_vision(model))
     spec = spec_of(model)
     found = places(spec)
-    if name == "gpt2":
+    if family_of(name) == "gpt2":
         found |= {"hook_embed": _of("transformer.wte"), "hook_pos_embed": _of("transformer.wpe")}
-    if name == "bert":
+    if family_of(name) == "bert":
         found = dict(_encoder(model))
     # These are read inside the attention function.
     inside = {f"blocks.{layer}.attn.{hook}" for layer in range(spec.n_layers) for hook in _INSIDE}
@@ -186,7 +186,7 @@ class Oracle:
         for layer, module in enumerate(m for m in self.model.modules() if type(m).__name__.endswith("SelfAttention")):
             module.layer_idx = layer
         self.places = places_of(name, self.model)
-        self.turned = self.kind == "decoder" and name != "gpt2"
+        self.turned = self.kind == "decoder" and family_of(name) != "gpt2"
 
     def run(self, case: str) -> dict[str, np.ndarray]:
         """Every activation of a case, its outputs under ``out.``, and its inputs under ``in.``."""
