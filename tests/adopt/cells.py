@@ -23,6 +23,7 @@ from tests.adopt.cases import PAST, cases_of, inputs_of, real_of
 from tests.adopt.checkpoints import CHECKPOINTS
 from tests.adopt.files import FLOAT, HALF, QUANTISED, ROUTES, Files, NoFile
 from tests.adopt.oracle import Oracle
+from tests.adopt.scrambled import scramble
 from tests.families.comparing import edit_of
 
 # The largest difference from transformers, as a share of max(1, max|reference|). Nothing is promised of quantised files.
@@ -122,14 +123,16 @@ def _measured(cell: Cell, path: Path, files: Files, every_edit: bool) -> None:
     cell.wanted = len(_wanted(files, cell.family))
     began = time.perf_counter()
     try:
-        report = graphlens.adopt(path, folder, announce=lambda _: None)
+        # The size of an image is in no graph of dynamic axes; tools write config.json beside their files.
+        config = files.checkpoint(cell.family) if CHECKPOINTS[cell.family].kind == "vision" else None
+        report = graphlens.adopt(path, folder, config=config, announce=lambda _: None)
     except Exception as error:  # a cell says what happened in it
         cell.failures.append(f"adopting: {_said(error)}")
         return
     cell.seconds = round(time.perf_counter() - began, 2)
     cell.remarks = list(report.remarks)
     _compare_hooks(cell, report, files)
-    for step in (_compare_values, _compare_edits):
+    for step in (_compare_values, _compare_edits, _compare_scrambled):
         try:
             model = opened(folder, cell.family)
             step(cell, model, files, path, every_edit)
@@ -322,15 +325,51 @@ def three_ways(hooks: list[str], width: int) -> Iterator[tuple[str, Intervention
         z[:, :, 2] = 0
         return z
 
+    def halved(post: np.ndarray) -> np.ndarray:
+        post = post.copy()
+        post[:, :, :7] *= np.float32(0.5)
+        return post
+
     z, before = in_block(1, "attn.hook_z"), in_block(1, "hook_resid_pre")
     post, out = in_block(0, "mlp.hook_post"), in_block(0, "hook_mlp_out")
     wanted: list[tuple[str, Intervention, Callable[[np.ndarray], np.ndarray]]] = [
         (z, Ablate(z, heads=2), ablated),
         (before, Steer(before, vector=direction), lambda value: value + direction),
-        (post, Scale(post, factor=0.5), lambda value: value * np.float32(0.5)),
+        (post, Scale(post, factor=0.5, dims=slice(0, 7)), halved),
         (out, Patch(out, value=direction), lambda value: np.broadcast_to(direction, value.shape).copy()),
     ]
     yield from (each for each in wanted if each[0] in hooks)
+
+
+def _compare_scrambled(cell: Cell, model: Any, files: Files, path: Path, _every: bool) -> None:
+    """The same file under other names: the same hook points, weights and architecture, the same numbers."""
+    folder = files.root / "adopted" / f"{cell.family}.{cell.route}.scrambled"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    renamed = folder.with_suffix(".onnx")
+    scramble(path, renamed)
+    config = files.checkpoint(cell.family) if CHECKPOINTS[cell.family].kind == "vision" else None
+    report = graphlens.adopt(renamed, folder, config=config, announce=lambda _: None)
+    other = opened(folder, cell.family)
+    differ = set(other.hook_points()) ^ set(model.hook_points())
+    assert not differ, f"scrambled: {', '.join(sorted(differ)[:4])} of {len(differ)} hook points are in one of both"
+    assert list(other.hook_points()) == list(model.hook_points()), "scrambled: another firing order"
+    own = {key: value for key, value in vars(model.runner.engine.manifest.config).items() if key != "model_name"}
+    found = {key: value for key, value in vars(report.config).items() if key != "model_name"}
+    assert own == found, f"scrambled: another config: {set(own.items()) ^ set(found.items())}"
+    numbers = ROUTES[cell.route].numbers if cell.route in ROUTES else FLOAT
+    case = "plain" if CHECKPOINTS[cell.family].kind == "vision" else "right"
+    (logits, cache), (logits_too, cache_too) = (run_case(each, cell.family, case) for each in (model, other))
+    for name, value in {"logits": logits, **cache}.items():
+        again = logits_too if name == "logits" else cache_too[name]
+        share = difference(np.asarray(again), np.asarray(value), None, name, f"scrambled {name}", numbers)
+        assert share <= SAME[numbers], f"scrambled: {name} differs by {share:.1e}"
+    weights, weights_too = model.state_dict(), other.state_dict()
+    assert weights.keys() == weights_too.keys(), f"scrambled: other weights: {weights.keys() ^ weights_too.keys()}"
+    for name, value in weights.items():
+        assert np.array_equal(np.asarray(value), np.asarray(weights_too[name])), f"scrambled: {name} differs"
+    shutil.rmtree(folder)
+    renamed.unlink()
 
 
 def save_cell(cell: Cell, folder: Path) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.adopt.files import Files
 from tests.adopt.fixtures import FIXTURES, fixture
+
+
+torch.set_num_threads(1)  # the matrices are tiny
 
 
 @pytest.fixture(scope="session")

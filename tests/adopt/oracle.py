@@ -194,10 +194,7 @@ class Oracle:
         given, extra = self._inputs(case)
 
         def keep(hook: str, value: Tensor) -> None:
-            array = value.detach().numpy()
-            if hook == "embed.hook_pos_embed":  # BERT adds one row of positions to every sequence of a batch
-                array = np.broadcast_to(array, (len(given["input_ids"]), *array.shape[1:]))
-            values[hook] = array.copy()
+            values[hook] = value.detach().numpy().copy()
 
         logits, present = self._call(given, extra, keep)
         outputs = {"logits": logits, **{f"present.{key[16:]}": array for key, array in present.items()}}
@@ -254,7 +251,10 @@ class Oracle:
             changed = use(name, value)
             return value if changed is None else changed
 
-        handles = [hooked(self.model, place, self._user(hook, place, use)) for hook, place in self.places.items()]
+        batch = len(next(iter(given.values())))
+        handles = [
+            hooked(self.model, place, self._user(hook, place, use, batch)) for hook, place in self.places.items()
+        ]
         try:
             with self._attending(inside), torch.no_grad():
                 logits = self.model(**options).logits.numpy()
@@ -266,11 +266,16 @@ class Oracle:
         return logits, past_of([(layer.keys.numpy(), layer.values.numpy()) for layer in cache.layers])
 
     @staticmethod
-    def _user(hook: str, place: Place, use: Callable[[str, Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+    def _user(
+        hook: str, place: Place, use: Callable[[str, Tensor], Tensor | None], batch: int
+    ) -> Callable[..., Tensor | None]:
         """What a torch hook does at a place: read, and where ``use`` gives another value, put it there."""
 
         def called(module: Any, x: Tensor, y: Tensor) -> Tensor | None:
-            changed = use(hook, place.get(module, x, y))
+            value = place.get(module, x, y)
+            if hook == "embed.hook_pos_embed":  # BERT adds one row of positions to every sequence of a batch
+                value = value.expand(batch, *value.shape[1:])
+            changed = use(hook, value)
             if changed is None:
                 return None
             if place.put is None:
