@@ -64,7 +64,7 @@ def outputs(folder: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
 def visible(value: np.ndarray) -> np.ndarray:
     """Masked scores are as low as each program likes."""
-    return np.where(value < -1e30, -1e30, value)
+    return np.where(value < -1e30, -np.inf, value)
 
 
 # What is found
@@ -109,7 +109,7 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(original: Path, report: A
 
 
 def test_weights_in_a_file_beside_it_are_moved(tmp_path: Path) -> None:
-    file = decoder(tmp_path / "in" / "model.onnx") if (tmp_path / "in").mkdir() else tmp_path
+    (tmp_path / "in").mkdir()
     file = decoder(tmp_path / "in" / "model.onnx", external=True)
     adopt(file, tmp_path / "out", announce=lambda _: None)
     for item in (tmp_path / "in").iterdir():
@@ -182,6 +182,18 @@ def test_hook_points_that_share_a_value_fire_in_order(model: HookedTransformer) 
     np.testing.assert_array_equal(cache[second], other)
     patched = model.run_with_interventions(IDS, [Patch(second, other)])
     np.testing.assert_allclose(logits, patched, **CLOSE)
+
+
+def test_an_edit_of_scores_leaves_masked_ones_masked(model: HookedTransformer, tmp_path: Path) -> None:
+    items = [Ablate("blocks.0.attn.hook_attn_scores")]
+
+    def flat(name: str, value: np.ndarray) -> np.ndarray:
+        return np.where(value < -1e30, value, 0) if name == "blocks.0.attn.hook_attn_scores" else value
+
+    expected = forward(IDS, edit=flat)[0]
+    np.testing.assert_allclose(model.run_with_interventions(IDS, items), expected, **CLOSE)
+    model.bake(items, tmp_path / "baked")
+    np.testing.assert_allclose(outputs(tmp_path / "baked", {"input_ids": IDS})["logits"], expected, **CLOSE)
 
 
 def test_a_gate_drives_the_file(report: AdoptReport, tmp_path: Path) -> None:

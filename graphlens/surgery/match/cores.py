@@ -103,7 +103,9 @@ def _to_values(wires: Wires, softmax: ir.Node) -> tuple[ir.Value, ir.Value, ir.V
                 if left is value and wires.is_live(right):
                     return _of_four_axes(wires, trail), right, result
             if node.op_type in _TO_VALUES and onward is None:
-                others = [one for one in node.inputs if one is not None and wires.first(one) is not value]
+                # Where a row sees nothing, another node chooses 0: it looks at the scores, or at the pattern itself.
+                chosen = node.inputs[1:] if node.op_type == "Where" else node.inputs
+                others = [one for one in chosen if one is not None and wires.first(one) is not value]
                 if not any(_own(wires, one, value) for one in others if wires.is_live(one)):
                     onward = wires.first(node.outputs[0])
         if onward is None:

@@ -188,7 +188,10 @@ class _Weights:
         if view is None or linear is None:
             return
         width = (self._wires.shape(linear.out) or (0,))[-1]
-        place = next((one for one, _ in operand.plain if str(self._wires.hooked(one).name) == view.value), None)
+        place = next(
+            (one for one, _ in operand.plain if (hooked := self._wires.hooked(one)) is not None and hooked.name == view.value),
+            None,
+        )
         numbers = None if place is None else columns_of(self._wires, linear.out, place, width)
         if numbers is None:
             return
