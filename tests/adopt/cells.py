@@ -48,6 +48,7 @@ class Cell:
         where: Where it is.
         edits: How many edits were compared, and the largest difference.
         edit: See above.
+        weights: How many weights were found and compared with those of graphlens's own export.
         failures: What is wrong, a sentence each.
         remarks: What adopting itself says of the file.
         seconds: How long adopting took.
@@ -64,6 +65,7 @@ class Cell:
     where: str = ""
     edits: int = 0
     edit: float = float("nan")
+    weights: int = 0
     failures: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -132,7 +134,7 @@ def _measured(cell: Cell, path: Path, files: Files, every_edit: bool) -> None:
     cell.seconds = round(time.perf_counter() - began, 2)
     cell.remarks = list(report.remarks)
     _compare_hooks(cell, report, files)
-    for step in (_compare_values, _compare_edits, _compare_scrambled):
+    for step in (_compare_values, _compare_weights, _compare_edits, _compare_scrambled):
         try:
             model = opened(folder, cell.family)
             step(cell, model, files, path, every_edit)
@@ -226,6 +228,35 @@ def _compare_values(cell: Cell, model: Any, files: Files, path: Path, _every: bo
                 cell.worst, cell.where = share, f"{case} {name}"
     if numbers != QUANTISED and not cell.worst <= ALLOWED[numbers]:
         cell.failures.append(f"{cell.where} differs from transformers by {cell.worst:.1e}")
+
+
+# How far a dequantised weight is from the float one, as a share of the largest: half a step of 127 or of 7, and the rest.
+STEP = {"int8": 0.01, "int4": 0.2}
+
+
+def _compare_weights(cell: Cell, model: Any, files: Files, _path: Path, _every: bool) -> None:
+    """Every weight beside that of graphlens's own export of the checkpoint."""
+    found = model.state_dict()
+    if CHECKPOINTS[cell.family].kind == "vision":
+        cell.weights = len(found)
+        return
+    numbers = ROUTES[cell.route].numbers if cell.route in ROUTES else FLOAT
+    allowed = {FLOAT: 1e-6, HALF: 1e-3}.get(numbers, STEP["int4" if "int4" in cell.route else "int8"])
+    own = own_weights(files.root, cell.family)
+    if lacking := own.keys() - found.keys():
+        cell.failures.append(f"{len(lacking)} of {len(own)} weights are missing: {', '.join(sorted(lacking)[:3])} ...")
+    for name in own.keys() & found.keys():
+        share = difference(np.asarray(found[name]), own[name], None, name, f"the weight {name}")
+        cell.weights += 1
+        if not share <= allowed:
+            cell.failures.append(f"the weight {name} differs by {share:.1e}")
+
+
+@cache
+def own_weights(files_root: Path, family: str) -> Mapping[str, np.ndarray]:
+    """The weights of graphlens's own export, by TransformerLens's names; without masks and tables that no one trains."""
+    weights = opened(Files(files_root).own(family), family).state_dict()
+    return {name: np.asarray(value) for name, value in weights.items()}
 
 
 def run_case(model: Any, family: str, case: str) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:

@@ -58,6 +58,15 @@ class Files:
         """A family's checkpoint folder."""
         return checkpoint_of(family, self.root / "ckpt")
 
+    def own(self, family: str) -> Path:
+        """graphlens's own export of the same checkpoint."""
+        import graphlens
+
+        folder = self.root / "own" / family
+        if not folder.exists():
+            graphlens.export_model(self.checkpoint(family), folder, announce=lambda _: None)
+        return folder
+
     def path(self, family: str, route: str) -> Path:
         """A file, made where it is not there yet.
 
