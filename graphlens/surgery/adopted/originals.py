@@ -12,7 +12,6 @@ from graphlens.surgery.adoptable import STILL, subgraphs
 from graphlens.surgery.graph import drop_unused
 from graphlens.surgery.match.records import Ports
 
-
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
