@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("cells", nargs="*", metavar="FAMILY.KIND")
     parser.add_argument("--all", action="store_true", help="every kind of file of every family")
     parser.add_argument("--every-edit", action="store_true", help="edit every hook point, not those of a block alone")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the page of all cells that the work folder has")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="write the page of all cells that the work folder has"
+    )
     parser.add_argument("--work", type=Path, help="a folder to keep files and cells in, and take them from")
     parser.add_argument("--again", action="store_true", help="measure also what the work folder has a right cell of")
     asked = parser.parse_args()

@@ -77,7 +77,9 @@ def feeds_of(name: str, saved: Mapping[str, np.ndarray], wanted: Iterable[str]) 
     return feeds
 
 
-def past_of(layers: Iterator[tuple[np.ndarray, np.ndarray]] | list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+def past_of(
+    layers: Iterator[tuple[np.ndarray, np.ndarray]] | list[tuple[np.ndarray, np.ndarray]],
+) -> dict[str, np.ndarray]:
     """optimum's names of past keys and values, [b, heads, past, d_head] each."""
     named: dict[str, np.ndarray] = {}
     for layer, (key, value) in enumerate(layers):

@@ -10,7 +10,6 @@ import torch
 from tests.adopt.files import Files
 from tests.adopt.fixtures import FIXTURES, fixture
 
-
 torch.set_num_threads(1)  # the matrices are tiny
 
 

@@ -197,11 +197,8 @@ class Oracle:
             values[hook] = value.detach().numpy().copy()
 
         logits, present = self._call(given, extra, keep)
-        outputs = {"logits": logits, **{f"present.{key[16:]}": array for key, array in present.items()}}
-        inputs = {key: value for key, value in given.items()}
-        return values | {f"out.{key}": value for key, value in outputs.items()} | {
-            f"in.{key}": value for key, value in inputs.items()
-        }
+        outputs = {"out.logits": logits} | {f"out.present.{key[16:]}": array for key, array in present.items()}
+        return values | outputs | {f"in.{key}": value for key, value in given.items()}
 
     def edited(self, case: str, hook: str, edit: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """The logits of a case when an edit takes an activation's place.
