@@ -114,6 +114,7 @@ def with_old_names(match: Match, old: Mapping[str, str]) -> Match:
             value=old[one.value],
             nodes=tuple(old[name] for name in one.nodes),
             like=None if one.like is None else old[one.like],
+            tokens=None if one.tokens is None else old[one.tokens],
         )
 
     def weight(one: MatchedWeight) -> MatchedWeight:

@@ -84,7 +84,7 @@ class _Names:
 
     def _stream(self, name: str, value: ir.Value, product: Linear | None = None) -> None:
         """A hook point of axes [b, p, any]."""
-        self._add(name, self._tokens(value), product, _LAYOUT if self._wires.hooked(value) is not None else _INTEGERS)
+        self._add(name, self._tokens(value) or self._flat(value), product, _LAYOUT if self._wires.hooked(value) is not None else _INTEGERS)
 
     def _tokens(self, value: ir.Value) -> View | None:
         """A value [b, p, any] as it is; one of all tokens in an axis after it is reshaped."""
@@ -100,6 +100,14 @@ class _Names:
                 return None
             value = wires.first(node.outputs[0])
         return None
+
+    def _flat(self, value: ir.Value) -> View | None:
+        """A value [b * p, any]; None for any other."""
+        shape, found = self._wires.shape(value), self._found
+        hooked, like = self._wires.hooked(value), self._wires.hooked(found.beginning.tokens.value)
+        if hooked is None or like is None or shape is None or len(shape) != 2 or shape[0] != found.batch * found.tokens:
+            return None
+        return View(str(hooked.name), tokens=str(like.name))
 
     def _plain(self, value: ir.Value) -> View | None:
         """A value as it is; None where it is hidden in integers."""
