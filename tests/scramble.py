@@ -38,7 +38,10 @@ def scrambled(model: ir.Model, seed: int = 0) -> tuple[ir.Model, dict[str, str]]
 def _reorder(graph: ir.Graph, rng: random.Random) -> None:
     """Puts the nodes into a random order in which each comes after what it reads, and shuffles the initializers."""
     nodes = list(graph)
-    waits = {node: {one.producer() for one in node.inputs if one is not None and one.producer() is not None} for node in nodes}
+    waits = {
+        node: {one.producer() for one in node.inputs if one is not None and one.producer() is not None}
+        for node in nodes
+    }
     readers: dict[ir.Node, list[ir.Node]] = {node: [] for node in nodes}
     for node, before in waits.items():
         for other in before:
