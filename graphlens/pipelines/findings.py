@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -17,9 +18,9 @@ from graphlens.file.names import axes_of
 from graphlens.surgery.adoptable import STILL
 from graphlens.surgery.adopted.inputs import ensure_ports_fit
 from graphlens.surgery.adopted.originals import ensure_dynamic
-from graphlens.surgery.match.finding import match
-from graphlens.surgery.match.records import Match
-from graphlens.surgery.unfuse.expand import unfuse
+
+if TYPE_CHECKING:
+    from graphlens.surgery.match.records import Match
 
 # Sizes of activations that stand in for a model's own, to see which identities there are between its hook points.
 _SMALL = {
@@ -77,6 +78,9 @@ def findings(model: ir.Model, file: Path) -> Findings:
     Raises:
         ModelFileError: It is no transformer that graphlens knows.
     """
+    from graphlens.surgery.match import match  # matching is many modules, and most files need none
+    from graphlens.surgery.unfuse.expand import unfuse
+
     unfused = unfuse(model)
     unfused.model.graph.sort()
     found = match(unfused.model, None, unfused.origin)
