@@ -342,7 +342,8 @@ def test_a_tensor_that_claims_a_terabyte_takes_no_memory(tmp_path: Path) -> None
     model.graph.initializer[0].dims[0] = 1 << 38
     made.write(model, tmp_path / "model.onnx")
     code = (
-        "import resource, sys; from graphlens.errors import ModelFileError; from graphlens.pipelines.inspect import inspect_file\n"
+        "import resource, sys; from graphlens.errors import ModelFileError\n"
+        "from graphlens.pipelines.inspect import inspect_file\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))\n"
         "try: inspect_file(sys.argv[1])\n"
         "except ModelFileError as error: print(error)"
