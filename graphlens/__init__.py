@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UnknownHookPoint,
         VerificationError,
     )
+    from graphlens.experiments.drift import drift
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
     from graphlens.model.config import HookedTransformerConfig
@@ -50,6 +51,7 @@ _HOMES = {
     "HookedTransformerConfig": "graphlens.model.config",
     "adopt": "graphlens.pipelines.adopt",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
+    "drift": "graphlens.experiments.drift",
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
     "expose": "graphlens.pipelines.expose",
@@ -107,6 +109,7 @@ __all__ = [
     "VerificationError",
     "adopt",
     "bake_model",
+    "drift",
     "embedded_model",
     "export_model",
     "expose",

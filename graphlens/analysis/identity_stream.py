@@ -147,6 +147,9 @@ def _activation(c: Checker, layer: int) -> None:
         c.add(f"{asked or 'act'}(pre) = post", layer, hooks, np.empty(0), 1.0)
         return
     real = np.broadcast_to(c.real(pre.shape[1]) if pre.ndim == 3 else np.ones(pre.shape[:1], bool), pre.shape[:-1])
+    if linear is None and bool((pre == right).all()):  # which ReLU makes of its own result
+        c.add("pre is not post", layer, hooks, np.ones(1), 1.0, clears=(), found=np.zeros(1))
+        return
     times: Floats | float = 1.0 if linear is None else linear
     size = np.abs(pre * times) + np.abs(right)
     best: tuple[float, str, Floats] | None = None

@@ -169,11 +169,7 @@ class Engine:
         return self._graphs.hooks(plan)
 
     def names(self, plan: Plan) -> list[str]:
-        """The hook points that a run of a plan passes, in firing order, each once however often it fires.
-
-        Args:
-            plan: The plan.
-        """
+        """The hook points that a run of a plan passes, in firing order, each once however often it fires."""
         return list(self.passed(plan))
 
     def passed(self, plan: Plan) -> Collection[str]:
@@ -220,7 +216,7 @@ class Engine:
             Exception: Whatever a callback raised.
         """
         plan = plan or Plan()
-        ensure_heeded(feeds, self.manifest)
+        ensure_heeded(feeds, self.manifest, plan.stop is None and (output or bool(plan.gradients)))
         gates = gate_feeds(edits, plan.gates) if edits else {}
         plan = self._serving(self._leanest(plan, feeds, fetch, bool(callbacks)))
         session = self.session(plan)
@@ -241,6 +237,7 @@ class Engine:
             arrays[plan.result] if output else None,
             {name: arrays[value] for name, value in values.items()},
             {name: found[name] for name in present},
+            self._graphs.straight_through(plan),
         )
 
     def _values(self, plan: Plan, fetch: Sequence[str]) -> dict[str, str]:

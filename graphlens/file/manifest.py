@@ -153,6 +153,11 @@ class Manifest:
         return self.adopted is None or "past" in self.adopted.inputs
 
     @property
+    def headless(self) -> bool:
+        """True for a file adopted from one that ends in hidden states: it gives no logits."""
+        return self.adopted is not None and self.adopted.headless
+
+    @property
     def needed_format(self) -> int:
         """The oldest format that can say what this manifest says, of those that are still written: 2, 3 or 4."""
         if self.adopted is not None or any(view.quantised is not None for view in self.weights.values()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from graphlens.file.io_names import (
     ATTENTION_MASK,
     INPUT_IDS,
     KEY_AND_VALUE,
-    POSITION_IDS,
     TOKEN_TYPE_IDS,
     past_input,
     present_output,
@@ -27,7 +26,7 @@ from graphlens.surgery.match.records import Ports
 
 BATCH, LENGTH = 3, 11  # of the run that tells shapes: sizes that models seldom have
 _TRIES = (1, 0)  # what tokens, masks, positions and types may all be
-_PADDED, _CACHED = 3, 4  # tokens of padding, and of a prompt that a KV cache holds
+PADDED, _CACHED = 3, 4  # tokens of padding, and of a prompt that a KV cache holds
 
 
 def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = None) -> dict[str, Seen]:
@@ -45,15 +44,10 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
     Raises:
         ModelFileError: ONNX Runtime refuses the graph, or its inputs are of no kind that graphlens knows how to feed.
     """
-    exposed = model.clone()
-    given = {id(value) for value in exposed.graph.outputs}
-    for node in exposed.graph:
-        for output in node.outputs:
-            if output.name and (output.uses() or id(output) in given):
-                output.shape, output.type = None, None
-                if id(output) not in given:
-                    exposed.graph.outputs.append(output)
-    session = open_session(_bytes(exposed), "cpu", folder, name=where, as_written=True)
+    given = {str(value.name) for value in model.graph.outputs}
+    computed = [value for node in model.graph for value in node.outputs if value.name and value.uses()]
+    every = [str(value.name) for value in computed if value.name not in given]
+    session = open_session(_bytes(model, every), "cpu", folder, name=where, as_written=True)
     error: RunError | None = None
     for number in _TRIES:
         feeds = {str(value.name): _example(value, number, where, image) for value in _required(model)}
@@ -85,9 +79,11 @@ def _required(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 
-def _bytes(model: ir.Model) -> bytes:
-    """A graph whose weights are in files, for ONNX Runtime. Its outputs get their types from it."""
+def _bytes(model: ir.Model, more: Sequence[str] = ()) -> bytes:
+    """A graph whose weights are in files, for ONNX Runtime. Its outputs, and ``more``, get their types from it."""
     proto = ir.to_proto(model)
+    for name in more:
+        proto.graph.output.add(name=name)
     for output in proto.graph.output:
         output.ClearField("type")
     del proto.graph.value_info[:]
@@ -170,11 +166,11 @@ class Probe:
         return {name: array.astype(seen[name].dtype) for name, array in feeds.items()}
 
 
-def probes(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) -> tuple[Probe, Probe]:
-    """Two probes over the vocabulary: prompts without padding, and with padding on either side.
+def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) -> Probe:
+    """Three prompts over the vocabulary: one as long as can be, and a shorter one padded on the left and on the right.
 
     Args:
-        ports: What the graph's inputs are.
+        ports: What the graph's inputs are. Without a mask nothing is padded.
         d_vocab: How many tokens there are.
         n_types: How many types of tokens.
         n_ctx: The longest input.
@@ -183,13 +179,16 @@ def probes(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) -> tuple
     random = np.random.default_rng(0)
     tokens = random.integers(0, d_vocab, (3, length))
     types = random.integers(0, n_types or 1, tokens.shape) if ports.token_type_ids is not None else None
-    mask = None
-    if ports.attention_mask is not None:
-        mask = np.ones(tokens.shape, np.int64)
-        padded = min(_PADDED, length - 1)
-        mask[1, :padded] = 0
-        mask[2, length - padded :] = 0
-    return Probe(tokens, None if mask is None else np.ones_like(mask), types), Probe(tokens, mask, types)
+    if ports.attention_mask is None:
+        return Probe(tokens, None, types)
+    real = max(1, length - PADDED)
+    mask = np.ones(tokens.shape, np.int64)
+    mask[1, : length - real] = 0
+    mask[2, real:] = 0
+    tokens[2, :real] = tokens[1, length - real :]
+    if types is not None:
+        types[2, :real] = types[1, length - real :]
+    return Probe(tokens, mask, types)
 
 
 def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:
@@ -197,7 +196,7 @@ def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:
 
     Args:
         session: The hooked graph's.
-        whole: The probe; its padding, if any, is on the left.
+        whole: The three prompts of ``padded_probe``.
         n_layers: The number of blocks.
 
     Returns:
@@ -206,18 +205,11 @@ def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:
     cached = min(_CACHED, whole.tokens.shape[1] - 1)
     if cached < 1:
         return None
+    rows = slice(0, 2)  # not the one that is padded on the right
+    whole = Probe(whole.tokens[rows], None if whole.mask is None else whole.mask[rows])
     first = Probe(whole.tokens[:, :cached], None if whole.mask is None else whole.mask[:, :cached])
     names = [(layer, part) for layer in range(n_layers) for part in KEY_AND_VALUE]
     outputs = [present_output(*name) for name in names]
     found = session.run(outputs, first.hooked())
     past = {past_input(*name): array for name, array in zip(names, found, strict=True)}
     return Probe(whole.tokens[:, cached:], whole.mask, None, past)
-
-
-def positions_given(session: Session) -> bool:
-    """True if a hooked graph takes positions.
-
-    Args:
-        session: Its session.
-    """
-    return POSITION_IDS in session.feedable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphlens.file.io_names import gradient_output
 from graphlens.surgery.bake import bake
 from graphlens.surgery.cut import cut
-from graphlens.surgery.differentiate import differentiate
+from graphlens.surgery.differentiate import differentiate, straight_through
 from graphlens.surgery.files import check, load, load_plain, names_graphlens, save, seal
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.flagged import with_flagged
@@ -50,6 +50,7 @@ __all__ = [
     "seal",
     "segment",
     "splice",
+    "straight_through",
     "strip",
     "to_graphsurgeon",
     "unfuse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from graphlens.surgery.rules import Builder, Gradient, Rule, rule_of
 from graphlens.surgery.seeds import add_seed
 from graphlens.surgery.splice import splice
 
+_STRAIGHT_THROUGH = "graphlens.straight_through"  # among the metadata of a graph in memory
+
 
 def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: str = DENSE) -> ir.Model:
     """A copy that also returns the gradients with respect to hook points, as ``<hook>_grad``.
@@ -25,6 +28,9 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     the activation and are total: through everything that depends on it. Where nothing does they are 0, and a warning
     says so. Layers before the earliest hook point are not differentiated, weights never. The hook map gets the gradients
     too, in the order in which they are computed, so that they can be spliced as hook points are.
+
+    Where a graph rounds (it is quantised), gradients go straight through: they are those of the products with the
+    dequantised weights. ``straight_through`` tells where that was so.
 
     Args:
         model: A hooked model.
@@ -79,7 +85,22 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
             graph.outputs.append(whole)
         entries[gradient_output(name)] = replace(manifest.hooks[name], value=named[value])
     install(graph, b.tape, numbered("gradient/"), lambda node, place: f"{node.name}_{place}")
+    if backward.rounded:
+        model.metadata_props[_STRAIGHT_THROUGH] = json.dumps(backward.rounded)
     return finish(model, manifest.with_hooks(entries), "the gradient graph")
+
+
+def straight_through(model: ir.Model) -> Mapping[str, int]:
+    """What the gradients of a graph passed as if it did not round: see ``rules.quantised``.
+
+    Args:
+        model: What ``differentiate`` gave.
+
+    Returns:
+        Operator -> how many of its nodes; empty where every gradient is the derivative itself.
+    """
+    found: dict[str, int] = json.loads(model.metadata_props.get(_STRAIGHT_THROUGH, "{}"))
+    return found
 
 
 def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
@@ -129,6 +150,7 @@ class _Backward:
 
     def __init__(self, b: Builder, graph: ir.Graph, targets: set[ir.Value], nearest: dict[ir.Node, str]) -> None:
         self._b, self._graph, self._targets, self._nearest = b, graph, targets, nearest
+        self.rounded: dict[str, int] = {}  # operator that a gradient went straight through -> how many of its nodes
         self._pending: dict[ir.Value, list[Gradient]] = {}
         self._found: dict[ir.Value, Gradient] = {}
 
@@ -145,7 +167,10 @@ class _Backward:
             needs = [value is not None and value in reached for value in node.inputs]
             if not any(arrived) or not any(needs):
                 continue
-            gradients = self._rule(node)(self._b, node, arrived, needs)
+            found = self._rule(node)
+            gradients = found(self._b, node, arrived, needs)
+            if found.straight_through and any(gradients):
+                self.rounded[node.op_type] = self.rounded.get(node.op_type, 0) + 1
             for value, gradient in zip(node.inputs, gradients, strict=True):
                 if value is not None and gradient is not None and value in reached:
                     self._pending.setdefault(value, []).append(gradient)

@@ -18,6 +18,7 @@ from graphlens.errors import ExportError, ModelFileError
 from graphlens.file.copies import place
 from graphlens.file.folder import MODEL_FILE, model_path, user_path, write_whole, writing
 from graphlens.file.inside import inside, read_regular
+from graphlens.file.large_tensors import light_bytes
 from graphlens.file.leftovers import locked, provisional, remove, remove_stale
 from graphlens.file.manifest import METADATA_KEY, SEALED_SINCE, Manifest
 from graphlens.file.manifest_format import ensure_known_format
@@ -155,12 +156,14 @@ def names_graphlens(file: Path) -> bool:
     return METADATA_KEY.encode() in data or not data.strip(b"\0")
 
 
-def _parsed(path: str | os.PathLike[str], verify: bool) -> tuple[onnx.ModelProto, Path, bool]:
+def _parsed(
+    path: str | os.PathLike[str], verify: bool, light: bool = False
+) -> tuple[onnx.ModelProto, Path, bool]:
     """(the content of a graph file, its path, whether it is sealed); its size, its format and its seal are checked."""
     file = model_path(path)
     inside(file.parent, file.name)
     check_size(file)
-    data = read_regular(file)
+    data = light_bytes(file) if light else read_regular(file)
     try:
         proto = onnx.load_model_from_string(data)
     except _UNPARSED as error:
@@ -176,12 +179,15 @@ def _not_a_model(file: Path, error: Exception) -> ModelFileError:
     return ModelFileError(f"{file}: not an ONNX model, or cut short ({type(error).__name__}: {error!s:.300}).")
 
 
-def read_model(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Model, Path, bool]:
+def read_model(
+    path: str | os.PathLike[str], verify: bool = True, light: bool = False
+) -> tuple[ir.Model, Path, bool]:
     """Reads a graph file; of its content only the size, the structure and the seal are checked.
 
     Args:
         path: A folder with a ``model.onnx``, or a graph file.
         verify: False leaves out the seal.
+        light: True leaves large tensors in the file, and tells them as external data that lie there. No seal is read then.
 
     Returns:
         The model, whose weights stay where they lie; the file's path; and whether it is sealed.
@@ -189,7 +195,7 @@ def read_model(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Mo
     Raises:
         ModelFileError: It is no model, or one that could not be read in bounded time, or its seal does not fit.
     """
-    proto, file, sealed = _parsed(path, verify)
+    proto, file, sealed = _parsed(path, verify and not light, light)
     try:
         check_structure(proto, file)
         model = ir.from_proto(proto)

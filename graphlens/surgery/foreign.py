@@ -50,6 +50,8 @@ def foreign_path(path: str | os.PathLike[str]) -> Path:
 def load_foreign(path: str | os.PathLike[str]) -> ir.Model:
     """Reads an ONNX file that any program wrote, for surgery: its weights stay where they lie, and nothing is run.
 
+    Also those in the file itself: however large it is, only what it says besides them is read.
+
     Args:
         path: See ``foreign_path``.
 
@@ -60,16 +62,17 @@ def load_foreign(path: str | os.PathLike[str]) -> ir.Model:
         ModelFileError: There is no such file, it is no ONNX model or damaged, or it fails a check: external data that are
             missing, too short or outside of its folder, too many nodes, functions that explode when they are inlined.
     """
-    model, file = read_foreign(path)
+    model, file = read_foreign(path, light=True)
     check_foreign(model, file)
     return model
 
 
-def read_foreign(path: str | os.PathLike[str]) -> tuple[ir.Model, Path]:
+def read_foreign(path: str | os.PathLike[str], light: bool = False) -> tuple[ir.Model, Path]:
     """Reads an ONNX file that any program wrote, without looking for its weights.
 
     Args:
         path: See ``foreign_path``.
+        light: True leaves the large tensors of the file where they are, and tells them as external data in it.
 
     Returns:
         The model, and the path of its graph file.
@@ -80,7 +83,7 @@ def read_foreign(path: str | os.PathLike[str]) -> tuple[ir.Model, Path]:
     file = foreign_path(path)
     if file.stat().st_size == 0:
         raise ModelFileError(f"{file}: the file is empty. Download or export it again.")
-    model, file, _ = read_model(file, verify=False)
+    model, file, _ = read_model(file, verify=False, light=light)
     if len(model.graph) == 0 and not model.graph.outputs:
         raise ModelFileError(f"{file}: not an ONNX model, or an empty one: it has no nodes and no outputs.")
     return model, file

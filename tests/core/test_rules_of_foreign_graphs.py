@@ -118,14 +118,21 @@ SINGLE: list[tuple[str, list[Array | None], tuple[int, ...], dict[str, Any]]] = 
     ("Gelu", [signed(3, 5)], (0,), {"approximate": "tanh"}),
     ("Mean", [signed(3, 5), signed(5), signed(3, 1)], (0, 1, 2), {}),
     ("Conv", [signed(2, 3, 8, 9), signed(5, 3, 3, 2)], (0,), {"strides": [3, 2]}),
-    ("Conv", [signed(2, 4, 7, 9), signed(6, 2, 3, 2), signed(6)], (0,), {"group": 2, "pads": [1, 0, 2, 1], "dilations": [2, 1]}),
+    (
+        "Conv",
+        [signed(2, 4, 7, 9), signed(6, 2, 3, 2), signed(6)],
+        (0,),
+        {"group": 2, "pads": [1, 0, 2, 1], "dilations": [2, 1]},
+    ),
     ("Conv", [signed(2, 3, 11), signed(5, 3, 4)], (0,), {"strides": [4], "auto_pad": "VALID"}),
 ]
 
 
 @pytest.mark.parametrize("sizes", [FIXED, NAMELESS])
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case[0])
-def test_a_rule_of_single_precision(case: tuple[str, list[Array | None], tuple[int, ...], dict[str, Any]], sizes: str) -> None:
+def test_a_rule_of_single_precision(
+    case: tuple[str, list[Array | None], tuple[int, ...], dict[str, Any]], sizes: str
+) -> None:
     kind, inputs, wrt, attributes = case
     given = [None if array is None else array.astype(np.float32) for array in inputs]
     Operator(kind, given, wrt, attributes, sizes=sizes).check(1e-2, 1e-3)
@@ -133,7 +140,9 @@ def test_a_rule_of_single_precision(case: tuple[str, list[Array | None], tuple[i
 
 @pytest.mark.parametrize("sizes", [FIXED, NAMED, NAMELESS])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_a_rule_is_the_derivative(case: tuple[str, list[Array | None], tuple[int, ...], dict[str, Any]], sizes: str) -> None:
+def test_a_rule_is_the_derivative(
+    case: tuple[str, list[Array | None], tuple[int, ...], dict[str, Any]], sizes: str
+) -> None:
     kind, inputs, wrt, attributes = case
     count = 3 if kind == "Split" else 1
     Operator(kind, inputs, wrt, attributes, outputs=count, sizes=sizes).check()

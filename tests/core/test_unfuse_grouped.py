@@ -136,6 +136,64 @@ def test_attention_bias(shape: tuple[int, int]) -> None:
     same(grouped(lengths, 1, P, bias=normal(5, *shape, 1, P + 1)), valid=in_text(lengths, 1, P))
 
 
+def resident(length: int, capacity: int, window: int) -> int:
+    """How many tokens a cache of a window holds, as the operator's schema says."""
+    block = capacity - window + 1
+    return length if length <= capacity else length - block * -((capacity - length) // block)
+
+
+@pytest.mark.parametrize("window", [3, 4])
+@pytest.mark.parametrize("slack", [0, 2, 9])
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [5, 2, 4]])
+def test_cache_of_a_window(window: int, slack: int, lengths: list[int]) -> None:
+    """A prompt, or rows of different pasts, and six steps, each over the cache that the one before handed on."""
+    capacity = window + slack
+    options: dict[str, Any] = {"rotary": D, "local_window_size": window, "sliding_window_cache": 1}
+    past: tuple[Array, Array] | None = None
+    for step in range(7):
+        now = [length + step for length in lengths]
+        new = S if step == 0 and len(set(lengths)) == 1 else 1
+        fused = grouped(now, new, capacity, **options)
+        if past is not None:
+            fused = Fused(
+                fused.operator,
+                [*fused.inputs[:3], *past, *fused.inputs[5:]],
+                3,
+                attributes=fused.attributes,
+                constants=(7, 8),
+            )
+        valid = in_text(now, new)
+        kept = np.array([resident(length, capacity, window) for length in now])[:, None]
+        valid[1] = valid[2] = (np.arange(capacity) < kept)[:, None, :, None]
+        found = same(fused, valid=valid)
+        past = (found[1], found[2])
+
+
+def test_a_cache_that_is_too_small_for_its_window_grows() -> None:
+    """The kernel refuses that; what is handed on is a past for the next step, as a cache of all tokens is."""
+    options: dict[str, Any] = {"rotary": D, "local_window_size": 4}
+    expected: list[Array] = []
+    for windowed in (0, 1):
+        prompt = run_unfused(grouped([S] * B, past=0, sliding_window_cache=windowed, **options))
+        step = grouped([S + 1] * B, 1, 0, sliding_window_cache=windowed, **options)
+        inputs = [*step.inputs[:3], *prompt[1:], *step.inputs[5:]]
+        found = run_unfused(Fused(step.operator, inputs, 3, attributes=step.attributes, constants=(7, 8)))
+        expected = expected or found
+        assert difference(found[0], expected[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("windowed", [0, 1])
+def test_lengths_of_queries(windowed: int) -> None:
+    """Chunks of a text, padded on the right: of each row so many queries are meant."""
+    lengths, queries = [7, 3, 4], [3, 1, 2]
+    fused = grouped(lengths, 3, 8, rotary=D, local_window_size=4, sliding_window_cache=windowed)
+    inputs = [*fused.inputs, *[None] * (16 - len(fused.inputs)), np.array(queries, np.int32)]
+    kept = [resident(length, 8, 4) if windowed else length for length in lengths]
+    columns = (np.arange(8) < np.array(kept)[:, None])[:, None, :, None]
+    valid = {0: (np.arange(3) < np.array(queries)[:, None])[..., None], 1: columns, 2: columns}
+    same(Fused(fused.operator, inputs, 3, attributes=fused.attributes, constants=(7, 8)), valid=valid)
+
+
 def test_given_positions() -> None:
     """In a prompt the kernel reads only the first one: files count from there, for all rows."""
     positions = RNG(3).integers(0, LONGEST, (B, S))

@@ -198,7 +198,9 @@ def _types(entry: _Entry, ports: Ports, shape: ir.Value) -> None:
 def _outputs(graph: ir.Graph, ports: Ports) -> None:
     """Names the outputs, and leaves out what no run of ours reads."""
     by_name = {str(value.name): value for value in graph.outputs}
-    wanted = {} if ports.logits is None else {LOGITS: by_name[ports.logits]}
+    result = ports.logits or ports.hidden
+    assert result is not None, "it was looked for"
+    wanted = {LOGITS: by_name[result]}  # hidden states too: whoever asks for logits is refused (Manifest.headless)
     for (layer, part), name in sorted(ports.present.items()):
         wanted[present_output(layer, part)] = by_name[name]
     taken = {str(value.name): value for node in graph for value in node.outputs}

@@ -257,3 +257,29 @@ def known(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+_MOVES = frozenset(
+    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Concat", "Gather"}
+)
+
+
+def is_product_of_integers(value: ir.Value) -> bool:
+    """True for integers that a quantised product adds up, perhaps moved about since.
+
+    Args:
+        value: A value of the forward pass.
+    """
+    seen: set[ir.Value] = set()
+    waiting = [value]
+    while waiting:
+        at = waiting.pop()
+        node = at.producer()
+        if node is None or at in seen:
+            continue
+        seen.add(at)
+        if node.op_type == "MatMulInteger":
+            return True
+        if node.op_type in _MOVES and at.dtype == value.dtype:
+            waiting.extend(given for given in node.inputs if given is not None)
+    return False

@@ -26,32 +26,8 @@ from graphlens.surgery.rules.registry import (
 )
 
 MICROSOFT = "com.microsoft"
-_MOVES = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten Identity Slice Split Concat Gather Expand Add Sub".split()
-)
 # An embedding reads its rows by indices; a gradient goes no further.
 constant("GatherBlockQuantized", domain=MICROSOFT)
-
-
-def is_product_of_integers(value: ir.Value) -> bool:
-    """True for integers that a quantised product adds up, perhaps moved about since.
-
-    Args:
-        value: A value of the forward pass.
-    """
-    seen: set[ir.Value] = set()
-    waiting = [value]
-    while waiting:
-        at = waiting.pop()
-        node = at.producer()
-        if node is None or at in seen:
-            continue
-        seen.add(at)
-        if node.op_type == "MatMulInteger":
-            return True
-        if node.op_type in _MOVES and at.dtype == value.dtype:
-            waiting.extend(given for given in node.inputs if given is not None)
-    return False
 
 
 @rule("MatMulInteger", straight_through=True)
@@ -130,7 +106,9 @@ def _unpacked(b: Builder, node: ir.Node, g: ir.Value) -> ir.Value:
     """The weights [n, k] that the packed integers of a node stand for, as numbers like the gradient."""
     columns, count, block, bits = (number(node, name, 4) for name in ("K", "N", "block_size", "bits"))
     if optional(node, 4) is not None:
-        raise InputError(f"{node.name!r}: a MatMulNBits whose rows are in another order (g_idx) cannot be differentiated.")
+        raise InputError(
+            f"{node.name!r}: a MatMulNBits whose rows are in another order (g_idx) cannot be differentiated."
+        )
     blocks = -(-columns // block)
     packed = b.unfolded(taken(node, 1), g)  # [n, blocks, bytes]
     numbers = b.op("Reshape", _split(b, packed, bits, g), b.constant([count, blocks, block]))
@@ -159,6 +137,8 @@ def _split(b: Builder, packed: ir.Value, bits: int, g: ir.Value) -> ir.Value:
     mask = b.constant(2**bits - 1, kind=ir.DataType.UINT8)
     parts = []
     for shift in range(0, 8, bits):
-        moved = b.op("BitShift", packed, b.constant(shift, kind=ir.DataType.UINT8), direction="RIGHT") if shift else packed
+        moved = (
+            b.op("BitShift", packed, b.constant(shift, kind=ir.DataType.UINT8), direction="RIGHT") if shift else packed
+        )
         parts.append(b.op("Unsqueeze", b.op("BitwiseAnd", moved, mask), b.constant([-1])))
     return b.op("CastLike", b.op("Concat", *parts, axis=-1), g)

@@ -6,8 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphlens.errors import InputError
-from graphlens.surgery.rules.builder import Builder, Gradient, dims, known, rank
-from graphlens.surgery.rules.quantised import is_product_of_integers
+from graphlens.surgery.rules.builder import Builder, Gradient, dims, is_product_of_integers, known, rank
 from graphlens.surgery.rules.registry import (
     Found,
     Grads,

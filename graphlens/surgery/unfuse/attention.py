@@ -22,7 +22,9 @@ from graphlens.surgery.unfuse.table import rule
 _FILTER = -10000.0  # what is added to the scores of padding, unless an attribute says otherwise
 
 
-def padding(b: Builder, node: ir.Node, mask: ir.Value, like: ir.Value, batch: ir.Value, total: ir.Value) -> ir.Value:
+def padding(
+    b: Builder, node: ir.Node, mask: ir.Value, like: ir.Value, batch: ir.Value, queries: ir.Value, total: ir.Value
+) -> ir.Value:
     """What a mask of padding adds to scores: nothing where it allows, a number where it does not.
 
     Args:
@@ -31,7 +33,8 @@ def padding(b: Builder, node: ir.Node, mask: ir.Value, like: ir.Value, batch: ir
         mask: Lengths [b], ends and starts [2 b], or zeros and ones [b, t], [b, s, t] or [b, 1, most, most].
         like: A value of the scores' type.
         batch: The size of the batch, int64 [1].
-        total: How many keys there are, int64 [1].
+        queries: How many queries there are, int64 [1].
+        total: How many keys, int64 [1].
 
     Returns:
         What broadcasts to [b, heads, s, t].
@@ -40,6 +43,10 @@ def padding(b: Builder, node: ir.Node, mask: ir.Value, like: ir.Value, batch: ir
         Kept: The number of the mask's axes is not known.
     """
     rank = rank_of(mask)
+    if rank == 4:  # of the longest text: the rows of these queries, and the columns of all keys
+        first = b.op("Sub", total, queries)
+        window = b.op("Concat", first, b.integers([0]), axis=0), b.op("Concat", total, total, axis=0)
+        mask, rank = b.op("Squeeze", b.op("Slice", mask, *window, b.integers([2, 3])), b.integers([1])), 3
     if rank == 1:
         allowed = _within(b, b.cast(mask, ir.DataType.INT64), batch, total)
     elif rank in (2, 3):
@@ -79,24 +86,49 @@ def _scoring(
     queries, total = b.size(q, 2), b.size(k, 2)
     added = () if bias is None else (bias,)
     if mask is not None:
-        added = (*added, padding(b, node, mask, q, b.size(q, 0), total))
+        added = (*added, padding(b, node, mask, q, b.size(q, 0), queries, total))
     allowed = causal(b, queries, total, past) if integer(node, "unidirectional") else None
     return Scoring(real(node, "scale") or None, added=added, allowed=allowed)
 
 
 @rule(
     "com.microsoft::Attention",
-    variants="past and present, values of another width, masks of lengths, of ends and starts, [b, t] and [b, s, t], "
-    "unidirectional, mask_filter_value, scale, attention bias",
+    variants="past and present, values of another width, masks of lengths, of ends and starts, [b, t], [b, s, t] and "
+    "[b, 1, most, most] (that one against NumPy), unidirectional, mask_filter_value, scale, attention bias",
 )
 def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
-    refuse(node, "a buffer shared by past and present", bool(integer(node, "past_present_share_buffer")))
-    refuse(node, "rotary embedding inside (do_rotary)", bool(integer(node, "do_rotary")))
     refuse_inputs(node, (6, "a past length"))
-    heads, bias = integer(node, "num_heads"), given(node, 2)
+    bias = given(node, 2)
     projected = b.op("MatMul", taken(node, 0), taken(node, 1))
     if bias is not None:
         projected = b.op("Add", projected, bias)
+    return attended(b, node, projected, given(node, 3), given(node, 4), given(node, 5))
+
+
+def attended(
+    b: Builder,
+    node: ir.Node,
+    projected: ir.Value,
+    mask: ir.Value | None,
+    past: ir.Value | None,
+    bias: ir.Value | None,
+) -> list[ir.Value | None]:
+    """The outputs of an attention node that makes queries, keys and values by one product.
+
+    Args:
+        b: Takes the nodes.
+        node: The node.
+        projected: What the product gave, [b, s, queries + keys + values].
+        mask: A mask of padding; None for none.
+        past: Keys and values of earlier tokens [2, b, heads, p, d_head]; None for none.
+        bias: What is added to scores; None for nothing.
+
+    Returns:
+        What heads hand on [b, s, heads d_value], and keys and values as a past for later tokens.
+    """
+    refuse(node, "a buffer shared by past and present", bool(integer(node, "past_present_share_buffer")))
+    refuse(node, "rotary embedding inside (do_rotary)", bool(integer(node, "do_rotary")))
+    heads = integer(node, "num_heads")
     sizes = node.attributes["qkv_hidden_sizes"].as_ints() if "qkv_hidden_sizes" in node.attributes else ()
     if not sizes and (width := last_size(projected)) is not None:
         sizes = (width // 3,) * 3
@@ -105,14 +137,13 @@ def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     else:
         parts = b.several("Split", 3, projected, axis=-1, num_outputs=3)
     q, k, v = (split_heads(b, part, heads) for part in parts)
-    past = given(node, 4)
     length = None
     if past is not None:
         length = b.size(past, 3)
         kept = [b.op("Squeeze", half, b.integers([0])) for half in b.several("Split", 2, past, axis=0, num_outputs=2)]
         k, v = (b.op("Concat", old, new, axis=2) for old, new in zip(kept, (k, v), strict=True))
     present = b.op("Concat", b.unsqueeze(k, 0), b.unsqueeze(v, 0), axis=0) if wanted(node, 1) else None
-    found = attend(b, q, k, v, _scoring(b, node, q, k, length, given(node, 3), given(node, 5)))
+    found = attend(b, q, k, v, _scoring(b, node, q, k, length, mask, bias))
     return [joined_heads(b, found.z), present]
 
 

@@ -16,6 +16,8 @@ from graphlens.surgery.unfuse import (
     embeddings,
     grouped,
     norms,
+    products,
+    quantised,
     rotary,
     standard,
 )
@@ -27,7 +29,7 @@ from graphlens.surgery.unfuse.table import RULES, name_of
 from graphlens.surgery.unfuse.unknown import why_kept
 
 # Importing a file of rules puts its rules into the table.
-_FILES = (activations, attention, embeddings, grouped, norms, rotary, standard)
+_FILES = (activations, attention, embeddings, grouped, norms, products, quantised, rotary, standard)
 
 
 def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
@@ -81,7 +83,7 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
 def _name_nodes(graph: ir.Graph) -> None:
     """Gives a name of its own to each node that has none, or one that another has."""
     seen: set[str] = set()
-    for index, node in enumerate(graph):
+    for index, node in enumerate(graph.all_nodes()):
         name = node.name or f"{node.op_type}_{index}"
         while name in seen:
             name = f"{name}_{index}"

@@ -37,6 +37,7 @@ class _Places:
         keys: The position of each key, int64 [t] or [b, t].
         filled: Which keys are there, bool [b, t]; None for all.
         past: The length of each row's past, int64 [b, 1]; None without a past.
+        first: The position of the first key in the cache, int64 [b, 1]: what came before was dropped. None for 0.
         cache: The length of the cache, int64 [1]; None without a past.
     """
 
@@ -44,14 +45,16 @@ class _Places:
     keys: ir.Value
     filled: ir.Value | None = None
     past: ir.Value | None = None
+    first: ir.Value | None = None
     cache: ir.Value | None = None
 
 
-def _places(b: Builder, q: ir.Value, cache: ir.Value | None, lengths: ir.Value) -> _Places:
+def _places(b: Builder, node: ir.Node, q: ir.Value, cache: ir.Value | None, lengths: ir.Value) -> _Places:
     """Where queries and keys stand.
 
     Args:
         b: Takes the nodes.
+        node: The attention node.
         q: Queries [b, s, ...].
         cache: Keys of the past [b, groups, p, d].
         lengths: The length of each row with its new tokens, int64 [b, 1].
@@ -60,13 +63,26 @@ def _places(b: Builder, q: ir.Value, cache: ir.Value | None, lengths: ir.Value) 
     new = b.count(None, count)
     if cache is None:
         return _Places(new, new)
-    past = b.op("Max", b.op("Sub", lengths, count), b.integers([0]))  # 0: a prompt, that padding may follow
-    old = b.count(None, b.size(cache, 2))
-    after = b.op("Add", past, new)
+    length = b.size(cache, 2)
+    said = given(node, 16)
+    own = count if said is None else b.reshape(b.cast(said, ir.DataType.INT64), -1, 1)
+    past = b.op("Max", b.op("Sub", lengths, own), b.integers([0]))  # 0: a prompt, that padding may follow
+    old, after = b.count(None, length), b.op("Add", past, new)
+    first = b.op("Sub", past, _resident(b, node, past, length)) if integer(node, "sliding_window_cache") else None
     zeros = b.op("Mul", past, b.integers([0]))
-    keys = b.op("Concat", b.op("Add", zeros, old), after, axis=1)
-    there = b.op("Concat", b.op("Less", old, past), b.op("GreaterOrEqual", after, zeros), axis=1)
-    return _Places(after, keys, there, past, b.size(cache, 2))
+    before = b.op("Add", zeros if first is None else first, old)
+    keys = b.op("Concat", before, after, axis=1)
+    there = b.op("Concat", b.op("Less", before, past), b.op("GreaterOrEqual", after, zeros), axis=1)
+    return _Places(after, keys, there, past, first, length)
+
+
+def _resident(b: Builder, node: ir.Node, length: ir.Value, capacity: ir.Value) -> ir.Value:
+    """How many tokens of a text a cache of a window holds: all while they fit, then those that blocks were dropped before."""
+    one = b.integers([1])
+    block = b.op("Max", b.op("Sub", capacity, b.integers([integer(node, "local_window_size") - 1])), one)
+    over = b.op("Max", b.op("Sub", length, capacity), b.integers([0]))
+    blocks = b.op("Div", b.op("Sub", b.op("Add", over, block), one), block)
+    return b.op("Sub", length, b.op("Mul", blocks, block))
 
 
 def _allowed(b: Builder, node: ir.Node, places: _Places, lengths: ir.Value) -> ir.Value | None:
@@ -88,19 +104,19 @@ def _allowed(b: Builder, node: ir.Node, places: _Places, lengths: ir.Value) -> i
 @rule(
     "com.microsoft::GroupQueryAttention",
     variants="packed queries, rotary (halves and pairs, part of a head, given positions), window, softcap, smooth softmax, "
-    "sinks, attention bias, past of rows of different lengths, padding on the right, not causal, norms of queries and keys "
+    "sinks, attention bias, past of rows of different lengths, caches of a window, padding on "
+    "the right, lengths of queries, not causal, norms of queries and keys "
     "(those against NumPy)",
 )
 def _grouped(b: Builder, node: ir.Node) -> list[ir.Value | None]:
-    refuse_inputs(node, (12, "a quantised cache"), (13, "a quantised cache"), (16, "lengths of queries"))
-    refuse(node, "a cache of a window (sliding_window_cache)", bool(integer(node, "sliding_window_cache")))
+    refuse_inputs(node, (12, "a quantised cache"), (13, "a quantised cache"))
     refuse(node, "a quantised cache", integer(node, "kv_cache_bit_width") not in (0, 16, 32))
     heads, groups = integer(node, "num_heads"), integer(node, "kv_num_heads")
     q, k, v = _parts(b, node, heads, groups)
     q, k = _normed(b, node, q, k)
     past_k, past_v = given(node, 3), given(node, 4)
     lengths = b.op("Add", b.reshape(b.cast(taken(node, 5), ir.DataType.INT64), -1, 1), b.integers([1]))
-    places = _places(b, taken(node, 0), past_k, lengths)
+    places = _places(b, node, taken(node, 0), past_k, lengths)
     q, k = _turned(b, node, q, k, places)
     if past_k is not None and past_v is not None:
         k, v = b.op("Concat", past_k, k, axis=2), b.op("Concat", past_v, v, axis=2)
@@ -113,7 +129,9 @@ def _grouped(b: Builder, node: ir.Node) -> list[ir.Value | None]:
         wide=b.dtype(q) in HALVES,
     )
     found = attend(b, q, repeated(b, k, heads // groups), repeated(b, v, heads // groups), scoring)
-    present = [_compact(b, node, value, places) if wanted(node, place) else None for place, value in ((1, k), (2, v))]
+    present = [
+        _compact(b, node, value, places, lengths) if wanted(node, place) else None for place, value in ((1, k), (2, v))
+    ]
     shown = {1: found.scores, 2: found.pattern}.get(integer(node, "qk_output")) if wanted(node, 3) else None
     return [joined_heads(b, found.z), *present, None if shown is None else b.cast(shown, b.dtype(q))]
 
@@ -152,6 +170,7 @@ def _turned(b: Builder, node: ir.Node, q: ir.Value, k: ir.Value, places: _Places
     if positions is None:
         positions = places.queries if places.past is not None else b.unsqueeze(places.queries, 0)
     else:
+        refuse(node, "positions and lengths of queries", given(node, 16) is not None)
         positions = _read(b, node, positions, q, places)
     cos, sin = (looked_up(b, cache, positions) for cache in caches)
     half, pairs = last_size(caches[0]), bool(integer(node, "rotary_interleaved"))
@@ -196,17 +215,25 @@ def _sink(b: Builder, node: ir.Node, q: ir.Value) -> ir.Value | None:
     return None
 
 
-def _compact(b: Builder, node: ir.Node, value: ir.Value, places: _Places) -> ir.Value:
-    """Keys or values as a cache: each row's own past, then its new ones, then nothing."""
+def _compact(b: Builder, node: ir.Node, value: ir.Value, places: _Places, lengths: ir.Value) -> ir.Value:
+    """Keys or values as a cache: each row's own past, or what a window leaves of it, then its new ones."""
     if places.past is None or places.cache is None:
         return value
     # The cache that the node hands on is as long as the longest row, or as the one it got.
     total = b.reshape(b.cast(taken(node, 6), ir.DataType.INT64), 1)
-    slots = b.count(None, b.op("Max", total, places.cache))
-    new = b.op("Sub", slots, places.past)
+    size = b.op("Max", total, places.cache)
+    where = b.count(None, size)
+    if places.first is not None:
+        # A cache of a window keeps its size. One that is too small for the window grows until it is not.
+        window = b.integers([integer(node, "local_window_size")])
+        size = b.op("Where", b.op("Less", places.cache, window), size, places.cache)
+        dropped = b.op("Sub", lengths, _resident(b, node, lengths, size))
+        where = b.op("Add", b.count(None, size), dropped)
+    new = b.op("Sub", where, places.past)
     last = b.op("Sub", b.size(value, 2), b.integers([1]))
-    source = b.op("Where", b.op("Less", new, b.integers([0])), slots, b.op("Add", new, places.cache))
-    there = b.unsqueeze(b.op("LessOrEqual", source, last), 1, 3)
-    shape = b.op("Concat", b.op("Shape", value, start=0, end=2), b.op("Shape", slots), b.size(value, 3), axis=0)
-    index = b.op("Expand", b.unsqueeze(b.op("Min", source, last), 1, 3), shape)
-    return b.op("Where", there, b.op("GatherElements", value, index, axis=2), b.number(0, value))
+    old = where if places.first is None else b.op("Sub", where, places.first)
+    source = b.op("Where", b.op("Less", new, b.integers([0])), old, b.op("Add", new, places.cache))
+    # What is past a row's end may hold anything.
+    rows = b.op("Concat", b.op("Shape", value, start=0, end=2), size, b.integers([1]), axis=0)
+    index = b.op("Expand", b.unsqueeze(b.op("Min", source, last), 1, 3), rows)
+    return b.op("GatherND", value, index, batch_dims=2)

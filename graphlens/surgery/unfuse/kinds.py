@@ -29,8 +29,9 @@ _KEEPING = """
     GroupNormalization Swish
 """
 _BROADCAST, _SAME = frozenset(_BROADCASTING.split()), frozenset(_KEEPING.split())
-# Operators of com.microsoft: the input whose type the outputs have, where it is not the first.
-_TYPED_BY = {"DequantizeLinear": 1, "QuantizeLinear": 2, "GatherBlockQuantized": 2, "MatMulIntegerToFloat": 2}
+# Operators of com.microsoft whose results are integers: the inputs whose type they have, the first that is there.
+_INTEGERS = {"QuantizeLinear": (2,), "QGemm": (8,), "QLinearConcat": (1, 2), "QLinearWhere": (1,), "QLinear": (0,)}
+_ALL_ALIKE = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention")
 _REDUCE = "Reduce"
 
 
@@ -118,8 +119,7 @@ def fill(node: ir.Node, opset: int) -> None:
 def _dtype(node: ir.Node, place: int, opset: int) -> ir.DataType | None:
     attributes, kind = node.attributes, node.op_type
     if node.domain == MICROSOFT:
-        index = _TYPED_BY.get(kind, 0)
-        return dtype_of(node.inputs[index]) if index < len(node.inputs) else None
+        return _microsoft(node, place)
     if node.domain not in ("", "ai.onnx"):
         return None
     if kind == "Cast":
@@ -144,6 +144,20 @@ def _dtype(node: ir.Node, place: int, opset: int) -> ir.DataType | None:
     if len(allowed) == 1 and plain.startswith("tensor("):
         return _by_name(plain[len("tensor(") : -1])
     return ir.DataType.UINT8 if kind == "QuantizeLinear" else None
+
+
+def _microsoft(node: ir.Node, place: int) -> ir.DataType | None:
+    """The type of an output of ONNX Runtime's own operators: integers as said above, else that of the first numbers."""
+    integers = _INTEGERS.get(node.op_type, _INTEGERS["QLinear"] if node.op_type.startswith("QLinear") else ())
+    known = [dtype_of(node.inputs[index]) for index in integers if index < len(node.inputs)]
+    if place == 0 and integers and any(known):
+        return next(dtype for dtype in known if dtype is not None)
+    if place > 0 and not node.op_type.endswith(_ALL_ALIKE):
+        return None
+    if integers and node.op_type != "QGemm":
+        return None
+    floating = (dtype for dtype in map(dtype_of, node.inputs) if dtype is not None and dtype.is_floating_point())
+    return next(floating, None)
 
 
 def _by_name(name: str) -> ir.DataType | None:
@@ -196,12 +210,18 @@ def _sizes(node: ir.Node, place: int) -> Sizes | None:
         return None if tensor is None else tuple(int(size) for size in tensor.shape.numpy())
     if kind == "Range":
         return (None,)
+    if kind == "DynamicQuantizeLinear":
+        return first if place == 0 else ()
+    if kind in ("Conv", "GlobalAveragePool", "MaxPool", "AveragePool"):
+        return None if first is None else (first[0], *(None,) * (len(first) - 1))
     if kind in ("Reshape", "Expand", "ConstantOfShape"):
         return _shaped(node, first)
     if kind in ("Unsqueeze", "Squeeze"):
         return _squeezed(node, first)
     if kind.startswith(_REDUCE):
         return _reduced(node, first)
+    if kind == "GatherND":
+        return _picked(node, first, inputs[1])
     if kind in ("Gather", "GatherElements"):
         return _gathered(node, first, inputs[1])
     if kind in ("Concat", "Split", "Slice", "Pad", "Tile"):
@@ -304,6 +324,13 @@ def _gathered(node: ir.Node, data: Sizes | None, places: Sizes | None) -> Sizes 
         return places
     axis = (node.attributes["axis"].as_int() if "axis" in node.attributes else 0) % len(data)
     return (*data[:axis], *places, *data[axis + 1 :])
+
+
+def _picked(node: ir.Node, data: Sizes | None, places: Sizes | None) -> Sizes | None:
+    if data is None or places is None or not isinstance(places[-1], int):
+        return None
+    batch = node.attributes["batch_dims"].as_int() if "batch_dims" in node.attributes else 0
+    return (*places[:-1], *data[batch + places[-1] :])
 
 
 def _along(node: ir.Node, place: int, inputs: Sequence[Sizes | None]) -> Sizes | None:
