@@ -89,6 +89,7 @@ def product_operands(wires: Wires, node: ir.Node) -> tuple[ir.Value, ir.Value, i
 def _to_values(wires: Wires, softmax: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     """(pattern, values, result) of the product with the values that a Softmax leads to."""
     value = wires.first(softmax.outputs[0])
+    trail = [value]
     for _ in range(_STEPS):
         onward = None
         for node, index in wires.uses(value):
@@ -100,15 +101,30 @@ def _to_values(wires: Wires, softmax: ir.Node) -> tuple[ir.Value, ir.Value, ir.V
                 found = [] if product is None else [product]
             for left, right, result in found:
                 if left is value and wires.is_live(right):
-                    return value, right, result
+                    return _of_four_axes(wires, trail), right, result
             if node.op_type in _TO_VALUES and onward is None:
-                others = [one for one in node.inputs if one is not None and wires.first(one) is not value]
+                # Where a row sees nothing, another node chooses 0: it looks at the scores, or at the pattern itself.
+                chosen = node.inputs[1:] if node.op_type == "Where" else node.inputs
+                others = [one for one in chosen if one is not None and wires.first(one) is not value]
                 if not any(_own(wires, one, value) for one in others if wires.is_live(one)):
                     onward = wires.first(node.outputs[0])
         if onward is None:
             return None
         value = onward
+        trail.append(value)
     return None
+
+
+def _of_four_axes(wires: Wires, trail: list[ir.Value]) -> ir.Value:
+    """The pattern as [b, h, q, k], where prompts and heads are put into one axis for the product."""
+    last = trail[-1]
+    for value in reversed(trail):
+        if len(wires.shape(value) or ()) == 4:
+            return value
+        node = value.producer()
+        if node is None or node.op_type != "Reshape":
+            break
+    return last
 
 
 def _own(wires: Wires, other: ir.Value, value: ir.Value) -> bool:
@@ -134,6 +150,11 @@ def _to_queries(
         return None
     way, added = _Way(), list[ir.Value]()
     value = scores
+    while len(wires.shape(scores) or ()) == 3 and (maker := scores.producer()) is not None and maker.op_type == "Reshape":
+        earlier = wires.operand(maker, 0)
+        if earlier is None or len(wires.shape(earlier) or ()) != 4:
+            break
+        scores = value = earlier
     for _ in range(_STEPS):
         node = value.producer()
         if node is None:

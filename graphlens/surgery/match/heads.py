@@ -206,15 +206,31 @@ class Heads:
         wires = self._wires
         live = wires.live_operands(node)
         others = [wires.first(one) for one in node.inputs if one is not None and not wires.is_live(one)]
-        if node.op_type != "Concat" or len(live) != 1 or len(others) != 1 or not others[0].is_graph_input():
+        kept = None if node.op_type != "Concat" or len(live) != 1 or len(others) != 1 else self._kept(others[0])
+        if kept is None:
             return None
         shape = wires.shape(live[0])
         earlier = None if shape is None else layout.resized(shape)
         if earlier is None:
             return None
-        found.past, found.joined = others[0], wires.first(node.outputs[0])
+        found.past, found.joined = kept, wires.first(node.outputs[0])
         found.plain = [(live[0], earlier)]
         return live[0], earlier
+
+    def _kept(self, value: ir.Value) -> ir.Value | None:
+        """The input of the graph that earlier tokens come from, cut or put together with nothing perhaps."""
+        wires = self._wires
+        for _ in range(6):
+            if value.is_graph_input():
+                return value
+            node = value.producer()
+            if node is None or node.op_type not in ("Concat", "Slice", "Gather", "Cast", "Identity"):
+                return None
+            loose = wires.loose_operands(node) if node.op_type == "Concat" else [wires.first(one) for one in node.inputs[:1] if one]
+            if len(loose) != 1:
+                return None
+            value = loose[0]
+        return None
 
     def _turned(self, found: Operand, value: ir.Value, layout: Layout) -> Spot | None:
         """Over a rotation by position."""
