@@ -40,14 +40,14 @@ _FUSED = """
     QLinearConv QLinearMatMul SimplifiedLayerNormalization com.microsoft::Attention com.microsoft::BiasAdd
     com.microsoft::BiasGelu com.microsoft::BiasSoftmax com.microsoft::DynamicQuantizeMatMul
     com.microsoft::EmbedLayerNormalization com.microsoft::FastGelu com.microsoft::FusedGemm com.microsoft::FusedMatMul
-    com.microsoft::Gelu com.microsoft::GemmFastGelu com.microsoft::GemmaRotaryEmbedding com.microsoft::GroupQueryAttention
-    com.microsoft::LayerNormalization com.microsoft::MatMulIntegerToFloat com.microsoft::MultiHeadAttention
+    com.microsoft::Gelu com.microsoft::GemmFastGelu com.microsoft::GemmaRotaryEmbedding
+    com.microsoft::GroupQueryAttention com.microsoft::MatMulIntegerToFloat com.microsoft::MultiHeadAttention
     com.microsoft::QAttention com.microsoft::QGemm com.microsoft::QLinearAdd com.microsoft::QLinearConcat
-    com.microsoft::QLinearGlobalAveragePool com.microsoft::QLinearLeakyRelu com.microsoft::QLinearMatMul
-    com.microsoft::QLinearMul com.microsoft::QLinearReduceMean com.microsoft::QLinearSigmoid
-    com.microsoft::QLinearSoftmax com.microsoft::QLinearWhere com.microsoft::QuickGelu com.microsoft::RotaryEmbedding
-    com.microsoft::SimplifiedLayerNormalization com.microsoft::SkipLayerNormalization
-    com.microsoft::SkipSimplifiedLayerNormalization com.microsoft::TransposeMatMul
+    com.microsoft::QLinearGlobalAveragePool com.microsoft::QLinearLeakyRelu com.microsoft::QLinearMul
+    com.microsoft::QLinearReduceMean com.microsoft::QLinearSigmoid com.microsoft::QLinearSoftmax
+    com.microsoft::QLinearWhere com.microsoft::QuickGelu com.microsoft::RotaryEmbedding
+    com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization
+    com.microsoft::TransposeMatMul
 """
 # Kind of file -> the operators that it may contain; those of ONNX Runtime's own domain have it in front.
 OPERATORS: Mapping[FileKind, frozenset[str]] = MappingProxyType(

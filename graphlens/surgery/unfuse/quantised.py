@@ -47,7 +47,7 @@ def _quantised(b: Builder, x: ir.Value, scale: ir.Value, zero: ir.Value | None, 
     return b.op("QuantizeLinear", x, _single(b, scale), _single(b, zero))
 
 
-@rule("QLinearMatMul", "com.microsoft::QLinearMatMul", variants=f"one scale, or one for each column, {_STEP}")
+@rule("QLinearMatMul", variants=f"one scale, or one for each column, {_STEP}")
 def _product(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     columns = (rank_of(taken(node, 3)) or 2) - 1
     found = b.op("MatMul", _dequantised(b, node, 0), _dequantised(b, node, 3, columns))
