@@ -16,7 +16,7 @@ from graphlens.file.copies import Announce
 from graphlens.file.digests import digest_of
 from graphlens.file.folder import MODEL_FILE, copy_settings, refuse_occupied, staged_folder, user_path, writing
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, axis_sizes
+from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, all_names, axis_sizes
 from graphlens.views.progress import note
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ class Unnamed:
             ModelFileError: A hook point does not fit its value.
         """
         from graphlens.surgery.adopted.hooks import name_hooks
-        from graphlens.surgery.adopted.inputs import open_ports
+        from graphlens.surgery.adopted.inputs import free_names, open_ports
         from graphlens.surgery.graph import drop_unused, values_by_name
 
         model = self.model.clone()
@@ -313,8 +313,9 @@ class Unnamed:
         for node in model.graph:
             for output in node.outputs:
                 output.shape = None
-        open_ports(model, self.match.ports, self.seen)
         ports = self.match.ports
+        free_names(model.graph, all_names(self.config.n_layers))
+        open_ports(model, ports, values, self.seen)
         batch = self.seen[ports.input].shape[0]
         try:
             entries = name_hooks(model, values, hooks, self.seen, axis_sizes(self.config), batch, bool(ports.past))
