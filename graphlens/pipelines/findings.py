@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphlens.analysis.identities import Facts, identities
 from graphlens.errors import GraphlensError
 from graphlens.file.names import axes_of
-from graphlens.surgery.adoptable import STILL
+from graphlens.surgery.adoptable import STILL, making_sense
 from graphlens.surgery.adopted.inputs import ensure_ports_fit
 from graphlens.surgery.adopted.originals import ensure_dynamic
 
@@ -81,9 +81,10 @@ def findings(model: ir.Model, file: Path) -> Findings:
     from graphlens.surgery.match import match  # matching is many modules, and most files need none
     from graphlens.surgery.unfuse.expand import unfuse
 
-    unfused = unfuse(model)
-    unfused.model.graph.sort()
-    found = match(unfused.model, None, unfused.origin)
+    with making_sense(file):
+        unfused = unfuse(model)
+        unfused.model.graph.sort()
+        found = match(unfused.model, None, unfused.origin)
     return Findings(
         found.kind,
         dict(found.config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graphlens.errors import ModelFileError
+from graphlens.errors import GraphlensError, ModelFileError
+from graphlens.surgery.well_formed import malformed
 
 STILL = "`graphlens expose FILE --like GLOB -o OUT` still makes any of its values readable."
 """What can be done with a file that cannot be adopted."""
@@ -174,9 +176,14 @@ def _product_before(scores: ir.Value, reads: Mapping[ir.Value, int]) -> tuple[ir
             pair = [value for value in given if value is not None and reads.get(value)]
             if len(pair) == 2:
                 return pair[0], pair[1]
-        elif node.op_type in _BETWEEN:
+        elif _plain(node) in _BETWEEN:
             waiting += [value for value in node.inputs if value is not None and reads.get(value)]
     return None
+
+
+def _plain(node: ir.Node) -> str:
+    """A node's operator, a quantised one (QLinearAdd) as the one that it stands for."""
+    return node.op_type.removeprefix("QLinear")
 
 
 def _reaches_product(pattern: ir.Value, reads: Mapping[ir.Value, int]) -> bool:
@@ -192,7 +199,7 @@ def _reaches_product(pattern: ir.Value, reads: Mapping[ir.Value, int]) -> bool:
                 others = [node.inputs[place] for place in _PRODUCTS[node.op_type] if place < len(node.inputs)]
                 if all(other is not None and reads.get(other, 0) for other in others):
                     return True
-            elif node.op_type in _BETWEEN:
+            elif _plain(node) in _BETWEEN:
                 waiting += node.outputs
     return False
 
@@ -223,6 +230,29 @@ def ensure_adoptable(model: ir.Model, where: str | Path) -> Anatomy:
     return found
 
 
+@contextlib.contextmanager
+def making_sense(where: str | Path) -> Iterator[None]:
+    """Turns what unfusing and matching raise over a graph that contradicts itself, inside the ``with`` block, into an error.
+
+    No ONNX Runtime has opened the graph yet, so shapes and attributes in it may be anything.
+
+    Args:
+        where: How the error calls the file.
+
+    Raises:
+        NotAdoptable: The block raised an error of Python's own.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, GraphlensError):
+            raise
+        raise NotAdoptable(
+            f"{where}: no sense could be made of its graph ({type(error).__name__}: {error!s:.200}). If ONNX Runtime opens the "
+            f"file, this is a defect of graphlens: please report it. {STILL}"
+        ) from error
+
+
 def obstacle(model: ir.Model, found: Anatomy) -> str | None:
     """Why a file cannot be adopted, in a sentence; None where nothing says so before matching.
 
@@ -230,6 +260,9 @@ def obstacle(model: ir.Model, found: Anatomy) -> str | None:
         model: The model.
         found: What it is made of.
     """
+    damage = malformed(model)
+    if damage is not None:
+        return damage
     repeating = sorted(_REPEATING & found.operators.keys())
     if repeating:
         return (
@@ -267,7 +300,7 @@ def _without_attention(found: Anatomy) -> str:
         return f"this is a state space model ({_count(found, states)}), and no attention was found in it; {transformer}"
     if count:
         return f"this is a convolutional network ({count:,} {convolutions[0]}), and no attention was found in it; {transformer}"
-    softmax = sum(found.operators.get(name, 0) for name in _CORES)
+    softmax = sum(count for name, count in found.operators.items() if name.rpartition("::")[2] in _CORES)
     if not softmax:
         return f"no attention was found in it: it has no Softmax and no fused attention; {transformer}"
     return f"no attention was found in it: none of its {softmax:,} Softmax stands between two products; {transformer}"
@@ -325,7 +358,7 @@ def _source(value: ir.Value | None) -> ir.Value | None:
     """The value that another one is but for its shape and type."""
     for _ in range(_FAR):
         node = None if value is None else value.producer()
-        if node is None or node.op_type not in _BETWEEN or not node.inputs:
+        if node is None or _plain(node) not in _BETWEEN or not node.inputs:
             return value
         value = node.inputs[0]
     return value

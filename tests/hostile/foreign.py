@@ -19,7 +19,7 @@ from tests.hostile.cases import Case, Owed, Place
 from tests.hostile.routes import command
 from tests.hostile.truth import bare_session, differs
 
-FEW, MANY = 6, 60  # damages of each file, in CI and where everything is played
+FEW, MANY = 4, 60  # damages of each file, in CI and where everything is played
 IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 # File -> (what makes it, a value that is not an output). Those with weights beside them have them in this file.
 BASES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
@@ -52,7 +52,7 @@ def cases(everything: bool, only: str | None = None) -> Iterator[Case]:
                 for each in ROUTES if everything and number < FEW else (route,):
                     change = partial(damage, random.Random(f"{base} {name} {number}"))
                     yield _case(f"{base}-{name}-{number}", base, change, each, ROUTES[each], "safe")
-        for name, change in MADE.items():
+        for name, change in MADE.items() if base == "decoder" else ():
             for route, use in ROUTES.items():
                 yield _case(f"{base}-{name}", base, change, route, use, "safe")
 
