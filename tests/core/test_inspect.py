@@ -231,14 +231,12 @@ def test_the_json_has_all_of_it(tmp_path: Path) -> None:
     assert data["obstacles"] == list(found.obstacles)
 
 
-def test_files_beside_it_are_named(tiny_folder: Path, tmp_path: Path) -> None:
-    command("strip", tiny_folder, "-o", tmp_path / "plain")
-    folder = tmp_path / "plain"
-    (folder / "model.onnx").rename(folder / "decoder_model.onnx")
-    assert inspect_file(folder / "decoder_model.onnx").remarks == ()
-    made.write(made.one_layer(), folder / "decoder_with_past_model.onnx")
-    made.write(made.one_layer(), folder / "encoder_model.onnx")
-    said = inspect_file(folder / "decoder_model.onnx").remarks
+def test_files_beside_it_are_named(tmp_path: Path) -> None:
+    file = made.write(made.decoder(), tmp_path / "decoder_model.onnx")
+    assert inspect_file(file).remarks == ()
+    made.write(made.decoder(), tmp_path / "decoder_with_past_model.onnx")
+    made.write(made.one_layer(), tmp_path / "encoder_model.onnx")
+    said = inspect_file(file).remarks
     assert [line.split(" beside it ")[0] for line in said] == ["decoder_with_past_model.onnx", "encoder_model.onnx"]
 
 
