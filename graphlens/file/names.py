@@ -110,6 +110,8 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
     "ln_final.hook_normalized": RESIDUAL,
     "unembed.hook_in": RESIDUAL,
     "unembed.hook_out": ("batch", "pos", "d_vocab"),
+    "head.hook_in": ("batch", "d_model"),  # of a classifier of images, which reads one token
+    "head.hook_out": ("batch", "d_vocab"),
 }
 # The name of every axis that an activation can have.
 AXES = frozenset(

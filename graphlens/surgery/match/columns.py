@@ -117,7 +117,9 @@ def viewed(view: View, numbers: Numbers) -> Numbers:
     if view.first is not None:
         numbers = numbers.transpose(view.first)
     if view.shape is not None:
-        numbers = numbers.reshape([numbers.shape[place] if size == 0 else size for place, size in enumerate(view.shape)])
+        numbers = numbers.reshape(
+            [numbers.shape[place] if size == 0 else size for place, size in enumerate(view.shape)]
+        )
     return numbers if view.permute is None else numbers.transpose(view.permute)
 
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from graphlens.surgery.match.assembled import Found
 from graphlens.surgery.match.masks import Mask, Masks
+from graphlens.surgery.match.parts import Block, Found
 from graphlens.surgery.match.positions import offset_of
 from graphlens.surgery.match.records import Kind, MatchedWeight, Number
-from graphlens.surgery.match.residual import Block
 from graphlens.surgery.match.rotations import base_of, trained_tokens
 from graphlens.surgery.match.wires import Wires
 
@@ -115,7 +114,11 @@ def _norms(found: Found, block: Block, kind: Kind) -> dict[str, Number]:
     fields: dict[str, Number] = {}
     last, mlp = found.ending.norm, block.mlp
     late = mlp is not None and mlp.branch.post is not None
-    own = [normed for normed in (block.ln1, block.ln2, block.attn.post, mlp.branch.post if mlp is not None else None) if normed]
+    own = [
+        normed
+        for normed in (block.ln1, block.ln2, block.attn.post, mlp.branch.post if mlp is not None else None)
+        if normed
+    ]
     known = own or ([last] if last is not None else [])
     if not known:
         return {"normalization_type": None}
@@ -198,7 +201,9 @@ def _positions(found: Found, block: Block, mask: Mask, notes: list[str]) -> dict
         if base is not None:
             fields["rotary_base"] = base
         else:
-            notes.append("the frequencies of the rotation are no powers of one base that can be read, so rotary_base is not set")
+            notes.append(
+                "the frequencies of the rotation are no powers of one base that can be read, so rotary_base is not set"
+            )
         if rotation.adjacent is None:
             notes.append("which dimensions are rotated together cannot be told, so rotary_adjacent_pairs is not set")
         elif rotation.adjacent:
@@ -208,7 +213,9 @@ def _positions(found: Found, block: Block, mask: Mask, notes: list[str]) -> dict
     if found.beginning.positions is not None:
         return {"positional_embedding_type": "standard"}
     if mask.sloped:
-        notes.append("alibi: scores differ from TransformerLens's by a number for each query, which the pattern does not show")
+        notes.append(
+            "alibi: scores differ from TransformerLens's by a number for each query, which the pattern does not show"
+        )
         return {"positional_embedding_type": "alibi"}
     return {}
 

@@ -8,41 +8,11 @@ import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
 from graphlens.surgery.match.linear import integer_product
+from graphlens.surgery.match.parts import Core
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 16  # nodes between a Softmax and either product
 _TO_VALUES = frozenset({"Where", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Mul"})
-
-
-@dataclass(frozen=True)
-class Core:
-    """One layer's attention.
-
-    Attributes:
-        softmax: The node.
-        scores: What it normalises: scores after scale, bound and mask.
-        pattern: What is multiplied with the values.
-        q: The first operand of the product of queries and keys.
-        k: The second one.
-        v: The second operand of the product of pattern and values.
-        z: Its result.
-        scale: What that first product is multiplied by until it becomes the scores.
-        soft_cap: The bound of a tanh on the way; None for none.
-        added: What is added to the scores or chosen instead of them: masks, and biases by position.
-        sinks: What is put beside the scores as one more key; None for nothing.
-    """
-
-    softmax: ir.Node
-    scores: ir.Value
-    pattern: ir.Value
-    q: ir.Value
-    k: ir.Value
-    v: ir.Value
-    z: ir.Value
-    scale: float
-    soft_cap: float | None
-    added: tuple[ir.Value, ...]
-    sinks: ir.Value | None = None
 
 
 def cores_of(wires: Wires) -> list[Core]:
@@ -142,15 +112,15 @@ class _Way:
     sinks: ir.Value | None = None
 
 
-def _to_queries(
-    wires: Wires, softmax: ir.Node, pattern: ir.Value, v: ir.Value, z: ir.Value
-) -> Core | None:
+def _to_queries(wires: Wires, softmax: ir.Node, pattern: ir.Value, v: ir.Value, z: ir.Value) -> Core | None:
     scores = wires.operand(softmax, 0)
     if scores is None:
         return None
     way, added = _Way(), list[ir.Value]()
     value = scores
-    while len(wires.shape(scores) or ()) == 3 and (maker := scores.producer()) is not None and maker.op_type == "Reshape":
+    while (
+        len(wires.shape(scores) or ()) == 3 and (maker := scores.producer()) is not None and maker.op_type == "Reshape"
+    ):
         earlier = wires.operand(maker, 0)
         if earlier is None or len(wires.shape(earlier) or ()) != 4:
             break
@@ -165,7 +135,17 @@ def _to_queries(
             if not wires.is_live(q) or not wires.is_live(k):
                 return None
             return Core(
-                softmax, _scores(wires, scores, way), pattern, q, k, v, z, way.scale * (way.soft_cap or 1.0), way.soft_cap, tuple(added), way.sinks
+                softmax,
+                _scores(wires, scores, way),
+                pattern,
+                q,
+                k,
+                v,
+                z,
+                way.scale * (way.soft_cap or 1.0),
+                way.soft_cap,
+                tuple(added),
+                way.sinks,
             )
         onward = _back(wires, node, way, added)
         if onward is None:

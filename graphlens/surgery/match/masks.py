@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphlens.surgery.match.cores import Core
+from graphlens.surgery.match.parts import Core
 from graphlens.surgery.match.wires import Wires
 
 _COMPARED = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
@@ -127,7 +127,12 @@ class Masks:
             if node.op_type in ("Add", "Sub"):
                 number = wires.number(node.inputs[1])
                 shape = wires.shape(node.inputs[0])
-                if number is not None and shape is not None and any(size != 1 for size in shape) and wires.is_fixed(node.inputs[1]):
+                if (
+                    number is not None
+                    and shape is not None
+                    and any(size != 1 for size in shape)
+                    and wires.is_fixed(node.inputs[1])
+                ):
                     return int(number) if node.op_type == "Add" else -int(number)
                 return None
             if node.op_type not in ("Unsqueeze", "Reshape", "Cast", "Squeeze", "Expand", "Transpose"):
@@ -165,7 +170,10 @@ class Masks:
         differs = [
             value
             for value in core.added
-            if (shape := wires.shape(value)) is not None and len(shape) >= 3 and shape[-3] == heads and not wires.is_live(value)
+            if (shape := wires.shape(value)) is not None
+            and len(shape) >= 3
+            and shape[-3] == heads
+            and not wires.is_live(value)
         ]
         if not differs:
             return False, False

@@ -9,16 +9,11 @@ import onnx_ir as ir
 
 from graphlens.file.firing import graph_order
 from graphlens.file.names import in_block
-from graphlens.surgery.match.assembled import Found
-from graphlens.surgery.match.branches import Branch
 from graphlens.surgery.match.config import config_of, kind_of
-from graphlens.surgery.match.heads import Operand, Spot
 from graphlens.surgery.match.layout import MOVES, Layout, view_of
-from graphlens.surgery.match.linear import Linear
-from graphlens.surgery.match.norms import Normed
+from graphlens.surgery.match.parts import Attention, Block, Branch, Found, Linear, Normed, Spot
 from graphlens.surgery.match.ports import ports_of
 from graphlens.surgery.match.records import Kind, Match, View
-from graphlens.surgery.match.residual import Attention, Block
 from graphlens.surgery.match.weights import weights_of
 from graphlens.surgery.match.wires import Wires
 
@@ -186,7 +181,9 @@ class _Names:
     def _written(self, name: str, branch: Branch) -> None:
         self._stream(name, branch.written, branch.linear)
         if branch.layer_scale is not None:
-            self.notes.append("what sublayers write is multiplied by a vector (layer scale) before hook_attn_out and hook_mlp_out")
+            self.notes.append(
+                "what sublayers write is multiplied by a vector (layer scale) before hook_attn_out and hook_mlp_out"
+            )
 
     def _mlp(self, layer: int, block: Block) -> None:
         mlp = block.mlp

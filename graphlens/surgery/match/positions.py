@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.match.embeddings import Table
+from graphlens.surgery.match.parts import Table
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 60

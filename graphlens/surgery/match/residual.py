@@ -2,77 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
-from graphlens.surgery.match.branches import Branch, Branches
-from graphlens.surgery.match.cores import Core
-from graphlens.surgery.match.heads import Operand
-from graphlens.surgery.match.layout import Layout
-from graphlens.surgery.match.linear import Linear
-from graphlens.surgery.match.mlp import Mlp, Mlps
-from graphlens.surgery.match.norms import Normed, Norms
+from graphlens.surgery.match.branches import Branches
+from graphlens.surgery.match.mlp import Mlps
+from graphlens.surgery.match.norms import Norms
+from graphlens.surgery.match.parts import Attention, Block, Branch, Mlp, Normed
 from graphlens.surgery.match.wires import Wires
 
 _TERMS = 4
-
-
-@dataclass(frozen=True)
-class Attention:
-    """A core with its operands and its last projection.
-
-    Attributes:
-        core: The core.
-        q: Its queries.
-        k: Its keys.
-        v: Its values.
-        z: The values from the product of pattern and values to the last projection.
-        out: That projection.
-        source: What the first projections read.
-        normed: The norm that gives that; None where it is no norm's result.
-    """
-
-    core: Core
-    q: Operand
-    k: Operand
-    v: Operand
-    z: list[tuple[ir.Value, Layout]]
-    out: Linear
-    source: ir.Value
-    normed: Normed | None
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of a transformer.
-
-    Attributes:
-        attention: Its attention.
-        pre: The residual stream before it.
-        ln1: The norm that attention reads; in blocks that normalise the residual stream that after attention.
-        attn: What attention writes.
-        mid: The residual stream between the sublayers; None in a parallel block, or without an MLP.
-        mlp: The MLP; None for none.
-        ln2: The norm that the MLP reads; in blocks that normalise the residual stream that after the MLP.
-        post: The residual stream after the block.
-        normalises: True if the norms are of the residual stream itself.
-        end: What the next block begins with: ``post``, or its norm.
-        parallel: True if attention and MLP read the same residual stream.
-    """
-
-    attention: Attention
-    pre: ir.Value
-    ln1: Normed | None
-    attn: Branch
-    mid: ir.Value | None
-    mlp: Mlp | None
-    ln2: Normed | None
-    post: ir.Value
-    normalises: bool
-    end: ir.Value
-    parallel: bool
 
 
 class Residuals:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graphlens.surgery.match.rotary import Rotation
+from graphlens.surgery.match.parts import Rotation
 from graphlens.surgery.match.wires import Wires
 
 _NODES = 60
@@ -49,7 +49,7 @@ def _frequencies(wires: Wires, rotation: Rotation) -> list[Floats]:
     tables = list[Floats]()
     for value in _fixed_behind(wires, rotation):
         shape = wires.shape(value)
-        if shape is None or value.const_value is None and value.producer() is None:
+        if shape is None or (value.const_value is None and value.producer() is None):
             continue
         numbers = _content(wires, value)
         if numbers is None or numbers.dtype.kind != "f":

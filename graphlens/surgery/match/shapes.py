@@ -15,7 +15,9 @@ from graphlens.surgery.shape_rules import outputs_of
 
 BATCH, TOKENS = 2, 7  # of the imagined run; nothing lies in a cache of earlier tokens, so totals are the tokens
 _IMAGE = 4  # axes of an input of pixels, and of one of earlier keys or values
-_PIXELS = frozenset({"Conv", "ConvInteger", "Cast", "Sub", "Mul", "Div", "DynamicQuantizeLinear", "QuantizeLinear", "Pad"})
+_PIXELS = frozenset(
+    {"Conv", "ConvInteger", "Cast", "Sub", "Mul", "Div", "DynamicQuantizeLinear", "QuantizeLinear", "Pad"}
+)
 
 Attributes = Mapping[str, ir.Attr]
 _MORE: dict[str, Callable[[Call], list[Known]]] = {}  # operator -> what it gives, besides shape_rules.py
@@ -150,13 +152,19 @@ def _imagined(value: ir.Value, side: int) -> Shape | None:
 def _side(graph: ir.Graph) -> int:
     """How many pixels high and wide an image is whose patches fit a graph's table of positions."""
     patch = next(
-        (node.attributes["strides"].as_ints()[0] for node in graph if "Conv" in node.op_type and "strides" in node.attributes),
+        (
+            node.attributes["strides"].as_ints()[0]
+            for node in graph
+            if "Conv" in node.op_type and "strides" in node.attributes
+        ),
         1,
     )
     rows = [
         int(str(value.const_value.shape[1]))
         for value in graph.initializers.values()
-        if value.const_value is not None and len(value.const_value.shape) == 3 and str(value.const_value.shape[0]) == "1"
+        if value.const_value is not None
+        and len(value.const_value.shape) == 3
+        and str(value.const_value.shape[0]) == "1"
     ]
     count = max(rows, default=0)
     root = int(count**0.5)
@@ -224,7 +232,7 @@ def _dequantised(call: Call) -> list[Known]:
     # Numbers that scores are scaled by are quantised too.
     def data() -> Data:
         zero = call.data(2).astype(np.float32) if call.given(2) else np.float32(0)
-        return np.asarray((call.data(0).astype(np.float32) - zero) * call.data(1), np.float32)
+        return np.asarray((call.data(0).astype(np.float32) - zero) * call.data(1).astype(np.float32), np.float32)
 
     small = call.given(1) and call.inputs[1] is not None and call.inputs[1].shape == ()
     return made(call.shape(), 4, data if small else None)
@@ -238,7 +246,9 @@ def _convolved(call: Call) -> list[Known]:
     dilations = call.numbers(9, "dilations", [1] * count)
     pads = call.numbers(9, "pads", [0] * (2 * count))
     sides = [
-        (image[2 + axis] + pads[axis] + pads[count + axis] - dilations[axis] * (kernel[2 + axis] - 1) - 1) // strides[axis] + 1
+        (image[2 + axis] + pads[axis] + pads[count + axis] - dilations[axis] * (kernel[2 + axis] - 1) - 1)
+        // strides[axis]
+        + 1
         for axis in range(count)
     ]
     return made((image[0], kernel[0], *sides), 4)

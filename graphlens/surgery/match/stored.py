@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphlens.surgery.match.linear import Linear
+from graphlens.surgery.match.parts import Linear
 from graphlens.surgery.match.records import Quantised
 from graphlens.surgery.match.wires import Wires
 

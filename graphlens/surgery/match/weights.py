@@ -8,15 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphlens.file.names import in_block
-from graphlens.surgery.match.assembled import Found
 from graphlens.surgery.match.columns import Numbers, Stretch, columns_of, places_of, stretch_of, viewed
-from graphlens.surgery.match.embeddings import Table
-from graphlens.surgery.match.heads import Operand
-from graphlens.surgery.match.linear import Linear
-from graphlens.surgery.match.norms import Normed
+from graphlens.surgery.match.parts import Block, Found, Linear, Normed, Operand, Table
 from graphlens.surgery.match.positions import offset_of
 from graphlens.surgery.match.records import Kind, MatchedWeight, Quantised, View
-from graphlens.surgery.match.residual import Block
 from graphlens.surgery.match.stored import Stored, stored, stored_matrix
 
 
@@ -189,7 +184,11 @@ class _Weights:
             return
         width = (self._wires.shape(linear.out) or (0,))[-1]
         place = next(
-            (one for one, _ in operand.plain if (hooked := self._wires.hooked(one)) is not None and hooked.name == view.value),
+            (
+                one
+                for one, _ in operand.plain
+                if (hooked := self._wires.hooked(one)) is not None and hooked.name == view.value
+            ),
             None,
         )
         numbers = None if place is None else columns_of(self._wires, linear.out, place, width)

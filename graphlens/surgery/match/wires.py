@@ -17,7 +17,20 @@ from graphlens.surgery.match.shapes import Shapes
 Use = tuple[ir.Node, int]
 _SAME = frozenset({"Identity", "Dropout", "QuantizeLinear", "DequantizeLinear"})
 _KEEPING = frozenset(
-    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather", "Concat", "Expand", "Identity", "MaxPool"}
+    {
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Split",
+        "Slice",
+        "Gather",
+        "Concat",
+        "Expand",
+        "Identity",
+        "MaxPool",
+    }
 )
 _OPAQUE = frozenset({"Shape", "Size"})  # what is computed from a shape does not depend on the content
 
@@ -41,7 +54,7 @@ class Wires:
         self._first: dict[ir.Value, ir.Value] = {}
         self._chain: dict[ir.Value, list[ir.Value]] = {}
         self._uses: dict[ir.Value, list[Use]] = {}
-        self._fixed: set[ir.Value] = {value for value in model.graph.initializers.values()}
+        self._fixed: set[ir.Value] = set(model.graph.initializers.values())
         self._live: set[ir.Value] = set()
         self._packed: set[ir.Value] = set()
         self._outputs = {id(value) for value in model.graph.outputs}
@@ -99,7 +112,13 @@ class Wires:
     def _is_whole(self, value: ir.Value) -> bool:
         """True for integers, where a file does not state the type."""
         node = value.producer()
-        return node is not None and node.op_type in ("MatMulInteger", "ConvInteger", "Shape", "Size", "DynamicQuantizeLinear")
+        return node is not None and node.op_type in (
+            "MatMulInteger",
+            "ConvInteger",
+            "Shape",
+            "Size",
+            "DynamicQuantizeLinear",
+        )
 
     def first(self, value: ir.Value) -> ir.Value:
         """The value that stands for all that are the same activation."""
