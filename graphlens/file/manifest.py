@@ -57,7 +57,8 @@ class HookEntry:
 class WeightView:
     """A weight as a view of one tensor of one safetensors file.
 
-    Applied in this order: ``quantised``, ``take`` or ``cut``, ``shape``, ``within``, ``permute``, ``joined``, ``times``, ``plus``.
+    Applied in this order: ``quantised``, ``take`` or ``cut``, ``shape``, ``within``, ``permute``, ``joined``, ``times``,
+    ``plus``.
 
     Attributes:
         file: The name of the weights file, in the folder of the graph.

@@ -123,17 +123,17 @@ def _adopted(
 ) -> AdoptReport:
     """Adopts a file into ``stage``, which will become ``target``."""
     from graphlens import surgery
+    from graphlens.file.safetensors import WeightStore
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
-    from graphlens.file.safetensors import WeightStore
     from graphlens.pipelines.adopt_probe import seen_values
     from graphlens.pipelines.adopt_weights import proved_weights
-    from graphlens.surgery.adopted.inputs import ensure_ports_fit
-    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
+    from graphlens.surgery.adopted.inputs import ensure_ports_fit
+    from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
+    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.foreign import load_foreign
-    from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
     from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
     from graphlens.surgery.unfuse.expand import unfuse
@@ -186,7 +186,7 @@ def _adopted(
         notes=(*found.notes, *proof.notes, *_left_out(untouched, graph)),
         headless=found.ports.logits is None,
     )
-    views = weight_views(found.weights, keys, WEIGHTS_FILE)
+    views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
         WeightStore(stage, views),
         proof.activations,
@@ -211,9 +211,7 @@ def _adopted(
     write_graph(model, stage / MODEL_FILE)
     settings = user_path(tokenizer) if tokenizer is not None else original.parent
     copy_settings(settings, stage)
-    return AdoptReport(
-        target, original, cfg, tuple(hooks), tuple(views), adopted, proof.residuals, proof.failed, said
-    )
+    return AdoptReport(target, original, cfg, tuple(hooks), tuple(views), adopted, proof.residuals, proof.failed, said)
 
 
 def _left_out(untouched: ir.Model, graph: Unnamed) -> list[str]:
@@ -289,7 +287,11 @@ class Unnamed:
         from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS
 
         ports = self.match.ports
-        given = {ATTENTION_MASK: ports.attention_mask, POSITION_IDS: ports.position_ids, TOKEN_TYPE_IDS: ports.token_type_ids}
+        given = {
+            ATTENTION_MASK: ports.attention_mask,
+            POSITION_IDS: ports.position_ids,
+            TOKEN_TYPE_IDS: ports.token_type_ids,
+        }
         return [name for name, port in given.items() if port is not None] + (["past"] if ports.past else [])
 
     def named(self, hooks: Mapping[str, View]) -> tuple[ir.Model, dict[str, HookEntry]]:

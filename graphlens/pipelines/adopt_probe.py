@@ -105,7 +105,7 @@ def _example(value: ir.Value, number: int, where: str, image: int | None) -> Arr
         usual = [BATCH, 3, image or 224, image or 224] if pixels else [BATCH, 1, 0, 1]
     if not usual:
         raise ModelFileError(
-            f"{where}: its input {value.name!r} ({dtype.name} {value.shape}) is none that a transformer of one kind takes. {STILL}"
+            f"{where}: its input {value.name!r} ({dtype.name} {value.shape}) is none that a transformer takes. {STILL}"
         )
     shape = [usual[place] if size is None else size for place, size in enumerate(sizes)]
     return np.full(shape, number if len(sizes) == 2 else 0, dtype.numpy())
@@ -151,14 +151,8 @@ class Probe:
         mask = np.ones((batch, before + length), np.int64) if self.mask is None else self.mask
         counted = np.maximum(mask.cumsum(-1) - 1, 0)[:, before:]
         types = np.zeros_like(self.tokens) if self.types is None else self.types
-        feeds = {ports.input: self.tokens}
-        for name, array in (
-            (ports.attention_mask, mask),
-            (ports.position_ids, counted),
-            (ports.token_type_ids, types),
-        ):
-            if name is not None:
-                feeds[name] = array
+        beside = ((ports.attention_mask, mask), (ports.position_ids, counted), (ports.token_type_ids, types))
+        feeds = {ports.input: self.tokens, **{name: array for name, array in beside if name is not None}}
         for (layer, part), name in ports.past.items():
             heads, size = seen[name].shape[1], seen[name].shape[3]
             empty = np.zeros((batch, heads, 0, size), seen[name].dtype)

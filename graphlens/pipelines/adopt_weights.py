@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +63,7 @@ def proved_weights(
         for part in sublayers(config, layer):
             work.reads(part)
             work.writes(part)
+        work.of_heads(layer)
     work.end()
     found = WeightProof(work.proved, work.failed)
     for name in work.proved:
@@ -121,7 +122,7 @@ class _Work:
             if apart <= self.allowed:
                 self.proved.update(there)
                 return True
-            why = f"multiplied out on a probe it gives another {hook} (by {apart:.1e} of the largest, allowed {self.allowed:.0e})."
+            why = f"multiplied out on a probe it gives another {hook} (by {apart:.1e}, allowed {self.allowed:.0e})."
         elif left is not None:
             why = f"multiplied out on a probe it gives {list(left.shape[1:])} at {hook}, which is {list(right.shape[1:])}."
         for name in there:
@@ -153,28 +154,24 @@ class _Work:
 
     def embeddings(self) -> None:
         """The rows of the tables that tokens, positions and types are looked up in."""
-        for name in TOKEN_EMBEDDINGS:
-            table = self.weight(name)
-            for hook in ("hook_embed", "embed.hook_embed"):
-                if table is not None and hook in self.activations:
-                    self.compare([name], hook, lambda table=table: table[self.tokens][self.real].astype(np.float64))
-        for name in POSITION_EMBEDDINGS:
-            table = self.weight(name)
-            for hook in ("hook_pos_embed", "embed.hook_pos_embed"):
-                if table is not None and hook in self.activations:
-                    self.positions(name, table, hook)
-        table = self.weight(_TYPES)
-        if table is not None and self.types is not None:
-            types = self.types
-            self.compare([_TYPES], "embed.hook_token_type_embed", lambda: table[types][self.real].astype(np.float64))
-
-    def positions(self, name: str, table: Array, hook: str) -> None:
-        """Positions count all tokens, or the real ones: a table is right with either."""
         every = np.broadcast_to(np.arange(self.tokens.shape[1]), self.tokens.shape)
-        counted = np.maximum(self.real.cumsum(-1) - 1, 0)
-        for places in (every, counted):
-            if self.compare([name], hook, lambda places=places: table[places][self.real].astype(np.float64)):
-                return
+        counted = np.maximum(self.real.cumsum(-1) - 1, 0)  # the real ones alone, as others count
+        for names, hooks, places in (
+            (TOKEN_EMBEDDINGS, ("hook_embed", "embed.hook_embed"), (self.tokens,)),
+            (POSITION_EMBEDDINGS, ("hook_pos_embed", "embed.hook_pos_embed"), (every, counted)),
+            ((_TYPES,), ("embed.hook_token_type_embed",), () if self.types is None else (self.types,)),
+        ):
+            for name in names:
+                for hook in hooks:
+                    any(self.compare([name], hook, partial(self.rows, name, where)) for where in places)
+
+    def rows(self, name: str, places: Array) -> Array | None:
+        """The rows of a table at the real tokens."""
+        table = self.weight(name)
+        if table is None or places.max(initial=0) >= len(table):
+            return None
+        found: Array = table[places[self.real]].astype(np.float64)
+        return found
 
     def reads(self, part: Sublayer) -> None:
         """The first matrices of a sublayer, and the norm before them."""
@@ -184,7 +181,23 @@ class _Work:
             late = self.at(part.late[hook]) if hook in part.late else None
             begun = start if late is None or start is None else start + late
             if begun is not None:
-                self.compare([*norm, *pair], hook, lambda begun=begun, pair=pair: self.linear(begun, pair))
+                self.compare([*norm, *pair], hook, partial(self.linear, begun, pair))
+
+    def of_heads(self, layer: int) -> None:
+        """The weights of the norms of queries and keys: a rotation leaves each pair of dimensions as long as it is."""
+        for letter in "qk":
+            name = in_block(layer, f"attn.{letter}_norm.w")
+            weight = self.weight(name)
+            normal = self.activations.get(in_block(layer, f"attn.{letter}_norm.hook_normalized"))
+            rotated = self.at(in_block(layer, f"attn.hook_rot_{letter}"))
+            if weight is None or normal is None or rotated is None or normal.size != self.real.size * rotated[0].size:
+                continue
+            value = normal.reshape(*self.real.shape, -1)[self.real] * np.tile(weight, rotated[0].size // weight.size)
+            value = value.reshape(rotated.shape).astype(np.float64)
+            if any(_as_long(value, rotated, adjacent, self.allowed) for adjacent in (False, True)):
+                self.proved.add(name)
+            else:
+                self.failed.setdefault(name, "what it gives is of another length than what is rotated.")
 
     def writes(self, part: Sublayer) -> None:
         """The last matrix of a sublayer, and the norm after it."""
@@ -193,7 +206,9 @@ class _Work:
             return
         if part.post is None:
             self.compare(part.out, part.written, lambda: self.linear(inner, part.out))
-            if self.config.normalises_residual and part.norm is not None:  # ln2, which normalises what the block ends with
+            if (
+                self.config.normalises_residual and part.norm is not None
+            ):  # ln2, which normalises what the block ends with
                 block = part.residual.rpartition(".")[0]
                 norm = f"{block}.ln2"
                 self.compare(norm_weights(norm), f"{block}.hook_normalized_resid_post", lambda: self.normed(norm))
@@ -217,7 +232,7 @@ class _Work:
             hook = "hook_full_embed" if norm == "embed.ln" and self.config.is_encoder else "unembed.hook_in"
             if norm == "embed.ln" and not self.config.is_encoder:
                 hook = in_block(0, "hook_resid_pre")
-            self.compare(norm_weights(norm), hook, lambda norm=norm: self.normed(norm))
+            self.compare(norm_weights(norm), hook, partial(self.normed, norm))
         last = self.at(in_block(self.config.n_layers - 1, "hook_normalized_resid_post"))
         if last is not None:
             dense = ("mlm_head.W", "mlm_head.b")
@@ -248,6 +263,17 @@ class _Work:
         parts = [x @ matrix[:, start : start + _ROWS] for start in range(0, matrix.shape[1], _ROWS)]
         found: Array = np.concatenate(parts, -1)
         return found if bias is None else found + bias
+
+
+def _as_long(value: Array, rotated: Array, adjacent: bool, allowed: float) -> bool:
+    """True if pairs of dimensions, neighbours or half a head apart, are as long before as after a rotation, but for a factor."""
+    lengths = []
+    for each in (value, rotated):
+        pairs = each.reshape(*each.shape[:-1], -1, 2) if adjacent else each.reshape(*each.shape[:-1], 2, -1)
+        lengths.append((pairs**2).sum(-1 if adjacent else -2))
+    before, after = lengths
+    factor = float((before * after).sum() / max(float((before**2).sum()), 1e-30))
+    return bool(np.abs(factor * before - after).max(initial=0) <= allowed * (after.max(initial=0) or 1))
 
 
 def _error_function(x: Array) -> Array:

@@ -73,7 +73,7 @@ def visible(value: np.ndarray) -> np.ndarray:
 def test_every_hook_point_of_a_gpt_is_found_and_holds_what_numpy_computes(model: HookedTransformer) -> None:
     logits, cache = model.run_with_cache(IDS)
     expected, hooks, _ = forward(IDS)
-    assert list(cache) and set(cache) == set(hooks)
+    assert set(cache) == set(hooks)
     np.testing.assert_allclose(logits, expected, **CLOSE)
     for name, value in hooks.items():
         np.testing.assert_allclose(visible(cache[name]), visible(value), err_msg=name, **CLOSE)
@@ -175,7 +175,6 @@ def test_hook_points_that_share_a_value_fire_in_order(model: HookedTransformer) 
     first, second = "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"
     other = np.random.default_rng(5).normal(size=(2, 7, HEADS * D_HEAD)).astype(np.float32)
     both = [(first, lambda value, hook: value + 1), (second, lambda value, hook: other)]
-    logits, cache = model.run_with_cache(IDS) if not both else (None, None)
     with model.hooks(fwd_hooks=both):
         logits, cache = model.run_with_cache(IDS)
     np.testing.assert_allclose(cache[first], forward(IDS)[1][first] + 1, **CLOSE)
@@ -246,7 +245,9 @@ def test_a_kv_cache_goes_on_where_a_run_ended(model: HookedTransformer) -> None:
     expected, hooks, _ = forward(IDS, PADDED)
     np.testing.assert_allclose(logits, expected[:, 4:], **CLOSE)
     np.testing.assert_allclose(found["blocks.1.attn.hook_k"], hooks["blocks.1.attn.hook_k"][:, 4:], **CLOSE)
-    np.testing.assert_allclose(found["blocks.1.attn.hook_pattern"], hooks["blocks.1.attn.hook_pattern"][:, :, 4:], **CLOSE)
+    np.testing.assert_allclose(
+        found["blocks.1.attn.hook_pattern"], hooks["blocks.1.attn.hook_pattern"][:, :, 4:], **CLOSE
+    )
 
 
 def test_an_edit_by_position_is_baked_for_whole_prompts_and_for_steps(model: HookedTransformer, tmp_path: Path) -> None:
@@ -358,7 +359,12 @@ def test_another_models_config_is_refused(original: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelFileError, match=f"n_heads {HEADS + 2} .the file has {HEADS}"):
         adopt(original, tmp_path / "out", config=wrong, announce=lambda _: None)
     assert not (tmp_path / "out").exists()
-    right = {"n_head": HEADS, "activation_function": "relu", "architectures": ["GPT2LMHeadModel"], "layer_norm_epsilon": 1e-4}
+    right = {
+        "n_head": HEADS,
+        "activation_function": "relu",
+        "architectures": ["GPT2LMHeadModel"],
+        "layer_norm_epsilon": 1e-4,
+    }
     wrong.write_text(json.dumps(right))
     config = adopt(original, dry_run=True, config=tmp_path, announce=lambda _: None).config
     assert (config.act_fn, config.original_architecture, config.eps) == ("relu", "GPT2LMHeadModel", 1e-4)
@@ -393,13 +399,11 @@ def test_a_hooked_file_is_not_adopted_again(report: AdoptReport, tmp_path: Path)
 
 
 def test_the_originals_own_folder_is_not_written_into(original: Path) -> None:
-    with pytest.raises((InputError, ValueError), match="original|not empty"):
+    with pytest.raises((InputError, ValueError), match=r"original|not empty"):
         adopt(original, original.parent, force=True, announce=lambda _: None)
 
 
-def test_it_opens_in_one_step_from_the_cache(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_opens_in_one_step_from_the_cache(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path))
     first = HookedTransformer.from_onnx(original, "cpu", adopt=True)
     np.testing.assert_allclose(first(IDS), forward(IDS)[0], **CLOSE)

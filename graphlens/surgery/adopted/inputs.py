@@ -119,9 +119,7 @@ def ensure_ports_fit(model: ir.Model, ports: Ports, where: str) -> None:
         )
 
 
-def open_ports(
-    model: ir.Model, ports: Ports, values: Mapping[str, ir.Value], seen: Mapping[str, Seen]
-) -> None:
+def open_ports(model: ir.Model, ports: Ports, values: Mapping[str, ir.Value], seen: Mapping[str, Seen]) -> None:
     """Gives a graph the inputs and outputs of a hooked file, in place.
 
     Inputs: ``input_ids`` int64 [b, s]; as far as the original has them ``attention_mask`` int64 [b, past + s] (default: ones),
@@ -137,9 +135,7 @@ def open_ports(
     """
     graph, entry = model.graph, _Entry(model.graph, values)
     old = entry.take(ports.input)
-    tokens = ir.Value(
-        name=INPUT_IDS, shape=ir.Shape(["batch", "sequence"]), type=ir.TensorType(ir.DataType.INT64)
-    )
+    tokens = ir.Value(name=INPUT_IDS, shape=ir.Shape(["batch", "sequence"]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.insert(0, tokens)
     entry.feed(old, tokens)
     shape = entry.op("Shape", [tokens])

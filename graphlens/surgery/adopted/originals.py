@@ -13,7 +13,6 @@ from graphlens.surgery.anatomy import subgraphs
 from graphlens.surgery.graph import drop_unused
 from graphlens.surgery.match.records import Ports
 
-
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )

@@ -124,10 +124,22 @@ def _contents(tensors: Mapping[str, ir.TensorProtocol]) -> Iterator[Array]:
         yield np.frombuffer(data, np.uint8)
 
 
-def weight_views(weights: Mapping[str, MatchedWeight], keys: Mapping[str, str], file: str) -> dict[str, WeightView]:
+def _columns(model: ir.Model, tensor: str) -> int | None:
+    """How many numbers a row of a packed tensor has, as the node that multiplies by it says; None where none says."""
+    value = model.graph.initializers.get(tensor)
+    for node, _ in () if value is None else value.uses():
+        if node.op_type == "MatMulNBits":
+            return node.attributes["K"].as_int()
+    return None
+
+
+def weight_views(
+    model: ir.Model, weights: Mapping[str, MatchedWeight], keys: Mapping[str, str], file: str
+) -> dict[str, WeightView]:
     """TransformerLens weight names -> views of the tensors in the weights file.
 
     Args:
+        model: The graph.
         weights: What matching found.
         keys: What ``move_weights`` gave.
         file: The name of the weights file.
@@ -157,7 +169,10 @@ def weight_views(weights: Mapping[str, MatchedWeight], keys: Mapping[str, str], 
         if how is not None:
             zero_point = None if how.zero_point is None else keys[how.zero_point]
             view = replace(
-                view, quantised=Quantisation(keys[how.scale], zero_point, how.axis, how.bits, how.block)
+                view,
+                quantised=Quantisation(
+                    keys[how.scale], zero_point, how.axis, how.bits, how.block, _columns(model, weight.tensor)
+                ),
             )
         found[name] = view
     return found
