@@ -47,16 +47,19 @@ def _quantised(b: Builder, x: ir.Value, scale: ir.Value, zero: ir.Value | None, 
     return b.op("QuantizeLinear", x, _single(b, scale), _single(b, zero))
 
 
-@rule("QLinearMatMul", "com.microsoft::QLinearMatMul", variants=f"one scale, or one for each column, {_STEP}")
+@rule("QLinearMatMul", variants=f"one scale, or one for each column, {_STEP}")
 def _product(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     columns = (rank_of(taken(node, 3)) or 2) - 1
     found = b.op("MatMul", _dequantised(b, node, 0), _dequantised(b, node, 3, columns))
     return [_quantised(b, found, taken(node, 6), given(node, 7), taken(node, 0))]
 
 
+_PAIRS = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
+
+
 @rule("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul", variants=f"all, {_STEP}")
 def _pair(b: Builder, node: ir.Node) -> list[ir.Value | None]:
-    found = b.op(node.op_type.removeprefix("QLinear"), _dequantised(b, node, 0), _dequantised(b, node, 3))
+    found = b.op(_PAIRS[node.op_type], _dequantised(b, node, 0), _dequantised(b, node, 3))
     return [_quantised(b, found, taken(node, 6), given(node, 7), taken(node, 0))]
 
 
