@@ -35,8 +35,10 @@ if TYPE_CHECKING:
         TransformerLensKeyValueCache,
         TransformerLensKeyValueCacheEntry,
     )
+    from graphlens.pipelines.adopt import adopt
     from graphlens.pipelines.deploy import bake_model, write_adapter, write_drivable
     from graphlens.pipelines.export import export_model
+    from graphlens.pipelines.expose import expose
     from graphlens.pipelines.hub import embedded_model
     from graphlens.surgery.process import process_weights
 
@@ -47,10 +49,12 @@ _HOMES = {
     "HookedEncoder": "graphlens.model.hooked_encoder",
     "HookedTransformer": "graphlens.model.hooked_transformer",
     "HookedTransformerConfig": "graphlens.model.config",
+    "adopt": "graphlens.pipelines.adopt",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "drift": "graphlens.experiments.drift",
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
+    "expose": "graphlens.pipelines.expose",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
     **{
         f"{prefix}KeyValueCache{suffix}": "graphlens.model.kv_cache"
@@ -103,10 +107,12 @@ __all__ = [
     "TransformerLensKeyValueCacheEntry",
     "UnknownHookPoint",
     "VerificationError",
+    "adopt",
     "bake_model",
     "drift",
     "embedded_model",
     "export_model",
+    "expose",
     "get_act_name",
     "process_weights",
     "write_adapter",

@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphlens.engine.block_pieces import Proof
-from graphlens.engine.feeding import gate_feeds, run_with_callbacks, without_idle_inputs
+from graphlens.engine.feeding import ensure_heeded, gate_feeds, run_with_callbacks, without_idle_inputs
 from graphlens.engine.footprint import Footprints
 from graphlens.engine.opened_files import OpenedFiles
 from graphlens.engine.opener import Opener
 from graphlens.engine.plan import Gates, Plan, sorts
+from graphlens.engine.python_calls import calling
 from graphlens.engine.results import Results, ensure_readable
 from graphlens.engine.session_pool import POOL
 from graphlens.errors import InputError, checked_number
@@ -27,7 +28,7 @@ from graphlens.file.safetensors import WeightStore
 from graphlens.runtime.callbacks import Callback, callback_library
 from graphlens.runtime.providers import CPU, Providers
 from graphlens.runtime.sessions import Chain, Runnable, Session
-from graphlens.runtime.types import Array, DeviceValue, Feed
+from graphlens.runtime.types import Array, Feed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -169,11 +170,7 @@ class Engine:
         return self._graphs.hooks(plan)
 
     def names(self, plan: Plan) -> list[str]:
-        """The hook points that a run of a plan passes, in firing order, each once however often it fires.
-
-        Args:
-            plan: The plan.
-        """
+        """The hook points that a run of a plan passes, in firing order, each once however often it fires."""
         return list(self.passed(plan))
 
     def passed(self, plan: Plan) -> Collection[str]:
@@ -220,8 +217,9 @@ class Engine:
             Exception: Whatever a callback raised.
         """
         plan = plan or Plan()
+        ensure_heeded(feeds, self.manifest)
         gates = gate_feeds(edits, plan.gates) if edits else {}
-        plan = self._serving(self._leanest(plan, feeds, fetch, bool(callbacks)))
+        plan = self._serving(self._leanest(plan, feeds, fetch, callbacks or {}))
         session = self.session(plan)
         present = [name for name in session.outputs if name.startswith(PRESENT)] if plan.past else []
         values = self._values(plan, fetch)
@@ -229,34 +227,34 @@ class Engine:
         ensure_readable(session, wanted, self.path)
         feeds = without_idle_inputs({**feeds, **gates}, session)
         asked = [*wanted, *(name for name in present if name not in wanted)]
-        found: dict[str, DeviceValue] = {}
         if callbacks:
             # A run that reads nothing still has to happen: its callbacks may be what it is for.
-            found = run_with_callbacks(session, self._graphs.firings(plan), asked or [plan.result], feeds, callbacks)
-        elif asked:
-            found = dict(zip(asked, session.run_on_device(asked, feeds), strict=True))
+            firings, gated = self._graphs.firings(plan), not plan.always
+            found = run_with_callbacks(session, firings, asked or [plan.result], feeds, callbacks, gated)
+        else:
+            found = dict(zip(asked, session.run_on_device(asked, feeds), strict=True)) if asked else {}
         arrays = {name: found[name].numpy() for name in wanted}
         return Results(
             arrays[plan.result] if output else None,
             {name: arrays[value] for name, value in values.items()},
             {name: found[name] for name in present},
+            self._graphs.straight_through(plan),
         )
 
     def _values(self, plan: Plan, fetch: Sequence[str]) -> dict[str, str]:
         """Hook point -> the value of a plan's graph that holds its activation."""
-        if not fetch:
-            return {}
-        hooks = self.hooks(plan)
+        hooks = self.hooks(plan) if fetch else {}
         return {name: hooks[name].value for name in fetch}
 
-    def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], calls: bool) -> Plan:
+    def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], callbacks: Collection[str]) -> Plan:
         """The plan with what callbacks need, and without hook points as outputs where a run is better off so."""
-        python = plan.python or calls
-        bare = plan.bare
-        if not (bare or fetch or plan.gradients):
+        if callbacks:
+            plan = calling(plan, self._graphs.firings(plan.ungated), callbacks, self._opener.asked_providers)
+        if not (plan.bare or fetch or plan.gradients):
             # Edited runs mostly read nothing. Others do with a second session, where activations take more than that.
-            bare = (bool(plan.gates) and not python) or self._footprints.of_run(plan, feeds) > self.held_limit
-        return plan if (python, bare) == (plan.python, plan.bare) else replace(plan, python=python, bare=bare)
+            bare = (bool(plan.gates) and not plan.python) or self._footprints.of_run(plan, feeds) > self.held_limit
+            return replace(plan, bare=True) if bare else plan
+        return plan
 
     # Which session serves a plan
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.engine.plan import Gates
+from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS
 from graphlens.runtime.callbacks import Callback, PythonCalls
 from graphlens.runtime.sessions import Runnable
@@ -15,6 +16,7 @@ from graphlens.runtime.types import Array, DeviceValue, Feed
 
 if TYPE_CHECKING:
     from graphlens.engine.graphs import Firing
+    from graphlens.file.manifest import Manifest
 
 
 def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[str, Array]:
@@ -27,6 +29,28 @@ def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[s
     from graphlens.surgery.gates import gate_input
 
     return {gate_input(name, part): array for name, _ in gates for part, array in edits.get(name, {}).items()}
+
+
+def ensure_heeded(feeds: Mapping[str, Feed], manifest: Manifest) -> None:
+    """Refuses a mask with padding, or types of tokens, that an adopted file would not look at.
+
+    Args:
+        feeds: What a run is fed.
+        manifest: What the file says about itself.
+
+    Raises:
+        InputError: The original has no such input.
+    """
+    adopted = manifest.adopted
+    if adopted is None:
+        return
+    for name, usual in ((ATTENTION_MASK, 1), (TOKEN_TYPE_IDS, 0)):
+        feed = feeds.get(name)
+        if name not in adopted.inputs and isinstance(feed, np.ndarray) and (feed != usual).any():
+            raise InputError(
+                f"{manifest.config.model_name} was adopted from {adopted.file}, which has no input {name}: it would be computed "
+                "as if there was none. Run prompts of one length together, or one at a time."
+            )
 
 
 def without_idle_inputs(feeds: Mapping[str, Feed], session: Runnable) -> dict[str, Feed]:
@@ -44,6 +68,7 @@ def run_with_callbacks(
     outputs: Sequence[str],
     feeds: Mapping[str, Feed],
     callbacks: Mapping[str, Callback],
+    gated: bool = True,
 ) -> dict[str, DeviceValue]:
     """Runs a graph that has Python gates.
 
@@ -53,6 +78,7 @@ def run_with_callbacks(
         outputs: The names of the outputs wanted.
         feeds: What the run is fed, Python gates apart.
         callbacks: Functions by hook point. They are called in firing order, at every firing of the hook point.
+        gated: False for a graph that calls at exactly these hook points in every run.
 
     Returns:
         The outputs by name.
@@ -68,7 +94,8 @@ def run_with_callbacks(
     for hook, callback in callbacks.items():
         for firing in firings[hook]:
             called[firing.place] = _in_half(callback) if firing.entry.dtype == "float16" else callback
-            gates[gate_input(firing.name)] = on
+            if gated:
+                gates[gate_input(firing.name)] = on
     calls = PythonCalls(called)
     fed = {**feeds, **gates, RUN_INPUT: calls.run_id}
     values = calls.run(lambda: session.run_on_device(outputs, fed, calls.on_start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class Opener:
 
         return packed_weights.make(self._path, self._weights) if self._may_pack() else None
 
-    @property
+    @cached_property
     def asked_providers(self) -> list[str]:
         """The execution providers that a session is opened with, first choice first.
 

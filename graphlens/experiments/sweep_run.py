@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class SweepRun:
         notes: Why sites took the general path, one forward per patch.
         quick: The number of sites that did not.
         steps: Computes the sweep as it is iterated over.
+        straight_through: What the gradients of an estimate passed as if it did not round; known once it is under way.
     """
 
     metrics: list[Measure]
@@ -47,6 +48,7 @@ class SweepRun:
     notes: list[str]
     quick: int
     steps: Iterator[Done]
+    straight_through: dict[str, int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Done]:
         return self.steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
@@ -70,6 +71,28 @@ class Differentiable(Protocol[ArrayT]):
 
 # What users hand in to be differentiated. A plain function of the logits has no derivative: it is refused, with the reason.
 Differentiated: TypeAlias = Metric | Differentiable[ArrayT] | Callable[[ArrayT], Any]
+
+
+class Gradients(dict[str, ArrayT]):
+    """Gradients by hook name.
+
+    Attributes:
+        straight_through: Operators that round -> how many of them the gradients passed as if they did not. Of a quantised
+            model they are those of the products with the dequantised weights: what a small change of the activation would do
+            if nothing were rounded. Empty where every gradient is the derivative itself.
+    """
+
+    straight_through: Mapping[str, int] = MappingProxyType({})
+
+    def renamed(self, called: Callable[[str], str]) -> Gradients[ArrayT]:
+        """The same gradients under other names.
+
+        Args:
+            called: Hook name -> what it is called.
+        """
+        found: Gradients[ArrayT] = Gradients({called(name): value for name, value in self.items()})
+        found.straight_through = self.straight_through
+        return found
 
 
 def differentiable(engine: Engine, plan: Plan) -> set[str]:
@@ -153,7 +176,7 @@ def gradients(
     metric: Differentiated[ArrayT],
     names: NamesFilter,
     **forward_options: Any,
-) -> dict[str, Array]:
+) -> Gradients[ArrayT]:
     """The gradients of a metric with respect to hook points; see HookedTransformer.gradients.
 
     Args:
@@ -176,12 +199,13 @@ def gradients(
         asked = [name for name in asked if name in possible]
     if not asked:
         raise InputError("names picks no hook point of floats: there is nothing to differentiate.")
-    found = runner.run_backward(request, metric_seed(runner, request, metric), asked).values
-    values: dict[str, Array] = {}
+    ran = runner.run_backward(request, metric_seed(runner, request, metric), asked)
+    values: Gradients[ArrayT] = Gradients()
+    values.straight_through = ran.straight_through
     seen: set[int] = set()
     for name in asked:  # hook points that share a value get arrays of their own
-        value = found[gradient_output(name)]
-        values[name] = value.copy() if id(value) in seen else value
+        value = ran.values[gradient_output(name)]
+        values[name] = runner.border.to_user(value.copy() if id(value) in seen else value)
         seen.add(id(value))
     return values
 

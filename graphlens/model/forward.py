@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from graphlens.analysis.arrays import Array, ArrayT
@@ -61,11 +62,13 @@ class Forwarded(Generic[ArrayT]):
         result: What ``return_type`` asked for.
         values: Activations, and gradients as ``<name>_grad``, by name.
         request: The run.
+        straight_through: What the gradients passed as if it did not round; see ``Ran``.
     """
 
     result: ArrayT | Output[ArrayT] | None
     values: dict[str, Array]
     request: Request
+    straight_through: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_forward(
@@ -125,12 +128,13 @@ def run_forward(
     else:
         ran = runner.run(request, fetch, output=stops or return_type is not None)
     if ran.output is None:
-        return Forwarded(None, ran.values, request)
+        return Forwarded(None, ran.values, request, ran.straight_through)
     result = runner.border.finish(ran.output, request, runner, ran.learned)
     if stops or return_type == "logits":
-        return Forwarded(result, ran.values, request)
+        return Forwarded(result, ran.values, request, ran.straight_through)
     loss = runner.border.loss(result, ran.output, request, loss_per_token)
-    return Forwarded(loss if return_type == "loss" else Output(result, loss), ran.values, request)
+    asked = loss if return_type == "loss" else Output(result, loss)
+    return Forwarded(asked, ran.values, request, ran.straight_through)
 
 
 def unbatched(cache: CacheT, prompts: int) -> CacheT:

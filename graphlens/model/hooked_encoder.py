@@ -14,7 +14,7 @@ from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.names import NamesFilter, in_block
 from graphlens.file.processing import STEPS
 from graphlens.model import describe
-from graphlens.model.backward import Differentiated, gradients
+from graphlens.model.backward import Differentiated, Gradients, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.encoder_request import EncoderOptions, Numbers
 from graphlens.model.forward import Forwarded, positions_of, unbatched
@@ -351,7 +351,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         metric: Differentiated[ArrayT],
         names: NamesFilter = None,
         **forward_options: Unpack[EncoderOptions],
-    ) -> dict[str, ArrayT]:
+    ) -> Gradients[ArrayT]:
         """d(metric)/d(activation) for hook points; see HookedTransformer.gradients.
 
         Args:
@@ -368,5 +368,4 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
             UnknownHookPoint: For a name that is none.
             InputError: For a metric without a derivative.
         """
-        found = gradients(self.runner, input, metric, names, **forward_options)
-        return {name: self.border.to_user(value) for name, value in found.items()}
+        return gradients(self.runner, input, metric, names, **forward_options)

@@ -334,7 +334,7 @@ class Runner(Generic[ArrayT]):
                 f"the forward hook at {changing[0]!r} changed its activation: a Python function has no derivative, so "
                 "gradients pass it as if it had added a constant. Use interventions (model.intervene) for edits that count."
             )
-        return Ran(results.output, results.values)
+        return Ran(results.output, results.values, straight_through=results.straight_through)
 
     def run_loss(self, request: Request, fetch: Sequence[str], wrt: Sequence[str]) -> Ran:
         """Runs a request forward, and backward from its mean next-token loss.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-FileKind = Literal["exported", "edited"]  # and "adopted", once files are opened that others exported
+FileKind = Literal["exported", "edited", "adopted"]
 
 # What this package writes: the export, surgery, gates, gradients, baking, processing, lower precision, KV caches.
 _EXPORTED = """
@@ -27,9 +27,25 @@ _ADDED_BY_USERS = """
     ReduceLogSumExp ReduceMin ReduceProd ReduceSumSquare ReverseSequence RotaryEmbedding Round ScatterND Selu Shrink
     Sinh Size Softplus Softsign Sum Swish Tan TensorScatter ThresholdedRelu Tile Trilu Unique Xor
 """
-# Kind of file -> the operators of the standard domain that it may contain. Nothing of any other domain is allowed.
+# What stays in a file that was adopted: convolutions of image patches, quantised products, and fused operators that were
+# kept as they are. Their outputs are no larger than their inputs and attributes say.
+_ADOPTED = """
+    Conv ConvInteger LayerNormalization QLinearMatMul SimplifiedLayerNormalization
+    com.microsoft::Attention com.microsoft::BiasGelu com.microsoft::DequantizeLinear com.microsoft::DynamicQuantizeMatMul
+    com.microsoft::EmbedLayerNormalization com.microsoft::FastGelu com.microsoft::FusedMatMul
+    com.microsoft::GatherBlockQuantized com.microsoft::Gelu com.microsoft::GroupQueryAttention com.microsoft::MatMulBnb4
+    com.microsoft::MatMulIntegerToFloat com.microsoft::MatMulNBits com.microsoft::MultiHeadAttention com.microsoft::QAttention
+    com.microsoft::QGemm com.microsoft::QLinearAdd com.microsoft::QLinearMul com.microsoft::QLinearSigmoid
+    com.microsoft::QLinearSoftmax com.microsoft::QuantizeLinear com.microsoft::QuickGelu com.microsoft::RotaryEmbedding
+    com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization
+"""
+# Kind of file -> the operators that it may contain; those of ONNX Runtime's own domain have it in front.
 OPERATORS: Mapping[FileKind, frozenset[str]] = MappingProxyType(
-    {"exported": frozenset(_EXPORTED.split()), "edited": frozenset(f"{_EXPORTED} {_ADDED_BY_USERS}".split())}
+    {
+        "exported": frozenset(_EXPORTED.split()),
+        "edited": frozenset(f"{_EXPORTED} {_ADDED_BY_USERS}".split()),
+        "adopted": frozenset(f"{_EXPORTED} {_ADDED_BY_USERS} {_ADOPTED}".split()),
+    }
 )
 
 _REPEATS = "which runs a part of the graph as often as its data say"
@@ -51,7 +67,7 @@ def is_allowed(domain: str, op_type: str, kind: FileKind) -> bool:
         op_type: The operator's name.
         kind: Who wrote the file.
     """
-    return domain in _STANDARD and op_type in OPERATORS[kind]
+    return (op_type if domain in _STANDARD else f"{domain}::{op_type}") in OPERATORS[kind]
 
 
 def is_reserved(domain: str) -> bool:

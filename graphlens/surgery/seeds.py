@@ -48,11 +48,13 @@ def add_seed(
 def _sparse_seed(b: Builder, graph: ir.Graph, end: ir.Value, logits: ir.Value, whole: bool) -> ir.Value:
     """The gradient from seeds of few tokens: with respect to what the unembedding reads [b, pos, d_model], or, ``whole``,
     with respect to the logits [b, pos, V]."""
-    dtype = ir.DataType.FLOAT if end.type is None else end.type.dtype
+    dtype, inner = (ir.DataType.FLOAT if value.type is None else value.type.dtype for value in (logits, end))
     places, chosen = ("seed_batch", "seeds"), ("seed_batch", "seeds", "seed_tokens")
     positions = _input(graph, SEED_POSITIONS, places, ir.DataType.INT64)
     tokens = _input(graph, SEED_TOKENS, chosen, ir.DataType.INT64)
     seed = _input(graph, SEED, chosen, dtype)
+    if not whole and inner != dtype:
+        seed, dtype = b.op("Cast", seed, to=int(inner)), inner
     if whole:
         rows = _one_hot(b, tokens, logits, dtype)  # [b, m, k, V]
     else:

@@ -20,6 +20,7 @@ from graphlens.file.io_names import (
 )
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import BEFORE_BLOCKS, in_block, split_name
+from graphlens.surgery.adopted.past import with_own_past
 from graphlens.surgery.graph import (
     drop_unused,
     ensure_hooks_resolve,
@@ -133,7 +134,8 @@ def with_past(model: ir.Model) -> ir.Model:
 
     Inputs ``past_key_values.N.key`` and ``.value`` [b, heads, past, d_head] and outputs ``present.N.key`` and ``.value``
     [b, heads, past + s, d_head] are added. ``attention_mask`` [b, past + s] and ``position_ids`` [b, s] are then
-    required. hook_k and hook_v hold the new tokens only, scores and pattern have past + s keys.
+    required. hook_k and hook_v hold the new tokens only, scores and pattern have past + s keys. An adopted model has the KV
+    cache of its original: see ``with_own_past``.
 
     Args:
         model: A hooked model, or a segment of one, which gets the keys and values of its own layers.
@@ -142,7 +144,7 @@ def with_past(model: ir.Model) -> ir.Model:
         The copy.
 
     Raises:
-        InputError: The model is an encoder.
+        InputError: The model is an encoder, or was adopted from a file without a KV cache.
     """
     manifest = read_manifest(model)
     if manifest.config.is_encoder:
@@ -150,6 +152,8 @@ def with_past(model: ir.Model) -> ir.Model:
             f"{manifest.config.model_name} is an encoder: its tokens attend to later ones, so there are no past keys and values "
             "to keep (with_past)."
         )
+    if manifest.adopted is not None:
+        return with_own_past(model)
     model = model.clone()
     graph = model.graph
     values = values_by_name(model)

@@ -132,6 +132,19 @@ def _product(call: Call) -> list[Known]:
     return made((*broadcast(left[:-2], right[:-2]), *rows, *columns), max(4, call.width()))
 
 
+@rule("MatMulNBits")  # of com.microsoft, as the next
+def _packed_product(call: Call) -> list[Known]:
+    return made((*call.shape()[:-1], call.attributes["N"].as_int()), call.width())
+
+
+@rule("GatherBlockQuantized")
+def _packed_rows(call: Call) -> list[Known]:
+    shape, axis = call.shape(), axis_of(call.integer("gather_axis", 0), len(call.shape()))
+    packed = 8 // call.integer("bits", 4) if call.width() == 1 else 1
+    whole = (*shape[:-1], shape[-1] * packed)
+    return made((*whole[:axis], *call.shape(1), *whole[axis + 1 :]), max(4, call.width(2)))
+
+
 @rule("Gemm")
 def _gemm(call: Call) -> list[Known]:
     left, right = call.shape(0), call.shape(1)

@@ -62,6 +62,8 @@ def rows_of(name: str, folder: Path, device: str = "cuda") -> Iterator[Row]:
     yield f"{name}: every hook point", max(apart(found[hook], right[hook]) for hook in right), FLOAT32
     hooks = [(HOOK, lambda x, hook: x * 0.5), ("blocks.0.hook_resid_pre", lambda x, hook: x + 1)]
     yield both("Python hooks", lambda model: model.run_with_hooks(tokens, fwd_hooks=hooks))
+    every = [(hook, lambda x, hook: x * 0.9) for hook in right]
+    yield both("Python hooks at every hook point", lambda model: model.run_with_hooks(tokens, fwd_hooks=every))
     edits = [
         Ablate(HOOK, heads=[0, 2]),
         Scale("blocks.0.hook_mlp_out", 0.5, positions=3),

@@ -146,6 +146,7 @@ class OpenMethods(Generic[ArrayT]):
         default_padding_side: str | None = None,
         tokenizer: Any = None,
         n_ctx: int | None = None,
+        adopt: bool = False,
     ) -> Self:
         """Opens a hooked folder or ``model.onnx``.
 
@@ -156,13 +157,19 @@ class OpenMethods(Generic[ArrayT]):
             default_padding_side: "right" or "left"; None is the tokenizer's own.
             tokenizer: One of transformers or graphlens in place of the folder's, set up as ``set_tokenizer`` does.
             n_ctx: The longest input: lower than the file says, or higher, up to what the model was trained for.
+            adopt: True takes an ONNX file that another program exported: see ``graphlens.adopt``. What is made of it stays in
+                the cache folder.
 
         Raises:
-            ModelFileError: When the file is damaged, altered or not hooked.
+            ModelFileError: When the file is damaged, altered or not hooked, or cannot be adopted.
             InputError: For another padding side or ``n_ctx``.
         """
         if not is_one_of(default_padding_side, ("left", "right", None)):
             raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
+        if checked_number(adopt, "adopt", bool):
+            from graphlens.pipelines.cache import adopted_export
+
+            path = adopted_export(path)
         with spinner(f"Opening {path}"):
             engine = Engine(path, providers, n_ctx)
             return cls(

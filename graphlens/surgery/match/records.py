@@ -14,15 +14,20 @@ Number = bool | int | float | str | tuple[str, ...] | None
 class View:
     """Where a hook point is in a graph, and how its value gets TransformerLens's axes.
 
-    Applied in this order: ``shape``, then ``permute``. The way back is the inverse of ``permute``, then ``back``.
+    Applied in this order: ``first``, ``shape``, ``permute``, ``like``. The way back is the inverse of ``permute``, the reshape
+    ``back``, the inverse of ``first``.
 
     Attributes:
         value: The name of the graph's value.
         shape: The sizes of a reshape: 0 keeps the size at its place, -1 is what is left; None for no reshape.
         permute: The order of the axes after it; None where they are in order.
-        back: The sizes of the reshape that undoes ``shape``, by the same rule.
+        back: The sizes of the reshape that undoes ``shape``, by the same rule; None beside a ``shape`` where only a run tells
+            them: those of the value itself (after ``first``).
         nodes: The names of the matrix products whose result it is, as the original file calls them: what a quantiser's
             ``nodes_to_exclude`` takes. Empty for what no matrix product makes.
+        first: The order of the axes before the reshape; None where they are in order.
+        like: A value [b, ...] whose batch it is expanded to, where it is computed once for all prompts ([1, p, D] positions);
+            None where it has a batch. There is no way back: its readers broadcast.
     """
 
     value: str
@@ -30,6 +35,8 @@ class View:
     permute: tuple[int, ...] | None = None
     back: tuple[int, ...] | None = None
     nodes: tuple[str, ...] = ()
+    first: tuple[int, ...] | None = None
+    like: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,215 @@
+"""Runs of a graph that another program exported: what each of its values is like, and what it gives on probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphlens.errors import ModelFileError, RunError
+from graphlens.file.io_names import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    KEY_AND_VALUE,
+    TOKEN_TYPE_IDS,
+    past_input,
+    present_output,
+)
+from graphlens.file.safetensors import Array
+from graphlens.runtime.sessions import Session, open_session
+from graphlens.surgery.adoptable import STILL
+from graphlens.surgery.adopted.hooks import Seen
+from graphlens.surgery.match.records import Ports
+
+BATCH, LENGTH = 3, 11  # of the run that tells shapes: sizes that models seldom have
+_TRIES = (1, 0)  # what tokens, masks, positions and types may all be
+PADDED, _CACHED = 3, 4  # tokens of padding, and of a prompt that a KV cache holds
+
+
+def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = None) -> dict[str, Seen]:
+    """What each value of a graph is like, found by one run.
+
+    Args:
+        model: The graph. Its weights lie in ``folder``.
+        folder: See above.
+        where: The file's name, for errors.
+        image: The height and width of images, where the graph does not say.
+
+    Returns:
+        Name -> shape and dtype: the graph's inputs, and every value that a node computes.
+
+    Raises:
+        ModelFileError: ONNX Runtime refuses the graph, or its inputs are of no kind that graphlens knows how to feed.
+    """
+    given = {str(value.name) for value in model.graph.outputs}
+    computed = [value for node in model.graph for value in node.outputs if value.name and value.uses()]
+    every = [str(value.name) for value in computed if value.name not in given]
+    session = open_session(_bytes(model, every), "cpu", folder, name=where, as_written=True)
+    error: RunError | None = None
+    for number in _TRIES:
+        feeds = {str(value.name): _example(value, number, where, image) for value in _required(model)}
+        try:
+            found = session.run(session.outputs, feeds)
+        except RunError as failed:
+            error = failed
+            continue
+        return {
+            name: Seen(tuple(array.shape), str(array.dtype))
+            for name, array in (*feeds.items(), *zip(session.outputs, found, strict=True))
+        }
+    raise ModelFileError(f"{where}: ONNX Runtime cannot run it on a short prompt ({error!s:.400}).") from error
+
+
+def open_written(model: ir.Model, folder: Path, where: str) -> Session:
+    """A session over a graph in memory, each node as it is written.
+
+    Args:
+        model: The graph. Its weights lie in ``folder``.
+        folder: See above.
+        where: The file's name, for errors.
+    """
+    return open_session(_bytes(model), "cpu", folder, name=where, as_written=True)
+
+
+def _required(model: ir.Model) -> list[ir.Value]:
+    """The inputs that a run must feed."""
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def _bytes(model: ir.Model, more: Sequence[str] = ()) -> bytes:
+    """A graph whose weights are in files, for ONNX Runtime. Its outputs, and ``more``, get their types from it."""
+    proto = ir.to_proto(model)
+    for name in more:
+        proto.graph.output.add(name=name)
+    for output in proto.graph.output:
+        output.ClearField("type")
+    del proto.graph.value_info[:]
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _example(value: ir.Value, number: int, where: str, image: int | None) -> Array:
+    """A small array for an input, by its rank and type alone: names are no proof."""
+    dtype = value.dtype
+    if value.shape is None or dtype is None:
+        raise ModelFileError(f"{where}: its input {value.name!r} has no type or shape. {STILL}")
+    sizes = [size if isinstance(size, int) else None for size in value.shape]
+    usual: list[int] = []
+    if len(sizes) == 2:
+        usual = [BATCH, LENGTH]
+    elif len(sizes) == 4 and dtype.is_floating_point():
+        pixels = (sizes[2] is not None) == (sizes[3] is not None) and sizes[1] in (None, 1, 3)
+        usual = [BATCH, 3, image or 224, image or 224] if pixels else [BATCH, 1, 0, 1]
+    if not usual:
+        raise ModelFileError(
+            f"{where}: its input {value.name!r} ({dtype.name} {value.shape}) is none that a transformer of one kind takes. {STILL}"
+        )
+    shape = [usual[place] if size is None else size for place, size in enumerate(sizes)]
+    return np.full(shape, number if len(sizes) == 2 else 0, dtype.numpy())
+
+
+# Probes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Prompts to run, in the inputs of a hooked file.
+
+    Attributes:
+        tokens: int64 [b, p].
+        mask: int64 [b, past + p], 1 at real tokens; None where the graph takes no mask.
+        types: int64 [b, p]; None where it takes no types of tokens.
+        past: Input of past keys or values -> what it is fed.
+    """
+
+    tokens: Array
+    mask: Array | None = None
+    types: Array | None = None
+    past: Mapping[str, Array] = field(default_factory=dict)
+
+    def hooked(self) -> dict[str, Array]:
+        """The feeds of a hooked file."""
+        feeds = {INPUT_IDS: self.tokens, **self.past}
+        if self.mask is not None:
+            feeds[ATTENTION_MASK] = self.mask
+        if self.types is not None:
+            feeds[TOKEN_TYPE_IDS] = self.types
+        return feeds
+
+    def original(self, ports: Ports, seen: Mapping[str, Seen]) -> dict[str, Array]:
+        """The feeds of the original file, which leaves nothing out.
+
+        Args:
+            ports: What its inputs are.
+            seen: What a run saw of them.
+        """
+        batch, length = self.tokens.shape
+        before = next((array.shape[2] for array in self.past.values()), 0)
+        mask = np.ones((batch, before + length), np.int64) if self.mask is None else self.mask
+        counted = np.maximum(mask.cumsum(-1) - 1, 0)[:, before:]
+        types = np.zeros_like(self.tokens) if self.types is None else self.types
+        feeds = {ports.input: self.tokens}
+        for name, array in (
+            (ports.attention_mask, mask),
+            (ports.position_ids, counted),
+            (ports.token_type_ids, types),
+        ):
+            if name is not None:
+                feeds[name] = array
+        for (layer, part), name in ports.past.items():
+            heads, size = seen[name].shape[1], seen[name].shape[3]
+            empty = np.zeros((batch, heads, 0, size), seen[name].dtype)
+            feeds[name] = self.past.get(past_input(layer, part), empty)
+        return {name: array.astype(seen[name].dtype) for name, array in feeds.items()}
+
+
+def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) -> Probe:
+    """Three prompts over the vocabulary: one as long as can be, and a shorter one padded on the left and on the right.
+
+    Args:
+        ports: What the graph's inputs are. Without a mask nothing is padded.
+        d_vocab: How many tokens there are.
+        n_types: How many types of tokens.
+        n_ctx: The longest input.
+    """
+    length = min(LENGTH, n_ctx)
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, d_vocab, (3, length))
+    types = random.integers(0, n_types or 1, tokens.shape) if ports.token_type_ids is not None else None
+    if ports.attention_mask is None:
+        return Probe(tokens, None, types)
+    real = max(1, length - PADDED)
+    mask = np.ones(tokens.shape, np.int64)
+    mask[1, : length - real] = 0
+    mask[2, real:] = 0
+    tokens[2, :real] = tokens[1, length - real :]
+    if types is not None:
+        types[2, :real] = types[1, length - real :]
+    return Probe(tokens, mask, types)
+
+
+def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:
+    """The last tokens of a probe, with the keys and values of those before them from a run of a hooked graph.
+
+    Args:
+        session: The hooked graph's.
+        whole: The three prompts of ``padded_probe``.
+        n_layers: The number of blocks.
+
+    Returns:
+        The probe; None where prompts are too short to be cut.
+    """
+    cached = min(_CACHED, whole.tokens.shape[1] - 1)
+    if cached < 1:
+        return None
+    rows = slice(0, 2)  # not the one that is padded on the right
+    whole = Probe(whole.tokens[rows], None if whole.mask is None else whole.mask[rows])
+    first = Probe(whole.tokens[:, :cached], None if whole.mask is None else whole.mask[:, :cached])
+    names = [(layer, part) for layer in range(n_layers) for part in KEY_AND_VALUE]
+    outputs = [present_output(*name) for name in names]
+    found = session.run(outputs, first.hooked())
+    past = {past_input(*name): array for name, array in zip(names, found, strict=True)}
+    return Probe(whole.tokens[:, cached:], whole.mask, None, past)

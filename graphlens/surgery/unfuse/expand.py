@@ -1,0 +1,110 @@
+"""Unfusing a model: the order of its steps, and how what a rule built takes a node's place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from graphlens.surgery.graph import drop_unused
+from graphlens.surgery.unfuse import (
+    Unfused,
+    activations,
+    attention,
+    embeddings,
+    grouped,
+    norms,
+    products,
+    quantised,
+    rotary,
+    standard,
+)
+from graphlens.surgery.unfuse.building import Builder, Kept
+from graphlens.surgery.unfuse.kinds import fill
+from graphlens.surgery.unfuse.opsets import LEAST, raised
+from graphlens.surgery.unfuse.placing import install
+from graphlens.surgery.unfuse.table import RULES, name_of
+from graphlens.surgery.unfuse.unknown import why_kept
+
+# Importing a file of rules puts its rules into the table.
+_FILES = (activations, attention, embeddings, grouped, norms, products, quantised, rotary, standard)
+
+
+def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
+    """A copy of a model in which fused operators are written out in standard ones, so that what they compute inside has names.
+
+    The copy computes what the model computes. Values that the model has keep their names.
+
+    Args:
+        model: Any model of standard operators and ONNX Runtime's.
+        keep: Operators that stay as they are: "GroupQueryAttention", or with a domain "com.microsoft::Attention".
+
+    Returns:
+        The copy, with what was expanded and what was not.
+
+    Raises:
+        ModelFileError: An operator of an older opset that does not mean the same in opset 20.
+    """
+    model = model.clone()
+    if model.functions:
+        common_passes.InlinePass()(model)
+    _name_nodes(model.graph)
+    constants: dict[tuple[str, str], ir.Value] = {}
+    origin: dict[str, str] = {}
+    raised(model, constants, origin)
+    opset = max(model.opset_imports.get("", LEAST), LEAST)
+    left, expanded, kept = set(keep), Counter[str](), dict[str, str]()
+    for node in list(model.graph):
+        operator = name_of(node.domain, node.op_type)
+        if operator in left or node.op_type in left:
+            kept[operator] = f"{operator} stays as it is because that was asked for."
+        elif operator in RULES:
+            builder = Builder(str(node.name), opset, constants)
+            try:
+                found = RULES[operator].function(builder, node)
+            except Kept as error:
+                kept[operator] = f"{operator} {error}"
+            else:
+                install(model.graph, node, builder, found)
+                origin |= {str(new.name): str(node.name) for new in builder.tape.nodes}
+                expanded[operator] += 1
+                continue
+        elif (reason := why_kept(node)) is not None:
+            kept.setdefault(operator, reason)
+        fill(node, opset)
+    _in_branches(model.graph, kept)
+    drop_unused(model)
+    _tidy(model, origin)
+    return Unfused(model, dict(expanded), kept, origin)
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Gives a name of its own to each node that has none, or one that another has."""
+    seen: set[str] = set()
+    for index, node in enumerate(graph.all_nodes()):
+        name = node.name or f"{node.op_type}_{index}"
+        while name in seen:
+            name = f"{name}_{index}"
+        seen.add(name)
+        node.name = name
+
+
+def _in_branches(graph: ir.Graph, kept: dict[str, str]) -> None:
+    """Names the fused operators that stand inside branches and loops."""
+    main = set(graph)
+    for node in graph.all_nodes():
+        operator = name_of(node.domain, node.op_type)
+        if node not in main and (operator in RULES or why_kept(node) is not None):
+            kept.setdefault(operator, f"{operator} is left as it is where it stands inside a branch or a loop.")
+
+
+def _tidy(model: ir.Model, origin: dict[str, str]) -> None:
+    """Drops what is left over: origins of nodes that nothing needs, and domains that no node has."""
+    names = {node.name for node in model.graph.all_nodes()}
+    for name in origin.keys() - names:
+        del origin[name]
+    used = {node.domain for node in model.graph.all_nodes()} | {""}
+    for domain in [domain for domain in model.opset_imports if domain not in used]:
+        del model.opset_imports[domain]
