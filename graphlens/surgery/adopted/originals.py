@@ -8,7 +8,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphlens.errors import ModelFileError
-from graphlens.surgery.adoptable import STILL, subgraphs
+from graphlens.surgery.adoptable import STILL
+from graphlens.surgery.anatomy import subgraphs
 from graphlens.surgery.graph import drop_unused
 from graphlens.surgery.match.records import Ports
 
