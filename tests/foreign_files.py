@@ -98,6 +98,76 @@ def one_layer(producer: str = "pytorch") -> onnx.ModelProto:
     return model(nodes, [IDS], [LOGITS], {**_TABLE, **attention_weights()}, producer=producer)
 
 
+LAYERS, D_MLP, POSITIONS = 2, 14, 32
+
+
+def decoder() -> onnx.ModelProto:
+    """A decoder as torch exports one: learned positions, two blocks of norm, causal attention, norm and MLP, a final norm."""
+    n = helper.make_node
+    nodes = [
+        n("Gather", ["table", "input_ids"], ["tokens"], name="/wte/Gather"),
+        n("Shape", ["input_ids"], ["ids_shape"], name="/Shape"),
+        n("Gather", ["ids_shape", "one_i"], ["length"], name="/Gather", axis=0),
+        n("Range", ["zero_i", "length", "one_i"], ["places"], name="/Range"),
+        n("Gather", ["positions", "places"], ["placed"], name="/wpe/Gather"),
+        n("Add", ["tokens", "placed"], ["resid_0"], name="/Add"),
+        n("Unsqueeze", ["places", "minus"], ["rows"], name="/Unsqueeze"),
+        n("LessOrEqual", ["places", "rows"], ["seen"], name="/LessOrEqual"),
+        n("Where", ["seen", "nought", "lowest"], ["mask"], name="/Where"),
+    ]
+    weights = {
+        **{"table": weight(VOCAB, D), "positions": weight(POSITIONS, D, seed=5), "unembed": weight(D, VOCAB, seed=1)},
+        **{"zero_i": np.array(0), "one_i": np.array(1), "minus": np.array([-1]), "nought": np.array(0, np.float32)},
+        **{"lowest": np.array(-3e38, np.float32), "norm_w": 1 + weight(D, seed=8) / 4, "norm_b": weight(D, seed=9) / 4},
+    }
+    for layer in range(LAYERS):
+        nodes += _block(f"h.{layer}.", f"resid_{layer}", f"resid_{layer + 1}")
+        own = attention_weights(f"h.{layer}.", seed=20 * layer)
+        own |= {
+            f"w_h.{layer}.in": weight(D, D_MLP, seed=layer + 3),
+            f"w_h.{layer}.out": weight(D_MLP, D, seed=layer + 4),
+        }
+        own |= {f"{name}_h.{layer}.{ln}": weight(D, seed=index + layer) / 4 + (name == "g")
+                for index, (name, ln) in enumerate((name, ln) for name in "gc" for ln in ("ln_1", "ln_2"))}  # fmt: skip
+        weights |= own
+    nodes += [
+        n("LayerNormalization", [f"resid_{LAYERS}", "norm_w", "norm_b"], ["last"], name="/ln_f", axis=-1, epsilon=1e-5),
+        n("MatMul", ["last", "unembed"], ["logits"], name="/lm_head/MatMul"),
+    ]
+    return model(nodes, [IDS], [LOGITS], weights)
+
+
+def _block(name: str, before: str, after: str) -> list[onnx.NodeProto]:
+    """The nodes of a block of ``decoder``."""
+    n = helper.make_node
+    core = attention(f"{name}n1", f"{name}n1", f"{name}unused", name)[:-1]
+    softmax = next(node for node in core if node.op_type == "Softmax")
+    softmax.input[0] = f"{name}masked"
+    core.insert(core.index(softmax), n("Add", [f"{name}scores", "mask"], [f"{name}masked"], name=f"/{name}masked/Add"))
+    norms = {"ln_1": (before, f"{name}n1"), "ln_2": (f"{name}mid", f"{name}n2")}
+    first, second = (
+        n(
+            "LayerNormalization",
+            [source, f"g_{name}{ln}", f"c_{name}{ln}"],
+            [out],
+            name=f"/{name}{ln}",
+            axis=-1,
+            epsilon=1e-5,
+        )
+        for ln, (source, out) in norms.items()
+    )
+    return [
+        first,
+        *core,
+        n("Add", [before, f"{name}projected"], [f"{name}mid"], name=f"/{name}Add"),
+        second,
+        n("MatMul", [f"{name}n2", f"w_{name}in"], [f"{name}pre"], name=f"/{name}mlp/c_fc/MatMul"),
+        n("Relu", [f"{name}pre"], [f"{name}post"], name=f"/{name}mlp/act/Relu"),
+        n("MatMul", [f"{name}post", f"w_{name}out"], [f"{name}written"], name=f"/{name}mlp/c_proj/MatMul"),
+        n("Add", [f"{name}mid", f"{name}written"], [after], name=f"/{name}Add_1"),
+    ]
+
+
 def frozen() -> onnx.ModelProto:
     """The same for one prompt of 128 tokens."""
     nodes = [EMBED, *attention("x", "x", "y"), UNEMBED]

@@ -217,7 +217,7 @@ class Engine:
             Exception: Whatever a callback raised.
         """
         plan = plan or Plan()
-        ensure_heeded(feeds, self.manifest)
+        ensure_heeded(feeds, self.manifest, plan.stop is None and (output or bool(plan.gradients)))
         gates = gate_feeds(edits, plan.gates) if edits else {}
         plan = self._serving(self._leanest(plan, feeds, fetch, callbacks or {}))
         session = self.session(plan)

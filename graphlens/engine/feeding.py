@@ -31,19 +31,26 @@ def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[s
     return {gate_input(name, part): array for name, _ in gates for part, array in edits.get(name, {}).items()}
 
 
-def ensure_heeded(feeds: Mapping[str, Feed], manifest: Manifest) -> None:
-    """Refuses a mask with padding, or types of tokens, that an adopted file would not look at.
+def ensure_heeded(feeds: Mapping[str, Feed], manifest: Manifest, ends_in_logits: bool) -> None:
+    """Refuses a mask with padding, or types of tokens, that an adopted file would not look at, and logits that it lacks.
 
     Args:
         feeds: What a run is fed.
         manifest: What the file says about itself.
+        ends_in_logits: True if the run is for the logits, or for gradients of what is computed from them.
 
     Raises:
-        InputError: The original has no such input.
+        InputError: The original has no such input, or no logits.
     """
     adopted = manifest.adopted
     if adopted is None:
         return
+    if adopted.headless and ends_in_logits:
+        raise InputError(
+            f"{manifest.config.model_name} was adopted from {adopted.file}, which ends in hidden states and gives no logits: run it "
+            "with return_type=None and read hook points (run_with_cache), or stop at a layer. Generation, losses and metrics "
+            "need an export with the model's head."
+        )
     for name, usual in ((ATTENTION_MASK, 1), (TOKEN_TYPE_IDS, 0)):
         feed = feeds.get(name)
         if name not in adopted.inputs and isinstance(feed, np.ndarray) and (feed != usual).any():

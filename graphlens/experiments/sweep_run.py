@@ -12,7 +12,7 @@ from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
 from graphlens.engine.block_layout import BlockLayout
-from graphlens.engine.block_pieces import BlockPieces
+from graphlens.engine.block_pieces import WHOLE_BLOCKS, BlockPieces
 from graphlens.errors import checked_number
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
 from graphlens.experiments.proof import needed_for_proof, prove, why_not_added
@@ -122,6 +122,8 @@ def _quick_hooks(runner: Runner[ArrayT], sites: Sequence[Site], recompute: bool)
         return [], ["recompute=False"]
     if not runner.active().plain:
         return [], ["hooks or interventions are active, which only whole runs honour"]
+    if runner.engine.manifest.adopted is not None:
+        return [], [f"this model was adopted: {WHOLE_BLOCKS}"]
     if not runner.config.is_causal:
         return [], ["tokens of this model attend to later ones too, so that a patch changes every position"]
     if runner.config.positional_embedding_type == "shortformer":

@@ -23,6 +23,7 @@ class Adopted:
         identities: How many identities between hook points were found to hold.
         worst: The largest residual among them, relative.
         notes: What else was found, a sentence each.
+        headless: True if the original ends in hidden states and gives no logits: no run can be asked for its output.
     """
 
     file: str
@@ -37,6 +38,7 @@ class Adopted:
     identities: int = 0
     worst: float = 0.0
     notes: tuple[str, ...] = ()
+    headless: bool = False
 
 
 def adopted_from(data: Mapping[str, object]) -> Adopted:
@@ -48,7 +50,11 @@ def adopted_from(data: Mapping[str, object]) -> Adopted:
     Raises:
         KeyError, TypeError or ValueError: It is no such record.
     """
-    plain: dict[str, type] = {"file": str, "sha256": str, "size": int, "producer": str, "identities": int, "worst": float}
+    plain: dict[str, type] = {
+        **dict.fromkeys(("file", "sha256", "producer"), str),
+        **dict.fromkeys(("size", "identities"), int),
+        **{"worst": float, "headless": bool},
+    }
     found: dict[str, object] = {}
     for item in fields(Adopted):
         value = data[item.name]

@@ -57,7 +57,8 @@ class HookEntry:
 class WeightView:
     """A weight as a view of one tensor of one safetensors file.
 
-    Applied in this order: ``quantised``, ``take`` or ``cut``, ``shape``, ``within``, ``permute``, ``joined``, ``times``, ``plus``.
+    Applied in this order: ``quantised``, ``take`` or ``cut``, ``shape``, ``within``, ``permute``, ``joined``, ``times``,
+    ``plus``.
 
     Attributes:
         file: The name of the weights file, in the folder of the graph.
@@ -151,6 +152,11 @@ class Manifest:
     def keeps_past(self) -> bool:
         """True if runs can go on from the keys and values of earlier ones: False for a file adopted without a KV cache."""
         return self.adopted is None or "past" in self.adopted.inputs
+
+    @property
+    def headless(self) -> bool:
+        """True for a file adopted from one that ends in hidden states: it gives no logits."""
+        return self.adopted is not None and self.adopted.headless
 
     @property
     def needed_format(self) -> int:

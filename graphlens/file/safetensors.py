@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.errors import ModelFileError
+from graphlens.errors import InputKeyError, ModelFileError
 from graphlens.file.digests import Mark
 from graphlens.file.inside import inside, open_regular
 from graphlens.file.manifest import WeightView
@@ -241,6 +241,10 @@ class WeightStore(Mapping[str, Array]):
         return len(self.views)
 
     def __getitem__(self, name: str) -> Array:
+        if name not in self.views:
+            raise InputKeyError(
+                f"this model's file does not say where its weight {name!r} lies. List what it has with list(model.weights)."
+            )
         view = self.views[name]
         if view.file not in self.opened:
             mapping = _PrivateMapping(self._folder / view.file)

@@ -108,6 +108,8 @@ def run_forward(
     )
     request = runner.request(input, *forward_args, **forward_options)
     stops = request.plan.stop is not None
+    if runner.engine.manifest.headless and return_type == "logits" and names_filter is not False and not stops:
+        return_type = None  # activations are what such a run is for
     wants_loss = return_type in ("loss", "both") and not stops
     if wants_loss:
         request.need_tokens()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from graphlens.file.copies import Announce
 from graphlens.file.digests import digest_of
 from graphlens.file.folder import MODEL_FILE, copy_settings, refuse_occupied, staged_folder, user_path, writing
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import axis_sizes
+from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, all_names, axis_sizes
 from graphlens.views.progress import note
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.match.records import Match, View
     from graphlens.surgery.unfuse import Unfused
+
+
+_OF_WEIGHTS = 3  # times what logits may be apart: a product is one of many roundings
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,17 @@ def _adopted(
 ) -> AdoptReport:
     """Adopts a file into ``stage``, which will become ``target``."""
     from graphlens import surgery
+    from graphlens.file.safetensors import WeightStore
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
-    from graphlens.pipelines.adopt_probe import seen_values
-    from graphlens.surgery.adopted.inputs import ensure_ports_fit
-    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
+    from graphlens.pipelines.adopt_probe import image_side, seen_values
+    from graphlens.pipelines.adopt_weights import proved_weights
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
+    from graphlens.surgery.adopted.inputs import ensure_ports_fit
+    from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
+    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.foreign import load_foreign
-    from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
     from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
     from graphlens.surgery.unfuse.expand import unfuse
@@ -147,14 +152,21 @@ def _adopted(
     unfused = unfuse(model, keep=_everything(model) if keep_fused else ())
     untouched, model = model, unfused.model
     model.graph.sort()
-    seen = seen_values(model, stage, str(original))
+    seen = seen_values(model, stage, str(original), image_side(model))
     try:
         found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
     except ModelFileError as error:
         raise type(error)(f"{original}: {error}") from error
     ensure_ports_fit(model, found.ports, str(original))
     ensure_dynamic(model, found.ports, original)
-    cfg = whole_config(found, stated, original, seen)
+    cfg = whole_config(
+        found,
+        stated,
+        original,
+        seen,
+        _table_rows(model, found, POSITION_EMBEDDINGS),
+        _table_rows(model, found, TOKEN_EMBEDDINGS),
+    )
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
@@ -171,9 +183,21 @@ def _adopted(
         missing={**found.missing, **proof.failed},
         identities=len(proof.residuals),
         worst=max(proof.residuals.values(), default=0.0),
-        notes=(*found.notes, *proof.notes),
+        notes=(*found.notes, *proof.notes, *_left_out(untouched, graph)),
+        headless=found.ports.logits is None,
     )
-    views = weight_views(found.weights, keys, WEIGHTS_FILE)
+    views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
+    checked = proved_weights(
+        WeightStore(stage, views),
+        proof.activations,
+        cfg,
+        proof.probe.tokens,
+        proof.probe.types,
+        proof.probe.mask,
+        _OF_WEIGHTS * proof.allowed,
+    )
+    views = {name: view for name, view in views.items() if name in checked.proved}
+    adopted = replace(adopted, missing={**adopted.missing, **checked.failed})
     manifest = Manifest(
         config=cfg,
         hooks=dict(hooks),
@@ -187,9 +211,28 @@ def _adopted(
     write_graph(model, stage / MODEL_FILE)
     settings = user_path(tokenizer) if tokenizer is not None else original.parent
     copy_settings(settings, stage)
-    return AdoptReport(
-        target, original, cfg, tuple(hooks), tuple(views), adopted, proof.residuals, proof.failed, said
-    )
+    return AdoptReport(target, original, cfg, tuple(hooks), tuple(views), adopted, proof.residuals, proof.failed, said)
+
+
+def _left_out(untouched: ir.Model, graph: Unnamed) -> list[str]:
+    """Which outputs of the original a hooked file does not have, in a sentence."""
+    kept = {graph.result, *graph.match.ports.present.values()}
+    others = [str(value.name) for value in untouched.graph.outputs if value.name not in kept]
+    if not others:
+        return []
+    shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    return [f"The original's outputs {shown} are left out: hook points have what a transformer computes on the way."]
+
+
+def _table_rows(model: ir.Model, found: Match, names: Iterable[str]) -> int | None:
+    """How many rows a learned table has; None where none of its names was found."""
+    for name in names:
+        weight = found.weights.get(name)
+        value = None if weight is None else model.graph.initializers.get(weight.tensor)
+        if weight is not None and value is not None and value.shape is not None and isinstance(value.shape[0], int):
+            start, stop = (0, value.shape[0]) if weight.cut is None else weight.cut[1:]
+            return stop - start
+    return None
 
 
 def _ensure_foreign(model: ir.Model, original: Path) -> None:
@@ -232,12 +275,23 @@ class Unnamed:
     seen: Mapping[str, Seen]
 
     @property
+    def result(self) -> str:
+        """The name of the original's logits, or of its last hidden states where it has none."""
+        found = self.match.ports.logits or self.match.ports.hidden
+        assert found is not None, "it was looked for"
+        return found
+
+    @property
     def taken(self) -> list[str]:
         """Those of a hooked file's optional inputs that the graph has."""
         from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS
 
         ports = self.match.ports
-        given = {ATTENTION_MASK: ports.attention_mask, POSITION_IDS: ports.position_ids, TOKEN_TYPE_IDS: ports.token_type_ids}
+        given = {
+            ATTENTION_MASK: ports.attention_mask,
+            POSITION_IDS: ports.position_ids,
+            TOKEN_TYPE_IDS: ports.token_type_ids,
+        }
         return [name for name, port in given.items() if port is not None] + (["past"] if ports.past else [])
 
     def named(self, hooks: Mapping[str, View]) -> tuple[ir.Model, dict[str, HookEntry]]:
@@ -253,7 +307,7 @@ class Unnamed:
             ModelFileError: A hook point does not fit its value.
         """
         from graphlens.surgery.adopted.hooks import name_hooks
-        from graphlens.surgery.adopted.inputs import open_ports
+        from graphlens.surgery.adopted.inputs import free_names, open_ports
         from graphlens.surgery.graph import drop_unused, values_by_name
 
         model = self.model.clone()
@@ -261,8 +315,9 @@ class Unnamed:
         for node in model.graph:
             for output in node.outputs:
                 output.shape = None
-        open_ports(model, self.match.ports, self.seen)
         ports = self.match.ports
+        free_names(model.graph, all_names(self.config.n_layers))
+        open_ports(model, ports, values, self.seen)
         batch = self.seen[ports.input].shape[0]
         try:
             entries = name_hooks(model, values, hooks, self.seen, axis_sizes(self.config), batch, bool(ports.past))

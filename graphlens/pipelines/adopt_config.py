@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -27,6 +28,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "d_vocab": ("vocab_size",),
     "n_ctx": ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"),
     "act_fn": ("hidden_act", "activation_function", "hidden_activation"),
+    "n_token_types": ("type_vocab_size",),
     "eps": ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"),
 }
 _OF_STRUCTURE = ("n_layers", "n_heads", "n_key_value_heads", "d_model", "d_head", "d_mlp", "d_vocab")
@@ -85,7 +87,14 @@ def read_config(config: str | os.PathLike[str] | None, original: Path) -> Stated
     return Stated(path, config is not None, data)
 
 
-def whole_config(found: Match, stated: Stated | None, original: Path, seen: Mapping[str, Seen]) -> ModelConfig:
+def whole_config(
+    found: Match,
+    stated: Stated | None,
+    original: Path,
+    seen: Mapping[str, Seen],
+    positions: int | None = None,
+    vocabulary: int | None = None,
+) -> ModelConfig:
     """The architecture: what structure says, and the config for what it does not.
 
     Args:
@@ -93,17 +102,30 @@ def whole_config(found: Match, stated: Stated | None, original: Path, seen: Mapp
         stated: The model's ``config.json``.
         original: The file that is adopted.
         seen: What a probe run saw of the graph's values.
+        positions: How many positions its table of positions has; None where there is none.
+        vocabulary: How many tokens its table of tokens has; None where it was not found.
 
     Raises:
         ModelFileError: The config contradicts the structure, or structure says too little and there is no config.
     """
     facts: dict[str, Number] = {**_sizes(found, seen), **found.config}
+    if positions is not None:
+        facts["n_ctx"] = positions
+    if vocabulary is not None:
+        facts.setdefault("d_vocab", vocabulary)
     if stated is not None:
         _ensure_agrees(facts, stated, original)
         for name in _KEYS:
             value = stated.get(name)
-            if name not in facts and isinstance(value, (int, float, str)):
+            fits = name != "n_token_types" or found.kind == "encoder"
+            if fits and name not in facts and isinstance(value, (int, float, str)):
                 facts[name] = value
+    if found.kind == "vision":
+        facts |= _of_images(found, original, seen)
+    if found.kind == "encoder":
+        facts.setdefault("attention_dir", "bidirectional")
+        facts.setdefault("n_token_types", 1 if found.ports.token_type_ids is None else 2)
+        facts.setdefault("default_prepend_bos", False)
     facts.setdefault("n_key_value_heads", facts.get("n_heads"))
     if facts.get("d_head") is None and _integer(facts.get("d_model")) and _integer(facts.get("n_heads")):
         facts["d_head"] = int(facts["d_model"]) // int(facts["n_heads"])  # type: ignore[arg-type]
@@ -112,8 +134,8 @@ def whole_config(found: Match, stated: Stated | None, original: Path, seen: Mapp
     facts.setdefault("act_fn", "unknown")
     facts.setdefault("positional_embedding_type", "standard")
     facts.setdefault("normalization_type", None)
-    scores = seen[found.ports.logits].dtype if found.ports.logits in seen else "float32"
-    facts.setdefault("dtype", scores)
+    stream = found.hooks.get(in_block(0, "hook_resid_pre"))
+    facts.setdefault("dtype", "float32" if stream is None else seen[stream.value].dtype)
     facts.setdefault("model_name", _name(stated, original))
     facts.setdefault("original_architecture", _architecture(stated))
     known = {item.name for item in fields(ModelConfig)}
@@ -148,7 +170,26 @@ def _sizes(found: Match, seen: Mapping[str, Seen]) -> dict[str, Number]:
     logits = seen.get(found.ports.logits or "")
     if logits is not None:
         sizes["d_vocab"] = logits.shape[-1]
+    elif "d_model" in sizes:
+        sizes["d_vocab_out"] = sizes["d_model"]  # of what a run ends in
     return sizes
+
+
+def _of_images(found: Match, original: Path, seen: Mapping[str, Seen]) -> dict[str, Number]:
+    """The sizes of a vision model's images, patches and positions. Raises ModelFileError for images that are no squares."""
+    _, channels, height, width = seen[found.ports.input].shape
+    stream = found.hooks.get(in_block(0, "hook_resid_pre"))
+    if height != width or stream is None:
+        raise ModelFileError(
+            f"{original}: its images are {height} x {width}; graphlens adopts vision transformers of square images whose "
+            "residual stream it finds. graphlens expose adds any of its values as outputs."
+        )
+    positions = seen[stream.value].shape[1]
+    patches = math.isqrt(positions)  # one token more is the class token
+    sizes: dict[str, Number] = {"image_size": height, "n_channels": channels, "n_ctx": positions}
+    if patches and height % patches == 0:
+        sizes["patch_size"] = height // patches
+    return {**sizes, "attention_dir": "bidirectional", "default_prepend_bos": False}
 
 
 def _integer(value: Number) -> bool:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graphlens.analysis.identities import Facts, Identity, Quantiser, failing, identities, worst
+from graphlens.analysis.identities import Facts, Identity, failing, identities, worst
 from graphlens.errors import ModelFileError
 from graphlens.file.io_names import LOGITS, past_input
-from graphlens.pipelines.adopt_probe import Probe, open_written, padded_probe, stepped
+from graphlens.pipelines.adopt_probe import Probe, image_probe, open_written, padded_probe, stepped
+from graphlens.pipelines.adopt_quantisers import quantisers
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,6 +36,9 @@ class Proof:
         kept: The hook points that may be named -> where they are.
         model: The graph with these hook points.
         hooks: Its hook map.
+        probe: The prompts that all hook points were seen on.
+        activations: What those that hold held there.
+        allowed: How far apart logits may be, relative to the largest, by the rounding that the original does.
         failed: Hook point -> which identity failed there, in a sentence.
         residuals: Identity that holds -> its largest residual, relative.
         notes: What else they showed, a sentence each.
@@ -43,6 +47,9 @@ class Proof:
     kept: Mapping[str, View]
     model: ir.Model
     hooks: Mapping[str, HookEntry]
+    probe: Probe
+    activations: Mapping[str, Array]
+    allowed: float
     failed: Mapping[str, str] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -66,7 +73,10 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     match, config = graph.match, graph.config
     ports = match.ports
     model, hooks = graph.named(match.hooks)
-    runs = [padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)]
+    if match.kind == "vision":
+        runs = [image_probe(graph.seen[ports.input].shape[1:], config.n_ctx)]
+    else:
+        runs = [padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)]
     # One session after the other: each maps the weights, and two would count twice.
     session = open_written(model, folder, str(original))
     if ports.past:
@@ -80,20 +90,24 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     if any(saw.dtype == "float16" for saw in graph.seen.values()):
         allowed = max(allowed, _HALF)
     for probe, arrays in zip(runs, given, strict=True):
-        assert ports.logits is not None, "it was looked for"
-        expected = source.run([ports.logits], probe.original(ports, graph.seen))[0]
+        expected = source.run([graph.result], probe.original(ports, graph.seen))[0]
         _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
     del source
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
-    rounded = quantisers(graph.model, match.hooks)
+    rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
+    notes, rows = _padding_notes(runs[0], given[0][LOGITS], original), slice(None)
+    if notes:
+        rows = slice(
+            0, None, 2
+        )  # without the prompt that is padded on the left: its padding is attended to, or counted
     every = worst(
         identities(
-            {name: arrays[entry.value] for name, entry in hooks.items()},
+            {name: value[rows] for name, value in _values(arrays, hooks).items()},
             facts,
-            mask=probe.mask,
-            past=_past(probe, config.n_layers),
+            mask=None if probe.mask is None else probe.mask[rows],
+            past=_past(probe, config.n_layers, rows),
             quantisers=rounded,
-            logits=arrays[LOGITS],
+            logits=None if ports.logits is None else arrays[LOGITS][rows],
         )
         for probe, arrays in zip(runs, given, strict=True)
     )
@@ -102,10 +116,18 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     return Proof(
         kept,
         *((model, hooks) if not failed else graph.named(kept)),
+        runs[0],
+        {name: given[0][hooks[name].value] for name in kept},
+        allowed,
         failed,
         {_shown(each): each.residual for each in every if each.passed},
-        _padding_notes(runs[0], given[0][LOGITS], original),
+        notes,
     )
+
+
+def _values(arrays: Mapping[str, Array], hooks: Mapping[str, HookEntry]) -> dict[str, Array]:
+    """What hook points hold, of what a run gave."""
+    return {name: arrays[entry.value] for name, entry in hooks.items()}
 
 
 def _shown(identity: Identity) -> str:
@@ -128,16 +150,20 @@ def _ensure_same(found: Array, expected: Array, probe: Probe, allowed: float, or
         )
 
 
-def _past(probe: Probe, n_layers: int) -> dict[int, tuple[Array, Array]] | None:
+def _past(probe: Probe, n_layers: int, rows: slice) -> dict[int, tuple[Array, Array]] | None:
     """The keys and values that a probe begins with, [b, past, heads, d_head] each."""
     if not probe.past:
         return None
-    pairs = ((probe.past[past_input(layer, part)] for part in ("key", "value")) for layer in range(n_layers))
-    return {layer: (next(pair).transpose(0, 2, 1, 3), next(pair).transpose(0, 2, 1, 3)) for layer, pair in enumerate(pairs)}
+    pairs = ((probe.past[past_input(layer, part)][rows] for part in ("key", "value")) for layer in range(n_layers))
+    return {
+        layer: (next(pair).transpose(0, 2, 1, 3), next(pair).transpose(0, 2, 1, 3)) for layer, pair in enumerate(pairs)
+    }
 
 
 def _padding_notes(probe: Probe, logits: Array, original: Path) -> tuple[str, ...]:
     """What a prompt that is padded on the left gets: other logits, where the file counts padding as positions."""
+    if probe.pixels is not None:
+        return ()
     if probe.mask is None:
         return (f"{original.name} takes no attention_mask: prompts of different lengths cannot be run together.",)
     if logits.ndim != 3:
@@ -149,35 +175,3 @@ def _padding_notes(probe: Probe, logits: Array, original: Path) -> tuple[str, ..
         f"{original.name} counts padding as positions: a prompt padded on the left is computed as another than the same "
         "prompt alone, as in the original. Pad on the right.",
     )
-
-
-def quantisers(model: ir.Model, hooks: Mapping[str, View]) -> dict[str, Quantiser]:
-    """The hook points that are read off a quantiser of activations (QDQ), with its step and range.
-
-    Args:
-        model: The matched graph.
-        hooks: Hook point -> where it is.
-    """
-    producers = {str(value.name): node for node in model.graph for value in node.outputs}
-    found = {}
-    for name, view in hooks.items():
-        node = producers.get(view.value)
-        if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
-            continue
-        before = node.inputs[0].producer()
-        if before is None or before.op_type != "QuantizeLinear":
-            continue
-        step = _number(before.inputs[1])
-        zero = _number(before.inputs[2]) if len(before.inputs) > 2 else 0.0
-        kind = node.inputs[0].dtype or (before.inputs[2].dtype if len(before.inputs) > 2 and before.inputs[2] else None)
-        if step is None or zero is None:
-            continue
-        limits = np.iinfo(np.uint8 if kind is None else kind.numpy())
-        found[name] = Quantiser(step, (limits.min - zero) * step, (limits.max - zero) * step)
-    return found
-
-
-def _number(value: ir.Value | None) -> float | None:
-    """The number that a constant holds; None for any other value."""
-    tensor = None if value is None else value.const_value
-    return None if tensor is None or tensor.size != 1 else float(tensor.numpy().reshape(()))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -14,12 +15,12 @@ import onnx_ir as ir
 from graphlens.analysis.identities import Facts, identities
 from graphlens.errors import GraphlensError
 from graphlens.file.names import axes_of
-from graphlens.surgery.adoptable import STILL
+from graphlens.surgery.adoptable import STILL, making_sense
 from graphlens.surgery.adopted.inputs import ensure_ports_fit
 from graphlens.surgery.adopted.originals import ensure_dynamic
-from graphlens.surgery.match.finding import match
-from graphlens.surgery.match.records import Match
-from graphlens.surgery.unfuse.expand import unfuse
+
+if TYPE_CHECKING:
+    from graphlens.surgery.match.records import Match
 
 # Sizes of activations that stand in for a model's own, to see which identities there are between its hook points.
 _SMALL = {
@@ -77,9 +78,13 @@ def findings(model: ir.Model, file: Path) -> Findings:
     Raises:
         ModelFileError: It is no transformer that graphlens knows.
     """
-    unfused = unfuse(model)
-    unfused.model.graph.sort()
-    found = match(unfused.model, None, unfused.origin)
+    from graphlens.surgery.match import match  # matching is many modules, and most files need none
+    from graphlens.surgery.unfuse.expand import unfuse
+
+    with making_sense(file):
+        unfused = unfuse(model)
+        unfused.model.graph.sort()
+        found = match(unfused.model, None, unfused.origin)
     return Findings(
         found.kind,
         dict(found.config),

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from graphlens.errors import GraphlensError, ModelFileError
 from graphlens.file.manifest import METADATA_KEY
 from graphlens.pipelines.findings import Findings, findings
-from graphlens.surgery.adoptable import STANDARD, STILL, Anatomy, anatomy, obstacle, remarks
+from graphlens.surgery.adoptable import STILL, obstacle, remarks
+from graphlens.surgery.anatomy import STANDARD, Anatomy, anatomy
 from graphlens.surgery.foreign import check_foreign, read_foreign
 from graphlens.surgery.graph import manifest_in
 from graphlens.surgery.quantised import quantisation

@@ -291,7 +291,8 @@ def _ensure_filled(tensor: onnx.TensorProto, file: Path) -> None:
         wanted, found = math.ceil(count * numbers), len(getattr(tensor, field))
     if min(tensor.dims, default=0) < 0 or found != wanted:
         raise ModelFileError(
-            f"{file}: tensor {tensor.name!r} holds other than the {list(tensor.dims)} numbers of its shape: the file is damaged."
+            f"{file}: tensor {tensor.name!r} has the shape {list(tensor.dims)}, and the bytes that it holds do not fit it. "
+            "The file is damaged."
         )
 
 

@@ -129,7 +129,8 @@ def multi_head(
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("unidirectional", [0, 1])
 def test_multi_head(mask: str, past: bool, bias: bool, unidirectional: int) -> None:
-    same(multi_head(past, mask, bias, keys=S, unidirectional=unidirectional))
+    for keys in (S, 7, 3):
+        same(multi_head(past, mask, bias, keys=keys, unidirectional=unidirectional))
 
 
 @pytest.mark.parametrize("mask", ["none", "rows"])
@@ -271,4 +272,7 @@ def test_half_standard_attention(precision: dict[str, int]) -> None:
 def test_lengths_of_keys() -> None:
     same(standard(opset=24, ends=np.array([5, 0, 3])))
     same(standard(opset=24, ends=np.array([5, 2, 3])))
+    for keys in (5, 8):
+        same(standard(opset=24, keys=keys, ends=np.array([5, 2, 3]), is_causal=1))
+        same(standard(opset=24, keys=keys, groups=2, four=True, ends=np.array([5, 0, keys]), is_causal=1, softcap=0.5))
     same(standard(opset=24, ends=np.array([5, 2, 3]), mask=normal(9, B, 1, S, S)))

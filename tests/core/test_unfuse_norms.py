@@ -47,6 +47,12 @@ def test_rms_norm(operator: str, axis: int) -> None:
     same(Fused(operator, [x(), weight()], 1, "", 23, {"axis": axis, "epsilon": 1e-3}))
 
 
+@pytest.mark.parametrize(("of_x", "of_weight"), [(np.float16, np.float32), (np.float32, np.float16)])
+def test_a_simplified_norm_has_the_type_of_its_weight(of_x: Any, of_weight: Any) -> None:
+    fused = Fused("SimplifiedLayerNormalization", [x(dtype=of_x), weight(dtype=of_weight)], 1, "", 17)
+    assert same(fused, tolerance=2e-3)[0].dtype == of_weight
+
+
 def test_inverse_scale_of_a_simplified_norm() -> None:
     same(Fused("SimplifiedLayerNormalization", [x(), weight()], 2, "", 17))
 

@@ -208,6 +208,50 @@ def test_names_and_origins() -> None:
     }
 
 
+def test_unfusing_again_changes_nothing() -> None:
+    once = surgery.unfuse(ir.from_proto(chain()))
+    again = surgery.unfuse(once.model)
+    assert not again.expanded
+    assert not again.origin
+    written = [ir.to_proto(done.model).SerializeToString(deterministic=True) for done in (once, again)]
+    assert written[0] == written[1]
+
+
+def test_names_that_a_file_has_are_never_taken() -> None:
+    """Of nodes, values and initializers; a first fused operator was written out by someone else."""
+    fused = Fused("QuickGelu", [normal(0, 2, 3)])
+    proto = surgery.unfuse(fused.model()).model
+    text = ir.to_proto(proto)
+    node = helper.make_node("QuickGelu", ["out0"], ["last"], "fused", None, MICROSOFT, alpha=0.3)
+    text.graph.node.append(node)
+    text.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    text.graph.output.append(helper.make_tensor_value_info("last", TensorProto.FLOAT, None))
+    done = surgery.unfuse(ir.from_proto(text))
+    assert done.expanded == {f"{MICROSOFT}::QuickGelu": 1}
+    for found, expected in zip(run(ir.to_proto(done.model), fused.feeds()), run(text, fused.feeds()), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_constants_that_a_branch_needs_first() -> None:
+    """They belong to the main graph, where later nodes find them too."""
+    inner = helper.make_graph([helper.make_node("Squeeze", ["x"], ["s"], axes=[0])], "then", [], [told("s", 1, None)])
+    other = helper.make_graph(
+        [helper.make_node("ReduceMax", ["x"], ["t"], axes=[0], keepdims=0)], "else", [], [told("t", 1, None)]
+    )
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=other),
+        helper.make_node("Unsqueeze", ["y"], ["z"], axes=[0]),
+    ]
+    ends = [told("x", 1, ["n", 4]), told("c", TensorProto.BOOL, [])], [told("z", 1, None)]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 11)], ir_version=6
+    )
+    done = surgery.unfuse(ir.from_proto(proto))
+    for choice in (True, False):
+        feeds = {"x": normal(3, 1, 4), "c": np.array(choice)}
+        np.testing.assert_array_equal(run(ir.to_proto(done.model), feeds)[0], run(proto, feeds)[0])
+
+
 def test_what_is_kept_because_it_was_asked_for() -> None:
     for word in ("FastGelu", "com.microsoft::FastGelu"):
         done = surgery.unfuse(ir.from_proto(chain()), keep=[word])

@@ -110,7 +110,7 @@ def name_hooks(
     for name in firing_order(hooks, layers):
         view = hooks[name]
         key = (view.value, (view.first, view.shape, view.permute))
-        saw = seen[view.value]
+        saw = seen[view.value] if view.value in seen else _stated(values[view.value])
         try:
             shape = laid_out(view, saw.shape)
             axes = axes_of(name, len(shape))
@@ -121,7 +121,9 @@ def name_hooks(
             value = at.get(view.value, values[view.value])
             own = value.producer() is None or id(value) in named or spread
             if _moves(view) or own:
-                value, back = _laid(graph, value, view, name, len(saw.shape) if spread else 0, ir.TensorType(_data_type(saw.dtype)))
+                value, back = _laid(
+                    graph, value, view, name, len(axes) if spread else 0, ir.TensorType(_data_type(saw.dtype))
+                )
                 at[view.value] = back
             else:
                 at[view.value] = value
@@ -130,8 +132,8 @@ def name_hooks(
                 value.name = name
             named.add(id(value))
             value.type = ir.TensorType(_data_type(saw.dtype))
-            key_pos = "total_sequence" if past else "sequence"
-            value.shape = ir.Shape([{**_SYMBOLS, "key_pos": key_pos, **sizes}.get(axis, axis) for axis in axes])
+            keys = {**_SYMBOLS, "key_pos": "total_sequence" if past else "sequence"}
+            value.shape = ir.Shape([sizes[axis] if axis in sizes else keys.get(axis, axis) for axis in axes])
         found[name] = done[key]
         entries[name] = HookEntry(str(done[key].name), axes, saw.dtype)
     graph.sort()
@@ -139,6 +141,14 @@ def name_hooks(
         if not value.is_graph_output():
             graph.outputs.append(value)
     return {name: entries[name] for name in graph_order(graph, found, layers)}
+
+
+def _stated(value: ir.Value) -> Seen:
+    """What an initializer says of itself: no probe sees it."""
+    tensor = value.const_value
+    if tensor is None:
+        raise ValueError(f"{value.name!r} was not computed in the probe")
+    return Seen(tuple(int(str(size)) for size in tensor.shape), str(tensor.dtype.numpy()))
 
 
 def _fits(shape: Sequence[int], axes: Sequence[str], sizes: Mapping[str, int], batch: int) -> bool:
@@ -160,18 +170,15 @@ def _data_type(dtype: str) -> ir.DataType:
 def _laid(
     graph: ir.Graph, value: ir.Value, view: View, name: str, spread: int, kind: ir.TypeProtocol
 ) -> tuple[ir.Value, ir.Value]:
-    """Puts a hook point's own value behind one of the graph, which has ``spread`` axes if it is to be repeated for each prompt.
+    """Puts a hook point's own value behind one of the graph.
+
+    Where ``spread`` is not 0 it has so many axes, and is repeated for each prompt: what reads it adds it to what has a batch.
 
     Returns it, and what is read in the old one's place.
     """
     readers = tuple(value.uses())
     is_output = value.is_graph_output()
     tape, new = Tape(), value
-    if spread:
-        tokens = graph.inputs[0]
-        first = tape.op("Shape", [tokens], {"start": 0, "end": 1})
-        ones = integers(tape, [1] * (spread - 1), f"{name}/each")
-        new = tape.op("Expand", [new, tape.op("Concat", [first, ones], {"axis": 0})])
     if view.first is not None:
         new = tape.op("Transpose", [new], {"perm": list(view.first)})
     whole = new
@@ -179,16 +186,15 @@ def _laid(
         new = tape.op("Reshape", [new, integers(tape, view.shape, f"{name}/split")])
     if view.permute is not None:
         new = tape.op("Transpose", [new], {"perm": list(view.permute)})
-    if new is value:
+    if spread:
+        first = tape.op("Shape", [graph.inputs[0]], {"start": 0, "end": 1})
+        ones = integers(tape, [1] * (spread - 1), f"{name}/each")
+        new = tape.op("Expand", [new, tape.op("Concat", [first, ones], {"axis": 0})])
+    elif new is value:
         new = tape.op("Identity", [new])
     back = new
-    if view.permute is not None:
-        back = tape.op("Transpose", [back], {"perm": _inverse(view.permute)})
-    if view.shape is not None:
-        sizes = tape.op("Shape", [whole]) if view.back is None else integers(tape, view.back, f"{name}/join")
-        back = tape.op("Reshape", [back, sizes])
-    if view.first is not None:
-        back = tape.op("Transpose", [back], {"perm": _inverse(view.first)})
+    if not spread:
+        back = _laid_back(tape, view, new, whole, name)
     for made in tape.nodes:
         made.outputs[0].type = kind if made.op_type not in ("Shape", "Concat") else None
     install(graph, tape, numbered(f"{name}/layout/"), after=value)
@@ -202,6 +208,17 @@ def _laid(
                 back.name, value.name = value.name, f"{value.name}/original"
                 outputs[place] = back
     return new, back
+
+
+def _laid_back(tape: Tape, view: View, new: ir.Value, whole: ir.Value, name: str) -> ir.Value:
+    """A hook point's activation in the layout of the value that it is a view of."""
+    back = new
+    if view.permute is not None:
+        back = tape.op("Transpose", [back], {"perm": _inverse(view.permute)})
+    if view.shape is not None:
+        sizes = tape.op("Shape", [whole]) if view.back is None else integers(tape, view.back, f"{name}/join")
+        back = tape.op("Reshape", [back, sizes])
+    return back if view.first is None else tape.op("Transpose", [back], {"perm": _inverse(view.first)})
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

@@ -6,7 +6,7 @@ nodes compute from it, so that a run may leave them out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,9 +15,15 @@ from onnx_ir.tape import Tape
 from graphlens.errors import ModelFileError
 from graphlens.file.io_names import (
     ATTENTION_MASK,
+    BODY_INPUTS,
     INPUT_IDS,
     LOGITS,
+    PART_INPUTS,
+    PIXELS,
     POSITION_IDS,
+    PRESENT,
+    RESIDUAL_IN,
+    RESIDUAL_OUT,
     TOKEN_TYPE_IDS,
     past_input,
     present_output,
@@ -27,15 +33,20 @@ from graphlens.surgery.graph import Attribute, install, integers, numbered, opti
 from graphlens.surgery.match.records import Ports
 
 _PREFIX = "adopted/inputs/"
-_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+_PAST = past_input("", "").partition(".")[0] + "."
+# What hooked files and the parts of them call their inputs and outputs.
+_MEANT = (
+    *(INPUT_IDS, PIXELS, ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS, LOGITS, RESIDUAL_IN, RESIDUAL_OUT),
+    *BODY_INPUTS,
+    *(name for names in PART_INPUTS.values() for name in names),
+)
 
 
 class _Entry:
     """The first nodes of the graph under construction."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph, self.tape = graph, Tape()
-        self.inputs = {str(value.name): value for value in graph.inputs}
+    def __init__(self, graph: ir.Graph, values: Mapping[str, ir.Value]) -> None:
+        self.graph, self.tape, self._values = graph, Tape(), values
 
     def op(self, kind: str, inputs: Sequence[ir.Value], **attributes: Attribute) -> ir.Value:
         """The output of a new node."""
@@ -47,10 +58,9 @@ class _Entry:
 
     def take(self, name: str) -> ir.Value:
         """An input of the original, which is one no more: what reads it is to read something else."""
-        value = self.inputs[name]
+        value = self._values[name]
         self.graph.inputs.remove(value)
-        self.graph.initializers.pop(name, None)
-        value.name = f"{_PREFIX}{name}"
+        self.graph.initializers.pop(str(value.name), None)
         return value
 
     def feed(self, old: ir.Value, new: ir.Value) -> None:
@@ -64,6 +74,25 @@ class _Entry:
         for node, index in tuple(old.uses()):
             if node not in made:
                 node.replace_input_with(index, new)
+
+
+def free_names(graph: ir.Graph, reserved: Iterable[str]) -> None:
+    """Renames the values of a graph that have names which mean something else in a hooked file, in place.
+
+    Args:
+        graph: The graph.
+        reserved: Names of hook points. Those of inputs and outputs of hooked files are taken besides.
+    """
+    taken = {*reserved, *_MEANT}
+    for value in (*graph.inputs, *list(graph.initializers.values()), *(out for node in graph for out in node.outputs)):
+        name = str(value.name)
+        if name in taken or name.startswith((_PREFIX, PRESENT, _PAST)):
+            if name in graph.initializers:
+                del graph.initializers[name]
+                value.name = f"original/{name}"
+                graph.initializers[value.name] = value
+            else:
+                value.name = f"original/{name}"
 
 
 def ensure_ports_fit(model: ir.Model, ports: Ports, where: str) -> None:
@@ -91,24 +120,29 @@ def ensure_ports_fit(model: ir.Model, ports: Ports, where: str) -> None:
         )
 
 
-def open_ports(model: ir.Model, ports: Ports, seen: Mapping[str, Seen]) -> None:
+def open_ports(model: ir.Model, ports: Ports, values: Mapping[str, ir.Value], seen: Mapping[str, Seen]) -> None:
     """Gives a graph the inputs and outputs of a hooked file, in place.
 
     Inputs: ``input_ids`` int64 [b, s]; as far as the original has them ``attention_mask`` int64 [b, past + s] (default: ones),
     ``position_ids`` int64 [b, s] (default, also for negative entries: max(cumsum(attention_mask) - 1, 0)),
     ``token_type_ids`` int64 [b, s] (default: zeros) and ``past_key_values.L.key`` and ``.value`` [b, heads, past, d_head]
-    (default: none). Outputs: ``logits``, and ``present.L.key`` and ``.value`` where there are past ones.
+    (default: none). Of a vision model there is ``pixel_values`` float32 [b, channels, height, width] alone.
+
+    Outputs: ``logits``, and ``present.L.key`` and ``.value`` where there are past ones.
 
     Args:
         model: The graph.
         ports: What its inputs and outputs are.
+        values: The graph's values by the names that ``ports`` has.
         seen: What a probe run saw of the inputs.
     """
-    graph, entry = model.graph, _Entry(model.graph)
+    graph, entry = model.graph, _Entry(model.graph, values)
     old = entry.take(ports.input)
-    tokens = ir.Value(
-        name=INPUT_IDS, shape=ir.Shape(["batch", "sequence"]), type=ir.TensorType(ir.DataType.INT64)
-    )
+    if len(seen[ports.input].shape) == 4:
+        _pixels(entry, old, seen[ports.input].shape[1:])
+        _outputs(graph, ports, values)
+        return
+    tokens = ir.Value(name=INPUT_IDS, shape=ir.Shape(["batch", "sequence"]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.insert(0, tokens)
     entry.feed(old, tokens)
     shape = entry.op("Shape", [tokens])
@@ -122,7 +156,15 @@ def open_ports(model: ir.Model, ports: Ports, seen: Mapping[str, Seen]) -> None:
     _positions(entry, ports, mask, whole, past, total)
     _types(entry, ports, shape)
     install(graph, entry.tape, numbered(_PREFIX), after=tokens)
-    _outputs(graph, ports)
+    _outputs(graph, ports, values)
+
+
+def _pixels(entry: _Entry, old: ir.Value, sizes: Sequence[int]) -> None:
+    """Makes the images of a vision model an input of that name, float32 [b, channels, height, width]."""
+    pixels = ir.Value(name=PIXELS, shape=ir.Shape(["batch", *sizes]), type=ir.TensorType(ir.DataType.FLOAT))
+    entry.graph.inputs.insert(0, pixels)
+    entry.feed(old, pixels)
+    install(entry.graph, entry.tape, numbered(_PREFIX), after=pixels)
 
 
 def _past(entry: _Entry, ports: Ports, batch: ir.Value, seen: Mapping[str, Seen]) -> ir.Value | None:
@@ -195,15 +237,13 @@ def _types(entry: _Entry, ports: Ports, shape: ir.Value) -> None:
     entry.feed(old, full)
 
 
-def _outputs(graph: ir.Graph, ports: Ports) -> None:
+def _outputs(graph: ir.Graph, ports: Ports, values: Mapping[str, ir.Value]) -> None:
     """Names the outputs, and leaves out what no run of ours reads."""
-    by_name = {str(value.name): value for value in graph.outputs}
-    wanted = {} if ports.logits is None else {LOGITS: by_name[ports.logits]}
+    result = ports.logits or ports.hidden
+    assert result is not None, "it was looked for"
+    wanted = {LOGITS: values[result]}  # hidden states too: whoever asks for logits is refused (Manifest.headless)
     for (layer, part), name in sorted(ports.present.items()):
-        wanted[present_output(layer, part)] = by_name[name]
-    taken = {str(value.name): value for node in graph for value in node.outputs}
+        wanted[present_output(layer, part)] = values[name]
     for name, value in wanted.items():
-        if name in taken and taken[name] is not value:
-            taken[name].name = f"{_PREFIX}{name}/original"
         value.name = name
     set_outputs(graph, wanted.values())

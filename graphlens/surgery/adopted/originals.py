@@ -8,10 +8,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from graphlens.errors import ModelFileError
-from graphlens.surgery.adoptable import STILL, subgraphs
+from graphlens.surgery.adoptable import STILL
+from graphlens.surgery.anatomy import subgraphs
 from graphlens.surgery.graph import drop_unused
 from graphlens.surgery.match.records import Ports
-
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -71,7 +71,7 @@ def _drops(node: ir.Node) -> bool:
 
 
 def ensure_dynamic(model: ir.Model, ports: Ports, original: Path) -> None:
-    """Refuses a graph that runs on one size of input only, or that gives no logits.
+    """Refuses a graph that runs on one size of input only, or that ends neither in logits nor in hidden states.
 
     Args:
         model: The graph.
@@ -89,8 +89,7 @@ def ensure_dynamic(model: ir.Model, ports: Ports, original: Path) -> None:
             f"{original}: its input {tokens.name!r} is frozen to {sizes}, and hook points are read and edited at any number and "
             f"length of prompts. Export it with dynamic axes (dynamic_shapes). {STILL}"
         )
-    if ports.logits is None:
+    if ports.logits is None and ports.hidden is None:
         raise ModelFileError(
-            f"{original}: it gives hidden states and no logits, so there is nothing to predict with. Export the model with its "
-            f"head (AutoModelForCausalLM, AutoModelForMaskedLM). {STILL}"
+            f"{original}: it gives neither logits nor the last hidden states, so what a run is for cannot be told. {STILL}"
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
@@ -46,6 +47,8 @@ def move_weights(model: ir.Model, path: Path) -> dict[str, str]:
     known: dict[tuple[str, int, ir.DataType, tuple[int, ...]], str] = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and not (_is_weight(tensor) and tensor.dtype in _KEYS):
+            tensor = value.const_value = _in_memory(tensor)  # it stays in the graph
         if tensor is None or tensor.dtype not in _KEYS:
             continue
         where = _place(tensor)
@@ -72,6 +75,17 @@ def move_weights(model: ir.Model, path: Path) -> dict[str, str]:
 def _is_weight(tensor: ir.TensorProtocol) -> bool:
     """True for what moves: large tensors, and lists of numbers with a fraction, which biases and norms are."""
     return tensor.nbytes >= _SMALL or (tensor.dtype.is_floating_point() and tensor.size > 1)
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """A tensor of a file with its content in memory."""
+    with path_of(tensor).open("rb") as file:
+        file.seek(int(tensor.offset or 0))
+        data = file.read(tensor.nbytes)
+    proto = onnx.TensorProto(
+        dims=_shape(tensor), data_type=int(tensor.dtype), raw_data=data, name=str(tensor.name or "")
+    )
+    return ir.TensorProtoTensor(proto)
 
 
 def _shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
@@ -110,10 +124,22 @@ def _contents(tensors: Mapping[str, ir.TensorProtocol]) -> Iterator[Array]:
         yield np.frombuffer(data, np.uint8)
 
 
-def weight_views(weights: Mapping[str, MatchedWeight], keys: Mapping[str, str], file: str) -> dict[str, WeightView]:
+def _columns(model: ir.Model, tensor: str) -> int | None:
+    """How many numbers a row of a packed tensor has, as the node that multiplies by it says; None where none says."""
+    value = model.graph.initializers.get(tensor)
+    for node, _ in () if value is None else value.uses():
+        if node.op_type == "MatMulNBits":
+            return node.attributes["K"].as_int()
+    return None
+
+
+def weight_views(
+    model: ir.Model, weights: Mapping[str, MatchedWeight], keys: Mapping[str, str], file: str
+) -> dict[str, WeightView]:
     """TransformerLens weight names -> views of the tensors in the weights file.
 
     Args:
+        model: The graph.
         weights: What matching found.
         keys: What ``move_weights`` gave.
         file: The name of the weights file.
@@ -143,7 +169,10 @@ def weight_views(weights: Mapping[str, MatchedWeight], keys: Mapping[str, str], 
         if how is not None:
             zero_point = None if how.zero_point is None else keys[how.zero_point]
             view = replace(
-                view, quantised=Quantisation(keys[how.scale], zero_point, how.axis, how.bits, how.block)
+                view,
+                quantised=Quantisation(
+                    keys[how.scale], zero_point, how.axis, how.bits, how.block, _columns(model, weight.tensor)
+                ),
             )
         found[name] = view
     return found

@@ -10,7 +10,15 @@ import onnx_ir as ir
 from graphlens.surgery.match.wires import Wires
 
 _NEAR = 1e-3
-_PLAIN = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "HardSwish": "hardswish", "Elu": "elu", "Softplus": "softplus", "Mish": "mish"}
+_PLAIN = {
+    "Relu": "relu",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "HardSwish": "hardswish",
+    "Elu": "elu",
+    "Softplus": "softplus",
+    "Mish": "mish",
+}
 _MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
 from graphlens.surgery.match.branches import Branches
-from graphlens.surgery.match.cores import Core, cores_of
-from graphlens.surgery.match.embeddings import Beginning, beginning_of
-from graphlens.surgery.match.ending import Ending, ending_of
-from graphlens.surgery.match.heads import Heads, Operand
+from graphlens.surgery.match.cores import cores_of
+from graphlens.surgery.match.embeddings import beginning_of
+from graphlens.surgery.match.ending import ending_of
+from graphlens.surgery.match.heads import Heads
 from graphlens.surgery.match.layout import Layout
 from graphlens.surgery.match.linear import Linears
 from graphlens.surgery.match.mlp import Mlps
 from graphlens.surgery.match.norms import Norms
-from graphlens.surgery.match.residual import Attention, Block, Residuals
+from graphlens.surgery.match.parts import Attention, Block, Core, Found, Operand
+from graphlens.surgery.match.residual import Residuals
 from graphlens.surgery.match.shapes import Shapes
 from graphlens.surgery.match.wires import Wires
 
 _EXPOSE = "graphlens expose adds any values of the graph as outputs."
-
-
-@dataclass(frozen=True)
-class Found:
-    """A transformer found in a graph.
-
-    Attributes:
-        wires: The graph.
-        blocks: Its blocks, the first one first.
-        beginning: Its embeddings.
-        ending: Its end.
-        batch: How many prompts there are in the run that shapes are of.
-        tokens: How many tokens each of them has.
-        heads: How many query heads there are.
-    """
-
-    wires: Wires
-    blocks: list[Block]
-    beginning: Beginning
-    ending: Ending
-    batch: int
-    tokens: int
-    heads: int
 
 
 def assemble(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None) -> Found:
@@ -61,7 +38,9 @@ def assemble(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None) -> F
     linears, norms = Linears(wires), Norms(wires)
     cores = cores_of(wires)
     if not cores:
-        raise ModelFileError(f"the graph has no attention: no Softmax whose result is multiplied with values. {_EXPOSE}")
+        raise ModelFileError(
+            f"the graph has no attention: no Softmax whose result is multiplied with values. {_EXPOSE}"
+        )
     branches, heads = Branches(wires, linears, norms), Heads(wires, linears, norms)
     residuals = Residuals(wires, norms, branches, Mlps(wires, linears, norms))
     attentions = [_attention(wires, core, heads, branches, norms) for core in cores]

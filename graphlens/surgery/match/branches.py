@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from graphlens.surgery.match.layout import MOVES, Layout, after
-from graphlens.surgery.match.linear import Linear, Linears
-from graphlens.surgery.match.norms import Normed, Norms
+from graphlens.surgery.match.linear import Linears
+from graphlens.surgery.match.norms import Norms
+from graphlens.surgery.match.parts import Branch, Linear, Normed
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 12
-
-
-@dataclass(frozen=True)
-class Branch:
-    """The end of a sublayer.
-
-    Attributes:
-        linear: Its last projection.
-        post: The norm after it; None for none.
-        written: What is added to the residual stream, [b, p, D].
-        times: The number that the projection's result is multiplied by.
-        layer_scale: A vector that it is multiplied by; None for none.
-        add: The sum that reads it; None where something else does.
-    """
-
-    linear: Linear
-    post: Normed | None
-    written: ir.Value
-    times: float
-    layer_scale: ir.Value | None
-    add: ir.Node | None
 
 
 class Branches:

@@ -8,41 +8,11 @@ import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
 from graphlens.surgery.match.linear import integer_product
+from graphlens.surgery.match.parts import Core
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 16  # nodes between a Softmax and either product
 _TO_VALUES = frozenset({"Where", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Mul"})
-
-
-@dataclass(frozen=True)
-class Core:
-    """One layer's attention.
-
-    Attributes:
-        softmax: The node.
-        scores: What it normalises: scores after scale, bound and mask.
-        pattern: What is multiplied with the values.
-        q: The first operand of the product of queries and keys.
-        k: The second one.
-        v: The second operand of the product of pattern and values.
-        z: Its result.
-        scale: What that first product is multiplied by until it becomes the scores.
-        soft_cap: The bound of a tanh on the way; None for none.
-        added: What is added to the scores or chosen instead of them: masks, and biases by position.
-        sinks: What is put beside the scores as one more key; None for nothing.
-    """
-
-    softmax: ir.Node
-    scores: ir.Value
-    pattern: ir.Value
-    q: ir.Value
-    k: ir.Value
-    v: ir.Value
-    z: ir.Value
-    scale: float
-    soft_cap: float | None
-    added: tuple[ir.Value, ...]
-    sinks: ir.Value | None = None
 
 
 def cores_of(wires: Wires) -> list[Core]:
@@ -89,6 +59,7 @@ def product_operands(wires: Wires, node: ir.Node) -> tuple[ir.Value, ir.Value, i
 def _to_values(wires: Wires, softmax: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     """(pattern, values, result) of the product with the values that a Softmax leads to."""
     value = wires.first(softmax.outputs[0])
+    trail = [value]
     for _ in range(_STEPS):
         onward = None
         for node, index in wires.uses(value):
@@ -100,15 +71,30 @@ def _to_values(wires: Wires, softmax: ir.Node) -> tuple[ir.Value, ir.Value, ir.V
                 found = [] if product is None else [product]
             for left, right, result in found:
                 if left is value and wires.is_live(right):
-                    return value, right, result
+                    return _of_four_axes(wires, trail), right, result
             if node.op_type in _TO_VALUES and onward is None:
-                others = [one for one in node.inputs if one is not None and wires.first(one) is not value]
+                # Where a row sees nothing, another node chooses 0: it looks at the scores, or at the pattern itself.
+                chosen = node.inputs[1:] if node.op_type == "Where" else node.inputs
+                others = [one for one in chosen if one is not None and wires.first(one) is not value]
                 if not any(_own(wires, one, value) for one in others if wires.is_live(one)):
                     onward = wires.first(node.outputs[0])
         if onward is None:
             return None
         value = onward
+        trail.append(value)
     return None
+
+
+def _of_four_axes(wires: Wires, trail: list[ir.Value]) -> ir.Value:
+    """The pattern as [b, h, q, k], where prompts and heads are put into one axis for the product."""
+    last = trail[-1]
+    for value in reversed(trail):
+        if len(wires.shape(value) or ()) == 4:
+            return value
+        node = value.producer()
+        if node is None or node.op_type != "Reshape":
+            break
+    return last
 
 
 def _own(wires: Wires, other: ir.Value, value: ir.Value) -> bool:
@@ -126,14 +112,19 @@ class _Way:
     sinks: ir.Value | None = None
 
 
-def _to_queries(
-    wires: Wires, softmax: ir.Node, pattern: ir.Value, v: ir.Value, z: ir.Value
-) -> Core | None:
+def _to_queries(wires: Wires, softmax: ir.Node, pattern: ir.Value, v: ir.Value, z: ir.Value) -> Core | None:
     scores = wires.operand(softmax, 0)
     if scores is None:
         return None
     way, added = _Way(), list[ir.Value]()
     value = scores
+    while (
+        len(wires.shape(scores) or ()) == 3 and (maker := scores.producer()) is not None and maker.op_type == "Reshape"
+    ):
+        earlier = wires.operand(maker, 0)
+        if earlier is None or len(wires.shape(earlier) or ()) != 4:
+            break
+        scores = value = earlier
     for _ in range(_STEPS):
         node = value.producer()
         if node is None:
@@ -144,7 +135,17 @@ def _to_queries(
             if not wires.is_live(q) or not wires.is_live(k):
                 return None
             return Core(
-                softmax, _scores(wires, scores, way), pattern, q, k, v, z, way.scale * (way.soft_cap or 1.0), way.soft_cap, tuple(added), way.sinks
+                softmax,
+                _scores(wires, scores, way),
+                pattern,
+                q,
+                k,
+                v,
+                z,
+                way.scale * (way.soft_cap or 1.0),
+                way.soft_cap,
+                tuple(added),
+                way.sinks,
             )
         onward = _back(wires, node, way, added)
         if onward is None:

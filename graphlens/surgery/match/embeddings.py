@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
 from graphlens.surgery.match.layout import MOVES
-from graphlens.surgery.match.norms import Normed, Norms
+from graphlens.surgery.match.norms import Norms
+from graphlens.surgery.match.parts import Beginning, Normed, Table
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 24
 _FEW = 16  # rows of a table of types of tokens at the most; positions are more
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
 _INDEX = MOVES | {"Cast", "Identity", "Clip", "Max", "Min"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """An embedding.
-
-    Attributes:
-        value: What it gives, multiplied by ``times``.
-        table: The table of rows that it takes, or of all positions; None for patches.
-        node: The node that takes them; None where all rows are added.
-        index: Which rows; None for all of them.
-        input: The graph's input that the rows are, or None.
-        times: What the rows are multiplied by.
-    """
-
-    value: ir.Value
-    table: ir.Value | None
-    node: ir.Node | None
-    index: ir.Value | None
-    input: ir.Value | None
-    times: float
-
-
-@dataclass
-class Beginning:
-    """The embeddings of a model.
-
-    Attributes:
-        tokens: Those of tokens, or an image's patches with what is put before them.
-        positions: Those of positions; None for none.
-        types: Those of types of tokens; None for none.
-        norm: The norm of their sum; None for none.
-        whole: What the first block reads.
-        pixels: The input of pixels of a vision model; None for a model of tokens.
-        patches: The convolution of a vision model.
-    """
-
-    tokens: Table
-    positions: Table | None = None
-    types: Table | None = None
-    norm: Normed | None = None
-    whole: ir.Value = field(default_factory=ir.Value)
-    pixels: ir.Value | None = None
-    patches: ir.Node | None = None
 
 
 def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int | None) -> Beginning:
@@ -109,7 +64,9 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
     return found
 
 
-def _of_image(wires: Wires, images: list[Table], tables: list[Table], norm: Normed | None, stream: ir.Value) -> Beginning:
+def _of_image(
+    wires: Wires, images: list[Table], tables: list[Table], norm: Normed | None, stream: ir.Value
+) -> Beginning:
     rest = [table for table in tables if table.table is not None]
     if len(images) != 1 or len(rest) > 1:
         raise ModelFileError(f"the residual stream begins at {stream.name!r} with patches and more than positions.")
@@ -158,6 +115,8 @@ def _leaf(wires: Wires, value: ir.Value) -> Table | None:
         elif node.op_type in ("Mul", "Div") and (number := _number(wires, node, value)) is not None:
             times *= number
             source = next(one for one in node.inputs if one is not None and not wires.is_fixed(one))
+        elif (masked := _masked(wires, node)) is not None:
+            source = masked
         elif node.op_type in ("Concat", "Conv", "ConvInteger", "Mul", "Add") or node.op_type in MOVES:
             patches = _patches(wires, value)
             if patches is not None:
@@ -176,6 +135,26 @@ def _leaf(wires: Wires, value: ir.Value) -> Table | None:
             return None if found is None else Table(whole, found.table, None, None, None, times)
         value = wires.first(source)
     return None
+
+
+def _masked(wires: Wires, node: ir.Node) -> ir.Value | None:
+    """What a node sets to zero at padding, by a product with a mask or a choice."""
+    if node.op_type == "Where":
+        kept = [one for one in node.inputs[1:] if one is not None and not wires.is_fixed(one)]
+    elif node.op_type == "Mul":
+        whole = wires.shape(node.outputs[0])
+        kept = [one for one in wires.loose_operands(node) if wires.shape(one) == whole]
+        if len(kept) != 1 or len(wires.loose_operands(node)) != 2:
+            return None
+    else:
+        return None
+    return kept[0] if len(kept) == 1 and _is_looked_up(wires, kept[0]) else None
+
+
+def _is_looked_up(wires: Wires, value: ir.Value) -> bool:
+    """True for rows of a table."""
+    node = wires.producer(value)
+    return node is not None and node.op_type in _GATHERS and wires.is_fixed(node.inputs[0])
 
 
 def _number(wires: Wires, node: ir.Node, value: ir.Value) -> float | None:

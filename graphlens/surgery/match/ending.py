@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from graphlens.surgery.match.activations import activation_of
 from graphlens.surgery.match.layout import MOVES
-from graphlens.surgery.match.linear import Linear, Linears
-from graphlens.surgery.match.norms import Normed, Norms
+from graphlens.surgery.match.linear import Linears
+from graphlens.surgery.match.norms import Norms
+from graphlens.surgery.match.parts import Ending, Linear, Normed
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 16
 _ACTIVATION = frozenset({"Mul", "Add", "Div", "Erf", "Tanh", "Pow", "Gelu", "Sigmoid", "Relu", "Swish"})
-
-
-@dataclass
-class Ending:
-    """The end of a model.
-
-    Attributes:
-        norm: The last norm; None for none.
-        unembed: The projection to logits; None for a model that ends in hidden states.
-        read: What it reads.
-        logits: The output of logits.
-        soft_cap: The bound that a tanh keeps the logits in.
-        times: What the logits are multiplied by after the projection, before that bound.
-        dense: The first projection of a head of masked tokens.
-        dense_act: Its activation function.
-        dense_norm: The norm of such a head.
-        hidden: The output of the last hidden states.
-        picked: True if the projection reads one token only.
-    """
-
-    norm: Normed | None = None
-    unembed: Linear | None = None
-    read: ir.Value | None = None
-    logits: ir.Value | None = None
-    soft_cap: float | None = None
-    times: float = 1.0
-    dense: Linear | None = None
-    dense_act: str | None = None
-    dense_norm: Normed | None = None
-    hidden: ir.Value | None = None
-    picked: bool = False
 
 
 def ending_of(wires: Wires, linears: Linears, norms: Norms, stream: ir.Value) -> Ending:
@@ -89,7 +57,9 @@ def _read(wires: Wires, last: ir.Value) -> list[tuple[ir.Value, bool]]:
         for node, index in wires.uses(value):
             if index == 0 and node.op_type in ("Slice", "Gather", "Squeeze", "Reshape", "GatherND"):
                 out = wires.first(node.outputs[0])
-                fewer = picked or (node.op_type not in ("Reshape", "Squeeze") and wires.shape(out) != wires.shape(value))
+                fewer = picked or (
+                    node.op_type not in ("Reshape", "Squeeze") and wires.shape(out) != wires.shape(value)
+                )
                 found.append((out, fewer))
                 waiting.append((out, fewer))
     return found
@@ -109,7 +79,11 @@ def _finish(wires: Wires, linear: Linear, found: Ending) -> bool:
             return False
         others = [one for one in node.inputs if one is not None and wires.first(one) is not value]
         number = wires.number(others[0]) if len(others) == 1 else None
-        if node.op_type in ("Mul", "Div") and number is not None and wires.operand(node, 0 if node.op_type == "Div" else _at(wires, node, value)) is value:
+        if (
+            node.op_type in ("Mul", "Div")
+            and number is not None
+            and wires.operand(node, 0 if node.op_type == "Div" else _at(wires, node, value)) is value
+        ):
             factor = number if node.op_type == "Mul" else 1 / number
             if cap is None:
                 times *= factor

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from graphlens.surgery.match.assembled import Found, assemble
+from graphlens.surgery.match.assembled import assemble
 from graphlens.surgery.match.named import named
+from graphlens.surgery.match.parts import Found
 from graphlens.surgery.match.records import Match
 
 

@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from graphlens.surgery.match.layout import MOVES, Layout, before
-from graphlens.surgery.match.linear import Linear, Linears
-from graphlens.surgery.match.norms import Normed, Norms
-from graphlens.surgery.match.rotary import Rotation, rotation_of
+from graphlens.surgery.match.linear import Linears
+from graphlens.surgery.match.norms import Norms
+from graphlens.surgery.match.parts import Normed, Operand, Spot
+from graphlens.surgery.match.rotary import rotation_of
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 40
+_PARTS = frozenset({"Split", "Slice", "Gather", "GatherND"})
 _CLIPS = frozenset({"Clip", "Min", "Max"})
-Spot = tuple[ir.Value, Layout]
-
-
-@dataclass
-class Operand:
-    """What is known of an operand of attention.
-
-    Attributes:
-        plain: Where the projection's result is, the nearest to the operand first.
-        rotated: The same after rotation; empty where nothing is rotated.
-        normed: (the norm of heads, the layout of what it normalises), where there is one.
-        rotation: The rotation, where there is one.
-        linear: The projection; None where the way back ends before one.
-        source: What the projection gives, from which parts are taken.
-        scale: What queries or keys are multiplied by after all hook points.
-        repeats: How many query heads share each of them.
-        past: The input of the graph that holds earlier tokens, or None.
-        joined: What both together are.
-        end: Where the way back ended without a projection.
-        clipped: True if what the projection gives is clipped.
-    """
-
-    plain: list[Spot] = field(default_factory=list)
-    rotated: list[Spot] = field(default_factory=list)
-    normed: tuple[Normed, Layout] | None = None
-    rotation: Rotation | None = None
-    linear: Linear | None = None
-    source: ir.Value | None = None
-    scale: float = 1.0
-    repeats: int = 1
-    past: ir.Value | None = None
-    joined: ir.Value | None = None
-    end: ir.Value | None = None
-    clipped: bool = False
 
 
 class Heads:
@@ -82,11 +49,12 @@ class Heads:
             return None
         found = Operand()
         found.plain = [(value, layout)]
+        if len(shape) == len(axes) and shape[1] == 1:  # one head, which all queries share
+            found.repeats = sizes["h"]
         self._walk(found, value, layout)
         return found
 
     def _walk(self, found: Operand, value: ir.Value, layout: Layout) -> None:
-        wires = self._wires
         for _ in range(_STEPS):
             if (linear := self._linears.by_out.get(value)) is not None:
                 found.linear, found.source = linear, value
@@ -117,7 +85,7 @@ class Heads:
             if value in self._linears.by_out:
                 return True
             node = value.producer()
-            if node is None or node.op_type not in MOVES | {"Split", "Slice", "Gather"}:
+            if node is None or node.op_type not in MOVES | _PARTS:
                 return False
             source = self._wires.operand(node, 0)
             if source is None:
@@ -139,7 +107,9 @@ class Heads:
             return self._scaled(found, node, layout)
         if node.op_type in _CLIPS:
             live = wires.live_operands(node)
-            if len(live) == 1 and all(wires.number(one) is not None for one in node.inputs if one is not None and not wires.is_live(one)):
+            if len(live) == 1 and all(
+                wires.number(one) is not None for one in node.inputs if one is not None and not wires.is_live(one)
+            ):
                 found.clipped = True
                 found.plain = [(live[0], layout)]
                 return live[0], layout
@@ -206,15 +176,35 @@ class Heads:
         wires = self._wires
         live = wires.live_operands(node)
         others = [wires.first(one) for one in node.inputs if one is not None and not wires.is_live(one)]
-        if node.op_type != "Concat" or len(live) != 1 or len(others) != 1 or not others[0].is_graph_input():
+        kept = None if node.op_type != "Concat" or len(live) != 1 or len(others) != 1 else self._kept(others[0])
+        if kept is None:
             return None
         shape = wires.shape(live[0])
         earlier = None if shape is None else layout.resized(shape)
         if earlier is None:
             return None
-        found.past, found.joined = others[0], wires.first(node.outputs[0])
+        found.past, found.joined = kept, wires.first(node.outputs[0])
         found.plain = [(live[0], earlier)]
         return live[0], earlier
+
+    def _kept(self, value: ir.Value) -> ir.Value | None:
+        """The input of the graph that earlier tokens come from, cut or put together with nothing perhaps."""
+        wires = self._wires
+        for _ in range(6):
+            if value.is_graph_input():
+                return value
+            node = value.producer()
+            if node is None or node.op_type not in ("Concat", "Slice", "Gather", "Cast", "Identity"):
+                return None
+            loose = (
+                wires.loose_operands(node)
+                if node.op_type == "Concat"
+                else [wires.first(one) for one in node.inputs[:1] if one]
+            )
+            if len(loose) != 1:
+                return None
+            value = loose[0]
+        return None
 
     def _turned(self, found: Operand, value: ir.Value, layout: Layout) -> Spot | None:
         """Over a rotation by position."""
@@ -256,7 +246,7 @@ class Heads:
                 found.linear, found.source = self._linears.by_out[current], current
                 return
             maker = current.producer()
-            if maker is None or maker.op_type not in MOVES | {"Split", "Slice", "Gather"}:
+            if maker is None or maker.op_type not in MOVES | _PARTS:
                 break
             current = wires.operand(maker, 0)
         found.end = value

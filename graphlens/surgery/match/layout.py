@@ -190,7 +190,9 @@ def _joint_view(value: ir.Value, layout: Layout, wanted: Sequence[str], joint: i
     inner = [name for name in wanted[joint:] if layout.sizes.get(name, 1) != 1]
     order = [place for name in wanted for place, axis in enumerate(layout.axes) if axis and axis[0] == name]
     names = [name for place in order for name in layout.axes[place]]
-    if names != [name for name in wanted if name in names] or any(layout.sizes.get(n, 1) != 1 for n in wanted if n not in names):
+    if names != [name for name in wanted if name in names] or any(
+        layout.sizes.get(n, 1) != 1 for n in wanted if n not in names
+    ):
         return None
     order += [place for place, axis in enumerate(layout.axes) if not axis]
     size = math.prod(layout.sizes[name] for name in inner)

@@ -2,39 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from graphlens.surgery.match.layout import RESHAPES
+from graphlens.surgery.match.parts import Linear
 from graphlens.surgery.match.wires import Wires
-
-
-@dataclass(frozen=True)
-class Linear:
-    """``x @ W + b``.
-
-    Attributes:
-        node: The product.
-        x: What is multiplied, [.., in].
-        source: The same before tokens were put into one axis, [b, p, in].
-        weight: The matrix: [in, out], a plain value or one that is dequantised; for integers and packed numbers those.
-        transposed: True if the matrix is [out, in].
-        bias: What is added to each row; None for none.
-        out: The result [.., out], the bias added.
-        scale: The number that the product is multiplied by (Gemm's alpha).
-        scales: The scales of an integer matrix, where the product is of integers; None otherwise.
-    """
-
-    node: ir.Node
-    x: ir.Value
-    source: ir.Value
-    weight: ir.Value
-    transposed: bool
-    bias: ir.Value | None
-    out: ir.Value
-    scale: float = 1.0
-    scales: ir.Value | None = None
 
 
 class Linears:

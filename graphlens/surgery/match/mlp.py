@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from graphlens.surgery.match.activations import activation_of
-from graphlens.surgery.match.branches import Branch
 from graphlens.surgery.match.layout import MOVES
-from graphlens.surgery.match.linear import Linear, Linears
-from graphlens.surgery.match.norms import Normed, Norms
+from graphlens.surgery.match.linear import Linears
+from graphlens.surgery.match.norms import Norms
+from graphlens.surgery.match.parts import Branch, Linear, Mlp
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 40
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """An MLP.
-
-    Attributes:
-        branch: What it writes.
-        post: What its last projection reads.
-        pre: What the activation function is of.
-        pre_linear: What its result is multiplied by; None without a gate.
-        first: The projection that gives ``pre``.
-        second: That which gives ``pre_linear``; the same one where both are halves of its result.
-        act_fn: The activation function as transformers calls it; None if it is none that is known.
-        source: What the projections read.
-        normed: The norm that gives that; None where it is no norm's result.
-    """
-
-    branch: Branch
-    post: ir.Value
-    pre: ir.Value
-    pre_linear: ir.Value | None
-    first: Linear
-    second: Linear | None
-    act_fn: str | None
-    source: ir.Value
-    normed: Normed | None
 
 
 class Mlps:
@@ -74,7 +45,15 @@ class Mlps:
         if second is not None and second.source is not first.source:
             return None
         return Mlp(
-            branch, post, pre, pre_linear, first, second, act_fn, first.source, self._norms.giving(wires.first(first.source))
+            branch,
+            post,
+            pre,
+            pre_linear,
+            first,
+            second,
+            act_fn,
+            first.source,
+            self._norms.giving(wires.first(first.source)),
         )
 
     def _sides(self, post: ir.Value) -> tuple[ir.Value, str | None, ir.Value | None] | None:

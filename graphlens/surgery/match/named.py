@@ -9,21 +9,18 @@ import onnx_ir as ir
 
 from graphlens.file.firing import graph_order
 from graphlens.file.names import in_block
-from graphlens.surgery.match.assembled import Found
-from graphlens.surgery.match.branches import Branch
 from graphlens.surgery.match.config import config_of, kind_of
-from graphlens.surgery.match.heads import Operand, Spot
 from graphlens.surgery.match.layout import MOVES, Layout, view_of
-from graphlens.surgery.match.linear import Linear
-from graphlens.surgery.match.norms import Normed
+from graphlens.surgery.match.parts import Attention, Block, Branch, Found, Linear, Normed, Spot
 from graphlens.surgery.match.ports import ports_of
 from graphlens.surgery.match.records import Kind, Match, View
-from graphlens.surgery.match.residual import Attention, Block
+from graphlens.surgery.match.weights import weights_of
 from graphlens.surgery.match.wires import Wires
 
 _NO_SCALE = "the graph computes only the inverse of the scale"
 _INSIDE = "it is inside of an operator that was kept"
 _LAYOUT = "its value lies in a layout from which no reshape and permutation gives TransformerLens's axes"
+_INTEGERS = "the graph has only integers that stand for its numbers, and several nodes read them"
 _SHARED = "attention and MLP read the same norm, which is ln1: changing it would change both"
 
 
@@ -40,14 +37,16 @@ def named(found: Found, origin: Mapping[str, str]) -> Match:
         names.block(layer, block)
     names.ending()
     kind = kind_of(found)
+    weights = weights_of(found, kind, names.hooks)
+    config, notes = config_of(found, kind, weights)
     return Match(
         kind=kind,
-        config=config_of(found),
+        config=config,
         hooks=_in_firing_order(found.wires, names.hooks, len(found.blocks)),
-        weights={},
+        weights=weights,
         ports=ports_of(found),
         missing=names.missing,
-        notes=tuple(dict.fromkeys(names.notes)),
+        notes=tuple(dict.fromkeys([*names.notes, *notes])),
     )
 
 
@@ -85,7 +84,12 @@ class _Names:
 
     def _stream(self, name: str, value: ir.Value, product: Linear | None = None) -> None:
         """A hook point of axes [b, p, any]."""
-        self._add(name, self._tokens(value), product)
+        self._add(
+            name,
+            self._tokens(value) or self._flat(value),
+            product,
+            _LAYOUT if self._wires.hooked(value) is not None else _INTEGERS,
+        )
 
     def _tokens(self, value: ir.Value) -> View | None:
         """A value [b, p, any] as it is; one of all tokens in an axis after it is reshaped."""
@@ -95,12 +99,25 @@ class _Names:
             if shape is None:
                 return None
             if len(shape) == 3 and shape[:2] == (found.batch, found.tokens):
-                return View(str(wires.hooked(value).name))
+                return self._plain(value)
             node = wires.only_use(value)
             if node is None or node.op_type not in MOVES:
                 return None
             value = wires.first(node.outputs[0])
         return None
+
+    def _flat(self, value: ir.Value) -> View | None:
+        """A value [b * p, any]; None for any other."""
+        shape, found = self._wires.shape(value), self._found
+        hooked, like = self._wires.hooked(value), self._wires.hooked(found.beginning.tokens.value)
+        if hooked is None or like is None or shape is None or len(shape) != 2 or shape[0] != found.batch * found.tokens:
+            return None
+        return View(str(hooked.name), tokens=str(like.name))
+
+    def _plain(self, value: ir.Value) -> View | None:
+        """A value as it is; None where it is hidden in integers."""
+        hooked = self._wires.hooked(value)
+        return None if hooked is None else View(str(hooked.name))
 
     def _norm(self, name: str, normed: Normed | None) -> None:
         """The two hook points of a norm."""
@@ -136,13 +153,16 @@ class _Names:
     def _embedding(self, name: str, value: ir.Value) -> None:
         view = self._tokens(value)
         shape = self._wires.shape(value)
-        like = str(self._wires.hooked(self._found.beginning.tokens.value).name)
+        hooked, tokens = self._wires.hooked(value), self._wires.hooked(self._found.beginning.tokens.value)
+        like = None if tokens is None else str(tokens.name)
         count = self._found.tokens
-        if shape is not None and shape[0] == 1 and len(shape) == 3 and shape[1] == count and self._found.batch != 1:
-            view = View(str(self._wires.hooked(value).name), like=like)
-        elif shape is not None and len(shape) == 2 and shape[0] == count:
-            view = View(str(self._wires.hooked(value).name), (1, -1, shape[1]), back=(-1, shape[1]), like=like)
-        self._add(name, view)
+        if hooked is None or shape is None:
+            view = None
+        elif len(shape) == 3 and shape[:2] == (1, count) and self._found.batch != 1:
+            view = View(str(hooked.name), like=like)
+        elif len(shape) == 2 and shape[0] == count:
+            view = View(str(hooked.name), (1, -1, shape[1]), back=(-1, shape[1]), like=like)
+        self._add(name, view, why=_LAYOUT if hooked is not None else _INTEGERS)
 
     # -- a block
 
@@ -174,7 +194,9 @@ class _Names:
     def _written(self, name: str, branch: Branch) -> None:
         self._stream(name, branch.written, branch.linear)
         if branch.layer_scale is not None:
-            self.notes.append("what sublayers write is multiplied by a vector (layer scale) before hook_attn_out and hook_mlp_out")
+            self.notes.append(
+                "what sublayers write is multiplied by a vector (layer scale) before hook_attn_out and hook_mlp_out"
+            )
 
     def _mlp(self, layer: int, block: Block) -> None:
         mlp = block.mlp
@@ -220,20 +242,29 @@ class _Names:
 
     def _scores(self, name: str, value: ir.Value) -> None:
         shape = self._wires.shape(value)
-        view = View(str(self._wires.hooked(value).name)) if shape is not None and len(shape) == 4 else None
-        self._add(name, view)
+        self._add(name, self._plain(value) if shape is not None and len(shape) == 4 else None)
 
     def _spot(self, trail: Sequence[Spot]) -> View | None:
-        """The first of several values that TransformerLens's axes [b, p, heads, d_head] can be had of; the last one is best."""
-        for value, layout in reversed(trail):
+        """The value to hook among several that hold the same numbers: one with TransformerLens's axes [b, p, heads, d_head].
+
+        The first one from which a view gives them is taken, since all that is computed from the numbers comes after it; a
+        later one that has the axes itself, if nothing else reads those before.
+        """
+        wires, best = self._wires, None
+        ordered = list(reversed(trail))
+        for place, (value, layout) in enumerate(ordered):
             heads = _head_axis(layout)
-            if heads is None:
-                continue
-            known = layout if heads in layout.held else Layout(layout.axes, {**layout.sizes, heads: 1})
-            view = view_of(self._wires.hooked(value), known, ("b", "p", heads, "d"))
-            if view is not None:
-                return view
-        return None
+            hooked = wires.hooked(value)
+            if heads is not None and hooked is not None:
+                known = layout if heads in layout.held else Layout(layout.axes, {**layout.sizes, heads: 1})
+                view = view_of(hooked, known, ("b", "p", heads, "d"))
+                if view is not None and view.shape is None and view.permute is None:
+                    return view
+                best = best or view
+            after = None if place + 1 == len(ordered) else wires.producer(ordered[place + 1][0])
+            if best is not None and (after is None or wires.only_use(value) is not after):
+                break
+        return best
 
     def _head_norm(self, name: str, normed: Normed, layout: Layout) -> None:
         """The two hook points of a norm of queries or keys: of each head, or of all heads together."""
@@ -253,7 +284,8 @@ class _Names:
             return None
         axes = tuple(() if scale and axis == ("d",) else axis for axis in layout.axes)
         sizes = {**layout.sizes, **({"d": 1} if scale else {}), **({heads: 1} if heads not in layout.held else {})}
-        return view_of(self._wires.hooked(value), Layout(axes, sizes), ("b", "p", heads, "d"), joint=3)
+        hooked = self._wires.hooked(value)
+        return None if hooked is None else view_of(hooked, Layout(axes, sizes), ("b", "p", heads, "d"), joint=3)
 
     # -- after the blocks
 
@@ -265,8 +297,8 @@ class _Names:
         if end.unembed is None or end.read is None:
             return
         if self._kind == "vision":
-            self._add("head.hook_in", View(str(self._wires.hooked(end.read).name)))
-            self._add("head.hook_out", View(str(self._wires.hooked(end.unembed.out).name)), end.unembed)
+            self._add("head.hook_in", self._plain(end.read))
+            self._add("head.hook_out", self._plain(end.unembed.out), end.unembed)
         elif end.picked:
             why = "the graph computes the logits of some tokens only"
             self.missing["unembed.hook_in"] = self.missing["unembed.hook_out"] = why

@@ -2,60 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
+from graphlens.surgery.match.parts import Affine, Norm, Normed
 from graphlens.surgery.match.wires import Wires
-
-
-@dataclass(frozen=True)
-class Affine:
-    """What follows a norm.
-
-    Attributes:
-        weight: What multiplies; None for nothing.
-        bias: What is added; None for nothing.
-        out: The result.
-    """
-
-    weight: ir.Value | None
-    bias: ir.Value | None
-    out: ir.Value
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A LayerNorm or an RMSNorm over the last axis.
-
-    Attributes:
-        x: What is normalised.
-        centred: True if the mean is subtracted.
-        eps: What is added to the variance.
-        scale: The root of the variance; None where the graph computes only its inverse.
-        normalized: What was divided by it; None where it is inside of an operator.
-        affines: What follows, once for each that reads it: several where two norms of one value were merged.
-    """
-
-    x: ir.Value
-    centred: bool
-    eps: float
-    scale: ir.Value | None
-    normalized: ir.Value | None
-    affines: tuple[Affine, ...]
-
-
-@dataclass(frozen=True)
-class Normed:
-    """The result of a norm.
-
-    Attributes:
-        norm: The norm.
-        affine: Which of its results.
-    """
-
-    norm: Norm
-    affine: Affine
 
 
 class Norms:
@@ -108,7 +58,17 @@ class Norms:
         out = wires.first(node.outputs[0])
         if out in ends:
             return True
-        if steps == 0 or node.op_type not in ("Mul", "Pow", "Sub", "ReduceMean", "Add", "Sqrt", "Div", "Reciprocal", "Max"):
+        if steps == 0 or node.op_type not in (
+            "Mul",
+            "Pow",
+            "Sub",
+            "ReduceMean",
+            "Add",
+            "Sqrt",
+            "Div",
+            "Reciprocal",
+            "Max",
+        ):
             return False
         readers = {reader for reader, _ in wires.uses(out)}
         return bool(readers) and all(self._leads(reader, ends, steps - 1) for reader in readers)
@@ -228,4 +188,10 @@ class Norms:
     def _is_vector(self, weight: ir.Value, normalized: ir.Value) -> bool:
         """True for a weight that has an entry for each of the last axis of what it multiplies."""
         shape, whole = self._wires.shape(weight), self._wires.shape(normalized)
-        return bool(shape) and bool(whole) and shape[-1] == whole[-1] and all(size == 1 for size in shape[:-1])
+        return (
+            shape is not None
+            and whole is not None
+            and len(shape) > 0
+            and shape[-1] == whole[-1]
+            and all(size == 1 for size in shape[:-1])
+        )

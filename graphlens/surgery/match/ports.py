@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.match.assembled import Found
+from graphlens.surgery.match.parts import Found
 from graphlens.surgery.match.records import Ports
 from graphlens.surgery.match.wires import Wires
 

@@ -2,77 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
-from graphlens.surgery.match.branches import Branch, Branches
-from graphlens.surgery.match.cores import Core
-from graphlens.surgery.match.heads import Operand
-from graphlens.surgery.match.layout import Layout
-from graphlens.surgery.match.linear import Linear
-from graphlens.surgery.match.mlp import Mlp, Mlps
-from graphlens.surgery.match.norms import Normed, Norms
+from graphlens.surgery.match.branches import Branches
+from graphlens.surgery.match.mlp import Mlps
+from graphlens.surgery.match.norms import Norms
+from graphlens.surgery.match.parts import Attention, Block, Branch, Mlp, Normed
 from graphlens.surgery.match.wires import Wires
 
 _TERMS = 4
-
-
-@dataclass(frozen=True)
-class Attention:
-    """A core with its operands and its last projection.
-
-    Attributes:
-        core: The core.
-        q: Its queries.
-        k: Its keys.
-        v: Its values.
-        z: The values from the product of pattern and values to the last projection.
-        out: That projection.
-        source: What the first projections read.
-        normed: The norm that gives that; None where it is no norm's result.
-    """
-
-    core: Core
-    q: Operand
-    k: Operand
-    v: Operand
-    z: list[tuple[ir.Value, Layout]]
-    out: Linear
-    source: ir.Value
-    normed: Normed | None
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of a transformer.
-
-    Attributes:
-        attention: Its attention.
-        pre: The residual stream before it.
-        ln1: The norm that attention reads; in blocks that normalise the residual stream that after attention.
-        attn: What attention writes.
-        mid: The residual stream between the sublayers; None in a parallel block, or without an MLP.
-        mlp: The MLP; None for none.
-        ln2: The norm that the MLP reads; in blocks that normalise the residual stream that after the MLP.
-        post: The residual stream after the block.
-        normalises: True if the norms are of the residual stream itself.
-        end: What the next block begins with: ``post``, or its norm.
-        parallel: True if attention and MLP read the same residual stream.
-    """
-
-    attention: Attention
-    pre: ir.Value
-    ln1: Normed | None
-    attn: Branch
-    mid: ir.Value | None
-    mlp: Mlp | None
-    ln2: Normed | None
-    post: ir.Value
-    normalises: bool
-    end: ir.Value
-    parallel: bool
 
 
 class Residuals:
@@ -141,12 +80,24 @@ class Residuals:
                 last = self._norm_of_stream(post)
                 end = post if last is None else last.affine.out
                 return Block(attention, pre, after, attn, mid, mlp, last, post, True, end, False)
-        found = self._mlp_after(mid)
+        read = self._flat(mid)
+        found = self._mlp_after(read)
         if found is None:
             return Block(attention, pre, ln1, attn, None, None, None, mid, False, mid, False)
         mlp, post = found
-        ln2 = mlp.normed if mlp.normed is not None and mlp.normed.norm.x is mid else None
+        ln2 = mlp.normed if mlp.normed is not None and mlp.normed.norm.x is read else None
+        post = post if read is mid else self._flat(post)
         return Block(attention, pre, ln1, attn, mid, mlp, ln2, post, False, post, False)
+
+    def _flat(self, stream: ir.Value) -> ir.Value:
+        """The residual stream with tokens and prompts in one axis, or back in two, where a model does so (OPT)."""
+        wires = self._wires
+        node = wires.only_use(stream)
+        if node is None or node.op_type != "Reshape":
+            return stream
+        whole, other = wires.shape(stream), wires.shape(node.outputs[0])
+        same = whole is not None and other is not None and len(whole) != len(other) and whole[-1] == other[-1]
+        return wires.first(node.outputs[0]) if same else stream
 
     def _mlp_after(self, stream: ir.Value) -> tuple[Mlp, ir.Value] | None:
         """The MLP that reads a residual stream, or its norm, and the sum of both."""

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from graphlens.surgery.match.layout import MOVES
+from graphlens.surgery.match.parts import Rotation
 from graphlens.surgery.match.wires import Wires
 
-_PARTS = frozenset({"Split", "Slice", "Gather"})
-_WORK = frozenset({"Mul", "Add", "Sub", "Neg", "Concat", "ScatterND", "ScatterElements", "Expand", "Where", "Tile", "MatMul"})
+_PARTS = frozenset({"Split", "Slice", "Gather", "GatherND"})
+_WORK = frozenset(
+    {"Mul", "Add", "Sub", "Neg", "Concat", "ScatterND", "ScatterElements", "Expand", "Where", "Tile", "MatMul"}
+)
 _NODES = 60  # more than the largest rotation has
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """A rotation of queries or keys.
-
-    Attributes:
-        before: What is rotated.
-        dimensions: How many of a head's dimensions are rotated.
-        adjacent: True if neighbouring dimensions are rotated together; False for one of each half; None if it cannot be told.
-        angles: What it is multiplied by: cosines and sines.
-    """
-
-    before: ir.Value
-    dimensions: int
-    adjacent: bool | None
-    angles: tuple[ir.Value, ...]
 
 
 def rotation_of(wires: Wires, rotated: ir.Value, ends: frozenset[ir.Value] | set[ir.Value]) -> Rotation | None:
@@ -56,7 +40,9 @@ def rotation_of(wires: Wires, rotated: ir.Value, ends: frozenset[ir.Value] | set
     return Rotation(before, _dimensions(wires, inner, whole[-1]), _adjacent(wires, inner), angles)
 
 
-def _region(wires: Wires, rotated: ir.Value, ends: frozenset[ir.Value] | set[ir.Value]) -> tuple[list[ir.Node], ir.Value] | None:
+def _region(
+    wires: Wires, rotated: ir.Value, ends: frozenset[ir.Value] | set[ir.Value]
+) -> tuple[list[ir.Node], ir.Value] | None:
     """The nodes between an activation and the one end that it is computed from, and that end."""
     nodes, waiting, seen, start = dict[ir.Node, None](), [rotated], {rotated}, set[ir.Value]()
     while waiting:

@@ -15,6 +15,9 @@ from graphlens.surgery.shape_rules import outputs_of
 
 BATCH, TOKENS = 2, 7  # of the imagined run; nothing lies in a cache of earlier tokens, so totals are the tokens
 _IMAGE = 4  # axes of an input of pixels, and of one of earlier keys or values
+_PIXELS = frozenset(
+    {"Conv", "ConvInteger", "Cast", "Sub", "Mul", "Div", "DynamicQuantizeLinear", "QuantizeLinear", "Pad"}
+)
 
 Attributes = Mapping[str, ir.Attr]
 _MORE: dict[str, Callable[[Call], list[Known]]] = {}  # operator -> what it gives, besides shape_rules.py
@@ -34,17 +37,24 @@ class Shapes:
         self._known: dict[ir.Value, Known] = {}
         for value in model.graph.inputs:
             if value.const_value is None:
-                shape = self._given.get(str(value.name)) or _imagined(value, side)
-                self._known[value] = Known(shape, 8)
+                shape = self._given.get(str(value.name))
+                self._known[value] = Known(_imagined(value, side) if shape is None else tuple(shape), 8)
+        self._fitted = False
+        self._open = [value for value in model.graph.inputs if value.const_value is None and self.shape(value) is None]
         with np.errstate(all="ignore"):
             for node in model.graph:
                 self._follow(node)
+            if self._fitted:  # sizes of inputs that were found late: what was read of them before is not known yet
+                for node in model.graph:
+                    self._follow(node)
 
     def _follow(self, node: ir.Node) -> None:
         """Finds out what a node gives."""
         if node.op_type == "Constant":
             found = [_constant(node.attributes)]
         else:
+            if node.op_type == "Concat":
+                self._fit_past(node)
             call = Call(
                 node.op_type,
                 [None if one is None else self.known(one) for one in node.inputs],
@@ -57,6 +67,20 @@ class Shapes:
             if shape is None and known.shape is None:
                 shape = _static(value)
             self._known[value] = known if shape is None else Known(tuple(shape), known.width, known.data)
+
+    def _fit_past(self, node: ir.Node) -> None:
+        """Gives an input of earlier keys or values whose sizes a file leaves open those of what it is put before."""
+        shapes = [None if one is None else self.shape(one) for one in node.inputs]
+        known = next((shape for shape in shapes if shape is not None), None)
+        if known is None or None not in shapes:
+            return
+        axis = node.attributes["axis"].as_int() % len(known)
+        for value, shape in zip(node.inputs, shapes, strict=True):
+            if shape is None and value is not None and value.is_graph_input():
+                self._fitted = True
+                found = tuple(0 if place == axis else size for place, size in enumerate(known))
+                self._known |= {one: Known(_stated(one, found), 8) for one in self._open}
+                self._open = []
 
     def known(self, value: ir.Value) -> Known:
         """What is known of a value."""
@@ -89,6 +113,14 @@ def _outputs(call: Call) -> list[Known]:
     return outputs_of(call)
 
 
+def _stated(value: ir.Value, found: Shape) -> Shape:
+    """The sizes that a file states for an input of earlier tokens, and those of another one where it states none."""
+    stated = list(value.shape if value.shape is not None else ())
+    if len(stated) != len(found):
+        return found
+    return tuple(one if isinstance(one, int) else size for one, size in zip(stated, found, strict=True))
+
+
 def _static(value: ir.Value) -> Shape | None:
     """The shape that a file states for a value, where it is all numbers."""
     if value.shape is None or not all(isinstance(size, int) for size in value.shape):
@@ -96,10 +128,14 @@ def _static(value: ir.Value) -> Shape | None:
     return tuple(int(str(size)) for size in value.shape)
 
 
-def _imagined(value: ir.Value, side: int) -> Shape:
-    """The shape of an input in the imagined run."""
+def _imagined(value: ir.Value, side: int) -> Shape | None:
+    """The shape of an input in the imagined run; None for one of earlier tokens whose sizes are left open."""
     sizes = list(value.shape if value.shape is not None else ())
-    pixels = len(sizes) == _IMAGE and not isinstance(sizes[-1], int)
+    if len(sizes) == _IMAGE and not any(node.op_type in _PIXELS for node, _ in value.uses()):
+        known = isinstance(sizes[1], int) and isinstance(sizes[3], int)
+        batch = sizes[0] if isinstance(sizes[0], int) else BATCH
+        tokens = sizes[2] if isinstance(sizes[2], int) else 0
+        return (batch, int(str(sizes[1])), tokens, int(str(sizes[3]))) if known else None
     found = []
     for axis, size in enumerate(sizes):
         if isinstance(size, int):
@@ -107,7 +143,7 @@ def _imagined(value: ir.Value, side: int) -> Shape:
         elif axis == 0 and len(sizes) > 1:
             found.append(BATCH)
         elif len(sizes) == _IMAGE:
-            found.append((side if axis > 1 else 3) if pixels else 0)
+            found.append(side if axis > 1 else 3)
         else:
             found.append(TOKENS)
     return tuple(found)
@@ -116,13 +152,19 @@ def _imagined(value: ir.Value, side: int) -> Shape:
 def _side(graph: ir.Graph) -> int:
     """How many pixels high and wide an image is whose patches fit a graph's table of positions."""
     patch = next(
-        (node.attributes["strides"].as_ints()[0] for node in graph if "Conv" in node.op_type and "strides" in node.attributes),
+        (
+            node.attributes["strides"].as_ints()[0]
+            for node in graph
+            if "Conv" in node.op_type and "strides" in node.attributes
+        ),
         1,
     )
     rows = [
         int(str(value.const_value.shape[1]))
         for value in graph.initializers.values()
-        if value.const_value is not None and len(value.const_value.shape) == 3 and str(value.const_value.shape[0]) == "1"
+        if value.const_value is not None
+        and len(value.const_value.shape) == 3
+        and str(value.const_value.shape[0]) == "1"
     ]
     count = max(rows, default=0)
     root = int(count**0.5)
@@ -173,6 +215,29 @@ def _unary(call: Call) -> list[Known]:
     return made(call.shape(), max(4, call.width()), data)
 
 
+@_more("Split")
+def _split(call: Call) -> list[Known]:
+    # Sizes that are read off shapes are split by optimisers.
+    found = outputs_of(call)
+    whole = call.inputs[0]
+    if whole is None or whole.data is None or whole.data.ndim != 1:
+        return found
+    ends = np.cumsum([1 if one.shape is None else one.shape[0] for one in found])
+    parts = np.split(whole.data, ends[:-1])
+    return [Known(one.shape, one.width, part) for one, part in zip(found, parts, strict=True)]
+
+
+@_more("DequantizeLinear")
+def _dequantised(call: Call) -> list[Known]:
+    # Numbers that scores are scaled by are quantised too.
+    def data() -> Data:
+        zero = call.data(2).astype(np.float32) if call.given(2) else np.float32(0)
+        return np.asarray((call.data(0).astype(np.float32) - zero) * call.data(1).astype(np.float32), np.float32)
+
+    small = call.given(1) and call.inputs[1] is not None and call.inputs[1].shape == ()
+    return made(call.shape(), 4, data if small else None)
+
+
 @_more("Conv", "ConvInteger")
 def _convolved(call: Call) -> list[Known]:
     image, kernel = call.shape(0), call.shape(1)
@@ -181,7 +246,9 @@ def _convolved(call: Call) -> list[Known]:
     dilations = call.numbers(9, "dilations", [1] * count)
     pads = call.numbers(9, "pads", [0] * (2 * count))
     sides = [
-        (image[2 + axis] + pads[axis] + pads[count + axis] - dilations[axis] * (kernel[2 + axis] - 1) - 1) // strides[axis] + 1
+        (image[2 + axis] + pads[axis] + pads[count + axis] - dilations[axis] * (kernel[2 + axis] - 1) - 1)
+        // strides[axis]
+        + 1
         for axis in range(count)
     ]
     return made((image[0], kernel[0], *sides), 4)

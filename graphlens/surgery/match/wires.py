@@ -1,7 +1,7 @@
 """Which values of a graph are one activation, what reads it, and what it depends on.
 
-Nodes that leave an activation as it is (Identity, Cast between floats, Dropout, a QuantizeLinear with its
-DequantizeLinear) are looked through: the first value of such a chain stands for all of it. So a quantised file, one in
+Nodes that leave an activation as it is (Identity, Cast between floats, Dropout, QuantizeLinear and DequantizeLinear) are
+looked through: the first value of such a chain stands for all of it. So a quantised file, one in
 float16 and a plain one look alike.
 """
 
@@ -15,7 +15,23 @@ from graphlens.surgery.known import Shape
 from graphlens.surgery.match.shapes import Shapes
 
 Use = tuple[ir.Node, int]
-_SAME = frozenset({"Identity", "Dropout"})
+_SAME = frozenset({"Identity", "Dropout", "QuantizeLinear", "DequantizeLinear"})
+_KEEPING = frozenset(
+    {
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Split",
+        "Slice",
+        "Gather",
+        "Concat",
+        "Expand",
+        "Identity",
+        "MaxPool",
+    }
+)
 _OPAQUE = frozenset({"Shape", "Size"})  # what is computed from a shape does not depend on the content
 
 
@@ -38,8 +54,9 @@ class Wires:
         self._first: dict[ir.Value, ir.Value] = {}
         self._chain: dict[ir.Value, list[ir.Value]] = {}
         self._uses: dict[ir.Value, list[Use]] = {}
-        self._fixed: set[ir.Value] = {value for value in model.graph.initializers.values()}
+        self._fixed: set[ir.Value] = set(model.graph.initializers.values())
         self._live: set[ir.Value] = set()
+        self._packed: set[ir.Value] = set()
         self._outputs = {id(value) for value in model.graph.outputs}
         for place, node in enumerate(model.graph):
             self.place[node] = place
@@ -52,13 +69,12 @@ class Wires:
         elif node.op_type not in _OPAQUE and (self._begins(node) or any(value in self._live for value in given)):
             self._live.update(node.outputs)
         source = self._same_as(node)
+        self._pack(node, given)
         if source is not None:
             first = self.first(source)
             self._first[node.outputs[0]] = first
             self._chain.setdefault(first, [first]).append(node.outputs[0])
             return
-        if node.op_type == "QuantizeLinear" and given and given[0] not in self._fixed:
-            return  # read through the DequantizeLinear after it
         for index, value in enumerate(node.inputs):
             if value is not None:
                 self._uses.setdefault(self.first(value), []).append((node, index))
@@ -82,15 +98,27 @@ class Wires:
             whole = source.dtype is not None and not source.dtype.is_floating_point()
             to = ir.DataType(node.attributes["to"].as_int())
             return source if to.is_floating_point() and not whole and not self._is_whole(source) else None
-        if node.op_type == "DequantizeLinear":
-            before = source.producer()
-            return before.inputs[0] if before is not None and before.op_type == "QuantizeLinear" else None
         return None
+
+    def _pack(self, node: ir.Node, given: list[ir.Value]) -> None:
+        """Notes which values hold integers that stand for numbers: they cannot be hooked."""
+        if node.op_type == "QuantizeLinear":
+            self._packed.update(node.outputs)
+        elif node.op_type == "DequantizeLinear":
+            self._packed.update(given[:1])
+        elif node.op_type in _KEEPING and given and given[0] in self._packed:
+            self._packed.update(node.outputs)
 
     def _is_whole(self, value: ir.Value) -> bool:
         """True for integers, where a file does not state the type."""
         node = value.producer()
-        return node is not None and node.op_type in ("MatMulInteger", "ConvInteger", "Shape", "Size", "DynamicQuantizeLinear")
+        return node is not None and node.op_type in (
+            "MatMulInteger",
+            "ConvInteger",
+            "Shape",
+            "Size",
+            "DynamicQuantizeLinear",
+        )
 
     def first(self, value: ir.Value) -> ir.Value:
         """The value that stands for all that are the same activation."""
@@ -146,32 +174,26 @@ class Wires:
         """The number that a value is, where it follows from constants and shapes."""
         return self.shapes.number(value)
 
-    def hooked(self, value: ir.Value) -> ir.Value:
+    def hooked(self, value: ir.Value) -> ir.Value | None:
         """The value to hook for an activation: in a QDQ file the one after its rounding, if all that reads it reads that.
 
         Args:
             value: An activation.
-        """
-        found = self.first(value)
-        while (after := self._rounded(found)) is not None:
-            found = after
-        return found
 
-    def _rounded(self, value: ir.Value) -> ir.Value | None:
-        """What a value is after QuantizeLinear and DequantizeLinear, where nothing reads it before."""
-        if id(value) in self._outputs:
-            return None
-        readers = {node for node, _ in value.uses() if node.op_type not in _OPAQUE}
-        if len(readers) != 1:
-            return None
-        (node,) = readers
-        if node.op_type != "QuantizeLinear":
-            return None
-        after = {reader for reader, _ in node.outputs[0].uses()}
-        if len(after) != 1 or id(node.outputs[0]) in self._outputs:
-            return None
-        (last,) = after
-        return last.outputs[0] if last.op_type == "DequantizeLinear" else None
+        Returns:
+            A value of numbers through which all goes that reads the activation; None where there are only integers.
+        """
+        current = self.first(value)
+        found = None if current in self._packed else current
+        while id(current) not in self._outputs:
+            readers = {node for node, _ in current.uses() if node.op_type not in _OPAQUE}
+            node = next(iter(readers)) if len(readers) == 1 else None
+            if node is None or self.first(node.outputs[0]) is not self.first(value):
+                break
+            current = node.outputs[0]
+            if node.op_type == "DequantizeLinear" or (found is None and current not in self._packed):
+                found = current
+        return found
 
     def nodes(self) -> Iterator[ir.Node]:
         """The nodes in their order."""

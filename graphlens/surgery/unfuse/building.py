@@ -19,21 +19,80 @@ class Kept(ValueError):
     """A node that a rule does not expand: why, as the end of a sentence about its operator."""
 
 
+class Workshop:
+    """What the rules of one graph share.
+
+    Args:
+        graph: The main graph of a model, each of whose nodes has a name.
+        opset: The version of standard operators that rules write.
+
+    Attributes:
+        graph: The main graph; constants go into it, and branches see them from there.
+        opset: The version of standard operators.
+        origin: The name of each new node -> the name of the node that it comes from.
+    """
+
+    def __init__(self, graph: ir.Graph, opset: int) -> None:
+        self.graph, self.opset = graph, opset
+        self.origin: dict[str, str] = {}
+        self._constants: dict[tuple[str, bytes], ir.Value] = {}
+        values = (value for node in graph.all_nodes() for value in node.outputs)
+        inner = (inner for node in graph.all_nodes() for inner in _branches(node))
+        held = (value for each in (graph, *inner) for value in (*each.inputs, *each.initializers.values()))
+        self._names = {name for name in (value.name for value in (*values, *held)) if name}
+        self._names |= {str(node.name) for node in graph.all_nodes()}
+
+    def name(self, wish: str) -> str:
+        """A name that nothing in the graph has: the one that is wished for, or it with a number behind.
+
+        Args:
+            wish: The name.
+        """
+        found, number = wish, 1
+        while found in self._names:
+            found, number = f"{wish}_{number}", number + 1
+        self._names.add(found)
+        return found
+
+    def constant(self, array: npt.NDArray[np.generic]) -> ir.Value:
+        """A constant of the main graph: the same one for the same content.
+
+        Args:
+            array: Its content.
+        """
+        key = (f"{array.dtype}{array.shape}", array.tobytes())
+        if key not in self._constants:
+            name = self.name(f"unfused/constant_{len(self._constants)}")
+            tensor = ir.tensor(array, name=name)
+            value = ir.Value(
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            self._constants[key] = self.graph.initializers[name] = value
+        return self._constants[key]
+
+
+def _branches(node: ir.Node) -> list[ir.Graph]:
+    """The graphs in a node's attributes."""
+    found = [attr.as_graph() for attr in node.attributes.values() if attr.type == ir.AttributeType.GRAPH]
+    many = [attr.as_graphs() for attr in node.attributes.values() if attr.type == ir.AttributeType.GRAPHS]
+    return [*found, *(graph for graphs in many for graph in graphs)]
+
+
 class Builder:
     """The nodes that take the place of one fused node, in the order in which they run.
 
     Args:
-        prefix: What the names of the new nodes and values begin with: the fused node's name.
-        opset: The version of standard operators.
-        constants: The constants that were made for the graph so far; new ones are added.
+        node: The fused node; the names of new nodes and values begin with its name.
+        shop: What the rules of its graph share.
 
     Attributes:
         tape: The new nodes.
+        shop: What the rules of the graph share.
     """
 
-    def __init__(self, prefix: str, opset: int, constants: dict[tuple[str, str], ir.Value]) -> None:
+    def __init__(self, node: ir.Node, shop: Workshop) -> None:
         self.tape = Tape()
-        self.prefix, self._opset, self._constants, self._count = prefix, opset, constants, 0
+        self.shop, self._prefix, self._count = shop, str(node.name), 0
 
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: Attribute) -> ir.Value:
         """The output of a new node.
@@ -57,12 +116,19 @@ class Builder:
         found = self.tape.op_multi_out(kind, list(inputs), attributes, num_outputs=count)
         node = found[0].producer()
         assert node is not None
-        node.name = f"{self.prefix}/{kind}_{self._count}"
+        node.name = self.shop.name(f"{self._prefix}/{kind}_{self._count}")
+        self.shop.origin[node.name] = self._prefix
         for place, value in enumerate(found):
-            value.name = node.name if count == 1 else f"{node.name}:{place}"
+            value.name = node.name if count == 1 else self.shop.name(f"{node.name}:{place}")
         self._count += 1
-        fill(node, self._opset)
+        fill(node, self.shop.opset)
         return found
+
+    def discard(self) -> None:
+        """Lets what was built read nothing: a node that stays after all has the readers that it had."""
+        for node in self.tape.nodes:
+            for place in range(len(node.inputs)):
+                node.replace_input_with(place, None)
 
     def integers(self, numbers: int | Sequence[int]) -> ir.Value:
         """An int64 constant: a scalar for one number, else one axis."""
@@ -86,11 +152,7 @@ class Builder:
 
     def constant(self, array: npt.NDArray[np.generic]) -> ir.Value:
         """A constant: the same one for the same content everywhere in the graph."""
-        key = (f"{array.dtype}{array.shape}", array.tobytes().hex())
-        if key not in self._constants:
-            name = f"unfused/constant_{len(self._constants)}"
-            self._constants[key] = self.tape.initializer(ir.tensor(array, name=name), name=name)
-        return self._constants[key]
+        return self.shop.constant(array)
 
     def dtype(self, value: ir.Value) -> ir.DataType:
         """The element type of a value.

@@ -21,11 +21,11 @@ from graphlens.surgery.unfuse import (
     rotary,
     standard,
 )
-from graphlens.surgery.unfuse.building import Builder, Kept
+from graphlens.surgery.unfuse.building import Builder, Kept, Workshop
 from graphlens.surgery.unfuse.kinds import fill
 from graphlens.surgery.unfuse.opsets import LEAST, raised
 from graphlens.surgery.unfuse.placing import install
-from graphlens.surgery.unfuse.table import RULES, name_of
+from graphlens.surgery.unfuse.table import RULES, Rule, name_of
 from graphlens.surgery.unfuse.unknown import why_kept
 
 # Importing a file of rules puts its rules into the table.
@@ -50,34 +50,39 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
     model = model.clone()
     if model.functions:
         common_passes.InlinePass()(model)
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     _name_nodes(model.graph)
-    constants: dict[tuple[str, str], ir.Value] = {}
-    origin: dict[str, str] = {}
-    raised(model, constants, origin)
-    opset = max(model.opset_imports.get("", LEAST), LEAST)
+    shop = Workshop(model.graph, max(model.opset_imports.get("", LEAST), LEAST))
+    raised(model, shop)
     left, expanded, kept = set(keep), Counter[str](), dict[str, str]()
     for node in list(model.graph):
         operator = name_of(node.domain, node.op_type)
         if operator in left or node.op_type in left:
             kept[operator] = f"{operator} stays as it is because that was asked for."
         elif operator in RULES:
-            builder = Builder(str(node.name), opset, constants)
+            builder = Builder(node, shop)
             try:
                 found = RULES[operator].function(builder, node)
             except Kept as error:
+                builder.discard()
                 kept[operator] = f"{operator} {error}"
             else:
-                install(model.graph, node, builder, found)
-                origin |= {str(new.name): str(node.name) for new in builder.tape.nodes}
+                install(node, builder, found)
                 expanded[operator] += 1
                 continue
         elif (reason := why_kept(node)) is not None:
             kept.setdefault(operator, reason)
-        fill(node, opset)
+        fill(node, shop.opset)
     _in_branches(model.graph, kept)
     drop_unused(model)
-    _tidy(model, origin)
-    return Unfused(model, dict(expanded), kept, origin)
+    _tidy(model, shop.origin)
+    return Unfused(model, dict(expanded), kept, shop.origin)
+
+
+def table() -> list[Rule]:
+    """The rules that there are, by the names of their operators: those of ONNX Runtime come after the standard ones."""
+    return sorted(RULES.values(), key=lambda rule: ("::" in rule.operator, rule.operator))
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -145,6 +145,7 @@ def _parts(b: Builder, node: ir.Node, heads: int, groups: int) -> list[ir.Value]
             split = b.reshape(q, 0, 0, heads + 2 * groups, -1)
             parts = b.several("Split", 3, split, b.integers([heads, groups, groups]), axis=2)
             return [b.transpose(part, 0, 2, 1, 3) for part in parts]
+        refuse(node, f"{width} numbers that are not as many for each head", width % (heads + 2 * groups) != 0)
         head = width // (heads + 2 * groups)
         q, k, v = b.several("Split", 3, q, b.integers([heads * head, groups * head, groups * head]), axis=-1)
     return [split_heads(b, part, count) for part, count in ((q, heads), (k, groups), (v, groups))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import onnx
 import onnx_ir as ir
@@ -85,7 +86,9 @@ def constant_of(value: ir.Value) -> ir.TensorProtocol | None:
         return None
     attributes = node.attributes
     if "value" in attributes:
-        return attributes["value"].as_tensor()
+        return cast(
+            "ir.TensorProtocol", attributes["value"].value
+        )  # as_tensor asks whether it is one, which takes long
     if "value_int" in attributes:
         return ir.tensor(attributes["value_int"].as_int(), ir.DataType.INT64)
     if "value_ints" in attributes:
@@ -129,8 +132,9 @@ def _dtype(node: ir.Node, place: int, opset: int) -> ir.DataType | None:
         return None if tensor is None else tensor.dtype
     if kind == "ConstantOfShape":
         return attributes["value"].as_tensor().dtype if "value" in attributes else ir.DataType.FLOAT
-    if "dtype" in attributes or "output_dtype" in attributes:
-        return ir.DataType(attributes["dtype" if "dtype" in attributes else "output_dtype"].as_int() or 1)
+    stated = next((attributes[name].as_int() for name in ("dtype", "output_dtype") if name in attributes), 0)
+    if stated:
+        return ir.DataType(stated)
     try:
         schema = onnx.defs.get_schema(kind, opset, "")
     except onnx.defs.SchemaError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphlens.surgery.unfuse.building import HALVES, Builder, Kept, given, integer, real, taken, wanted
-from graphlens.surgery.unfuse.kinds import dtype_of, rank_of, sizes_of
+from graphlens.surgery.unfuse.kinds import rank_of, sizes_of
 from graphlens.surgery.unfuse.table import rule
 
 _ON_THE_WAY = ("Mul", "Cast", "Reshape", "Identity", "DequantizeLinear", "QuantizeLinear", "Transpose")
@@ -21,6 +21,7 @@ def normalised(
     simple: bool,
     axes: list[int] | None = None,
     precise: bool = True,
+    result: ir.DataType | None = None,
 ) -> tuple[ir.Value, ir.Value | None, ir.Value]:
     """A normalisation, written out.
 
@@ -33,6 +34,7 @@ def normalised(
         simple: True for a norm by the root of the mean square, whose mean is not taken away.
         axes: The axes that it is over; the last one by default.
         precise: True if numbers of 16 bits are normalised in 32.
+        result: The element type of the result; that of x by default.
 
     Returns:
         (the result, the mean or None, the scale).
@@ -43,6 +45,7 @@ def normalised(
     centred = wide if mean is None else b.op("Sub", wide, mean)
     square = b.op("ReduceMean", b.op("Mul", centred, centred), over, keepdims=1)
     scale = b.op("Sqrt", b.op("Add", square, b.number(epsilon, square)))
+    dtype = dtype if result is None else result
     found = b.cast(b.op("Div", centred, scale), dtype)
     if weight is not None:
         found = b.op("Mul", found, b.cast(weight, dtype))
@@ -67,7 +70,6 @@ def _precise(node: ir.Node) -> bool:
 
 @rule(
     "LayerNormalization",
-    "com.microsoft::LayerNormalization",
     variants="any axis, without bias, Mean and InvStdDev, 16-bit numbers in 32",
 )
 def _layer(b: Builder, node: ir.Node) -> list[ir.Value | None]:
@@ -82,13 +84,14 @@ def _layer(b: Builder, node: ir.Node) -> list[ir.Value | None]:
 @rule(
     "RMSNormalization",
     "SimplifiedLayerNormalization",
-    "com.microsoft::SimplifiedLayerNormalization",
     variants="any axis, the inverse scale, 16-bit numbers in 32",
 )
 def _rms(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     x = taken(node, 0)
     axes, precise = _axes(node, x), _precise(node)
-    found, _, scale = normalised(b, x, taken(node, 1), None, real(node, "epsilon", 1e-5), True, axes, precise)
+    weight, epsilon = taken(node, 1), real(node, "epsilon", 1e-5)
+    result = b.dtype(weight) if node.op_type == "SimplifiedLayerNormalization" else None
+    found, _, scale = normalised(b, x, weight, None, epsilon, True, axes, precise, result)
     # An older form has a mean that it never computes between the two.
     inverse = [b.op("Reciprocal", scale) if wanted(node, place) else None for place in range(1, len(node.outputs))]
     return [found, *inverse]
@@ -127,8 +130,3 @@ def _skip(b: Builder, node: ir.Node) -> list[ir.Value | None]:
         b.op("Reciprocal", scale) if wanted(node, 2) else None,
         total if wanted(node, 3) else None,
     ]
-
-
-def is_half(value: ir.Value) -> bool:
-    """True for a value of 16-bit numbers."""
-    return dtype_of(value) in HALVES

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
-from graphlens.surgery.unfuse.building import Builder, given, integer, real, taken, wanted
+from graphlens.surgery.unfuse.building import Builder, Workshop, given, integer, real, taken, wanted
 from graphlens.surgery.unfuse.kinds import fill, rank_of
 from graphlens.surgery.unfuse.placing import install
 
@@ -50,19 +50,16 @@ def _until(version: int, *operators: str) -> Callable[[Change], Change]:
     return add
 
 
-def raised(model: ir.Model, constants: dict[tuple[str, str], ir.Value], origin: dict[str, str]) -> None:
+def raised(model: ir.Model, shop: Workshop) -> None:
     """Raises a model to opset 20 in place; a model of that opset or a later one stays as it is.
 
     Args:
-        model: The model; each of its nodes has a name of its own.
-        constants: Constants that were made for its graph; new ones are added.
-        origin: New node -> the node that it comes from; what is rewritten is added.
+        model: The model.
+        shop: What the rules of its graph share.
 
     Raises:
         ModelFileError: An operator means something else in opset 20 and has no rule here.
     """
-    if "ai.onnx" in model.opset_imports:
-        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     version = model.opset_imports.get("", LEAST)
     if version >= LEAST:
         return
@@ -84,20 +81,15 @@ def raised(model: ir.Model, constants: dict[tuple[str, str], ir.Value], origin: 
                 f"{node.op_type} ({node.name!r}) of opset {version} means something else in opset {LEAST}, and graphlens "
                 "does not know how to write it anew. Export the model with opset 18 or later."
             )
-        _rewrite(node, change, version, constants, origin)
+        builder = Builder(node, shop)
+        install(node, builder, change(builder, node, version))
     model.opset_imports[""] = LEAST
     model.ir_version = max(model.ir_version, _IR_VERSION)
 
 
-def _rewrite(
-    node: ir.Node, change: Change, version: int, constants: dict[tuple[str, str], ir.Value], origin: dict[str, str]
-) -> None:
-    graph = node.graph
-    assert graph is not None
-    main = graph.parent_node() is None if hasattr(graph, "parent_node") else True
-    builder = Builder(str(node.name), LEAST, constants if main else {})
-    install(graph, node, builder, change(builder, node, version))
-    origin |= {str(new.name): str(node.name) for new in builder.tape.nodes}
+def rewritten() -> list[str]:
+    """The names of the operators that are rewritten where their opset is an old one."""
+    return sorted(_CHANGES)
 
 
 def _unchanged(node: ir.Node, version: int) -> bool:

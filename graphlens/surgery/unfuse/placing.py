@@ -10,15 +10,16 @@ from graphlens.surgery.graph import replace_value
 from graphlens.surgery.unfuse.building import Builder
 
 
-def install(graph: ir.Graph, node: ir.Node, builder: Builder, found: Iterable[ir.Value | None]) -> None:
+def install(node: ir.Node, builder: Builder, found: Iterable[ir.Value | None]) -> None:
     """Puts what was built into a node's place; new values take over the names of the outputs that they replace.
 
     Args:
-        graph: Changed in place.
-        node: Is removed.
+        node: A node of a graph, from which it is removed.
         builder: Holds the new nodes.
         found: What takes the place of each output; None for one that nothing reads.
     """
+    graph = node.graph
+    assert graph is not None, "what is rewritten stands in a graph"
     own = {value for new in builder.tape.nodes for value in new.outputs}
     seen: set[ir.Value] = set()
     ready = []
@@ -29,8 +30,6 @@ def install(graph: ir.Graph, node: ir.Node, builder: Builder, found: Iterable[ir
         value = new if new in own and new not in seen else builder.op("Identity", new)
         seen.add(value)
         ready.append((old, value))
-    for initializer in builder.tape.initializers:
-        graph.initializers[str(initializer.name)] = initializer
     graph.insert_before(node, builder.tape.nodes)
     for old, value in ready:
         replace_value(old, value, left=f"{old.name}/fused")

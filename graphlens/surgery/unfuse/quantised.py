@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphlens.surgery.unfuse.attention import attended
 from graphlens.surgery.unfuse.building import Builder, Kept, given, integer, real, refuse, taken
-from graphlens.surgery.unfuse.kinds import rank_of, sizes_of
+from graphlens.surgery.unfuse.kinds import constant_of, rank_of, sizes_of
 from graphlens.surgery.unfuse.table import SCHEMA, rule
 
 _STEP = "to one step of the output's quantiser"
@@ -47,16 +47,19 @@ def _quantised(b: Builder, x: ir.Value, scale: ir.Value, zero: ir.Value | None, 
     return b.op("QuantizeLinear", x, _single(b, scale), _single(b, zero))
 
 
-@rule("QLinearMatMul", "com.microsoft::QLinearMatMul", variants=f"one scale, or one for each column, {_STEP}")
+@rule("QLinearMatMul", variants=f"one scale, or one for each column, {_STEP}")
 def _product(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     columns = (rank_of(taken(node, 3)) or 2) - 1
     found = b.op("MatMul", _dequantised(b, node, 0), _dequantised(b, node, 3, columns))
     return [_quantised(b, found, taken(node, 6), given(node, 7), taken(node, 0))]
 
 
+_PAIRS = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
+
+
 @rule("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul", variants=f"all, {_STEP}")
 def _pair(b: Builder, node: ir.Node) -> list[ir.Value | None]:
-    found = b.op(node.op_type.removeprefix("QLinear"), _dequantised(b, node, 0), _dequantised(b, node, 3))
+    found = b.op(_PAIRS[node.op_type], _dequantised(b, node, 0), _dequantised(b, node, 3))
     return [_quantised(b, found, taken(node, 6), given(node, 7), taken(node, 0))]
 
 
@@ -75,7 +78,14 @@ def _softmax(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     axis, rank = integer(node, "axis", -1), rank_of(taken(node, 0))
     refuse(node, "a Softmax that is not over the last axis", axis != -1 and (rank is None or axis % rank != rank - 1))
     found = b.op("Softmax", _dequantised(b, node, 0), axis=-1)
-    return [_quantised(b, found, taken(node, 3), given(node, 4), taken(node, 0))]
+    # The kernel counts whole steps in 1: of a scale of 1 / 255, whose inverse in 32 bits is below 255, it makes 254.
+    scale, known = taken(node, 3), constant_of(taken(node, 3))
+    if known is not None:
+        one = np.float32(1)
+        whole = b.constant(np.asarray(one / np.floor(one / known.numpy().reshape(())), np.float32))
+    else:
+        whole = b.op("Reciprocal", b.op("Floor", b.op("Reciprocal", scale)))
+    return [_quantised(b, found, whole, given(node, 4), taken(node, 0))]
 
 
 @rule("com.microsoft::QLinearConcat", variants=f"all, {_STEP}")

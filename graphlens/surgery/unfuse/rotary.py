@@ -73,7 +73,7 @@ def _rotated(b: Builder, node: ir.Node, x: ir.Value, cos: ir.Value, sin: ir.Valu
 
 @rule(
     "com.microsoft::RotaryEmbedding",
-    variants="[b, s, h d] and [b, h, s, d], positions by row or from an offset, interleaved, part of a head, scale",
+    variants="[b, s, h d] and [b, h, s, d], positions by row or from an offset, interleaved, part of a head",
 )
 def _microsoft(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     x, positions, cos, sin = (taken(node, place) for place in range(4))

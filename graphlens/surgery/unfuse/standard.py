@@ -28,12 +28,11 @@ def _attention(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     mask = given(node, 3)
     is_boolean = mask is not None and dtype_of(mask) == ir.DataType.BOOL
     allowed = mask if is_boolean else None
-    if integer(node, "is_causal"):
-        allowed = both(b, causal(b, b.size(q, 2), total, length), allowed)
     ends = given(node, 6)
+    if integer(node, "is_causal") and ends is None:
+        allowed = both(b, causal(b, b.size(q, 2), total, length), allowed)
     if ends is not None:
-        within = b.op("Less", b.count(None, total), b.reshape(b.cast(ends, ir.DataType.INT64), -1, 1, 1, 1))
-        allowed = both(b, allowed, within)
+        allowed = both(b, allowed, _before(b, node, ends, b.size(q, 2), total))
     wide = integer(node, "softmax_precision") == ir.DataType.FLOAT and b.dtype(q) in HALVES
     scoring = Scoring(
         real(node, "scale") or None,
@@ -76,3 +75,13 @@ def _parts(b: Builder, node: ir.Node) -> tuple[list[ir.Value], int | None, int |
 def _heads(value: ir.Value) -> Size:
     sizes = sizes_of(value)
     return None if sizes is None or len(sizes) < 2 else sizes[1]
+
+
+def _before(b: Builder, node: ir.Node, ends: ir.Value, queries: ir.Value, total: ir.Value) -> ir.Value:
+    """Which keys are there, by the lengths of rows [b]; if causal, the last query is the last of them. Bool [b, 1, s, t]."""
+    keys, ends = b.count(None, total), b.reshape(b.cast(ends, ir.DataType.INT64), -1, 1, 1, 1)
+    within = b.op("Less", keys, ends)
+    if not integer(node, "is_causal"):
+        return within
+    places = b.op("Add", b.op("Sub", ends, queries), b.unsqueeze(b.count(None, queries), 1))
+    return b.op("And", within, b.op("LessOrEqual", keys, places))

@@ -7,8 +7,10 @@ import onnx_ir as ir
 from graphlens.surgery.unfuse.table import name_of
 
 _LINEAR = "is left as it is: it is a matrix product, or looks up rows, with weights that are stored in fewer bits."
+_BLOCKS = "has no rule: its cache is in blocks that a table in its inputs orders."
+_RAGGED = "has no rule: its rows are packed without padding."
 _NO_RULE = "has no rule that writes it out, so what it computes inside has no names."
-_KEPT = {
+KEPT = {
     "com.microsoft::MatMulNBits": _LINEAR,
     "com.microsoft::MatMulBnb4": _LINEAR,
     "com.microsoft::MatMulFpQ4": _LINEAR,
@@ -23,7 +25,17 @@ _KEPT = {
     ),
     "com.microsoft::MoE": "has no rule: which experts a token goes to is decided inside it.",
     "com.microsoft::QMoE": "has no rule: which experts a token goes to is decided inside it.",
+    **dict.fromkeys(("com.microsoft::PagedAttention", "com.microsoft::SparseAttention"), _BLOCKS),
+    **dict.fromkeys(("com.microsoft::PackedAttention", "com.microsoft::PackedMultiHeadAttention"), _RAGGED),
+    "com.microsoft::LongformerAttention": "has no rule: it attends to a band and to chosen tokens.",
+    "com.microsoft::DecoderAttention": "has no rule: it attends to an encoder, or to a cache, as an input says.",
+    "com.microsoft::RelativePositionBias": "has no rule: it computes a T5 model's bias, and graphlens adopts no T5.",
+    "com.microsoft::GatedRelativePositionBias": "has no rule: it computes the bias of models of speech.",
+    "com.microsoft::SkipGroupNorm": "has no rule: it is an operator of models of images that have no attention blocks.",
+    "com.microsoft::QOrderedAttention": "has no rule: its integers are in an order of one kind of processor.",
+    "com.microsoft::QOrderedMatMul": "has no rule: its integers are in an order of one kind of processor.",
 }
+"""Operator -> why it stays as it is, as the end of a sentence that begins with its name."""
 
 
 def why_kept(node: ir.Node) -> str | None:
@@ -35,4 +47,4 @@ def why_kept(node: ir.Node) -> str | None:
     if node.domain in ("", "ai.onnx"):
         return None
     operator = name_of(node.domain, node.op_type)
-    return f"{operator} {_KEPT.get(operator, _NO_RULE)}"
+    return f"{operator} {KEPT.get(operator, _NO_RULE)}"
