@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphlens.model.config import HookedTransformerConfig
     from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.hooked_vit import HookedViT
     from graphlens.model.kv_cache import (
         HookedTransformerKeyValueCache,
         HookedTransformerKeyValueCacheEntry,
@@ -49,6 +50,7 @@ _HOMES = {
     "HookedEncoder": "graphlens.model.hooked_encoder",
     "HookedTransformer": "graphlens.model.hooked_transformer",
     "HookedTransformerConfig": "graphlens.model.config",
+    "HookedViT": "graphlens.model.hooked_vit",
     "adopt": "graphlens.pipelines.adopt",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "drift": "graphlens.experiments.drift",
@@ -93,6 +95,7 @@ __all__ = [
     "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
     "HookedTransformerKeyValueCacheEntry",
+    "HookedViT",
     "InputError",
     "KeyValueCache",
     "KeyValueCacheEntry",

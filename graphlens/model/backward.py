@@ -146,6 +146,32 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
     return Seed.dense(dense)
 
 
+def class_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated[ArrayT]) -> Seed:
+    """The gradient of a metric with respect to the class logits [b, C] of a run over images.
+
+    Args:
+        runner: Runs the model.
+        request: The run.
+        metric: One of graphlens.metrics with a mean over the batch, which reads the logits as those of one position; or an
+            object with ``gradient(logits)``, which gets them as they are.
+
+    Raises:
+        InputError: For a metric without a derivative, or one that does not fit the run.
+    """
+    batch, classes = request.shape[0], runner.config.d_vocab_out
+    dtype = np.dtype(runner.config.dtype)
+    if not isinstance(metric, Metric):
+        return Seed.dense(_own_gradient(runner, request, metric, (batch, classes)).astype(dtype))
+    metric = runner.bound(metric, None)
+    metric.check(classes)
+    needs = metric.needs(batch, 1)
+    slopes = metric.slopes(needs.gather(runner.run(request).logits[:, None]))
+    dense = np.zeros((batch, classes), dtype)
+    tokens = np.arange(classes)[None] if needs.tokens is None else needs.tokens
+    np.add.at(dense, (np.arange(batch)[:, None], np.broadcast_to(tokens, (batch, tokens.shape[-1]))), slopes[:, 0])
+    return Seed.dense(dense)
+
+
 def _has_gradient(metric: object) -> TypeGuard[Differentiable[Any]]:
     # Not isinstance: a protocol does not see what a proxy finds through __getattr__.
     return hasattr(metric, "gradient")
@@ -155,7 +181,7 @@ def _own_gradient(
     runner: Runner[ArrayT],
     request: Request,
     metric: Differentiable[ArrayT] | Callable[[ArrayT], Any],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> Array:
     if not _has_gradient(metric):
         raise InputError(
@@ -199,7 +225,8 @@ def gradients(
         asked = [name for name in asked if name in possible]
     if not asked:
         raise InputError("names picks no hook point of floats: there is nothing to differentiate.")
-    ran = runner.run_backward(request, metric_seed(runner, request, metric), asked)
+    seed = (class_seed if runner.config.is_vision else metric_seed)(runner, request, metric)
+    ran = runner.run_backward(request, seed, asked)
     values: Gradients[ArrayT] = Gradients()
     values.straight_through = ran.straight_through
     seen: set[int] = set()

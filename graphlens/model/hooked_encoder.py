@@ -49,7 +49,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         runner: Runs the model with what is active; experiments are built on it.
     """
 
-    _encoders = True
+    _kind = "encoder"
 
     def _border(self) -> Border[ArrayT]:
         return cast(Border[ArrayT], NumpyBorder())

@@ -126,7 +126,7 @@ def _adopted(
     from graphlens.file.safetensors import WeightStore
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
-    from graphlens.pipelines.adopt_probe import seen_values
+    from graphlens.pipelines.adopt_probe import image_side, seen_values
     from graphlens.pipelines.adopt_weights import proved_weights
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
@@ -152,7 +152,7 @@ def _adopted(
     unfused = unfuse(model, keep=_everything(model) if keep_fused else ())
     untouched, model = model, unfused.model
     model.graph.sort()
-    seen = seen_values(model, stage, str(original))
+    seen = seen_values(model, stage, str(original), image_side(model))
     try:
         found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
     except ModelFileError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -119,6 +120,8 @@ def whole_config(
             fits = name != "n_token_types" or found.kind == "encoder"
             if fits and name not in facts and isinstance(value, (int, float, str)):
                 facts[name] = value
+    if found.kind == "vision":
+        facts |= _of_images(found, original, seen)
     if found.kind == "encoder":
         facts.setdefault("attention_dir", "bidirectional")
         facts.setdefault("n_token_types", 1 if found.ports.token_type_ids is None else 2)
@@ -170,6 +173,23 @@ def _sizes(found: Match, seen: Mapping[str, Seen]) -> dict[str, Number]:
     elif "d_model" in sizes:
         sizes["d_vocab_out"] = sizes["d_model"]  # of what a run ends in
     return sizes
+
+
+def _of_images(found: Match, original: Path, seen: Mapping[str, Seen]) -> dict[str, Number]:
+    """The sizes of a vision model's images, patches and positions. Raises ModelFileError for images that are no squares."""
+    _, channels, height, width = seen[found.ports.input].shape
+    stream = found.hooks.get(in_block(0, "hook_resid_pre"))
+    if height != width or stream is None:
+        raise ModelFileError(
+            f"{original}: its images are {height} x {width}; graphlens adopts vision transformers of square images whose residual "
+            "stream it finds. graphlens expose adds any of its values as outputs."
+        )
+    positions = seen[stream.value].shape[1]
+    patches = math.isqrt(positions)  # one token more is the class token
+    sizes: dict[str, Number] = {"image_size": height, "n_channels": channels, "n_ctx": positions}
+    if patches and height % patches == 0:
+        sizes["patch_size"] = height // patches
+    return {**sizes, "attention_dir": "bidirectional", "default_prepend_bos": False}
 
 
 def _integer(value: Number) -> bool:

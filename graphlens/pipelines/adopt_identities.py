@@ -12,7 +12,7 @@ import numpy as np
 from graphlens.analysis.identities import Facts, Identity, failing, identities, worst
 from graphlens.errors import ModelFileError
 from graphlens.file.io_names import LOGITS, past_input
-from graphlens.pipelines.adopt_probe import Probe, open_written, padded_probe, stepped
+from graphlens.pipelines.adopt_probe import Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import quantisers
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     match, config = graph.match, graph.config
     ports = match.ports
     model, hooks = graph.named(match.hooks)
-    runs = [padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)]
+    if match.kind == "vision":
+        runs = [image_probe(graph.seen[ports.input].shape[1:], config.n_ctx)]
+    else:
+        runs = [padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)]
     # One session after the other: each maps the weights, and two would count twice.
     session = open_written(model, folder, str(original))
     if ports.past:
@@ -159,6 +162,8 @@ def _past(probe: Probe, n_layers: int, rows: slice) -> dict[int, tuple[Array, Ar
 
 def _padding_notes(probe: Probe, logits: Array, original: Path) -> tuple[str, ...]:
     """What a prompt that is padded on the left gets: other logits, where the file counts padding as positions."""
+    if probe.pixels is not None:
+        return ()
     if probe.mask is None:
         return (f"{original.name} takes no attention_mask: prompts of different lengths cannot be run together.",)
     if logits.ndim != 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from graphlens.file.io_names import (
     ATTENTION_MASK,
     INPUT_IDS,
     KEY_AND_VALUE,
+    PIXELS,
     TOKEN_TYPE_IDS,
     past_input,
     present_output,
@@ -123,15 +125,19 @@ class Probe:
         mask: int64 [b, past + p], 1 at real tokens; None where the graph takes no mask.
         types: int64 [b, p]; None where it takes no types of tokens.
         past: Input of past keys or values -> what it is fed.
+        pixels: float32 [b, channels, height, width] of a vision model, whose tokens are not fed; else None.
     """
 
     tokens: Array
     mask: Array | None = None
     types: Array | None = None
     past: Mapping[str, Array] = field(default_factory=dict)
+    pixels: Array | None = None
 
     def hooked(self) -> dict[str, Array]:
         """The feeds of a hooked file."""
+        if self.pixels is not None:
+            return {PIXELS: self.pixels}
         feeds = {INPUT_IDS: self.tokens, **self.past}
         if self.mask is not None:
             feeds[ATTENTION_MASK] = self.mask
@@ -146,6 +152,8 @@ class Probe:
             ports: What its inputs are.
             seen: What a run saw of them.
         """
+        if self.pixels is not None:
+            return {ports.input: self.pixels.astype(seen[ports.input].dtype)}
         batch, length = self.tokens.shape
         before = next((array.shape[2] for array in self.past.values()), 0)
         mask = np.ones((batch, before + length), np.int64) if self.mask is None else self.mask
@@ -183,6 +191,45 @@ def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) ->
     if types is not None:
         types[2, :real] = types[1, length - real :]
     return Probe(tokens, mask, types)
+
+
+def image_probe(sizes: Sequence[int], n_ctx: int) -> Probe:
+    """Three images of noise.
+
+    Args:
+        sizes: Their channels, height and width.
+        n_ctx: How many tokens an image becomes.
+    """
+    pixels = np.random.default_rng(0).standard_normal((3, *sizes)).astype(np.float32)
+    return Probe(np.zeros((3, n_ctx), np.int64), pixels=pixels)
+
+
+def image_side(model: ir.Model) -> int | None:
+    """The height and width of a vision model's images, from its patches and its table of positions.
+
+    Args:
+        model: The graph.
+
+    Returns:
+        The side of a square image; None where the two do not tell it, or the input does.
+    """
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "Conv" and len(node.inputs) > 1 else None
+        if weight is None or weight.shape is None or len(weight.shape) != 4:
+            continue
+        width, patch = weight.shape[0], weight.shape[3]
+        for table in model.graph.initializers.values():
+            sizes = [] if table.shape is None else list(table.shape)
+            if len(sizes) == 3 and sizes[0] == 1 and sizes[2] == width and isinstance(sizes[1], int) and sizes[1] > 1:
+                # A class token has a position too, and where there is another token (distillation) two have.
+                sides = [
+                    math.isqrt(sizes[1] - more)
+                    for more in (1, 2, 0)
+                    if math.isqrt(sizes[1] - more) ** 2 == sizes[1] - more
+                ]
+                if sides and isinstance(patch, int):
+                    return sides[0] * patch
+    return None
 
 
 def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:

@@ -13,7 +13,7 @@ _EXPORTED = """
     Abs Add And Cast Clip Concat Constant ConstantOfShape Cos CumSum Div Equal Erf Exp Expand Gather GatherElements
     GatherND Gelu Gemm Greater GreaterOrEqual Identity If IsInf IsNaN Less LessOrEqual Log MatMul Max Min Mod Mul Neg
     Not OneHot Or Pow Range Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sign
-    Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
+    Sin Size Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
 """
 # What a user may put in besides with onnx-graphsurgeon or surgery: standard operators on tensors of numbers whose output
 # is no larger than their inputs, their attributes or their constants say. None that repeats a part of the graph, holds
@@ -25,7 +25,7 @@ _ADDED_BY_USERS = """
     LayerNormalization LeakyRelu LogSoftmax LpNormalization MatMulInteger Mean MeanVarianceNormalization Mish NonZero
     PRelu Pad QuantizeLinear RMSNormalization RandomNormalLike RandomUniformLike ReduceL1 ReduceL2 ReduceLogSum
     ReduceLogSumExp ReduceMin ReduceProd ReduceSumSquare ReverseSequence RotaryEmbedding Round ScatterND Selu Shrink
-    Sinh Size Softplus Softsign Sum Swish Tan TensorScatter ThresholdedRelu Tile Trilu Unique Xor
+    Sinh Softplus Softsign Sum Swish Tan TensorScatter ThresholdedRelu Tile Trilu Unique Xor
 """
 # What an adopted file may contain besides, in which fused operators were written out: convolutions of image patches, and
 # products, rows and numbers that are stored in fewer bits; gradients bring the convolutions' transpose. Their output is as

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from tests.adopt.checkpoints import CHECKPOINTS, VOCABULARY
+from tests.adopt.checkpoints import CHECKPOINTS
 
 # Case -> how many of the tokens run before. ONNX Runtime's GroupQueryAttention takes one token a row after a past.
 PAST = {"past": 5, "step": 10}
@@ -32,7 +32,7 @@ def inputs_of(name: str, case: str) -> dict[str, np.ndarray]:
     kind = CHECKPOINTS[name].kind
     if kind == "vision":
         return {"pixel_values": rng.standard_normal((2, 3, 24, 24)).astype(np.float32)}
-    tokens = rng.integers(1, VOCABULARY, (3, 11))
+    tokens = rng.integers(1, CHECKPOINTS[name].arguments["vocab_size"], (3, 11))
     mask = np.ones_like(tokens)
     if case in ("left", "counted"):
         mask[1, :4] = mask[2, :7] = 0
@@ -77,7 +77,9 @@ def feeds_of(name: str, saved: Mapping[str, np.ndarray], wanted: Iterable[str]) 
     return feeds
 
 
-def past_of(layers: Iterator[tuple[np.ndarray, np.ndarray]] | list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+def past_of(
+    layers: Iterator[tuple[np.ndarray, np.ndarray]] | list[tuple[np.ndarray, np.ndarray]],
+) -> dict[str, np.ndarray]:
     """optimum's names of past keys and values, [b, heads, past, d_head] each."""
     named: dict[str, np.ndarray] = {}
     for layer, (key, value) in enumerate(layers):

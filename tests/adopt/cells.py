@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 import graphlens
 from graphlens.errors import GraphlensError
@@ -24,10 +25,11 @@ from tests.adopt.checkpoints import CHECKPOINTS
 from tests.adopt.files import FLOAT, HALF, QUANTISED, ROUTES, Files, NoFile
 from tests.adopt.oracle import Oracle
 from tests.families.comparing import edit_of
+from tests.scramble import scrambled
 
 # The largest difference from transformers, as a share of max(1, max|reference|). Nothing is promised of quantised files.
 ALLOWED = {FLOAT: 1e-4, HALF: 2e-2}
-SAME = 2e-6  # between ways of making the same edit of the same file
+SAME = {FLOAT: 2e-6, HALF: 5e-3, QUANTISED: 1e-5}  # between ways of making the same edit of the same file
 IDENTITY = {FLOAT: 1e-5, HALF: 5e-3, QUANTISED: 1e-5}
 
 
@@ -47,6 +49,7 @@ class Cell:
         where: Where it is.
         edits: How many edits were compared, and the largest difference.
         edit: See above.
+        weights: How many weights were found and compared with those of graphlens's own export.
         failures: What is wrong, a sentence each.
         remarks: What adopting itself says of the file.
         seconds: How long adopting took.
@@ -63,6 +66,7 @@ class Cell:
     where: str = ""
     edits: int = 0
     edit: float = float("nan")
+    weights: int = 0
     failures: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -122,18 +126,20 @@ def _measured(cell: Cell, path: Path, files: Files, every_edit: bool) -> None:
     cell.wanted = len(_wanted(files, cell.family))
     began = time.perf_counter()
     try:
-        report = graphlens.adopt(path, folder, announce=lambda _: None)
-    except Exception as error:  # a cell says what happened in it
+        # The size of an image is in no graph of dynamic axes; tools write config.json beside their files.
+        config = files.checkpoint(cell.family) if CHECKPOINTS[cell.family].kind == "vision" else None
+        report = graphlens.adopt(path, folder, config=config, announce=lambda _: None)
+    except Exception as error:  # noqa: BLE001 (a cell says what happened in it)
         cell.failures.append(f"adopting: {_said(error)}")
         return
     cell.seconds = round(time.perf_counter() - began, 2)
     cell.remarks = list(report.remarks)
     _compare_hooks(cell, report, files)
-    for step in (_compare_values, _compare_edits):
+    for step in (_compare_values, _compare_weights, _compare_edits, _compare_scrambled):
         try:
             model = opened(folder, cell.family)
             step(cell, model, files, path, every_edit)
-        except Exception as error:  # as above
+        except Exception as error:  # noqa: BLE001
             cell.failures.append(f"{step.__name__.strip('_').replace('_', ' ')}: {_said(error)}")
 
 
@@ -168,7 +174,10 @@ def _compare_hooks(cell: Cell, report: Any, files: Files) -> None:
         cell.failures.append(f"hook points that the family does not have: {', '.join(sorted(extra))}")
     if not report.identities:
         cell.failures.append("no identity was checked")
-    elif "qdq" not in cell.route and cell.identity > IDENTITY[ROUTES[cell.route].numbers if cell.route in ROUTES else FLOAT]:
+    elif (
+        "qdq" not in cell.route
+        and cell.identity > IDENTITY[ROUTES[cell.route].numbers if cell.route in ROUTES else FLOAT]
+    ):
         cell.failures.append(f"an identity holds only to {cell.identity:.1e}")
 
 
@@ -225,6 +234,35 @@ def _compare_values(cell: Cell, model: Any, files: Files, path: Path, _every: bo
         cell.failures.append(f"{cell.where} differs from transformers by {cell.worst:.1e}")
 
 
+# How far a dequantised weight is from the float one, as a share of the largest: half a step of 127 or of 7, and the rest.
+STEP = {"int8": 0.01, "int4": 0.2}
+
+
+def _compare_weights(cell: Cell, model: Any, files: Files, _path: Path, _every: bool) -> None:
+    """Every weight beside that of graphlens's own export of the checkpoint."""
+    found = model.state_dict()
+    if CHECKPOINTS[cell.family].kind == "vision":
+        cell.weights = len(found)
+        return
+    numbers = ROUTES[cell.route].numbers if cell.route in ROUTES else FLOAT
+    allowed = {FLOAT: 1e-6, HALF: 1e-3}.get(numbers, STEP["int4" if "int4" in cell.route else "int8"])
+    own = own_weights(files.root, cell.family)
+    if lacking := own.keys() - found.keys():
+        cell.failures.append(f"{len(lacking)} of {len(own)} weights are missing: {', '.join(sorted(lacking)[:3])} ...")
+    for name in own.keys() & found.keys():
+        share = difference(np.asarray(found[name]), own[name], None, name, f"the weight {name}")
+        cell.weights += 1
+        if not share <= allowed:
+            cell.failures.append(f"the weight {name} differs by {share:.1e}")
+
+
+@cache
+def own_weights(files_root: Path, family: str) -> Mapping[str, np.ndarray]:
+    """The weights of graphlens's own export, by TransformerLens's names; without masks and tables that no one trains."""
+    weights = opened(Files(files_root).own(family), family).state_dict()
+    return {name: np.asarray(value) for name, value in weights.items()}
+
+
 def run_case(model: Any, family: str, case: str) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
     """The logits and the activations of a case in our model."""
     arguments, options = arguments_of(family, case)
@@ -243,8 +281,7 @@ def difference(
 
     A masked score is -inf here; other tools have a large negative number there, or -inf.
     """
-    joint = found.ndim == reference.ndim and found.shape != reference.shape
-    assert not joint and found.shape == reference.shape, f"{what}: {found.shape} instead of {reference.shape}"
+    assert found.shape == reference.shape, f"{what}: {found.shape} instead of {reference.shape}"
     found, reference = found.astype(np.float64), reference.astype(np.float64)
     if real is not None:
         if name.endswith(("hook_attn_scores", "hook_pattern")):  # [b, h, q, k]
@@ -256,7 +293,9 @@ def difference(
             found, reference = found[real], reference[real]
     masked = np.isneginf(reference)
     if masked.any():
-        assert (found[masked] < -1e4).all() or numbers == QUANTISED, f"{what}: masked scores are up to {found[masked].max()}"
+        assert (found[masked] < -1e4).all() or numbers == QUANTISED, (
+            f"{what}: masked scores are up to {found[masked].max()}"
+        )
     kept = reference[~masked]
     return float(np.abs(found[~masked] - kept).max() / max(1.0, np.abs(kept).max())) if kept.size else 0.0
 
@@ -268,7 +307,7 @@ def _compare_edits(cell: Cell, model: Any, files: Files, _path: Path, every: boo
     hooks = [name for name in _wanted(files, cell.family) if name in set(model.hook_points())]
     if numbers != QUANTISED:
         possible = set(oracle_of(files.root, cell.family).editable())
-        chosen = [name for name in hooks if name in possible and (every or ".0." not in name and ".2." not in name)]
+        chosen = [name for name in hooks if name in possible and (every or not (".0." in name or ".2." in name))]
         worst, where = 0.0, ""
         for name in chosen:
             edited = _python_hook(model, arguments, options, name, lambda value, name=name: edit_of(name, value))
@@ -280,7 +319,7 @@ def _compare_edits(cell: Cell, model: Any, files: Files, _path: Path, every: boo
         if not worst <= ALLOWED[numbers]:
             cell.failures.append(f"an edit at {where} differs from transformers' by {worst:.1e}")
     for hook, intervention, function in three_ways(hooks, model.cfg.d_model):
-        python = _python_hook(model, arguments, options, hook, function)
+        python = _python_hook(model, arguments, options, hook, _in_kind(function))
         data = model.run_with_interventions(*arguments, intervention, **options)
         folder = files.root / "adopted" / f"{cell.family}.{cell.route}.baked"
         shutil.rmtree(folder, ignore_errors=True)
@@ -291,7 +330,7 @@ def _compare_edits(cell: Cell, model: Any, files: Files, _path: Path, every: boo
         assert difference(data, plain, None, hook, hook) > 1e-4, f"{intervention}: the edit changes nothing"
         for way, found in (("a Python hook", python), ("the baked file", baked)):
             share = difference(found, data, None, hook, hook)
-            if not share <= SAME:
+            if not share <= SAME[numbers]:
                 cell.failures.append(f"{intervention}: {way} differs from the data edit by {share:.1e}")
 
 
@@ -301,6 +340,11 @@ def _python_hook(
     """The logits with a Python hook that puts ``function`` of an activation in its place."""
     hooks = [(hook, lambda activation, hook: function(activation))]
     return np.asarray(model.run_with_hooks(*arguments, fwd_hooks=hooks, **options))
+
+
+def _in_kind(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that gives back numbers of the kind that it was given: of half precision in a half file."""
+    return lambda value: function(value.astype(np.float32)).astype(value.dtype)
 
 
 def three_ways(hooks: list[str], width: int) -> Iterator[tuple[str, Intervention, Callable[[np.ndarray], np.ndarray]]]:
@@ -317,15 +361,52 @@ def three_ways(hooks: list[str], width: int) -> Iterator[tuple[str, Intervention
         z[:, :, 2] = 0
         return z
 
+    def halved(post: np.ndarray) -> np.ndarray:
+        post = post.copy()
+        post[:, :, :7] *= np.float32(0.5)
+        return post
+
     z, before = in_block(1, "attn.hook_z"), in_block(1, "hook_resid_pre")
     post, out = in_block(0, "mlp.hook_post"), in_block(0, "hook_mlp_out")
     wanted: list[tuple[str, Intervention, Callable[[np.ndarray], np.ndarray]]] = [
         (z, Ablate(z, heads=2), ablated),
         (before, Steer(before, vector=direction), lambda value: value + direction),
-        (post, Scale(post, factor=0.5), lambda value: value * np.float32(0.5)),
+        (post, Scale(post, factor=0.5, dims=slice(0, 7)), halved),
         (out, Patch(out, value=direction), lambda value: np.broadcast_to(direction, value.shape).copy()),
     ]
     yield from (each for each in wanted if each[0] in hooks)
+
+
+def _compare_scrambled(cell: Cell, model: Any, files: Files, path: Path, _every: bool) -> None:
+    """The same file under other names: the same hook points, weights and architecture, the same numbers."""
+    folder = files.root / "adopted" / f"{cell.family}.{cell.route}.scrambled"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    renamed = folder.with_suffix(".onnx")
+    other_names, _ = scrambled(ir.load(path))
+    ir.save(other_names, renamed)
+    config = files.checkpoint(cell.family) if CHECKPOINTS[cell.family].kind == "vision" else None
+    report = graphlens.adopt(renamed, folder, config=config, announce=lambda _: None)
+    other = opened(folder, cell.family)
+    differ = set(other.hook_points()) ^ set(model.hook_points())
+    assert not differ, f"scrambled: {', '.join(sorted(differ)[:4])} of {len(differ)} hook points are in one of both"
+    assert list(other.hook_points()) == list(model.hook_points()), "scrambled: another firing order"
+    own = {key: value for key, value in vars(model.runner.engine.manifest.config).items() if key != "model_name"}
+    found = {key: value for key, value in vars(report.config).items() if key != "model_name"}
+    assert own == found, f"scrambled: another config: {set(own.items()) ^ set(found.items())}"
+    numbers = ROUTES[cell.route].numbers if cell.route in ROUTES else FLOAT
+    case = "plain" if CHECKPOINTS[cell.family].kind == "vision" else "right"
+    (logits, cache), (logits_too, cache_too) = (run_case(each, cell.family, case) for each in (model, other))
+    for name, value in {"logits": logits, **cache}.items():
+        again = logits_too if name == "logits" else cache_too[name]
+        share = difference(np.asarray(again), np.asarray(value), None, name, f"scrambled {name}", numbers)
+        assert share <= SAME[numbers], f"scrambled: {name} differs by {share:.1e}"
+    weights, weights_too = model.state_dict(), other.state_dict()
+    assert weights.keys() == weights_too.keys(), f"scrambled: other weights: {weights.keys() ^ weights_too.keys()}"
+    for name, value in weights.items():
+        assert np.array_equal(np.asarray(value), np.asarray(weights_too[name])), f"scrambled: {name} differs"
+    shutil.rmtree(folder)
+    renamed.unlink()
 
 
 def save_cell(cell: Cell, folder: Path) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 VOCABULARY = 211
 LABELS = 7
@@ -25,6 +27,8 @@ class Checkpoint:
         kind: "decoder", "encoder" or "vision".
         arguments: What the config is made of.
         later: What config.json says besides, for older versions of transformers.
+        family: Which family it is of.
+        frozen: True for numbers of a generator that no version changes: of files that are committed.
     """
 
     model: str
@@ -32,6 +36,8 @@ class Checkpoint:
     kind: str
     arguments: Mapping[str, Any]
     later: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
+    frozen: bool = False
 
 
 _WORDS = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -90,8 +96,37 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 }
 
 
+FAMILIES = tuple(CHECKPOINTS)
+_LITTLE = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40}
+_LITTLE_VALUES = {
+    "gpt2": {"n_layer": 2, "n_embd": 24, "n_head": 3, "n_inner": 40, "vocab_size": 61},
+    "llama": _LITTLE | {"num_key_value_heads": 1, "vocab_size": 61},
+    "qwen3": _LITTLE | {"num_key_value_heads": 1, "vocab_size": 61},
+    "neox": _LITTLE | {"vocab_size": 61, "rotary_pct": 0.5},
+    "gemma2": _LITTLE | {"num_key_value_heads": 1, "vocab_size": 61},
+    "bert": _LITTLE | {"vocab_size": 61},
+    "vit": _LITTLE,
+}
+# The same families smaller yet, for tests that run on every commit and for files that are committed.
+CHECKPOINTS |= {
+    f"small-{name}": replace(
+        CHECKPOINTS[name],
+        arguments={**CHECKPOINTS[name].arguments, **values},
+        later={**CHECKPOINTS[name].later, **({"rotary_pct": 0.5} if name == "neox" else {})},
+        family=name,
+        frozen=True,
+    )
+    for name, values in _LITTLE_VALUES.items()
+}
+
+
+def family_of(name: str) -> str:
+    """The family of a checkpoint."""
+    return CHECKPOINTS[name].family or name
+
+
 def make(name: str) -> Any:
-    """transformers' model of a family, random, with every parameter far from 0 and from 1."""
+    """transformers' model of a checkpoint, random, with every parameter far from 0 and from 1."""
     import torch
     import transformers
 
@@ -99,9 +134,16 @@ def make(name: str) -> Any:
     config = getattr(transformers, checkpoint.config)(**checkpoint.arguments)
     torch.manual_seed(0)
     model = getattr(transformers, checkpoint.model)(config).eval()
+    numbers = np.random.RandomState(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim == 1 else 0.1))
+        for key, parameter in sorted(model.named_parameters()) if checkpoint.frozen else model.named_parameters():
+            width = 0.2 if parameter.ndim == 1 else 0.3 if checkpoint.frozen else 0.1
+            if checkpoint.frozen:
+                drawn = numbers.standard_normal(tuple(parameter.shape)).astype(np.float32)
+                centre = 1.0 if parameter.ndim == 1 and key.endswith("weight") and name != "small-gemma2" else 0.0
+                parameter.copy_(torch.from_numpy(np.atleast_1d(drawn) * np.float32(width) + np.float32(centre)))
+            else:
+                parameter.add_(torch.randn_like(parameter) * width)
     return model.requires_grad_(False)
 
 
@@ -112,7 +154,7 @@ def checkpoint_of(name: str, root: Path) -> Path:
         make(name).save_pretrained(folder)
         _say_later(folder / "config.json", CHECKPOINTS[name].later)
         if CHECKPOINTS[name].kind != "vision":
-            _words().save_pretrained(folder)
+            _words(CHECKPOINTS[name].arguments["vocab_size"]).save_pretrained(folder)
     return folder
 
 
@@ -134,12 +176,12 @@ def _say_later(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps({**written, **values}, indent=2), "utf-8")
 
 
-def _words() -> Any:
+def _words(size: int) -> Any:
     """A tokenizer of as many words as there are tokens: tools that copy one want one."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    vocabulary = {"<pad>": 0} | {f"w{number}": number for number in range(1, VOCABULARY)}
+    vocabulary = {"<pad>": 0} | {f"w{number}": number for number in range(1, size)}
     fast = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<pad>")

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from tests.adopt import genai_routes, torch_routes
-from tests.adopt.checkpoints import CHECKPOINTS, checkpoint_of
+from tests.adopt.checkpoints import CHECKPOINTS, FAMILIES, checkpoint_of
 from tests.adopt.made_smaller import make_smaller
 
 FLOAT, HALF, QUANTISED = "float", "half", "quantised"
 OPTIMUM = Path(__file__).parent / "elsewhere" / "optimum_files.py"
-DECODERS = tuple(name for name, each in CHECKPOINTS.items() if each.kind == "decoder")
-EVERY = tuple(CHECKPOINTS)
+DECODERS = tuple(name for name in FAMILIES if CHECKPOINTS[name].kind == "decoder")
+EVERY = FAMILIES
 # The families whose optimisations optimum knows; it refuses the others by name.
 OPTIMISED = ("gpt2", "llama", "neox", "bert", "vit")
 
@@ -58,6 +58,15 @@ class Files:
         """A family's checkpoint folder."""
         return checkpoint_of(family, self.root / "ckpt")
 
+    def own(self, family: str) -> Path:
+        """graphlens's own export of the same checkpoint."""
+        import graphlens
+
+        folder = self.root / "own" / family
+        if not folder.exists():
+            graphlens.export_model(self.checkpoint(family), folder, announce=lambda _: None)
+        return folder
+
     def path(self, family: str, route: str) -> Path:
         """A file, made where it is not there yet.
 
@@ -73,7 +82,7 @@ class Files:
             try:
                 ROUTES[route].make(self, family, target)
                 _ensure_opens(target)
-            except Exception as error:  # what tools raise is anything
+            except Exception as error:
                 target.unlink(missing_ok=True)
                 words.write_text(f"{type(error).__name__}: {str(error).strip()[:400]}", "utf-8")
                 raise NoFile(words.read_text("utf-8")) from error
@@ -154,14 +163,20 @@ ROUTES: dict[str, Route] = {
     "legacy-past": Route("torch, older exporter, with past", FLOAT, DECODERS, partial(_legacy, past=True)),
     **{
         f"dynamo{opset}-{attention}": Route(
-            f"torch dynamo, opset {opset}, {attention}", FLOAT, EVERY, partial(_dynamo, opset=opset, attention=attention)
+            f"torch dynamo, opset {opset}, {attention}",
+            FLOAT,
+            EVERY,
+            partial(_dynamo, opset=opset, attention=attention),
         )
         for opset in (18, 20, 23)
         for attention in ("eager", "sdpa")
     },
     "dynamo20-past": Route("torch dynamo, opset 20, with past", FLOAT, DECODERS, partial(_dynamo, opset=20, past=True)),
     "dynamo23-past": Route(
-        "torch dynamo, opset 23, sdpa, with past", FLOAT, DECODERS, partial(_dynamo, opset=23, attention="sdpa", past=True)
+        "torch dynamo, opset 23, sdpa, with past",
+        FLOAT,
+        DECODERS,
+        partial(_dynamo, opset=23, attention="sdpa", past=True),
     ),
     "optimum": Route("optimum-onnx", FLOAT, EVERY, _optimum, elsewhere=True),
     "optimum-O2": Route("optimum-onnx, O2", FLOAT, OPTIMISED, _optimum, elsewhere=True),
@@ -173,7 +188,11 @@ ROUTES: dict[str, Route] = {
         "onnxruntime-genai builder", FLOAT, genai_routes.FAMILIES, partial(_genai, precision="fp32"), elsewhere=True
     ),
     "genai-int4": Route(
-        "onnxruntime-genai builder, int4", QUANTISED, genai_routes.FAMILIES, partial(_genai, precision="int4"), elsewhere=True
+        "onnxruntime-genai builder, int4",
+        QUANTISED,
+        genai_routes.FAMILIES,
+        partial(_genai, precision="int4"),
+        elsewhere=True,
     ),
     **_made_smaller("legacy-eager", _SMALLER),
     **_made_smaller("dynamo20-sdpa", _after("torch dynamo, opset 20, sdpa", "int8 int4 qdq fusions")),

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from tests.adopt.cases import feeds_of, inputs_of
-from tests.adopt.checkpoints import CHECKPOINTS
+from tests.adopt.checkpoints import CHECKPOINTS, family_of
 
 
 def _dynamic(source: Path, target: Path, per_channel: bool = False) -> None:
@@ -68,7 +68,7 @@ def _halved(source: Path, target: Path) -> None:
 def _optimised(source: Path, target: Path, name: str, level: int) -> None:
     from onnxruntime.transformers.optimizer import optimize_model
 
-    kind = {"gpt2": "gpt2", "bert": "bert", "vit": "vit"}.get(name, "gpt2")
+    kind = {"gpt2": "gpt2", "bert": "bert", "vit": "vit"}.get(family_of(name), "gpt2")
     arguments = CHECKPOINTS[name].arguments
     heads = arguments.get("num_attention_heads") or arguments["n_head"]
     width = arguments.get("hidden_size") or arguments["n_embd"]

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from tests.adopt.cases import PAST, cases_of, inputs_of, past_of
-from tests.adopt.checkpoints import CHECKPOINTS, load
+from tests.adopt.checkpoints import CHECKPOINTS, family_of, load
 from tests.families.layout import spec_of
 from tests.families.torch_hooks import Place, hooked, places
 
@@ -87,9 +87,9 @@ def places_of(name: str, model: Any) -> dict[str, Place]:
         return dict(_vision(model))
     spec = spec_of(model)
     found = places(spec)
-    if name == "gpt2":
+    if family_of(name) == "gpt2":
         found |= {"hook_embed": _of("transformer.wte"), "hook_pos_embed": _of("transformer.wpe")}
-    if name == "bert":
+    if family_of(name) == "bert":
         found = dict(_encoder(model))
     # These are read inside the attention function.
     inside = {f"blocks.{layer}.attn.{hook}" for layer in range(spec.n_layers) for hook in _INSIDE}
@@ -186,7 +186,7 @@ class Oracle:
         for layer, module in enumerate(m for m in self.model.modules() if type(m).__name__.endswith("SelfAttention")):
             module.layer_idx = layer
         self.places = places_of(name, self.model)
-        self.turned = self.kind == "decoder" and name != "gpt2"
+        self.turned = self.kind == "decoder" and family_of(name) != "gpt2"
 
     def run(self, case: str) -> dict[str, np.ndarray]:
         """Every activation of a case, its outputs under ``out.``, and its inputs under ``in.``."""
@@ -194,17 +194,11 @@ class Oracle:
         given, extra = self._inputs(case)
 
         def keep(hook: str, value: Tensor) -> None:
-            array = value.detach().numpy()
-            if hook == "embed.hook_pos_embed":  # BERT adds one row of positions to every sequence of a batch
-                array = np.broadcast_to(array, (len(given["input_ids"]), *array.shape[1:]))
-            values[hook] = array.copy()
+            values[hook] = value.detach().numpy().copy()
 
         logits, present = self._call(given, extra, keep)
-        outputs = {"logits": logits, **{f"present.{key[16:]}": array for key, array in present.items()}}
-        inputs = {key: value for key, value in given.items()}
-        return values | {f"out.{key}": value for key, value in outputs.items()} | {
-            f"in.{key}": value for key, value in inputs.items()
-        }
+        outputs = {"out.logits": logits} | {f"out.present.{key[16:]}": array for key, array in present.items()}
+        return values | outputs | {f"in.{key}": value for key, value in given.items()}
 
     def edited(self, case: str, hook: str, edit: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """The logits of a case when an edit takes an activation's place.
@@ -254,7 +248,10 @@ class Oracle:
             changed = use(name, value)
             return value if changed is None else changed
 
-        handles = [hooked(self.model, place, self._user(hook, place, use)) for hook, place in self.places.items()]
+        batch = len(next(iter(given.values())))
+        handles = [
+            hooked(self.model, place, self._user(hook, place, use, batch)) for hook, place in self.places.items()
+        ]
         try:
             with self._attending(inside), torch.no_grad():
                 logits = self.model(**options).logits.numpy()
@@ -266,11 +263,16 @@ class Oracle:
         return logits, past_of([(layer.keys.numpy(), layer.values.numpy()) for layer in cache.layers])
 
     @staticmethod
-    def _user(hook: str, place: Place, use: Callable[[str, Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+    def _user(
+        hook: str, place: Place, use: Callable[[str, Tensor], Tensor | None], batch: int
+    ) -> Callable[..., Tensor | None]:
         """What a torch hook does at a place: read, and where ``use`` gives another value, put it there."""
 
         def called(module: Any, x: Tensor, y: Tensor) -> Tensor | None:
-            changed = use(hook, place.get(module, x, y))
+            value = place.get(module, x, y)
+            if hook == "embed.hook_pos_embed":  # BERT adds one row of positions to every sequence of a batch
+                value = value.expand(batch, *value.shape[1:])
+            changed = use(hook, value)
             if changed is None:
                 return None
             if place.put is None:

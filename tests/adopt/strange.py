@@ -22,7 +22,9 @@ FROZEN = (1, 128)
 
 
 def _saved(nodes: list[Any], inputs: list[Any], outputs: list[Any], numbers: dict[str, np.ndarray], path: Path) -> None:
-    graph = helper.make_graph(nodes, "graph", inputs, outputs, [numpy_helper.from_array(a, n) for n, a in numbers.items()])
+    graph = helper.make_graph(
+        nodes, "graph", inputs, outputs, [numpy_helper.from_array(a, n) for n, a in numbers.items()]
+    )
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, producer_name="tf2onnx", ir_version=9), path)
 
@@ -173,7 +175,9 @@ def branches(path: Path, root: Path) -> None:
             each.output[:] = [renamed[value] for value in each.output]
         inside.output[0].name = renamed[inside.output[0].name]
         parts.append(inside)
-    chosen = helper.make_node("If", ["use_cache_branch_0"], ["logits"], name="If", then_branch=parts[0], else_branch=parts[1])
+    chosen = helper.make_node(
+        "If", ["use_cache_branch_0"], ["logits"], name="If", then_branch=parts[0], else_branch=parts[1]
+    )
     first = helper.make_node("Squeeze", ["use_cache_branch"], ["use_cache_branch_0"], name="squeeze")
     del graph.node[:]
     del graph.value_info[:]
@@ -295,6 +299,10 @@ def strange_file(name: str, root: Path) -> Path:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporter's own words."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield

@@ -81,7 +81,10 @@ def _parts(name: str, checkpoint: Path, attention: str, past: bool) -> tuple[Any
         layers = config.num_hidden_layers
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        tensors = [tensor if each == "attention_mask" else tensor[:, PAST["past"] :] for each, tensor in zip(names, tensors, strict=True)]
+        tensors = [
+            tensor if each == "attention_mask" else tensor[:, PAST["past"] :]
+            for each, tensor in zip(names, tensors, strict=True)
+        ]
         axes["attention_mask"] = {0: "batch", 1: "all"}
         for layer in range(layers):
             for part in ("key", "value"):
@@ -95,6 +98,10 @@ def _parts(name: str, checkpoint: Path, attention: str, past: bool) -> tuple[Any
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' own words: none of them is about what is tested."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield

@@ -129,7 +129,8 @@ def multi_head(
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("unidirectional", [0, 1])
 def test_multi_head(mask: str, past: bool, bias: bool, unidirectional: int) -> None:
-    same(multi_head(past, mask, bias, keys=S, unidirectional=unidirectional))
+    for keys in (S, 7, 3):
+        same(multi_head(past, mask, bias, keys=keys, unidirectional=unidirectional))
 
 
 @pytest.mark.parametrize("mask", ["none", "rows"])

@@ -19,6 +19,7 @@ from graphlens.file.io_names import (
     INPUT_IDS,
     LOGITS,
     PART_INPUTS,
+    PIXELS,
     POSITION_IDS,
     PRESENT,
     RESIDUAL_IN,
@@ -35,7 +36,7 @@ _PREFIX = "adopted/inputs/"
 _PAST = past_input("", "").partition(".")[0] + "."
 # What hooked files and the parts of them call their inputs and outputs.
 _MEANT = (
-    *(INPUT_IDS, ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS, LOGITS, RESIDUAL_IN, RESIDUAL_OUT),
+    *(INPUT_IDS, PIXELS, ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS, LOGITS, RESIDUAL_IN, RESIDUAL_OUT),
     *BODY_INPUTS,
     *(name for names in PART_INPUTS.values() for name in names),
 )
@@ -125,7 +126,7 @@ def open_ports(model: ir.Model, ports: Ports, values: Mapping[str, ir.Value], se
     Inputs: ``input_ids`` int64 [b, s]; as far as the original has them ``attention_mask`` int64 [b, past + s] (default: ones),
     ``position_ids`` int64 [b, s] (default, also for negative entries: max(cumsum(attention_mask) - 1, 0)),
     ``token_type_ids`` int64 [b, s] (default: zeros) and ``past_key_values.L.key`` and ``.value`` [b, heads, past, d_head]
-    (default: none). Outputs: ``logits``, and ``present.L.key`` and ``.value`` where there are past ones.
+    (default: none). Of a vision model there is ``pixel_values`` float32 [b, channels, height, width] alone. Outputs: ``logits``, and ``present.L.key`` and ``.value`` where there are past ones.
 
     Args:
         model: The graph.
@@ -135,6 +136,10 @@ def open_ports(model: ir.Model, ports: Ports, values: Mapping[str, ir.Value], se
     """
     graph, entry = model.graph, _Entry(model.graph, values)
     old = entry.take(ports.input)
+    if len(seen[ports.input].shape) == 4:
+        _pixels(entry, old, seen[ports.input].shape[1:])
+        _outputs(graph, ports, values)
+        return
     tokens = ir.Value(name=INPUT_IDS, shape=ir.Shape(["batch", "sequence"]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.insert(0, tokens)
     entry.feed(old, tokens)
@@ -150,6 +155,14 @@ def open_ports(model: ir.Model, ports: Ports, values: Mapping[str, ir.Value], se
     _types(entry, ports, shape)
     install(graph, entry.tape, numbered(_PREFIX), after=tokens)
     _outputs(graph, ports, values)
+
+
+def _pixels(entry: _Entry, old: ir.Value, sizes: Sequence[int]) -> None:
+    """Makes the images of a vision model an input of that name, float32 [b, channels, height, width]."""
+    pixels = ir.Value(name=PIXELS, shape=ir.Shape(["batch", *sizes]), type=ir.TensorType(ir.DataType.FLOAT))
+    entry.graph.inputs.insert(0, pixels)
+    entry.feed(old, pixels)
+    install(entry.graph, entry.tape, numbered(_PREFIX), after=pixels)
 
 
 def _past(entry: _Entry, ports: Ports, batch: ir.Value, seen: Mapping[str, Seen]) -> ir.Value | None:

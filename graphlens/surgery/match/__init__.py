@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphlens.surgery.match.apart import with_norms_apart as with_norms_apart
 from graphlens.surgery.match.finding import match as match
 from graphlens.surgery.match.records import Match as Match
 from graphlens.surgery.match.records import MatchedWeight as MatchedWeight

@@ -92,6 +92,11 @@ def _moved(wires: Wires, node: ir.Node, value: ir.Value, numbers: Numbers) -> Nu
         places = wires.shapes.known(node.inputs[1]).data if node.inputs[1] is not None else None
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
         return None if places is None else np.take(numbers, places.astype(np.int64), axis)
+    if node.op_type == "GatherND" and (
+        "batch_dims" not in node.attributes or not node.attributes["batch_dims"].as_int()
+    ):
+        places = wires.shapes.known(node.inputs[1]).data if node.inputs[1] is not None else None
+        return None if places is None else numbers[tuple(np.moveaxis(places.astype(np.int64), -1, 0))]
     return None
 
 

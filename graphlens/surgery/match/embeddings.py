@@ -115,6 +115,8 @@ def _leaf(wires: Wires, value: ir.Value) -> Table | None:
         elif node.op_type in ("Mul", "Div") and (number := _number(wires, node, value)) is not None:
             times *= number
             source = next(one for one in node.inputs if one is not None and not wires.is_fixed(one))
+        elif (masked := _masked(wires, node)) is not None:
+            source = masked
         elif node.op_type in ("Concat", "Conv", "ConvInteger", "Mul", "Add") or node.op_type in MOVES:
             patches = _patches(wires, value)
             if patches is not None:
@@ -133,6 +135,26 @@ def _leaf(wires: Wires, value: ir.Value) -> Table | None:
             return None if found is None else Table(whole, found.table, None, None, None, times)
         value = wires.first(source)
     return None
+
+
+def _masked(wires: Wires, node: ir.Node) -> ir.Value | None:
+    """What a node sets to zero at padding, by a product with a mask or a choice."""
+    if node.op_type == "Where":
+        kept = [one for one in node.inputs[1:] if one is not None and not wires.is_fixed(one)]
+    elif node.op_type == "Mul":
+        whole = wires.shape(node.outputs[0])
+        kept = [one for one in wires.loose_operands(node) if wires.shape(one) == whole]
+        if len(kept) != 1 or len(wires.loose_operands(node)) != 2:
+            return None
+    else:
+        return None
+    return kept[0] if len(kept) == 1 and _is_looked_up(wires, kept[0]) else None
+
+
+def _is_looked_up(wires: Wires, value: ir.Value) -> bool:
+    """True for rows of a table."""
+    node = wires.producer(value)
+    return node is not None and node.op_type in _GATHERS and wires.is_fixed(node.inputs[0])
 
 
 def _number(wires: Wires, node: ir.Node, value: ir.Value) -> float | None:

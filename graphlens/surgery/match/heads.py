@@ -14,6 +14,7 @@ from graphlens.surgery.match.rotary import rotation_of
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 40
+_PARTS = frozenset({"Split", "Slice", "Gather", "GatherND"})
 _CLIPS = frozenset({"Clip", "Min", "Max"})
 
 
@@ -48,6 +49,8 @@ class Heads:
             return None
         found = Operand()
         found.plain = [(value, layout)]
+        if len(shape) == len(axes) and shape[1] == 1:  # one head, which all queries share
+            found.repeats = sizes["h"]
         self._walk(found, value, layout)
         return found
 
@@ -82,7 +85,7 @@ class Heads:
             if value in self._linears.by_out:
                 return True
             node = value.producer()
-            if node is None or node.op_type not in MOVES | {"Split", "Slice", "Gather"}:
+            if node is None or node.op_type not in MOVES | _PARTS:
                 return False
             source = self._wires.operand(node, 0)
             if source is None:
@@ -243,7 +246,7 @@ class Heads:
                 found.linear, found.source = self._linears.by_out[current], current
                 return
             maker = current.producer()
-            if maker is None or maker.op_type not in MOVES | {"Split", "Slice", "Gather"}:
+            if maker is None or maker.op_type not in MOVES | _PARTS:
                 break
             current = wires.operand(maker, 0)
         found.end = value

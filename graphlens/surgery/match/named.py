@@ -84,7 +84,12 @@ class _Names:
 
     def _stream(self, name: str, value: ir.Value, product: Linear | None = None) -> None:
         """A hook point of axes [b, p, any]."""
-        self._add(name, self._tokens(value), product, _LAYOUT if self._wires.hooked(value) is not None else _INTEGERS)
+        self._add(
+            name,
+            self._tokens(value) or self._flat(value),
+            product,
+            _LAYOUT if self._wires.hooked(value) is not None else _INTEGERS,
+        )
 
     def _tokens(self, value: ir.Value) -> View | None:
         """A value [b, p, any] as it is; one of all tokens in an axis after it is reshaped."""
@@ -100,6 +105,14 @@ class _Names:
                 return None
             value = wires.first(node.outputs[0])
         return None
+
+    def _flat(self, value: ir.Value) -> View | None:
+        """A value [b * p, any]; None for any other."""
+        shape, found = self._wires.shape(value), self._found
+        hooked, like = self._wires.hooked(value), self._wires.hooked(found.beginning.tokens.value)
+        if hooked is None or like is None or shape is None or len(shape) != 2 or shape[0] != found.batch * found.tokens:
+            return None
+        return View(str(hooked.name), tokens=str(like.name))
 
     def _plain(self, value: ir.Value) -> View | None:
         """A value as it is; None where it is hidden in integers."""
@@ -232,17 +245,26 @@ class _Names:
         self._add(name, self._plain(value) if shape is not None and len(shape) == 4 else None)
 
     def _spot(self, trail: Sequence[Spot]) -> View | None:
-        """The first of several values that TransformerLens's axes [b, p, heads, d_head] can be had of; the last one is best."""
-        for value, layout in reversed(trail):
+        """The value to hook among several that hold the same numbers: one with TransformerLens's axes [b, p, heads, d_head].
+
+        The first one from which a view gives them is taken, since all that is computed from the numbers comes after it; a
+        later one that has the axes itself, if nothing else reads those before.
+        """
+        wires, best = self._wires, None
+        ordered = list(reversed(trail))
+        for place, (value, layout) in enumerate(ordered):
             heads = _head_axis(layout)
-            if heads is None:
-                continue
-            known = layout if heads in layout.held else Layout(layout.axes, {**layout.sizes, heads: 1})
-            hooked = self._wires.hooked(value)
-            view = None if hooked is None else view_of(hooked, known, ("b", "p", heads, "d"))
-            if view is not None:
-                return view
-        return None
+            hooked = wires.hooked(value)
+            if heads is not None and hooked is not None:
+                known = layout if heads in layout.held else Layout(layout.axes, {**layout.sizes, heads: 1})
+                view = view_of(hooked, known, ("b", "p", heads, "d"))
+                if view is not None and view.shape is None and view.permute is None:
+                    return view
+                best = best or view
+            after = None if place + 1 == len(ordered) else wires.producer(ordered[place + 1][0])
+            if best is not None and (after is None or wires.only_use(value) is not after):
+                break
+        return best
 
     def _head_norm(self, name: str, normed: Normed, layout: Layout) -> None:
         """The two hook points of a norm of queries or keys: of each head, or of all heads together."""

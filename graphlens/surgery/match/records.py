@@ -26,6 +26,8 @@ class View:
         nodes: The names of the matrix products whose result it is, as the original file calls them: what a quantiser's
             ``nodes_to_exclude`` takes. Empty for what no matrix product makes.
         first: The order of the axes before the reshape; None where they are in order.
+        tokens: A value [b, p, ...] by whose first two sizes the first axis is split, before all else, where prompts and
+            tokens are in one axis ([b * p, D]; OPT); None where they are not.
         like: A value [b, ...] whose batch it is expanded to, where it is computed once for all prompts ([1, p, D] positions);
             None where it has a batch. There is no way back: its readers broadcast.
     """
@@ -37,6 +39,7 @@ class View:
     nodes: tuple[str, ...] = ()
     first: tuple[int, ...] | None = None
     like: str | None = None
+    tokens: str | None = None
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,24 @@ class Residuals:
                 last = self._norm_of_stream(post)
                 end = post if last is None else last.affine.out
                 return Block(attention, pre, after, attn, mid, mlp, last, post, True, end, False)
-        found = self._mlp_after(mid)
+        read = self._flat(mid)
+        found = self._mlp_after(read)
         if found is None:
             return Block(attention, pre, ln1, attn, None, None, None, mid, False, mid, False)
         mlp, post = found
-        ln2 = mlp.normed if mlp.normed is not None and mlp.normed.norm.x is mid else None
+        ln2 = mlp.normed if mlp.normed is not None and mlp.normed.norm.x is read else None
+        post = post if read is mid else self._flat(post)
         return Block(attention, pre, ln1, attn, mid, mlp, ln2, post, False, post, False)
+
+    def _flat(self, stream: ir.Value) -> ir.Value:
+        """The residual stream with tokens and prompts in one axis, or back in two, where a model does so (OPT)."""
+        wires = self._wires
+        node = wires.only_use(stream)
+        if node is None or node.op_type != "Reshape":
+            return stream
+        whole, other = wires.shape(stream), wires.shape(node.outputs[0])
+        same = whole is not None and other is not None and len(whole) != len(other) and whole[-1] == other[-1]
+        return wires.first(node.outputs[0]) if same else stream
 
     def _mlp_after(self, stream: ir.Value) -> tuple[Mlp, ir.Value] | None:
         """The MLP that reads a residual stream, or its norm, and the sum of both."""

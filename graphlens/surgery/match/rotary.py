@@ -8,7 +8,7 @@ from graphlens.surgery.match.layout import MOVES
 from graphlens.surgery.match.parts import Rotation
 from graphlens.surgery.match.wires import Wires
 
-_PARTS = frozenset({"Split", "Slice", "Gather"})
+_PARTS = frozenset({"Split", "Slice", "Gather", "GatherND"})
 _WORK = frozenset(
     {"Mul", "Add", "Sub", "Neg", "Concat", "ScatterND", "ScatterElements", "Expand", "Where", "Tile", "MatMul"}
 )

@@ -87,7 +87,10 @@ def _scoring(
     added = () if bias is None else (bias,)
     if mask is not None:
         added = (*added, padding(b, node, mask, q, b.size(q, 0), queries, total))
-    allowed = causal(b, queries, total, past) if integer(node, "unidirectional") else None
+    allowed = None
+    if integer(node, "unidirectional"):
+        # The kernel lets the last query read all keys: the same, unless keys are those of another text.
+        allowed = causal(b, queries, total, past, last_reads_all=node.op_type == "MultiHeadAttention")
     return Scoring(real(node, "scale") or None, added=added, allowed=allowed)
 
 

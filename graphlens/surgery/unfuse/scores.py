@@ -128,7 +128,9 @@ def repeated(b: Builder, x: ir.Value, times: int) -> ir.Value:
     return b.op("Reshape", spread, b.op("Concat", *ends, axis=0))
 
 
-def causal(b: Builder, queries: ir.Value, total: ir.Value, past: ir.Value | None) -> ir.Value:
+def causal(
+    b: Builder, queries: ir.Value, total: ir.Value, past: ir.Value | None, last_reads_all: bool = False
+) -> ir.Value:
     """Which keys each query may read where it reads none after itself.
 
     Args:
@@ -136,13 +138,18 @@ def causal(b: Builder, queries: ir.Value, total: ir.Value, past: ir.Value | None
         queries: How many queries there are, int64 [1].
         total: How many keys, int64 [1].
         past: How many keys come before the first query; None for none.
+        last_reads_all: True if the last query may read all keys, however many there are.
 
     Returns:
         bool [queries, total].
     """
     last = queries if past is None else b.op("Add", past, queries)
-    places = b.unsqueeze(b.count(past, last), 1)
-    return b.op("LessOrEqual", b.unsqueeze(b.count(None, total), 0), places)
+    if last_reads_all:
+        one = b.integers([1])
+        places = b.op("Concat", b.count(past, b.op("Sub", last, one)), b.op("Sub", total, one), axis=0)
+    else:
+        places = b.count(past, last)
+    return b.op("LessOrEqual", b.unsqueeze(b.count(None, total), 0), b.unsqueeze(places, 1))
 
 
 def both(b: Builder, first: ir.Value | None, second: ir.Value | None) -> ir.Value | None:
