@@ -113,7 +113,7 @@ def test_a_value_that_nothing_computes(tmp_path: Path) -> None:
 
 def test_a_graph_that_contradicts_itself_is_told_as_such() -> None:
     with (
-        pytest.raises(NotAdoptable, match="no sense could be made of its graph.*cannot reshape") as raised,
+        pytest.raises(NotAdoptable, match=r"no sense could be made of its graph.*cannot reshape") as raised,
         making_sense("a.onnx"),
     ):
         np.zeros(3).reshape(2, 2)
