@@ -232,7 +232,7 @@ class DriftResult:
         return self.table()
 
     def table(self, n: int = MAX_ROWS, by: str | None = None) -> Table:
-        """A table for a terminal, the worst sites first.
+        """A table for a terminal, the worst sites first; those without fresh error are left out where it goes by that.
 
         Args:
             n: How many sites.
@@ -240,7 +240,10 @@ class DriftResult:
         """
         from graphlens.views.drift_table import drift_table
 
-        return drift_table(self.worst(n, by), len(self.sites), self.metric[0] if self.metric else None)
+        rows = self.worst(n, by)
+        if by == "fresh" or (by is None and not self.patched):
+            rows = [site for site in rows if site.fresh] or rows[:1]
+        return drift_table(rows, len(self.sites), self.metric[0] if self.metric else None)
 
     # Files
 

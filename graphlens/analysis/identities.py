@@ -16,6 +16,7 @@ from graphlens.analysis.identity_records import Identity as Identity
 from graphlens.analysis.identity_records import failing as failing
 from graphlens.analysis.identity_records import unchecked as unchecked
 from graphlens.analysis.identity_records import worst as worst
+from graphlens.analysis.identity_shapes import by_shape
 from graphlens.analysis.identity_stream import stream
 from graphlens.analysis.identity_terms import Bools, Floats, largest
 from graphlens.errors import InputError
@@ -242,7 +243,8 @@ def identities(
         The identities, in the order of the model.
     """
     real = None if mask is None else np.asarray(mask) != 0
-    checker = Checker(activations, facts, real, past or {}, quantisers or {}, logits)
+    fitting, misshapen = by_shape(activations, past is not None)
+    checker = Checker(fitting, facts, real, past or {}, quantisers or {}, logits, misshapen)
     with np.errstate(all="ignore"):  # padding may hold anything, and what is no number fails its identity
         stream(checker)
         norms(checker)

@@ -125,9 +125,11 @@ def _z(c: Checker, layer: int, seen: Bools | None) -> None:
         v = _whole(c, layer, value, 1, weights.shape[3], weights.shape[1])
         if v is None:
             continue
-        keys = c.real(weights.shape[3])
-        weights, v = weights * keys[:, None, None, :], v * keys[:, None, :, None]
         name = "pattern . v = z" if passing is None else "softmax(scores) . v = z"
+        keys = c.real(weights.shape[3])
+        weights, v = (
+            np.where(at, x, 0.0) for at, x in ((keys[:, None, None, :], weights), (keys[:, None, :, None], v))
+        )
         rows = c.real(given.shape[1])[:, :, None, None]
         if seen is not None and seen.shape == weights.shape:
             rows = rows & np.swapaxes(seen.any(-1), 1, 2)[..., None]
@@ -150,8 +152,8 @@ def _scores(c: Checker, seen: dict[int, Bools]) -> None:
         k = _whole(c, layer, names[1], 0, scores.shape[3], scores.shape[1])
         if k is None:
             continue
-        q = _heads_last(q) * c.real(q.shape[1])[:, None, :, None]
-        k = np.swapaxes(k * c.real(k.shape[2])[:, None, :, None], 2, 3)
+        q = np.where(c.real(q.shape[1])[:, None, :, None], _heads_last(q), 0.0)
+        k = np.swapaxes(np.where(c.real(k.shape[2])[:, None, :, None], k, 0.0), 2, 3)
         divided = layer + 1 if c.facts.by_layer else 1
         products[layer] = (names, np.matmul(q, k) / divided, np.matmul(np.abs(q), np.abs(k)) / divided)
         assert visible_here.shape == scores.shape

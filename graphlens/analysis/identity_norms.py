@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = ("embed.hook_embed", "embed.hook_pos_embed", "embed.hook_token_type_embed")
 _ENDS = (".hook_scale", ".hook_normalized")
+_TELLING = 100  # how many times what is allowed a term must be for the identity to tell whether it is right
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,8 @@ def _read(c: Checker, name: str) -> _Norm | None:
     if parts and all(part is not None for part in parts):
         arrays = [np.asarray(part) for part in parts]
         read = sum(arrays[1:], arrays[0])
-    if (
-        read is not None and read.ndim == 4
-    ):  # queries and keys: batch, positions and heads in one axis, or heads in the last
+    # Queries and keys have batch, positions and heads in one axis, or all heads in the last.
+    if read is not None and read.ndim == 4:
         batch, count, heads, width = read.shape
         if first.ndim == 2:
             read = read.reshape(-1, width)
@@ -126,7 +126,8 @@ def _centred(c: Checker, role: str, group: list[_Norm]) -> bool:
             continue
         for centred in misfit:
             x, mean = norm.moments(centred)
-            scale = np.sqrt(mean) if norm.scale is None else norm.scale
+            fits = norm.scale is not None and norm.scale.shape == mean.shape
+            scale = norm.scale if norm.scale is not None and fits else np.sqrt(mean)
             wanted = x / scale
             misfit[centred] += min(1.0, largest(wanted - norm.normalized, 1.0, norm.real[..., None]) or 0.0)
     return misfit[True] <= misfit[False]
@@ -153,9 +154,13 @@ def _add(c: Checker, norm: _Norm, centred: bool, eps: float) -> None:
     if norm.read is None:
         if norm.scale is not None and n is not None:
             square = np.square(n).mean(-1, keepdims=True)
-            name = f"{own}: mean of normalized^2 = 1 - eps / scale^2"
-            wanted = 1 - eps / np.square(norm.scale)
-            c.add(name, layer, (scale_hook, normalized_hook), wanted, 1.0, real, clears=(), found=square)
+            share, least = eps / np.square(norm.scale), _TELLING * c.allowed((normalized_hook,))
+            if float(np.where(real, share, 0.0).max(initial=0.0)) < least:  # it says nothing of the scale
+                name, wanted = f"{own}: mean of normalized^2 = 1 but for eps", np.clip(square, 1 - least, 1.0)
+                c.add(name, layer, (normalized_hook,), wanted, 1.0, real, clears=(), found=square)
+            else:
+                name = f"{own}: mean of normalized^2 = 1 - eps / scale^2"
+                c.add(name, layer, (scale_hook, normalized_hook), 1 - share, 1.0, real, clears=(), found=square)
         return
     x, mean = norm.moments(centred)
     subtracted = "x - mean" if centred else "x"

@@ -47,9 +47,9 @@ def drift(
     stay the other model's. What is active on the two models (hooks, interventions, flags, weights set) counts.
 
     With ``patch`` the reference's activation is then put into the other model's plain run at one site after the other, each
-    in a forward from its layer on, and ``recovered`` says how much of the logits' error goes away. Hook points that hold all
-    of the residual stream are left out: there it is the error of everything before. For ``unembed.hook_out`` it is
-    what goes away when the unembedding's own error is taken off the logits.
+    in a forward from its layer on, and ``recovered`` says how much of the logits' error goes away. Sites that add no error are
+    left out, and so are hook points that hold all of the residual stream: a patch there takes away the error of everything
+    before. For ``unembed.hook_out`` it is what goes away when the unembedding's own error is taken off the logits.
 
     Args:
         reference: The model that counts as right.

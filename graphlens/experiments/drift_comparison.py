@@ -178,7 +178,10 @@ class Comparison(Generic[ArrayT, OtherT]):
 
     def result(self) -> DriftResult:
         """The figures, after ``run``."""
-        right, wrong = self._right.runner.config, self._wrong.runner.config
+        names = [side.runner.config.model_name for side in (self._right, self._wrong)]
+        if names[0] == names[1]:
+            folders = [side.runner.engine.folder.name for side in (self._right, self._wrong)]
+            names = folders if folders[0] != folders[1] else names
         shared, nodes = set(self._shared), self._wrong.nodes
         order = [name for name in self._right.names if name in shared]
         sites = tuple(
@@ -196,8 +199,8 @@ class Comparison(Generic[ArrayT, OtherT]):
         return DriftResult(
             sites,
             self._of_logits(),
-            right.model_name,
-            wrong.model_name,
+            names[0],
+            names[1],
             tuple(name for name in self._right.names if name not in shared),
             tuple(name for name in self._wrong.names if name not in shared),
             self._right.request.shape,

@@ -37,12 +37,14 @@ SAME = 1e-3  # of the logits' error: how far an unpatched run from a layer on ma
 def patchable(result: DriftResult, top: int | None) -> list[Drifted]:
     """The sites to patch: those with the most fresh error that do not hold all of the residual stream.
 
+    Sites without any fresh error are left out: a patch there can only take away what others added.
+
     Args:
         result: The comparison.
         top: How many; None is all.
     """
     sites = result.worst(max(1, len(result.sites)), "fresh")
-    some = [site for site in sites if site.role not in STREAM]
+    some = [site for site in sites if site.role not in STREAM and site.fresh > 0]
     return some if top is None else some[:top]
 
 

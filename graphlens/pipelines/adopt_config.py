@@ -181,8 +181,8 @@ def _of_images(found: Match, original: Path, seen: Mapping[str, Seen]) -> dict[s
     stream = found.hooks.get(in_block(0, "hook_resid_pre"))
     if height != width or stream is None:
         raise ModelFileError(
-            f"{original}: its images are {height} x {width}; graphlens adopts vision transformers of square images whose residual "
-            "stream it finds. graphlens expose adds any of its values as outputs."
+            f"{original}: its images are {height} x {width}; graphlens adopts vision transformers of square images whose "
+            "residual stream it finds. graphlens expose adds any of its values as outputs."
         )
     positions = seen[stream.value].shape[1]
     patches = math.isqrt(positions)  # one token more is the class token

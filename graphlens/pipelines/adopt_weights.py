@@ -96,6 +96,8 @@ class _Work:
     def at(self, hook: str) -> Array | None:
         """An activation at the real tokens, [n, ...] in float64; None where it is not there."""
         value = self.activations.get(hook)
+        if value is not None and value.ndim == 2 and len(value) == len(self.tokens):  # of a classifier of images
+            return np.asarray(value, np.float64)
         if value is None or value.shape[:2] != self.tokens.shape:
             return None
         found: Array = value[self.real].astype(np.float64)
@@ -237,10 +239,20 @@ class _Work:
         if last is not None:
             dense = ("mlm_head.W", "mlm_head.b")
             self.compare(dense, "mlm_head.ln.hook_normalized", lambda: self.headed(last, dense))
+        read = self.at("head.hook_in")
+        if read is not None:
+            head = ("head.W_H", "head.b_H")
+            self.compare(norm_weights("ln_final"), "head.hook_in", self.class_token)
+            self.compare(head, "head.hook_out", lambda: self.linear(read, head))
         given = self.at("unembed.hook_in")
         if given is not None:
             pair = ("unembed.W_U", "unembed.b_U")
             self.compare(pair, "unembed.hook_out", lambda: self.unembedded(given, pair))
+
+    def class_token(self) -> Array | None:
+        """What the last norm of a vision model gives at the first token, which the classifier reads."""
+        value = self.normed("ln_final")
+        return None if value is None else value.reshape(*self.tokens.shape, -1)[:, 0]
 
     def headed(self, x: Array, dense: Pair) -> Array | None:
         """What the last norm of an encoder's head normalises to."""

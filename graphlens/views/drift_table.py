@@ -59,20 +59,20 @@ def drift_table(rows: Sequence[Row], total: int, metric: str | None = None) -> T
         total: How many there are in all.
         metric: The metric's name, where there is one.
     """
-    notes = [f"{len(rows)} of {total} hook points"] if len(rows) < total else []
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="; ".join(notes) or None, caption_justify="left")
-    table.add_column("hook point", no_wrap=True)
-    patched = any(row.recovered is not None for row in rows)
-    columns = [*(["recovered"] if patched else []), *([metric] if metric and patched else [])]
-    for name in (*columns, "fresh", "relative", "cosine", "SNR dB"):
-        table.add_column(Text(name), justify="right", no_wrap=True)
-    named = any(row.nodes for row in rows)
+    note = f"{len(rows)} of {total} hook points" if len(rows) < total else None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=note, caption_justify="left")
+    table.add_column("hook point", no_wrap=True, overflow="ellipsis")
+    patched, named = any(row.recovered is not None for row in rows), any(row.nodes for row in rows)
+    shares = [*(["recovered"] if patched else []), *([metric] if metric and patched else [])]
+    # What a patch recovers says more than the cosine, and a terminal is narrow.
+    for name in (*shares, "fresh", "relative", *([] if patched else ["cosine", "SNR dB"])):
+        table.add_column(Text(name), justify="right")
     if named:
         table.add_column("nodes_to_exclude", overflow="fold")
     for row in rows:
-        shares = [row.recovered] * patched + [row.metric] * bool(metric and patched)
-        cells = [_share(share) for share in shares]
-        cells += [_error(row.fresh), _error(row.relative), _cosine(row.cosine), _decibels(row.snr)]
+        given = [row.recovered] * patched + [row.metric] * bool(metric and patched)
+        cells = [*map(_share, given), _error(row.fresh), _error(row.relative)]
+        cells += [] if patched else [_cosine(row.cosine), _decibels(row.snr)]
         cells += [_nodes(row.nodes)] if named else []
         table.add_row(Text(row.hook), *map(Text, cells))
     return table

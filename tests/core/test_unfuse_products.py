@@ -214,10 +214,14 @@ def test_zero_points_that_are_left_out_are_zero(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("opset", [12, 13])
-def test_quantised_softmax(opset: int) -> None:
-    inputs = [integers(0, 2, M, K), of(0.02), of(3, np.uint8), of(1 / 255), of(0, np.uint8)]
-    # The kernel sums powers from a table of rounded ones.
-    within_a_step(Fused("QLinearSoftmax", inputs, attributes={"axis": -1 if opset == 13 else 2, "opset": opset}), 0.2)
+@pytest.mark.parametrize("scale", [1 / 255, 1 / 256, 0.0037])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_quantised_softmax(opset: int, scale: float, dtype: Any) -> None:
+    zero = of(-128 if dtype is np.int8 else 0, dtype)
+    inputs = [integers(0, 3, M, K, dtype=dtype), of(0.02), of(3, dtype), of(scale), zero]
+    attributes = {"axis": -1 if opset == 13 else 2, "opset": opset}
+    within_a_step(Fused("QLinearSoftmax", inputs, attributes=attributes))
+    within_a_step(Fused("QLinearSoftmax", inputs, attributes=attributes, constants=(1, 2, 3, 4)))
 
 
 def test_quantised_choice() -> None:

@@ -33,6 +33,18 @@ Row = tuple[
     str, float, float
 ]  # what, the largest difference relative to max(1, the largest value), how large it may be
 FLOAT32, FLOAT16 = 1e-4, 2e-2
+_ABOUT = """# On a GPU
+
+`pip install 'graphlens-onnx[gpu]'` (in place of `[cpu]`), then `providers="cuda"`, or nothing: a GPU that works is used.
+
+`python -m tests.gpu --table docs/gpu.md` wrote this page. It compares CUDAExecutionProvider with the CPU on the embedded models;
+Python hooks are called with arrays on the host. It fails if an operator that computes with activations ran on the CPU. Its logic
+is tested on the CPU against itself (`tests/core/test_gpu_rows.py`). Times: [benchmarks-gpu.md](benchmarks-gpu.md).
+
+Products are computed in float32: graphlens switches off TensorFloat-32, which ONNX Runtime uses by default and which keeps 10 of
+a float32's 23 bits. On a GPU a set of Python hooks of new kinds opens a session of its own
+([ADR 3](adr/0003-python-hooks-in-one-gated-session.md)).
+"""
 HOOK = "blocks.1.attn.hook_z"
 
 
@@ -136,9 +148,7 @@ def main() -> int:
                 lines.append(f"| {what} | {difference:.1e} | {allowed:.0e} |")
                 print(lines[-1], flush=True)
     if asked.table and not failed:
-        asked.table.write_text(
-            "# On a GPU\n\n`python -m tests.gpu --table docs/gpu.md` wrote this page.\n\n" + "\n".join(lines) + "\n"
-        )
+        asked.table.write_text(f"{_ABOUT}\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return int(failed)
 
 

@@ -126,7 +126,9 @@ def open_ports(model: ir.Model, ports: Ports, values: Mapping[str, ir.Value], se
     Inputs: ``input_ids`` int64 [b, s]; as far as the original has them ``attention_mask`` int64 [b, past + s] (default: ones),
     ``position_ids`` int64 [b, s] (default, also for negative entries: max(cumsum(attention_mask) - 1, 0)),
     ``token_type_ids`` int64 [b, s] (default: zeros) and ``past_key_values.L.key`` and ``.value`` [b, heads, past, d_head]
-    (default: none). Of a vision model there is ``pixel_values`` float32 [b, channels, height, width] alone. Outputs: ``logits``, and ``present.L.key`` and ``.value`` where there are past ones.
+    (default: none). Of a vision model there is ``pixel_values`` float32 [b, channels, height, width] alone.
+
+    Outputs: ``logits``, and ``present.L.key`` and ``.value`` where there are past ones.
 
     Args:
         model: The graph.

@@ -76,7 +76,7 @@ def _copy(found: Found, block: Block, linear: Linear, copies: dict[ir.Value, ir.
             node.domain,
             node.op_type,
             [copies.get(one, one) if one is not None else None for one in node.inputs],
-            [attribute for attribute in node.attributes.values()],
+            list(node.attributes.values()),
             overload=node.overload,
             num_outputs=len(node.outputs),
             name=f"{node.name}{_SUFFIX}",

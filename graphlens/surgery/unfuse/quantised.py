@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graphlens.surgery.unfuse.attention import attended
 from graphlens.surgery.unfuse.building import Builder, Kept, given, integer, real, refuse, taken
-from graphlens.surgery.unfuse.kinds import rank_of, sizes_of
+from graphlens.surgery.unfuse.kinds import constant_of, rank_of, sizes_of
 from graphlens.surgery.unfuse.table import SCHEMA, rule
 
 _STEP = "to one step of the output's quantiser"
@@ -78,7 +78,14 @@ def _softmax(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     axis, rank = integer(node, "axis", -1), rank_of(taken(node, 0))
     refuse(node, "a Softmax that is not over the last axis", axis != -1 and (rank is None or axis % rank != rank - 1))
     found = b.op("Softmax", _dequantised(b, node, 0), axis=-1)
-    return [_quantised(b, found, taken(node, 3), given(node, 4), taken(node, 0))]
+    # The kernel counts whole steps in 1: of a scale of 1 / 255, whose inverse in 32 bits is below 255, it makes 254.
+    scale, known = taken(node, 3), constant_of(taken(node, 3))
+    if known is not None:
+        one = np.float32(1)
+        whole = b.constant(np.asarray(one / np.floor(one / known.numpy().reshape(())), np.float32))
+    else:
+        whole = b.op("Reciprocal", b.op("Floor", b.op("Reciprocal", scale)))
+    return [_quantised(b, found, whole, given(node, 4), taken(node, 0))]
 
 
 @rule("com.microsoft::QLinearConcat", variants=f"all, {_STEP}")
