@@ -191,3 +191,31 @@ def test_the_graph_with_norms_apart_computes_what_transformers_does(
     logits = values_of(graph, [found.ports.logits], FEEDS)[found.ports.logits]
     ids, mask = map(torch.from_numpy, FEEDS.values())
     assert relative(logits, model(input_ids=ids, attention_mask=mask).logits.numpy(), "logits") < 1e-5
+
+
+def test_the_config_is_the_one_that_the_family_reads(case: tuple[str, Any, ir.Model, Match]) -> None:
+    _, model, _, found = case
+    config, asked, spec = found.config, model.config, spec_of(model)
+    attention = spec.attention
+    assert (config["n_layers"], config["d_model"]) == (asked.num_hidden_layers, asked.hidden_size)
+    assert (config["n_heads"], config["n_key_value_heads"]) == (attention.n_heads, attention.n_key_value_heads)
+    assert (config["d_head"], config["d_vocab"]) == (attention.d_head, asked.vocab_size)
+    assert config["attention_dir"] == "causal"
+    eps = [
+        getattr(asked, key) for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon") if hasattr(asked, key)
+    ]
+    assert config["eps"] in eps or not eps
+    assert float(str(config["attn_scale"])) == pytest.approx(1 / attention.scale, rel=1e-5)
+    assert config.get("scale_attn_by_inverse_layer_idx", False) == attention.by_layer
+    assert config.get("attn_scores_soft_cap") == attention.softcap
+    assert config.get("use_qk_norm", False) == (attention.q_norm is not None)
+    assert config.get("window_size") == (attention.window if attention.local else None)
+    local = tuple("local" if layer in attention.local else "global" for layer in range(asked.num_hidden_layers))
+    assert config.get("attn_types") == (local if attention.local else None)
+    assert config.get("parallel_attn_mlp", False) == spec.parallel
+    assert (config.get("rotary_dim") is None) == (attention.rotary is None)
+    if attention.rotary is not None:
+        assert config["rotary_dim"] == attention.rotary.size
+        assert config.get("rotary_adjacent_pairs", False) == attention.rotary.pairs
+    assert (config["positional_embedding_type"] == "alibi") == (attention.alibi is not None)
+    assert config["tied"] == bool(asked.tie_word_embeddings)
