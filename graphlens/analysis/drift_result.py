@@ -42,7 +42,8 @@ class Drifted:
         recovered: How much of the logits' error goes away when the reference's activation is put in here: 1 is all of it;
             negative where it grows. None where it was not tried.
         metric: What the metric's error became by it, as a share that went away; None without a metric.
-        nodes: The nodes of the other model's original file whose result this is; empty where that is not known.
+        nodes: The nodes whose result this is, by their names in the reference's original file, or in the other model's where
+            the reference was not adopted; empty where neither was.
     """
 
     hook: str
@@ -163,7 +164,7 @@ class DriftResult:
             by: See ``worst``.
 
         Returns:
-            Names of nodes of the original file; none where the other model is no adopted file.
+            Names of nodes, see ``Drifted.nodes``; none where neither model is an adopted file.
         """
         having = [site for site in self.worst(max(len(self.sites), 1), by) if site.nodes]
         return list(dict.fromkeys(node for site in having[: checked_number(n, "n", least=1)] for node in site.nodes))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Opened: TypeAlias = "HookedTransformer | HookedEncoder"
 
 SHOWN = 15  # sites in the table
+_EXCLUDED = 3  # sites whose nodes are printed
 _NAMES = 6  # hook points of a list of those that one model lacks
 _ROW = re.compile(r"\d+(?:[\s,]+\d+)*")
 
@@ -219,9 +220,12 @@ def _show(result: DriftResult, rows: int) -> None:
         name, right, wrong = result.metric
         console.print(f"{name}: {right:.4g} in FLOAT, {wrong:.4g} in OTHER", highlight=False, markup=False)
     console.print(result.table(rows))
-    nodes = result.nodes_to_exclude(1)
-    if nodes:
-        console.print(f"of the worst site: nodes_to_exclude={nodes}", highlight=False, markup=False)
+    named = [site for site in result.worst(rows) if site.nodes and site.fresh][:_EXCLUDED]
+    if named:
+        console.print("To leave a site's nodes as they were, tell the quantiser:")
+    for site in named:
+        line = f"  {site.hook}: nodes_to_exclude={list(site.nodes)}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for whose, names in (("FLOAT", result.only_reference), ("OTHER", result.only_other)):
         if names:
             more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""

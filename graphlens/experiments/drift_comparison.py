@@ -182,7 +182,9 @@ class Comparison(Generic[ArrayT, OtherT]):
         if names[0] == names[1]:
             folders = [side.runner.engine.folder.name for side in (self._right, self._wrong)]
             names = folders if folders[0] != folders[1] else names
-        shared, nodes = set(self._shared), self._wrong.nodes
+        shared = set(self._shared)
+        # A quantiser is told the names of the file that it reads: the reference's, where it is known.
+        nodes = {**self._wrong.nodes, **self._right.nodes}
         order = [name for name in self._right.names if name in shared]
         sites = tuple(
             Drifted(

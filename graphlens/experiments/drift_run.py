@@ -84,10 +84,9 @@ class Side(Generic[ArrayT]):
 
     @property
     def nodes(self) -> Mapping[str, tuple[str, ...]]:
-        """Hook point -> the nodes of the original file whose result it is, where the model was adopted."""
-        adopted = getattr(self.runner.engine.manifest, "adopted", None)
-        found: Mapping[str, tuple[str, ...]] = getattr(adopted, "nodes", {})
-        return found
+        """Hook point -> the nodes of the original file whose result it is; empty where the model was not adopted."""
+        adopted = self.runner.engine.manifest.adopted
+        return {} if adopted is None else adopted.nodes
 
     def run(self, passing: Passing, at: Sequence[str], output: bool) -> Results:
         """Makes the run with what was active when this object was made.

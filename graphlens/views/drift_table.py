@@ -12,8 +12,6 @@ from rich.text import Text
 
 from graphlens.views.text import NOT_COMPUTED
 
-MOST_NODES = 2  # names of nodes in a cell
-
 
 class Row(Protocol):
     """One site; see analysis/drift_result.py for what its figures mean."""
@@ -46,10 +44,6 @@ class Row(Protocol):
     def metric(self) -> float | None:
         """The share of the metric's error that it takes away."""
 
-    @property
-    def nodes(self) -> Sequence[str]:
-        """The original's nodes whose result it is."""
-
 
 def drift_table(rows: Sequence[Row], total: int, metric: str | None = None) -> Table:
     """A table of sites, in the order given.
@@ -62,18 +56,15 @@ def drift_table(rows: Sequence[Row], total: int, metric: str | None = None) -> T
     note = f"{len(rows)} of {total} hook points" if len(rows) < total else None
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=note, caption_justify="left")
     table.add_column("hook point", no_wrap=True, overflow="ellipsis")
-    patched, named = any(row.recovered is not None for row in rows), any(row.nodes for row in rows)
+    patched = any(row.recovered is not None for row in rows)
     shares = [*(["recovered"] if patched else []), *([metric] if metric and patched else [])]
     # What a patch recovers says more than the cosine, and a terminal is narrow.
     for name in (*shares, "fresh", "relative", *([] if patched else ["cosine", "SNR dB"])):
         table.add_column(Text(name), justify="right")
-    if named:
-        table.add_column("nodes_to_exclude", overflow="fold")
     for row in rows:
         given = [row.recovered] * patched + [row.metric] * bool(metric and patched)
         cells = [*map(_share, given), _error(row.fresh), _error(row.relative)]
         cells += [] if patched else [_cosine(row.cosine), _decibels(row.snr)]
-        cells += [_nodes(row.nodes)] if named else []
         table.add_row(Text(row.hook), *map(Text, cells))
     return table
 
@@ -96,9 +87,3 @@ def _cosine(value: float) -> str:
 def _decibels(value: float) -> str:
     """Decibels, to one digit."""
     return f"{value:.1f}" if math.isfinite(value) else f"{value}"
-
-
-def _nodes(names: Sequence[str]) -> str:
-    """Names of nodes, as a quantiser's argument has them."""
-    some = ", ".join(map(repr, names[:MOST_NODES]))
-    return f"[{some}{', …' if len(names) > MOST_NODES else ''}]" if names else ""
