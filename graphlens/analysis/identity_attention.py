@@ -226,7 +226,8 @@ def _without_bias(x: Floats, where: Bools) -> Floats:
     """What is left of [b, h, query, key] less its mean over the batch at each head, query and key."""
     count = where.sum(0)
     mean = np.divide(np.where(where, x, 0.0).sum(0), count, out=np.zeros(x.shape[1:]), where=count > 0)
-    return x - mean
+    found: Floats = x - mean
+    return found
 
 
 def _compare_scores(c: Checker, layer: int, names: tuple[str, str], wanted: Floats, size: Floats, seen: Bools) -> None:
