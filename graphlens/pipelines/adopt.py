@@ -133,7 +133,7 @@ def _adopted(
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
     from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
-    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
+    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, let_go, move_weights, weight_views
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.foreign import load_foreign
     from graphlens.surgery.graph import write_manifest
@@ -159,6 +159,7 @@ def _adopted(
         found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
     except ModelFileError as error:
         raise type(error)(f"{original}: {error}") from error
+    let_go(model)
     ensure_ports_fit(model, found.ports, str(original))
     ensure_dynamic(model, found.ports, original)
     cfg = whole_config(
