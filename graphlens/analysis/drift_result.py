@@ -42,8 +42,8 @@ class Drifted:
         recovered: How much of the logits' error goes away when the reference's activation is put in here: 1 is all of it;
             negative where it grows. None where it was not tried.
         metric: What the metric's error became by it, as a share that went away; None without a metric.
-        nodes: The nodes whose result this is, by their names in the reference's original file, or in the other model's where
-            the reference was not adopted; empty where neither was.
+        nodes: The nodes whose result this is, by their names in the other model's original file without what a quantiser adds
+            at their ends; in the reference's where the other model was not adopted; empty where neither was.
     """
 
     hook: str

@@ -110,7 +110,12 @@ def _open(name: str, provider: str | None) -> Opened:
     from graphlens.model.hooked_encoder import HookedEncoder
 
     path = user_path(name)
-    if is_hooked(path) and Engine(path, provider).manifest.config.is_encoder:
+    config = Engine(path, provider).manifest.config if is_hooked(path) else None
+    if config is not None and config.is_vision:
+        raise InputError(
+            f"{name} is a vision model, and runs on images: compare it in Python, graphlens.drift(a, b, pixels)."
+        )
+    if config is not None and config.is_encoder:
         return HookedEncoder.from_onnx(path, provider)
     return open_model(name, provider)
 
