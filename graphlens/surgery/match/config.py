@@ -27,12 +27,13 @@ def kind_of(found: Found) -> Kind:
     """
     if found.beginning.pixels is not None:
         return "vision"
-    ending = found.ending
-    if ending.dense is not None or found.beginning.types is not None:
-        return "encoder"
-    if found.blocks[0].normalises and not Masks(found.wires).of(found.blocks[0].attention.core).causal:
-        return "encoder"
-    return "decoder"
+    # An encoder by TransformerLens's names is BERT: its norms are of the residual stream itself. One with norms before its
+    # sublayers (ModernBERT) has a decoder's hook points, and attends both ways.
+    if not found.blocks[0].normalises:
+        return "decoder"
+    told = found.ending.dense is not None or found.beginning.types is not None
+    causal = Masks(found.wires).of(found.blocks[0].attention.core).causal
+    return "encoder" if told or not causal else "decoder"
 
 
 def config_of(found: Found, kind: Kind, weights: Mapping[str, MatchedWeight]) -> tuple[dict[str, Number], list[str]]:

@@ -47,21 +47,36 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
             "instead. Export the model with input_ids."
         )
     tokens = _tokens(wires, direct, vocabulary)
-    found = Beginning(tokens, norm=norm, whole=stream)
-    for table in tables:
-        if table is tokens:
-            continue
-        few = (rows_of(wires, table) or _FEW + 1) <= _FEW
-        if few and found.types is None:
-            found.types = table
-        elif not few and found.positions is None:
-            found.positions = table
-        else:
-            raise ModelFileError(
-                f"the residual stream begins as a sum that has the embedding {table.value.name!r} besides those of tokens, "
-                "positions and types of tokens: graphlens knows no such model."
-            )
-    return found
+    rest = [table for table in tables if table is not tokens]
+    positions, types = _told_apart(wires, rest, stream)
+    return Beginning(tokens, positions, types, norm, stream)
+
+
+def _told_apart(wires: Wires, rest: list[Table], stream: ir.Value) -> tuple[Table | None, Table | None]:
+    """(positions, types of tokens) among the embeddings besides that of tokens."""
+    if len(rest) > 2:
+        raise ModelFileError(
+            f"the residual stream begins at {stream.name!r} as a sum that has the embedding {rest[-1].value.name!r} besides "
+            "those of tokens, positions and types of tokens: graphlens knows no such model. graphlens expose adds any values "
+            "of the graph as outputs."
+        )
+    # Types are an input, or all of them 0; positions are counted, or an input with more rows.
+    rest = sorted(
+        rest, key=lambda table: (not _all_zero(wires, table), table.input is None, rows_of(wires, table) or 0)
+    )
+    if not rest:
+        return None, None
+    first = rest[0]
+    if len(rest) == 2:
+        return rest[1], first
+    few = first.input is not None and (rows_of(wires, first) or _FEW + 1) <= _FEW
+    return (None, first) if few or _all_zero(wires, first) else (first, None)
+
+
+def _all_zero(wires: Wires, table: Table) -> bool:
+    """True if the first row of a table is taken for every token."""
+    places = None if table.index is None else wires.shapes.integers(table.index)
+    return bool(places) and len(places or ()) > 1 and not any(places or ())
 
 
 def _of_image(
@@ -77,7 +92,7 @@ def _of_image(
 def _tokens(wires: Wires, direct: list[Table], vocabulary: int | None) -> Table:
     """Which of several embeddings of inputs is that of tokens."""
     known = [table for table in direct if vocabulary is not None and rows_of(wires, table) == vocabulary]
-    if len(known) == 1:
+    if len(known) == 1 and (vocabulary or 0) > _FEW:  # fewer may be the classes of a classifier
         return known[0]
     return max(direct, key=lambda table: rows_of(wires, table) or 0)
 
