@@ -129,6 +129,7 @@ def _adopted(
     from graphlens.pipelines.adopt_probe import image_side, seen_values
     from graphlens.pipelines.adopt_weights import proved_weights
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
+    from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
     from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
     from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
@@ -168,6 +169,9 @@ def _adopted(
         _table_rows(model, found, TOKEN_EMBEDDINGS),
         _table_rows(model, found, TYPE_EMBEDDINGS),
     )
+    for name in found.ports.past.values():  # which may state no sizes, and was empty in the probe
+        batch, dtype = seen[name].shape[0], seen[name].dtype
+        seen[name] = Seen((batch, cfg.n_key_value_heads, 0, cfg.d_head), dtype)
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
