@@ -190,6 +190,7 @@ def _adopted(
         worst=max(proof.residuals.values(), default=0.0),
         notes=(*found.notes, *proof.notes, *_left_out(untouched, graph), *_near_only(found, model)),
         headless=found.ports.logits is None,
+        left_padding=proof.left_padding,
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(

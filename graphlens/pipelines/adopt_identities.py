@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 # Of the largest logit: in floats, in half precision, and where activations are rounded to integers.
 _EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 2e-2
-_LEFT = (
-    "{} does not mask padding on the left, or counts it as positions: a prompt padded there is computed as another than the "
-    "same prompt alone, as in the original. Pad on the right."
-)
+_LEFT = {
+    "counted": "{} counts padding on the left as positions: a prompt padded there is computed as another than the same prompt "
+    "alone, as in the original. Pad on the right.",
+    "seen": "{} does not mask padding on the left, as the original does not: runs of prompts padded there are refused. Pad on "
+    "the right.",
+}
 _ROUNDING = ("DynamicQuantizeLinear", "QuantizeLinear")
 
 
@@ -47,6 +49,7 @@ class Proof:
         failed: Hook point -> which identity failed there, in a sentence.
         residuals: Identity that holds -> its largest residual, relative.
         notes: What else they showed, a sentence each.
+        left_padding: See ``Adopted``.
     """
 
     kept: Mapping[str, View]
@@ -58,6 +61,7 @@ class Proof:
     failed: Mapping[str, str] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    left_padding: str = "masked"
 
 
 def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) -> Proof:
@@ -113,6 +117,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         failed,
         {_shown(each): each.residual for each in every if each.passed},
         tried.notes,
+        tried.left_padding,
     )
 
 
@@ -123,6 +128,7 @@ class _Tried:
     probes: list[Probe]
     results: Sequence[Array | None]
     notes: tuple[str, ...] = ()
+    left_padding: str = "masked"
 
 
 def _tried(source: Session, graph: Unnamed, original: Path) -> _Tried:
@@ -137,13 +143,16 @@ def _tried(source: Session, graph: Unnamed, original: Path) -> _Tried:
         return _Tried([images], list(source.run([graph.result], images.original(ports, graph.seen))))
     probe = padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)
     run = _Original(source, graph)
-    result, notes = run(probe), list[str]()
+    result, notes, left = run(probe), list[str](), "masked"
     if probe.mask is None:
         notes.append(f"{original.name} takes no attention_mask: prompts of different lengths cannot be run together.")
-    elif result is None or not _alike(probe, result):
-        probe = probe.rows([0, 2])
+    else:
+        left = "seen" if result is None or not _alike(probe, result, 3) else "masked"
+        if left == "masked" and result is not None and not _alike(probe, result, 2):
+            left = "counted"
+        probe = probe.rows([0, 1, 2] if left == "masked" else [0, 2])
         result = run(probe)
-        notes.append(_LEFT.format(original.name))
+        notes += [] if left == "masked" else [_LEFT[left].format(original.name)]
     if result is None:
         notes.append(
             f"{original.name} does not run on a probe without past, so its logits were not compared ({run.said})."
@@ -162,7 +171,7 @@ def _tried(source: Session, graph: Unnamed, original: Path) -> _Tried:
             notes.append(
                 f"{original.name} does not go on after a past of several tokens, so steps were not compared ({run.said})."
             )
-    return _Tried(probes, results, tuple(notes))
+    return _Tried(probes, results, tuple(notes), left)
 
 
 @dataclass
@@ -193,12 +202,12 @@ class _Original:
         return None if later is None or result is None else (later, result)
 
 
-def _alike(probe: Probe, result: Array) -> bool:
-    """True if a prompt that is padded on the left is computed as the same prompt padded on the right."""
+def _alike(probe: Probe, result: Array, row: int) -> bool:
+    """True if a prompt that is padded on the left is computed as the same prompt padded otherwise, which is in ``row``."""
     if result.ndim != 3 or probe.mask is None:
         return True
-    left, right = result[1][probe.mask[1] != 0].astype(np.float64), result[2][probe.mask[2] != 0]
-    return bool(np.abs(left - right).max() <= _ROUNDED * (np.abs(right).max() or 1))
+    one, other = result[1][probe.mask[1] != 0].astype(np.float64), result[row][probe.mask[row] != 0]
+    return bool(np.abs(one - other).max() <= _ROUNDED * (np.abs(other).max() or 1))
 
 
 def _values(arrays: Mapping[str, Array], hooks: Mapping[str, HookEntry]) -> dict[str, Array]:

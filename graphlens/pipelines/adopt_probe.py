@@ -180,7 +180,8 @@ class Probe:
 
 
 def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) -> Probe:
-    """Three prompts over the vocabulary: one as long as can be, and a shorter one padded on the left and on the right.
+    """Prompts over the vocabulary: one as long as can be, and a shorter one padded on the left, on the right, and on the left
+    with other tokens.
 
     Args:
         ports: What the graph's inputs are. Without a mask nothing is padded.
@@ -190,17 +191,17 @@ def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) ->
     """
     length = min(LENGTH, n_ctx)
     random = np.random.default_rng(0)
-    tokens = random.integers(0, d_vocab, (3, length))
+    tokens = random.integers(0, d_vocab, (4, length))
     types = random.integers(0, n_types or 1, tokens.shape) if ports.token_type_ids is not None else None
     if ports.attention_mask is None:
         return Probe(tokens, None, types)
     real = max(1, length - PADDED)
     mask = np.ones(tokens.shape, np.int64)
-    mask[1, : length - real] = 0
+    mask[[1, 3], : length - real] = 0
     mask[2, real:] = 0
-    tokens[2, :real] = tokens[1, length - real :]
-    if types is not None:
-        types[2, :real] = types[1, length - real :]
+    for each in (tokens, types):
+        if each is not None:
+            each[2, :real] = each[3, length - real :] = each[1, length - real :]
     return Probe(tokens, mask, types)
 
 
