@@ -58,6 +58,8 @@ class Facts:
         by_layer: True if the scores of layer i are also divided by i + 1.
         softcap: The bound that tanh squeezes the scores into; None for none.
         alibi: True if scores have a bias that grows with the distance from the query.
+        biased: True if a bias is added to the scores that is the same in all prompts (relative position bias). It is then taken
+            away as the mean over the batch, so that a run of one prompt tells nothing.
         rotary_dim: How many of a head's dimensions are rotated; None for all, or where it is not known.
         clip: The bound that queries, keys and values are cut to; None for none.
         sink: True if a row of the pattern sums to less than 1, since one more score takes part in the softmax.
@@ -80,6 +82,7 @@ class Facts:
     by_layer: bool = False
     softcap: float | None = None
     alibi: bool = False
+    biased: bool = False
     rotary_dim: int | None = None
     clip: float | None = None
     sink: bool = False

@@ -192,6 +192,8 @@ def _factor(c: Checker, products: dict[int, tuple[tuple[str, str], Floats, Float
         scores, well = _uncapped(c, scores, seen[layer])
         if c.facts.alibi:
             product, scores = (_without_slopes(c, x, well) for x in (product, scores))
+        elif c.facts.biased:
+            product, scores = (_without_bias(x, well) for x in (product, scores))
         x, y = product[well], scores[well]
         if x.size and float((x * x).sum()):
             found.append(float((x * y).sum() / (x * x).sum()))
@@ -220,6 +222,14 @@ def _without_slopes(c: Checker, x: Floats, where: Bools) -> Floats:
     return left
 
 
+def _without_bias(x: Floats, where: Bools) -> Floats:
+    """What is left of [b, h, query, key] less its mean over the batch at each head, query and key."""
+    count = where.sum(0)
+    mean = np.divide(np.where(where, x, 0.0).sum(0), count, out=np.zeros(x.shape[1:]), where=count > 0)
+    found: Floats = x - mean
+    return found
+
+
 def _compare_scores(c: Checker, layer: int, names: tuple[str, str], wanted: Floats, size: Floats, seen: Bools) -> None:
     """Adds the identities of a block's scores: those without a mask, as queries and keys give them."""
     hook, pattern = _hook(layer, "attn_scores"), _hook(layer, "pattern")
@@ -232,6 +242,12 @@ def _compare_scores(c: Checker, layer: int, names: tuple[str, str], wanted: Floa
         difference = _without_slopes(c, wanted - scores, seen)
         size = size + np.where(seen, np.abs(scores), 0.0).max(initial=0.0)
         c.add("c q . k + slope x distance = scores", layer, (*names, hook), difference + scores, size, seen)
+        return
+    if c.facts.biased:
+        if bool((seen.sum(0) > 1).any()):  # one prompt is its own mean
+            difference = _without_bias(wanted - scores, seen)
+            size = size + np.where(seen, np.abs(scores), 0.0).max(initial=0.0)
+            c.add("c q . k + bias = scores", layer, (*names, hook), difference + scores, size, seen)
         return
     size = size + 1e-6 * typical(wanted, seen)
     c.add("c q . k = scores", layer, (*names, hook), wanted, size, seen)

@@ -93,7 +93,9 @@ class Costs(Generic[ArrayT, OtherT]):
             self.metric = name, float(clean.mean()), float(self._measuring.corrupted[0].mean())
         if self._error == 0:
             self.notes.append("the logits are equal, so there is no error that patches could take away.")
-        self._from_layers: bool | None = None  # not known yet
+        config = wrong.runner.config
+        # None: not known yet. An encoder and a vision model have no run of some layers alone.
+        self._from_layers: bool | None = False if config.is_encoder or config.is_vision else None
 
     def of(self, sites: Sequence[Drifted], progress: Progress) -> dict[str, tuple[float, float | None]]:
         """How much of the error goes away at each site.
