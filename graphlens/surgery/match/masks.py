@@ -218,7 +218,9 @@ class Masks:
             and len(shape := wires.shape(node.inputs[0]) or ()) == 2
             and shape[-1] == heads
         ]
-        return not tables, bool(tables)
+        # A bias that is the same for all inputs is one of a table, read before: slopes are multiplied with places in a run.
+        drawn = all(wires.is_fixed(value) for value in differs)
+        return not (tables or drawn), bool(tables or drawn)
 
 
 def _one(kind: int, shift: int) -> tuple[int, int, int] | None:
