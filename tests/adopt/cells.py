@@ -383,8 +383,7 @@ def _compare_scrambled(cell: Cell, model: Any, files: Files, path: Path, _every:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     renamed = folder.with_suffix(".onnx")
-    other_names, _ = scrambled(ir.load(path))
-    ir.save(other_names, renamed)
+    _scramble(path, renamed)
     config = files.checkpoint(cell.family) if CHECKPOINTS[cell.family].kind == "vision" else None
     report = graphlens.adopt(renamed, folder, config=config, announce=lambda _: None)
     other = opened(folder, cell.family)
@@ -407,6 +406,21 @@ def _compare_scrambled(cell: Cell, model: Any, files: Files, path: Path, _every:
         assert np.array_equal(np.asarray(value), np.asarray(weights_too[name])), f"scrambled: {name} differs"
     shutil.rmtree(folder)
     renamed.unlink()
+
+
+def _scramble(source: Path, target: Path) -> None:
+    """Writes a file's copy with other names. It keeps what the file tells of its values' types and sizes, by number alone."""
+    model = ir.load(source)
+    told = {value.name: value for node in model.graph for value in node.outputs}
+    copy, old = scrambled(model)
+    for node in copy.graph:
+        for value in node.outputs:
+            known = told.get(old[str(value.name)])
+            if known is not None and value.type is None:
+                value.type = known.type
+            if known is not None and known.shape is not None and value.shape is None:
+                value.shape = ir.Shape([size if isinstance(size, int) else None for size in known.shape])
+    ir.save(copy, target)
 
 
 def save_cell(cell: Cell, folder: Path) -> None:
