@@ -140,7 +140,9 @@ class _Rewrite:
         """Refuses a flag that rewrites what lies at a hook point which was not found in an adopted file."""
         for name in names:
             if name not in self.hooks:
-                raise InputError(f"{flag} cannot be set for this model: {name!r}, which it rewrites, is no hook point here.")
+                raise InputError(
+                    f"{flag} cannot be set for this model: {name!r}, which it rewrites, is no hook point here."
+                )
 
     def split_inputs(self, layer: int, split: bool) -> None:
         """Gives every head its own copy of the residual before ln1; with ``split`` one each for q, k and v."""
