@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ def adopted_from(data: Mapping[str, object]) -> Adopted:
     }
     found: dict[str, object] = {}
     for item in fields(Adopted):
+        if item.name not in data and (item.default is not MISSING or item.default_factory is not MISSING):
+            continue  # another version may not have written it
         value = data[item.name]
         kind = plain.get(item.name)
         if kind is not None:

@@ -121,6 +121,7 @@ EMBEDDINGS = ("hook_embed", "hook_pos_embed")  # what the residual stream begins
 # Weights by their names in a decoder and in an encoder.
 TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E", "embed.W_tokens")
 POSITION_EMBEDDINGS = ("pos_embed.W_pos", "embed.pos_embed.W_pos")
+TYPE_EMBEDDINGS = ("embed.token_type_embed.W_token_type",)
 SCORES = "attn.hook_attn_scores"
 # What programs that mask with a number in place of -inf add to scores at least: -10,000, -3.4e38 (float32), -65504 (float16).
 MASKED_BELOW = -9000.0

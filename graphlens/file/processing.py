@@ -32,8 +32,8 @@ def ensure_own(manifest: Manifest, where: object, what: str) -> None:
     """
     if manifest.adopted is not None:
         raise ExportError(
-            f"{where}: it was adopted from {manifest.adopted.file}, which another program exported. {what}: graphlens export does "
-            "that to the checkpoint. from_onnx and from_pretrained_no_processing open the file as it is."
+            f"{where}: it was adopted from {manifest.adopted.file}, which another program exported. {what}: graphlens export "
+            "does that to the checkpoint. from_onnx and from_pretrained_no_processing open the file as it is."
         )
 
 

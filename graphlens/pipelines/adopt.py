@@ -16,7 +16,7 @@ from graphlens.file.copies import Announce
 from graphlens.file.digests import digest_of
 from graphlens.file.folder import MODEL_FILE, copy_settings, refuse_occupied, staged_folder, user_path, writing
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, all_names, axis_sizes
+from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, TYPE_EMBEDDINGS, all_names, axis_sizes
 from graphlens.views.progress import note
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def _adopted(
         seen,
         _table_rows(model, found, POSITION_EMBEDDINGS),
         _table_rows(model, found, TOKEN_EMBEDDINGS),
+        _table_rows(model, found, TYPE_EMBEDDINGS),
     )
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
@@ -183,7 +184,7 @@ def _adopted(
         missing={**found.missing, **proof.failed},
         identities=len(proof.residuals),
         worst=max(proof.residuals.values(), default=0.0),
-        notes=(*found.notes, *proof.notes, *_left_out(untouched, graph)),
+        notes=(*found.notes, *proof.notes, *_left_out(untouched, graph), *_near_only(found, model)),
         headless=found.ports.logits is None,
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
@@ -212,6 +213,17 @@ def _adopted(
     settings = user_path(tokenizer) if tokenizer is not None else original.parent
     copy_settings(settings, stage)
     return AdoptReport(target, original, cfg, tuple(hooks), tuple(views), adopted, proof.residuals, proof.failed, said)
+
+
+def _near_only(found: Match, model: ir.Model) -> list[str]:
+    """That weights tell what a graph computes nearly, where it rounds activations too, in a sentence."""
+    rounds = any(node.op_type in ("DynamicQuantizeLinear", "QuantizeLinear") for node in model.graph)
+    if not rounds or not any(weight.quantised is not None for weight in found.weights.values()):
+        return []
+    return [
+        "Weights are the numbers that their integers stand for. The graph rounds activations too before it multiplies them, so "
+        "what is computed from weights (stack_head_results, say) is near what it computes, and not equal."
+    ]
 
 
 def _left_out(untouched: ir.Model, graph: Unnamed) -> list[str]:

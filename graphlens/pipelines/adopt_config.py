@@ -94,6 +94,7 @@ def whole_config(
     seen: Mapping[str, Seen],
     positions: int | None = None,
     vocabulary: int | None = None,
+    types: int | None = None,
 ) -> ModelConfig:
     """The architecture: what structure says, and the config for what it does not.
 
@@ -104,6 +105,7 @@ def whole_config(
         seen: What a probe run saw of the graph's values.
         positions: How many positions its table of positions has; None where there is none.
         vocabulary: How many tokens its table of tokens has; None where it was not found.
+        types: How many types of tokens its table of types has; None where there is none.
 
     Raises:
         ModelFileError: The config contradicts the structure, or structure says too little and there is no config.
@@ -124,7 +126,7 @@ def whole_config(
         facts |= _of_images(found, original, seen)
     if found.kind == "encoder":
         facts.setdefault("attention_dir", "bidirectional")
-        facts.setdefault("n_token_types", 1 if found.ports.token_type_ids is None else 2)
+        facts.setdefault("n_token_types", types or (1 if found.ports.token_type_ids is None else 2))
         facts.setdefault("default_prepend_bos", False)
     facts.setdefault("n_key_value_heads", facts.get("n_heads"))
     if facts.get("d_head") is None and _integer(facts.get("d_model")) and _integer(facts.get("n_heads")):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.analysis.arrays import Array
-from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, in_block
+from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, TYPE_EMBEDDINGS, in_block
 from graphlens.surgery.sublayers import Pair, Sublayer, norm_weights, sublayers
 
 if TYPE_CHECKING:
     from graphlens.file.model_config import ModelConfig
 
-_TYPES = "embed.token_type_embed.W_token_type"
+(_TYPES,) = TYPE_EMBEDDINGS
 _ROWS = 1 << 14  # of an unembedding that are multiplied at once
 
 

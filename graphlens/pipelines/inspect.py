@@ -18,7 +18,6 @@ from graphlens.surgery.anatomy import STANDARD, Anatomy, anatomy
 from graphlens.surgery.foreign import check_foreign, read_foreign
 from graphlens.surgery.graph import manifest_in
 from graphlens.surgery.quantised import quantisation
-from graphlens.surgery.untrusted import CheckReport
 
 _NUMBER = re.compile(r"\d+")
 _STANDARD_FUSED = frozenset(
@@ -191,11 +190,10 @@ def inspect_file(model: str | os.PathLike[str]) -> Inspection:
     Raises:
         ModelFileError: It is no ONNX model, damaged, or too large to be looked at.
     """
-    opened, file = read_foreign(model)
+    opened, file = read_foreign(model, light=True)
     obstacles: list[str] = []
-    report: CheckReport | None = None
     try:
-        report = check_foreign(opened, file)
+        check_foreign(opened, file)
     except ModelFileError as error:
         obstacles.append(_short(error, file))
     made_of = anatomy(opened)
@@ -222,7 +220,7 @@ def inspect_file(model: str | os.PathLike[str]) -> Inspection:
         _collected(opened, opened.graph.inputs),
         _collected(opened, opened.graph.outputs),
         parameters,
-        embedded if report is None else report.embedded_bytes,
+        embedded,
         external,
         found,
         tuple(obstacles),
@@ -273,7 +271,9 @@ def _sizes(model: ir.Model, file: Path) -> tuple[dict[str, int | None], int, int
         for size in sizes:
             count *= max(size, 0)
         parameters += count
-        if isinstance(tensor, ir.ExternalTensor):
+        if (
+            isinstance(tensor, ir.ExternalTensor) and tensor.location != file.name
+        ):  # what is large stays in the file unread
             name = str(tensor.location)
             path = file.parent / name
             external[name] = path.stat().st_size if _lies_beside(name) and path.is_file() else None

@@ -21,7 +21,7 @@ from graphlens.surgery.outputs import with_values
 
 Size = int | str | None
 _MEMORY, _PER_WEIGHT_BYTE = 1 << 30, 4
-_SECONDS, _BYTES_A_SECOND, _STARTING = 2.5, 5e7, 15.0
+_SECONDS, _BYTES_A_SECOND, _STARTING = 2.5, 5e7, 60.0
 # What a run is fed: (each size that only a run knows, each number). With sizes of 1 everything broadcasts; a table of one
 # row takes no 1, and a mask of zeros masks everything.
 _TRIES = ((1, 1), (1, 0), (4, 1))

@@ -156,9 +156,7 @@ def names_graphlens(file: Path) -> bool:
     return METADATA_KEY.encode() in data or not data.strip(b"\0")
 
 
-def _parsed(
-    path: str | os.PathLike[str], verify: bool, light: bool = False
-) -> tuple[onnx.ModelProto, Path, bool]:
+def _parsed(path: str | os.PathLike[str], verify: bool, light: bool = False) -> tuple[onnx.ModelProto, Path, bool]:
     """(the content of a graph file, its path, whether it is sealed); its size, its format and its seal are checked."""
     file = model_path(path)
     inside(file.parent, file.name)
@@ -179,9 +177,7 @@ def _not_a_model(file: Path, error: Exception) -> ModelFileError:
     return ModelFileError(f"{file}: not an ONNX model, or cut short ({type(error).__name__}: {error!s:.300}).")
 
 
-def read_model(
-    path: str | os.PathLike[str], verify: bool = True, light: bool = False
-) -> tuple[ir.Model, Path, bool]:
+def read_model(path: str | os.PathLike[str], verify: bool = True, light: bool = False) -> tuple[ir.Model, Path, bool]:
     """Reads a graph file; of its content only the size, the structure and the seal are checked.
 
     Args:

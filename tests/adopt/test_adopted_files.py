@@ -16,7 +16,6 @@ MADE = (
     *((f"small-{family}", "legacy-eager") for family in FAMILIES),
     ("small-llama", "legacy-sdpa"),
     ("small-llama", "legacy-past"),
-    ("small-gpt2", "dynamo18-sdpa"),
     ("small-llama", "dynamo20-past"),
     ("small-bert", "dynamo23-sdpa"),
     ("small-gpt2", "legacy-eager.ort99"),

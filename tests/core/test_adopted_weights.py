@@ -137,9 +137,7 @@ def test_gradients_are_those_of_finite_differences(model: HookedTransformer) -> 
         return float(logits[0, -1, 4] - logits[0, -1, 9])
 
     expected = (moved(1e-5) - moved(-1e-5)) / 2e-5
-    assert float(np.asarray(gradients[hook])[at]) == pytest.approx(
-        expected, rel=1e-3, abs=1e-5
-    )
+    assert float(np.asarray(gradients[hook])[at]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_its_weights_are_neither_processed_nor_converted(report: AdoptReport, tmp_path: Path) -> None:

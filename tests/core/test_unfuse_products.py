@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from tests.fused import RNG, Array, Fused, difference, normal, run, run_unfused, same
+from graphlens import surgery
+from tests.fused import MICROSOFT, RNG, Array, Fused, difference, normal, run, run_unfused, same
 
 M, K, N = 5, 8, 12
 
@@ -272,3 +276,43 @@ def test_quantised_attention(columns: bool, past: bool, unidirectional: int, mas
     ]
     attributes = {"num_heads": heads, "unidirectional": unidirectional}
     same(Fused("QAttention", inputs, 2 if past else 1, attributes=attributes, constants=(1, 2, 4, 7)))
+
+
+def readers(order: list[int], shown: bool) -> onnx.ModelProto:
+    """Integers that a quantised operator and two nodes read as the same numbers, and one as other numbers."""
+    nodes = [
+        helper.make_node("QLinearAdd", ["q", "s", "z", "q", "s", "z", "t", "z"], ["a"], "add", None, MICROSOFT),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["first"], "one"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["second"], "two"),
+        helper.make_node("DequantizeLinear", ["q", "t", "z"], ["other"], "three"),
+    ]
+    tail = [
+        helper.make_node("DequantizeLinear", ["a", "t", "z"], ["sum"], "four"),
+        helper.make_node("Sum", ["first", "second", "other", "sum"], ["y"], "last"),
+    ]
+    arrays = {"s": of(0.0213), "t": of(0.0411), "z": of(7, np.uint8)}
+    names = ["y", "second"] if shown else ["y"]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    head = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "zero")
+    graph = helper.make_graph(
+        [head, *(nodes[place] for place in order), *tail],
+        "readers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, K])],
+        outputs,
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    domains = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=10)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 1, 0]])
+@pytest.mark.parametrize("shown", [True, False])
+def test_integers_become_numbers_once(order: list[int], shown: bool) -> None:
+    """So that what edits these numbers reaches all that read them."""
+    proto = readers(order, shown)
+    done = surgery.unfuse(ir.from_proto(proto))
+    made = [node for node in done.model.graph if node.op_type == "DequantizeLinear" and node.inputs[0].name == "q"]
+    assert len(made) == 2
+    feeds = {"x": normal(1, 2, K)}
+    for found, expected in zip(run(ir.to_proto(done.model), feeds), run(proto, feeds), strict=True):
+        np.testing.assert_array_equal(found, expected)

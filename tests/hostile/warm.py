@@ -27,7 +27,8 @@ _LATE = (
     "rich.console",
     "rich.table", "rich.panel", "rich.markup", "safetensors.numpy", "tokenizers", "typer.testing", "huggingface_hub",
     "onnx_ir", "graphlens.pipelines.inspect", "graphlens.pipelines.findings", "graphlens.pipelines.expose",
-    "graphlens.pipelines.adopt", "graphlens.surgery.match", "graphlens.surgery.unfuse.expand",
+    "graphlens.pipelines.adopt", "graphlens.pipelines.adopt_identities", "graphlens.pipelines.adopt_weights",
+    "graphlens.surgery.match", "graphlens.surgery.unfuse.expand",
 )  # fmt: skip
 
 

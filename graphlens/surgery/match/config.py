@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from graphlens.surgery.match.embeddings import rows_of
 from graphlens.surgery.match.masks import Mask, Masks
 from graphlens.surgery.match.parts import Block, Found
 from graphlens.surgery.match.positions import offset_of
@@ -53,7 +54,7 @@ def config_of(found: Found, kind: Kind, weights: Mapping[str, MatchedWeight]) ->
     config |= _mlp(block)
     config |= _scores(found, notes)
     config |= _sight([masks.of(one.attention.core) for one in found.blocks], kind, notes)
-    config |= _positions(found, block, masks.of(block.attention.core), notes)
+    config |= _positions(found, block, masks, notes)
     if found.ending.soft_cap is not None:
         config["output_logits_soft_cap"] = _rounded(found.ending.soft_cap)
     if found.ending.times != 1:
@@ -89,10 +90,10 @@ def _sizes(found: Found, block: Block, kind: Kind) -> dict[str, Number]:
         sizes |= {"d_vocab": out[-1]} if out else {}
         sizes["n_ctx"] = found.tokens
         return sizes
-    rows = wires.shape(begin.tokens.table)
+    rows = rows_of(wires, begin.tokens)
     if rows is not None:
-        sizes["d_vocab"] = rows[0]
-        if out is not None and out[-1] != rows[0]:
+        sizes["d_vocab"] = rows
+        if out is not None and out[-1] != rows:
             sizes["d_vocab_out"] = out[-1]
     table = None if begin.positions is None else wires.shape(begin.positions.table)
     if begin.positions is not None and table is not None:
@@ -164,6 +165,8 @@ def _scores(found: Found, notes: list[str]) -> dict[str, Number]:
         size = (found.wires.shape(found.blocks[0].attention.core.z) or (0,))[-1]
         if math.isclose(first, math.sqrt(size), rel_tol=_NEAR):
             fields["attn_scale"] = math.sqrt(size)
+        elif math.isclose(first**2, round(first**2), rel_tol=1e-6) and round(first**2) > 1:
+            fields["attn_scale"] = math.sqrt(round(first**2))
         elif math.isclose(first, 1, rel_tol=_NEAR):
             fields["attn_scale"] = 1.0
             fields["use_attn_scale"] = False
@@ -193,13 +196,17 @@ def _sight(masks: list[Mask], kind: Kind, notes: list[str]) -> dict[str, Number]
     return fields
 
 
-def _positions(found: Found, block: Block, mask: Mask, notes: list[str]) -> dict[str, Number]:
+def _positions(found: Found, block: Block, masks: Masks, notes: list[str]) -> dict[str, Number]:
     rotation = block.attention.q.rotation
     if rotation is not None:
         fields: dict[str, Number] = {"positional_embedding_type": "rotary", "rotary_dim": rotation.dimensions}
-        base = base_of(found.wires, rotation)
-        if base is not None:
-            fields["rotary_base"] = base
+        bases = _bases(found, masks)
+        if bases:
+            fields["rotary_base"] = bases[-1]
+            if len(bases) > 1:
+                notes.append(
+                    "the base of the rotation differs between layers: " + ", ".join(f"{base:g}" for base in bases)
+                )
         else:
             notes.append(
                 "the frequencies of the rotation are no powers of one base that can be read, so rotary_base is not set"
@@ -212,12 +219,29 @@ def _positions(found: Found, block: Block, mask: Mask, notes: list[str]) -> dict
         return fields | ({"n_ctx": rows} if rows is not None else {})
     if found.beginning.positions is not None:
         return {"positional_embedding_type": "standard"}
-    if mask.sloped:
+    if masks.of(block.attention.core).sloped:
         notes.append(
             "alibi: scores differ from TransformerLens's by a number for each query, which the pattern does not show"
         )
         return {"positional_embedding_type": "alibi"}
     return {}
+
+
+def _bases(found: Found, masks: Masks) -> list[float]:
+    """The bases of all layers' rotations, those of layers that see all tokens last; none where one cannot be read."""
+    known: dict[tuple[ir.Value, ...], float | None] = {}
+    bases: dict[float, bool] = {}
+    for block in found.blocks:
+        rotation = block.attention.q.rotation
+        if rotation is None:  # some models rotate in some layers only
+            continue
+        if rotation.angles not in known:
+            known[rotation.angles] = base_of(found.wires, rotation)
+        base = known[rotation.angles]
+        if base is None:
+            return []
+        bases[base] = bases.get(base, False) or masks.of(block.attention.core).window is None
+    return sorted(bases, key=lambda base: bases[base])
 
 
 def _tied(wires: Wires, weights: Mapping[str, MatchedWeight]) -> bool | None:

@@ -51,7 +51,7 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
     for table in tables:
         if table is tokens:
             continue
-        few = (_rows(wires, table) or _FEW + 1) <= _FEW
+        few = (rows_of(wires, table) or _FEW + 1) <= _FEW
         if few and found.types is None:
             found.types = table
         elif not few and found.positions is None:
@@ -76,13 +76,19 @@ def _of_image(
 
 def _tokens(wires: Wires, direct: list[Table], vocabulary: int | None) -> Table:
     """Which of several embeddings of inputs is that of tokens."""
-    known = [table for table in direct if vocabulary is not None and _rows(wires, table) == vocabulary]
+    known = [table for table in direct if vocabulary is not None and rows_of(wires, table) == vocabulary]
     if len(known) == 1:
         return known[0]
-    return max(direct, key=lambda table: _rows(wires, table) or 0)
+    return max(direct, key=lambda table: rows_of(wires, table) or 0)
 
 
-def _rows(wires: Wires, table: Table) -> int | None:
+def rows_of(wires: Wires, table: Table) -> int | None:
+    """How many rows a table has; None for patches.
+
+    Args:
+        wires: The graph.
+        table: The table.
+    """
     shape = wires.shape(table.table)
     return None if shape is None or len(shape) < 2 else shape[-2] if len(shape) == 3 else shape[0]
 
@@ -99,7 +105,7 @@ def _terms(wires: Wires, value: ir.Value) -> list[ir.Value]:
 def _leaf(wires: Wires, value: ir.Value) -> Table | None:
     """The embedding that a term is."""
     if wires.is_fixed(value):
-        return _all_rows(wires, value)
+        return _allrows_of(wires, value)
     whole, times = value, 1.0
     for _ in range(_STEPS):
         node = value.producer()
@@ -131,7 +137,7 @@ def _leaf(wires: Wires, value: ir.Value) -> Table | None:
         if source is None:
             return None
         if wires.is_fixed(source):
-            found = _all_rows(wires, source)
+            found = _allrows_of(wires, source)
             return None if found is None else Table(whole, found.table, None, None, None, times)
         value = wires.first(source)
     return None
@@ -164,7 +170,7 @@ def _number(wires: Wires, node: ir.Node, value: ir.Value) -> float | None:
     return numbers[0] if node.op_type == "Mul" else 1 / numbers[0]
 
 
-def _all_rows(wires: Wires, value: ir.Value) -> Table | None:
+def _allrows_of(wires: Wires, value: ir.Value) -> Table | None:
     """An embedding of all positions at once: rows that the graph holds."""
     shape = wires.shape(value)
     if shape is None or len(shape) not in (2, 3):

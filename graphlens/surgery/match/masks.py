@@ -12,6 +12,8 @@ from graphlens.surgery.match.wires import Wires
 
 _COMPARED = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _NODES = 600
+_FEW = 8
+_LAID = ("Unsqueeze", "Reshape", "Cast", "Squeeze", "Expand", "Transpose", "Identity")
 _GATHERS = frozenset({"Gather", "GatherND", "GatherElements"})
 
 
@@ -51,8 +53,9 @@ class Masks:
 
     def _read(self, core: Core) -> Mask:
         nodes, fixed = self._behind(core.added)
-        windows = [number for node in nodes if (number := self._window(node)) is not None]
-        causal = any(node.op_type == "Trilu" or self._compares_places(node) for node in nodes)
+        bounds = [bound for node in nodes if (bound := self._bound(node)) is not None]
+        windows = [limit + 1 for kind, limit in bounds if kind == "<=" and limit > 0]
+        causal = any(node.op_type == "Trilu" for node in nodes) or (">=", 0) in bounds
         for table in fixed:
             found = self._drawn(table)
             if found is not None:
@@ -82,63 +85,92 @@ class Masks:
                 waiting += [one for one in node.inputs if one is not None]
         return list(nodes), list(fixed)
 
-    def _compares_places(self, node: ir.Node) -> bool:
-        """True for a comparison of tokens' places with one another, not with a number."""
-        if node.op_type not in _COMPARED:
-            return False
-        shapes = [self._wires.shape(one) for one in node.inputs]
-        whole = self._wires.shape(node.outputs[0])
-        if whole is None or any(shape is None for shape in shapes):
-            return False
-        many = [shape for shape in shapes if shape is not None and any(size != 1 for size in shape)]
-        return len(many) == 2 and many[0] != many[1] and len([size for size in whole if size > 1]) >= 2
+    def _bound(self, node: ir.Node) -> tuple[str, int] | None:
+        """What a comparison says of the distance from a key to its query: ("<=", 3) for a distance of at most 3.
 
-    def _window(self, node: ir.Node) -> int | None:
-        """The window that a comparison of places keeps: one side of it is shifted by a constant."""
-        wires = self._wires
-        if not self._compares_places(node):
+        Either two places are compared, each perhaps with a number added, or their difference with a number.
+        """
+        if node.op_type not in _COMPARED or len(node.inputs) != 2:
             return None
-        for index in (0, 1):
-            shift = self._shift(node.inputs[index])
-            if shift is None:
-                continue
-            # key > query - window, query - window < key, key + window > query, query < key + window.
-            strict = node.op_type in ("Less", "Greater")
-            size = abs(shift) if strict else abs(shift) + 1
-            other = self._shift(node.inputs[1 - index])
-            if other is None and size > 1 and self._is_far(node, index, shift):
-                return size
-        del wires
-        return None
+        less, strict = node.op_type in ("Less", "LessOrEqual"), node.op_type in ("Less", "Greater")
+        left, right = self._place(node.inputs[0]), self._place(node.inputs[1])
+        if left is None or right is None:
+            return None
+        # left < right with both as queries * q + keys * k + shift: only a difference of places is a distance.
+        sign, limit = left[0] - right[0], right[2] - left[2]
+        if (sign, left[1] - right[1]) not in ((1, -1), (-1, 1)):
+            return None
+        positive = sign > 0
+        limit = limit if positive else -limit
+        at_most = less == positive
+        if strict:
+            limit += -1 if at_most else 1
+        return "<=" if at_most else ">=", limit
 
-    def _is_far(self, node: ir.Node, index: int, shift: int) -> bool:
-        """True if a comparison keeps what is near, and does not only look one token ahead."""
-        less = node.op_type in ("Less", "LessOrEqual")
-        smaller = index == (0 if less else 1)  # the side that is to be the smaller one
-        return shift < 0 if smaller else shift > 0
-
-    def _shift(self, value: ir.Value | None) -> int | None:
-        """The number that is added to places, where one is."""
-        wires = self._wires
-        for _ in range(4):
-            node = None if value is None else wires.producer(value)
-            if node is None or value is None:
+    def _place(self, value: ir.Value | None) -> tuple[int, int, int] | None:
+        """(how often a query's place is in a value, how often a key's place, the number that is added)."""
+        wires, shift = self._wires, 0
+        number = wires.number(value)
+        if number is not None and wires.is_fixed(value):
+            return 0, 0, int(number)
+        for _ in range(_FEW):
+            if value is None:
                 return None
+            kind = self._varies(value)
+            node = wires.producer(value)
+            if kind == 2 and node is not None and node.op_type == "Sub":
+                kinds = [self._varies(one) for one in node.inputs if one is not None]
+                return (1, -1, shift) if kinds == [1, -1] else (-1, 1, shift) if kinds == [-1, 1] else None
+            if node is None or node.op_type not in ("Add", "Sub", *_LAID):
+                return _one(kind, shift)
             if node.op_type in ("Add", "Sub"):
-                number = wires.number(node.inputs[1])
-                shape = wires.shape(node.inputs[0])
-                if (
-                    number is not None
-                    and shape is not None
-                    and any(size != 1 for size in shape)
-                    and wires.is_fixed(node.inputs[1])
-                ):
-                    return int(number) if node.op_type == "Add" else -int(number)
-                return None
-            if node.op_type not in ("Unsqueeze", "Reshape", "Cast", "Squeeze", "Expand", "Transpose"):
-                return None
-            value = node.inputs[0]
+                found = self._shifted(node)
+                if found is None:
+                    return _one(kind, shift)
+                value, number = found
+                shift += number
+            else:
+                if kind in (1, -1) and self._varies(node.inputs[0]) not in (kind, 2):
+                    # Nearer to where places are counted they lie on the last axis, whichever they are of.
+                    rest = self._added(node.inputs[0])
+                    return _one(kind, shift + rest)
+                value = node.inputs[0]
         return None
+
+    def _shifted(self, node: ir.Node) -> tuple[ir.Value | None, int] | None:
+        """(what a number of the file is added to, the number); 0 for what a run adds: earlier tokens."""
+        wires = self._wires
+        for index in (0, 1):
+            other = node.inputs[1 - index]
+            number = wires.number(other)
+            if number is not None and not (node.op_type == "Sub" and index == 1):
+                kept = int(number) if wires.is_fixed(other) else 0
+                return node.inputs[index], kept if node.op_type == "Add" else -kept
+        return None
+
+    def _added(self, value: ir.Value | None) -> int:
+        """The numbers that are added to places before they are laid out."""
+        total = 0
+        for _ in range(_FEW):
+            node = None if value is None else self._wires.producer(value)
+            if node is None or node.op_type not in ("Add", "Sub", *_LAID):
+                return total
+            if node.op_type in ("Add", "Sub"):
+                found = self._shifted(node)
+                if found is None:
+                    return total
+                value, number = found
+                total += number
+            else:
+                value = node.inputs[0]
+        return total
+
+    def _varies(self, value: ir.Value | None) -> int:
+        """1 for a value that differs between queries only, -1 between keys only, 2 between both, 0 between neither."""
+        shape = self._wires.shape(value) or ()
+        keys = bool(shape) and shape[-1] != 1
+        queries = len(shape) > 1 and shape[-2] != 1
+        return 2 if keys and queries else 1 if queries else -1 if keys else 0
 
     def _drawn(self, value: ir.Value) -> tuple[bool, int | None] | None:
         """(causal, window) of a mask that is drawn in a tensor; None for a tensor that is no mask."""
@@ -186,3 +218,8 @@ class Masks:
             and shape[-1] == heads
         ]
         return not tables, bool(tables)
+
+
+def _one(kind: int, shift: int) -> tuple[int, int, int] | None:
+    """A query's place, or a key's, with a number added."""
+    return (1, 0, shift) if kind == 1 else (0, 1, shift) if kind == -1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from graphlens.surgery.match.wires import Wires
 _NO_SCALE = "the graph computes only the inverse of the scale"
 _INSIDE = "it is inside of an operator that was kept"
 _LAYOUT = "its value lies in a layout from which no reshape and permutation gives TransformerLens's axes"
+_REPEATED = "keys are repeated for the queries that share them before they are rotated"
 _INTEGERS = "the graph has only integers that stand for its numbers, and several nodes read them"
 _SHARED = "attention and MLP read the same norm, which is ln1: changing it would change both"
 
@@ -230,10 +232,14 @@ class _Names:
             if operand.normed is not None:
                 self._head_norm(at(f"{letter}_norm"), *operand.normed)
             if operand.rotated:
-                self._add(at(f"hook_rot_{letter}"), self._spot(operand.rotated))
+                repeated = _heads_of(operand.rotated[-1]) != _heads_of(operand.plain[-1])
+                view = None if repeated else self._spot(operand.rotated)
+                self._add(at(f"hook_rot_{letter}"), view, why=_REPEATED if repeated else _LAYOUT)
         self._scores(at("hook_attn_scores"), core.scores)
         self._scores(at("hook_pattern"), core.pattern)
         self._add(at("hook_z"), self._spot(attention.z[::-1]))
+        if any(operand.clipped for operand in (attention.q, attention.k, attention.v)):
+            self.notes.append("what attn.hook_q, attn.hook_k and attn.hook_v have is clipped after them")
         repeats = max(attention.k.repeats, 1)
         if repeats > 1:
             self.notes.append(f"each key and value head serves {repeats} query heads")
@@ -305,6 +311,12 @@ class _Names:
         else:
             self._stream("unembed.hook_in", end.read)
             self._stream("unembed.hook_out", end.unembed.out, end.unembed)
+
+
+def _heads_of(spot: Spot) -> int:
+    """How many heads a value holds."""
+    layout = spot[1]
+    return math.prod(layout.sizes[name] for name in layout.held if name not in ("b", "p", "d"))
 
 
 def _head_axis(layout: Layout) -> str | None:

@@ -8,6 +8,8 @@ from graphlens.surgery.match.parts import Found
 from graphlens.surgery.match.records import Ports
 from graphlens.surgery.match.wires import Wires
 
+_PICKED = frozenset({"GatherND", "GatherElements", "Gather", "Slice"})
+
 
 def ports_of(found: Found) -> Ports:
     """The inputs and outputs of a graph.
@@ -49,7 +51,17 @@ def ports_of(found: Found) -> Ports:
 
 
 def _output(wires: Wires, value: ir.Value) -> ir.Value | None:
-    return next((output for output in wires.graph.outputs if wires.first(output) is wires.first(value)), None)
+    """The output that a value is, rows of it picked or cut perhaps."""
+    waiting = [wires.first(value)]
+    while waiting:
+        one = waiting.pop(0)
+        found = next((output for output in wires.graph.outputs if wires.first(output) is one), None)
+        if found is not None:
+            return found
+        for node, index in wires.uses(one):
+            if index == 0 and node.op_type in _PICKED:
+                waiting.append(wires.first(node.outputs[0]))
+    return None
 
 
 def inputs_behind(wires: Wires, values: list[ir.Value]) -> set[ir.Value]:

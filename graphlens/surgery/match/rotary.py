@@ -9,6 +9,7 @@ from graphlens.surgery.match.parts import Rotation
 from graphlens.surgery.match.wires import Wires
 
 _PARTS = frozenset({"Split", "Slice", "Gather", "GatherND"})
+_ALONE = frozenset({"Clip", "Expand", "Tile", "Min", "Max"})  # before a rotation, of one activation
 _WORK = frozenset(
     {"Mul", "Add", "Sub", "Neg", "Concat", "ScatterND", "ScatterElements", "Expand", "Where", "Tile", "MatMul"}
 )
@@ -51,7 +52,7 @@ def _region(
         if value in ends and value is not rotated:
             start.add(value)
             continue
-        if node is None or len(nodes) > _NODES or node.op_type not in MOVES | _PARTS | _WORK:
+        if node is None or len(nodes) > _NODES or node.op_type not in MOVES | _PARTS | _ALONE | _WORK:
             return None
         nodes[node] = None
         for one in wires.live_operands(node):
@@ -71,7 +72,7 @@ def _branching(wires: Wires, start: ir.Value, region: list[ir.Node]) -> ir.Value
         if len(set(readers)) != 1:
             return value
         node = readers[0]
-        if node.op_type not in MOVES | _PARTS and not _is_scaling(wires, node):
+        if node.op_type not in MOVES | _PARTS | _ALONE and not _is_scaling(wires, node):
             return value
         used = [out for out in node.outputs if any(reader in inside for reader, _ in wires.uses(out))]
         if len(used) != 1:

@@ -12,7 +12,7 @@ from graphlens.surgery.match.parts import Rotation
 from graphlens.surgery.match.wires import Wires
 
 _NODES = 60
-_NEAR = 1e-4
+_NEAR, _HALF = 1e-4, 2e-3  # how far the logarithm of a frequency may be off, in float32 and float16
 Floats = npt.NDArray[np.float64]
 
 
@@ -23,7 +23,7 @@ def base_of(wires: Wires, rotation: Rotation) -> float | None:
         wires: The graph.
         rotation: The rotation.
     """
-    found = [base for frequencies in _frequencies(wires, rotation) if (base := _base(frequencies)) is not None]
+    found = [base for numbers, near in _frequencies(wires, rotation) if (base := _base(numbers, near)) is not None]
     return found[0] if found and all(math.isclose(one, found[0], rel_tol=1e-3) for one in found) else None
 
 
@@ -43,9 +43,9 @@ def trained_tokens(wires: Wires, rotation: Rotation) -> int | None:
     return min(rows, default=None)
 
 
-def _frequencies(wires: Wires, rotation: Rotation) -> list[Floats]:
-    """The frequencies that stand in constants, or follow from the row of position 1 of tables of sines."""
-    half, found = rotation.dimensions // 2, list[Floats]()
+def _frequencies(wires: Wires, rotation: Rotation) -> list[tuple[Floats, float]]:
+    """(frequencies, how far they may be off) that stand in constants, or follow from the row of position 1 of tables of sines."""
+    half, found = rotation.dimensions // 2, list[tuple[Floats, float]]()
     tables = list[Floats]()
     for value in _fixed_behind(wires, rotation):
         shape = wires.shape(value)
@@ -56,14 +56,14 @@ def _frequencies(wires: Wires, rotation: Rotation) -> list[Floats]:
             continue
         wide = numbers.astype(np.float64)
         if wide.size == half:
-            found.append(wide.reshape(-1))
+            found.append((wide.reshape(-1), _HALF if numbers.dtype.itemsize == 2 else _NEAR))
         elif wide.ndim >= 2 and wide.shape[-1] in (half, 2 * half) and wide.shape[-2] > 1:
             tables.append(wide.reshape(-1, wide.shape[-2], wide.shape[-1])[0, :2, :half])
     # cos is 1 and sin 0 at position 0.
     cosines = [table for table in tables if np.allclose(table[0], table[0, 0]) and table[0, 0] > 0]
     sines = [table for table in tables if np.allclose(table[0], 0)]
     for cosine, sine in zip(cosines, sines, strict=False):
-        found.append(np.arctan2(sine[1], cosine[1]))
+        found.append((np.arctan2(sine[1], cosine[1]), _NEAR))
     return found
 
 
@@ -74,16 +74,24 @@ def _content(wires: Wires, value: ir.Value) -> npt.NDArray[np.generic] | None:
     return None if value.const_value is None else np.asarray(value.const_value.numpy())
 
 
-def _base(frequencies: Floats) -> float | None:
-    """The base of frequencies base^(-2i/d); None if they are no such powers."""
+def _base(frequencies: Floats, near: float = _NEAR) -> float | None:
+    """The base of frequencies base^(-2i/d); None if they are no such powers.
+
+    Args:
+        frequencies: The frequencies.
+        near: How far the logarithm of one may be off.
+    """
     half = len(frequencies)
     if half < 2 or not math.isclose(frequencies[0], 1, rel_tol=_NEAR) or np.any(frequencies <= 0):
         return None
-    ratios = np.log(frequencies[1:]) / np.arange(1, half)
-    if not np.allclose(ratios, ratios[0], rtol=_NEAR):
+    steps = np.arange(1, half)
+    logs = np.log(frequencies[1:])
+    slope = float((logs * steps).sum() / (steps * steps).sum())
+    if not np.allclose(logs, slope * steps, rtol=0, atol=near * max(1.0, abs(slope) * half)):
         return None
-    base = math.exp(-float(ratios[0]) * half)
-    return float(round(base)) if math.isclose(base, round(base), rel_tol=1e-4) else base
+    base = math.exp(-slope * half)
+    plain = float(f"{base:.2g}")  # bases are round numbers
+    return plain if math.isclose(base, plain, rel_tol=20 * near) else float(f"{base:.6g}")
 
 
 def _fixed_behind(wires: Wires, rotation: Rotation) -> list[ir.Value]:

@@ -95,7 +95,11 @@ class Shapes:
     def number(self, value: ir.Value | None) -> float | None:
         """The number that a value of one element is, where it follows from constants and shapes."""
         data = None if value is None else self.known(value).data
-        return float(data.reshape(())) if data is not None and data.size == 1 else None
+        if data is None or data.size != 1:
+            return None
+        one = data.reshape(())[()]
+        # The shortest decimal that a float16 or float32 is: an eps of 1e-6 is read as that.
+        return float(str(one)) if data.dtype.kind == "f" else float(one)
 
     def integers(self, value: ir.Value | None) -> list[int] | None:
         """The integers that a small value holds; None if they are not known."""

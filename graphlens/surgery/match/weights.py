@@ -28,7 +28,16 @@ def weights_of(found: Found, kind: Kind, hooks: Mapping[str, View]) -> dict[str,
     weights.ending()
     for layer, block in enumerate(found.blocks):
         weights.block(layer, block)
-    return weights.found
+    # Integers whose scales were not found are no weight.
+    return {
+        name: weight
+        for name, weight in weights.found.items()
+        if weight.quantised is not None or _is_float(found.wires.graph.initializers.get(weight.tensor))
+    }
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and value.const_value.dtype.is_floating_point()
 
 
 class _Weights:
@@ -83,7 +92,11 @@ class _Weights:
 
     def _table(self, name: str, table: Table, offset: int | None = 0) -> None:
         source = self._rows(table)
-        if source is None or offset is None or source.transposed:
+        if source is None or offset is None:
+            return
+        if source.transposed:  # one table for embedding and unembedding
+            cut = (1, offset, source.shape[1]) if offset else None
+            self.found[name] = _weight(source, table.times, cut=cut, permute=(1, 0))
             return
         rows = source.shape[-2]
         shape = None if len(source.shape) == 2 else source.shape[-2:]
@@ -97,10 +110,12 @@ class _Weights:
             return source
         if node.op_type == "GatherBlockQuantized":
             return _packed_rows(source, node)
-        after = {reader for reader, _ in node.outputs[0].uses()}
-        last = next(iter(after)) if len(after) == 1 else None
-        if last is None or last.op_type != "DequantizeLinear" or source.quantised is not None:
+        after = [reader for reader, _ in node.outputs[0].uses() if reader.op_type == "DequantizeLinear"]
+        if not after or source.quantised is not None:
             return source
+        last = after[0]
+        if any(one.inputs[1:] != last.inputs[1:] for one in after):
+            return None
         names = [None if one is None or one.const_value is None else str(one.name) for one in last.inputs[1:]]
         if not names or names[0] is None:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +123,22 @@ class Builder:
         entry = self.op("Gather", self.op("Reshape", run, self.constant([-1])), self.constant(0), axis=0)
         nothing = self.op("Less", entry, entry)  # False, whatever it is
         return self.op("BitwiseOr", value, self.op("CastLike", nothing, value))
+
+    def padded(self, value: ir.Value, count: int, ends: Mapping[int, tuple[ir.Value, ir.Value]]) -> ir.Value:
+        """A value with zeros around it, or, for negative numbers, less of it.
+
+        Args:
+            value: The value.
+            count: How many axes it has.
+            ends: Axis -> how many entries come before and behind, int64 [1] each.
+
+        Returns:
+            The longer value.
+        """
+        # For every axis, and not as the operator's axes: ONNX Runtime 1.32 moves transpositions past a Pad as if it had none.
+        nothing = self.constant([0])
+        pads = [ends[axis][end] if axis in ends else nothing for end in (0, 1) for axis in range(count)]
+        return self.op("Pad", value, self.op("Concat", *pads, axis=0))
 
     def times(self, a: ir.Value, factor: float) -> ir.Value:
         """A value times a number.

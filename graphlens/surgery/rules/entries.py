@@ -34,7 +34,7 @@ def _sliced(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
         every = b.op("Range", b.constant(0), b.op("Squeeze", size), b.constant(1))
         chosen = b.op("Slice", every, start, end, b.constant([0]), step)
         if steps is None or (strides is not None and strides.reshape(-1)[index] == 1):
-            g = _padded(b, g, every, chosen, axis)
+            g = _padded(b, g, every, chosen, axis, count)
         else:
             g = _scattered(b, g, chosen, _with_size(b, b.op("Shape", g), axis, count, size), axis, count)
     return first_of(Gradient(g), needs)
@@ -50,12 +50,12 @@ def _axes(node: ir.Node, count: int) -> list[int]:
     return list(range(starts))
 
 
-def _padded(b: Builder, g: ir.Value, every: ir.Value, chosen: ir.Value, axis: int) -> ir.Value:
+def _padded(b: Builder, g: ir.Value, every: ir.Value, chosen: ir.Value, axis: int, count: int) -> ir.Value:
     """0 before and after ``g`` along an axis of which ``chosen``, a stretch of ``every``, was kept: cheaper than scattering."""
     # Where nothing was kept all zeros come after.
     first = b.op("ReduceMin", b.op("Concat", chosen, b.op("Shape", every), axis=0), b.constant([0]), keepdims=1)
     rest = b.op("Sub", b.op("Sub", b.op("Shape", every), first), b.op("Shape", chosen))
-    return b.op("Pad", g, b.op("Concat", first, rest, axis=0), None, b.constant([axis]))
+    return b.padded(g, count, {axis: (first, rest)})
 
 
 def _with_size(b: Builder, shape: ir.Value, axis: int, count: int, size: ir.Value) -> ir.Value:

@@ -163,8 +163,9 @@ def _convolution(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found
         group=number(node, "group", 1),
     )
     # That is as large as what was read, padding included; entries that no window reached are missing at the end.
-    before = b.constant([-pad for pad in pads[:spatial]])
-    axes = b.constant(list(range(2, spatial + 2)))
-    sizes, reached = (b.op("Gather", b.shape_of(value), axes, axis=0) for value in (x, found))
-    after = b.op("Sub", b.op("Sub", sizes, reached), before)
-    return first_of(Gradient(b.op("Pad", found, b.op("Concat", before, after, axis=0), None, axes)), needs)
+    ends = {}
+    for axis in range(2, spatial + 2):
+        place, before = b.constant([axis]), b.constant([-pads[axis - 2]])
+        size, reached = (b.op("Gather", b.shape_of(value), place, axis=0) for value in (x, found))
+        ends[axis] = before, b.op("Sub", b.op("Sub", size, reached), before)
+    return first_of(Gradient(b.padded(found, spatial + 2, ends)), needs)

@@ -11,6 +11,7 @@ from graphlens.surgery.rules.registry import (
     Found,
     Grads,
     Needs,
+    axes_of,
     constant,
     first_of,
     number,
@@ -82,9 +83,16 @@ def _triangle(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
 def _cropped(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     if "mode" in node.attributes and node.attributes["mode"].as_string() != "constant":
         raise InputError(f"{node.name!r}: a Pad that repeats entries cannot be differentiated.")
-    axes = optional(node, 3)
-    found = b.op("Pad", b.whole(only(grads), node.outputs[0]), b.op("Neg", taken(node, 1)), None, axes)
-    return first_of(Gradient(found), needs)
+    x = taken(node, 0)
+    axes, pads = axes_of(node, 3, rank(x)), b.op("Neg", taken(node, 1))
+    ends = {
+        axis: (
+            b.op("Gather", pads, b.constant([place]), axis=0),
+            b.op("Gather", pads, b.constant([place + len(axes)]), axis=0),
+        )
+        for place, axis in enumerate(axes)
+    }
+    return first_of(Gradient(b.padded(b.whole(only(grads), node.outputs[0]), rank(x), ends)), needs)
 
 
 @rule("Dropout")

@@ -30,11 +30,15 @@ class Workshop:
         graph: The main graph; constants go into it, and branches see them from there.
         opset: The version of standard operators.
         origin: The name of each new node -> the name of the node that it comes from.
+        passed: The nodes of the main graph that come before what is built now, and stay.
+        shared: What rules made that later ones may read too, by what it was made from.
     """
 
     def __init__(self, graph: ir.Graph, opset: int) -> None:
         self.graph, self.opset = graph, opset
         self.origin: dict[str, str] = {}
+        self.passed: set[ir.Node] = set()
+        self.shared: dict[tuple[ir.Value | int | None, ...], ir.Value] = {}
         self._constants: dict[tuple[str, bytes], ir.Value] = {}
         values = (value for node in graph.all_nodes() for value in node.outputs)
         inner = (inner for node in graph.all_nodes() for inner in _branches(node))
@@ -129,6 +133,8 @@ class Builder:
         for node in self.tape.nodes:
             for place in range(len(node.inputs)):
                 node.replace_input_with(place, None)
+        made = {value for node in self.tape.nodes for value in node.outputs}
+        self.shop.shared = {key: value for key, value in self.shop.shared.items() if value not in made}
 
     def integers(self, numbers: int | Sequence[int]) -> ir.Value:
         """An int64 constant: a scalar for one number, else one axis."""

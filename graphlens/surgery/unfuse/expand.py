@@ -25,6 +25,7 @@ from graphlens.surgery.unfuse.building import Builder, Kept, Workshop
 from graphlens.surgery.unfuse.kinds import fill
 from graphlens.surgery.unfuse.opsets import LEAST, raised
 from graphlens.surgery.unfuse.placing import install
+from graphlens.surgery.unfuse.quantised import joined
 from graphlens.surgery.unfuse.table import RULES, Rule, name_of
 from graphlens.surgery.unfuse.unknown import why_kept
 
@@ -35,7 +36,8 @@ _FILES = (activations, attention, embeddings, grouped, norms, products, quantise
 def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
     """A copy of a model in which fused operators are written out in standard ones, so that what they compute inside has names.
 
-    The copy computes what the model computes. Values that the model has keep their names.
+    The copy computes what the model computes, and values that the model has keep their names. Where several nodes of it turn
+    the same integers into the same numbers one is left, so that an edit of these numbers reaches all that read them.
 
     Args:
         model: Any model of standard operators and ONNX Runtime's.
@@ -71,9 +73,12 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
                 install(node, builder, found)
                 expanded[operator] += 1
                 continue
+        elif joined(shop, node):
+            continue
         elif (reason := why_kept(node)) is not None:
             kept.setdefault(operator, reason)
         fill(node, shop.opset)
+        shop.passed.add(node)
     _in_branches(model.graph, kept)
     drop_unused(model)
     _tidy(model, shop.origin)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphlens.surgery.graph import let_read, replace_value
 from graphlens.surgery.unfuse.attention import attended
-from graphlens.surgery.unfuse.building import Builder, Kept, given, integer, real, refuse, taken
+from graphlens.surgery.unfuse.building import Builder, Kept, Workshop, given, integer, real, refuse, taken
 from graphlens.surgery.unfuse.kinds import constant_of, rank_of, sizes_of
 from graphlens.surgery.unfuse.table import SCHEMA, rule
 
@@ -30,9 +31,66 @@ def _dequantised(b: Builder, node: ir.Node, place: int, axis: int | None = None)
         raise Kept(f"is left as it is where the number of scales {scale.name!r} is not known.")
     if sizes in ((), (1,)):
         # One scale in an array of one means a scale for each of one row to the standard operator.
-        return b.op("DequantizeLinear", value, _single(b, scale), None if zero is None else _single(b, zero))
-    refuse(node, "several scales where it can have one", axis is None)
-    return b.op("DequantizeLinear", value, scale, zero, axis=axis or 0)
+        scale, zero, axis = _single(b, scale), None if zero is None else _single(b, zero), None
+    else:
+        refuse(node, "several scales where it can have one", axis is None)
+    key = (value, scale, zero, axis)
+    if key not in b.shop.shared:
+        # What several nodes read has one value as numbers: an edit of it reaches them all.
+        attributes = {} if axis is None else {"axis": axis}
+        later = next((other for other, _ in value.uses() if _numbers_of(other) == key), None)
+        made = _moved(later, node) if later is not None and later not in b.shop.passed else None
+        b.shop.shared[key] = made or b.op("DequantizeLinear", value, scale, zero, **attributes)
+    return b.shop.shared[key]
+
+
+def _numbers_of(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | None, int | None] | None:
+    """The integers that a standard DequantizeLinear reads, with scale, zero point and axis; None for any other node."""
+    if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+        return None
+    if integer(node, "block_size") or integer(node, "output_dtype"):
+        return None
+    value, scale = given(node, 0), given(node, 1)
+    if value is None or scale is None:
+        return None
+    return value, scale, given(node, 2), None if rank_of(scale) == 0 else integer(node, "axis", 1)
+
+
+def _moved(node: ir.Node, before: ir.Node) -> ir.Value | None:
+    """The output of a node, once it comes before another; None if it cannot."""
+    graph = node.graph
+    made = [value.producer() for value in node.inputs[1:] if value is not None]
+    if graph is None or graph is not before.graph or any(made):
+        return None
+    graph.remove(node)
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def joined(shop: Workshop, node: ir.Node) -> bool:
+    """Lets what reads integers as numbers read one value, where the file has the same numbers several times.
+
+    Args:
+        shop: What the rules of its graph share.
+        node: A node of the main graph.
+
+    Returns:
+        True if another node makes the same numbers, and this one was removed.
+    """
+    key = _numbers_of(node)
+    if key is None:
+        return False
+    value = node.outputs[0]
+    first = shop.shared.setdefault(key, value)
+    if first is value or (first.is_graph_output() and value.is_graph_output()):
+        return False
+    if value.is_graph_output():
+        replace_value(value, first)
+    else:
+        let_read(tuple(value.uses()), first, value)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+    return True
 
 
 def _single(b: Builder, value: ir.Value) -> ir.Value:

@@ -16,7 +16,7 @@ MEMORY_LIMIT = 1.3  # times the weights
 _KINDS = {"float32": "model.onnx", "int8": "int8.onnx"}
 
 
-def _foreign(hooked: str, folder: str, checkpoint: str) -> None:
+def foreign_files(hooked: str, folder: str, checkpoint: str) -> None:
     """Writes model.onnx as torch's older exporter does, and int8.onnx as onnxruntime quantises it."""
     import logging
     from pathlib import Path
@@ -71,7 +71,7 @@ def _adopt_once(file: Path, beside: Path) -> ChildRun:
 
 def run(setup: Setup) -> Findings:
     """Seconds from starting the process to the finished folder, imports included, and peak resident memory."""
-    folder = setup.model.made("foreign", _foreign, str(setup.model.checkpoint))
+    folder = setup.model.made("foreign", foreign_files, str(setup.model.checkpoint))
     files = {kind: folder / name for kind, name in _KINDS.items()}
     found = rounds(
         {kind: partial(_adopt_once, file, setup.model.workdir) for kind, file in files.items()}, setup.repeats, warmup=0
