@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from graphlens.surgery.unfuse import Unfused
 
 
-_OF_WEIGHTS = 3  # times what logits may be apart: a product is one of many roundings
+# How far what weights give may be from what the graph gives, of the largest number: in floats, in half precision, and where
+# activations are rounded to integers.
+_OF_FLOATS, _OF_HALVES, _OF_ROUNDED = 3e-4, 2e-2, 6e-2
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _adopted(
         proof.probe.tokens,
         proof.probe.types,
         proof.probe.mask,
-        _OF_WEIGHTS * proof.allowed,
+        _OF_FLOATS if proof.allowed < 1e-3 else _OF_HALVES if proof.allowed < 0.1 else _OF_ROUNDED,
     )
     views = {name: view for name, view in views.items() if name in checked.proved}
     adopted = replace(adopted, missing={**adopted.missing, **checked.failed})

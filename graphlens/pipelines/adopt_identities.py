@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from graphlens.runtime.sessions import Session
     from graphlens.surgery.match.records import View
 
-# Of the largest logit: in floats, in half precision, and where activations are rounded to integers.
-_EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 2e-2
+# How far what should be equal may be apart: in floats and in half precision, of the largest number; of the mean square where
+# activations are rounded to integers, since one that lies near the middle of two falls to the other by the last bit of what it
+# is computed from, and all later layers follow.
+_EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 0.1
 _LEFT = {
     "counted": "{} counts padding on the left as positions: a prompt padded there is computed as another than the same prompt "
     "alone, as in the original. Pad on the right.",
@@ -84,7 +86,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     if any(saw.dtype == "float16" for saw in graph.seen.values()):
         allowed = max(allowed, _HALF)
     # One session after the other: each maps the weights, and two would count twice.
-    tried = _tried(open_written(untouched, folder, str(original)), graph, original)
+    tried = _tried(open_written(untouched, folder, str(original)), graph, original, allowed)
     model, hooks = graph.named(match.hooks)
     session = open_written(model, folder, str(original))
     fetched = list(dict.fromkeys([LOGITS, *(entry.value for entry in hooks.values())]))
@@ -131,7 +133,7 @@ class _Tried:
     left_padding: str = "masked"
 
 
-def _tried(source: Session, graph: Unnamed, original: Path) -> _Tried:
+def _tried(source: Session, graph: Unnamed, original: Path, allowed: float) -> _Tried:
     """Runs the original on prompts with padding, and on the rest of a prompt after the past of its beginning.
 
     A prompt that is padded on the left is left out where the original gives another result for it than for the same prompt
@@ -147,8 +149,8 @@ def _tried(source: Session, graph: Unnamed, original: Path) -> _Tried:
     if probe.mask is None:
         notes.append(f"{original.name} takes no attention_mask: prompts of different lengths cannot be run together.")
     else:
-        left = "seen" if result is None or not _alike(probe, result, 3) else "masked"
-        if left == "masked" and result is not None and not _alike(probe, result, 2):
+        left = "seen" if result is None or not _alike(probe, result, 3, allowed) else "masked"
+        if left == "masked" and result is not None and not _alike(probe, result, 2, allowed):
             left = "counted"
         probe = probe.rows([0, 1, 2] if left == "masked" else [0, 2])
         result = run(probe)
@@ -202,12 +204,12 @@ class _Original:
         return None if later is None or result is None else (later, result)
 
 
-def _alike(probe: Probe, result: Array, row: int) -> bool:
+def _alike(probe: Probe, result: Array, row: int, allowed: float) -> bool:
     """True if a prompt that is padded on the left is computed as the same prompt padded otherwise, which is in ``row``."""
     if result.ndim != 3 or probe.mask is None:
         return True
-    one, other = result[1][probe.mask[1] != 0].astype(np.float64), result[row][probe.mask[row] != 0]
-    return bool(np.abs(one - other).max() <= _ROUNDED * (np.abs(other).max() or 1))
+    one, other = result[1][probe.mask[1] != 0], result[row][probe.mask[row] != 0]
+    return _apart(one, other, allowed) <= allowed
 
 
 def _values(arrays: Mapping[str, Array], hooks: Mapping[str, HookEntry]) -> dict[str, Array]:
@@ -225,14 +227,21 @@ def _ensure_same(found: Array, expected: Array, probe: Probe, allowed: float, or
     real = np.ones(probe.tokens.shape, bool) if probe.mask is None else probe.mask[:, -length:] != 0
     if found.ndim == 3:
         found, expected = found[real], expected[real]
-    size = float(np.abs(expected).max(initial=0)) or 1.0
-    apart = float(np.abs(found.astype(np.float64) - expected).max(initial=0)) / size
+    apart = _apart(found, expected, allowed)
     if not apart <= allowed:
         raise ModelFileError(
-            f"{original}: once its fused operators are expanded it gives other logits than as it is (by {apart:.1e} of the "
-            f"largest, and {allowed:.0e} is allowed). This is a defect of graphlens: please report it with the file's "
-            "exporter. --keep-fused leaves the operators as they are."
+            f"{original}: once its fused operators are expanded it gives other logits than as it is (by {apart:.1e}, and "
+            f"{allowed:.0e} is allowed). This is a defect of graphlens: please report it with the file's exporter. --keep-fused "
+            "leaves the operators as they are."
         )
+
+
+def _apart(found: Array, expected: Array, allowed: float) -> float:
+    """How far two results are apart: of the largest number, or of the mean square where activations are rounded."""
+    difference, size = found.astype(np.float64) - expected, expected.astype(np.float64)
+    if allowed >= _ROUNDED:
+        return float(np.sqrt((difference**2).mean() / ((size**2).mean() or 1)))
+    return float(np.abs(difference).max(initial=0)) / (float(np.abs(size).max(initial=0)) or 1.0)
 
 
 def _past(probe: Probe, n_layers: int) -> dict[int, tuple[Array, Array]] | None:

@@ -146,3 +146,19 @@ def test_a_segment_with_earlier_tokens(tmp_path: Path) -> None:
         residual = cache[f"blocks.{start}.hook_resid_pre"][:, 5:]
         found = model(residual, start_at_layer=start, past_kv_cache=earlier)
         np.testing.assert_allclose(found, logits[:, 5:], rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_and_their_parts_called_alone(adopted: Adopted) -> None:
+    model = adopted.model
+    _, cache = model.run_with_cache(adopted.tokens)
+    block = model.blocks[1]
+    whole = block(cache["blocks.1.hook_resid_pre"])
+    np.testing.assert_allclose(whole, cache["blocks.1.hook_resid_post"], rtol=1e-5, atol=1e-6)
+
+    def normed(norm: str) -> Array:
+        value: Array = cache[f"blocks.1.{norm}.hook_normalized"] * model.weights[f"blocks.1.{norm}.w"]
+        return value + model.weights[f"blocks.1.{norm}.b"] if f"blocks.1.{norm}.b" in model.weights else value
+
+    given = normed("ln1")
+    np.testing.assert_allclose(block.attn(given, given, given), cache["blocks.1.hook_attn_out"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(block.mlp(normed("ln2")), cache["blocks.1.hook_mlp_out"], rtol=1e-5, atol=1e-6)
