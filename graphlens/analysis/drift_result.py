@@ -42,8 +42,8 @@ class Drifted:
         recovered: How much of the logits' error goes away when the reference's activation is put in here: 1 is all of it;
             negative where it grows. None where it was not tried.
         metric: What the metric's error became by it, as a share that went away; None without a metric.
-        nodes: The nodes whose result this is, by their names in the reference's original file, or in the other model's where
-            the reference was not adopted; empty where neither was.
+        nodes: The nodes whose result this is, by their names in the other model's original file without what a quantiser adds
+            at their ends; in the reference's where the other model was not adopted; empty where neither was.
     """
 
     hook: str
@@ -88,7 +88,7 @@ class DriftResult:
 
     Attributes:
         sites: The hook points that both models have, in firing order.
-        logits: The relative error of the logits.
+        logits: The relative error of the logits, or of what counts in their place.
         reference: The reference's name.
         other: The other model's.
         only_reference: The hook points that the reference alone has.
@@ -96,6 +96,7 @@ class DriftResult:
         shape: The prompts' (batch, positions).
         metric: The metric's name with its values in both models: (name, reference, other); None without one.
         notes: What a reader should know besides, a sentence each.
+        end: "logits", or the hook point that counts in their place where a file gives none.
     """
 
     sites: tuple[Drifted, ...]
@@ -107,6 +108,7 @@ class DriftResult:
     shape: tuple[int, int] = (1, 1)
     metric: tuple[str, float, float] | None = None
     notes: tuple[str, ...] = ()
+    end: str = "logits"
     _by_name: dict[str, Drifted] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class DriftResult:
     def __repr__(self) -> str:
         worst = self.worst(1)
         first = f"; most fresh error: {worst[0].hook} {worst[0].fresh:.2g}" if worst else ""
-        return f"DriftResult({len(self.sites)} hook points, logits {self.logits:.2g}{first})"
+        return f"DriftResult({len(self.sites)} hook points, {self.end} {self.logits:.2g}{first})"
 
     def __getitem__(self, hook: str) -> Drifted:
         found = self._by_name.get(hook)
@@ -314,6 +316,7 @@ class DriftResult:
                 shape=(int(record["shape"][0]), int(record["shape"][1])),
                 metric=None if metric is None else (str(metric[0]), float(metric[1]), float(metric[2])),
                 notes=tuple(map(str, record["notes"])),
+                end=str(record["end"]),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise InputError(

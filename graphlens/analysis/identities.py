@@ -39,6 +39,12 @@ class Quantiser:
     low: float
     high: float
 
+    def keeps(self, x: Floats) -> Bools:
+        """Which numbers lie inside the range. Those at its ends may have been any number beyond: a mask, say."""
+        edge = 1e-6 * (self.high - self.low)
+        kept: Bools = (x > self.low + edge) & (x < self.high - edge)
+        return kept
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -58,6 +64,8 @@ class Facts:
         by_layer: True if the scores of layer i are also divided by i + 1.
         softcap: The bound that tanh squeezes the scores into; None for none.
         alibi: True if scores have a bias that grows with the distance from the query.
+        biased: True if a bias is added to the scores that is the same in all prompts (relative position bias). It is then taken
+            away as the mean over the batch, so that a run of one prompt tells nothing.
         rotary_dim: How many of a head's dimensions are rotated; None for all, or where it is not known.
         clip: The bound that queries, keys and values are cut to; None for none.
         sink: True if a row of the pattern sums to less than 1, since one more score takes part in the softmax.
@@ -80,6 +88,7 @@ class Facts:
     by_layer: bool = False
     softcap: float | None = None
     alibi: bool = False
+    biased: bool = False
     rotary_dim: int | None = None
     clip: float | None = None
     sink: bool = False
@@ -169,6 +178,7 @@ class Checker:
         passing: str | None = None,
         clears: tuple[str, ...] | None = None,
         found: Floats | None = None,
+        roundings: float = 1,
     ) -> Identity | None:
         """Records an identity whose right side is the activation of the last hook point.
 
@@ -182,6 +192,8 @@ class Checker:
             passing: A hook point between both sides that is left out. Where that one is quantised nothing is recorded.
             clears: See ``Identity``; None for all of them.
             found: The right side, where it is not the activation itself.
+            roundings: How many half steps of the right side's quantiser are allowed: more than one where what is computed on the
+                way is quantised too and has no hook point, or where numbers are fitted to what is rounded.
 
         Returns:
             The identity; None where nothing counts.
@@ -196,11 +208,12 @@ class Checker:
             self.found.append(identity)
             return identity
         quantiser, allowed = self.quantisers.get(hooks[-1]), self.allowed(hooks)
-        if quantiser is not None and found is None:
+        if quantiser is not None:
             size = quantiser.high - quantiser.low
-            within = (expected > quantiser.low) & (expected < quantiser.high)
-            where = within if where is None else within & where
-            allowed += quantiser.step / 2 / size
+            allowed += roundings * quantiser.step / 2 / size
+            if found is None:
+                within = quantiser.keeps(expected) & quantiser.keeps(right)
+                where = within if where is None else within & where
         residual = largest(expected - right, size, where)
         if residual is None:
             return None

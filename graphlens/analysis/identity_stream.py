@@ -13,6 +13,8 @@ from graphlens.file.names import in_block
 if TYPE_CHECKING:
     from graphlens.analysis.identities import Checker
 
+_FITTED = 3  # half steps of a quantiser: its own, that of what is fitted, and what the fit is off by
+
 
 def stream(c: Checker) -> None:
     """Adds the identities of the residual stream, the MLPs and the logits."""
@@ -56,7 +58,9 @@ def _affine(c: Checker, name: str, layer: int | None, normalized: str, result: s
         c.add(name, layer, hooks, np.empty(0), 1.0)
         return
     real = np.broadcast_to(c.real(n.shape[1]), n.shape[:2])
-    fitted = per_feature(n, right - summand, real)
+    rounded = c.quantisers.get(result)
+    kept = real[..., None] if rounded is None else real[..., None] & rounded.keeps(right)
+    fitted = per_feature(n, right - summand, kept)
     if fitted is None:
         return
     factor, plus = fitted
@@ -67,7 +71,7 @@ def _affine(c: Checker, name: str, layer: int | None, normalized: str, result: s
     size = size + typical(right - summand, real[..., None])
     # Of two hook points alone, either may be the other one's copy.
     clears = hooks[1:] if less else ()
-    c.add(name, layer, hooks, n * factor + plus + summand, size, real[..., None], clears=clears)
+    c.add(name, layer, hooks, n * factor + plus + summand, size, real[..., None], clears=clears, roundings=_FITTED)
 
 
 def _first(c: Checker) -> str:

@@ -88,7 +88,7 @@ def drift(
     if wrong is not None and answer is None:
         raise InputError("--wrong needs --answer: the logit difference is between both.")
     first, second = _open(reference, provider), _open(other, provider)
-    ids, mask = _read_file(tokens) if tokens is not None else _read(first, prompts or [], bos, strict)
+    ids, mask = _read(first, prompts or [], bos, strict) if tokens is None else _filled(first, _read_file(tokens))
     options = {} if mask is None else {"attention_mask": mask}
     metric = _metric(first, answer, wrong)
     result = measured(
@@ -110,7 +110,12 @@ def _open(name: str, provider: str | None) -> Opened:
     from graphlens.model.hooked_encoder import HookedEncoder
 
     path = user_path(name)
-    if is_hooked(path) and Engine(path, provider).manifest.config.is_encoder:
+    config = Engine(path, provider).manifest.config if is_hooked(path) else None
+    if config is not None and config.is_vision:
+        raise InputError(
+            f"{name} is a vision model, and runs on images: compare it in Python, graphlens.drift(a, b, pixels)."
+        )
+    if config is not None and config.is_encoder:
         return HookedEncoder.from_onnx(path, provider)
     return open_model(name, provider)
 
@@ -122,15 +127,15 @@ def _read(model: Opened, prompts: Sequence[str], bos: bool | None, strict: bool)
 
     if isinstance(model, HookedTransformer):
         what = "the prompt" if len(prompts) == 1 else "a prompt"
-        return _side_by_side([list(read_text(model, what, text, bos, strict).tokens[0]) for text in prompts])
+        return _filled(model, [list(read_text(model, what, text, bos, strict).tokens[0]) for text in prompts])
     text = model.runner.text
     assert isinstance(text, EncoderText)
     ids, real = text.with_mask(list(prompts), truncate=not strict)
     return ids, real
 
 
-def _read_file(name: str) -> tuple[Array, Array | None]:
-    """A file of token ids as tokens [b, p], and which of them are real.
+def _read_file(name: str) -> list[list[int]]:
+    """The rows of a file of token ids.
 
     Raises InputError for a file that is not there, and for one that holds something else.
     """
@@ -144,8 +149,8 @@ def _read_file(name: str) -> tuple[Array, Array | None]:
                 raise InputError(
                     f"{path}: holds {array.dtype} {list(array.shape)}; token ids are whole numbers [b, p]."
                 )
-            return np.atleast_2d(array).astype(np.int64), None
-        rows = _rows(path, path.read_text(encoding="utf-8"))
+            return [[int(token) for token in row] for row in np.atleast_2d(array)]
+        return _rows(path, path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: no such file. --tokens takes .npy, .json, or text with a prompt on each line."
@@ -154,7 +159,6 @@ def _read_file(name: str) -> tuple[Array, Array | None]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read as token ids ({error}).") from error
-    return _side_by_side(rows)
 
 
 def _rows(path: Path, text: str) -> list[list[int]]:
@@ -175,14 +179,21 @@ def _rows(path: Path, text: str) -> list[list[int]]:
     return [[int(part) for part in re.findall(r"\d+", line)] for line in lines]
 
 
-def _side_by_side(rows: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
-    """Rows as one array, the shorter ones filled up on the left; and which tokens are real, None where all are."""
+def _filled(model: Opened, rows: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
+    """Rows as one array, and which of its tokens are real, None where all are.
+
+    Shorter rows are filled up on the left, so that each one's last token comes last; an encoder's on the right, since in some
+    padding counts as positions.
+    """
     import numpy as np
 
+    encoder, tokenizer = model.runner.config.is_encoder, model.runner.text.tokenizer
+    pad = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
     longest = max(map(len, rows))
-    ids, real = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), np.int64)
+    ids, real = np.full((len(rows), longest), pad, np.int64), np.zeros((len(rows), longest), np.int64)
     for at, row in enumerate(rows):
-        ids[at, longest - len(row) :], real[at, longest - len(row) :] = row, 1
+        place = slice(0, len(row)) if encoder else slice(longest - len(row), None)
+        ids[at, place], real[at, place] = row, 1
     return ids, None if real.all() else real
 
 
@@ -207,8 +218,9 @@ def _show(result: DriftResult, rows: int) -> None:
 
     console = Console()
     batch, length = result.shape
+    what = "the logits are" if result.end == "logits" else f"{result.end} is"
     console.print(
-        f"{result.other} against {result.reference}, {batch} x {length} tokens: the logits are off by "
+        f"{result.other} against {result.reference}, {batch} x {length} tokens: {what} off by "
         f"{100 * result.logits:.2g} % (signal-to-noise {signal_to_noise(result.logits):.1f} dB)",
         highlight=False,
         markup=False,

@@ -54,7 +54,8 @@ def drift(
     Args:
         reference: The model that counts as right.
         other: The model that is compared with it.
-        tokens: Text or tokens [b, p], as ``forward`` takes them; text is read by the reference's tokenizer.
+        tokens: Text or tokens [b, p], as ``forward`` takes them; text is read by the reference's tokenizer. Images of a vision
+            model.
         patch: Whether to put activations in.
         top: At how many sites: those with the most fresh error. None is all.
         metric: What else to measure with ``patch``: one of graphlens.metrics, or a function of logits [b, p, V] to a number.

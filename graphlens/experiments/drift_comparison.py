@@ -11,13 +11,12 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.drift_figures import Apart, Bools, apart, counted
 from graphlens.analysis.drift_result import Drifted, DriftResult
-from graphlens.engine.results import Results
 from graphlens.errors import InputError
-from graphlens.experiments.drift_run import OtherT, Progress, Side, step_of
+from graphlens.experiments.drift_run import LOGITS, OtherT, Progress, Side, step_of
 from graphlens.experiments.stepped_run import At, Firing, SteppedRun
 from graphlens.file.names import split_name
 
-UNEMBEDDED = "unembed.hook_out"
+ENDS = ("unembed.hook_out", "head.hook_out")  # what a model's last matrix gives
 RESID_PRE = "hook_resid_pre"
 
 
@@ -26,9 +25,10 @@ class Kept:
     """What patches need of the runs.
 
     Attributes:
-        right: The reference's logits.
+        right: The reference's logits, or the activation that counts in their place.
         wrong: The other model's.
         mended: The other model's ``unembed.hook_out`` less the unembedding's own error; None where there is no such hook point.
+        end: What both were read at: LOGITS, or a hook point where one of the models gives none.
         residuals: The other model's residual stream before each block.
         real: bool [b, p], True at real tokens; None where all are.
     """
@@ -36,6 +36,7 @@ class Kept:
     right: Array
     wrong: Array
     mended: Array | None
+    end: str
     residuals: dict[int, Array]
     real: Bools | None
 
@@ -62,6 +63,9 @@ class Comparison(Generic[ArrayT, OtherT]):
         if not self._shared:
             raise InputError("the two models have no hook point in common, so there is nothing to compare.")
         self._steps = step_of(right.names, right.runner.config.n_layers)
+        self._unembedded = next((name for name in ENDS if name in self._shared), None)
+        headless = [side for side in (right, wrong) if side.runner.engine.manifest.headless]
+        self._end = self._shared[-1] if headless else LOGITS
         self._limit = 0
         self.count = right.runner.config.n_layers + 2
         # The reference's activations, until both other runs have seen them: activation, what counts, how many are to come.
@@ -69,7 +73,7 @@ class Comparison(Generic[ArrayT, OtherT]):
         self._left: dict[Firing, int] = {}
         self._all: dict[str, Apart] = {}
         self._fresh: dict[str, Apart] = {}
-        self._outputs: list[Array] = []
+        self._ends: list[Array] = []
         self._residuals: dict[int, Array] = {}
         self._mended: Array | None = None
 
@@ -82,10 +86,10 @@ class Comparison(Generic[ArrayT, OtherT]):
         Raises:
             InputError: An activation has another shape in the other model.
         """
-        of_logits = self._keep or not self._ends_in_a_hook()
-        first = self._stepped(self._right, self._store, self._early, of_logits)
-        second = self._stepped(self._wrong, self._compare, self._waits, of_logits)
-        third = self._stepped(self._wrong, self._force, self._waits, False)
+        read = self._end if self._keep or not self._ends_in_a_hook() else ""
+        first = self._stepped(self._right, self._store, self._early, read)
+        second = self._stepped(self._wrong, self._compare, self._waits, read)
+        third = self._stepped(self._wrong, self._force, self._waits, "")
         runs = [first, second, third]
         try:
             for step in range(self.count):
@@ -99,21 +103,21 @@ class Comparison(Generic[ArrayT, OtherT]):
         finally:
             for each in runs:
                 each.close()
-        if of_logits:
-            found = [each.result.output for each in (first, second) if each.result is not None]
-            self._outputs = [output for output in found if output is not None]
+        self._ends = [each.result for each in (first, second) if each.result is not None] if read else []
 
     def _stepped(
-        self, side: Side[ArrayT] | Side[OtherT], at: At, waits: Callable[[Firing], bool], output: bool
-    ) -> SteppedRun[Results]:
+        self, side: Side[ArrayT] | Side[OtherT], at: At, waits: Callable[[Firing], bool], read: str
+    ) -> SteppedRun[Array | None]:
         """A run of a side, with a call at each shared hook point."""
-        return SteppedRun(lambda passing: side.run(passing, self._shared, output), at, waits)
+        return SteppedRun(lambda passing: side.run(passing, self._shared, read), at, waits)
 
     def _ends_in_a_hook(self) -> bool:
         """True if the last hook point holds the logits, so that they need not be handed out."""
+        if self._end != LOGITS:
+            return True
         config = self._right.runner.config
         plain = config.output_logits_scale == 1 and config.output_logits_soft_cap <= 0
-        return plain and UNEMBEDDED in self._shared
+        return plain and self._unembedded is not None
 
     def _early(self, firing: Firing) -> bool:
         """True where a run would begin another layer than the one that it is to compute."""
@@ -140,7 +144,7 @@ class Comparison(Generic[ArrayT, OtherT]):
         layer, rest = split_name(name)
         if self._keep and layer is not None and rest == RESID_PRE:
             self._residuals[layer] = activation.copy()
-        if self._keep and name == UNEMBEDDED:
+        if self._keep and name == self._unembedded:
             self._mended = activation.copy()
         if n == 0:
             self._all[name] = apart(reference, activation, seen, self._right.heads(name))
@@ -152,7 +156,7 @@ class Comparison(Generic[ArrayT, OtherT]):
         reference, seen = self._taken(firing, activation)
         if n == 0:
             self._fresh[name] = apart(reference, activation, seen, self._right.heads(name))
-        if self._mended is not None and name == UNEMBEDDED:
+        if self._mended is not None and name == self._unembedded:
             self._mended -= activation - reference.astype(activation.dtype)
         return put_in(reference, activation, seen)
 
@@ -173,8 +177,8 @@ class Comparison(Generic[ArrayT, OtherT]):
 
     def kept(self) -> Kept:
         """What patches need, after ``run`` of a comparison that keeps it."""
-        right, wrong = self._outputs
-        return Kept(right, wrong, self._mended, self._residuals, self._right.real)
+        right, wrong = self._ends
+        return Kept(right, wrong, self._mended, self._end, self._residuals, self._right.real)
 
     def result(self) -> DriftResult:
         """The figures, after ``run``."""
@@ -183,8 +187,7 @@ class Comparison(Generic[ArrayT, OtherT]):
             folders = [side.runner.engine.folder.name for side in (self._right, self._wrong)]
             names = folders if folders[0] != folders[1] else names
         shared = set(self._shared)
-        # A quantiser is told the names of the file that it reads: the reference's, where it is known.
-        nodes = {**self._wrong.nodes, **self._right.nodes}
+        nodes = {**self._right.nodes, **self._wrong.nodes}
         order = [name for name in self._right.names if name in shared]
         sites = tuple(
             Drifted(
@@ -206,13 +209,16 @@ class Comparison(Generic[ArrayT, OtherT]):
             tuple(name for name in self._right.names if name not in shared),
             tuple(name for name in self._wrong.names if name not in shared),
             self._right.request.shape,
+            notes=()
+            if self._end == LOGITS
+            else (f"one of the models gives no logits: {self._end} counts in their place.",),
         )
 
     def _of_logits(self) -> float:
         """The relative error of the logits."""
-        if not self._outputs:
-            return self._all[UNEMBEDDED].relative
-        right, wrong = self._outputs
+        if not self._ends:
+            return self._all[self._unembedded or self._end].relative
+        right, wrong = self._ends
         return logits_apart(right, wrong, self._right.real)
 
 

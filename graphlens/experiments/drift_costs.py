@@ -11,9 +11,9 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.drift_figures import counted
 from graphlens.analysis.drift_result import Drifted, DriftResult
-from graphlens.errors import GraphlensError
-from graphlens.experiments.drift_comparison import UNEMBEDDED, Kept, logits_apart, put_in
-from graphlens.experiments.drift_run import OtherT, Progress, Side, step_of
+from graphlens.errors import GraphlensError, InputError
+from graphlens.experiments.drift_comparison import ENDS, Kept, logits_apart, put_in
+from graphlens.experiments.drift_run import LOGITS, OtherT, Progress, Side, step_of
 from graphlens.experiments.stepped_run import Firing, SteppedRun
 from graphlens.experiments.sweep_metrics import Measure, Measuring, called
 from graphlens.file.names import split_name
@@ -52,7 +52,7 @@ class _Given(Generic[ArrayT]):
     """The reference's logits, as what a sweep takes its clean values from."""
 
     def __init__(self, logits: Array) -> None:
-        self.activations = {UNEMBEDDED: logits}
+        self.activations = {ENDS[0]: logits}
 
     def value(self, hook: str, activation: Array, mask: Array | None) -> Array:
         """The activation as it is: nothing is patched from here."""
@@ -82,6 +82,8 @@ class Costs(Generic[ArrayT, OtherT]):
         self._error = logits_apart(kept.right, kept.wrong, kept.real)
         self._measuring: Measuring | None = None
         self.metric: tuple[str, float, float] | None = None
+        if metric is not None and kept.end != LOGITS:
+            raise InputError("a metric reads logits, and one of these models gives none: leave metric out.")
         if metric is not None:
             source: _Given[ArrayT] = _Given(kept.right)
             self._measuring = Measuring(wrong.runner, wrong.request, [metric], kept.wrong, source)
@@ -91,7 +93,9 @@ class Costs(Generic[ArrayT, OtherT]):
             self.metric = name, float(clean.mean()), float(self._measuring.corrupted[0].mean())
         if self._error == 0:
             self.notes.append("the logits are equal, so there is no error that patches could take away.")
-        self._from_layers: bool | None = None  # not known yet
+        config = wrong.runner.config
+        # None: not known yet. An encoder and a vision model have no run of some layers alone.
+        self._from_layers: bool | None = False if config.is_encoder or config.is_vision else None
 
     def of(self, sites: Sequence[Drifted], progress: Progress) -> dict[str, tuple[float, float | None]]:
         """How much of the error goes away at each site.
@@ -106,10 +110,11 @@ class Costs(Generic[ArrayT, OtherT]):
         found: dict[str, tuple[float, float | None]] = {}
         if self._error == 0:
             return found
-        if UNEMBEDDED in {site.hook for site in sites} and self._kept.mended is not None:
-            found[UNEMBEDDED] = self._shares(self._finished(self._kept.mended))
+        last = next((site.hook for site in sites if site.hook in ENDS), None)
+        if last is not None and self._kept.mended is not None:
+            found[last] = self._shares(self._finished(self._kept.mended))
             progress.advance()
-        hooks = [site.hook for site in sites if site.hook != UNEMBEDDED]
+        hooks = [site.hook for site in sites if site.hook not in ENDS]
         step = step_of(self._right.names, self._right.runner.config.n_layers)
         stored: dict[str, Array] = {}
 
@@ -120,7 +125,7 @@ class Costs(Generic[ArrayT, OtherT]):
 
         limit = 0
         reference = SteppedRun(
-            lambda passing: self._right.run(passing, hooks, False), store, lambda firing: step[firing[0]] > limit
+            lambda passing: self._right.run(passing, hooks), store, lambda firing: step[firing[0]] > limit
         )
         try:
             for limit in sorted({step[hook] for hook in hooks}):
@@ -144,7 +149,7 @@ class Costs(Generic[ArrayT, OtherT]):
             return put_in(reference, activation, seen)
 
         side = self._starting(split_name(hook)[0])
-        output = side.run(put, [hook], True).output
+        output = side.run(put, [hook], self._kept.end)
         assert output is not None
         return output
 
@@ -156,7 +161,7 @@ class Costs(Generic[ArrayT, OtherT]):
         try:
             side = self._from(layer, residual)
             if self._from_layers is None:
-                whole = side.run(lambda name, activation: activation, [], True).output
+                whole = side.run(lambda name, activation: activation, [], self._kept.end)
                 assert whole is not None
                 off = logits_apart(self._kept.wrong, whole, self._kept.real)
                 self._from_layers = off <= SAME * self._error

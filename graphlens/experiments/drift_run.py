@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, Protocol
 
@@ -9,9 +10,9 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT, UserArray
 from graphlens.analysis.drift_figures import Bools
-from graphlens.engine.results import Results
 from graphlens.errors import InputError
 from graphlens.experiments.stepped_run import Passing
+from graphlens.file.io_names import PIXELS
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import split_name
 from graphlens.model.text import Input
@@ -39,6 +40,8 @@ _SHAPE = {
     "d_vocab_out": "d_vocab (logits)",
     "num_experts": "num_experts",
 }
+LOGITS = "logits"  # what a run may be read at the end of, besides a hook point
+_ENDING = re.compile(r"_(?:quant|Q\d+)$")  # what quantisers add to the name of the node that they replace
 
 
 class Progress(Protocol):
@@ -86,15 +89,20 @@ class Side(Generic[ArrayT]):
     def nodes(self) -> Mapping[str, tuple[str, ...]]:
         """Hook point -> the nodes of the original file whose result it is; empty where the model was not adopted."""
         adopted = self.runner.engine.manifest.adopted
-        return {} if adopted is None else adopted.nodes
+        nodes = {} if adopted is None else adopted.nodes
+        # ONNX Runtime's quantisers compare these names: they make matrix products of Gemm nodes first, under other names.
+        return {hook: tuple(_ENDING.sub("", name) for name in names) for hook, names in nodes.items()}
 
-    def run(self, passing: Passing, at: Sequence[str], output: bool) -> Results:
+    def run(self, passing: Passing, at: Sequence[str], read: str = "") -> Array | None:
         """Makes the run with what was active when this object was made.
 
         Args:
             passing: Called at hook points, after the model's own hooks there.
             at: Which hook points.
-            output: Whether the logits are wanted.
+            read: What is wanted of it: LOGITS, a hook point, or "" for nothing.
+
+        Returns:
+            That.
         """
         chosen = set(at)
         calls = {
@@ -102,7 +110,9 @@ class Side(Generic[ArrayT]):
             for name in self.names
             if name in chosen or name in self._own
         }
-        return self.runner.engine.run(self.request.feeds, (), calls, output, self._plan, self._edits)
+        fetch = [read] if read not in ("", LOGITS) else []
+        found = self.runner.engine.run(self.request.feeds, fetch, calls, read == LOGITS, self._plan, self._edits)
+        return found.values[read] if fetch else found.output
 
     def _called(self, name: str, passing: Passing | None) -> Callable[[Array], Array]:
         """What a hook point calls: the model's own hooks, and then ``passing``."""
@@ -123,26 +133,30 @@ def requests(
     Args:
         first: The reference.
         second: The other model.
-        tokens: Text or tokens.
+        tokens: Text or tokens; images of a vision model.
         options: The arguments of ``forward`` by name.
 
     Raises:
         InputError: For what one of the models does not take.
     """
     right = first.whole_prompts(tokens, **options)
+    if right.tokens is None:
+        return right, second.whole_prompts(second.border.to_user(right.feeds[PIXELS]), **options)
     asked = {name: value for name, value in options.items() if name not in ("prepend_bos", "padding_side")}
     if right.mask is not None:
         asked.pop("one_zero_attention_mask", None)
         asked["attention_mask"] = right.mask
-    wrong = second.whole_prompts(second.border.to_user(right.need_tokens()), **asked)
-    return right, wrong
+    return right, second.whole_prompts(second.border.to_user(right.tokens), **asked)
 
 
 def ensure_one_shape(first: Runner[ArrayT], second: Runner[OtherT]) -> None:
     """Raises InputError for two models whose activations cannot be compared entry by entry."""
     mine, theirs = first.config, second.config
-    if mine.is_encoder != theirs.is_encoder:
-        kinds = [("an encoder" if config.is_encoder else "a decoder") for config in (mine, theirs)]
+    kinds = [
+        "a vision model" if config.is_vision else "an encoder" if config.is_encoder else "a decoder"
+        for config in (mine, theirs)
+    ]
+    if kinds[0] != kinds[1]:
         raise InputError(
             f"the reference ({mine.model_name}) is {kinds[0]} and the other model ({theirs.model_name}) {kinds[1]}: drift "
             "compares two versions of one model."

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from graphlens.surgery.unfuse import Unfused
 
 
-_OF_WEIGHTS = 3  # times what logits may be apart: a product is one of many roundings
+# How far what weights give may be from what the graph gives, of the largest number: in floats, in half precision, and where
+# activations are rounded to integers.
+_OF_FLOATS, _OF_HALVES, _OF_ROUNDED = 3e-4, 2e-2, 6e-2
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def _adopted(
     from graphlens.pipelines.adopt_probe import image_side, seen_values
     from graphlens.pipelines.adopt_weights import proved_weights
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
+    from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
     from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
     from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
@@ -168,6 +171,9 @@ def _adopted(
         _table_rows(model, found, TOKEN_EMBEDDINGS),
         _table_rows(model, found, TYPE_EMBEDDINGS),
     )
+    for name in found.ports.past.values():  # which may state no sizes, and was empty in the probe
+        batch, dtype = seen[name].shape[0], seen[name].dtype
+        seen[name] = Seen((batch, cfg.n_key_value_heads, 0, cfg.d_head), dtype)
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
@@ -186,6 +192,7 @@ def _adopted(
         worst=max(proof.residuals.values(), default=0.0),
         notes=(*found.notes, *proof.notes, *_left_out(untouched, graph), *_near_only(found, model)),
         headless=found.ports.logits is None,
+        left_padding=proof.left_padding,
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
@@ -195,7 +202,7 @@ def _adopted(
         proof.probe.tokens,
         proof.probe.types,
         proof.probe.mask,
-        _OF_WEIGHTS * proof.allowed,
+        _OF_FLOATS if proof.allowed < 1e-3 else _OF_HALVES if proof.allowed < 0.1 else _OF_ROUNDED,
     )
     views = {name: view for name, view in views.items() if name in checked.proved}
     adopted = replace(adopted, missing={**adopted.missing, **checked.failed})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,9 @@ from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import (
     ATTENTION_MASK,
     INPUT_IDS,
-    KEY_AND_VALUE,
     PIXELS,
     TOKEN_TYPE_IDS,
     past_input,
-    present_output,
 )
 from graphlens.file.safetensors import Array
 from graphlens.runtime.sessions import Session, open_session
@@ -134,6 +132,19 @@ class Probe:
     past: Mapping[str, Array] = field(default_factory=dict)
     pixels: Array | None = None
 
+    def rows(self, kept: Sequence[int]) -> Probe:
+        """Some of the prompts.
+
+        Args:
+            kept: Which.
+        """
+        mask, types = (None if each is None else each[kept] for each in (self.mask, self.types))
+        return replace(self, tokens=self.tokens[kept], mask=mask, types=types)
+
+    def unpadded(self) -> Probe:
+        """The same tokens, all of them real."""
+        return replace(self, mask=None if self.mask is None else np.ones_like(self.mask))
+
     def hooked(self) -> dict[str, Array]:
         """The feeds of a hooked file."""
         if self.pixels is not None:
@@ -169,7 +180,8 @@ class Probe:
 
 
 def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) -> Probe:
-    """Three prompts over the vocabulary: one as long as can be, and a shorter one padded on the left and on the right.
+    """Prompts over the vocabulary: one as long as can be, and a shorter one padded on the left, on the right, and on the left
+    with other tokens.
 
     Args:
         ports: What the graph's inputs are. Without a mask nothing is padded.
@@ -179,17 +191,17 @@ def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) ->
     """
     length = min(LENGTH, n_ctx)
     random = np.random.default_rng(0)
-    tokens = random.integers(0, d_vocab, (3, length))
+    tokens = random.integers(0, d_vocab, (4, length))
     types = random.integers(0, n_types or 1, tokens.shape) if ports.token_type_ids is not None else None
     if ports.attention_mask is None:
         return Probe(tokens, None, types)
     real = max(1, length - PADDED)
     mask = np.ones(tokens.shape, np.int64)
-    mask[1, : length - real] = 0
+    mask[[1, 3], : length - real] = 0
     mask[2, real:] = 0
-    tokens[2, :real] = tokens[1, length - real :]
-    if types is not None:
-        types[2, :real] = types[1, length - real :]
+    for each in (tokens, types):
+        if each is not None:
+            each[2, :real] = each[3, length - real :] = each[1, length - real :]
     return Probe(tokens, mask, types)
 
 
@@ -232,13 +244,14 @@ def image_side(model: ir.Model) -> int | None:
     return None
 
 
-def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:
-    """The last tokens of a probe, with the keys and values of those before them from a run of a hooked graph.
+def stepped(source: Session, whole: Probe, ports: Ports, seen: Mapping[str, Seen]) -> Probe | None:
+    """The last tokens of a probe, with the keys and values of those before them from a run of the original.
 
     Args:
-        session: The hooked graph's.
-        whole: The three prompts of ``padded_probe``.
-        n_layers: The number of blocks.
+        source: The original's session.
+        whole: Prompts without padding on the right.
+        ports: What the original's inputs and outputs are.
+        seen: What a run saw of them.
 
     Returns:
         The probe; None where prompts are too short to be cut.
@@ -246,11 +259,7 @@ def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:
     cached = min(_CACHED, whole.tokens.shape[1] - 1)
     if cached < 1:
         return None
-    rows = slice(0, 2)  # not the one that is padded on the right
-    whole = Probe(whole.tokens[rows], None if whole.mask is None else whole.mask[rows])
     first = Probe(whole.tokens[:, :cached], None if whole.mask is None else whole.mask[:, :cached])
-    names = [(layer, part) for layer in range(n_layers) for part in KEY_AND_VALUE]
-    outputs = [present_output(*name) for name in names]
-    found = session.run(outputs, first.hooked())
-    past = {past_input(*name): array for name, array in zip(names, found, strict=True)}
+    found = source.run(list(ports.present.values()), first.original(ports, seen))
+    past = {past_input(*name): array for name, array in zip(ports.present, found, strict=True)}
     return Probe(whole.tokens[:, cached:], whole.mask, None, past)

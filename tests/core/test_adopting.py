@@ -322,7 +322,7 @@ def test_a_file_without_a_mask_refuses_padding(tmp_path: Path) -> None:
 
 def test_a_file_that_counts_padding_is_said_to(tmp_path: Path) -> None:
     report = adopt(decoder(tmp_path / "model.onnx", positioned=False), tmp_path / "out", announce=lambda _: None)
-    assert any("counts padding as positions" in note for note in report.adopted.notes)
+    assert any("counts padding on the left as positions" in note for note in report.adopted.notes)
     model = HookedTransformer.from_onnx(tmp_path / "out", "cpu")
     positions = np.tile(np.arange(7), (2, 1))
     expected = forward(IDS, PADDED, positions)[0]

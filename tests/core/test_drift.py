@@ -332,7 +332,7 @@ def test_a_result_is_saved_and_loaded(result: DriftResult, tmp_path: Path) -> No
 
 
 def test_what_is_infinite_or_undefined_is_saved_too(tmp_path: Path) -> None:
-    odd = DriftResult((Drifted("blocks.0.hook_z", math.inf, math.nan, 0.0, recovered=-2.0),), math.inf)
+    odd = DriftResult((Drifted("blocks.0.hook_z", math.inf, math.nan, 0.0, recovered=-2.0),), math.inf, end="hook_z")
     found = DriftResult.load(odd.save(tmp_path / "odd"))
     assert found.sites[0].relative == found.logits == math.inf
     assert math.isnan(found.sites[0].cosine)

@@ -331,6 +331,24 @@ def test_a_soft_cap_is_undone(runs: dict[str, Run]) -> None:
     assert not failing(found)
 
 
+def test_a_bias_of_positions_is_the_same_in_all_prompts(runs: dict[str, Run]) -> None:
+    run, hook = runs["tiny-gpt2"], "blocks.0.attn.hook_attn_scores"
+    scores = run.values[hook]
+    bias = np.random.default_rng(0).normal(0, 2, scores.shape[1:]).astype(np.float32)
+    names = ("blocks.0.attn.hook_q", "blocks.0.attn.hook_k")
+    some = {**{name: run.values[name] for name in names}, hook: scores + bias}
+    assert failing(identities(some, Facts(1), mask=run.mask))
+    facts = Facts(1, biased=True)
+    found = identities(some, facts, mask=run.mask)
+    assert [identity.name for identity in found] == ["c q . k + bias = scores"]
+    assert not failing(found)
+    for name in names:
+        wrong = identities({**some, name: run.values[name.replace("blocks.0", "blocks.1")]}, facts, mask=run.mask)
+        assert name in failing(wrong)
+    one = {name: value[:1] for name, value in some.items()}
+    assert identities(one, facts, mask=run.mask[:1]) == []
+
+
 def test_a_rotation_that_scales_has_one_factor_for_the_file(runs: dict[str, Run]) -> None:
     run = runs["tiny-llama"]
     longer = {hook: value * np.float32(1.2) for hook, value in run.values.items() if "hook_rot_" in hook}

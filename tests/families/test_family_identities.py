@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphlens import HookedEncoder, HookedTransformer, drift
+from graphlens import HookedEncoder, HookedTransformer, Scale, drift
 from graphlens.analysis.identities import Facts, failing, identities, unchecked
 from tests.families.encoders import ENCODERS, PAD, TYPES
 from tests.families.encoders import hooked_of as encoder_of
@@ -94,4 +94,15 @@ def test_a_damaged_matrix_is_where_drift_sees_it(name: str, family_model: Callab
     )  # OLMo 2 normalises it first
     assert after
     assert result.worst(1)[0].recovered == pytest.approx(1, abs=1e-3)
+    assert result.notes == ()
+
+
+def test_patches_of_an_encoder_are_whole_runs(families_root: Path) -> None:
+    model = HookedEncoder.from_onnx(encoder_of("bert", families_root), "cpu")
+    other = HookedEncoder.from_onnx(encoder_of("bert", families_root), "cpu")
+    tokens = np.random.default_rng(2).integers(5, model.cfg.d_vocab, (2, 8))
+    with other.intervene(Scale("blocks.1.hook_mlp_out", 1.2)):
+        result = drift(model, other, tokens, patch=True, verbose=False)
+    assert result.worst(1)[0].hook == "blocks.1.hook_mlp_out"
+    assert result.worst(1)[0].recovered == pytest.approx(1, abs=1e-5)
     assert result.notes == ()

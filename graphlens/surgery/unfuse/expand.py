@@ -22,7 +22,7 @@ from graphlens.surgery.unfuse import (
     standard,
 )
 from graphlens.surgery.unfuse.building import Builder, Kept, Workshop
-from graphlens.surgery.unfuse.kinds import fill
+from graphlens.surgery.unfuse.filling import fill
 from graphlens.surgery.unfuse.opsets import LEAST, raised
 from graphlens.surgery.unfuse.placing import install
 from graphlens.surgery.unfuse.quantised import joined
