@@ -13,7 +13,7 @@ from graphlens.analysis.identities import Facts, Identity, failing, identities, 
 from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
 from graphlens.pipelines.adopt_mask import ensure_masks
-from graphlens.pipelines.adopt_probe import Probe, image_probe, open_written, padded_probe, stepped
+from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import quantisers
 from graphlens.surgery.adoptable import STILL
 
@@ -33,8 +33,8 @@ _EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 0.1
 _LEFT = {
     "counted": "{} counts padding on the left as positions: a prompt padded there is computed as another than the same prompt "
     "alone, as in the original. Pad on the right.",
-    "seen": "{} does not mask padding on the left, as the original does not: runs of prompts padded there are refused. Pad on "
-    "the right.",
+    "seen": "{} does not mask padding on the left, or reads positions from it, as the original does: runs of prompts padded "
+    "there are refused. Pad on the right.",
 }
 _ROUNDING = ("DynamicQuantizeLinear", "QuantizeLinear")
 
@@ -152,7 +152,9 @@ def _tried(source: Session, graph: Unnamed, original: Path, allowed: float) -> _
     if graph.match.kind == "vision":
         images = image_probe(graph.seen[ports.input].shape[1:], config.n_ctx)
         return _Tried([images], list(source.run([graph.result], images.original(ports, graph.seen))))
-    probe = padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)
+    # What a config.json says of the longest input, or nothing says, is no limit of the graph's.
+    tabled = not {"hook_pos_embed", "embed.hook_pos_embed"}.isdisjoint(graph.match.hooks)
+    probe = padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx if tabled else LENGTH)
     run = _Original(source, graph)
     result, notes, left = run(probe), list[str](), "masked"
     if probe.mask is None:

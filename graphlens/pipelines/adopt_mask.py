@@ -50,6 +50,6 @@ def ensure_masks(
             what = "its attention" if name is None else f"its input {name!r} is no mask of 1 at real tokens, since it"
             far = float(np.nanmax(looked))
             raise ModelFileError(
-                f"{original}: {what} lets tokens look at padding or at later tokens ({hook} is {far:.1e} there). An input that is "
-                f"1 at padding, or is added to the scores, cannot be adopted. {STILL}"
+                f"{original}: {what} lets tokens look at padding or at later tokens ({hook} is {far:.1e} there). An input "
+                f"that is 1 at padding, or is added to the scores, cannot be adopted. {STILL}"
             )
