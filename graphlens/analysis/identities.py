@@ -39,6 +39,12 @@ class Quantiser:
     low: float
     high: float
 
+    def keeps(self, x: Floats) -> Bools:
+        """Which numbers lie inside the range. Those at its ends may have been any number beyond: a mask, say."""
+        edge = 1e-6 * (self.high - self.low)
+        kept: Bools = (x > self.low + edge) & (x < self.high - edge)
+        return kept
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -172,6 +178,7 @@ class Checker:
         passing: str | None = None,
         clears: tuple[str, ...] | None = None,
         found: Floats | None = None,
+        roundings: float = 1,
     ) -> Identity | None:
         """Records an identity whose right side is the activation of the last hook point.
 
@@ -185,6 +192,8 @@ class Checker:
             passing: A hook point between both sides that is left out. Where that one is quantised nothing is recorded.
             clears: See ``Identity``; None for all of them.
             found: The right side, where it is not the activation itself.
+            roundings: How many half steps of the right side's quantiser are allowed: more than one where what is computed on the
+                way is quantised too and has no hook point, or where numbers are fitted to what is rounded.
 
         Returns:
             The identity; None where nothing counts.
@@ -199,11 +208,12 @@ class Checker:
             self.found.append(identity)
             return identity
         quantiser, allowed = self.quantisers.get(hooks[-1]), self.allowed(hooks)
-        if quantiser is not None and found is None:
+        if quantiser is not None:
             size = quantiser.high - quantiser.low
-            within = (expected > quantiser.low) & (expected < quantiser.high)
-            where = within if where is None else within & where
-            allowed += quantiser.step / 2 / size
+            allowed += roundings * quantiser.step / 2 / size
+            if found is None:
+                within = quantiser.keeps(expected) & quantiser.keeps(right)
+                where = within if where is None else within & where
         residual = largest(expected - right, size, where)
         if residual is None:
             return None

@@ -41,18 +41,13 @@ def _hook(layer: int, letter: str) -> str:
     return in_block(layer, f"attn.hook_{letter}")
 
 
-def _pairs(c: Checker, shape: tuple[int, ...]) -> Bools:
-    """Which pairs of query and key are real tokens, [b or 1, 1, query, key]."""
-    queries, keys = shape[-2:]
-    return c.real(queries)[:, None, :, None] & c.real(keys)[:, None, None, :]
-
-
 def _seen(c: Checker, layer: int) -> Bools | None:
     """Which scores of a block are not masked; None without scores."""
     scores = c.values.get(_hook(layer, "attn_scores"))
     if scores is None or scores.ndim != 4:
         return None
-    return visible(scores, _pairs(c, scores.shape))
+    # Whether padding is attended to is the file's affair: scores tell what is masked. Its queries are not looked at.
+    return visible(scores, c.real(scores.shape[2])[:, None, :, None])
 
 
 def _pattern(c: Checker, layer: int, seen: Bools | None) -> None:
@@ -64,7 +59,7 @@ def _pattern(c: Checker, layer: int, seen: Bools | None) -> None:
     rows = c.real(p.shape[2])[:, None, :, None]
     total = p.sum(-1, keepdims=True)
     looks = total > 0 if seen is None or seen.shape != p.shape else seen.any(-1, keepdims=True)
-    if not c.facts.sink:
+    if not c.facts.sink and pattern not in c.quantisers:  # of what is rounded, the next one says the same
         summed = np.ones_like(total)
         c.add("rows of the pattern sum to 1", layer, (pattern,), summed, 1.0, rows & looks, clears=(), found=total)
     s = c.get(scores)
@@ -126,10 +121,9 @@ def _z(c: Checker, layer: int, seen: Bools | None) -> None:
         if v is None:
             continue
         name = "pattern . v = z" if passing is None else "softmax(scores) . v = z"
-        keys = c.real(weights.shape[3])
-        weights, v = (
-            np.where(at, x, 0.0) for at, x in ((keys[:, None, None, :], weights), (keys[:, None, :, None], v))
-        )
+        # What padding holds may be no number, and its pattern is 0 then.
+        keys: Bools = np.logical_and.reduce(np.isfinite(v), axis=-1)
+        weights, v = np.where(keys[:, :, None, :], weights, 0.0), np.where(keys[..., None], v, 0.0)
         rows = c.real(given.shape[1])[:, :, None, None]
         if seen is not None and seen.shape == weights.shape:
             rows = rows & np.swapaxes(seen.any(-1), 1, 2)[..., None]
@@ -153,7 +147,7 @@ def _scores(c: Checker, seen: dict[int, Bools]) -> None:
         if k is None:
             continue
         q = np.where(c.real(q.shape[1])[:, None, :, None], _heads_last(q), 0.0)
-        k = np.swapaxes(np.where(c.real(k.shape[2])[:, None, :, None], k, 0.0), 2, 3)
+        k = np.swapaxes(np.where(np.isfinite(k), k, 0.0), 2, 3)
         divided = layer + 1 if c.facts.by_layer else 1
         products[layer] = (names, np.matmul(q, k) / divided, np.matmul(np.abs(q), np.abs(k)) / divided)
         assert visible_here.shape == scores.shape
@@ -189,7 +183,9 @@ def _factor(c: Checker, products: dict[int, tuple[tuple[str, str], Floats, Float
     for layer, (_, product, _) in products.items():
         scores = c.get(_hook(layer, "attn_scores"))
         assert scores is not None
-        scores, well = _uncapped(c, scores, seen[layer])
+        rounded = c.quantisers.get(_hook(layer, "attn_scores"))
+        kept = seen[layer] if rounded is None else seen[layer] & rounded.keeps(scores)
+        scores, well = _uncapped(c, scores, kept)
         if c.facts.alibi:
             product, scores = (_without_slopes(c, x, well) for x in (product, scores))
         elif c.facts.biased:
@@ -241,7 +237,8 @@ def _compare_scores(c: Checker, layer: int, names: tuple[str, str], wanted: Floa
     if c.facts.alibi:
         difference = _without_slopes(c, wanted - scores, seen)
         size = size + np.where(seen, np.abs(scores), 0.0).max(initial=0.0)
-        c.add("c q . k + slope x distance = scores", layer, (*names, hook), difference + scores, size, seen)
+        name = "c q . k + slope x distance = scores"
+        c.add(name, layer, (*names, hook), difference + scores, size, seen)
         return
     if c.facts.biased:
         if bool((seen.sum(0) > 1).any()):  # one prompt is its own mean
@@ -294,7 +291,8 @@ def _rotation_of_plain(c: Checker, letter: str, plain: dict[int, tuple[Floats, F
             hooks, rest = (_hook(layer, letter), _hook(layer, f"rot_{letter}")), y[..., size:]
             name = f"{letter} beyond the rotated dimensions stays"
             size_of_rest = np.abs(rest) + 1e-6 * typical(rest)
-            c.add(name, layer, hooks, x[..., size:], size_of_rest, real[..., None], clears=(), found=rest)
+            same = x[..., size:]
+            c.add(name, layer, hooks, same, size_of_rest, real[..., None], clears=(), found=rest)
         if _turns(x, y, real):
             hooks = _hook(layer, letter), _hook(layer, f"rot_{letter}")
             same = np.abs(x - y)[real].max() <= 1e-6 * typical(y, real[..., None])
@@ -319,7 +317,10 @@ def _rotation_of_plain(c: Checker, letter: str, plain: dict[int, tuple[Floats, F
     for layer, (before, after, real) in norms.items():
         hooks = _hook(layer, letter), _hook(layer, f"rot_{letter}")
         name = f"|rotated {letter}| = c |{letter}|"
-        c.add(name, layer, hooks, factor * before, after + 1e-6 * typical(after, real), real, clears=(), found=after)
+        size = after + 1e-6 * typical(after, real)
+        dimensions = c.facts.rotary_dim or plain[layer][0].shape[-1]
+        roundings = dimensions**0.5  # each dimension is rounded
+        c.add(name, layer, hooks, factor * before, size, real, clears=(), found=after, roundings=roundings)
 
 
 def _turns(x: Floats, y: Floats, real: Bools) -> bool:
@@ -349,7 +350,8 @@ def _rotation_of_norm(
     assert best is not None
     wanted, turned = best
     name = f"|rotated {letter}| = |w normalized {letter} + b|, pair by pair"
-    c.add(name, layer, hooks, wanted, turned + typical(turned), None, clears=(), found=turned)
+    if not any(hook in c.quantisers for hook in hooks):
+        c.add(name, layer, hooks, wanted, turned + typical(turned), None, clears=(), found=turned)
 
 
 def _turned(n: Floats, y: Floats, size: int, adjacent: bool) -> tuple[Floats, Floats]:

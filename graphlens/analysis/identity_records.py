@@ -65,10 +65,11 @@ def failing(identities: Sequence[Identity], hooks: Iterable[str] = ()) -> dict[s
 
     1. An identity that holds clears the hook points that it can (``Identity.clears``), unless one of its hook points fails
        already.
-    2. An identity that does not hold fails those of its hook points that no other identity clears. So a wrong ``attn_out``
-       leaves ``resid_pre`` and ``resid_mid`` their names: the norms that read them hold.
+    2. An identity that does not hold fails those of its hook points that no other identity clears; one of a single hook point
+       fails that. So a wrong ``attn_out`` leaves ``resid_pre`` and ``resid_mid`` their names: the norms that read them hold.
     3. Where each of its hook points is cleared, identities contradict each other (two layers are swapped, say). All hook
-       points of the blocks concerned fail then: which of them are wrong cannot be told.
+       points of the blocks concerned fail then: which of them are wrong cannot be told. An identity that could clear some of
+       its hook points alone fails those, or all its own where it could clear none.
     4. A hook point fails too where each identity that holds for it has a hook point that fails.
 
     Args:
@@ -89,7 +90,7 @@ def failing(identities: Sequence[Identity], hooks: Iterable[str] = ()) -> dict[s
         before = len(failed)
         for identity in broken:
             for hook in identity.hooks:
-                if not _cleared(hook, by_hook[hook], failed):
+                if len(identity.hooks) == 1 or not _cleared(hook, by_hook[hook], failed):
                     failed.setdefault(hook, f"{identity} does not hold.")
         for hook, own in by_hook.items():
             if hook not in failed and not any(each.passed and not failed.keys() & set(each.hooks) for each in own):
@@ -102,10 +103,16 @@ def failing(identities: Sequence[Identity], hooks: Iterable[str] = ()) -> dict[s
         if contradiction is None:
             return failed
         reason = f"{contradiction} does not hold, though others hold for each of its hook points: they contradict."
-        layers = {split_name(hook)[0] for hook in contradiction.hooks} - {None}
-        for hook in known:
-            if hook in contradiction.hooks or split_name(hook)[0] in layers:
-                failed.setdefault(hook, reason)
+        for hook in _contradicted(contradiction, known):
+            failed[hook] = reason
+
+
+def _contradicted(identity: Identity, known: Sequence[str]) -> list[str]:
+    """The hook points that fail with an identity that does not hold, though others clear all of its hook points."""
+    if len(identity.clears) < len(identity.hooks):  # it says little of the others
+        return list(identity.clears or identity.hooks)
+    layers = {split_name(hook)[0] for hook in identity.hooks} - {None}
+    return [hook for hook in known if hook in identity.hooks or split_name(hook)[0] in layers]
 
 
 def _cleared(hook: str, own: Sequence[Identity], failed: Mapping[str, str]) -> bool:

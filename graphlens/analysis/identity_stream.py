@@ -13,6 +13,8 @@ from graphlens.file.names import in_block
 if TYPE_CHECKING:
     from graphlens.analysis.identities import Checker
 
+_FITTED = 3  # half steps of a quantiser: its own, that of what is fitted, and what the fit is off by
+
 
 def stream(c: Checker) -> None:
     """Adds the identities of the residual stream, the MLPs and the logits."""
@@ -56,7 +58,9 @@ def _affine(c: Checker, name: str, layer: int | None, normalized: str, result: s
         c.add(name, layer, hooks, np.empty(0), 1.0)
         return
     real = np.broadcast_to(c.real(n.shape[1]), n.shape[:2])
-    fitted = per_feature(n, right - summand, real)
+    rounded = c.quantisers.get(result)
+    kept = real[..., None] if rounded is None else real[..., None] & rounded.keeps(right)
+    fitted = per_feature(n, right - summand, kept)
     if fitted is None:
         return
     factor, plus = fitted
@@ -67,7 +71,7 @@ def _affine(c: Checker, name: str, layer: int | None, normalized: str, result: s
     size = size + typical(right - summand, real[..., None])
     # Of two hook points alone, either may be the other one's copy.
     clears = hooks[1:] if less else ()
-    c.add(name, layer, hooks, n * factor + plus + summand, size, real[..., None], clears=clears)
+    c.add(name, layer, hooks, n * factor + plus + summand, size, real[..., None], clears=clears, roundings=_FITTED)
 
 
 def _first(c: Checker) -> str:
@@ -171,10 +175,10 @@ def _end(c: Checker) -> None:
     """From the last block to the logits."""
     last = in_block(c.facts.n_layers - 1, "hook_resid_post")
     normed = in_block(c.facts.n_layers - 1, "hook_normalized_resid_post")
-    if "ln_final.hook_normalized" in c.values:
-        _affine(c, "w ln_final + b = unembed.in", None, "ln_final.hook_normalized", "unembed.hook_in")
-    elif "mlm_head.ln.hook_normalized" in c.values:
+    if "mlm_head.ln.hook_normalized" in c.values:  # also where a last norm stands before the head (ModernBERT)
         _affine(c, "w mlm_head.ln + b = unembed.in", None, "mlm_head.ln.hook_normalized", "unembed.hook_in")
+    elif "ln_final.hook_normalized" in c.values:
+        _affine(c, "w ln_final + b = unembed.in", None, "ln_final.hook_normalized", "unembed.hook_in")
     elif "ln_final.hook_scale" not in c.values and c.facts.kind != "encoder":
         _sum(c, "last post = unembed.in", None, (normed if normed in c.values else last,), "unembed.hook_in")
     given = c.get("unembed.hook_out")

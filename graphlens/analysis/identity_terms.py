@@ -120,25 +120,27 @@ def softmax_over(scores: Floats, seen: Bools) -> Floats:
     return found
 
 
-def per_feature(x: Floats, y: Floats, real: Bools) -> tuple[Floats, Floats] | None:
+def per_feature(x: Floats, y: Floats, where: Bools) -> tuple[Floats, Floats] | None:
     """The best factor and summand of each feature, x * factor + summand = y.
 
     Args:
         x: [b, p, f].
         y: [b, p, f].
-        real: Which tokens count, [b, p].
+        where: Which entries count, of a shape that broadcasts.
 
     Returns:
         Both [f]; None where too few tokens count to tell.
     """
-    rows, wanted = x[real], y[real]
-    if len(rows) < LEAST_TOKENS:
+    counts = np.broadcast_to(where, x.shape).reshape(-1, x.shape[-1])
+    rows, wanted = (np.where(counts, each.reshape(counts.shape), 0.0) for each in (x, y))
+    number = counts.sum(0)
+    if number.max(initial=0) < LEAST_TOKENS:
         return None
-    mean, target = rows.mean(0), wanted.mean(0)
-    spread = np.square(rows - mean).sum(0)
-    factor = np.divide(
-        ((rows - mean) * (wanted - target)).sum(0), spread, out=np.zeros_like(spread), where=spread > 1e-24
-    )
+    number = np.maximum(number, 1)
+    mean, target = rows.sum(0) / number, wanted.sum(0) / number
+    spread = np.where(counts, np.square(rows - mean), 0.0).sum(0)
+    along = np.where(counts, (rows - mean) * (wanted - target), 0.0).sum(0)
+    factor = np.divide(along, spread, out=np.zeros_like(spread), where=spread > 1e-24)
     return factor, target - factor * mean
 
 

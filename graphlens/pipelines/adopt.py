@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from graphlens.surgery.unfuse import Unfused
 
 
-_OF_WEIGHTS = 3  # times what logits may be apart: a product is one of many roundings
+# How far what weights give may be from what the graph gives, of the largest number: in floats, in half precision, and where
+# activations are rounded to integers.
+_OF_FLOATS, _OF_HALVES, _OF_ROUNDED = 3e-4, 2e-2, 6e-2
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,10 @@ def _adopted(
 ) -> AdoptReport:
     """Adopts a file into ``stage``, which will become ``target``."""
     from graphlens import surgery
-    from graphlens.file.safetensors import WeightStore
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
     from graphlens.pipelines.adopt_probe import image_side, seen_values
-    from graphlens.pipelines.adopt_weights import proved_weights
+    from graphlens.pipelines.adopt_weights import Fresh, proved_weights
     from graphlens.surgery.adoptable import ensure_adoptable, remarks
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
@@ -194,13 +195,14 @@ def _adopted(
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
-        WeightStore(stage, views),
+        Fresh(stage, views),
         proof.activations,
         cfg,
         proof.probe.tokens,
         proof.probe.types,
         proof.probe.mask,
-        _OF_WEIGHTS * proof.allowed,
+        _OF_FLOATS if proof.allowed < 1e-3 else _OF_HALVES if proof.allowed < 0.1 else _OF_ROUNDED,
+        proof.result if adopted.headless else None,
     )
     views = {name: view for name, view in views.items() if name in checked.proved}
     adopted = replace(adopted, missing={**adopted.missing, **checked.failed})

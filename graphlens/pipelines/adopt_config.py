@@ -124,6 +124,8 @@ def whole_config(
                 facts[name] = value
     if found.kind == "vision":
         facts |= _of_images(found, original, seen)
+        if found.ports.logits is None:
+            facts["d_vocab"] = facts.get("d_model")  # there are no classes: what a run ends in
     if found.kind == "encoder":
         facts.setdefault("attention_dir", "bidirectional")
         facts.setdefault("n_token_types", types or (1 if found.ports.token_type_ids is None else 2))

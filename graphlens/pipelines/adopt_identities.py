@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,10 @@ import numpy as np
 from graphlens.analysis.identities import Facts, Identity, failing, identities, worst
 from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
+from graphlens.pipelines.adopt_mask import ensure_masks
 from graphlens.pipelines.adopt_probe import Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import quantisers
+from graphlens.surgery.adoptable import STILL
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from graphlens.runtime.sessions import Session
     from graphlens.surgery.match.records import View
 
-# Of the largest logit: in floats, in half precision, and where activations are rounded to integers.
-_EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 2e-2
+# How far what should be equal may be apart: in floats and in half precision, of the largest number; of the mean square where
+# activations are rounded to integers, since one that lies near the middle of two falls to the other by the last bit of what it
+# is computed from, and all later layers follow.
+_EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 0.1
 _LEFT = {
     "counted": "{} counts padding on the left as positions: a prompt padded there is computed as another than the same prompt "
     "alone, as in the original. Pad on the right.",
@@ -45,6 +49,7 @@ class Proof:
         hooks: Its hook map.
         probe: The prompts that all hook points were seen on.
         activations: What those that hold held there.
+        result: The logits there, or the last hidden states.
         allowed: How far apart logits may be, relative to the largest, by the rounding that the original does.
         failed: Hook point -> which identity failed there, in a sentence.
         residuals: Identity that holds -> its largest residual, relative.
@@ -57,6 +62,7 @@ class Proof:
     hooks: Mapping[str, HookEntry]
     probe: Probe
     activations: Mapping[str, Array]
+    result: Array
     allowed: float
     failed: Mapping[str, str] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
@@ -84,7 +90,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     if any(saw.dtype == "float16" for saw in graph.seen.values()):
         allowed = max(allowed, _HALF)
     # One session after the other: each maps the weights, and two would count twice.
-    tried = _tried(open_written(untouched, folder, str(original)), graph, original)
+    tried = _tried(open_written(untouched, folder, str(original)), graph, original, allowed)
     model, hooks = graph.named(match.hooks)
     session = open_written(model, folder, str(original))
     fetched = list(dict.fromkeys([LOGITS, *(entry.value for entry in hooks.values())]))
@@ -93,8 +99,12 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     for probe, arrays, expected in zip(tried.probes, given, tried.results, strict=True):
         if expected is not None:
             _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
-    facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
+    if match.kind != "vision":
+        mask, causal = match.ports.attention_mask, config.is_causal
+        ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
+    facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
+    facts = replace(facts, biased=any("position bias" in note for note in match.notes))
     every = worst(
         identities(
             _values(arrays, hooks),
@@ -113,6 +123,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         *((model, hooks) if not failed else graph.named(kept)),
         tried.probes[0],
         {name: given[0][hooks[name].value] for name in kept},
+        given[0][LOGITS],
         allowed,
         failed,
         {_shown(each): each.residual for each in every if each.passed},
@@ -131,7 +142,7 @@ class _Tried:
     left_padding: str = "masked"
 
 
-def _tried(source: Session, graph: Unnamed, original: Path) -> _Tried:
+def _tried(source: Session, graph: Unnamed, original: Path, allowed: float) -> _Tried:
     """Runs the original on prompts with padding, and on the rest of a prompt after the past of its beginning.
 
     A prompt that is padded on the left is left out where the original gives another result for it than for the same prompt
@@ -147,8 +158,8 @@ def _tried(source: Session, graph: Unnamed, original: Path) -> _Tried:
     if probe.mask is None:
         notes.append(f"{original.name} takes no attention_mask: prompts of different lengths cannot be run together.")
     else:
-        left = "seen" if result is None or not _alike(probe, result, 3) else "masked"
-        if left == "masked" and result is not None and not _alike(probe, result, 2):
+        left = "seen" if result is None or not _alike(probe, result, 3, allowed) else "masked"
+        if left == "masked" and result is not None and not _alike(probe, result, 2, allowed):
             left = "counted"
         probe = probe.rows([0, 1, 2] if left == "masked" else [0, 2])
         result = run(probe)
@@ -202,12 +213,12 @@ class _Original:
         return None if later is None or result is None else (later, result)
 
 
-def _alike(probe: Probe, result: Array, row: int) -> bool:
+def _alike(probe: Probe, result: Array, row: int, allowed: float) -> bool:
     """True if a prompt that is padded on the left is computed as the same prompt padded otherwise, which is in ``row``."""
-    if result.ndim != 3 or probe.mask is None:
+    if result.ndim != 3 or probe.mask is None or result.shape[1] != probe.tokens.shape[1]:
         return True
-    one, other = result[1][probe.mask[1] != 0].astype(np.float64), result[row][probe.mask[row] != 0]
-    return bool(np.abs(one - other).max() <= _ROUNDED * (np.abs(other).max() or 1))
+    one, other = result[1][probe.mask[1] != 0], result[row][probe.mask[row] != 0]
+    return _apart(one, other, allowed) <= allowed
 
 
 def _values(arrays: Mapping[str, Array], hooks: Mapping[str, HookEntry]) -> dict[str, Array]:
@@ -223,16 +234,28 @@ def _ensure_same(found: Array, expected: Array, probe: Probe, allowed: float, or
     """Refuses a graph that gives other logits than its original at a real token."""
     length = probe.tokens.shape[1]
     real = np.ones(probe.tokens.shape, bool) if probe.mask is None else probe.mask[:, -length:] != 0
+    if expected.ndim == 3 and expected.shape[1] != length and probe.pixels is None:
+        raise ModelFileError(
+            f"{original}: it gives logits of {expected.shape[1]} of {length} tokens, and hook points, losses and generation are "
+            f"of all. Export it without logits_to_keep (num_logits_to_keep). {STILL}"
+        )
     if found.ndim == 3:
         found, expected = found[real], expected[real]
-    size = float(np.abs(expected).max(initial=0)) or 1.0
-    apart = float(np.abs(found.astype(np.float64) - expected).max(initial=0)) / size
+    apart = _apart(found, expected, allowed)
     if not apart <= allowed:
         raise ModelFileError(
-            f"{original}: once its fused operators are expanded it gives other logits than as it is (by {apart:.1e} of the "
-            f"largest, and {allowed:.0e} is allowed). This is a defect of graphlens: please report it with the file's "
-            "exporter. --keep-fused leaves the operators as they are."
+            f"{original}: once its fused operators are expanded it gives other logits than as it is (by {apart:.1e}, and "
+            f"{allowed:.0e} is allowed). This is a defect of graphlens: please report it with the file's exporter. --keep-fused "
+            "leaves the operators as they are."
         )
+
+
+def _apart(found: Array, expected: Array, allowed: float) -> float:
+    """How far two results are apart: of the largest number, or of the mean square where activations are rounded."""
+    difference, size = found.astype(np.float64) - expected, expected.astype(np.float64)
+    if allowed >= _ROUNDED:
+        return float(np.sqrt((difference**2).mean() / ((size**2).mean() or 1)))
+    return float(np.abs(difference).max(initial=0)) / (float(np.abs(size).max(initial=0)) or 1.0)
 
 
 def _past(probe: Probe, n_layers: int) -> dict[int, tuple[Array, Array]] | None:

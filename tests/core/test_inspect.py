@@ -44,7 +44,8 @@ def test_a_file_that_cannot_be_adopted_is_told_why_in_a_sentence(kind: str, tmp_
     assert said.removeprefix(f"{file}: ").removesuffix(STILL).strip() in inspect_file(file).obstacles
     adopted = command("adopt", file, "-o", tmp_path / "out")
     assert adopted.returncode == 1
-    assert sentence(said) in sentence(adopted.stderr)
+    # A long path is broken anywhere to fit the terminal.
+    assert sentence(said).replace(" ", "") in sentence(adopted.stderr).replace(" ", "")
     assert not (tmp_path / "out").exists()
     assert command("expose", file, "--list").returncode == 0
 
