@@ -100,9 +100,10 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         if expected is not None:
             _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
     rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
+    masked: tuple[str, ...] = ()
     if match.kind != "vision":
         mask, causal = match.ports.attention_mask, config.is_causal
-        ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
+        masked = ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     facts = replace(facts, biased=any("position bias" in note for note in match.notes))
     every = worst(
@@ -127,7 +128,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         allowed,
         failed,
         {_shown(each): each.residual for each in every if each.passed},
-        tried.notes,
+        (*tried.notes, *masked),
         tried.left_padding,
     )
 
