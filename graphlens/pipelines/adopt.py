@@ -129,7 +129,7 @@ def _adopted(
     from graphlens.pipelines.adopt_identities import proved
     from graphlens.pipelines.adopt_probe import image_side, seen_values
     from graphlens.pipelines.adopt_weights import Fresh, proved_weights
-    from graphlens.surgery.adoptable import ensure_adoptable, remarks
+    from graphlens.surgery.adoptable import NotAdoptable, ensure_adoptable, making_sense, remarks
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
     from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
@@ -152,12 +152,16 @@ def _adopted(
     prepare(model)
     ensure_repeats(model, original)
     keys = move_weights(model, stage / WEIGHTS_FILE)
-    unfused = unfuse(model)
-    untouched, model = model, unfused.model
-    model.graph.sort()
+    with making_sense(original):
+        unfused = unfuse(model)
+        untouched, model = model, unfused.model
+        model.graph.sort()
     seen = seen_values(model, stage, str(original), image_side(model))
     try:
-        found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
+        with making_sense(original):
+            found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
+    except NotAdoptable:
+        raise
     except ModelFileError as error:
         raise type(error)(f"{original}: {error}") from error
     ensure_ports_fit(model, found.ports, str(original))
