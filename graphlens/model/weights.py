@@ -124,8 +124,8 @@ class Weights:
             InputError: One of them is there, and its content is not known.
         """
         adopted = self._engine.manifest.adopted
-        for name in () if adopted is None else names:
-            if name in adopted.missing:
+        for name in names:
+            if adopted is not None and name in adopted.missing:
                 raise InputError(
                     f"the weight {name!r} of the adopted file {adopted.file} is not known ({adopted.missing[name]}), so "
                     "what it takes part in cannot be computed here. Read it from a run, at the hook points behind it."
