@@ -21,11 +21,13 @@ if TYPE_CHECKING:
         UnknownHookPoint,
         VerificationError,
     )
+    from graphlens.experiments.drift import drift
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
     from graphlens.model.config import HookedTransformerConfig
     from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.hooked_vit import HookedViT
     from graphlens.model.kv_cache import (
         HookedTransformerKeyValueCache,
         HookedTransformerKeyValueCacheEntry,
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
         TransformerLensKeyValueCache,
         TransformerLensKeyValueCacheEntry,
     )
+    from graphlens.pipelines.adopt import adopt
     from graphlens.pipelines.deploy import bake_model, write_adapter, write_drivable
     from graphlens.pipelines.export import export_model
+    from graphlens.pipelines.expose import expose
     from graphlens.pipelines.hub import embedded_model
     from graphlens.surgery.process import process_weights
 
@@ -46,9 +50,13 @@ _HOMES = {
     "HookedEncoder": "graphlens.model.hooked_encoder",
     "HookedTransformer": "graphlens.model.hooked_transformer",
     "HookedTransformerConfig": "graphlens.model.config",
+    "HookedViT": "graphlens.model.hooked_vit",
+    "adopt": "graphlens.pipelines.adopt",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
+    "drift": "graphlens.experiments.drift",
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
+    "expose": "graphlens.pipelines.expose",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
     **{
         f"{prefix}KeyValueCache{suffix}": "graphlens.model.kv_cache"
@@ -87,6 +95,7 @@ __all__ = [
     "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
     "HookedTransformerKeyValueCacheEntry",
+    "HookedViT",
     "InputError",
     "KeyValueCache",
     "KeyValueCacheEntry",
@@ -101,9 +110,12 @@ __all__ = [
     "TransformerLensKeyValueCacheEntry",
     "UnknownHookPoint",
     "VerificationError",
+    "adopt",
     "bake_model",
+    "drift",
     "embedded_model",
     "export_model",
+    "expose",
     "get_act_name",
     "process_weights",
     "write_adapter",

@@ -43,6 +43,13 @@ class InputIndexError(InputError, IndexError):
     """An index outside the axis that it is of, in a slice or an index of a FactoredMatrix, say."""
 
 
+class InputKeyError(InputError, KeyError):
+    """A weight that a model's file does not have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class InputShapeError(InputError, RuntimeError):
     """Arrays whose shapes do not go together: a ValueError as NumPy's, and a RuntimeError as torch's."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphlens.analysis.drift_result import Drifted, DriftResult
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, grid
 from graphlens.analysis.sources import Cache, Mean, Noise, Zero
@@ -41,6 +42,8 @@ from graphlens.experiments.sweep import sweep
 
 __all__ = [
     "Cache",
+    "DriftResult",
+    "Drifted",
     "Mean",
     "Noise",
     "Site",

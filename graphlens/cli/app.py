@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from graphlens.cli import deploy, export, patch, run
+from graphlens.cli import adopt, deploy, drift, export, foreign, patch, run
 from graphlens.cli.options import say
 from graphlens.errors import GraphlensError
 from graphlens.file.version import __version__
@@ -38,11 +38,15 @@ app = typer.Typer(
 for command in (
     run.demo,
     export.export,
+    adopt.adopt,
+    foreign.inspect,
+    foreign.expose,
     run.hooks,
     run.cache,
     run.run,
     patch.patch,
     patch.attribute,
+    drift.drift,
     run.generate,
     export.process,
     deploy.bake,

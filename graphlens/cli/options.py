@@ -26,6 +26,7 @@ Provider = Annotated[str | None, typer.Option("--provider", help="'cpu' or 'cuda
 # Paths are text here: pathlib makes an empty one the working folder, and user_path refuses it.
 Out = Annotated[str, typer.Option("-o", "--out", help="The folder to write.")]
 Hooked = Annotated[str, typer.Argument(help="A hooked folder or model.onnx.")]
+Foreign = Annotated[str, typer.Argument(help="An ONNX file that any program wrote, or a folder with one.")]
 WithPast = Annotated[bool, typer.Option("--with-past", help="Inputs and outputs for a KV cache.")]
 KeepHooks = Annotated[bool, typer.Option("--keep-hooks", help="Keep the hook points as outputs.")]
 SelfContained = Annotated[

@@ -207,6 +207,14 @@ def attribute(
         for kept, found in results.items():
             found.save(kept)
         pair.report(f"{name}, estimated", made["estimate"], pair.out / f"{name}-estimate")
+        rounded = made["estimate"].metadata.get("straight_through")
+        if rounded:
+            counts = ", ".join(f"{count} {operator}" for operator, count in rounded.items())
+            typer.echo(
+                f"The model is quantised: its gradients pass {counts} as if they did not round, so they are those of the "
+                "dequantised weights.",
+                err=pair.as_json,
+            )
         if compare:
             against = compare_with_sweep(made["estimate"], made["exact"], 5)
             typer.echo(f"Against the patches themselves: {against}", err=pair.as_json)

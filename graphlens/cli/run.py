@@ -63,10 +63,13 @@ def hooks(model: Model, as_json: Json = False) -> None:
     from graphlens.engine.engine import Engine
     from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.hooked_vit import HookedViT
 
     path = user_path(model)
     engine = Engine(path) if is_hooked(path) else open_model(model).runner.engine
-    points = (HookedEncoder if engine.manifest.config.is_encoder else HookedTransformer)(engine).hook_points()
+    config = engine.manifest.config
+    kind = HookedViT if config.is_vision else HookedEncoder if config.is_encoder else HookedTransformer
+    points = kind(engine).hook_points()
     if as_json:
         print_json({name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in points.items()})
     else:

@@ -25,6 +25,7 @@ from graphlens.engine.block_layout import (
     BlockLayout,
     Z,
 )
+from graphlens.errors import InputError
 from graphlens.file.io_names import DISTANCE, LOCAL_MASK, MASK, POSITIONS
 from graphlens.file.names import in_block
 from graphlens.runtime.types import Array
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
     from graphlens.runtime import Session
 
+# Why blocks of a foreign graph are not cut: a mask that it makes of the number of tokens would be another one in a piece.
+WHOLE_BLOCKS = "its masks and positions are computed inside its blocks, which only run as a whole"
 _SEEN = (MASK, LOCAL_MASK, DISTANCE)  # what attention may read besides queries, keys and values
 
 
@@ -57,11 +60,16 @@ class BlockPieces:
         engine: The model.
         max_rows: How many tokens a piece is given at once, at most.
 
+    Raises:
+        InputError: The model was adopted.
+
     Attributes:
         layout: How its blocks are laid out.
     """
 
     def __init__(self, engine: Engine, max_rows: int) -> None:
+        if engine.manifest.adopted is not None:
+            raise InputError(f"{engine.manifest.config.model_name} was adopted: {WHOLE_BLOCKS}.")
         self._engine = engine
         self._max_rows = max_rows
         self.layout = BlockLayout.of(engine)

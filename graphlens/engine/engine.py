@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphlens.engine.block_pieces import Proof
-from graphlens.engine.feeding import gate_feeds, run_with_callbacks, without_idle_inputs
+from graphlens.engine.feeding import ensure_heeded, gate_feeds, run_with_callbacks, without_idle_inputs
 from graphlens.engine.footprint import Footprints
 from graphlens.engine.opened_files import OpenedFiles
 from graphlens.engine.opener import Opener
@@ -170,11 +170,7 @@ class Engine:
         return self._graphs.hooks(plan)
 
     def names(self, plan: Plan) -> list[str]:
-        """The hook points that a run of a plan passes, in firing order, each once however often it fires.
-
-        Args:
-            plan: The plan.
-        """
+        """The hook points that a run of a plan passes, in firing order, each once however often it fires."""
         return list(self.passed(plan))
 
     def passed(self, plan: Plan) -> Collection[str]:
@@ -221,6 +217,7 @@ class Engine:
             Exception: Whatever a callback raised.
         """
         plan = plan or Plan()
+        ensure_heeded(feeds, self.manifest, plan.stop is None and (output or bool(plan.gradients)))
         gates = gate_feeds(edits, plan.gates) if edits else {}
         plan = self._serving(self._leanest(plan, feeds, fetch, callbacks or {}))
         session = self.session(plan)
@@ -241,6 +238,7 @@ class Engine:
             arrays[plan.result] if output else None,
             {name: arrays[value] for name, value in values.items()},
             {name: found[name] for name in present},
+            self._graphs.straight_through(plan),
         )
 
     def _values(self, plan: Plan, fetch: Sequence[str]) -> dict[str, str]:
@@ -253,8 +251,10 @@ class Engine:
         if callbacks:
             plan = calling(plan, self._graphs.firings(plan.ungated), callbacks, self._opener.asked_providers)
         if not (plan.bare or fetch or plan.gradients):
-            # Edited runs mostly read nothing. Others do with a second session, where activations take more than that.
-            bare = (bool(plan.gates) and not plan.python) or self._footprints.of_run(plan, feeds) > self.held_limit
+            # Edited runs mostly read nothing. Others do with a second session, where activations take more than that. In
+            # adopted graphs ONNX Runtime then fuses again what was expanded.
+            lean = bool(plan.gates) or self.manifest.adopted is not None
+            bare = (lean and not plan.python) or self._footprints.of_run(plan, feeds) > self.held_limit
             return replace(plan, bare=True) if bare else plan
         return plan
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.engine.plan import Gates
+from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS
 from graphlens.runtime.callbacks import Callback, PythonCalls
 from graphlens.runtime.sessions import Runnable
@@ -15,6 +16,7 @@ from graphlens.runtime.types import Array, DeviceValue, Feed
 
 if TYPE_CHECKING:
     from graphlens.engine.graphs import Firing
+    from graphlens.file.manifest import Manifest
 
 
 def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[str, Array]:
@@ -27,6 +29,41 @@ def gate_feeds(edits: Mapping[str, Mapping[str, Array]], gates: Gates) -> dict[s
     from graphlens.surgery.gates import gate_input
 
     return {gate_input(name, part): array for name, _ in gates for part, array in edits.get(name, {}).items()}
+
+
+def ensure_heeded(feeds: Mapping[str, Feed], manifest: Manifest, ends_in_logits: bool) -> None:
+    """Refuses a mask with padding, or types of tokens, that an adopted file would not look at, and logits that it lacks.
+
+    Args:
+        feeds: What a run is fed.
+        manifest: What the file says about itself.
+        ends_in_logits: True if the run is for the logits, or for gradients of what is computed from them.
+
+    Raises:
+        InputError: The original has no such input, or no logits.
+    """
+    adopted = manifest.adopted
+    if adopted is None:
+        return
+    if adopted.headless and ends_in_logits:
+        raise InputError(
+            f"{manifest.config.model_name} was adopted from {adopted.file}, which ends in hidden states and gives no logits: run "
+            "it with return_type=None and read hook points (run_with_cache), or stop at a layer. Generation, losses and metrics "
+            "need an export with the model's head."
+        )
+    mask = feeds.get(ATTENTION_MASK)
+    if adopted.left_padding == "seen" and isinstance(mask, np.ndarray) and (mask[:, 0] == 0).any():
+        raise InputError(
+            f"{manifest.config.model_name} was adopted from {adopted.file}, whose attention does not mask padding on the left: a "
+            "prompt padded there would be computed as another. Pad on the right, or run prompts of one length."
+        )
+    for name, usual in ((ATTENTION_MASK, 1), (TOKEN_TYPE_IDS, 0)):
+        feed = feeds.get(name)
+        if name not in adopted.inputs and isinstance(feed, np.ndarray) and (feed != usual).any():
+            raise InputError(
+                f"{manifest.config.model_name} was adopted from {adopted.file}, which has no input {name}: it would be computed "
+                "as if there was none. Run prompts of one length together, or one at a time."
+            )
 
 
 def without_idle_inputs(feeds: Mapping[str, Feed], session: Runnable) -> dict[str, Feed]:

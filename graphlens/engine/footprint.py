@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from graphlens.engine.plan import Plan
-from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, LOGITS, RESIDUAL_IN
+from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, LOGITS, PIXELS, RESIDUAL_IN
 from graphlens.file.manifest import HookEntry, ModelConfig
 from graphlens.file.names import axis_sizes
 from graphlens.runtime.types import Feed
@@ -65,7 +65,7 @@ class Footprints:
     """
 
     def __init__(self, hooks: Callable[[Plan], Mapping[str, HookEntry]], config: ModelConfig) -> None:
-        self._hooks, self._sizes = hooks, axis_sizes(config)
+        self._hooks, self._sizes, self._positions = hooks, axis_sizes(config), config.n_ctx
         self._known: dict[Plan, Footprint] = {}
 
     def of_run(self, plan: Plan, feeds: Mapping[str, Feed]) -> int:
@@ -80,6 +80,9 @@ class Footprints:
         if footprint is None:
             held = [entry for entry in self._hooks(plan).values() if entry.value != LOGITS]
             footprint = self._known[plan] = Footprint.of(held, self._sizes)
-        batch, pos = np.asarray(feeds[INPUT_IDS if plan.start is None else RESIDUAL_IN]).shape[:2]
+        if PIXELS in feeds:
+            batch, pos = len(np.asarray(feeds[PIXELS])), self._positions
+        else:
+            batch, pos = np.asarray(feeds[INPUT_IDS if plan.start is None else RESIDUAL_IN]).shape[:2]
         keys = np.asarray(feeds[ATTENTION_MASK]).shape[1] if ATTENTION_MASK in feeds else pos
         return footprint.of_run(batch, pos, keys)

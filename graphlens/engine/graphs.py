@@ -87,6 +87,7 @@ class Graphs:
         self._model, self._plain_hooks, self.kept = model, hooks, kept
         self._graphs: OrderedDict[Plan, ir.Model] = OrderedDict()
         self._hooks: dict[Plan, Mapping[str, HookEntry]] = {_NOTHING: hooks}
+        self._rounded: dict[Plan, Mapping[str, int]] = {}
         self._firings: dict[Plan, Mapping[str, Sequence[Firing]]] = {}
         self._lock = threading.RLock()
 
@@ -135,6 +136,19 @@ class Graphs:
             return hooks
         after_body = {name: entry for name, entry in self.hooks(plan.ungated).items() if name not in hooks}
         return {**hooks, **after_body}
+
+    def straight_through(self, plan: Plan) -> Mapping[str, int]:
+        """What the gradients of a plan's graph pass as if it did not round: see ``surgery.straight_through``.
+
+        Args:
+            plan: The plan.
+        """
+        if not plan.gradients:
+            return {}
+        with self._lock:
+            if plan not in self._rounded:
+                self._rounded[plan] = surgery.straight_through(self.graph(plan))
+            return self._rounded[plan]
 
     def firings(self, plan: Plan) -> Mapping[str, Sequence[Firing]]:
         """The firings of each hook point in a plan's graph.

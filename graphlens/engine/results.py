@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,13 @@ class Results:
             was not asked for.
         values: Activations by hook name.
         present: The keys and values of a KV cache by output name, still on the device that computed them.
+        straight_through: What its gradients passed as if it did not round: see ``surgery.straight_through``.
     """
 
     output: Array | None
     values: dict[str, Array]
     present: dict[str, DeviceValue]
+    straight_through: Mapping[str, int]
 
 
 def ensure_readable(session: Runnable, wanted: Collection[str], path: Path) -> None:

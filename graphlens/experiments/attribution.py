@@ -58,7 +58,8 @@ def attribution_patch(
         **forward_options: Those of ``forward``.
 
     Returns:
-        The estimated metric of each patched run, with the axes of the sites.
+        The estimated metric of each patched run, with the axes of the sites. Of a quantised model
+        ``metadata["straight_through"]`` names what rounds and the gradients passed as if it did not.
 
     Raises:
         UnknownHookPoint: For a hook point that is not there.
@@ -171,7 +172,10 @@ def start_attribution(
                 f"{site.hook!r} holds {entries[site.hook].dtype}: there is no gradient with respect to it."
             )
     run = CorruptedRun.of(runner, request, found, source, metrics)
-    return SweepRun.of(run, [], len(found), _estimates(run, steps))
+    rounded: dict[str, int] = {}
+    under_way = SweepRun.of(run, [], len(found), _estimates(run, steps, rounded))
+    under_way.straight_through = rounded
+    return under_way
 
 
 def refuse_backward_hooks(runner: Runner[ArrayT]) -> None:
@@ -199,25 +203,31 @@ def checked_steps(steps: int) -> int:
     return checked_number(steps, "steps", least=0)
 
 
-def _estimates(run: CorruptedRun, steps: int) -> Iterator[Done]:
+def _estimates(run: CorruptedRun, steps: int, rounded: dict[str, int]) -> Iterator[Done]:
+    """The estimates, as they are done; ``rounded`` gets what the gradients passed as if it did not round."""
     by_hook: dict[str, list[int]] = {}
     for index, site in enumerate(run.sites):
         by_hook.setdefault(site.hook, []).append(index)
     hooks, metrics, corrupted = list(by_hook), run.measuring.metrics, run.measuring.corrupted
-    at_once = [_gradients(run, hooks, metric) for metric in metrics] if not steps else None
+    at_once = [_gradients(run, hooks, metric, rounded) for metric in metrics] if not steps else None
     for hook in hooks:
         rows = []
         for place, metric in enumerate(metrics):
             if at_once is not None:
                 gradient = at_once[place][hook]
             else:
-                gradient = _averaged(run, hook, hooks, metric, steps)
+                gradient = _averaged(run, hook, hooks, metric, steps, rounded)
             rows.append(_sums(run, by_hook[hook], _apart(run, hook).astype(np.float64) * gradient) + corrupted[place])
         yield by_hook[hook], rows
 
 
 def _gradients(
-    run: CorruptedRun, hooks: Sequence[str], metric: Measure, graph_of: Sequence[str] = (), copies: int = 1
+    run: CorruptedRun,
+    hooks: Sequence[str],
+    metric: Measure,
+    rounded: dict[str, int],
+    graph_of: Sequence[str] = (),
+    copies: int = 1,
 ) -> dict[str, Array]:
     """The gradient of a metric with respect to hook points, in a run with what is active.
 
@@ -229,11 +239,14 @@ def _gradients(
     seed = runner.seed(request, metric)
     if copies > 1:
         request, seed = request.repeated(copies), seed.repeated(copies)
-    found = runner.run_backward(request, seed, hooks, graph_of=graph_of).values
-    return {hook: found[gradient_output(hook)] for hook in hooks}
+    ran = runner.run_backward(request, seed, hooks, graph_of=graph_of)
+    rounded.update(ran.straight_through)
+    return {hook: ran.values[gradient_output(hook)] for hook in hooks}
 
 
-def _averaged(run: CorruptedRun, hook: str, hooks: Sequence[str], metric: Measure, steps: int) -> Array:
+def _averaged(
+    run: CorruptedRun, hook: str, hooks: Sequence[str], metric: Measure, steps: int, rounded: dict[str, int]
+) -> Array:
     """The mean of the gradients on the straight way from the corrupted activation to the patched one.
 
     All hook points share one graph, with a gate and a gradient at each: one session serves them all. It computes every
@@ -246,7 +259,7 @@ def _averaged(run: CorruptedRun, hook: str, hooks: Sequence[str], metric: Measur
         values = [np.where(run.changed(hook), base + apart * ((step + 0.5) / steps), base) for step in some]
         patch = Site(hook).patch(np.concatenate(values).astype(base.dtype))
         with run.runner.edits.sharing(hooks), run.runner.editing(patch):
-            gradient = _gradients(run, [hook], metric, graph_of=hooks, copies=len(some))[hook]
+            gradient = _gradients(run, [hook], metric, rounded, graph_of=hooks, copies=len(some))[hook]
         total += gradient.reshape(len(some), *base.shape).sum(0, dtype=np.float64)
     return total / steps
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -79,7 +79,9 @@ def edge_attribution(
     values = graph.scores(steps)
     labels = {"edge": [str(edge) for edge in graph.edges]}
     bound = graph.metric
-    metadata = {"model": model.cfg.model_name, "metrics": [getattr(bound, "name", "metric")]}
+    metadata: dict[str, Any] = {"model": model.cfg.model_name, "metrics": [getattr(bound, "name", "metric")]}
+    if graph.straight_through:
+        metadata["straight_through"] = graph.straight_through
     return SweepResult(values, ("edge",), labels, {"corrupted": 0.0}, metadata)
 
 
@@ -147,6 +149,7 @@ class ResidualGraph:
         edges: Every edge there is.
         heads: What heads write.
         layout: How the model's blocks are laid out.
+        straight_through: What its gradients passed as if it did not round.
     """
 
     run: CorruptedRun
@@ -154,6 +157,7 @@ class ResidualGraph:
     edges: list[Edge]
     heads: HeadsWritten
     layout: BlockLayout
+    straight_through: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -244,8 +248,9 @@ class ResidualGraph:
         run = self.run
         request = replace(run.request, plan=replace(run.request.plan, flags=_FLAGS))
         with run.runner.editing(Steer(_ENTRY, shift) if shift.any() else ()):
-            found = run.runner.run_backward(request, run.runner.seed(request, self.metric), hooks).values
-        return {name: found[gradient_output(name)].astype(np.float64) for name in hooks}
+            ran = run.runner.run_backward(request, run.runner.seed(request, self.metric), hooks)
+        self.straight_through.update(ran.straight_through)
+        return {name: ran.values[gradient_output(name)].astype(np.float64) for name in hooks}
 
     def circuit_logits(self, kept: Sequence[Edge]) -> Array:
         """The logits of a run in which a circuit carries the clean prompt; see ``faithfulness``.

@@ -20,7 +20,7 @@ from graphlens.errors import InputError
 from graphlens.experiments.stages import Kept, Variant, position_axis
 from graphlens.experiments.sweep_metrics import Measure, Measuring
 from graphlens.file.manifest import HookEntry
-from graphlens.file.names import SCORES, axis_sizes, select, split_name
+from graphlens.file.names import MASKED_BELOW, SCORES, axis_sizes, select, split_name
 
 if TYPE_CHECKING:
     from graphlens.model.request import Request
@@ -78,8 +78,12 @@ class CorruptedRun:
 
         Raises:
             UnknownHookPoint: Where the source has nothing for a hook point.
-            InputError: For metrics and values that do not fit.
+            InputError: For metrics and values that do not fit, and for a vision model.
         """
+        if runner.config.is_vision:
+            raise InputError(
+                "sweeps, attribution and paths are of models of tokens: for images use run_with_interventions and gradients."
+            )
         hooks = list(dict.fromkeys(site.hook for site in sites))
         ensure_same_side(source, request.mask)
         ran = runner.run(request, list(dict.fromkeys([*keep, *hooks])))
@@ -239,4 +243,4 @@ def _value(source: Source, hook: str, activation: Array, request: Request) -> Ar
 
 def _unmasked(hook: str, value: Array, base: Array) -> Array:
     """The patched activation. Masked entries of attention scores (-inf) stay as they are, as they do at gates."""
-    return np.where(np.isneginf(base), base, value) if split_name(hook)[1] == SCORES else value
+    return np.where(base < MASKED_BELOW, base, value) if split_name(hook)[1] == SCORES else value

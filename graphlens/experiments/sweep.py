@@ -236,6 +236,8 @@ class _Result:
             metadata["sweep"] = self._identity
         if run.notes:
             metadata["general_path"] = "; ".join(run.notes)
+        if run.straight_through:
+            metadata["straight_through"] = dict(run.straight_through)
         return SweepResult(values, axes, labels, baselines, metadata)
 
 

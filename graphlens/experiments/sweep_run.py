@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import Source
 from graphlens.engine.block_layout import BlockLayout
-from graphlens.engine.block_pieces import BlockPieces
+from graphlens.engine.block_pieces import WHOLE_BLOCKS, BlockPieces
 from graphlens.errors import checked_number
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
 from graphlens.experiments.proof import needed_for_proof, prove, why_not_added
@@ -39,6 +39,7 @@ class SweepRun:
         notes: Why sites took the general path, one forward per patch.
         quick: The number of sites that did not.
         steps: Computes the sweep as it is iterated over.
+        straight_through: What the gradients of an estimate passed as if it did not round; known once it is under way.
     """
 
     metrics: list[Measure]
@@ -47,6 +48,7 @@ class SweepRun:
     notes: list[str]
     quick: int
     steps: Iterator[Done]
+    straight_through: dict[str, int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Done]:
         return self.steps
@@ -120,6 +122,8 @@ def _quick_hooks(runner: Runner[ArrayT], sites: Sequence[Site], recompute: bool)
         return [], ["recompute=False"]
     if not runner.active().plain:
         return [], ["hooks or interventions are active, which only whole runs honour"]
+    if runner.engine.manifest.adopted is not None:
+        return [], [f"this model was adopted: {WHOLE_BLOCKS}"]
     if not runner.config.is_causal:
         return [], ["tokens of this model attend to later ones too, so that a patch changes every position"]
     if runner.config.positional_embedding_type == "shortformer":

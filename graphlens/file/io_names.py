@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Inputs of the whole model: tokens int64 [b, p], and what may be fed beside them.
 INPUT_IDS = "input_ids"
+PIXELS = "pixel_values"  # of vision models in their place: float32 [b, channels, height, width]
 ATTENTION_MASK = "attention_mask"
 POSITION_IDS = "position_ids"
 TOKEN_TYPE_IDS = "token_type_ids"  # of encoders

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
+from graphlens.file.adopted import Adopted, adopted_from
 from graphlens.file.manifest_format import FORMAT_VERSION, known_format, malformed
 from graphlens.file.model_config import ModelConfig as ModelConfig
+from graphlens.file.quantised import Quantisation
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -55,7 +57,8 @@ class HookEntry:
 class WeightView:
     """A weight as a view of one tensor of one safetensors file.
 
-    Applied in this order: ``take`` or ``cut``, ``shape``, ``within``, ``permute``, ``joined``, ``times``, ``plus``.
+    Applied in this order: ``quantised``, ``take`` or ``cut``, ``shape``, ``within``, ``permute``, ``joined``, ``times``,
+    ``plus``.
 
     Attributes:
         file: The name of the weights file, in the folder of the graph.
@@ -68,6 +71,7 @@ class WeightView:
         joined: True if the first two axes are joined into one.
         times: What the numbers are multiplied by, in float32.
         plus: What is added to them.
+        quantised: What the tensor's integers mean; None for a tensor of numbers.
     """
 
     file: str
@@ -80,15 +84,19 @@ class WeightView:
     joined: bool = False
     times: float | None = None
     plus: float | None = None
+    quantised: Quantisation | None = None
 
 
 # What format 3 brought. A file that needs none of it is written in format 2, which older versions open too.
 _VIEW_SINCE_3 = ("cut", "within", "joined", "times", "plus")
+_VIEW_SINCE_4 = ("quantised",)
 
 
 def _told(view: WeightView) -> dict[str, Json]:
-    """The fields of a view as a manifest holds them: those of format 3 only where they say something."""
-    return {key: value for key, value in vars(view).items() if key not in _VIEW_SINCE_3 or value not in (None, False)}
+    """The fields of a view as a manifest holds them: those of later formats only where they say something."""
+    later = (*_VIEW_SINCE_3, *_VIEW_SINCE_4)
+    told = {key: value for key, value in vars(view).items() if key not in later or value not in (None, False)}
+    return told if view.quantised is None else {**told, "quantised": vars(view.quantised)}
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,7 @@ class Manifest:
         processing: The steps of weight processing that were done, in order.
         exporter: Package -> version, of those that wrote the graph.
         format_version: The format of this manifest.
+        adopted: What the file was made of, where another program exported it; None for graphlens's own exports.
     """
 
     config: ModelConfig
@@ -129,6 +138,7 @@ class Manifest:
     processing: tuple[str, ...] = ()
     exporter: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    adopted: Adopted | None = None
 
     def with_hooks(self, hooks: Mapping[str, HookEntry]) -> Self:
         """The same manifest with another hook map."""
@@ -139,8 +149,25 @@ class Manifest:
         return replace(self, files=dict(files))
 
     @property
+    def keeps_past(self) -> bool:
+        """True if runs can go on from the keys and values of earlier ones: False for a file adopted without a KV cache."""
+        return self.adopted is None or "past" in self.adopted.inputs
+
+    @property
+    def masks_left_padding(self) -> bool:
+        """False for a file adopted from one that computes a prompt padded on the left as another than the prompt alone."""
+        return self.adopted is None or self.adopted.left_padding == "masked"
+
+    @property
+    def headless(self) -> bool:
+        """True for a file adopted from one that ends in hidden states: it gives no logits."""
+        return self.adopted is not None and self.adopted.headless
+
+    @property
     def needed_format(self) -> int:
-        """The oldest format that can say what this manifest says, of those that are still written: 2 or 3."""
+        """The oldest format that can say what this manifest says, of those that are still written: 2, 3 or 4."""
+        if self.adopted is not None or any(view.quantised is not None for view in self.weights.values()):
+            return 4
         weights = any(_told(view).keys() & set(_VIEW_SINCE_3) for view in self.weights.values())
         return 3 if weights or _stored(self.config).keys() - _CONFIG_OF_2 else 2
 
@@ -150,7 +177,9 @@ class Manifest:
         # Each graph that is made gets one: asdict, which copies deeply, would take as long as the rest of making it.
         hooks, files = ({name: vars(entry) for name, entry in every.items()} for every in (self.hooks, self.files))
         changed = {"config": _stored(self.config), "hooks": hooks, "weights": weights, "files": files}
-        return json.dumps({**vars(self), **changed, "format_version": self.needed_format}, separators=(",", ":"))
+        whole = {**vars(self), **changed, "format_version": self.needed_format}
+        adopted = whole.pop("adopted")
+        return json.dumps(whole if adopted is None else {**whole, "adopted": vars(adopted)}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, where: str = "this file") -> Self:
@@ -168,13 +197,14 @@ class Manifest:
             manifest = cls(
                 config=_record(ModelConfig, data["config"]),
                 hooks={name: _record(HookEntry, _known(HookEntry, entry)) for name, entry in data["hooks"].items()},
-                weights={name: _record(WeightView, _known(WeightView, view)) for name, view in data["weights"].items()},
+                weights={name: _view(_known(WeightView, view)) for name, view in data["weights"].items()},
                 files={name: _record(WeightFile, _known(WeightFile, file)) for name, file in data["files"].items()},
                 source=data["source"],
                 revision=data["revision"],
                 processing=tuple(data["processing"]),
                 exporter=dict(data["exporter"].items()),
                 format_version=version,
+                adopted=None if data.get("adopted") is None else adopted_from(data["adopted"]),
             )
             manifest._check_texts()
             manifest._check_entries()
@@ -233,6 +263,16 @@ _PLAIN_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "fl
 def _known(kind: type[HookEntry | WeightView | WeightFile], data: Mapping[str, Json]) -> dict[str, Json]:
     """What another version may have written of a hook point, a weight or a file besides is left out."""
     return {name: value for name, value in data.items() if name in kind.__dataclass_fields__}
+
+
+def _view(data: Mapping[str, Json]) -> WeightView:
+    """The view of a weight from its JSON object. Raises TypeError or ValueError for what is none."""
+    inner = data.get("quantised")
+    if not isinstance(inner, dict):
+        return _record(WeightView, data)
+    how = _record(Quantisation, inner)
+    how.check()
+    return replace(_record(WeightView, {**data, "quantised": None}), quantised=how)
 
 
 def _record(kind: Callable[..., Record], data: Mapping[str, Json]) -> Record:

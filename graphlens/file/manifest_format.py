@@ -7,7 +7,7 @@ from typing import Any
 
 from graphlens.errors import ModelFileError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def ensure_known_format(text: str, where: str) -> None:

@@ -60,6 +60,9 @@ class ModelConfig:
         n_ctx_trained: The most tokens that the model was trained for, where ``n_ctx`` is lower; None where it is that.
         d_vocab_out: The number of logits: ``d_vocab``, unless the model was made with another.
         final_rms: True if the last norm is RMSNorm where the others are LayerNorm.
+        image_size: The height and width of a vision model's images, in pixels; None for a model of tokens.
+        patch_size: The height and width of the patches that they are cut into.
+        n_channels: The number of their channels.
         late_mlp_bias: True if ``mlp.b_in`` is added to the gated activations, and not to what ``W_in`` gives.
     """
 
@@ -108,6 +111,9 @@ class ModelConfig:
     d_vocab_out: int = field(default=-1, repr=False)
     final_rms: bool = field(default=False, repr=False)
     late_mlp_bias: bool = field(default=False, repr=False)
+    image_size: int | None = field(default=None, repr=False)
+    patch_size: int | None = field(default=None, repr=False)
+    n_channels: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, as TransformerLens does."""
@@ -120,6 +126,11 @@ class ModelConfig:
     def is_encoder(self) -> bool:
         """True for an encoder (BERT), whose forward is another than a decoder's."""
         return self.n_token_types is not None
+
+    @property
+    def is_vision(self) -> bool:
+        """True for a model of images (ViT): its vocabulary is its classes, its positions are patches behind a class token."""
+        return self.image_size is not None
 
     @property
     def lengths(self) -> str:

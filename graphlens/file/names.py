@@ -110,6 +110,8 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
     "ln_final.hook_normalized": RESIDUAL,
     "unembed.hook_in": RESIDUAL,
     "unembed.hook_out": ("batch", "pos", "d_vocab"),
+    "head.hook_in": ("batch", "d_model"),  # of a classifier of images, which reads one token
+    "head.hook_out": ("batch", "d_vocab"),
 }
 # The name of every axis that an activation can have.
 AXES = frozenset(
@@ -119,7 +121,10 @@ EMBEDDINGS = ("hook_embed", "hook_pos_embed")  # what the residual stream begins
 # Weights by their names in a decoder and in an encoder.
 TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E", "embed.W_tokens")
 POSITION_EMBEDDINGS = ("pos_embed.W_pos", "embed.pos_embed.W_pos")
+TYPE_EMBEDDINGS = ("embed.token_type_embed.W_token_type",)
 SCORES = "attn.hook_attn_scores"
+# What programs that mask with a number in place of -inf add to scores at least: -10,000, -3.4e38 (float32), -65504 (float16).
+MASKED_BELOW = -9000.0
 CHOSEN_EXPERTS = "mlp.hook_expert_indices"
 UNEMBEDDED = "unembed.hook_in"  # what the unembedding reads
 # Hook points that exist only while a flag is set: they are not in a plain hooked file.

@@ -19,6 +19,24 @@ STEPS = (
 FOLDED_NORMS = ("ln1", "ln2", "mlp.ln", "ln_final")
 
 
+def ensure_own(manifest: Manifest, where: object, what: str) -> None:
+    """Refuses a rewrite of all weights for a graph that another program exported, which may read a weight in many ways.
+
+    Args:
+        manifest: The model's manifest.
+        where: The model's file, for the error.
+        what: What is not done, as the beginning of a sentence.
+
+    Raises:
+        ExportError: The model was adopted.
+    """
+    if manifest.adopted is not None:
+        raise ExportError(
+            f"{where}: it was adopted from {manifest.adopted.file}, which another program exported. {what}: graphlens export "
+            "does that to the checkpoint. from_onnx and from_pretrained_no_processing open the file as it is."
+        )
+
+
 def steps_for(manifest: Manifest, asked: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
     """The steps that a model goes through, of those that are asked for: TransformerLens leaves out the same.
 

@@ -15,10 +15,11 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.errors import ModelFileError
+from graphlens.errors import InputKeyError, ModelFileError
 from graphlens.file.digests import Mark
 from graphlens.file.inside import inside, open_regular
 from graphlens.file.manifest import WeightView
+from graphlens.file.quantised import dequantised
 
 Array = npt.NDArray[Any]
 """An array of any dtype and shape."""
@@ -151,6 +152,32 @@ def as_float(file: SafetensorsFile, name: str) -> Array:
     return words.view(np.float32)
 
 
+def stored_numbers(file: SafetensorsFile, view: WeightView) -> Array:
+    """The tensor that a weight is a view of, as numbers: integers of a quantised one become what they stand for.
+
+    Args:
+        file: The file.
+        view: The view.
+
+    Returns:
+        A read-only view of the file, or a float32 array of its own for bfloat16 and for quantised tensors.
+
+    Raises:
+        ModelFileError: The file holds no such tensor, or its scales do not fit it.
+    """
+    how = view.quantised
+    if how is None:
+        return as_float(file, view.tensor)
+    zero_point = None if how.zero_point is None else as_float(file, how.zero_point)
+    try:
+        return dequantised(file.array(view.tensor), how, as_float(file, how.scale), zero_point)
+    except ValueError as error:
+        raise ModelFileError(
+            f"{file.path}: the scales {how.scale!r} do not fit the integers of {view.tensor!r} ({error}). Adopt the original "
+            "again."
+        ) from error
+
+
 class _PrivateMapping(SafetensorsFile):
     """A safetensors file mapped copy-on-write where the system grants that, else read-only, and watched.
 
@@ -214,6 +241,10 @@ class WeightStore(Mapping[str, Array]):
         return len(self.views)
 
     def __getitem__(self, name: str) -> Array:
+        if name not in self.views:
+            raise InputKeyError(
+                f"this model's file does not say where its weight {name!r} lies. List what it has with list(model.weights)."
+            )
         view = self.views[name]
         if view.file not in self.opened:
             mapping = _PrivateMapping(self._folder / view.file)
@@ -221,7 +252,7 @@ class WeightStore(Mapping[str, Array]):
                 self._verify()  # after it was mapped, so that what was mapped is what is verified
             self.opened[view.file] = mapping
         self.opened[view.file].ensure_unwritten(self._verify)
-        found = apply_view(as_float(self.opened[view.file], view.tensor), view)
+        found = apply_view(stored_numbers(self.opened[view.file], view), view)
         found.flags.writeable = False  # a copy too: writing into it would change nothing
         return found
 

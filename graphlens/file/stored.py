@@ -15,8 +15,14 @@ DATA_TYPES: Mapping[str, ir.DataType] = {
     "F32": ir.DataType.FLOAT,
     "F16": ir.DataType.FLOAT16,
     "BF16": ir.DataType.BFLOAT16,
+    "I64": ir.DataType.INT64,
+    "I32": ir.DataType.INT32,
+    "I16": ir.DataType.INT16,
+    "I8": ir.DataType.INT8,
+    "U8": ir.DataType.UINT8,
+    "BOOL": ir.DataType.BOOL,
 }
-"""ONNX's names of the dtypes that a weights file may hold."""
+"""ONNX's names of the dtypes that a weights file may hold; integers are those of adopted files."""
 
 
 def in_files(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
@@ -100,7 +106,10 @@ class StoredWeights:
     """
 
     def __init__(self, model: ir.Model, manifest: Manifest) -> None:
-        self.views: Mapping[str, WeightView] = manifest.weights
+        # Of what is stored as integers no initializer holds the numbers: for surgery, the model lacks such a weight.
+        self.views: Mapping[str, WeightView] = {
+            name: view for name, view in manifest.weights.items() if view.quantised is None
+        }
         self._files: dict[str, SafetensorsFile] = {}
         self._initializers: dict[tuple[str, int], ir.Value] = {}
         self._folder: Path | None = None

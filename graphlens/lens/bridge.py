@@ -18,7 +18,7 @@ from graphlens.lens.bridge_border import BridgeBorder
 from graphlens.lens.bridge_hooks import BridgeCache, BridgeHooks, is_scores
 from graphlens.lens.bridge_weights import LensWeights, processed
 from graphlens.model import torch_face
-from graphlens.model.backward import Differentiable
+from graphlens.model.backward import Differentiable, Gradients
 from graphlens.model.config import HookPointInfo
 from graphlens.model.hook_calls import Hooks, pairs
 from graphlens.model.hooks import HookPoint
@@ -368,7 +368,7 @@ class TransformerBridge(torch_face.HookedTransformer, LensWeights):
         metric: Metric | Differentiable[torch.Tensor],
         names: NamesFilter = None,
         **forward_options: object,
-    ) -> dict[str, torch.Tensor]:
+    ) -> Gradients[torch.Tensor]:
         """d(metric)/d(activation) for hook points, by TransformerLens 4's names; see ``HookedTransformer.gradients``.
 
         Args:
@@ -382,8 +382,7 @@ class TransformerBridge(torch_face.HookedTransformer, LensWeights):
             InputError: For a metric without a derivative, and for hook points of integers.
         """
         chosen = self._names.picked(names, False).filter
-        found = super().gradients(input, metric, chosen, **forward_options)
-        return {self._names.called(own): value for own, value in found.items()}
+        return super().gradients(input, metric, chosen, **forward_options).renamed(self._names.called)
 
     # Hook points
 

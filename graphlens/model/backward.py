@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
@@ -72,6 +73,28 @@ class Differentiable(Protocol[ArrayT]):
 Differentiated: TypeAlias = Metric | Differentiable[ArrayT] | Callable[[ArrayT], Any]
 
 
+class Gradients(dict[str, ArrayT]):
+    """Gradients by hook name.
+
+    Attributes:
+        straight_through: Operators that round -> how many of them the gradients passed as if they did not. Of a quantised
+            model they are those of the products with the dequantised weights: what a small change of the activation would do
+            if nothing were rounded. Empty where every gradient is the derivative itself.
+    """
+
+    straight_through: Mapping[str, int] = MappingProxyType({})
+
+    def renamed(self, called: Callable[[str], str]) -> Gradients[ArrayT]:
+        """The same gradients under other names.
+
+        Args:
+            called: Hook name -> what it is called.
+        """
+        found: Gradients[ArrayT] = Gradients({called(name): value for name, value in self.items()})
+        found.straight_through = self.straight_through
+        return found
+
+
 def differentiable(engine: Engine, plan: Plan) -> set[str]:
     """The hook points that have one gradient in runs of a plan: they hold floats and fire once.
 
@@ -123,6 +146,32 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
     return Seed.dense(dense)
 
 
+def class_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated[ArrayT]) -> Seed:
+    """The gradient of a metric with respect to the class logits [b, C] of a run over images.
+
+    Args:
+        runner: Runs the model.
+        request: The run.
+        metric: One of graphlens.metrics with a mean over the batch, which reads the logits as those of one position; or an
+            object with ``gradient(logits)``, which gets them as they are.
+
+    Raises:
+        InputError: For a metric without a derivative, or one that does not fit the run.
+    """
+    batch, classes = request.shape[0], runner.config.d_vocab_out
+    dtype = np.dtype(runner.config.dtype)
+    if not isinstance(metric, Metric):
+        return Seed.dense(_own_gradient(runner, request, metric, (batch, classes)).astype(dtype))
+    metric = runner.bound(metric, None)
+    metric.check(classes)
+    needs = metric.needs(batch, 1)
+    slopes = metric.slopes(needs.gather(runner.run(request).logits[:, None]))
+    dense = np.zeros((batch, classes), dtype)
+    tokens = np.arange(classes)[None] if needs.tokens is None else needs.tokens
+    np.add.at(dense, (np.arange(batch)[:, None], np.broadcast_to(tokens, (batch, tokens.shape[-1]))), slopes[:, 0])
+    return Seed.dense(dense)
+
+
 def _has_gradient(metric: object) -> TypeGuard[Differentiable[Any]]:
     # Not isinstance: a protocol does not see what a proxy finds through __getattr__.
     return hasattr(metric, "gradient")
@@ -132,7 +181,7 @@ def _own_gradient(
     runner: Runner[ArrayT],
     request: Request,
     metric: Differentiable[ArrayT] | Callable[[ArrayT], Any],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> Array:
     if not _has_gradient(metric):
         raise InputError(
@@ -153,7 +202,7 @@ def gradients(
     metric: Differentiated[ArrayT],
     names: NamesFilter,
     **forward_options: Any,
-) -> dict[str, Array]:
+) -> Gradients[ArrayT]:
     """The gradients of a metric with respect to hook points; see HookedTransformer.gradients.
 
     Args:
@@ -176,12 +225,14 @@ def gradients(
         asked = [name for name in asked if name in possible]
     if not asked:
         raise InputError("names picks no hook point of floats: there is nothing to differentiate.")
-    found = runner.run_backward(request, metric_seed(runner, request, metric), asked).values
-    values: dict[str, Array] = {}
+    seed = (class_seed if runner.config.is_vision else metric_seed)(runner, request, metric)
+    ran = runner.run_backward(request, seed, asked)
+    values: Gradients[ArrayT] = Gradients()
+    values.straight_through = ran.straight_through
     seen: set[int] = set()
     for name in asked:  # hook points that share a value get arrays of their own
-        value = found[gradient_output(name)]
-        values[name] = value.copy() if id(value) in seen else value
+        value = ran.values[gradient_output(name)]
+        values[name] = runner.border.to_user(value.copy() if id(value) in seen else value)
         seen.add(id(value))
     return values
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from graphlens.analysis.arrays import Array, ArrayT
@@ -61,11 +62,13 @@ class Forwarded(Generic[ArrayT]):
         result: What ``return_type`` asked for.
         values: Activations, and gradients as ``<name>_grad``, by name.
         request: The run.
+        straight_through: What the gradients passed as if it did not round; see ``Ran``.
     """
 
     result: ArrayT | Output[ArrayT] | None
     values: dict[str, Array]
     request: Request
+    straight_through: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_forward(
@@ -105,6 +108,7 @@ def run_forward(
     )
     request = runner.request(input, *forward_args, **forward_options)
     stops = request.plan.stop is not None
+    return_type = return_type if stops else asked_of(runner, return_type, names_filter)
     wants_loss = return_type in ("loss", "both") and not stops
     if wants_loss:
         request.need_tokens()
@@ -125,12 +129,25 @@ def run_forward(
     else:
         ran = runner.run(request, fetch, output=stops or return_type is not None)
     if ran.output is None:
-        return Forwarded(None, ran.values, request)
+        return Forwarded(None, ran.values, request, ran.straight_through)
     result = runner.border.finish(ran.output, request, runner, ran.learned)
     if stops or return_type == "logits":
-        return Forwarded(result, ran.values, request)
+        return Forwarded(result, ran.values, request, ran.straight_through)
     loss = runner.border.loss(result, ran.output, request, loss_per_token)
-    return Forwarded(loss if return_type == "loss" else Output(result, loss), ran.values, request)
+    asked = loss if return_type == "loss" else Output(result, loss)
+    return Forwarded(asked, ran.values, request, ran.straight_through)
+
+
+def asked_of(runner: Runner[ArrayT], return_type: str | None, names_filter: NamesFilter | Literal[False]) -> str | None:
+    """What a run is asked to return: nothing in place of logits that an adopted file lacks, where activations are read.
+
+    Args:
+        runner: The model's.
+        return_type: What the user, or a default, asks for.
+        names_filter: Which activations are wanted; False for none.
+    """
+    reads = names_filter is not False
+    return None if reads and return_type == "logits" and runner.engine.manifest.headless else return_type
 
 
 def unbatched(cache: CacheT, prompts: int) -> CacheT:

@@ -127,7 +127,8 @@ class Generation(Generic[ArrayT]):
         tokens, new, seen, began = prompt, prompt, self._seen, self._runner.identity
         whole = True  # what is new is all there is
         finished = np.zeros(len(prompt), bool)
-        cache = self._empty_cache() if options.use_past_kv_cache else None
+        # Without a cache the tokens are the same: a file that has none runs the whole text at each step.
+        cache = self._empty_cache() if options.use_past_kv_cache and self._runner.engine.manifest.keeps_past else None
         bar = (
             steps("Generating", options.max_new_tokens)
             if options.verbose and options.max_new_tokens

@@ -14,10 +14,10 @@ from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.names import NamesFilter, in_block
 from graphlens.file.processing import STEPS
 from graphlens.model import describe
-from graphlens.model.backward import Differentiated, gradients
+from graphlens.model.backward import Differentiated, Gradients, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.encoder_request import EncoderOptions, Numbers
-from graphlens.model.forward import Forwarded, positions_of, unbatched
+from graphlens.model.forward import Forwarded, asked_of, positions_of, unbatched
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.encoder_text import EncoderTextMethods
@@ -49,7 +49,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         runner: Runs the model with what is active; experiments are built on it.
     """
 
-    _encoders = True
+    _kind = "encoder"
 
     def _border(self) -> Border[ArrayT]:
         return cast(Border[ArrayT], NumpyBorder())
@@ -188,6 +188,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         request = runner.request(input, token_type_ids, one_zero_attention_mask, attention_mask=attention_mask)
         masked = self._masked(request) if return_type == "predictions" else None
         fetch = [] if names_filter is False else runner.select(names_filter, request)
+        return_type = asked_of(runner, return_type, names_filter)
         ran = runner.run(request, fetch, output=return_type is not None)
         if ran.output is None:
             return None, Forwarded(None, ran.values, request)
@@ -351,7 +352,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         metric: Differentiated[ArrayT],
         names: NamesFilter = None,
         **forward_options: Unpack[EncoderOptions],
-    ) -> dict[str, ArrayT]:
+    ) -> Gradients[ArrayT]:
         """d(metric)/d(activation) for hook points; see HookedTransformer.gradients.
 
         Args:
@@ -368,5 +369,4 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
             UnknownHookPoint: For a name that is none.
             InputError: For a metric without a derivative.
         """
-        found = gradients(self.runner, input, metric, names, **forward_options)
-        return {name: self.border.to_user(value) for name, value in found.items()}
+        return gradients(self.runner, input, metric, names, **forward_options)

@@ -12,7 +12,7 @@ from graphlens.analysis.slices import SliceInput
 from graphlens.errors import InputError, checked_number
 from graphlens.file.names import NamesFilter
 from graphlens.model import describe
-from graphlens.model.backward import Differentiable, gradients
+from graphlens.model.backward import Differentiable, Gradients, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward, unbatched
 from graphlens.model.hook_calls import Hooks, pairs
@@ -244,7 +244,7 @@ class HookedTransformer(
 
         kind = PostNormCache if self.runner.config.normalises_residual else ActivationCache
         cache: ActivationCache[ArrayT] = kind({name: to_user(array) for name, array in values.items()}, self)
-        cache.mask = ran.request.real
+        cache.mask, cache.straight_through = ran.request.real, ran.straight_through
         if remove_batch_dim:
             cache = unbatched(cache, ran.request.shape[0])
         return ran.result, (cache if return_cache_object else cache.cache_dict)
@@ -374,7 +374,7 @@ class HookedTransformer(
         metric: Metric | Differentiable[ArrayT],
         names: NamesFilter = None,
         **forward_options: Any,
-    ) -> dict[str, ArrayT]:
+    ) -> Gradients[ArrayT]:
         """d(metric)/d(activation) for hook points, with the active interventions and backward hooks.
 
         Gradients are total, through everything that depends on the activation. A forward hook in Python has no
@@ -389,11 +389,10 @@ class HookedTransformer(
             **forward_options: The arguments of ``forward`` by name.
 
         Returns:
-            Each name and an array shaped like the activation.
+            Each name and an array shaped like the activation; ``straight_through`` says whether rounding was passed by.
 
         Raises:
             UnknownHookPoint: For a name that is none.
             InputError: For a metric without a derivative, and for hook points of integers.
         """
-        found = gradients(self.runner, input, metric, names, **forward_options)
-        return {name: self.border.to_user(value) for name, value in found.items()}
+        return gradients(self.runner, input, metric, names, **forward_options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graphlens.analysis.arrays import Array
@@ -19,11 +19,14 @@ class Ran:
             asked for.
         values: Activations, and gradients as ``<name>_grad``, by name, after the hooks and interventions there.
         learned: The hooks that returned what requires a gradient (see ``Border.wants_gradient``), as errors name them.
+        straight_through: Operators that round -> how many of them the gradients passed as if they did not: see
+            ``surgery.straight_through``.
     """
 
     output: Array | None
     values: dict[str, Array]
     learned: Sequence[str] = ()
+    straight_through: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def logits(self) -> Array:

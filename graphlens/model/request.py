@@ -14,6 +14,7 @@ from graphlens.edits.gate import Window
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, called, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
+from graphlens.file.names import in_block
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.limits import longest
 from graphlens.model.text import Input, Text, Tokens, is_text
@@ -318,8 +319,12 @@ class Reader(Generic[ArrayT]):
             raise InputError(
                 f"the residual has shape {list(residual.shape)}; this model's is [batch, pos, {cfg.d_model}] (d_model)."
             )
-        if str(residual.dtype) != cfg.dtype:
-            raise InputError(f"the residual is {residual.dtype}; this model computes in {cfg.dtype}. Cast it first.")
+        stream = self._engine.manifest.hooks.get(
+            in_block(0, "hook_resid_pre")
+        )  # of an adopted model it may be another dtype than the logits
+        dtype = cfg.dtype if stream is None else stream.dtype
+        if str(residual.dtype) != dtype:
+            raise InputError(f"the residual is {residual.dtype}; this model computes in {dtype}. Cast it first.")
         if residual.shape[1] > cfg.n_ctx:
             raise InputError(f"{residual.shape[1]} positions, and {longest(cfg)}.")
         return residual

@@ -31,6 +31,7 @@ from graphlens.model.ran import Ran, Snapshot
 from graphlens.model.request import Reader, Request
 from graphlens.model.runner_hooks import RunnerHooks
 from graphlens.model.text import Input, Text
+from graphlens.model.vision_request import VisionReader
 from graphlens.model.weights import Weights
 
 Interventions = Iterable[Intervention] | Intervention
@@ -75,7 +76,9 @@ class Runner(Generic[ArrayT]):
     @staticmethod
     def _reader_of(engine: Engine, text: Text[ArrayT]) -> Reader[ArrayT]:
         """What reads the arguments of ``forward``."""
-        return (EncoderReader if engine.manifest.config.is_encoder else Reader)(engine, text)
+        config = engine.manifest.config
+        kind = VisionReader if config.is_vision else EncoderReader if config.is_encoder else Reader
+        return kind(engine, text)
 
     def copy(self) -> Runner[ArrayT]:
         """A runner of the same model with a tokenizer and interventions of its own; hooks and flags are shared."""
@@ -334,7 +337,7 @@ class Runner(Generic[ArrayT]):
                 f"the forward hook at {changing[0]!r} changed its activation: a Python function has no derivative, so "
                 "gradients pass it as if it had added a constant. Use interventions (model.intervene) for edits that count."
             )
-        return Ran(results.output, results.values)
+        return Ran(results.output, results.values, straight_through=results.straight_through)
 
     def run_loss(self, request: Request, fetch: Sequence[str], wrt: Sequence[str]) -> Ran:
         """Runs a request forward, and backward from its mean next-token loss.

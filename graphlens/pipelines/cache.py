@@ -254,6 +254,38 @@ def converted_export(folder: Path, dtype: str) -> Path:
     return _derived(folder, dtype, lambda path, stage: convert_into(path, stage, dtype))
 
 
+def adopted_export(file: str | os.PathLike[str]) -> Path:
+    """The folder in the cache of a file that another program exported, adopted; made if absent.
+
+    Args:
+        file: See ``adopt``.
+
+    Raises:
+        ModelFileError: It cannot be adopted.
+        ExportError: The cache cannot be written.
+    """
+    from graphlens.file.stored import in_files, path_of
+    from graphlens.pipelines.adopt import adopt
+    from graphlens.surgery.foreign import foreign_path, load_foreign
+
+    original = foreign_path(file)
+    beside = {path_of(tensor) for _, tensor in in_files(load_foreign(original))}
+    settings = [path for folder in (original.parent, original.parent.parent) for path in [folder / CONFIG_FILE]]
+    digest = hashlib.sha256(json.dumps([EXPORTER_REVISION, FORMAT_VERSION, "adopted"]).encode())
+    for path in (original, *sorted(beside), *(path for path in settings if path.is_file())):
+        digest.update(f"\0{path.name}\0{digest_of(path)}".encode())
+    label = "".join(c if c.isalnum() or c in "-_." else "-" for c in original.stem).strip(".-") or "model"
+    folder = cache_root() / "hooked" / f"{label}-{digest.hexdigest()[:24]}"
+    if _made(folder) is None:
+        with spinner(f"Adopting {original.name} (once)"):
+            try:
+                adopt(original, folder, announce=lambda _: None)
+            except ExportError:
+                if _made(folder) is None:  # otherwise another process made the same meanwhile
+                    raise
+    return folder
+
+
 def _shorten(path: Path, stage: Path, layers: int) -> None:
     """Writes a hooked file's first blocks into another folder."""
     from graphlens import surgery

@@ -134,6 +134,7 @@ def write_drivable(
         ModelFileError: If the hooked file is damaged.
     """
     from graphlens import surgery
+    from graphlens.surgery.adopted.past import without_past
 
     _check_link(link, self_contained)
     source = model_path(model)
@@ -148,8 +149,7 @@ def write_drivable(
     manifest = surgery.read_manifest(graph)
     names = [name for name in manifest.hooks if "@" not in name]
     chosen = {name for pattern in patterns for name in match_glob(names, pattern)}
-    if with_past:
-        graph = surgery.with_past(graph)
+    graph = surgery.with_past(graph) if with_past else without_past(graph)
     order = [name for name in names if name in chosen]
     fires_again = [name for name in order for other in manifest.hooks if other.startswith(f"{name}@")]
     if fires_again:

@@ -6,7 +6,6 @@ The checks of a file say what is in it. What ONNX Runtime and the tokenizers pac
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,17 +18,13 @@ from graphlens.errors import GraphlensError, ModelFileError
 from graphlens.file.folder import model_path
 from graphlens.file.io_names import ATTENTION_MASK
 from graphlens.file.tokenizer import load_tokenizer
+from graphlens.pipelines.limited import ended_by, limit, run_child
 from graphlens.runtime.sessions import open_session
 
 SECONDS = 120.0
 MEMORY, PER_WEIGHT_BYTE = 2 << 30, 4  # bytes: so many, and for each byte of the weights so many more
 _TEXT = "When John and Mary went to the store, John gave 3 drinks to Mary. " * 8
 STARTING = 30.0  # seconds that a slow machine takes to import what a run needs
-# ``python -m`` would look for modules in the working folder first, and that may be the very folder that is tried out (-P).
-_CHILD = (
-    "import sys; root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root); "
-    "from graphlens.pipelines.trial import main; sys.exit(main(*sys.argv[1:]))"
-)
 
 
 @dataclass(frozen=True)
@@ -66,20 +61,10 @@ def try_out(path: Path, weights: int, memory: int | None = None, seconds: float 
     Raises:
         ModelFileError: It ran out of memory or time, crashed, or ended with an error.
     """
-    limit = MEMORY + PER_WEIGHT_BYTE * weights if memory is None else memory
-    root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-P", "-c", _CHILD, root, str(path), str(limit), str(seconds)]
-    within = f"(allowed: {limit:,} bytes of memory, {seconds:g} s)"
+    most = MEMORY + PER_WEIGHT_BYTE * weights if memory is None else memory
+    within = f"(allowed: {most:,} bytes of memory, {seconds:g} s)"
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds + STARTING,
-            env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},  # it would leave a file among the temporary ones
-            stdin=subprocess.DEVNULL,
-        )
+        done = run_child(__name__, [str(path), str(most), str(seconds)], seconds + STARTING)
     except subprocess.TimeoutExpired as error:
         raise ModelFileError(f"{path}: the trial run did not end in time {within}. Do not open this file.") from error
     if done.returncode == 0:
@@ -87,28 +72,9 @@ def try_out(path: Path, weights: int, memory: int | None = None, seconds: float 
     if done.returncode == 1:
         said = done.stderr.strip().splitlines() or ["nothing was said of why"]
         raise ModelFileError(f"{path}: the trial run failed {within}: {said[-1]}")
-    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
     raise ModelFileError(
-        f"{path}: the trial run crashed with {how} {within}. Do not open this file. {done.stderr.strip()[-500:]}"
+        f"{path}: the trial run crashed with {ended_by(done)} {within}. Do not open this file. {done.stderr.strip()[-500:]}"
     )
-
-
-def _limit(memory: int, seconds: float) -> bool:
-    """Limits this process's memory and processor time; False where the system has no limit of memory that holds."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return False
-
-    for kind, most in (
-        (resource.RLIMIT_DATA, memory),  # not the address space: weights are mapped, and take no memory of their own
-        (resource.RLIMIT_CPU, int(seconds * (os.cpu_count() or 1)) + 1),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, hard))
-    return sys.platform == "linux"
 
 
 def _run(path: Path, memory: int, seconds: float) -> Trial:
@@ -116,7 +82,7 @@ def _run(path: Path, memory: int, seconds: float) -> Trial:
     from graphlens import surgery
     from graphlens.surgery.sizes import short_shape
 
-    limited = _limit(memory, seconds)
+    limited = limit(memory, seconds)
     file = model_path(path)
     model = surgery.load(file)
     feeds = {}

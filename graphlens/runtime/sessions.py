@@ -71,6 +71,13 @@ class Session:
         self.feedable = frozenset((*self.inputs, *(value.name for value in session.get_overridable_initializers())))
         self.readable = frozenset(self.outputs)
 
+    def declared(self) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
+        """What ONNX Runtime infers of each output: its type, "tensor(float)", and its sizes.
+
+        A size is a number, a name, or None where it is not known. There are none where the rank is not known, either.
+        """
+        return {value.name: (value.type, tuple(value.shape)) for value in self._session.get_outputs()}
+
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None) -> list[Array]:
         """Runs the graph and returns some of its outputs as arrays.
 
@@ -226,6 +233,7 @@ def open_session(
     one_of_many: bool = False,
     name: str | None = None,
     weights: Mapping[str, Array] | None = None,
+    as_written: bool = False,
 ) -> Session:
     """Opens a session.
 
@@ -238,6 +246,8 @@ def open_session(
         name: The graph, as errors name it; by default its file or folder.
         weights: What some initializers of the graph, whose data lie in files, hold instead: shaped and typed as they
             are, bfloat16 as uint16 words.
+        as_written: True runs each node as the graph has it, over the weights where they lie: no node is fused, no weight
+            is copied into another layout. For a graph that runs once.
 
     Raises:
         RuntimeUnavailable: A provider that was asked for is not there or not active.
@@ -248,6 +258,10 @@ def open_session(
     options = _options()
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if as_written:
+        options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
     if one_of_many:
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")

@@ -19,6 +19,12 @@ class DeviceValue(Protocol):
     def shape(self) -> Sequence[int]:
         """The sizes of the tensor's axes."""
 
+    def is_tensor(self) -> bool:
+        """False for a sequence, an optional value or a map."""
+
+    def data_type(self) -> str:
+        """Its type in ONNX Runtime's words: "tensor(float)"."""
+
 
 # What a run takes for one of its inputs.
 Feed = Array | DeviceValue
@@ -30,6 +36,14 @@ class NodeArg(Protocol):
     @property
     def name(self) -> str:
         """Its name in the graph."""
+
+    @property
+    def type(self) -> str:
+        """Its type in ONNX Runtime's words: "tensor(float)"."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """Its sizes: numbers, names, or None for those of which nothing is known. Without any also where the rank is not."""
 
 
 class HasProviders(Protocol):
@@ -69,6 +83,8 @@ class SessionOptions(Protocol):
 
     log_severity_level: int
     optimized_model_filepath: str
+    graph_optimization_level: object
+    enable_cpu_mem_arena: bool
 
     def add_session_config_entry(self, key: str, value: str) -> None:
         """Sets one of the settings that have no attribute."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from graphlens.file.io_names import gradient_output
 from graphlens.surgery.bake import bake
 from graphlens.surgery.cut import cut
-from graphlens.surgery.differentiate import differentiate
+from graphlens.surgery.differentiate import differentiate, straight_through
 from graphlens.surgery.files import check, load, load_plain, names_graphlens, save, seal
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.flagged import with_flagged
+from graphlens.surgery.foreign import load_foreign
 from graphlens.surgery.gates import gate_input, with_gates, without_gates
 from graphlens.surgery.graph import NotHooked, ensure_hooks_resolve, read_manifest
 from graphlens.surgery.graphsurgeon import from_graphsurgeon, to_graphsurgeon
@@ -18,6 +19,7 @@ from graphlens.surgery.process import process_weights
 from graphlens.surgery.python_gates import with_python_gates
 from graphlens.surgery.segments import first_layers, segment, with_past
 from graphlens.surgery.splice import splice
+from graphlens.surgery.unfuse.expand import unfuse
 from graphlens.surgery.untrusted import CheckReport, check_graph
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "gradient_output",
     "keep_results",
     "load",
+    "load_foreign",
     "load_plain",
     "names_graphlens",
     "part_alone",
@@ -47,8 +50,10 @@ __all__ = [
     "seal",
     "segment",
     "splice",
+    "straight_through",
     "strip",
     "to_graphsurgeon",
+    "unfuse",
     "with_flagged",
     "with_gates",
     "with_past",

@@ -30,6 +30,7 @@ from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK
 from graphlens.file.manifest import METADATA_KEY, HookEntry
 from graphlens.file.names import JOINT_AXES, axis_sizes, select
+from graphlens.surgery.adopted.past import without_past
 from graphlens.surgery.fold import Folded, fold
 from graphlens.surgery.gates import keep_masked
 from graphlens.surgery.graph import ensure_hooks_resolve, read_manifest
@@ -81,8 +82,7 @@ def bake(
     folded: Folded = {}
     if not keep_hooks:
         by_hook, folded = fold(model, manifest, by_hook)
-    if with_past:
-        model = add_past(model)
+    model = add_past(model) if with_past else without_past(model)
     edits = {
         name: _edit(by_hook[hook], manifest.hooks[name], sizes, with_past)
         for name in names
@@ -188,9 +188,14 @@ class _Baked:
         size = op("Squeeze", [op("Shape", [self.like], start=index, end=index + 1)])
         zero, one = self._integers(0, "zero"), self._integers(1, "one")
         if self.past and name in POSITION_AXES:
-            mask = next(value for value in self.scope.graph.inputs if value.name == ATTENTION_MASK)
-            total = op("Squeeze", [op("Shape", [mask], start=1, end=2)])
-            start = op("Sub", [total, size])
+            inputs = {str(value.name): value for value in self.scope.graph.inputs}
+            if ATTENTION_MASK in inputs and ATTENTION_MASK not in self.scope.graph.initializers:
+                total = op("Squeeze", [op("Shape", [inputs[ATTENTION_MASK]], start=1, end=2)])
+                start = op("Sub", [total, size])
+            else:  # an adopted graph, whose mask may be left out
+                past = next(value for name, value in inputs.items() if name.startswith("past_key_values."))
+                start = op("Squeeze", [op("Shape", [past], start=2, end=3)])
+                total = op("Add", [start, size])
             return op("Range", [start, total, one]), total, start
         return op("Range", [zero, size, one]), size, zero
 

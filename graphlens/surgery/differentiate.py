@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from graphlens.errors import InputError, warn
 from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import unknown_hook
 from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
-from graphlens.surgery.rules import RULES, Builder, Gradient, Rule
+from graphlens.surgery.ranks import fill_in
+from graphlens.surgery.rules import Builder, Gradient, Rule, rule_of
 from graphlens.surgery.seeds import add_seed
 from graphlens.surgery.splice import splice
+
+_STRAIGHT_THROUGH = "graphlens.straight_through"  # among the metadata of a graph in memory
 
 
 def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: str = DENSE) -> ir.Model:
@@ -25,6 +28,9 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     the activation and are total: through everything that depends on it. Where nothing does they are 0, and a warning
     says so. Layers before the earliest hook point are not differentiated, weights never. The hook map gets the gradients
     too, in the order in which they are computed, so that they can be spliced as hook points are.
+
+    Where a graph rounds (it is quantised), gradients go straight through: they are those of the products with the
+    dequantised weights. ``straight_through`` tells where that was so.
 
     Args:
         model: A hooked model.
@@ -53,7 +59,8 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     if SEED in taken or (of == LOGITS and LOGITS not in values_by_name(model)):
         why = "it is differentiated already" if SEED in taken else "it has no logits: name a hook point as of"
         raise InputError(f"this graph cannot be differentiated so: {why}.")
-    model = _with_shapes(_apart(model, manifest))
+    model = _apart(model, manifest)
+    fill_in(model)
     manifest = read_manifest(model)
     graph, values = model.graph, values_by_name(model)
     targets = {name: values[manifest.hooks[name].value] for name in asked}
@@ -78,7 +85,22 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
             graph.outputs.append(whole)
         entries[gradient_output(name)] = replace(manifest.hooks[name], value=named[value])
     install(graph, b.tape, numbered("gradient/"), lambda node, place: f"{node.name}_{place}")
+    if backward.rounded:
+        model.metadata_props[_STRAIGHT_THROUGH] = json.dumps(backward.rounded)
     return finish(model, manifest.with_hooks(entries), "the gradient graph")
+
+
+def straight_through(model: ir.Model) -> Mapping[str, int]:
+    """What the gradients of a graph passed as if it did not round: see ``rules.quantised``.
+
+    Args:
+        model: What ``differentiate`` gave.
+
+    Returns:
+        Operator -> how many of its nodes; empty where every gradient is the derivative itself.
+    """
+    found: dict[str, int] = json.loads(model.metadata_props.get(_STRAIGHT_THROUGH, "{}"))
+    return found
 
 
 def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
@@ -97,15 +119,8 @@ def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
 
 def _is_read_backward(node: ir.Node | None) -> bool:
     """Whether a gradient rule reads what a node gave."""
-    return node is not None and node.op_type in RULES and RULES[node.op_type].reads_output
-
-
-def _with_shapes(model: ir.Model) -> ir.Model:
-    """The model with the shapes and types that its edits left out, in place."""
-    if any(value.shape is None or value.type is None for node in model.graph for value in node.outputs):
-        # Inference reads no weights, and asks for no more than their shapes.
-        common_passes.ShapeInferencePass()(model)
-    return model
+    found = None if node is None else rule_of(node)
+    return found is not None and found.reads_output
 
 
 def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str) -> list[str]:
@@ -135,6 +150,7 @@ class _Backward:
 
     def __init__(self, b: Builder, graph: ir.Graph, targets: set[ir.Value], nearest: dict[ir.Node, str]) -> None:
         self._b, self._graph, self._targets, self._nearest = b, graph, targets, nearest
+        self.rounded: dict[str, int] = {}  # operator that a gradient went straight through -> how many of its nodes
         self._pending: dict[ir.Value, list[Gradient]] = {}
         self._found: dict[ir.Value, Gradient] = {}
 
@@ -151,7 +167,10 @@ class _Backward:
             needs = [value is not None and value in reached for value in node.inputs]
             if not any(arrived) or not any(needs):
                 continue
-            gradients = self._rule(node)(self._b, node, arrived, needs)
+            found = self._rule(node)
+            gradients = found(self._b, node, arrived, needs)
+            if found.straight_through and any(gradients):
+                self.rounded[node.op_type] = self.rounded.get(node.op_type, 0) + 1
             for value, gradient in zip(node.inputs, gradients, strict=True):
                 if value is not None and gradient is not None and value in reached:
                     self._pending.setdefault(value, []).append(gradient)
@@ -161,8 +180,9 @@ class _Backward:
 
     def _rule(self, node: ir.Node) -> Rule:
         """The rule of a node's operator."""
-        if node.op_type in RULES and (node.domain in ("", "ai.onnx") or RULES[node.op_type].constant):
-            return RULES[node.op_type]
+        found = rule_of(node)
+        if found is not None:
+            return found
         where = f" (at or after {self._nearest[node]!r})" if node in self._nearest else ""
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         raise InputError(f"the operator {kind} of node {node.name!r}{where} has no derivative here.")

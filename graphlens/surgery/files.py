@@ -18,6 +18,7 @@ from graphlens.errors import ExportError, ModelFileError
 from graphlens.file.copies import place
 from graphlens.file.folder import MODEL_FILE, model_path, user_path, write_whole, writing
 from graphlens.file.inside import inside, read_regular
+from graphlens.file.large_tensors import light_bytes
 from graphlens.file.leftovers import locked, provisional, remove, remove_stale
 from graphlens.file.manifest import METADATA_KEY, SEALED_SINCE, Manifest
 from graphlens.file.manifest_format import ensure_known_format
@@ -46,7 +47,7 @@ def load(path: str | os.PathLike[str], verify: bool = True) -> ir.Model:
     Raises:
         ModelFileError: There is no hooked file, or it fails a check.
     """
-    model, file, sealed = _read(path, verify)
+    model, file, sealed = read_model(path, verify)
     manifest = read_manifest(model, str(file))
     if verify:
         if not sealed and manifest.format_version >= SEALED_SINCE:
@@ -99,7 +100,7 @@ def seal(path: str | os.PathLike[str]) -> CheckReport:
         ModelFileError: Something is not right; the message says what.
         ExportError: The file cannot be written.
     """
-    model, file, _ = _read(path, verify=False)
+    model, file, _ = read_model(path, verify=False)
     manifest = read_manifest(model, str(file))
     report = _check(model, file, whole=True)
     ensure_hooks_resolve(model, str(file))
@@ -112,7 +113,7 @@ def seal(path: str | os.PathLike[str]) -> CheckReport:
 def _check(model: ir.Model, file: Path, whole: bool = False) -> CheckReport:
     """Refuses a hooked model whose graph or weights are not in order; ``whole`` reads every byte of the weights again."""
     manifest = read_manifest(model, str(file))
-    report = check_graph(model, file)
+    report = check_graph(model, file, "edited" if manifest.adopted is None else "adopted")
     unknown = set(report.external_files) - set(manifest.files)
     if unknown:
         raise ModelFileError(f"{file}: its manifest has no fingerprint of {sorted(unknown)}. Export the model again.")
@@ -133,7 +134,7 @@ def load_plain(path: str | os.PathLike[str]) -> ir.Model:
     Raises:
         ModelFileError: There is no model, or it fails a check.
     """
-    model, file, _ = _read(path)
+    model, file, _ = read_model(path)
     if METADATA_KEY in model.metadata_props:
         return load(path)
     check_graph(model, file)
@@ -155,12 +156,12 @@ def names_graphlens(file: Path) -> bool:
     return METADATA_KEY.encode() in data or not data.strip(b"\0")
 
 
-def _parsed(path: str | os.PathLike[str], verify: bool) -> tuple[onnx.ModelProto, Path, bool]:
+def _parsed(path: str | os.PathLike[str], verify: bool, light: bool = False) -> tuple[onnx.ModelProto, Path, bool]:
     """(the content of a graph file, its path, whether it is sealed); its size, its format and its seal are checked."""
     file = model_path(path)
     inside(file.parent, file.name)
     check_size(file)
-    data = read_regular(file)
+    data = light_bytes(file) if light else read_regular(file)
     try:
         proto = onnx.load_model_from_string(data)
     except _UNPARSED as error:
@@ -176,9 +177,21 @@ def _not_a_model(file: Path, error: Exception) -> ModelFileError:
     return ModelFileError(f"{file}: not an ONNX model, or cut short ({type(error).__name__}: {error!s:.300}).")
 
 
-def _read(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Model, Path, bool]:
-    """(the model of a file, the file's path, whether it is sealed); its size, sparse tensors and seal are checked."""
-    proto, file, sealed = _parsed(path, verify)
+def read_model(path: str | os.PathLike[str], verify: bool = True, light: bool = False) -> tuple[ir.Model, Path, bool]:
+    """Reads a graph file; of its content only the size, the structure and the seal are checked.
+
+    Args:
+        path: A folder with a ``model.onnx``, or a graph file.
+        verify: False leaves out the seal.
+        light: True leaves large tensors in the file, and tells them as external data that lie there. No seal is read then.
+
+    Returns:
+        The model, whose weights stay where they lie; the file's path; and whether it is sealed.
+
+    Raises:
+        ModelFileError: It is no model, or one that could not be read in bounded time, or its seal does not fit.
+    """
+    proto, file, sealed = _parsed(path, verify and not light, light)
     try:
         check_structure(proto, file)
         model = ir.from_proto(proto)
@@ -191,7 +204,7 @@ def _read(path: str | os.PathLike[str], verify: bool = True) -> tuple[ir.Model, 
     return model, file, sealed
 
 
-def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> Path:
+def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False, sealed: bool = True) -> Path:
     """Writes a hooked model so that, whatever happens meanwhile, the file opens as it was before or as it is now.
 
     Args:
@@ -200,6 +213,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> P
         path: A folder, or the path of the graph, which ends in ``.onnx``.
         link: True hardlinks the weights files, where the file system can, instead of copying them. onnx itself refuses
             to read a file that is hardlinked.
+        sealed: False leaves out graphlens's seal: for a file that is another program's.
 
     Returns:
         The path of the graph.
@@ -225,13 +239,13 @@ def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False) -> P
             undo.callback(_remove_unless_named, folder / aside.get(name, name), target)
         place({aside.get(name, name): source for name, source in files.items()}, folder, link)
         with locked(folder):
-            write_graph(_with_names(model, aside), target)
+            write_graph(_with_names(model, aside), target, sealed)
             undo.pop_all()
             # It is saved. If giving the files their own names fails, longer names are all that shows.
             with contextlib.suppress(OSError, ExportError):
                 if aside:
                     place({name: folder / other for name, other in aside.items()}, folder, link=True)
-                    write_graph(model, target)
+                    write_graph(model, target, sealed)
         remove_stale(folder)
     for other in aside.values():
         _remove_unless_named(folder / other, target)
@@ -303,12 +317,13 @@ def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(np.frombuffer(raw[start : start + size], dtype).reshape(shape), name=tensor.name)
 
 
-def write_graph(model: ir.Model, target: Path) -> None:
-    """Writes a model's graph, sealed, and not its weights. The file is there whole or, on an error, as it was before.
+def write_graph(model: ir.Model, target: Path, sealed: bool = True) -> None:
+    """Writes a model's graph, and not its weights. The file is there whole or, on an error, as it was before.
 
     Args:
         model: The model. A manifest of an older format becomes one of the newest, in place: that of files with a seal.
         target: The file.
+        sealed: False leaves out the seal.
 
     Raises:
         OSError: It cannot be written.
@@ -317,7 +332,8 @@ def write_graph(model: ir.Model, target: Path) -> None:
         manifest = read_manifest(model, str(target))
         if manifest.format_version < SEALED_SINCE:
             write_manifest(model, manifest)
-    write_whole(target, sealed_bytes(ir.to_proto(model)))
+    proto = ir.to_proto(model)
+    write_whole(target, sealed_bytes(proto) if sealed else proto.SerializeToString(deterministic=True))
 
 
 def check(path: str | os.PathLike[str]) -> CheckReport:

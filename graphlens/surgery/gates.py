@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common_passes
 from graphlens.edits.parts import INPUTS, PARTS
 from graphlens.errors import InputError
 from graphlens.file.manifest import METADATA_KEY
-from graphlens.file.names import SCORES, split_name
+from graphlens.file.names import MASKED_BELOW, SCORES, split_name
 from graphlens.surgery.graph import finish, read_manifest, set_outputs
 from graphlens.surgery.splice import Edit, Scope, splice
 
@@ -68,11 +68,17 @@ def keep_masked(before: ir.Value, after: ir.Value, scope: Scope) -> ir.Value:
         scope: That of the hook point.
 
     Returns:
-        At hook_attn_scores ``after`` with the entries that are -inf in ``before`` as they were, elsewhere ``after``.
+        At hook_attn_scores ``after`` with the entries that are -inf in ``before`` as they were, elsewhere ``after``. Adopted
+        files may mask with a low number instead.
     """
     if split_name(scope.hook)[1] != SCORES:
         return after
-    masked = scope.op("IsInf", [before], detect_positive=0)
+    if scope.masks_with_numbers:
+        assert before.dtype is not None
+        lowest = scope.constant(np.asarray(MASKED_BELOW, before.dtype.numpy()), "masked")
+        masked = scope.op("Less", [before, lowest])
+    else:
+        masked = scope.op("IsInf", [before], detect_positive=0)
     return scope.op("Where", [masked, before, after])
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-FileKind = Literal["exported", "edited"]  # and "adopted", once files are opened that others exported
+FileKind = Literal["exported", "edited", "adopted"]
 
 # What this package writes: the export, surgery, gates, gradients, baking, processing, lower precision, KV caches.
 _EXPORTED = """
     Abs Add And Cast Clip Concat Constant ConstantOfShape Cos CumSum Div Equal Erf Exp Expand Gather GatherElements
     GatherND Gelu Gemm Greater GreaterOrEqual Identity If IsInf IsNaN Less LessOrEqual Log MatMul Max Min Mod Mul Neg
     Not OneHot Or Pow Range Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sign
-    Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
+    Sin Size Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
 """
 # What a user may put in besides with onnx-graphsurgeon or surgery: standard operators on tensors of numbers whose output
 # is no larger than their inputs, their attributes or their constants say. None that repeats a part of the graph, holds
@@ -25,11 +25,37 @@ _ADDED_BY_USERS = """
     LayerNormalization LeakyRelu LogSoftmax LpNormalization MatMulInteger Mean MeanVarianceNormalization Mish NonZero
     PRelu Pad QuantizeLinear RMSNormalization RandomNormalLike RandomUniformLike ReduceL1 ReduceL2 ReduceLogSum
     ReduceLogSumExp ReduceMin ReduceProd ReduceSumSquare ReverseSequence RotaryEmbedding Round ScatterND Selu Shrink
-    Sinh Size Softplus Softsign Sum Swish Tan TensorScatter ThresholdedRelu Tile Trilu Unique Xor
+    Sinh Softplus Softsign Sum Swish Tan TensorScatter ThresholdedRelu Tile Trilu Unique Xor
 """
-# Kind of file -> the operators of the standard domain that it may contain. Nothing of any other domain is allowed.
+# What an adopted file may contain besides, in which fused operators were written out: convolutions of image patches, and
+# products, rows and numbers that are stored in fewer bits; gradients bring the convolutions' transpose. Their output is as
+# large as their inputs and attributes say.
+_LEFT = """
+    Conv ConvInteger ConvTranspose GlobalAveragePool com.microsoft::DequantizeLinear com.microsoft::GatherBlockQuantized
+    com.microsoft::MatMulBnb4 com.microsoft::MatMulFpQ4 com.microsoft::MatMulNBits com.microsoft::QuantizeLinear
+"""
+# Fused operators that can be written out, and stay where a user asks for that: those of unfuse's table. What has no rule
+# there (experts, ragged batches, buffers of a generation loop) is not among them.
+_FUSED = """
+    QLinearConv QLinearMatMul SimplifiedLayerNormalization com.microsoft::Attention com.microsoft::BiasAdd
+    com.microsoft::BiasGelu com.microsoft::BiasSoftmax com.microsoft::DynamicQuantizeMatMul
+    com.microsoft::EmbedLayerNormalization com.microsoft::FastGelu com.microsoft::FusedGemm com.microsoft::FusedMatMul
+    com.microsoft::Gelu com.microsoft::GemmFastGelu com.microsoft::GemmaRotaryEmbedding
+    com.microsoft::GroupQueryAttention com.microsoft::MatMulIntegerToFloat com.microsoft::MultiHeadAttention
+    com.microsoft::QAttention com.microsoft::QGemm com.microsoft::QLinearAdd com.microsoft::QLinearConcat
+    com.microsoft::QLinearGlobalAveragePool com.microsoft::QLinearLeakyRelu com.microsoft::QLinearMul
+    com.microsoft::QLinearReduceMean com.microsoft::QLinearSigmoid com.microsoft::QLinearSoftmax
+    com.microsoft::QLinearWhere com.microsoft::QuickGelu com.microsoft::RotaryEmbedding
+    com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization
+    com.microsoft::TransposeMatMul
+"""
+# Kind of file -> the operators that it may contain; those of ONNX Runtime's own domain have it in front.
 OPERATORS: Mapping[FileKind, frozenset[str]] = MappingProxyType(
-    {"exported": frozenset(_EXPORTED.split()), "edited": frozenset(f"{_EXPORTED} {_ADDED_BY_USERS}".split())}
+    {
+        "exported": frozenset(_EXPORTED.split()),
+        "edited": frozenset(f"{_EXPORTED} {_ADDED_BY_USERS}".split()),
+        "adopted": frozenset(f"{_EXPORTED} {_ADDED_BY_USERS} {_LEFT} {_FUSED}".split()),
+    }
 )
 
 _REPEATS = "which runs a part of the graph as often as its data say"
@@ -51,7 +77,7 @@ def is_allowed(domain: str, op_type: str, kind: FileKind) -> bool:
         op_type: The operator's name.
         kind: Who wrote the file.
     """
-    return domain in _STANDARD and op_type in OPERATORS[kind]
+    return (op_type if domain in _STANDARD else f"{domain}::{op_type}") in OPERATORS[kind]
 
 
 def is_reserved(domain: str) -> bool:

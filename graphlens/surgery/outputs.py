@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from graphlens.file.io_names import LOGITS
+from graphlens.file.io_names import LOGITS, PRESENT
+from graphlens.file.manifest import METADATA_KEY
 from graphlens.file.names import UNEMBEDDED, unknown_hook
 from graphlens.surgery.graph import (
     drop_unused,
@@ -17,6 +18,7 @@ from graphlens.surgery.graph import (
     set_outputs,
     values_by_name,
 )
+from graphlens.surgery.values import Values
 
 
 def _resolve(model: ir.Model, names: Iterable[str]) -> list[str]:
@@ -40,20 +42,48 @@ def _returning(model: ir.Model, value_names: Iterable[str]) -> ir.Model:
 
 
 def expose(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A copy that returns ``logits`` and hook points, and is otherwise the same.
+    """A copy that returns more of what it computes, and is otherwise the same.
 
     Args:
-        model: A hooked model.
-        names: Names of hook points. Those that share a value share an output.
+        model: A model.
+        names: Of a hooked model, names of hook points; those that share a value share an output. Of any other model,
+            names of values that nodes of its main graph compute.
 
     Returns:
-        The copy. Its outputs are ``logits`` and the values of the hook points, in firing order.
+        The copy. Of a hooked model its outputs are ``logits`` and the values of the hook points, in firing order, then the
+        keys and values that an adopted model with a KV cache returns; of any other model its own outputs, and the values
+        after them in the order in which they are computed.
 
     Raises:
-        UnknownHookPoint: The model has no hook point of that name.
+        UnknownHookPoint: The model is hooked and has no hook point of that name.
+        InputError: The model is not hooked, and no node of its main graph computes a value of that name.
     """
-    value_names = [LOGITS, *(name for name in _resolve(model, names) if name != LOGITS)]
+    if METADATA_KEY not in model.metadata_props:
+        return with_values(model, names)
+    present = [str(value.name) for value in model.graph.outputs if str(value.name).startswith(PRESENT)]
+    value_names = [LOGITS, *(name for name in _resolve(model, names) if name != LOGITS), *present]
     return ensure_hooks_resolve(_returning(model, value_names))
+
+
+def with_values(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """A copy that returns values besides its own outputs, whether they are hook points or not.
+
+    Args:
+        model: Any model.
+        names: Names of values that nodes of its main graph compute.
+
+    Returns:
+        The copy.
+
+    Raises:
+        InputError: No node of the main graph computes a value of that name; it says what the name is instead.
+    """
+    wanted = set(names)
+    found = Values.of(model)
+    for name in wanted - found.computed.keys():
+        raise found.unknown(name)
+    kept = [str(value.name) for value in model.graph.outputs]
+    return _returning(model, [*kept, *(name for name in found.computed if name in wanted and name not in kept)])
 
 
 def strip(model: ir.Model) -> ir.Model:

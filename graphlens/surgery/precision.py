@@ -16,6 +16,7 @@ from graphlens.errors import ExportError
 from graphlens.file.copies import ensure_room
 from graphlens.file.folder import MODEL_FILE, converted_weights, copy_settings
 from graphlens.file.manifest import HookEntry, ModelConfig
+from graphlens.file.processing import ensure_own
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.file.stored import DATA_TYPES, bind, in_files, place_of
 from graphlens.surgery.files import load, write_graph
@@ -42,6 +43,7 @@ def convert_into(source: Path, stage: Path, dtype: str) -> None:
     """
     model = load(source)
     manifest = read_manifest(model)
+    ensure_own(manifest, source, "Such files are not converted to another dtype")
     if manifest.config.dtype != "float32":
         raise ExportError(f"{source}: holds {manifest.config.dtype}; only float32 files are converted.")
     kind = DATA_TYPES[_STORED[dtype]]

@@ -22,7 +22,7 @@ from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_fol
 from graphlens.file.io_names import LOGITS
 from graphlens.file.manifest import HookEntry, Manifest, WeightView
 from graphlens.file.names import split_name
-from graphlens.file.processing import FOLDED_NORMS, STEPS, steps_for
+from graphlens.file.processing import FOLDED_NORMS, STEPS, ensure_own, steps_for
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, apply_view, put_view, write_safetensors
 from graphlens.file.stored import StoredWeights, bind, stored_tensor
 from graphlens.surgery.files import load, write_graph
@@ -104,6 +104,7 @@ def process_into(source: Path, stage: Path, steps: Sequence[str]) -> list[str]:
         raise InputError(f"unknown processing {sorted(set(steps) - set(STEPS))[0]!r}: there is {', '.join(STEPS)}.")
     model = load(source)
     manifest = read_manifest(model)
+    ensure_own(manifest, source, "The weights of such files are not processed")
     chosen, notes = steps_for(manifest, steps)
     if manifest.config.residual_norms or "embed.W_project" in manifest.weights:
         raise ExportError(f"{source}: its weights are not processed. {' '.join(notes)}")

@@ -31,10 +31,11 @@ def initializers_of_weights(model: ir.Model, manifest: Manifest) -> dict[str, st
         manifest: Its manifest.
 
     Returns:
-        TransformerLens name -> the initializer's name. Weights that share a tensor share an initializer.
+        TransformerLens name -> the initializer's name. Weights that share a tensor share an initializer; those that an
+        adopted file stores as integers are left out.
     """
     stored = StoredWeights(model, manifest)
-    return {name: str(stored.initializer(name).name) for name in manifest.weights}
+    return {name: str(stored.initializer(name).name) for name in stored.views}
 
 
 def untied(model: ir.Model, shared: str) -> tuple[ir.Model, str]:

@@ -12,6 +12,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import (
     BODY_INPUTS,
     INPUT_IDS,
+    KEY_AND_VALUE,
     LOGITS,
     RESIDUAL_IN,
     RESIDUAL_OUT,
@@ -20,6 +21,7 @@ from graphlens.file.io_names import (
 )
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import BEFORE_BLOCKS, in_block, split_name
+from graphlens.surgery.adopted.past import with_own_past
 from graphlens.surgery.graph import (
     drop_unused,
     ensure_hooks_resolve,
@@ -33,6 +35,7 @@ from graphlens.surgery.graph import (
     values_by_name,
 )
 from graphlens.surgery.inputs import head_from_residual, head_with_past
+from graphlens.surgery.token_sizes import TokenSizes, take_sizes_of
 
 
 def segment(model: ir.Model, start: int | None = None, stop: int | None = None) -> ir.Model:
@@ -67,9 +70,20 @@ def segment(model: ir.Model, start: int | None = None, stop: int | None = None) 
         end = _stop_at(model.graph, values[_residual_value(manifest, stop)])
     else:
         end = values[LOGITS]
-    if start is not None:
-        _start_at(model, values[_residual_value(manifest, start)], hooks, start, layers)
+    if start is not None and manifest.adopted is None:
+        residual = _start_at(model, values[_residual_value(manifest, start)], hooks, start, layers)
+        _forget_tokens(model.graph)
+        if any(value.name in BODY_INPUTS for node in model.graph for value in node.outputs):
+            head_from_residual(model, residual)
+    elif start is not None:  # its masks and positions are computed wherever its original does so
+        sizes = TokenSizes(model)
+        residual = _start_at(model, values[_residual_value(manifest, start)], hooks, start, layers)
+        now = values_by_name(model)
+        take_sizes_of(model, residual, sizes, [end, *(now[entry.value] for entry in hooks.values())])
+        _forget_tokens(model.graph)
     _return(model, end, hooks)
+    if start and manifest.adopted is not None:
+        _take_past_of(model.graph, start)
     return finish(model, manifest.with_hooks(hooks), "the segment")
 
 
@@ -85,6 +99,10 @@ def _residual_value(manifest: Manifest, layer: int) -> str:
     """The value of the residual stream before block ``layer``, before that block's own hook."""
     end = "hook_normalized_resid_post" if manifest.config.normalises_residual else "hook_resid_post"
     name = in_block(0, "hook_resid_pre") if layer == 0 else in_block(layer - 1, end)
+    if name not in manifest.hooks:
+        raise InputError(
+            f"{manifest.config.model_name} has no hook point {name!r}, so it cannot start or stop at layer {layer}."
+        )
     return manifest.hooks[name].value
 
 
@@ -97,27 +115,50 @@ def _stop_at(graph: ir.Graph, residual: ir.Value) -> ir.Value:
     return out
 
 
-def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start: int, layers: int) -> None:
-    """Lets the readers of ``old`` read a new input, in place; a hook point there moves with them."""
+def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start: int, layers: int) -> ir.Value:
+    """Lets the readers of ``old`` read a new input, in place; a hook point there moves with them. Returns the input."""
     graph = model.graph
     readers = tuple(old.uses())
     residual = ir.Value(name=RESIDUAL_IN, shape=old.shape, type=old.type)
     name, before = in_block(start, "hook_resid_pre"), old.name
     tape = Tape()
     entered = tape.op("Identity", [residual])
-    entered.name = name if start < layers else f"{RESIDUAL_IN}/entered"
+    # Where the hook point before the block has a value of its own, which reads this one, it stays where it is.
+    own = name in hooks and hooks[name].value != before and name in values_by_name(model)
+    entered.name = name if start < layers and not own else f"{RESIDUAL_IN}/entered"
     if old.name == entered.name:
         old.name = f"{old.name}/skipped"
     let_read(readers, entered, old)
     install(graph, tape, named(f"{RESIDUAL_IN}/start"), after=residual)
-    for value in [value for value in graph.inputs if value.name == INPUT_IDS]:
-        graph.inputs.remove(value)
     graph.inputs.insert(0, residual)
     for hook, entry in hooks.items():
-        if hook == name or entry.value == before:  # that of what the unembedding reads, where no norm is before it
+        if (
+            hook == name and not own
+        ) or entry.value == before:  # that of what the unembedding reads, where no norm is before it
             hooks[hook] = replace(entry, value=str(entered.name))
-    if any(value.name in BODY_INPUTS for node in graph for value in node.outputs):
-        head_from_residual(model, residual)
+    return residual
+
+
+def _take_past_of(graph: ir.Graph, start: int) -> None:
+    """Lets an adopted graph read how many earlier tokens there are off the keys and values of its first block.
+
+    The original reads it off block 0, whose keys and values a segment is not fed.
+    """
+    inputs = {str(value.name): value for value in graph.inputs}
+    for part in KEY_AND_VALUE:
+        own = inputs.get(past_input(start, part))
+        for layer in range(start):
+            skipped = inputs.get(past_input(layer, part))
+            if own is not None and skipped is not None:
+                skipped.replace_all_uses_with(own)
+                graph.inputs.remove(skipped)
+                graph.initializers.pop(str(skipped.name), None)
+
+
+def _forget_tokens(graph: ir.Graph) -> None:
+    """Takes the tokens from a graph's inputs."""
+    for value in [value for value in graph.inputs if value.name == INPUT_IDS]:
+        graph.inputs.remove(value)
 
 
 def _return(model: ir.Model, end: ir.Value, hooks: Mapping[str, HookEntry]) -> None:
@@ -133,7 +174,8 @@ def with_past(model: ir.Model) -> ir.Model:
 
     Inputs ``past_key_values.N.key`` and ``.value`` [b, heads, past, d_head] and outputs ``present.N.key`` and ``.value``
     [b, heads, past + s, d_head] are added. ``attention_mask`` [b, past + s] and ``position_ids`` [b, s] are then
-    required. hook_k and hook_v hold the new tokens only, scores and pattern have past + s keys.
+    required. hook_k and hook_v hold the new tokens only, scores and pattern have past + s keys. An adopted model has the KV
+    cache of its original: see ``with_own_past``.
 
     Args:
         model: A hooked model, or a segment of one, which gets the keys and values of its own layers.
@@ -142,7 +184,7 @@ def with_past(model: ir.Model) -> ir.Model:
         The copy.
 
     Raises:
-        InputError: The model is an encoder.
+        InputError: The model is an encoder, or was adopted from a file without a KV cache.
     """
     manifest = read_manifest(model)
     if manifest.config.is_encoder:
@@ -150,6 +192,8 @@ def with_past(model: ir.Model) -> ir.Model:
             f"{manifest.config.model_name} is an encoder: its tokens attend to later ones, so there are no past keys and values "
             "to keep (with_past)."
         )
+    if manifest.adopted is not None:
+        return with_own_past(model)
     model = model.clone()
     graph = model.graph
     values = values_by_name(model)

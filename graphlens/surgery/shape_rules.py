@@ -132,6 +132,19 @@ def _product(call: Call) -> list[Known]:
     return made((*broadcast(left[:-2], right[:-2]), *rows, *columns), max(4, call.width()))
 
 
+@rule("MatMulNBits")  # of com.microsoft, as the next
+def _packed_product(call: Call) -> list[Known]:
+    return made((*call.shape()[:-1], call.attributes["N"].as_int()), call.width())
+
+
+@rule("GatherBlockQuantized")
+def _packed_rows(call: Call) -> list[Known]:
+    shape, axis = call.shape(), axis_of(call.integer("gather_axis", 0), len(call.shape()))
+    packed = 8 // call.integer("bits", 4) if call.width() == 1 else 1
+    whole = (*shape[:-1], shape[-1] * packed)
+    return made((*whole[:axis], *call.shape(1), *whole[axis + 1 :]), max(4, call.width(2)))
+
+
 @rule("Gemm")
 def _gemm(call: Call) -> list[Known]:
     left, right = call.shape(0), call.shape(1)
@@ -364,3 +377,17 @@ def _without(shape: Shape, axes: Sequence[int], keep: int) -> list[int]:
 @rule("Det")
 def _det(call: Call) -> list[Known]:
     return made(call.shape()[:-2], call.width())
+
+
+@rule("Conv", "ConvInteger")
+def _conv(call: Call) -> list[Known]:
+    shape, kernel = call.shape(), call.shape(1)
+    places = len(shape) - 2
+    ones = [1] * places
+    steps, gaps = call.numbers(9, "strides", ones), call.numbers(9, "dilations", ones)
+    pads = call.numbers(9, "pads", [0] * 2 * places)
+    if "auto_pad" in call.attributes and call.attributes["auto_pad"].as_string().startswith("SAME"):
+        return made((shape[0], kernel[0], *(-(-n // step) for n, step in zip(shape[2:], steps, strict=True))), 4)
+    ends = zip(shape[2:], kernel[2:], steps, gaps, pads[:places], pads[places:], strict=True)
+    sizes = ((n + before + after - gap * (k - 1) - 1) // step + 1 for n, k, step, gap, before, after in ends)
+    return made((shape[0], kernel[0], *sizes), 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -27,14 +28,15 @@ _LISTS = {
 }
 
 
-def short_shape(value: ir.Value) -> tuple[int, ...]:
+def short_shape(value: ir.Value, nominal: Mapping[str, int] = MappingProxyType({})) -> tuple[int, ...]:
     """The shape of an input in a short run.
 
     Args:
         value: An input of a graph.
+        nominal: Sizes by their names, where others than a short run's are wanted.
     """
-    sizes = value.shape if value.shape is not None else ()
-    return tuple(max(0, size) if isinstance(size, int) else _NOMINAL.get(str(size), _OTHER) for size in sizes)
+    sizes, given = value.shape if value.shape is not None else (), {**_NOMINAL, **nominal}
+    return tuple(max(0, size) if isinstance(size, int) else given.get(str(size), _OTHER) for size in sizes)
 
 
 def check_sizes(model: ir.Model, file: Path, weights: int) -> None:
@@ -60,6 +62,7 @@ class Sizes:
         model: See ``check_sizes``.
         file: See there.
         allowed: The bytes that all values may have together.
+        nominal: See ``short_shape``.
 
     Attributes:
         known: What is known of each value of the graph and of its branches.
@@ -69,11 +72,13 @@ class Sizes:
         ModelFileError: They come to more than is allowed.
     """
 
-    def __init__(self, model: ir.Model, file: Path, allowed: int) -> None:
+    def __init__(
+        self, model: ir.Model, file: Path, allowed: int, nominal: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._model, self._file, self._allowed = model, file, allowed
         self.total = 0
         self.known: dict[ir.Value, Known] = {
-            value: Known(short_shape(value), _width(value.dtype))
+            value: Known(short_shape(value, nominal), _width(value.dtype))
             for value in model.graph.inputs
             if value.const_value is None
         }

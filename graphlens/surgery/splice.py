@@ -30,10 +30,11 @@ class Scope:
         graph: The graph that is edited.
         hook: The hook point's name.
         taken: Every name in the graph; the scope adds its own.
+        masks_with_numbers: True in an adopted file, which may mask scores with a low number in place of -inf.
     """
 
-    def __init__(self, graph: ir.Graph, hook: str, taken: set[str]) -> None:
-        self.graph, self.hook = graph, hook
+    def __init__(self, graph: ir.Graph, hook: str, taken: set[str], masks_with_numbers: bool = False) -> None:
+        self.graph, self.hook, self.masks_with_numbers = graph, hook, masks_with_numbers
         self._tape = Tape()
         self._taken = taken
 
@@ -163,7 +164,7 @@ def splice(model: ir.Model, edits: Mapping[str, Edit]) -> ir.Model:
         old = values[old_name]
         sharers = [other for other in names if hooks[other].value == old_name]
         readers = tuple(old.uses())  # taken first: the edit's own nodes must keep reading the old value
-        scope = Scope(model.graph, name, taken)
+        scope = Scope(model.graph, name, taken, manifest.adopted is not None)
         new = scope._edited(old, edits[name])
         if new is old:
             continue

@@ -29,6 +29,29 @@ MAX_DEPTH = 8
 MAX_FUNCTION_DEPTH = 64
 MAX_TENSOR_BYTES = 1 << 40
 _MEMORY_MARKERS = ("*/_ORT_MEM_ADDR_/*", "_ORT_MEM_ADDR_")
+# Where the numbers of a tensor stand that are not raw bytes: the field, and how many entries of it each number takes.
+_STORED_IN: dict[ir.DataType, tuple[str, float]] = {
+    ir.DataType.FLOAT: ("float_data", 1),
+    ir.DataType.COMPLEX64: ("float_data", 2),
+    ir.DataType.DOUBLE: ("double_data", 1),
+    ir.DataType.COMPLEX128: ("double_data", 2),
+    ir.DataType.INT64: ("int64_data", 1),
+    ir.DataType.UINT64: ("uint64_data", 1),
+    ir.DataType.UINT32: ("uint64_data", 1),
+    ir.DataType.STRING: ("string_data", 1),
+    **dict.fromkeys(
+        (
+            ir.DataType.INT32,
+            ir.DataType.INT16,
+            ir.DataType.UINT16,
+            ir.DataType.INT8,
+            ir.DataType.UINT8,
+            ir.DataType.BOOL,
+        ),
+        ("int32_data", 1),
+    ),
+    **dict.fromkeys((ir.DataType.FLOAT16, ir.DataType.BFLOAT16), ("int32_data", 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -65,14 +88,15 @@ def check_size(file: Path) -> None:
         raise ModelFileError(f"{file}: {size:,} bytes, more than an ONNX graph can have ({MAX_GRAPH_BYTES:,}).")
 
 
-def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> CheckReport:
+def check_graph(model: ir.Model, file: Path, kind: FileKind | None = "edited") -> CheckReport:
     """Refuses a model that reaches outside its folder, explodes when expanded or run, or needs foreign code.
 
     Args:
         model: The model; its weights need not be read.
         file: The graph file that it came from.
         kind: Who may have written it: "exported" allows the operators that graphlens writes, "edited" those besides that
-            its users may add. See OPERATORS.
+            its users may add. See OPERATORS. None is for a file that is looked at and not run: any operator of any opset,
+            and tensors of text.
 
     Returns:
         What the check saw.
@@ -95,7 +119,7 @@ def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> Check
                 raise ModelFileError(f"{file}: subgraphs nested more than {MAX_DEPTH} deep.")
             if node.op_identifier() in model.functions:
                 continue
-            if not operators.is_allowed(node.domain, node.op_type, kind):
+            if kind is not None and not operators.is_allowed(node.domain, node.op_type, kind):
                 why = operators.why_not(node.domain, node.op_type)
                 raise ModelFileError(f"{file}: node {node.name!r} {why}")
             seen.add(node.op_type)
@@ -103,6 +127,8 @@ def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> Check
     embedded = external = 0
     files: set[str] = set()
     for tensor in _tensors(model, file):
+        if kind is None and tensor.dtype == ir.DataType.STRING and not isinstance(tensor, ir.ExternalTensor):
+            continue
         size = _tensor_bytes(tensor, file)
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(tensor, size, file.parent)
@@ -112,9 +138,10 @@ def check_graph(model: ir.Model, file: Path, kind: FileKind = "edited") -> Check
             embedded += size
         if embedded + external > MAX_TENSOR_BYTES:
             raise ModelFileError(f"{file}: its tensors claim more than {MAX_TENSOR_BYTES:,} bytes.")
-    check_sizes(model, file, embedded + external)
+    if kind is not None:
+        check_sizes(model, file, embedded + external)
     opset = model.opset_imports.get("")
-    if opset is None or not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version():
+    if kind is not None and (opset is None or not OLDEST_OPSET <= opset <= onnx.defs.onnx_opset_version()):
         raise ModelFileError(
             f"{file}: its operators are those of opset {opset}; graphlens opens {OLDEST_OPSET} to "
             f"{onnx.defs.onnx_opset_version()}. Refused."
@@ -205,8 +232,10 @@ def check_structure(proto: onnx.ModelProto, file: Path) -> None:
 
     Raises:
         ModelFileError: There are sparse initializers, which onnx-ir drops without a word, in whatever subgraph or function;
-            or too many nodes, or subgraphs nested too deep.
+            or too many nodes, or subgraphs nested too deep; or names that are no text,
+            or tensors that do not fit their shape.
     """
+    _ensure_text(_names_of_model(proto), file)
     waiting: list[tuple[Iterable[onnx.NodeProto], int]] = [(function.node, 0) for function in proto.functions]
     graphs, count = [(proto.graph, 0)], 0
     while graphs or waiting:
@@ -214,17 +243,89 @@ def check_structure(proto: onnx.ModelProto, file: Path) -> None:
             graph, depth = graphs.pop()
             if graph.sparse_initializer:
                 raise _sparse(file)
+            _ensure_text(_names_of_graph(graph), file)
+            for tensor in graph.initializer:
+                _ensure_filled(tensor, file)
             waiting.append((graph.node, depth))
         nodes, depth = waiting.pop()
         for node in nodes:
             count += 1
             if count > MAX_NODES:
                 raise ModelFileError(f"{file}: more than {MAX_NODES:,} nodes. graphlens refuses to open it.")
+            _ensure_text((node.name, node.op_type, node.domain, node.overload, *node.input, *node.output), file)
+            _ensure_text(_notes(node), file)
             for attribute in node.attribute:
+                _ensure_text((attribute.name, attribute.ref_attr_name, attribute.doc_string), file)
+                for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+                    _ensure_filled(tensor, file)
                 inner = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
                 if inner and depth + 1 > MAX_DEPTH:
                     raise ModelFileError(f"{file}: subgraphs nested more than {MAX_DEPTH} deep.")
                 graphs += [(graph, depth + 1) for graph in inner]
+
+
+def _ensure_text(names: Iterable[str], file: Path) -> None:
+    """Refuses names that are not text: protobuf hands out bytes for them, as a damaged file has."""
+    for name in names:
+        if not isinstance(name, str):
+            raise ModelFileError(f"{file}: {name!r:.60} stands for a name in it and is no text: the file is damaged.")
+
+
+def _ensure_filled(tensor: onnx.TensorProto, file: Path) -> None:
+    """Refuses a tensor inside the graph file that has more or fewer numbers than its shape says."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    try:
+        dtype = ir.DataType(tensor.data_type)
+    except ValueError as error:
+        raise ModelFileError(
+            f"{file}: tensor {tensor.name!r} is of a type that ONNX does not have. Refused."
+        ) from error
+    count = math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        wanted = count if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) else math.ceil(count * dtype.itemsize)
+        found = len(tensor.raw_data)
+    elif dtype not in _STORED_IN:
+        return
+    else:
+        field, numbers = _STORED_IN[dtype]
+        wanted, found = math.ceil(count * numbers), len(getattr(tensor, field))
+    if min(tensor.dims, default=0) < 0 or found != wanted:
+        raise ModelFileError(
+            f"{file}: tensor {tensor.name!r} has the shape {list(tensor.dims)}, and the bytes that it holds do not fit it. "
+            "The file is damaged."
+        )
+
+
+def _notes(
+    item: onnx.NodeProto | onnx.GraphProto | onnx.ModelProto | onnx.ValueInfoProto | onnx.TensorProto,
+) -> Iterator[str]:
+    """What a part of a file says about itself: its doc string and metadata."""
+    yield item.doc_string
+    for entry in item.metadata_props:
+        yield from (entry.key, entry.value)
+
+
+def _names_of_model(proto: onnx.ModelProto) -> Iterator[str]:
+    """The texts of a model that are not in its graph."""
+    yield from (proto.producer_name, proto.producer_version, proto.domain, *_notes(proto))
+    yield from (opset.domain for opset in proto.opset_import)
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
+        yield from (opset.domain for opset in function.opset_import)
+
+
+def _names_of_graph(graph: onnx.GraphProto) -> Iterator[str]:
+    """The texts of a graph that are not in its nodes."""
+    yield from (graph.name, *_notes(graph))
+    for tensor in graph.initializer:
+        yield from (tensor.name, *_notes(tensor))
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield from (value.name, *_notes(value), value.type.denotation)
+        for size in value.type.tensor_type.shape.dim:
+            yield from (size.dim_param, size.denotation)
 
 
 def _tensors(model: ir.Model, file: Path) -> Iterator[ir.TensorProtocol]:

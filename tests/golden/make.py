@@ -1,7 +1,8 @@
 """Makes the golden files of the formats that this version writes: ``python tests/golden/make.py``, once for each release.
 
-They are a hooked folder of a tiny random Gemma 3 of odd sizes (up to format 2: GPT-2), an edits file and a saved sweep,
-in a folder named after the three formats: ``1-1-1`` is format 1 of the manifest, of edits files and of sweep results.
+They are a hooked folder of a tiny random Gemma 3 of odd sizes (format 4: adopted from a file that torch exported; up to
+format 2: GPT-2), an edits file and a saved sweep, in a folder named after the three formats: ``1-1-1`` is format 1 of the
+manifest, of edits files and of sweep results.
 ``expected.safetensors`` holds what they must give, computed by transformers and torch hooks and not by graphlens. A folder
 that is there is never made again: later versions open what earlier ones wrote. Needs the extras [cpu,export].
 """
@@ -65,7 +66,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=HERE, prefix=".making-") as temporary:
         checkpoint, made = Path(temporary) / "golden-gemma3", Path(temporary) / target.name
         module = _save_checkpoint(checkpoint)
-        graphlens.export_model(checkpoint, made / "model", announce=print)
+        foreign = Path(temporary) / "golden-gemma3.onnx"
+        _export_elsewhere(module, foreign)
+        graphlens.adopt(foreign, made / "model", config=checkpoint, tokenizer=checkpoint, announce=print)
         model = graphlens.HookedTransformer.from_onnx(made / "model", "cpu")
         expected = _expected(module, model)
         interventions.save(_edits(expected["steering"], expected["patch"]), made / "edits.json")
@@ -105,6 +108,33 @@ def _save_checkpoint(folder: Path) -> transformers.Gemma3ForCausalLM:
     settings = {"tokenizer_class": "GPT2Tokenizer", **dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return module
+
+
+def _export_elsewhere(module: transformers.Gemma3ForCausalLM, file: Path) -> None:
+    """Writes the model as torch's older exporter does."""
+    import torch
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    names, ids = ["input_ids", "attention_mask"], torch.randint(1, 9, (2, 7))
+    axes = {name: {0: "batch", 1: "sequence"} for name in (*names, "logits")}
+    torch.onnx.export(
+        Logits().eval(),
+        (ids, torch.ones_like(ids)),
+        str(file),
+        input_names=names,
+        output_names=["logits"],
+        dynamic_axes=axes,
+        dynamo=False,
+        opset_version=17,
+    )
+    module.eval()
 
 
 def _edits(steering: Array, patch: Array) -> list[Any]:

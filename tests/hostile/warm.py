@@ -14,7 +14,7 @@ from typing import Any
 import onnxruntime
 
 import graphlens
-from tests.hostile import files, specs
+from tests.hostile import files, foreign, specs
 from tests.hostile.cases import Case
 from tests.hostile.routes import Expected
 from tests.hostile.truth import Truth
@@ -26,7 +26,9 @@ _LATE = (
     "graphlens.pipelines.hub", "graphlens.experiments.sweep", "graphlens.experiments.act_patch", "graphlens.metrics",
     "rich.console",
     "rich.table", "rich.panel", "rich.markup", "safetensors.numpy", "tokenizers", "typer.testing", "huggingface_hub",
-    "onnx_ir",
+    "onnx_ir", "graphlens.pipelines.inspect", "graphlens.pipelines.findings", "graphlens.pipelines.expose",
+    "graphlens.pipelines.adopt", "graphlens.pipelines.adopt_identities", "graphlens.pipelines.adopt_weights",
+    "graphlens.surgery.match", "graphlens.surgery.unfuse.expand",
 )  # fmt: skip
 
 
@@ -99,6 +101,7 @@ def chosen_cases(everything: bool, name: str | None, group: str | None, every: i
     every_one, only = everything or name is not None, None if name is None else name.partition("/")[0]
     found = [
         *files.cases(lambda: warmed().expected, every_one, only),
+        *foreign.cases(every_one, only),
         *specs.cases(lambda: warmed().specs, every_one, only),
     ]
     if name is not None:

@@ -14,11 +14,14 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
 
-from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, embedded_model
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, embedded_model, expose
 from graphlens.deploy import bake_model, write_drivable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests import foreign_files
 from tests.families.worded import ENDS, worded_folder
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
@@ -84,6 +87,7 @@ def main(out: Path) -> None:
         "logits": {name: array.ravel().tolist() for name, array in logits.items()},
         "runs": _runs(model, prompt, names),
         "llama": _llama(out),
+        "exposed": _exposed(out),
     }
     (out / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
 
@@ -111,6 +115,31 @@ def _llama(out: Path) -> dict[str, Any]:
         generated = model.generate(prompt, NEW_TOKENS, **options)
     assert (generated != model.generate(prompt, NEW_TOKENS, **options)).any(), "edits change nothing generated"
     return {"prompt_tokens": prompt[0].tolist(), "generated": generated[0].tolist()}
+
+
+def _exposed(out: Path) -> dict[str, Any]:
+    """Another program's model with some of its values as outputs, and those values: the weights lie beside it."""
+    file = foreign_files.write(foreign_files.decoder(), out / "foreign" / "model.onnx", "weights.bin")
+    names = ["h.1.pattern", "places", "seen"]
+    exposed = expose(file, names, out / "exposed").file
+    tokens = np.random.default_rng(1).integers(0, foreign_files.VOCAB, (2, 5))
+    # From the graph as it was, by ONNX's reference implementation: no optimiser, no graphlens.
+    reference = ReferenceEvaluator(_returning(onnx.load(file), names))
+    pattern, places, seen = reference.run(names, {"input_ids": tokens})
+    assert (exposed.parent / "weights.bin").is_file()
+    return {
+        "tokens": tokens.tolist(),
+        "pattern": np.asarray(pattern).ravel().tolist(),
+        "places": np.asarray(places).tolist(),
+        "seen": np.asarray(seen).ravel().tolist(),
+    }
+
+
+def _returning(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """A model with other outputs, of no stated type: the reference implementation wants none."""
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return model
 
 
 def _runs(model: HookedTransformer, prompt: Any, names: list[int]) -> dict[str, Any]:

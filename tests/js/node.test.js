@@ -65,6 +65,18 @@ for (const [name, edits] of Object.entries(gates)) {
   });
 }
 
+test("an exposed file of another program gives values of several types", async (t) => {
+  const { exposed } = expected;
+  const [rows, columns] = [exposed.tokens.length, exposed.tokens[0].length];
+  const session = await open("exposed");
+  assert.deepEqual(session.outputNames, ["logits", "places", "seen", "h.1.pattern"]);
+  const ids = new ort.Tensor("int64", BigInt64Array.from(exposed.tokens.flat(), BigInt), [rows, columns]);
+  const found = await session.run({ input_ids: ids });
+  assertClose(t, found["h.1.pattern"].data, exposed.pattern);
+  assert.deepEqual(Array.from(found.places.data, Number), exposed.places);
+  assert.deepEqual(Array.from(found.seen.data, Boolean), exposed.seen);
+});
+
 // Why JavaScript gets required gates. Where one of these fails, docs/drivable.md can be simpler.
 test("onnxruntime-node drops an optional gate without a word", async (t) => {
   const session = await open("tiny-drivable");

@@ -6,6 +6,7 @@ import copy
 import difflib
 from collections import Counter
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -31,9 +32,12 @@ class Activations(Mapping[str, ArrayT]):
 
     Attributes:
         mask: int64 [b, p], 0 at padding of the run; None where none is known of.
+        straight_through: Operators that round -> how many of them its gradients passed as if they did not (of a quantised
+            model they are those of the products with the dequantised weights); empty where all are derivatives themselves.
     """
 
     mask: Array | None = None
+    straight_through: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, cache_dict: dict[str, ArrayT], model: CacheModel[ArrayT], has_batch_dim: bool = True) -> None:
         self.cache_dict = cache_dict
@@ -163,6 +167,7 @@ class Activations(Mapping[str, ArrayT]):
             else:
                 sliced[name] = taken.apply(value) if value.shape[:1] == (prompts,) else value
         other = type(self)(sliced or dict(self.cache_dict), self.model, self.has_batch_dim and taken.mode != "int")
+        other.straight_through = self.straight_through
         if self.mask is not None:
             other.mask = self.mask[taken.indices(len(self.mask))] if self.has_batch_dim else self.mask
         return other

@@ -29,13 +29,14 @@ _ASKS_NOTHING = {
     "n_devices": 1,
     "move_to_device": True,
 }
+_CLASSES = {"decoder": "HookedTransformer", "encoder": "HookedEncoder", "vision model": "HookedViT"}
 
 
 class OpenMethods(Generic[ArrayT]):
     """The part of HookedTransformer that finds, exports, processes and opens a model. It needs ``_border``."""
 
     runner: Runner[ArrayT]
-    _encoders = False  # which kind of model the class is for
+    _kind = "decoder"  # of models that the class is for
     _cfg: HookedTransformerConfig | None = None
     _made = Made()
 
@@ -57,10 +58,11 @@ class OpenMethods(Generic[ArrayT]):
     def _open(self, engine: Engine, tokenizer: object, prepend_bos: bool | None, side: str | None) -> None:
         """Begins with a hooked file."""
         config = engine.manifest.config
-        if config.is_encoder != self._encoders:
-            kind, other = ("an encoder", "HookedEncoder") if config.is_encoder else ("a decoder", "HookedTransformer")
+        kind = "vision model" if config.is_vision else "encoder" if config.is_encoder else "decoder"
+        if kind != self._kind:
             raise InputError(
-                f"{config.model_name} is {kind} ({config.original_architecture}): open it with graphlens.{other}."
+                f"{config.model_name} is {'an' if kind == 'encoder' else 'a'} {kind} ({config.original_architecture}): open it "
+                f"with graphlens.{_CLASSES[kind]}."
             )
         usual = config.default_prepend_bos
         bos = usual if prepend_bos is None else prepend_bos
@@ -84,8 +86,11 @@ class OpenMethods(Generic[ArrayT]):
 
         border = self._border()
         config = border.config_kind.unwrap(given)
-        if self._encoders:
-            raise InputError("graphlens builds no encoders from a config: HookedEncoder.from_pretrained opens one.")
+        if self._kind != "decoder":
+            raise InputError(
+                f"graphlens builds no {self._kind}s from a config: HookedEncoder.from_pretrained opens an encoder, and "
+                "HookedViT.from_onnx an adopted vision model."
+            )
         built = build(config, tokenizer, _providers(config.device, None) if providers is None else providers, side)
         bos = config.default_prepend_bos if prepend_bos is None else prepend_bos
         self.runner = Runner(built.engine, border, built.tokenizer if tokenizer is None else None, bos)
@@ -146,6 +151,7 @@ class OpenMethods(Generic[ArrayT]):
         default_padding_side: str | None = None,
         tokenizer: Any = None,
         n_ctx: int | None = None,
+        adopt: bool = False,
     ) -> Self:
         """Opens a hooked folder or ``model.onnx``.
 
@@ -156,13 +162,19 @@ class OpenMethods(Generic[ArrayT]):
             default_padding_side: "right" or "left"; None is the tokenizer's own.
             tokenizer: One of transformers or graphlens in place of the folder's, set up as ``set_tokenizer`` does.
             n_ctx: The longest input: lower than the file says, or higher, up to what the model was trained for.
+            adopt: True takes an ONNX file that another program exported: see ``graphlens.adopt``. What is made of it stays in
+                the cache folder.
 
         Raises:
-            ModelFileError: When the file is damaged, altered or not hooked.
+            ModelFileError: When the file is damaged, altered or not hooked, or cannot be adopted.
             InputError: For another padding side or ``n_ctx``.
         """
         if not is_one_of(default_padding_side, ("left", "right", None)):
             raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
+        if checked_number(adopt, "adopt", bool):
+            from graphlens.pipelines.cache import adopted_export
+
+            path = adopted_export(path)
         with spinner(f"Opening {path}"):
             engine = Engine(path, providers, n_ctx)
             return cls(

@@ -6,10 +6,11 @@ from graphlens.surgery.rules import (  # noqa: F401  (they register their rules)
     elementwise,
     entries,
     products,
+    quantised,
     reductions,
     shapes,
 )
-from graphlens.surgery.rules.builder import Builder, Gradient, dims, width
-from graphlens.surgery.rules.registry import RULES, Rule, number, rule
+from graphlens.surgery.rules.builder import Builder, Gradient, dims, rank, width
+from graphlens.surgery.rules.registry import RULES, Rule, number, rule, rule_of
 
-__all__ = ["RULES", "Builder", "Gradient", "Rule", "dims", "number", "rule", "width"]
+__all__ = ["RULES", "Builder", "Gradient", "Rule", "dims", "number", "rank", "rule", "rule_of", "width"]

@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from graphlens.errors import InputError
-from graphlens.surgery.rules.builder import Builder, Gradient, dims
+from graphlens.surgery.rules.builder import Builder, Gradient, dims, known
 from graphlens.surgery.rules.registry import Found, Grads, Needs, first_of, only, rule, taken
 
 # Arithmetic
@@ -21,6 +21,13 @@ def _sum(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
         term = g if index == 0 or node.op_type == "Add" else Gradient(b.op("Neg", g.value), g.full)
         found.append(b.summed(term, out, taken(node, index)) if needed else None)
     return found
+
+
+@rule("Sum", "Mean")
+def _sum_of_several(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    out, g = node.outputs[0], only(grads)
+    term = g if node.op_type == "Sum" else Gradient(b.times(g.value, 1 / len(needs)), g.full)
+    return [b.summed(term, out, taken(node, i)) if needed else None for i, needed in enumerate(needs)]
 
 
 @rule("Mul")
@@ -59,11 +66,13 @@ def _negative(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
 
 @rule("Pow")
 def _power(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
-    tensor = ir.convenience.get_const_tensor(taken(node, 1))
-    if needs[1] or tensor is None or tensor.size != 1:
-        raise InputError(f"{node.name!r}: only a power with a constant exponent can be differentiated.")
-    exponent = float(tensor.numpy().reshape(()))
+    content = known(taken(node, 1))
+    if needs[1] or content is None or content.size != 1:
+        raise InputError(f"{node.name!r}: only a power with one constant exponent can be differentiated.")
+    exponent = float(content.reshape(()))
     x = taken(node, 0)
+    if exponent == 0:
+        return [None, None]
     slope = b.times(b.op("Pow", x, b.constant(exponent - 1, x)), exponent)
     return [_along(b, grads, slope), None]
 
@@ -87,8 +96,7 @@ def _clipped(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
 def _extreme(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     """That of the input which is the result; an equal share where several are."""
     out, g = node.outputs[0], only(grads)
-    assert out.type is not None
-    hits = [b.op("Cast", b.op("Equal", taken(node, i), out), to=int(out.type.dtype)) for i in range(len(needs))]
+    hits = [b.op("CastLike", b.op("Equal", taken(node, i), out), g.value) for i in range(len(needs))]
     count = hits[0]
     for hit in hits[1:]:
         count = b.op("Add", count, hit)
@@ -132,6 +140,16 @@ def _exponential(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found
     return [_along(b, grads, node.outputs[0])]
 
 
+@rule("Sin")
+def _sine(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    return [_along(b, grads, b.op("Cos", taken(node, 0)))]
+
+
+@rule("Cos")
+def _cosine(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    return [_along(b, grads, b.op("Neg", b.op("Sin", taken(node, 0))))]
+
+
 @rule("Reciprocal", reads_output=True)
 def _reciprocal(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     y = node.outputs[0]
@@ -148,6 +166,48 @@ def _tanh(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
 def _sigmoid(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     y = node.outputs[0]
     return [_along(b, grads, b.op("Mul", y, _one_minus(b, y)))]
+
+
+@rule("Softplus")
+def _softplus(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    return [_along(b, grads, b.op("Sigmoid", taken(node, 0)))]
+
+
+@rule("Swish")
+def _swish(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    """x times sigmoid(alpha x)."""
+    x, alpha = taken(node, 0), _factor(node, "alpha", 1.0)
+    share = b.op("Sigmoid", b.times(x, alpha))
+    bend = b.op("Mul", b.times(x, alpha), _one_minus(b, share))
+    return [_along(b, grads, b.op("Mul", share, b.op("Add", b.constant(1.0, x), bend)))]
+
+
+@rule("HardSigmoid", "HardSwish")
+def _hard_sigmoid(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    """A ramp from 0 to 1, and x times that one."""
+    x, plain = taken(node, 0), node.op_type == "HardSigmoid"
+    alpha, beta = (_factor(node, "alpha", 0.2), _factor(node, "beta", 0.5)) if plain else (1 / 6, 0.5)
+    ramp = b.op("Add", b.times(x, alpha), b.constant(beta, x))
+    above, below = b.op("Greater", ramp, b.constant(0.0, x)), b.op("Less", ramp, b.constant(1.0, x))
+    inside, zero, one = b.op("And", above, below), b.constant(0.0, x), b.constant(1.0, x)
+    if plain:
+        return [_along(b, grads, b.op("Where", inside, b.constant(alpha, x), zero))]
+    bent = b.op("Add", ramp, b.times(x, alpha))
+    return [_along(b, grads, b.op("Where", inside, bent, b.op("Where", above, one, zero)))]
+
+
+@rule("LeakyRelu", "Elu")
+def _leaky(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    """1 above 0; below it a number, or that times exp(x)."""
+    x, leaks = taken(node, 0), node.op_type == "LeakyRelu"
+    alpha = _factor(node, "alpha", 0.01 if leaks else 1.0)
+    below = b.constant(alpha, x) if leaks else b.times(b.op("Exp", x), alpha)
+    return [_along(b, grads, b.op("Where", b.op("Greater", x, b.constant(0.0, x)), b.constant(1.0, x), below))]
+
+
+def _factor(node: ir.Node, name: str, default: float) -> float:
+    """An attribute that is a number."""
+    return node.attributes[name].as_float() if name in node.attributes else default
 
 
 @rule("Relu", reads_output=True)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from graphlens.surgery.rules.builder import Builder, Gradient, dims
-from graphlens.surgery.rules.registry import Found, Grads, Needs, constant, first_of, number, only, rule, taken
+from graphlens.errors import InputError
+from graphlens.surgery.rules.builder import Builder, Gradient, dims, is_product_of_integers, known, rank
+from graphlens.surgery.rules.registry import (
+    Found,
+    Grads,
+    Needs,
+    axes_of,
+    constant,
+    first_of,
+    number,
+    only,
+    optional,
+    rule,
+    taken,
+)
 
 constant("IsNaN", "IsInf", "Shape", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Not")
-constant("ArgMax", "ArgMin", "OneHot", "Sign", "Floor", "Ceil", "Round")
+constant("ArgMax", "ArgMin", "OneHot", "Sign", "Floor", "Ceil", "Round", "Xor", "Size", "NonZero", "Hardmax", "EyeLike")
 
 
 @rule("Where", reads_output=True)  # the rule of Softmax reads what a Where made of the pattern
@@ -29,13 +43,14 @@ def _same(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     return [only(grads)]
 
 
-@rule("Cast")
+@rule("Cast", "CastLike")
 def _cast(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     x, g = taken(node, 0), only(grads)
-    assert x.type is not None
-    if not x.type.dtype.is_floating_point():
-        return [None]
-    return [Gradient(b.op("Cast", g.value, to=int(x.type.dtype)), g.full)]
+    if x.type is None:
+        raise InputError(f"the dtype of {x.name!r} is not known, so it cannot be differentiated.")
+    if not x.type.dtype.is_floating_point():  # a count or an index; or what a quantised product adds up
+        return first_of(g, needs) if is_product_of_integers(x) else [None] * len(needs)
+    return first_of(Gradient(b.op("Cast", g.value, to=int(x.type.dtype)), g.full), needs)
 
 
 @rule("Reshape", "Squeeze", "Unsqueeze", "Flatten")
@@ -52,9 +67,39 @@ def _expanded(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
 @rule("Transpose")
 def _transposed(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
     g = only(grads)
-    rank = len(dims(node.outputs[0]))
-    order = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else list(range(rank))[::-1]
-    return [Gradient(b.op("Transpose", g.value, perm=[order.index(i) for i in range(rank)]), g.full)]
+    count = rank(node.outputs[0])
+    order = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else list(range(count))[::-1]
+    return [Gradient(b.op("Transpose", g.value, perm=[order.index(i) for i in range(count)]), g.full)]
+
+
+@rule("Trilu")
+def _triangle(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    g = b.whole(only(grads), node.outputs[0])
+    kept = b.op("Trilu", g, *node.inputs[1:], upper=number(node, "upper", 1))
+    return first_of(Gradient(kept), needs)
+
+
+@rule("Pad")
+def _cropped(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    if "mode" in node.attributes and node.attributes["mode"].as_string() != "constant":
+        raise InputError(f"{node.name!r}: a Pad that repeats entries cannot be differentiated.")
+    x = taken(node, 0)
+    axes, pads = axes_of(node, 3, rank(x)), b.op("Neg", taken(node, 1))
+    ends = {
+        axis: (
+            b.op("Gather", pads, b.constant([place]), axis=0),
+            b.op("Gather", pads, b.constant([place + len(axes)]), axis=0),
+        )
+        for place, axis in enumerate(axes)
+    }
+    return first_of(Gradient(b.padded(b.whole(only(grads), node.outputs[0]), rank(x), ends)), needs)
+
+
+@rule("Dropout")
+def _kept(b: Builder, node: ir.Node, grads: Grads, needs: Needs) -> Found:
+    if optional(node, 2) is not None and bool(np.any(np.asarray(known(optional(node, 2)), bool))):
+        raise InputError(f"{node.name!r}: a Dropout in training cannot be differentiated.")
+    return first_of(only(grads), needs)
 
 
 @rule("Split")

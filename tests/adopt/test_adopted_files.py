@@ -1,0 +1,54 @@
+"""Foreign files adopted: every hook point found, read and edited as transformers with torch hooks has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.adopt.cells import OF_THE_TOOL, measured
+from tests.adopt.checkpoints import FAMILIES, family_of
+from tests.adopt.files import FLOAT, QUANTISED, ROUTES, Files
+from tests.adopt.fixtures import FIXTURES
+
+# Every family by the exporter that most files are of, and every other kind of file of a family that has what is odd in it.
+MADE = (
+    *((f"small-{family}", "legacy-eager") for family in FAMILIES),
+    ("small-llama", "legacy-sdpa"),
+    ("small-llama", "legacy-past"),
+    ("small-llama", "dynamo20-past"),
+    ("small-bert", "dynamo23-sdpa"),
+    ("small-gpt2", "legacy-eager.ort99"),
+    ("small-bert", "legacy-eager.ort2"),
+    ("small-vit", "legacy-eager.ort1"),
+    ("small-llama", "legacy-eager.session-all"),
+    ("small-bert", "legacy-eager.fusions"),
+    ("small-gpt2", "legacy-eager.fp16"),
+    ("small-gpt2", "legacy-eager.int8"),
+    ("small-neox", "legacy-eager.int8-channel"),
+    ("small-llama", "legacy-eager.int4"),
+    ("small-llama", "optimum-past.int8"),
+)
+
+
+def right(files: Files, name: str, route: str, path: Path) -> None:
+    cell = measured(path, name, route, files)
+    assert cell.failures == []
+    assert cell.hooks == cell.wanted > 30
+    assert cell.identities > 20
+    if ROUTES[route].numbers != QUANTISED:
+        assert cell.edits > 15
+    if ROUTES[route].numbers == FLOAT:
+        allowed = OF_THE_TOOL.get((family_of(name), route), 1e-4)
+        assert cell.worst <= allowed
+        assert cell.edit <= allowed
+
+
+@pytest.mark.parametrize(("name", "route"), MADE, ids=[".".join(each) for each in MADE])
+def test_every_hook_point_is_transformers(name: str, route: str, files: Files) -> None:
+    right(files, name, route, files.path(name, route))
+
+
+@pytest.mark.parametrize(("name", "route"), FIXTURES, ids=[".".join(each) for each in FIXTURES])
+def test_files_of_tools_that_are_not_here(name: str, route: str, files: Files) -> None:
+    right(files, name, route, files.root / "files" / f"{name}.{route}.onnx")
