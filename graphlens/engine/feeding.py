@@ -47,8 +47,8 @@ def ensure_heeded(feeds: Mapping[str, Feed], manifest: Manifest, ends_in_logits:
         return
     if adopted.headless and ends_in_logits:
         raise InputError(
-            f"{manifest.config.model_name} was adopted from {adopted.file}, which ends in hidden states and gives no logits: run it "
-            "with return_type=None and read hook points (run_with_cache), or stop at a layer. Generation, losses and metrics "
+            f"{manifest.config.model_name} was adopted from {adopted.file}, which ends in hidden states and gives no logits: run "
+            "it with return_type=None and read hook points (run_with_cache), or stop at a layer. Generation, losses and metrics "
             "need an export with the model's head."
         )
     mask = feeds.get(ATTENTION_MASK)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,10 @@ import numpy as np
 from graphlens.analysis.identities import Facts, Identity, failing, identities, worst
 from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
-from graphlens.pipelines.adopt_probe import Probe, image_probe, open_written, padded_probe, stepped
+from graphlens.pipelines.adopt_mask import ensure_masks
+from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import quantisers
+from graphlens.surgery.adoptable import STILL
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,8 +33,8 @@ _EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 0.1
 _LEFT = {
     "counted": "{} counts padding on the left as positions: a prompt padded there is computed as another than the same prompt "
     "alone, as in the original. Pad on the right.",
-    "seen": "{} does not mask padding on the left, as the original does not: runs of prompts padded there are refused. Pad on "
-    "the right.",
+    "seen": "{} does not mask padding on the left, or reads positions from it, as the original does: runs of prompts padded "
+    "there are refused. Pad on the right.",
 }
 _ROUNDING = ("DynamicQuantizeLinear", "QuantizeLinear")
 
@@ -47,6 +49,7 @@ class Proof:
         hooks: Its hook map.
         probe: The prompts that all hook points were seen on.
         activations: What those that hold held there.
+        result: The logits there, or the last hidden states.
         allowed: How far apart logits may be, relative to the largest, by the rounding that the original does.
         failed: Hook point -> which identity failed there, in a sentence.
         residuals: Identity that holds -> its largest residual, relative.
@@ -59,6 +62,7 @@ class Proof:
     hooks: Mapping[str, HookEntry]
     probe: Probe
     activations: Mapping[str, Array]
+    result: Array
     allowed: float
     failed: Mapping[str, str] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
@@ -95,8 +99,13 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     for probe, arrays, expected in zip(tried.probes, given, tried.results, strict=True):
         if expected is not None:
             _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
-    facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
+    masked: tuple[str, ...] = ()
+    if match.kind != "vision":
+        mask, causal = match.ports.attention_mask, config.is_causal
+        masked = ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
+    facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
+    facts = replace(facts, biased=any("position bias" in note for note in match.notes))
     every = worst(
         identities(
             _values(arrays, hooks),
@@ -115,10 +124,11 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         *((model, hooks) if not failed else graph.named(kept)),
         tried.probes[0],
         {name: given[0][hooks[name].value] for name in kept},
+        given[0][LOGITS],
         allowed,
         failed,
         {_shown(each): each.residual for each in every if each.passed},
-        tried.notes,
+        (*tried.notes, *masked),
         tried.left_padding,
     )
 
@@ -143,7 +153,9 @@ def _tried(source: Session, graph: Unnamed, original: Path, allowed: float) -> _
     if graph.match.kind == "vision":
         images = image_probe(graph.seen[ports.input].shape[1:], config.n_ctx)
         return _Tried([images], list(source.run([graph.result], images.original(ports, graph.seen))))
-    probe = padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)
+    # What a config.json says of the longest input, or nothing says, is no limit of the graph's.
+    tabled = not {"hook_pos_embed", "embed.hook_pos_embed"}.isdisjoint(graph.match.hooks)
+    probe = padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx if tabled else LENGTH)
     run = _Original(source, graph)
     result, notes, left = run(probe), list[str](), "masked"
     if probe.mask is None:
@@ -206,7 +218,7 @@ class _Original:
 
 def _alike(probe: Probe, result: Array, row: int, allowed: float) -> bool:
     """True if a prompt that is padded on the left is computed as the same prompt padded otherwise, which is in ``row``."""
-    if result.ndim != 3 or probe.mask is None:
+    if result.ndim != 3 or probe.mask is None or result.shape[1] != probe.tokens.shape[1]:
         return True
     one, other = result[1][probe.mask[1] != 0], result[row][probe.mask[row] != 0]
     return _apart(one, other, allowed) <= allowed
@@ -225,6 +237,11 @@ def _ensure_same(found: Array, expected: Array, probe: Probe, allowed: float, or
     """Refuses a graph that gives other logits than its original at a real token."""
     length = probe.tokens.shape[1]
     real = np.ones(probe.tokens.shape, bool) if probe.mask is None else probe.mask[:, -length:] != 0
+    if expected.ndim == 3 and expected.shape[1] != length and probe.pixels is None:
+        raise ModelFileError(
+            f"{original}: it gives logits of {expected.shape[1]} of {length} tokens, and hook points, losses and generation are "
+            f"of all. Export it without logits_to_keep (num_logits_to_keep). {STILL}"
+        )
     if found.ndim == 3:
         found, expected = found[real], expected[real]
     apart = _apart(found, expected, allowed)

@@ -443,13 +443,13 @@ def test_an_error_in_a_run_ends_all_of_them(prompts: tuple[Array, Array]) -> Non
 def test_an_activation_of_another_shape_is_an_error_in_a_sentence(
     prompts: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Comparison._store
+    kept = Comparison.keep
 
     def cut(self: Any, firing: Any, activation: Array) -> Array:
         kept(self, firing, activation[..., :-1] if firing[0] == "blocks.1.hook_mlp_out" else activation)
         return activation
 
-    monkeypatch.setattr(Comparison, "_store", cut)
+    monkeypatch.setattr(Comparison, "keep", cut)
     with pytest.raises(InputError, match=r"blocks.1.hook_mlp_out' has shape \[3, 9, 127\] in the reference"):
         graphlens.drift(opened(), opened(), prompts[0], verbose=False)
 
