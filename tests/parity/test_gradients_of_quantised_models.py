@@ -95,3 +95,18 @@ def test_what_was_passed_is_said_in_every_result(root: Path, tmp_path: Path) -> 
     assert printed.returncode == 0, printed.stderr
     assert "gradients pass" in printed.stdout
     assert "MatMulInteger" in printed.stdout
+
+
+def test_a_half_precision_body_under_float_logits(root: Path) -> None:
+    make_smaller("fp16", "llama", root / "float.onnx", root / "fp16.onnx")
+    graphlens.adopt(root / "fp16.onnx", root / "fp16", announce=lambda line: None)
+    model, plain = opened(root, "fp16"), opened(root, "float")
+    tokens = np.random.default_rng(0).integers(1, 90, (2, 6))
+    found, expected = model.gradients(tokens, METRIC), plain.gradients(tokens, METRIC)
+    assert found["blocks.1.hook_resid_pre"].dtype == np.float16
+    for name, gradient in expected.items():
+        assert float(np.abs(found[name] - gradient).max()) <= 2e-2 * float(np.abs(gradient).max()), name
+    _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
+    _, other = plain.run_with_cache(tokens, return_type="loss", incl_bwd=True)
+    name = "blocks.1.hook_resid_pre_grad"
+    assert float(np.abs(cache[name] - other[name]).max()) <= 2e-2 * float(np.abs(other[name]).max())
