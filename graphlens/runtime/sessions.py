@@ -256,6 +256,9 @@ def open_session(
     """
     names, required = choose_providers(providers)
     options = _options()
+    # A graph with QuantizeLinear computes what is written, whichever of its values are read: fused to integer operators, the same
+    # edit gives other numbers in another graph, and ONNX Runtime 1.32 aborts the process over some graphs with hooks.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if as_written:

@@ -26,7 +26,8 @@ Each model is tiny, random and of odd sizes. A cell says how many of the family'
   file has them. Edits at hook points are compared with the same edits in transformers too;
 - in quantised files, the largest residual of the identities between activations (`id`), which need no reference.
 
-In every file each weight is compared with that of graphlens's own export; a Python hook, an intervention and a baked file give
+In every file each weight is compared with that of graphlens's own export (in QDQ and QOperator files those that could be proved
+are there); a Python hook, an intervention and a baked file give
 the same logits; and a copy with other names, without metadata and in another order is adopted to the same numbers. A cell in
 bold falls short of that. `-` is a file that its own tool does not make; the words of the tool are below.
 """
