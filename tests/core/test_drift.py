@@ -456,9 +456,9 @@ class Narrower(Side[Any]):
 
 
 def test_an_activation_of_another_shape_is_an_error_in_a_sentence(prompts: tuple[Array, Array]) -> None:
-    runners = [opened().runner for _ in range(2)]
-    first, second = requests(*runners, prompts[0], {})
-    comparison = Comparison(Narrower(runners[0], first), Side(runners[1], second), keep=False)
+    one, other = opened().runner, opened().runner
+    first, second = requests(one, other, prompts[0], {})
+    comparison = Comparison(Narrower(one, first), Side(other, second), keep=False)
     with (
         pytest.raises(InputError, match=r"blocks.1.hook_mlp_out' has shape \[3, 9, 127\] in the reference"),
         steps("", 1) as progress,
