@@ -125,6 +125,7 @@ raises one of these instead, so that `except AssertionError` catches none.
 | `InputError` | ValueError | tokens, options, values that cannot be taken |
 | `InputTypeError` | ValueError, TypeError | an argument of another kind |
 | `InputIndexError` | ValueError, IndexError | an index outside its axis |
+| `InputKeyError` | ValueError, KeyError | a weight that the file does not have |
 | `StateDictError` | ValueError, RuntimeError | a state dict that does not fit the model |
 | `InputAttributeError` | ValueError, AttributeError | an assignment to a part of a model |
 | `InputShapeError` | ValueError, RuntimeError | shapes that do not go together (ValueError in NumPy, RuntimeError in torch) |

@@ -175,10 +175,10 @@ def _end(c: Checker) -> None:
     """From the last block to the logits."""
     last = in_block(c.facts.n_layers - 1, "hook_resid_post")
     normed = in_block(c.facts.n_layers - 1, "hook_normalized_resid_post")
-    if "ln_final.hook_normalized" in c.values:
-        _affine(c, "w ln_final + b = unembed.in", None, "ln_final.hook_normalized", "unembed.hook_in")
-    elif "mlm_head.ln.hook_normalized" in c.values:
+    if "mlm_head.ln.hook_normalized" in c.values:  # also where a last norm stands before the head (ModernBERT)
         _affine(c, "w mlm_head.ln + b = unembed.in", None, "mlm_head.ln.hook_normalized", "unembed.hook_in")
+    elif "ln_final.hook_normalized" in c.values:
+        _affine(c, "w ln_final + b = unembed.in", None, "ln_final.hook_normalized", "unembed.hook_in")
     elif "ln_final.hook_scale" not in c.values and c.facts.kind != "encoder":
         _sum(c, "last post = unembed.in", None, (normed if normed in c.values else last,), "unembed.hook_in")
     given = c.get("unembed.hook_out")

@@ -251,8 +251,10 @@ class Engine:
         if callbacks:
             plan = calling(plan, self._graphs.firings(plan.ungated), callbacks, self._opener.asked_providers)
         if not (plan.bare or fetch or plan.gradients):
-            # Edited runs mostly read nothing. Others do with a second session, where activations take more than that.
-            bare = (bool(plan.gates) and not plan.python) or self._footprints.of_run(plan, feeds) > self.held_limit
+            # Edited runs mostly read nothing. Others do with a second session, where activations take more than that. In
+            # adopted graphs ONNX Runtime then fuses again what was expanded.
+            lean = bool(plan.gates) or self.manifest.adopted is not None
+            bare = (lean and not plan.python) or self._footprints.of_run(plan, feeds) > self.held_limit
             return replace(plan, bare=True) if bare else plan
         return plan
 

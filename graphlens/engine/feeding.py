@@ -47,9 +47,15 @@ def ensure_heeded(feeds: Mapping[str, Feed], manifest: Manifest, ends_in_logits:
         return
     if adopted.headless and ends_in_logits:
         raise InputError(
-            f"{manifest.config.model_name} was adopted from {adopted.file}, which ends in hidden states and gives no logits: run it "
-            "with return_type=None and read hook points (run_with_cache), or stop at a layer. Generation, losses and metrics "
+            f"{manifest.config.model_name} was adopted from {adopted.file}, which ends in hidden states and gives no logits: run "
+            "it with return_type=None and read hook points (run_with_cache), or stop at a layer. Generation, losses and metrics "
             "need an export with the model's head."
+        )
+    mask = feeds.get(ATTENTION_MASK)
+    if adopted.left_padding == "seen" and isinstance(mask, np.ndarray) and (mask[:, 0] == 0).any():
+        raise InputError(
+            f"{manifest.config.model_name} was adopted from {adopted.file}, whose attention does not mask padding on the left: a "
+            "prompt padded there would be computed as another. Pad on the right, or run prompts of one length."
         )
     for name, usual in ((ATTENTION_MASK, 1), (TOKEN_TYPE_IDS, 0)):
         feed = feeds.get(name)

@@ -182,8 +182,8 @@ class _Tensors:
         entry = self._stored.entry(name)
         if entry is None and name in self._manifest.weights:
             raise InputError(
-                f"{name!r} is stored as integers in the file that this model was adopted from, with scales of their own: it can be "
-                "read, and cannot be set. Adopt the float file to compute with other weights."
+                f"{name!r} is stored as integers in the file that this model was adopted from, with scales of their own: it can "
+                "be read, and cannot be set. Adopt the float file to compute with other weights."
             )
         if entry is None:
             known = self._manifest.weights

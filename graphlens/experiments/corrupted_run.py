@@ -78,8 +78,12 @@ class CorruptedRun:
 
         Raises:
             UnknownHookPoint: Where the source has nothing for a hook point.
-            InputError: For metrics and values that do not fit.
+            InputError: For metrics and values that do not fit, and for a vision model.
         """
+        if runner.config.is_vision:
+            raise InputError(
+                "sweeps, attribution and paths are of models of tokens: for images use run_with_interventions and gradients."
+            )
         hooks = list(dict.fromkeys(site.hook for site in sites))
         ensure_same_side(source, request.mask)
         ran = runner.run(request, list(dict.fromkeys([*keep, *hooks])))

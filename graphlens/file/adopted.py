@@ -24,6 +24,8 @@ class Adopted:
         worst: The largest residual among them, relative.
         notes: What else was found, a sentence each.
         headless: True if the original ends in hidden states and gives no logits: no run can be asked for its output.
+        left_padding: "masked" if a prompt padded on the left is computed as the same prompt alone; "counted" if its padding
+            counts as positions; "seen" if tokens attend to it.
     """
 
     file: str
@@ -39,6 +41,7 @@ class Adopted:
     worst: float = 0.0
     notes: tuple[str, ...] = ()
     headless: bool = False
+    left_padding: str = "masked"
 
 
 def adopted_from(data: Mapping[str, object]) -> Adopted:
@@ -51,7 +54,7 @@ def adopted_from(data: Mapping[str, object]) -> Adopted:
         KeyError, TypeError or ValueError: It is no such record.
     """
     plain: dict[str, type] = {
-        **dict.fromkeys(("file", "sha256", "producer"), str),
+        **dict.fromkeys(("file", "sha256", "producer", "left_padding"), str),
         **dict.fromkeys(("size", "identities"), int),
         **{"worst": float, "headless": bool},
     }

@@ -7,16 +7,17 @@ kilobytes: this finds where each tensor's bytes lie, by protobuf's wire format a
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from graphlens.file.inside import open_regular
 
 LEAST = 1 << 12  # bytes of a tensor that is left in the file
+_PIECE = 1 << 22  # bytes that are copied at once
 # Fields of ONNX's messages, by their numbers in onnx.proto.
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 7, 5, 9, 13, 14
-_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_ENTRY_KEY, _ENTRY_VALUE, _GRAPH_OUTPUT = 1, 2, 12
 _EXTERNAL = 1  # TensorProto.DataLocation
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -53,6 +54,47 @@ def light_bytes(path: Path) -> bytes:
                 return _light_model(data, path.name)
             except ValueError:
                 return data[:]
+
+
+def copy_with(path: Path, target: Path, addition: bytes) -> None:
+    """Writes a copy of a graph file whose graph has more fields at its end. No more of it is held in memory than a piece.
+
+    Args:
+        path: The graph file.
+        target: The copy.
+        addition: Fields of a GraphProto, serialised.
+
+    Raises:
+        ValueError: The file is no protobuf message of that form, or has two graphs.
+        OSError: It cannot be read or written.
+    """
+    with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        graphs = [field for field in _fields(data, 0, len(data)) if field.number == _MODEL_GRAPH]
+        if len(graphs) != 1 or graphs[0].kind != _BYTES:
+            raise ValueError(f"{len(graphs)} graphs")
+        (graph,) = graphs
+        size = graph.end - graph.content + len(addition)
+        with target.open("wb") as copy:
+            _copy(data, 0, graph.start, copy)
+            copy.write(_varint(_MODEL_GRAPH << 3 | _BYTES) + _varint(size))
+            _copy(data, graph.content, graph.end, copy)
+            copy.write(addition)
+            _copy(data, graph.end, len(data), copy)
+
+
+def _copy(data: mmap.mmap, start: int, end: int, copy: BinaryIO) -> None:
+    """Writes a stretch of a file, piece by piece."""
+    for at in range(start, end, _PIECE):
+        copy.write(data[at : min(at + _PIECE, end)])
+
+
+def graph_outputs(values: Iterable[bytes]) -> bytes:
+    """Outputs as fields of a GraphProto.
+
+    Args:
+        values: A serialised ValueInfoProto for each.
+    """
+    return b"".join(_framed(_GRAPH_OUTPUT, value) for value in values)
 
 
 def _light_model(data: mmap.mmap, name: str) -> bytes:

@@ -154,6 +154,11 @@ class Manifest:
         return self.adopted is None or "past" in self.adopted.inputs
 
     @property
+    def masks_left_padding(self) -> bool:
+        """False for a file adopted from one that computes a prompt padded on the left as another than the prompt alone."""
+        return self.adopted is None or self.adopted.left_padding == "masked"
+
+    @property
     def headless(self) -> bool:
         """True for a file adopted from one that ends in hidden states: it gives no logits."""
         return self.adopted is not None and self.adopted.headless

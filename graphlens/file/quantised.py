@@ -90,7 +90,9 @@ def dequantised(integers: Stored, how: Quantisation, scale: Stored, zero_point: 
         zeros = zeros.reshape(along) if zeros.size > 1 else zeros.reshape(())
     else:
         scales, zeros = scales.reshape(()), zeros.reshape(())
-    found: Numbers = (values.astype(np.float32) - zeros) * scales
+    found: Numbers = values.astype(np.float32)  # of a size that is worth no second copy
+    found -= zeros
+    found *= scales
     return found
 
 
@@ -124,5 +126,7 @@ def _of_rows(values: Stored, how: Quantisation, scale: Stored, zero_point: Store
     scales = scale.reshape(rows, blocks).astype(np.float32)
     wide = (_spread(each, how.block, 1, columns) for each in (zeros, scales))
     zero, factor = wide
-    numbers: Numbers = (flat[:, :columns].astype(np.float32) - zero) * factor
+    numbers: Numbers = flat[:, :columns].astype(np.float32)
+    numbers -= zero
+    numbers *= factor
     return numbers

@@ -108,8 +108,7 @@ def run_forward(
     )
     request = runner.request(input, *forward_args, **forward_options)
     stops = request.plan.stop is not None
-    if runner.engine.manifest.headless and return_type == "logits" and names_filter is not False and not stops:
-        return_type = None  # activations are what such a run is for
+    return_type = return_type if stops else asked_of(runner, return_type, names_filter)
     wants_loss = return_type in ("loss", "both") and not stops
     if wants_loss:
         request.need_tokens()
@@ -137,6 +136,18 @@ def run_forward(
     loss = runner.border.loss(result, ran.output, request, loss_per_token)
     asked = loss if return_type == "loss" else Output(result, loss)
     return Forwarded(asked, ran.values, request, ran.straight_through)
+
+
+def asked_of(runner: Runner[ArrayT], return_type: str | None, names_filter: NamesFilter | Literal[False]) -> str | None:
+    """What a run is asked to return: nothing in place of logits that an adopted file lacks, where activations are read.
+
+    Args:
+        runner: The model's.
+        return_type: What the user, or a default, asks for.
+        names_filter: Which activations are wanted; False for none.
+    """
+    reads = names_filter is not False
+    return None if reads and return_type == "logits" and runner.engine.manifest.headless else return_type
 
 
 def unbatched(cache: CacheT, prompts: int) -> CacheT:

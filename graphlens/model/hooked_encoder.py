@@ -17,7 +17,7 @@ from graphlens.model import describe
 from graphlens.model.backward import Differentiated, Gradients, gradients
 from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.encoder_request import EncoderOptions, Numbers
-from graphlens.model.forward import Forwarded, positions_of, unbatched
+from graphlens.model.forward import Forwarded, asked_of, positions_of, unbatched
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.encoder_text import EncoderTextMethods
@@ -188,6 +188,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         request = runner.request(input, token_type_ids, one_zero_attention_mask, attention_mask=attention_mask)
         masked = self._masked(request) if return_type == "predictions" else None
         fetch = [] if names_filter is False else runner.select(names_filter, request)
+        return_type = asked_of(runner, return_type, names_filter)
         ran = runner.run(request, fetch, output=return_type is not None)
         if ran.output is None:
             return None, Forwarded(None, ran.values, request)

@@ -13,7 +13,7 @@ from graphlens.file.names import NamesFilter
 from graphlens.model import describe
 from graphlens.model.backward import Differentiated, Gradients, gradients
 from graphlens.model.border import Border, NumpyBorder
-from graphlens.model.forward import Forwarded, unbatched
+from graphlens.model.forward import Forwarded, asked_of, unbatched
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.open import OpenMethods
@@ -127,6 +127,7 @@ class HookedViT(OpenMethods[ArrayT], EditMethods[ArrayT], WeightMethods[ArrayT])
         runner = self.runner
         request = runner.request(input)
         fetch = [] if names_filter is False else runner.select(names_filter, request)
+        return_type = asked_of(runner, return_type, names_filter)
         ran = runner.run(request, fetch, output=return_type is not None)
         if ran.output is None:
             return None, Forwarded(None, ran.values, request)

@@ -192,6 +192,7 @@ class Text(HeldTokenizer, Generic[ArrayT]):
         if not is_text(input):
             tokens = self._validated(self.ids(input))
             guessed = self._guessed_mask(tokens, prepend_bos, side) if masked else None
+            self._ensure_masked(guessed, side)
             return Prompts(tokens, guessed, guessed)
         rows = some(self._rows(input, prepend_bos, truncate=False))
         cfg = self._engine.manifest.config
@@ -206,7 +207,17 @@ class Text(HeldTokenizer, Generic[ArrayT]):
         lengths, index = np.asarray([[len(row)] for row in rows]), np.arange(tokens.shape[1])
         mask = index >= index.size - lengths if side == "left" else index < lengths
         real = None if mask.all() else mask.astype(np.int64)
+        self._ensure_masked(real, side)
         return Prompts(tokens, real if masked else None, real)
+
+    def _ensure_masked(self, real: Tokens | None, side: str) -> None:
+        """Raises InputError for padding on the left that an adopted file computes with."""
+        manifest = self._engine.manifest
+        if side == "left" and real is not None and not real.all() and not manifest.masks_left_padding:
+            raise InputError(
+                f"{manifest.config.model_name} was adopted from a file that computes a prompt padded on the left as another than "
+                "the same prompt alone: pass padding_side='right', or prompts of one length."
+            )
 
     def warn_of_padding_in_loss(self) -> None:
         """Warns, the first time for a model, that a loss counts the padding of text."""

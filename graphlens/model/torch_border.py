@@ -147,7 +147,7 @@ class TorchBorder(Border[torch.Tensor]):
 
         def run(gradient: Array) -> None:
             with runner.hooks.only(then.hooks), runner.edits.only(then.interventions), torch.no_grad():
-                runner.run_backward(kept, Seed.dense(gradient), ())
+                runner.run_backward(kept, Seed.dense(gradient.astype(runner.config.dtype, copy=False)), ())
 
         anchor = torch.zeros((), requires_grad=True)
         with_backward: torch.Tensor = _Backward.apply(anchor, tensor, run)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from graphlens.surgery.unfuse import Unfused
 
 
-_OF_WEIGHTS = 3  # times what logits may be apart: a product is one of many roundings
+# How far what weights give may be from what the graph gives, of the largest number: in floats, in half precision, and where
+# activations are rounded to integers.
+_OF_FLOATS, _OF_HALVES, _OF_ROUNDED = 3e-4, 2e-2, 6e-2
 
 
 @dataclass(frozen=True)
@@ -123,15 +125,16 @@ def _adopted(
 ) -> AdoptReport:
     """Adopts a file into ``stage``, which will become ``target``."""
     from graphlens import surgery
-    from graphlens.file.safetensors import WeightStore
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
     from graphlens.pipelines.adopt_probe import image_side, seen_values
-    from graphlens.pipelines.adopt_weights import proved_weights
-    from graphlens.surgery.adoptable import ensure_adoptable, remarks
+    from graphlens.pipelines.adopt_weights import Fresh, proved_weights
+    from graphlens.surgery.adoptable import ensure_adoptable, making_sense, remarks
+    from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
     from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
-    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
+    from graphlens.surgery.adopted.visible import visible
+    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, let_go, move_weights, weight_views
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.foreign import load_foreign
     from graphlens.surgery.graph import write_manifest
@@ -146,17 +149,21 @@ def _adopted(
     said = remarks(model, original)
     producer = " ".join(part for part in (model.producer_name, model.producer_version) if part) or "unknown"
     announce(f"Looking for hook points in {original.name}")
-    prepare(model)
+    with making_sense(original):
+        prepare(model)
     ensure_repeats(model, original)
     keys = move_weights(model, stage / WEIGHTS_FILE)
-    unfused = unfuse(model, keep=_everything(model) if keep_fused else ())
-    untouched, model = model, unfused.model
-    model.graph.sort()
+    with making_sense(original):
+        unfused = unfuse(model)
+        untouched, model = model, unfused.model
+        model.graph.sort()
     seen = seen_values(model, stage, str(original), image_side(model))
     try:
-        found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
+        with making_sense(original):
+            found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
     except ModelFileError as error:
-        raise type(error)(f"{original}: {error}") from error
+        raise error if str(error).startswith(str(original)) else type(error)(f"{original}: {error}") from error
+    let_go(model)
     ensure_ports_fit(model, found.ports, str(original))
     ensure_dynamic(model, found.ports, original)
     cfg = whole_config(
@@ -168,6 +175,14 @@ def _adopted(
         _table_rows(model, found, TOKEN_EMBEDDINGS),
         _table_rows(model, found, TYPE_EMBEDDINGS),
     )
+    if keep_fused:  # what the expanded graph told is looked for in one that is not
+        unfused = unfuse(untouched, keep=unfused.expanded)
+        model = unfused.model
+        model.graph.sort()
+        found = visible(found, model)
+    for name in found.ports.past.values():  # which may state no sizes, and was empty in the probe
+        batch, dtype = seen[name].shape[0], seen[name].dtype
+        seen[name] = Seen((batch, cfg.n_key_value_heads, 0, cfg.d_head), dtype)
     graph = Unnamed(model, found, cfg, seen)
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
@@ -186,16 +201,18 @@ def _adopted(
         worst=max(proof.residuals.values(), default=0.0),
         notes=(*found.notes, *proof.notes, *_left_out(untouched, graph), *_near_only(found, model)),
         headless=found.ports.logits is None,
+        left_padding=proof.left_padding,
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
-        WeightStore(stage, views),
+        Fresh(stage, views),
         proof.activations,
         cfg,
         proof.probe.tokens,
         proof.probe.types,
         proof.probe.mask,
-        _OF_WEIGHTS * proof.allowed,
+        _OF_FLOATS if proof.allowed < 1e-3 else _OF_HALVES if proof.allowed < 0.1 else _OF_ROUNDED,
+        proof.result if adopted.headless else None,
     )
     views = {name: view for name, view in views.items() if name in checked.proved}
     adopted = replace(adopted, missing={**adopted.missing, **checked.failed})
@@ -253,11 +270,6 @@ def _ensure_foreign(model: ir.Model, original: Path) -> None:
 
     if METADATA_KEY in model.metadata_props:
         raise ModelFileError(f"{original}: this is a hooked file already. Open it: HookedTransformer.from_onnx(...).")
-
-
-def _everything(model: ir.Model) -> tuple[str, ...]:
-    """Every operator of a model, to be kept as it is."""
-    return tuple({node.op_type for node in model.graph})
 
 
 def _original_nodes(hooks: Mapping[str, View], unfused: Unfused) -> dict[str, tuple[str, ...]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphlens.analysis.identities import Facts, Identity, failing, identities, worst
-from graphlens.errors import ModelFileError
+from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
-from graphlens.pipelines.adopt_probe import Probe, image_probe, open_written, padded_probe, stepped
+from graphlens.pipelines.adopt_mask import ensure_masks
+from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import quantisers
+from graphlens.surgery.adoptable import STILL
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,10 +23,19 @@ if TYPE_CHECKING:
     from graphlens.file.manifest import HookEntry
     from graphlens.file.safetensors import Array
     from graphlens.pipelines.adopt import Unnamed
+    from graphlens.runtime.sessions import Session
     from graphlens.surgery.match.records import View
 
-# Of the largest logit: in floats, in half precision, and where activations are rounded to integers.
-_EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 2e-2
+# How far what should be equal may be apart: in floats and in half precision, of the largest number; of the mean square where
+# activations are rounded to integers, since one that lies near the middle of two falls to the other by the last bit of what it
+# is computed from, and all later layers follow.
+_EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 0.1
+_LEFT = {
+    "counted": "{} counts padding on the left as positions: a prompt padded there is computed as another than the same prompt "
+    "alone, as in the original. Pad on the right.",
+    "seen": "{} does not mask padding on the left, or reads positions from it, as the original does: runs of prompts padded "
+    "there are refused. Pad on the right.",
+}
 _ROUNDING = ("DynamicQuantizeLinear", "QuantizeLinear")
 
 
@@ -38,10 +49,12 @@ class Proof:
         hooks: Its hook map.
         probe: The prompts that all hook points were seen on.
         activations: What those that hold held there.
+        result: The logits there, or the last hidden states.
         allowed: How far apart logits may be, relative to the largest, by the rounding that the original does.
         failed: Hook point -> which identity failed there, in a sentence.
         residuals: Identity that holds -> its largest residual, relative.
         notes: What else they showed, a sentence each.
+        left_padding: See ``Adopted``.
     """
 
     kept: Mapping[str, View]
@@ -49,10 +62,12 @@ class Proof:
     hooks: Mapping[str, HookEntry]
     probe: Probe
     activations: Mapping[str, Array]
+    result: Array
     allowed: float
     failed: Mapping[str, str] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    left_padding: str = "masked"
 
 
 def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) -> Proof:
@@ -71,58 +86,142 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         ModelFileError: The graph gives other logits than its original.
     """
     match, config = graph.match, graph.config
-    ports = match.ports
-    model, hooks = graph.named(match.hooks)
-    if match.kind == "vision":
-        runs = [image_probe(graph.seen[ports.input].shape[1:], config.n_ctx)]
-    else:
-        runs = [padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)]
-    # One session after the other: each maps the weights, and two would count twice.
-    session = open_written(model, folder, str(original))
-    if ports.past:
-        later = stepped(session, runs[0], config.n_layers)
-        runs += [] if later is None else [later]
-    fetched = list(dict.fromkeys([LOGITS, *(entry.value for entry in hooks.values())]))
-    given = [dict(zip(fetched, session.run(fetched, probe.hooked()), strict=True)) for probe in runs]
-    del session
-    source = open_written(untouched, folder, str(original))
     allowed = _ROUNDED if any(node.op_type in _ROUNDING for node in untouched.graph) else _EXACT
     if any(saw.dtype == "float16" for saw in graph.seen.values()):
         allowed = max(allowed, _HALF)
-    for probe, arrays in zip(runs, given, strict=True):
-        expected = source.run([graph.result], probe.original(ports, graph.seen))[0]
-        _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
-    del source
-    facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
+    # One session after the other: each maps the weights, and two would count twice.
+    tried = _tried(open_written(untouched, folder, str(original)), graph, original, allowed)
+    model, hooks = graph.named(match.hooks)
+    session = open_written(model, folder, str(original))
+    fetched = list(dict.fromkeys([LOGITS, *(entry.value for entry in hooks.values())]))
+    given = [dict(zip(fetched, session.run(fetched, probe.hooked()), strict=True)) for probe in tried.probes]
+    del session
+    for probe, arrays, expected in zip(tried.probes, given, tried.results, strict=True):
+        if expected is not None:
+            _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
     rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
-    notes, rows = _padding_notes(runs[0], given[0][LOGITS], original), slice(None)
-    if notes:
-        rows = slice(
-            0, None, 2
-        )  # without the prompt that is padded on the left: its padding is attended to, or counted
+    masked: tuple[str, ...] = ()
+    if match.kind != "vision":
+        mask, causal = match.ports.attention_mask, config.is_causal
+        masked = ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
+    facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
+    facts = replace(facts, biased=any("position bias" in note for note in match.notes))
     every = worst(
         identities(
-            {name: value[rows] for name, value in _values(arrays, hooks).items()},
+            _values(arrays, hooks),
             facts,
-            mask=None if probe.mask is None else probe.mask[rows],
-            past=_past(probe, config.n_layers, rows),
+            mask=probe.mask,
+            past=_past(probe, config.n_layers),
             quantisers=rounded,
-            logits=None if ports.logits is None else arrays[LOGITS][rows],
+            logits=None if match.ports.logits is None else arrays[LOGITS],
         )
-        for probe, arrays in zip(runs, given, strict=True)
+        for probe, arrays in zip(tried.probes, given, strict=True)
     )
     failed = failing(every, hooks)
     kept = {name: view for name, view in match.hooks.items() if name not in failed}
     return Proof(
         kept,
         *((model, hooks) if not failed else graph.named(kept)),
-        runs[0],
+        tried.probes[0],
         {name: given[0][hooks[name].value] for name in kept},
+        given[0][LOGITS],
         allowed,
         failed,
         {_shown(each): each.residual for each in every if each.passed},
-        notes,
+        (*tried.notes, *masked),
+        tried.left_padding,
     )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """The probes that the original takes, what it gives on each (None: it does not run), and what they showed of it."""
+
+    probes: list[Probe]
+    results: Sequence[Array | None]
+    notes: tuple[str, ...] = ()
+    left_padding: str = "masked"
+
+
+def _tried(source: Session, graph: Unnamed, original: Path, allowed: float) -> _Tried:
+    """Runs the original on prompts with padding, and on the rest of a prompt after the past of its beginning.
+
+    A prompt that is padded on the left is left out where the original gives another result for it than for the same prompt
+    padded on the right: what it holds there proves nothing.
+    """
+    ports, config = graph.match.ports, graph.config
+    if graph.match.kind == "vision":
+        images = image_probe(graph.seen[ports.input].shape[1:], config.n_ctx)
+        return _Tried([images], list(source.run([graph.result], images.original(ports, graph.seen))))
+    # What a config.json says of the longest input, or nothing says, is no limit of the graph's.
+    tabled = not {"hook_pos_embed", "embed.hook_pos_embed"}.isdisjoint(graph.match.hooks)
+    probe = padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx if tabled else LENGTH)
+    run = _Original(source, graph)
+    result, notes, left = run(probe), list[str](), "masked"
+    if probe.mask is None:
+        notes.append(f"{original.name} takes no attention_mask: prompts of different lengths cannot be run together.")
+    else:
+        left = "seen" if result is None or not _alike(probe, result, 3, allowed) else "masked"
+        if left == "masked" and result is not None and not _alike(probe, result, 2, allowed):
+            left = "counted"
+        probe = probe.rows([0, 1, 2] if left == "masked" else [0, 2])
+        result = run(probe)
+        notes += [] if left == "masked" else [_LEFT[left].format(original.name)]
+    if result is None:
+        notes.append(
+            f"{original.name} does not run on a probe without past, so its logits were not compared ({run.said})."
+        )
+    probes, results = [probe], [result]
+    if ports.past and result is not None:
+        # Without padding on the right, which no prompt that goes on has.
+        several = probe.unpadded() if probe.mask is None or len(probe.tokens) < 3 else probe.rows([0, 1])
+        for whole in (several, several.rows([0])):
+            later = run.step(whole)
+            if later is not None:
+                probes.append(later[0])
+                results.append(later[1])
+                break
+        else:
+            notes.append(
+                f"{original.name} does not go on after a past of several tokens, so steps were not compared ({run.said})."
+            )
+    return _Tried(probes, results, tuple(notes), left)
+
+
+@dataclass
+class _Original:
+    """Runs of the original, which may refuse what a hooked file takes."""
+
+    source: Session
+    graph: Unnamed
+    said: str = ""
+
+    def __call__(self, probe: Probe) -> Array | None:
+        """What it gives on a probe; None where it cannot run on it."""
+        try:
+            return self.source.run([self.graph.result], probe.original(self.graph.match.ports, self.graph.seen))[0]
+        except RunError as error:
+            self.said = (
+                str(error.__cause__ or error).partition("Status Message: ")[2][:200] or "ONNX Runtime refuses it"
+            )
+            return None
+
+    def step(self, whole: Probe) -> tuple[Probe, Array] | None:
+        """The rest of a probe after the past of its beginning, with what the original gives; None where it cannot."""
+        try:
+            later = stepped(self.source, whole, self.graph.match.ports, self.graph.seen)
+        except RunError:
+            return None
+        result = None if later is None else self(later)
+        return None if later is None or result is None else (later, result)
+
+
+def _alike(probe: Probe, result: Array, row: int, allowed: float) -> bool:
+    """True if a prompt that is padded on the left is computed as the same prompt padded otherwise, which is in ``row``."""
+    if result.ndim != 3 or probe.mask is None or result.shape[1] != probe.tokens.shape[1]:
+        return True
+    one, other = result[1][probe.mask[1] != 0], result[row][probe.mask[row] != 0]
+    return _apart(one, other, allowed) <= allowed
 
 
 def _values(arrays: Mapping[str, Array], hooks: Mapping[str, HookEntry]) -> dict[str, Array]:
@@ -138,40 +237,35 @@ def _ensure_same(found: Array, expected: Array, probe: Probe, allowed: float, or
     """Refuses a graph that gives other logits than its original at a real token."""
     length = probe.tokens.shape[1]
     real = np.ones(probe.tokens.shape, bool) if probe.mask is None else probe.mask[:, -length:] != 0
+    if expected.ndim == 3 and expected.shape[1] != length and probe.pixels is None:
+        raise ModelFileError(
+            f"{original}: it gives logits of {expected.shape[1]} of {length} tokens, and hook points, losses and generation are "
+            f"of all. Export it without logits_to_keep (num_logits_to_keep). {STILL}"
+        )
     if found.ndim == 3:
         found, expected = found[real], expected[real]
-    size = float(np.abs(expected).max(initial=0)) or 1.0
-    apart = float(np.abs(found.astype(np.float64) - expected).max(initial=0)) / size
+    apart = _apart(found, expected, allowed)
     if not apart <= allowed:
         raise ModelFileError(
-            f"{original}: once its fused operators are expanded it gives other logits than as it is (by {apart:.1e} of the "
-            f"largest, and {allowed:.0e} is allowed). This is a defect of graphlens: please report it with the file's "
-            "exporter. --keep-fused leaves the operators as they are."
+            f"{original}: once its fused operators are expanded it gives other logits than as it is (by {apart:.1e}, and "
+            f"{allowed:.0e} is allowed). This is a defect of graphlens: please report it with the file's exporter. --keep-fused "
+            "leaves the operators as they are."
         )
 
 
-def _past(probe: Probe, n_layers: int, rows: slice) -> dict[int, tuple[Array, Array]] | None:
+def _apart(found: Array, expected: Array, allowed: float) -> float:
+    """How far two results are apart: of the largest number, or of the mean square where activations are rounded."""
+    difference, size = found.astype(np.float64) - expected, expected.astype(np.float64)
+    if allowed >= _ROUNDED:
+        return float(np.sqrt((difference**2).mean() / ((size**2).mean() or 1)))
+    return float(np.abs(difference).max(initial=0)) / (float(np.abs(size).max(initial=0)) or 1.0)
+
+
+def _past(probe: Probe, n_layers: int) -> dict[int, tuple[Array, Array]] | None:
     """The keys and values that a probe begins with, [b, past, heads, d_head] each."""
     if not probe.past:
         return None
-    pairs = ((probe.past[past_input(layer, part)][rows] for part in ("key", "value")) for layer in range(n_layers))
+    pairs = ((probe.past[past_input(layer, part)] for part in ("key", "value")) for layer in range(n_layers))
     return {
         layer: (next(pair).transpose(0, 2, 1, 3), next(pair).transpose(0, 2, 1, 3)) for layer, pair in enumerate(pairs)
     }
-
-
-def _padding_notes(probe: Probe, logits: Array, original: Path) -> tuple[str, ...]:
-    """What a prompt that is padded on the left gets: other logits, where the file counts padding as positions."""
-    if probe.pixels is not None:
-        return ()
-    if probe.mask is None:
-        return (f"{original.name} takes no attention_mask: prompts of different lengths cannot be run together.",)
-    if logits.ndim != 3:
-        return ()
-    left, right = logits[1][probe.mask[1] != 0], logits[2][probe.mask[2] != 0]
-    if np.abs(left.astype(np.float64) - right).max() <= _ROUNDED * (np.abs(right).max() or 1):
-        return ()
-    return (
-        f"{original.name} counts padding as positions: a prompt padded on the left is computed as another than the same "
-        "prompt alone, as in the original. Pad on the right.",
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,9 @@ from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import (
     ATTENTION_MASK,
     INPUT_IDS,
-    KEY_AND_VALUE,
     PIXELS,
     TOKEN_TYPE_IDS,
     past_input,
-    present_output,
 )
 from graphlens.file.safetensors import Array
 from graphlens.runtime.sessions import Session, open_session
@@ -50,9 +48,11 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
     computed = [value for node in model.graph for value in node.outputs if value.name and value.uses()]
     every = [str(value.name) for value in computed if value.name not in given]
     session = open_session(_bytes(model, every), "cpu", folder, name=where, as_written=True)
+    required = _required(model)
+    of_tokens = any(value.dtype is not None and value.dtype.is_integer() for value in required)
     error: RunError | None = None
     for number in _TRIES:
-        feeds = {str(value.name): _example(value, number, where, image) for value in _required(model)}
+        feeds = {str(value.name): _example(value, number, where, image, of_tokens) for value in required}
         try:
             found = session.run(session.outputs, feeds)
         except RunError as failed:
@@ -93,8 +93,16 @@ def _bytes(model: ir.Model, more: Sequence[str] = ()) -> bytes:
     return data
 
 
-def _example(value: ir.Value, number: int, where: str, image: int | None) -> Array:
-    """A small array for an input, by its rank and type alone: names are no proof."""
+def _example(value: ir.Value, number: int, where: str, image: int | None, of_tokens: bool) -> Array:
+    """A small array for an input, by its rank and type alone: names are no proof.
+
+    Args:
+        value: The input.
+        number: What integers hold.
+        where: The file's name, for errors.
+        image: The height and width of images, where the graph does not say.
+        of_tokens: True if the graph takes integers, so that what has four axes are past keys and values, and no pixels.
+    """
     dtype = value.dtype
     if value.shape is None or dtype is None:
         raise ModelFileError(f"{where}: its input {value.name!r} has no type or shape. {STILL}")
@@ -103,7 +111,7 @@ def _example(value: ir.Value, number: int, where: str, image: int | None) -> Arr
     if len(sizes) == 2:
         usual = [BATCH, LENGTH]
     elif len(sizes) == 4 and dtype.is_floating_point():
-        pixels = (sizes[2] is not None) == (sizes[3] is not None) and sizes[1] in (None, 1, 3)
+        pixels = not of_tokens and (sizes[2] is not None) == (sizes[3] is not None) and sizes[1] in (None, 1, 3)
         usual = [BATCH, 3, image or 224, image or 224] if pixels else [BATCH, 1, 0, 1]
     if not usual:
         raise ModelFileError(
@@ -133,6 +141,19 @@ class Probe:
     types: Array | None = None
     past: Mapping[str, Array] = field(default_factory=dict)
     pixels: Array | None = None
+
+    def rows(self, kept: Sequence[int]) -> Probe:
+        """Some of the prompts.
+
+        Args:
+            kept: Which.
+        """
+        mask, types = (None if each is None else each[kept] for each in (self.mask, self.types))
+        return replace(self, tokens=self.tokens[kept], mask=mask, types=types)
+
+    def unpadded(self) -> Probe:
+        """The same tokens, all of them real."""
+        return replace(self, mask=None if self.mask is None else np.ones_like(self.mask))
 
     def hooked(self) -> dict[str, Array]:
         """The feeds of a hooked file."""
@@ -169,7 +190,8 @@ class Probe:
 
 
 def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) -> Probe:
-    """Three prompts over the vocabulary: one as long as can be, and a shorter one padded on the left and on the right.
+    """Prompts over the vocabulary: one as long as can be, and a shorter one padded on the left, on the right, and on the left
+    with other tokens.
 
     Args:
         ports: What the graph's inputs are. Without a mask nothing is padded.
@@ -179,17 +201,17 @@ def padded_probe(ports: Ports, d_vocab: int, n_types: int | None, n_ctx: int) ->
     """
     length = min(LENGTH, n_ctx)
     random = np.random.default_rng(0)
-    tokens = random.integers(0, d_vocab, (3, length))
+    tokens = random.integers(0, d_vocab, (4, length))
     types = random.integers(0, n_types or 1, tokens.shape) if ports.token_type_ids is not None else None
     if ports.attention_mask is None:
         return Probe(tokens, None, types)
     real = max(1, length - PADDED)
     mask = np.ones(tokens.shape, np.int64)
-    mask[1, : length - real] = 0
+    mask[[1, 3], : length - real] = 0
     mask[2, real:] = 0
-    tokens[2, :real] = tokens[1, length - real :]
-    if types is not None:
-        types[2, :real] = types[1, length - real :]
+    for each in (tokens, types):
+        if each is not None:
+            each[2, :real] = each[3, length - real :] = each[1, length - real :]
     return Probe(tokens, mask, types)
 
 
@@ -232,13 +254,14 @@ def image_side(model: ir.Model) -> int | None:
     return None
 
 
-def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:
-    """The last tokens of a probe, with the keys and values of those before them from a run of a hooked graph.
+def stepped(source: Session, whole: Probe, ports: Ports, seen: Mapping[str, Seen]) -> Probe | None:
+    """The last tokens of a probe, with the keys and values of those before them from a run of the original.
 
     Args:
-        session: The hooked graph's.
-        whole: The three prompts of ``padded_probe``.
-        n_layers: The number of blocks.
+        source: The original's session.
+        whole: Prompts without padding on the right.
+        ports: What the original's inputs and outputs are.
+        seen: What a run saw of them.
 
     Returns:
         The probe; None where prompts are too short to be cut.
@@ -246,11 +269,7 @@ def stepped(session: Session, whole: Probe, n_layers: int) -> Probe | None:
     cached = min(_CACHED, whole.tokens.shape[1] - 1)
     if cached < 1:
         return None
-    rows = slice(0, 2)  # not the one that is padded on the right
-    whole = Probe(whole.tokens[rows], None if whole.mask is None else whole.mask[rows])
     first = Probe(whole.tokens[:, :cached], None if whole.mask is None else whole.mask[:, :cached])
-    names = [(layer, part) for layer in range(n_layers) for part in KEY_AND_VALUE]
-    outputs = [present_output(*name) for name in names]
-    found = session.run(outputs, first.hooked())
-    past = {past_input(*name): array for name, array in zip(names, found, strict=True)}
+    found = source.run(list(ports.present.values()), first.original(ports, seen))
+    past = {past_input(*name): array for name, array in zip(ports.present, found, strict=True)}
     return Probe(whole.tokens[:, cached:], whole.mask, None, past)

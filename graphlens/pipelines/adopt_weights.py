@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array
+from graphlens.file.manifest import WeightView
 from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, TYPE_EMBEDDINGS, in_block
+from graphlens.file.safetensors import WeightStore
 from graphlens.surgery.sublayers import Pair, Sublayer, norm_weights, sublayers
 
 if TYPE_CHECKING:
     from graphlens.file.model_config import ModelConfig
 
 (_TYPES,) = TYPE_EMBEDDINGS
+_HIDDEN = "hidden states"  # stands for a hook point
 _ROWS = 1 << 14  # of an unembedding that are multiplied at once
 
 
@@ -41,6 +45,7 @@ def proved_weights(
     types: Array | None,
     mask: Array | None,
     allowed: float,
+    hidden: Array | None = None,
 ) -> WeightProof:
     """Multiplies out every weight on the activations of a run, and compares with those behind it.
 
@@ -53,10 +58,13 @@ def proved_weights(
         mask: [b, p], 1 at real tokens; None where all are.
         allowed: How far both may be apart, relative to the largest number: more than rounding where activations are
             rounded to integers before they are multiplied.
+        hidden: The last hidden states [b, p, d_model], of a file that ends in them.
 
     Returns:
         Which weights are proved. One that no equation reads is neither proved nor failed.
     """
+    if hidden is not None:
+        activations = {**activations, _HIDDEN: hidden}
     work = _Work(weights, activations, config, tokens, types, mask, allowed)
     work.embeddings()
     for layer in range(config.n_layers):
@@ -72,6 +80,30 @@ def proved_weights(
         if name not in found.proved:
             found.failed.setdefault(name, "no hook points are there that could prove it.")
     return found
+
+
+class Fresh(Mapping[str, Array]):
+    """Weights that are mapped anew each time that one is read, so that no page of a file stays in memory.
+
+    Args:
+        folder: The folder of the weights files.
+        views: TransformerLens name -> the view that a weight is.
+    """
+
+    def __init__(self, folder: Path, views: Mapping[str, WeightView]) -> None:
+        self._folder, self._views = folder, views
+
+    def __getitem__(self, name: str) -> Array:
+        return WeightStore(self._folder, self._views)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._views
 
 
 @dataclass
@@ -145,6 +177,7 @@ class _Work:
         matrix, bias = (self.weight(name) for name in pair)
         if matrix is None:
             return None
+        matrix, x = _single(matrix), _single(x)  # a matrix in float64 would be a copy
         if matrix.ndim == 3 and x.ndim == 3:  # z by heads, summed
             found = np.einsum("nha,had->nd", x, matrix)
         elif matrix.ndim == 3:
@@ -166,6 +199,9 @@ class _Work:
             for name in names:
                 for hook in hooks:
                     any(self.compare([name], hook, partial(self.rows, name, where)) for where in places)
+        for name in TOKEN_EMBEDDINGS:  # where hook_embed lies behind a norm
+            if name not in self.proved:
+                self.compare([name], "embed.ln.hook_normalized", partial(self.normalised_rows, name))
 
     def rows(self, name: str, places: Array) -> Array | None:
         """The rows of a table at the real tokens."""
@@ -174,6 +210,10 @@ class _Work:
             return None
         found: Array = table[places[self.real]].astype(np.float64)
         return found
+
+    def normalised_rows(self, name: str) -> Array | None:
+        """The rows of a table of tokens, as the norm behind them normalises them."""
+        return self.normalised(self.rows(name, self.tokens), "embed.ln")
 
     def reads(self, part: Sublayer) -> None:
         """The first matrices of a sublayer, and the norm before them."""
@@ -235,6 +275,7 @@ class _Work:
             if norm == "embed.ln" and not self.config.is_encoder:
                 hook = in_block(0, "hook_resid_pre")
             self.compare(norm_weights(norm), hook, partial(self.normed, norm))
+        self.compare(norm_weights("ln_final"), _HIDDEN, partial(self.normed, "ln_final"))
         last = self.at(in_block(self.config.n_layers - 1, "hook_normalized_resid_post"))
         if last is not None:
             dense = ("mlm_head.W", "mlm_head.b")
@@ -272,9 +313,15 @@ class _Work:
         matrix, bias = (self.weight(name) for name in pair)
         if matrix is None:
             return None
-        parts = [x @ matrix[:, start : start + _ROWS] for start in range(0, matrix.shape[1], _ROWS)]
+        x = _single(x)
+        parts = [x @ _single(matrix[:, start : start + _ROWS]) for start in range(0, matrix.shape[1], _ROWS)]
         found: Array = np.concatenate(parts, -1)
         return found if bias is None else found + bias
+
+
+def _single(array: Array) -> Array:
+    """An array as float32; itself, if it is."""
+    return array.astype(np.float32, copy=False)
 
 
 def _as_long(value: Array, rotated: Array, adjacent: bool, allowed: float) -> bool:

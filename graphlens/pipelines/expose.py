@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from graphlens.errors import ExportError, InputError, ModelFileError
-from graphlens.file.folder import MODEL_FILE, user_path
+from graphlens.file.copies import place
+from graphlens.file.folder import MODEL_FILE, make_folder, replacing, user_path, writing
+from graphlens.file.large_tensors import copy_with, graph_outputs
+from graphlens.file.leftovers import remove
 from graphlens.file.manifest import METADATA_KEY
 from graphlens.pipelines.value_types import Found, ask_runtime
 from graphlens.surgery.files import save, weights_files
@@ -72,7 +76,7 @@ def list_values(model: str | os.PathLike[str], like: Iterable[str] | str = "*") 
         ModelFileError: The file is damaged, or no ONNX model.
         InputError: A pattern matches no value.
     """
-    opened, _ = read_foreign(model)
+    opened, _ = read_foreign(model, light=True)
     values = Values.of(opened)
     found = []
     for name in values.matching(_patterns(like)):
@@ -99,7 +103,7 @@ def _unknown(size: int | ir.SymbolicDim) -> bool:
 
 def _patterns(like: Iterable[str] | str) -> list[str]:
     """Patterns as a list, which is not empty."""
-    found = [like] if isinstance(like, str) else list(like)
+    found = [like] if isinstance(like, str) else list(like) if isinstance(like, Iterable) else []
     if not found or not all(isinstance(each, str) and each for each in found):
         raise InputError(f"like={like!r}: name the values, as names or shell patterns.")
     return found
@@ -133,27 +137,53 @@ def expose(
         InputError: A pattern matches no value of the main graph, or ``out`` is the original.
         ExportError: ``out`` is there already, or cannot be written.
     """
-    opened, file = read_foreign(model)
+    opened, file = read_foreign(model, light=True)
     report = check_foreign(opened, file)
     names = Values.of(opened).matching(_patterns(like))
     target = user_path(out)
     if target.suffix != ".onnx":
         target = target / MODEL_FILE
     refuse_original(file, target)
-    _refuse_others(opened, target)
+    weights = {name: source for name, source in weights_files(opened).items() if name != file.name}
+    _refuse_others(weights, target)
     outputs = {str(value.name) for value in opened.graph.outputs}
     added = [name for name in names if name not in outputs]
     extended = with_values(opened, added)
     unranked = _state_types(extended, added, file, report.embedded_bytes + report.external_bytes)
-    save(extended, target, link, sealed=METADATA_KEY in extended.metadata_props)
+    if METADATA_KEY in opened.metadata_props:  # its seal is of every byte
+        hooked, _ = read_foreign(file)
+        stated = {value.name: value for value in extended.graph.outputs}
+        hooked = with_values(hooked, added)
+        for value in hooked.graph.outputs:
+            value.type, value.shape = stated[value.name].type, stated[value.name].shape
+        save(hooked, target, link)
+    else:
+        _write(file, target, [value for value in extended.graph.outputs if value.name in set(added)], weights, link)
     return Exposed(target, tuple(added), tuple(name for name in names if name in outputs), tuple(unranked))
 
 
-def _refuse_others(model: ir.Model, target: Path) -> None:
+def _write(file: Path, target: Path, outputs: Iterable[ir.Value], weights: Mapping[str, Path], link: bool) -> None:
+    """Writes a copy of a graph file with more outputs, every other byte as it was, and its weights files beside it."""
+    folder = target.parent
+    with contextlib.ExitStack() as undo, writing(target):
+        if not folder.exists():
+            undo.callback(remove, folder)
+        make_folder(folder)
+        missing = {name: source for name, source in weights.items() if not (folder / name).exists()}
+        for name in missing:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            undo.callback((folder / name).unlink, missing_ok=True)
+        place(missing, folder, link)
+        with replacing(target) as made:
+            copy_with(file, made, graph_outputs(ir.to_proto(value).SerializeToString() for value in outputs))
+        undo.pop_all()
+
+
+def _refuse_others(weights: Mapping[str, Path], target: Path) -> None:
     """Makes sure that no file of another model is replaced: neither the graph nor weights of the same name."""
     if target.exists():
         raise ExportError(f"{target}: exists. Choose another file or folder.")
-    for name, source in weights_files(model).items():
+    for name, source in weights.items():
         beside = target.parent / name
         if beside.exists() and not beside.samefile(source):
             raise ExportError(f"{beside}: exists, and the weights go into a file of this name. Choose another folder.")

@@ -241,10 +241,11 @@ def _hooked(model: ir.Model, file: Path) -> str | None:
         manifest = manifest_in(model.metadata_props, str(file))
     except ModelFileError as error:
         return f"a hooked file of graphlens whose manifest cannot be read: {_short(error, file)}"
-    config = manifest.config
+    config, adopted = manifest.config, manifest.adopted
+    what = "a hooked file" if adopted is None else f"a hooked file, adopted from {adopted.file} of {adopted.producer}"
     return (
-        f"a hooked file: {manifest.source}, {config.n_layers} layers, {config.n_heads} heads, {len(manifest.hooks):,} hook "
-        "points (graphlens hooks lists them). Open it with HookedTransformer.from_onnx; there is nothing to adopt."
+        f"{what}: {manifest.source}, {config.n_layers} layers, {config.n_heads} heads, {len(manifest.hooks):,} hook points "
+        "(graphlens hooks lists them). Open it with HookedTransformer.from_onnx; there is nothing to adopt."
     )
 
 

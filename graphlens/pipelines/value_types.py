@@ -106,7 +106,7 @@ def main(file: str, names: str, memory: str, seconds: str) -> int:
 
 def _look(file: Path, names: list[str]) -> dict[str, Found]:
     """Opens the model with these values as outputs, and runs it if ranks are not known without."""
-    model, _ = read_foreign(file)
+    model, _ = read_foreign(file, light=True)
     extended = with_values(model, names)
     for value in extended.graph.outputs:
         if value.name in names:

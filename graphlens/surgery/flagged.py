@@ -65,7 +65,7 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
         embedded = "embed.hook_embed" if work.manifest.config.is_encoder else "hook_embed"
         work.fork(INPUT_IDS, [embedded], "hook_tokens", "int64")
     for layer in range(work.manifest.config.n_layers):
-        if in_block(layer, "attn.hook_q") not in work.values:  # not in this segment
+        if not any(in_block(layer, f"attn.hook_{letter}") in work.values for letter in "qkvz"):  # not in this segment
             continue
         if wanted & {"use_attn_in", "use_split_qkv_input"}:
             work.split_inputs(layer, split="use_split_qkv_input" in wanted)
@@ -136,10 +136,20 @@ class _Rewrite:
                 "or bias without a name), and this flag would leave that out."
             )
 
+    def _ensure_found(self, flag: str, names: Iterable[str]) -> None:
+        """Refuses a flag that rewrites what lies at a hook point which was not found in an adopted file."""
+        for name in names:
+            if name not in self.hooks:
+                raise InputError(
+                    f"{flag} cannot be set for this model: {name!r}, which it rewrites, is no hook point here."
+                )
+
     def split_inputs(self, layer: int, split: bool) -> None:
         """Gives every head its own copy of the residual before ln1; with ``split`` one each for q, k and v."""
         cfg, tape = self.manifest.config, Tape()
         flag, part = "use_split_qkv_input" if split else "use_attn_in", sublayers(cfg, layer)[0]
+        norm = [] if part.norm is None else [f"{part.norm}.hook_scale", f"{part.norm}.hook_normalized"]
+        self._ensure_found(flag, [part.residual, *norm, *part.readers])
         if part.norm is not None:
             self._ensure(self._structure.is_norm(part.residual, part.norm), flag, part.residual, part.start)
         for end, (matrix, _) in part.readers.items():
@@ -185,6 +195,7 @@ class _Rewrite:
         """Writes what attention's last matrix gives as a sum of the heads' results, before any norm of it."""
         cfg, tape = self.manifest.config, Tape()
         part = sublayers(cfg, layer)[0]
+        self._ensure_found("use_attn_result", [part.inner, part.written])
         matrix, bias = part.out
         self._need(matrix)
         self._ensure(self._structure.writes(part), "use_attn_result", part.inner, part.written)

@@ -63,8 +63,10 @@ def manifest_in(metadata: Mapping[str, str], where: str) -> Manifest:
     """
     text = metadata.get(METADATA_KEY)
     if text is None:
-        raise NotHooked(f"{where}: no graphlens manifest, so this is not a hooked file. Make one: graphlens export of "
-            "a checkpoint, graphlens adopt of an ONNX file that another program wrote.")
+        raise NotHooked(
+            f"{where}: no graphlens manifest, so this is not a hooked file. Make one: graphlens export of "
+            "a checkpoint, graphlens adopt of an ONNX file that another program wrote."
+        )
     found = _parsed(text, where)
     # Mappings of the caller's own: editing one must not reach what the next reader gets.
     return replace(

@@ -104,7 +104,9 @@ class _Part:
 
     def _after(self, value: ir.Value, weight: str) -> ir.Value:
         """A value times a norm's weight, or plus its bias, where that is all that reads the value."""
-        readers = [(node, place) for node, place in value.uses() if node.op_type != "Shape"]
+        readers = _readers(value)
+        while len(readers) == 1 and readers[0][0].op_type in ("Cast", "Identity"):  # in a graph of another exporter
+            readers = _readers(readers[0][0].outputs[0])
         if len(readers) == 1 and readers[0][0].op_type == ("Mul" if weight.endswith(".w") else "Add"):
             ((node, place),) = readers
             other = node.inputs[1 - place]
@@ -198,6 +200,11 @@ class _Part:
             f"{in_block(self._layer, self._part)} cannot be called in this model: it {what} (an edit that was baked, a step "
             "without a name). Run the block as a whole, or the model with start_at_layer and stop_at_layer."
         )
+
+
+def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The nodes that read a value, and not only its sizes, each with the place among its inputs."""
+    return [(use.node, use.idx) for use in value.uses() if use.node.op_type != "Shape"]
 
 
 def _between(start: ir.Value, end: ir.Value) -> set[ir.Node]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from graphlens.errors import InputError
-from graphlens.file.io_names import LOSS, SEED, SEED_POSITIONS, SEED_TOKENS, SPARSE
+from graphlens.file.io_names import LOGITS, LOSS, SEED, SEED_POSITIONS, SEED_TOKENS, SPARSE
 from graphlens.file.manifest import Manifest
 from graphlens.file.names import UNEMBEDDED
 from graphlens.surgery.graph import values_by_name
@@ -32,29 +33,39 @@ def add_seed(
     Raises:
         InputError: The seed is sparse, and the unembedding is no matrix product.
     """
-    graph = model.graph
+    graph, fed = model.graph, ir.DataType.from_numpy(np.dtype(manifest.config.dtype))
     if kind == SPARSE:
-        end = values_by_name(model)[manifest.hooks[UNEMBEDDED].value]
-        # Where something between the unembedding and the logits has a derivative of its own, or a hook, it begins after that.
-        whole = result in hooked or not _is_product(end, result)
-        return (result if whole else end), _sparse_seed(b, graph, end, result, whole)
+        # Where something between the unembedding and the logits has a derivative of its own, or a hook, it begins after that,
+        # and so it does where an adopted graph does not show what the unembedding reads.
+        read = manifest.hooks.get(UNEMBEDDED)
+        end = result if read is None else values_by_name(model)[read.value]
+        whole = end is result or result in hooked or not _is_product(end, result)
+        return (result if whole else end), _sparse_seed(b, graph, end, result, whole, fed)
     if kind == LOSS:
-        return result, _loss_seed(b, graph, result)
-    given = ir.Value(name=SEED, shape=result.shape, type=result.type)
+        return result, _loss_seed(b, graph, result, fed)
+    assert result.type is not None
+    given = ir.Value(
+        name=SEED, shape=result.shape, type=ir.TensorType(fed if result.name == LOGITS else result.type.dtype)
+    )
     graph.inputs.append(given)
-    return result, given
+    return result, _as(b, given, result.type.dtype)
 
 
-def _sparse_seed(b: Builder, graph: ir.Graph, end: ir.Value, logits: ir.Value, whole: bool) -> ir.Value:
+def _as(b: Builder, seed: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A seed, which has the dtype that the model computes in, in that of what it is a gradient of."""
+    return seed if seed.dtype == dtype else b.op("Cast", seed, to=int(dtype))
+
+
+def _sparse_seed(
+    b: Builder, graph: ir.Graph, end: ir.Value, logits: ir.Value, whole: bool, fed: ir.DataType
+) -> ir.Value:
     """The gradient from seeds of few tokens: with respect to what the unembedding reads [b, pos, d_model], or, ``whole``,
     with respect to the logits [b, pos, V]."""
-    dtype, inner = (ir.DataType.FLOAT if value.type is None else value.type.dtype for value in (logits, end))
+    dtype = (logits if whole else end).dtype or fed
     places, chosen = ("seed_batch", "seeds"), ("seed_batch", "seeds", "seed_tokens")
     positions = _input(graph, SEED_POSITIONS, places, ir.DataType.INT64)
     tokens = _input(graph, SEED_TOKENS, chosen, ir.DataType.INT64)
-    seed = _input(graph, SEED, chosen, dtype)
-    if not whole and inner != dtype:
-        seed, dtype = b.op("Cast", seed, to=int(inner)), inner
+    seed = _as(b, _input(graph, SEED, chosen, fed), dtype)
     if whole:
         rows = _one_hot(b, tokens, logits, dtype)  # [b, m, k, V]
     else:
@@ -116,12 +127,12 @@ def _unembedding(end: ir.Value) -> tuple[ir.Value, bool]:
     )
 
 
-def _loss_seed(b: Builder, graph: ir.Graph, logits: ir.Value) -> ir.Value:
+def _loss_seed(b: Builder, graph: ir.Graph, logits: ir.Value, fed: ir.DataType) -> ir.Value:
     """The gradient of a weighted sum of cross-entropies: (softmax - one at the target) times the weight."""
     assert logits.type is not None
     axes = ("seed_batch", "seed_sequence")
     targets = _input(graph, SEED_TOKENS, axes, ir.DataType.INT64)
-    weights = _input(graph, SEED, axes, logits.type.dtype)
+    weights = _as(b, _input(graph, SEED, axes, fed), logits.type.dtype)
     hit = _one_hot(b, targets, logits, logits.type.dtype)
     apart = b.op("Sub", b.op("Softmax", logits, axis=-1), hit)
     return b.op("Mul", apart, b.op("Unsqueeze", weights, b.constant([2])))

@@ -12,6 +12,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.file.io_names import (
     BODY_INPUTS,
     INPUT_IDS,
+    KEY_AND_VALUE,
     LOGITS,
     RESIDUAL_IN,
     RESIDUAL_OUT,
@@ -81,6 +82,8 @@ def segment(model: ir.Model, start: int | None = None, stop: int | None = None) 
         take_sizes_of(model, residual, sizes, [end, *(now[entry.value] for entry in hooks.values())])
         _forget_tokens(model.graph)
     _return(model, end, hooks)
+    if start and manifest.adopted is not None:
+        _take_past_of(model.graph, start)
     return finish(model, manifest.with_hooks(hooks), "the segment")
 
 
@@ -134,6 +137,22 @@ def _start_at(model: ir.Model, old: ir.Value, hooks: dict[str, HookEntry], start
         ) or entry.value == before:  # that of what the unembedding reads, where no norm is before it
             hooks[hook] = replace(entry, value=str(entered.name))
     return residual
+
+
+def _take_past_of(graph: ir.Graph, start: int) -> None:
+    """Lets an adopted graph read how many earlier tokens there are off the keys and values of its first block.
+
+    The original reads it off block 0, whose keys and values a segment is not fed.
+    """
+    inputs = {str(value.name): value for value in graph.inputs}
+    for part in KEY_AND_VALUE:
+        own = inputs.get(past_input(start, part))
+        for layer in range(start):
+            skipped = inputs.get(past_input(layer, part))
+            if own is not None and skipped is not None:
+                skipped.replace_all_uses_with(own)
+                graph.inputs.remove(skipped)
+                graph.initializers.pop(str(skipped.name), None)
 
 
 def _forget_tokens(graph: ir.Graph) -> None:

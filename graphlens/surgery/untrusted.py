@@ -252,9 +252,10 @@ def check_structure(proto: onnx.ModelProto, file: Path) -> None:
             count += 1
             if count > MAX_NODES:
                 raise ModelFileError(f"{file}: more than {MAX_NODES:,} nodes. graphlens refuses to open it.")
-            _ensure_text((node.name, node.op_type, node.domain, *node.input, *node.output), file)
+            _ensure_text((node.name, node.op_type, node.domain, node.overload, *node.input, *node.output), file)
+            _ensure_text(_notes(node), file)
             for attribute in node.attribute:
-                _ensure_text((attribute.name, attribute.ref_attr_name), file)
+                _ensure_text((attribute.name, attribute.ref_attr_name, attribute.doc_string), file)
                 for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
                     _ensure_filled(tensor, file)
                 inner = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
@@ -296,12 +297,19 @@ def _ensure_filled(tensor: onnx.TensorProto, file: Path) -> None:
         )
 
 
+def _notes(
+    item: onnx.NodeProto | onnx.GraphProto | onnx.ModelProto | onnx.ValueInfoProto | onnx.TensorProto,
+) -> Iterator[str]:
+    """What a part of a file says about itself: its doc string and metadata."""
+    yield item.doc_string
+    for entry in item.metadata_props:
+        yield from (entry.key, entry.value)
+
+
 def _names_of_model(proto: onnx.ModelProto) -> Iterator[str]:
     """The texts of a model that are not in its graph."""
-    yield from (proto.producer_name, proto.producer_version, proto.domain)
+    yield from (proto.producer_name, proto.producer_version, proto.domain, *_notes(proto))
     yield from (opset.domain for opset in proto.opset_import)
-    for entry in proto.metadata_props:
-        yield from (entry.key, entry.value)
     for function in proto.functions:
         yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
         yield from (opset.domain for opset in function.opset_import)
@@ -309,14 +317,15 @@ def _names_of_model(proto: onnx.ModelProto) -> Iterator[str]:
 
 def _names_of_graph(graph: onnx.GraphProto) -> Iterator[str]:
     """The texts of a graph that are not in its nodes."""
-    yield graph.name
+    yield from (graph.name, *_notes(graph))
     for tensor in graph.initializer:
-        yield tensor.name
+        yield from (tensor.name, *_notes(tensor))
         for entry in tensor.external_data:
             yield from (entry.key, entry.value)
     for value in (*graph.input, *graph.output, *graph.value_info):
-        yield value.name
-        yield from (size.dim_param for size in value.type.tensor_type.shape.dim)
+        yield from (value.name, *_notes(value), value.type.denotation)
+        for size in value.type.tensor_type.shape.dim:
+            yield from (size.dim_param, size.denotation)
 
 
 def _tensors(model: ir.Model, file: Path) -> Iterator[ir.TensorProtocol]:

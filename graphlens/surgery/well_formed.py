@@ -54,10 +54,9 @@ def _misfit(node: ir.Node, schema: onnx.defs.OpSchema) -> str | None:
         known = schema.attributes.get(name)
         if known is None:
             return f"has an attribute {name!r}, which the operator does not have"
-        if attribute.type.name != known.type.name and not attribute.is_ref():
-            return (
-                f"has an attribute {name!r} of the type {attribute.type.name}, and the operator's is {known.type.name}"
-            )
+        wanted = str(known.type).rpartition(".")[2]
+        if attribute.type.name != wanted and not attribute.is_ref():
+            return f"has an attribute {name!r} of the type {attribute.type.name}, and the operator's is {wanted}"
     lost = [name for name, known in schema.attributes.items() if known.required and name not in node.attributes]
     if lost:
         return f"lacks the attribute {lost[0]!r}"

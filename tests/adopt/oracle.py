@@ -22,7 +22,6 @@ from tests.adopt.checkpoints import CHECKPOINTS, family_of, load
 from tests.families.layout import spec_of
 from tests.families.torch_hooks import Place, hooked, places
 
-NAME = "adopt-reference"
 Edit = Callable[[str, np.ndarray], np.ndarray]
 
 
@@ -75,9 +74,6 @@ class _Attention:
         return z.contiguous(), pattern
 
 
-_ATTENTION = _Attention()
-AttentionInterface.register(NAME, _ATTENTION)
-AttentionMaskInterface.register(NAME, eager_mask)
 _INSIDE = ("hook_attn_scores", "hook_pattern", "hook_z", "hook_v")
 
 
@@ -179,7 +175,11 @@ class Oracle:
     def __init__(self, name: str, checkpoint: Path) -> None:
         self.name = name
         self.kind = CHECKPOINTS[name].kind
-        self.model = load(checkpoint, NAME)
+        self._attention = _Attention()
+        registered = f"adopt-reference-{id(self)}"  # of its own: what is registered belongs to the whole process
+        AttentionInterface.register(registered, self._attention)
+        AttentionMaskInterface.register(registered, eager_mask)
+        self.model = load(checkpoint, registered)
         for layer, module in enumerate(m for m in self.model.modules() if type(m).__name__.endswith("Attention")):
             if not hasattr(module, "layer_idx"):
                 module.layer_idx = layer
@@ -284,12 +284,13 @@ class Oracle:
     @contextlib.contextmanager
     def _attending(self, use: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
         """Inside the block, attention hands its values to ``use``."""
-        before = (_ATTENTION.use, _ATTENTION.turned, _ATTENTION.causal)
-        _ATTENTION.use, _ATTENTION.turned, _ATTENTION.causal = use, self.turned, self.kind == "decoder"
+        inside = self._attention
+        before = (inside.use, inside.turned, inside.causal)
+        inside.use, inside.turned, inside.causal = use, self.turned, self.kind == "decoder"
         try:
             yield
         finally:
-            _ATTENTION.use, _ATTENTION.turned, _ATTENTION.causal = before
+            inside.use, inside.turned, inside.causal = before
 
 
 def save(name: str, checkpoint: Path, folder: Path) -> None:

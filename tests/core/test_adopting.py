@@ -322,7 +322,7 @@ def test_a_file_without_a_mask_refuses_padding(tmp_path: Path) -> None:
 
 def test_a_file_that_counts_padding_is_said_to(tmp_path: Path) -> None:
     report = adopt(decoder(tmp_path / "model.onnx", positioned=False), tmp_path / "out", announce=lambda _: None)
-    assert any("counts padding as positions" in note for note in report.adopted.notes)
+    assert any("counts padding on the left as positions" in note for note in report.adopted.notes)
     model = HookedTransformer.from_onnx(tmp_path / "out", "cpu")
     positions = np.tile(np.arange(7), (2, 1))
     expected = forward(IDS, PADDED, positions)[0]
@@ -389,6 +389,63 @@ def test_dropout_in_training_mode_is_refused(tmp_path: Path) -> None:
     made.graph.node.insert(len(made.graph.node) - 1, dropout)
     onnx.save(made, file)
     with pytest.raises(ModelFileError, match=r"draws random numbers.*evaluation mode"):
+        adopt(file, tmp_path / "out", announce=lambda _: None)
+
+
+@pytest.mark.parametrize("meaning", ["padding", "added"])
+def test_a_mask_that_means_something_else_is_refused_or_not_used(meaning: str, tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    file = decoder(tmp_path / "model.onnx", past=False, positioned=False)
+    made = onnx.load(file)
+    nodes = made.graph.node
+    (cast,) = [node for node in nodes if node.op_type == "Cast" and node.attribute[0].i == TensorProto.BOOL]
+    if meaning == "padding":  # 1 where there is padding
+        (reader,) = [node for node in nodes if cast.output[0] in node.input]
+        reader.input[list(reader.input).index(cast.output[0])] = "inverted"
+        nodes.insert(list(nodes).index(cast) + 1, helper.make_node("Not", [cast.output[0]], ["inverted"], name="not"))
+    else:  # floats that are added to the scores
+        (both,) = [node for node in nodes if cast.output[0] in node.input]
+        (where,) = [node for node in nodes if both.output[0] in node.input]
+        where.input[0] = next(name for name in both.input if name != cast.output[0])
+        cast.attribute[0].i = TensorProto.FLOAT
+        nodes.remove(both)
+        for node in nodes:
+            for place, name in enumerate(node.input):
+                if name == where.output[0]:
+                    node.input[place] = "both"
+        nodes.insert(
+            list(nodes).index(where) + 1,
+            helper.make_node("Add", [where.output[0], cast.output[0]], ["both"], name="sum"),
+        )
+    onnx.save(made, file)
+    if meaning == "padding":
+        with pytest.raises(ModelFileError, match="no mask of 1 at real tokens"):
+            adopt(file, tmp_path / "out", announce=lambda _: None)
+        return
+    report = adopt(file, tmp_path / "out", announce=lambda _: None)
+    assert report.adopted.left_padding == "seen"
+    model = HookedTransformer.from_onnx(tmp_path / "out", "cpu")
+    np.testing.assert_allclose(model(IDS), forward(IDS)[0], **CLOSE)
+    with pytest.raises(InputError, match="does not mask padding on the left"):
+        model(IDS, attention_mask=PADDED)
+
+
+def test_logits_of_the_last_token_alone_are_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper, numpy_helper
+
+    file = decoder(tmp_path / "model.onnx")
+    made = onnx.load(file)
+    for name, numbers in (("from", [-1]), ("to", [2**40]), ("along", [1])):
+        made.graph.initializer.append(numpy_helper.from_array(np.array(numbers), name))
+    (end,) = [node for node in made.graph.node if "scores" in node.output]
+    last = helper.make_node("Slice", [end.input[0], "from", "to", "along"], ["last"], name="last token")
+    end.input[0] = "last"
+    made.graph.node.insert(len(made.graph.node) - 1, last)
+    onnx.save(made, file)
+    with pytest.raises(ModelFileError, match=r"logits of 1 of 11 tokens|not .* axes"):
         adopt(file, tmp_path / "out", announce=lambda _: None)
 
 

@@ -14,6 +14,7 @@ import pytest
 from graphlens import Ablate, InputError, Patch, Steer, UnknownHookPoint, embedded_model, surgery
 from graphlens.file.io_names import SEED, SEED_POSITIONS, SEED_TOKENS
 from graphlens.metrics import CrossEntropy, LogitDiff, Probability
+from graphlens.surgery.graph import write_manifest
 from graphlens.surgery.rules import RULES, Builder, Gradient, rule
 from tests.models import MODEL
 
@@ -88,6 +89,23 @@ def test_every_kind_of_seed_gives_the_same(plain: ir.Model) -> None:
     loss = surgery.differentiate(plain, HOOKS, seed="loss")
     for x, y in zip(run(loss, {"input_ids": TOKENS, SEED: weights, SEED_TOKENS: targets}), wanted, strict=True):
         assert float(np.abs(x - y).max()) <= 1e-4 * float(np.abs(y).max())
+
+
+def test_a_sparse_seed_needs_no_hook_point_before_the_unembedding(plain: ir.Model) -> None:
+    """An adopted file may not show one: the seed is then that of the logits."""
+    hidden = plain.clone()
+    manifest = surgery.read_manifest(plain)
+    hooks = {name: entry for name, entry in manifest.hooks.items() if name != "unembed.hook_in"}
+    write_manifest(hidden, manifest.with_hooks(hooks))
+    feeds = {
+        "input_ids": TOKENS,
+        SEED: np.ones((2, 1, 2), np.float32),
+        SEED_POSITIONS: np.array([[4], [2]]),
+        SEED_TOKENS: np.array([[[7, 11]], [[5, 6]]]),
+    }
+    one, other = (run(surgery.differentiate(model, HOOKS, seed="sparse"), feeds) for model in (plain, hidden))
+    for x, y in zip(one, other, strict=True):
+        assert float(np.abs(x - y).max()) <= 1e-5 * float(np.abs(y).max())
 
 
 def test_of_an_activation(plain: ir.Model) -> None:

@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[type[Exception], ...]] = {
     "UnknownHookPoint": (KeyError,),
     "InputError": (ValueError,),
     "InputTypeError": (ValueError, TypeError),
+    "InputKeyError": (ValueError, KeyError),
     "InputIndexError": (ValueError, IndexError),
     "InputAttributeError": (ValueError, AttributeError),
     "StateDictError": (ValueError, RuntimeError),

@@ -66,6 +66,33 @@ def test_values_are_what_the_graph_computes_and_the_original_is_untouched(tmp_pa
     np.testing.assert_array_equal(found[-1], runs(file, ["logits"], FEEDS)[0])
 
 
+def test_every_other_byte_is_as_it_was(tmp_path: Path) -> None:
+    model = made.all_types()
+    model.doc_string = "kept"
+    model.graph.quantization_annotation.add(tensor_name="biased")
+    model.metadata_props.add(key="author", value="somebody")
+    model.training_info.add().algorithm.name = "kept too"
+    file = made.write(model, tmp_path / "model.onnx")
+    wrote = onnx.load(graphlens.expose(file, ["product", "larger"], tmp_path / "out.onnx").file)
+    assert [value.name for value in wrote.graph.output] == ["out", "product", "larger"]
+    del wrote.graph.output[1:]
+    assert wrote.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    file = made.write(made.one_layer(), tmp_path / "a" / "model.onnx", "weights.bin")
+    monkeypatch.setattr("graphlens.pipelines.expose.copy_with", fail)
+    with pytest.raises(ExportError, match="The disk is full"):
+        graphlens.expose(file, "pattern", tmp_path / "new" / "folder")
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(ExportError, match="The disk is full"):
+        graphlens.expose(file, "pattern", file.parent / "beside.onnx")
+    assert sorted(path.name for path in file.parent.iterdir()) == ["model.onnx", "weights.bin"]
+
+
 def test_what_an_optimiser_would_fuse_away_stays_readable(tmp_path: Path) -> None:
     file = made.write(made.one_layer(), tmp_path / "model.onnx")
     options = ort.SessionOptions()
@@ -218,6 +245,13 @@ def test_the_command_says_what_it_wrote_and_what_is_missing(tmp_path: Path) -> N
         refused = command("expose", file, *arguments)
         assert refused.returncode == 1
         assert message in sentence(refused.stderr)
+
+
+@pytest.mark.parametrize("like", [3, None, [], [3], [""], ""])
+def test_what_is_no_pattern_is_refused(like: object, tmp_path: Path) -> None:
+    file = made.write(made.one_layer(), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="name the values, as names or shell patterns"):
+        graphlens.expose(file, like, tmp_path / "out.onnx")  # type: ignore[arg-type]
 
 
 def test_a_hooked_file_stays_one(tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path) -> None:

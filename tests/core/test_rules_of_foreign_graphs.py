@@ -146,3 +146,20 @@ def test_a_rule_is_the_derivative(
     kind, inputs, wrt, attributes = case
     count = 3 if kind == "Split" else 1
     Operator(kind, inputs, wrt, attributes, outputs=count, sizes=sizes).check()
+
+
+@pytest.mark.parametrize("case", [*CASES, *SINGLE], ids=lambda case: case[0])
+def test_a_rule_in_half_precision(case: tuple[str, list[Array | None], tuple[int, ...], dict[str, Any]]) -> None:
+    """The gradient of the same numbers in float32, but for the rounding of float16."""
+    kind, inputs, wrt, attributes = case
+    count = 3 if kind == "Split" else 1
+    found = []
+    for dtype in (np.float16, np.float32):
+        given = [
+            array if array is None or array.dtype.kind != "f" else array.astype(np.float16).astype(dtype)
+            for array in inputs
+        ]
+        found.append(Operator(kind, given, wrt, attributes, outputs=count, sizes=NAMELESS).gradients())
+    for half, single in zip(*found, strict=True):
+        assert half.dtype == np.float16
+        np.testing.assert_allclose(half, single, rtol=2e-2, atol=2e-2 * float(np.abs(single).max()))

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphlens import surgery
-from graphlens.errors import ModelFileError
+from graphlens.errors import InputError, ModelFileError
 from graphlens.surgery.unfuse.opsets import LEAST
 from tests.fused import MICROSOFT, RNG, Array, Fused, normal, run, run_unfused, same
 
@@ -258,3 +258,6 @@ def test_what_is_kept_because_it_was_asked_for() -> None:
         assert not done.expanded
         assert "asked for" in done.kept["com.microsoft::FastGelu"]
         assert [node.op_type for node in done.model.graph].count("FastGelu") == 2
+    assert surgery.unfuse(ir.from_proto(chain()), keep=["Attention", "If"]).expanded
+    with pytest.raises(InputError, match=r"keep='FastGelo': .* Nearest: 'FastGelu'"):
+        surgery.unfuse(ir.from_proto(chain()), keep=["FastGelo"])

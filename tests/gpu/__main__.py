@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer
+from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, adopt
+from graphlens.deploy import write_stripped
 from graphlens.file.folder import MODEL_FILE
 from graphlens.metrics import LogitDiff
 from graphlens.patching import get_act_patch_attn_head_out_all_pos, get_act_patch_resid_pre
@@ -92,7 +93,20 @@ def rows_of(name: str, folder: Path, device: str = "cuda") -> Iterator[Row]:
     convert_into(graph, half, "float16")
     exact = HookedTransformer.from_onnx(graph, "cpu")(tokens)
     yield f"{name}: float16", apart(HookedTransformer.from_onnx(half, device)(tokens), exact), FLOAT16
+    adopted = _adopted(name, folder)
+    there, here = (HookedTransformer.from_onnx(adopted, providers=where) for where in (device, "cpu"))
+    _, right = here.run_with_cache(tokens)
+    _, found = there.run_with_cache(tokens)
+    assert list(found) == list(right)
+    yield f"{name}, adopted: every hook point", max(apart(found[hook], right[hook]) for hook in right), FLOAT32
     yield _nothing_fell(name, graph, tokens, folder, [CUDA, CPU] if device == "cuda" else [CPU])
+
+
+def _adopted(name: str, folder: Path) -> Path:
+    """An embedded model without its hook points, adopted as another tool's file would be."""
+    write_stripped(embedded_model(name), folder / f"{name}-plain")
+    adopt(folder / f"{name}-plain" / MODEL_FILE, folder / f"{name}-adopted", tokenizer=embedded_model(name))
+    return folder / f"{name}-adopted"
 
 
 def _swept(model: HookedTransformer, sweep: Any, clean: Array, other: Array, metric: Any) -> Array:

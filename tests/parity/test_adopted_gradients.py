@@ -131,3 +131,34 @@ def test_a_sweep_runs_whole(adopted: Adopted) -> None:
         patch = graphlens.Patch(name, cache[name][:, position], positions=position)
         expected = float(METRIC(model.run_with_interventions(corrupted, patch)))
         assert found[layer, position] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_segment_with_earlier_tokens(tmp_path: Path) -> None:
+    """Its own blocks' keys and values say how many there are, where the original reads it off block 0."""
+    legacy("llama", checkpoint_of("llama", tmp_path), tmp_path / "foreign.onnx", past=True)
+    graphlens.adopt(tmp_path / "foreign.onnx", tmp_path / "hooked", announce=lambda line: None)
+    model = HookedTransformer.from_onnx(tmp_path / "hooked")
+    tokens = np.random.default_rng(0).integers(1, model.cfg.d_vocab, (2, 9))
+    logits, cache = model.run_with_cache(tokens)
+    for start in range(model.cfg.n_layers):
+        earlier = graphlens.KeyValueCache.init_cache(model.cfg, batch_size=2)
+        model(tokens[:, :5], past_kv_cache=earlier)
+        residual = cache[f"blocks.{start}.hook_resid_pre"][:, 5:]
+        found = model(residual, start_at_layer=start, past_kv_cache=earlier)
+        np.testing.assert_allclose(found, logits[:, 5:], rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_and_their_parts_called_alone(adopted: Adopted) -> None:
+    model = adopted.model
+    _, cache = model.run_with_cache(adopted.tokens)
+    block = model.blocks[1]
+    whole = block(cache["blocks.1.hook_resid_pre"])
+    np.testing.assert_allclose(whole, cache["blocks.1.hook_resid_post"], rtol=1e-5, atol=1e-6)
+
+    def normed(norm: str) -> Array:
+        value: Array = cache[f"blocks.1.{norm}.hook_normalized"] * model.weights[f"blocks.1.{norm}.w"]
+        return value + model.weights[f"blocks.1.{norm}.b"] if f"blocks.1.{norm}.b" in model.weights else value
+
+    given = normed("ln1")
+    np.testing.assert_allclose(block.attn(given, given, given), cache["blocks.1.hook_attn_out"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(block.mlp(normed("ln2")), cache["blocks.1.hook_mlp_out"], rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import graphlens
-from graphlens import Ablate, HookedTransformer, HookedViT, Patch, Steer
+from graphlens import Ablate, HookedTransformer, HookedViT, Patch, Steer, patching
 from graphlens.metrics import CrossEntropy, LogitDiff
 from tests.adopt.cases import inputs_of
 from tests.adopt.checkpoints import checkpoint_of, load
@@ -139,6 +139,9 @@ def test_bad_input(model: HookedViT[Array], root: Path) -> None:
         model.run_with_cache(PIXELS, names_filter="unembed.hook_in")
     with pytest.raises(graphlens.InputError, match=r"is a vision model .*open it with graphlens.HookedViT"):
         HookedTransformer.from_onnx(root / "hooked")
+    _, cache = model.run_with_cache(PIXELS)
+    with pytest.raises(graphlens.InputError, match="are of models of tokens"):
+        patching.sweep(model, PIXELS, patching.Site("blocks.0.attn.hook_z", head=1), cache, LogitDiff(3, 5))  # type: ignore[arg-type]
     with pytest.raises(graphlens.InputError, match="exports no vision models"):
         HookedViT.from_pretrained("google/vit-base-patch16-224")
     with pytest.raises(graphlens.InputError, match="token ids go from 0 to"):

@@ -27,12 +27,13 @@ def kind_of(found: Found) -> Kind:
     """
     if found.beginning.pixels is not None:
         return "vision"
-    ending = found.ending
-    if ending.dense is not None or found.beginning.types is not None:
-        return "encoder"
-    if found.blocks[0].normalises and not Masks(found.wires).of(found.blocks[0].attention.core).causal:
-        return "encoder"
-    return "decoder"
+    # An encoder by TransformerLens's names is BERT: its norms are of the residual stream itself. One with norms before its
+    # sublayers (ModernBERT) has a decoder's hook points, and attends both ways.
+    if not found.blocks[0].normalises:
+        return "decoder"
+    told = found.ending.dense is not None or found.beginning.types is not None
+    causal = Masks(found.wires).of(found.blocks[0].attention.core).causal
+    return "encoder" if told or not causal else "decoder"
 
 
 def config_of(found: Found, kind: Kind, weights: Mapping[str, MatchedWeight]) -> tuple[dict[str, Number], list[str]]:
@@ -191,7 +192,7 @@ def _sight(masks: list[Mask], kind: Kind, notes: list[str]) -> dict[str, Number]
         fields["attn_types"] = tuple("local" if mask.window is not None else "global" for mask in masks)
     elif windows:
         notes.append("the windows of local attention differ between layers: " + ", ".join(map(str, sorted(windows))))
-    if any(mask.biased for mask in masks):
+    if any(mask.biased or (mask.sloped and kind == "vision") for mask in masks):
         notes.append("a relative position bias is added to attn.hook_attn_scores")
     return fields
 
@@ -219,7 +220,7 @@ def _positions(found: Found, block: Block, masks: Masks, notes: list[str]) -> di
         return fields | ({"n_ctx": rows} if rows is not None else {})
     if found.beginning.positions is not None:
         return {"positional_embedding_type": "standard"}
-    if masks.of(block.attention.core).sloped:
+    if masks.of(block.attention.core).sloped and found.beginning.pixels is None:
         notes.append(
             "alibi: scores differ from TransformerLens's by a number for each query, which the pattern does not show"
         )

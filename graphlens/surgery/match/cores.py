@@ -198,8 +198,9 @@ def _back(wires: Wires, node: ir.Node, way: _Way, added: list[ir.Value]) -> ir.V
         return live[0]
     if operator in ("Mul", "Div") and len(others) == 1:
         number = wires.number(others[0])
-        if number is None:
-            return None
+        if number is None:  # a mask of ones and zeros, as in GPT-1, whose other half is added
+            added += others
+            return live[0] if operator == "Mul" else None
         return _scaled(wires, node, live[0], number, way)
     if operator == "Tanh":
         way.soft_cap = way.scale

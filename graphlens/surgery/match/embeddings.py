@@ -11,6 +11,7 @@ from graphlens.surgery.match.parts import Beginning, Normed, Table
 from graphlens.surgery.match.wires import Wires
 
 _STEPS = 24
+_MANY = 300  # nodes that positions are computed by at the most
 _FEW = 16  # rows of a table of types of tokens at the most; positions are more
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
 _INDEX = MOVES | {"Cast", "Identity", "Clip", "Max", "Min"}
@@ -29,7 +30,8 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
         ModelFileError: What the stream begins as is none that is known.
     """
     norm = norms.giving(stream)
-    leaves = [_leaf(wires, one) for one in _terms(wires, stream if norm is None else norm.norm.x)]
+    terms = _terms(wires, stream if norm is None else norm.norm.x)
+    leaves = [_leaf(wires, one) or _of_sizes(wires, one) for one in terms]
     tables = [leaf for leaf in leaves if leaf is not None]
     if len(tables) != len(leaves) or not tables:
         raise ModelFileError(
@@ -47,21 +49,36 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
             "instead. Export the model with input_ids."
         )
     tokens = _tokens(wires, direct, vocabulary)
-    found = Beginning(tokens, norm=norm, whole=stream)
-    for table in tables:
-        if table is tokens:
-            continue
-        few = (rows_of(wires, table) or _FEW + 1) <= _FEW
-        if few and found.types is None:
-            found.types = table
-        elif not few and found.positions is None:
-            found.positions = table
-        else:
-            raise ModelFileError(
-                f"the residual stream begins as a sum that has the embedding {table.value.name!r} besides those of tokens, "
-                "positions and types of tokens: graphlens knows no such model."
-            )
-    return found
+    rest = [table for table in tables if table is not tokens]
+    positions, types = _told_apart(wires, rest, stream)
+    return Beginning(tokens, positions, types, norm, stream)
+
+
+def _told_apart(wires: Wires, rest: list[Table], stream: ir.Value) -> tuple[Table | None, Table | None]:
+    """(positions, types of tokens) among the embeddings besides that of tokens."""
+    if len(rest) > 2:
+        raise ModelFileError(
+            f"the residual stream begins at {stream.name!r} as a sum that has the embedding {rest[-1].value.name!r} besides "
+            "those of tokens, positions and types of tokens: graphlens knows no such model. graphlens expose adds any values "
+            "of the graph as outputs."
+        )
+    # Types are an input, or all of them 0; positions are counted, or an input with more rows.
+    rest = sorted(
+        rest, key=lambda table: (not _all_zero(wires, table), table.input is None, rows_of(wires, table) or 0)
+    )
+    if not rest:
+        return None, None
+    first = rest[0]
+    if len(rest) == 2:
+        return rest[1], first
+    few = first.input is not None and (rows_of(wires, first) or _FEW + 1) <= _FEW
+    return (None, first) if few or _all_zero(wires, first) else (first, None)
+
+
+def _all_zero(wires: Wires, table: Table) -> bool:
+    """True if the first row of a table is taken for every token."""
+    places = None if table.index is None else wires.shapes.integers(table.index)
+    return bool(places) and len(places or ()) > 1 and not any(places or ())
 
 
 def _of_image(
@@ -77,7 +94,7 @@ def _of_image(
 def _tokens(wires: Wires, direct: list[Table], vocabulary: int | None) -> Table:
     """Which of several embeddings of inputs is that of tokens."""
     known = [table for table in direct if vocabulary is not None and rows_of(wires, table) == vocabulary]
-    if len(known) == 1:
+    if len(known) == 1 and (vocabulary or 0) > _FEW:  # fewer may be the classes of a classifier
         return known[0]
     return max(direct, key=lambda table: rows_of(wires, table) or 0)
 
@@ -105,7 +122,7 @@ def _terms(wires: Wires, value: ir.Value) -> list[ir.Value]:
 def _leaf(wires: Wires, value: ir.Value) -> Table | None:
     """The embedding that a term is."""
     if wires.is_fixed(value):
-        return _allrows_of(wires, value)
+        return _all_rows(wires, value)
     whole, times = value, 1.0
     for _ in range(_STEPS):
         node = value.producer()
@@ -137,7 +154,7 @@ def _leaf(wires: Wires, value: ir.Value) -> Table | None:
         if source is None:
             return None
         if wires.is_fixed(source):
-            found = _allrows_of(wires, source)
+            found = _all_rows(wires, source)
             return None if found is None else Table(whole, found.table, None, None, None, times)
         value = wires.first(source)
     return None
@@ -170,7 +187,7 @@ def _number(wires: Wires, node: ir.Node, value: ir.Value) -> float | None:
     return numbers[0] if node.op_type == "Mul" else 1 / numbers[0]
 
 
-def _allrows_of(wires: Wires, value: ir.Value) -> Table | None:
+def _all_rows(wires: Wires, value: ir.Value) -> Table | None:
     """An embedding of all positions at once: rows that the graph holds."""
     shape = wires.shape(value)
     if shape is None or len(shape) not in (2, 3):
@@ -179,6 +196,22 @@ def _allrows_of(wires: Wires, value: ir.Value) -> Table | None:
     if node is not None and node.op_type in _GATHERS:
         return Table(value, node.inputs[0], node, node.inputs[1], None, 1.0)
     return Table(value, value, None, None, None, 1.0)
+
+
+def _of_sizes(wires: Wires, value: ir.Value) -> Table | None:
+    """An embedding of positions that is computed from weights and sizes alone, as one fitted to an image's size is."""
+    waiting, seen = [value], set[ir.Value]()
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        node = one.producer()
+        if one.is_graph_input() or wires.is_live(one) or len(seen) > _MANY:
+            return None
+        if node is not None and node.op_type not in ("Shape", "Size"):
+            waiting += [given for given in node.inputs if given is not None]
+    return _all_rows(wires, value)
 
 
 def _input(wires: Wires, index: ir.Value) -> ir.Value | None:

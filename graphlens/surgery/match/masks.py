@@ -199,12 +199,13 @@ class Masks:
         if scores is None or len(scores) < 3 or scores[-3] == 1:
             return False, False
         heads = scores[-3]
+        several = (heads, heads * scores[0])  # prompts and heads in one axis, for a product of three axes
         differs = [
             value
             for value in core.added
             if (shape := wires.shape(value)) is not None
             and len(shape) >= 3
-            and shape[-3] == heads
+            and shape[-3] in several
             and not wires.is_live(value)
         ]
         if not differs:
@@ -217,7 +218,9 @@ class Masks:
             and len(shape := wires.shape(node.inputs[0]) or ()) == 2
             and shape[-1] == heads
         ]
-        return not tables, bool(tables)
+        # A bias that is the same for all inputs is one of a table, read before: slopes are multiplied with places in a run.
+        drawn = all(wires.is_fixed(value) for value in differs)
+        return not (tables or drawn), bool(tables or drawn)
 
 
 def _one(kind: int, shift: int) -> tuple[int, int, int] | None:

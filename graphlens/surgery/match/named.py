@@ -268,7 +268,7 @@ class _Names:
                     return view
                 best = best or view
             after = None if place + 1 == len(ordered) else wires.producer(ordered[place + 1][0])
-            if best is not None and (after is None or wires.only_use(value) is not after):
+            if best is not None and (after is None or wires.only_use(value) is not after or wires.is_output(value)):
                 break
         return best
 

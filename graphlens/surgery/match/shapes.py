@@ -242,6 +242,16 @@ def _dequantised(call: Call) -> list[Known]:
     return made(call.shape(), 4, data if small else None)
 
 
+@_more("Resize")
+def _resized(call: Call) -> list[Known]:
+    shape = call.shape()
+    if call.given(3):
+        sizes = call.numbers(3)
+        return made((*shape[: len(shape) - len(sizes)], *sizes), call.width())
+    scales = [float(one) for one in call.data(2).reshape(-1)]
+    return made([int(size * scale) for size, scale in zip(shape, scales, strict=True)], call.width())
+
+
 @_more("Conv", "ConvInteger")
 def _convolved(call: Call) -> list[Known]:
     image, kernel = call.shape(0), call.shape(1)

@@ -154,9 +154,9 @@ class Wires:
         return [use for use in self._uses.get(self.first(value), ()) if use[0].op_type not in _OPAQUE]
 
     def only_use(self, value: ir.Value) -> ir.Node | None:
-        """The one node that reads an activation; None where there are several or none, or it is also an output."""
+        """The one node that reads an activation, which may be an output too; None where there are several or none."""
         readers = {node for node, _ in self.uses(value)}
-        return next(iter(readers)) if len(readers) == 1 and not self.is_output(value) else None
+        return next(iter(readers)) if len(readers) == 1 else None
 
     def chain(self, value: ir.Value) -> list[ir.Value]:
         """All values that are this activation, the first one first."""

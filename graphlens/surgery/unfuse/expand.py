@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from graphlens.errors import InputError
 from graphlens.surgery.graph import drop_unused
 from graphlens.surgery.unfuse import (
     Unfused,
@@ -22,7 +24,7 @@ from graphlens.surgery.unfuse import (
     standard,
 )
 from graphlens.surgery.unfuse.building import Builder, Kept, Workshop
-from graphlens.surgery.unfuse.kinds import fill
+from graphlens.surgery.unfuse.filling import fill
 from graphlens.surgery.unfuse.opsets import LEAST, raised
 from graphlens.surgery.unfuse.placing import install
 from graphlens.surgery.unfuse.quantised import joined
@@ -47,8 +49,11 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
         The copy, with what was expanded and what was not.
 
     Raises:
+        InputError: ``keep`` names an operator that is not in the model and has no rule.
         ModelFileError: An operator of an older opset that does not mean the same in opset 20.
     """
+    left = set(keep)
+    _check_names(model, left)
     model = model.clone()
     if model.functions:
         common_passes.InlinePass()(model)
@@ -57,7 +62,7 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
     _name_nodes(model.graph)
     shop = Workshop(model.graph, max(model.opset_imports.get("", LEAST), LEAST))
     raised(model, shop)
-    left, expanded, kept = set(keep), Counter[str](), dict[str, str]()
+    expanded, kept = Counter[str](), dict[str, str]()
     for node in list(model.graph):
         operator = name_of(node.domain, node.op_type)
         if operator in left or node.op_type in left:
@@ -88,6 +93,16 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
 def table() -> list[Rule]:
     """The rules that there are, by the names of their operators: those of ONNX Runtime come after the standard ones."""
     return sorted(RULES.values(), key=lambda rule: ("::" in rule.operator, rule.operator))
+
+
+def _check_names(model: ir.Model, names: Iterable[str]) -> None:
+    """Refuses names of operators that are neither in a model nor in the table: one is misspelt."""
+    known = set(RULES) | {name_of(node.domain, node.op_type) for node in model.graph.all_nodes()}
+    known |= {name.rpartition("::")[2] for name in known}
+    for name in sorted(set(names) - known):
+        near = difflib.get_close_matches(name, sorted(known), 1)
+        hint = f" Nearest: {near[0]!r}." if near else ""
+        raise InputError(f"keep={name!r}: the model has no such operator, and unfuse has no rule for one.{hint}")
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
 from graphlens.surgery.unfuse.building import Builder, Workshop, given, integer, real, taken, wanted
-from graphlens.surgery.unfuse.kinds import fill, rank_of
+from graphlens.surgery.unfuse.filling import fill
+from graphlens.surgery.unfuse.kinds import rank_of
 from graphlens.surgery.unfuse.placing import install
 
 LEAST = 20
