@@ -13,7 +13,7 @@ from graphlens.file.names import in_block
 if TYPE_CHECKING:
     from graphlens.analysis.identities import Checker
 
-_FITTED = 3  # half steps of a quantiser: its own, that of what is fitted, and what the fit is off by
+_FITTED = 5  # half steps of a quantiser: its own, that of what is fitted, and what a fit to few tokens is off by
 
 
 def stream(c: Checker) -> None:

@@ -87,7 +87,7 @@ class Comparison(Generic[ArrayT, OtherT]):
             InputError: An activation has another shape in the other model.
         """
         read = self._end if self._keep or not self._ends_in_a_hook() else ""
-        first = self._stepped(self._right, self.keep, self._early, read)
+        first = self._stepped(self._right, self._store, self._early, read)
         second = self._stepped(self._wrong, self._compare, self._waits, read)
         third = self._stepped(self._wrong, self._force, self._waits, "")
         runs = [first, second, third]
@@ -129,7 +129,7 @@ class Comparison(Generic[ArrayT, OtherT]):
 
     # What the runs do at hook points
 
-    def keep(self, firing: Firing, activation: Array) -> Array:
+    def _store(self, firing: Firing, activation: Array) -> Array:
         """Of the reference: keeps its activation."""
         name, config = firing[0], self._right.runner.config
         entry = self._right.entries[name]

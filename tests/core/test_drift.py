@@ -18,10 +18,12 @@ from graphlens import HookedTransformer, Scale, surgery
 from graphlens.analysis.drift_figures import apart, signal_to_noise
 from graphlens.errors import GraphlensError, HookResultError, InputError
 from graphlens.experiments.drift_comparison import Comparison
+from graphlens.experiments.drift_run import Side, requests
 from graphlens.experiments.stepped_run import SteppedRun
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Drifted, DriftResult
 from graphlens.pipelines.hub import embedded_model
+from graphlens.views.progress import steps
 
 Array = npt.NDArray[Any]
 Model = HookedTransformer
@@ -440,18 +442,28 @@ def test_an_error_in_a_run_ends_all_of_them(prompts: tuple[Array, Array]) -> Non
     assert graphlens.drift(first, second, prompts[0], verbose=False).logits == 0
 
 
-def test_an_activation_of_another_shape_is_an_error_in_a_sentence(
-    prompts: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = Comparison.keep
+class Narrower(Side[Any]):
+    """A side whose MLP of block 1 gives one number less."""
 
-    def cut(self: Any, firing: Any, activation: Array) -> Array:
-        kept(self, firing, activation[..., :-1] if firing[0] == "blocks.1.hook_mlp_out" else activation)
-        return activation
+    def run(self, passing: Any, at: Any, read: str = "") -> Any:
+        def cut(name: str, x: Array) -> Array:
+            if name != "blocks.1.hook_mlp_out":
+                return np.asarray(passing(name, x))
+            passing(name, x[..., :-1])
+            return x
 
-    monkeypatch.setattr(Comparison, "keep", cut)
-    with pytest.raises(InputError, match=r"blocks.1.hook_mlp_out' has shape \[3, 9, 127\] in the reference"):
-        graphlens.drift(opened(), opened(), prompts[0], verbose=False)
+        return super().run(cut, at, read)
+
+
+def test_an_activation_of_another_shape_is_an_error_in_a_sentence(prompts: tuple[Array, Array]) -> None:
+    one, other = opened().runner, opened().runner
+    first, second = requests(one, other, prompts[0], {})
+    comparison = Comparison(Narrower(one, first), Side(other, second), keep=False)
+    with (
+        pytest.raises(InputError, match=r"blocks.1.hook_mlp_out' has shape \[3, 9, 127\] in the reference"),
+        steps("", 1) as progress,
+    ):
+        comparison.run(progress)
 
 
 def test_a_run_that_nobody_waits_for_ends() -> None:
