@@ -197,8 +197,10 @@ def _add(c: Checker, norm: _Norm, centred: bool, eps: float) -> None:
         # Without the scale, any multiple of the input gives the same.
         clears = None if passing is None else (normalized_hook,)
         divisor = "scale" if passing is None else f"sqrt(mean ({subtracted})^2 + eps)"
-        wanted = x / scale
-        if passing is None and any(hook in c.quantisers for hook in hooks):
+        wanted, is_rounded = x / scale, any(hook in c.quantisers for hook in hooks)
+        if is_rounded and passing is not None:
+            continue
+        if is_rounded:
             wanted = _scaled(c, normalized_hook, x, n, wanted)
         name = f"{own}: ({subtracted}) / {divisor} = normalized"
         c.add(name, layer, hooks, wanted, size, real, passing, clears, roundings=_ROUNDED)

@@ -103,12 +103,13 @@ class Norm(Component[ArrayT]):
 
         Raises:
             TypeError: For what is no array of the user's kind.
-            InputError: While an intervention is active at one of its hook points.
+            InputError: While an intervention is active at one of its hook points, or an adopted file hides ``w`` or ``b``.
         """
         runner, config, stored = self._runner, self._runner.config, self._runner.weights.stored
         given = runner.border.from_user(residual)
         if not config.normalization_type:  # a model without norms
             return residual
+        self._runner.weights.ensure_known(f"{self._prefix}.w", f"{self._prefix}.b")
         hooked = Hooked(self._runner, self._prefix, ("hook_scale", "hook_normalized"))
         x = given.astype(np.result_type(given, np.float32), copy=False)  # half precision overflows in the squares
         if config.norm_centres(split_name(self._prefix)[1]):

@@ -114,6 +114,23 @@ class Weights:
         zeros.flags.writeable = False
         return zeros
 
+    def ensure_known(self, *names: str) -> None:
+        """Refuses to go on without weights that an adopted file has and that were not found in it.
+
+        Args:
+            names: Weights that are left out where the model has none.
+
+        Raises:
+            InputError: One of them is there, and its content is not known.
+        """
+        adopted = self._engine.manifest.adopted
+        for name in names:
+            if adopted is not None and name in adopted.missing:
+                raise InputError(
+                    f"the weight {name!r} of the adopted file {adopted.file} is not known ({adopted.missing[name]}), so "
+                    "what it takes part in cannot be computed here. Read it from a run, at the hook points behind it."
+                )
+
     def names(self) -> list[str]:
         """Every weight's name in TransformerLens's state dict, biases that are zeros included."""
         names = dict.fromkeys(self.stored)

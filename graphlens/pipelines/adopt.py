@@ -129,11 +129,12 @@ def _adopted(
     from graphlens.pipelines.adopt_identities import proved
     from graphlens.pipelines.adopt_probe import image_side, seen_values
     from graphlens.pipelines.adopt_weights import Fresh, proved_weights
-    from graphlens.surgery.adoptable import ensure_adoptable, remarks
+    from graphlens.surgery.adoptable import ensure_adoptable, making_sense, remarks
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
     from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
-    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, move_weights, weight_views
+    from graphlens.surgery.adopted.visible import visible
+    from graphlens.surgery.adopted.weights import WEIGHTS_FILE, let_go, move_weights, weight_views
     from graphlens.surgery.files import write_graph
     from graphlens.surgery.foreign import load_foreign
     from graphlens.surgery.graph import write_manifest
@@ -148,17 +149,21 @@ def _adopted(
     said = remarks(model, original)
     producer = " ".join(part for part in (model.producer_name, model.producer_version) if part) or "unknown"
     announce(f"Looking for hook points in {original.name}")
-    prepare(model)
+    with making_sense(original):
+        prepare(model)
     ensure_repeats(model, original)
     keys = move_weights(model, stage / WEIGHTS_FILE)
-    unfused = unfuse(model, keep=_everything(model) if keep_fused else ())
-    untouched, model = model, unfused.model
-    model.graph.sort()
+    with making_sense(original):
+        unfused = unfuse(model)
+        untouched, model = model, unfused.model
+        model.graph.sort()
     seen = seen_values(model, stage, str(original), image_side(model))
     try:
-        found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
+        with making_sense(original):
+            found = match(model, {name: saw.shape for name, saw in seen.items()}, unfused.origin)
     except ModelFileError as error:
-        raise type(error)(f"{original}: {error}") from error
+        raise error if str(error).startswith(str(original)) else type(error)(f"{original}: {error}") from error
+    let_go(model)
     ensure_ports_fit(model, found.ports, str(original))
     ensure_dynamic(model, found.ports, original)
     cfg = whole_config(
@@ -170,6 +175,11 @@ def _adopted(
         _table_rows(model, found, TOKEN_EMBEDDINGS),
         _table_rows(model, found, TYPE_EMBEDDINGS),
     )
+    if keep_fused:  # what the expanded graph told is looked for in one that is not
+        unfused = unfuse(untouched, keep=unfused.expanded)
+        model = unfused.model
+        model.graph.sort()
+        found = visible(found, model)
     for name in found.ports.past.values():  # which may state no sizes, and was empty in the probe
         batch, dtype = seen[name].shape[0], seen[name].dtype
         seen[name] = Seen((batch, cfg.n_key_value_heads, 0, cfg.d_head), dtype)
@@ -260,11 +270,6 @@ def _ensure_foreign(model: ir.Model, original: Path) -> None:
 
     if METADATA_KEY in model.metadata_props:
         raise ModelFileError(f"{original}: this is a hooked file already. Open it: HookedTransformer.from_onnx(...).")
-
-
-def _everything(model: ir.Model) -> tuple[str, ...]:
-    """Every operator of a model, to be kept as it is."""
-    return tuple({node.op_type for node in model.graph})
 
 
 def _original_nodes(hooks: Mapping[str, View], unfused: Unfused) -> dict[str, tuple[str, ...]]:

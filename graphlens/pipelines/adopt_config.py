@@ -120,8 +120,8 @@ def whole_config(
         for name in _KEYS:
             value = stated.get(name)
             fits = name != "n_token_types" or found.kind == "encoder"
-            if fits and name not in facts and isinstance(value, (int, float, str)):
-                facts[name] = value
+            if value is not None and fits and name not in facts:
+                facts[name] = _checked(name, value, stated)
     if found.kind == "vision":
         facts |= _of_images(found, original, seen)
         if found.ports.logits is None:
@@ -194,6 +194,18 @@ def _of_images(found: Match, original: Path, seen: Mapping[str, Seen]) -> dict[s
     if patches and height % patches == 0:
         sizes["patch_size"] = height // patches
     return {**sizes, "attention_dir": "bidirectional", "default_prepend_bos": False}
+
+
+def _checked(name: str, value: Json, stated: Stated) -> Number:
+    """What a config says about a field. Raises ModelFileError for what no model has."""
+    right = isinstance(value, str) and bool(value)
+    if name != "act_fn":
+        most = 2**31 if name != "n_layers" else 10_000
+        kinds = (int, float) if name == "eps" else (int,)
+        right = type(value) in kinds and isinstance(value, (int, float)) and 0 < value <= most
+    if not right or not isinstance(value, (int, float, str)):
+        raise ModelFileError(f"{stated.file}: its {' or '.join(_KEYS[name])} is {value!r:.60}, which no model has.")
+    return value
 
 
 def _integer(value: Number) -> bool:

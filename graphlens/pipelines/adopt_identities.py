@@ -13,7 +13,7 @@ from graphlens.analysis.identities import Facts, Identity, failing, identities, 
 from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
 from graphlens.pipelines.adopt_mask import ensure_masks
-from graphlens.pipelines.adopt_probe import Probe, image_probe, open_written, padded_probe, stepped
+from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import quantisers
 from graphlens.surgery.adoptable import STILL
 
@@ -33,8 +33,8 @@ _EXACT, _HALF, _ROUNDED = 1e-4, 1e-2, 0.1
 _LEFT = {
     "counted": "{} counts padding on the left as positions: a prompt padded there is computed as another than the same prompt "
     "alone, as in the original. Pad on the right.",
-    "seen": "{} does not mask padding on the left, as the original does not: runs of prompts padded there are refused. Pad on "
-    "the right.",
+    "seen": "{} does not mask padding on the left, or reads positions from it, as the original does: runs of prompts padded "
+    "there are refused. Pad on the right.",
 }
 _ROUNDING = ("DynamicQuantizeLinear", "QuantizeLinear")
 
@@ -100,9 +100,10 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         if expected is not None:
             _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
     rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
+    masked: tuple[str, ...] = ()
     if match.kind != "vision":
         mask, causal = match.ports.attention_mask, config.is_causal
-        ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
+        masked = ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     facts = replace(facts, biased=any("position bias" in note for note in match.notes))
     every = worst(
@@ -127,7 +128,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         allowed,
         failed,
         {_shown(each): each.residual for each in every if each.passed},
-        tried.notes,
+        (*tried.notes, *masked),
         tried.left_padding,
     )
 
@@ -152,7 +153,9 @@ def _tried(source: Session, graph: Unnamed, original: Path, allowed: float) -> _
     if graph.match.kind == "vision":
         images = image_probe(graph.seen[ports.input].shape[1:], config.n_ctx)
         return _Tried([images], list(source.run([graph.result], images.original(ports, graph.seen))))
-    probe = padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx)
+    # What a config.json says of the longest input, or nothing says, is no limit of the graph's.
+    tabled = not {"hook_pos_embed", "embed.hook_pos_embed"}.isdisjoint(graph.match.hooks)
+    probe = padded_probe(ports, config.d_vocab, config.n_token_types, config.n_ctx if tabled else LENGTH)
     run = _Original(source, graph)
     result, notes, left = run(probe), list[str](), "masked"
     if probe.mask is None:

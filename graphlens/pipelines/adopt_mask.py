@@ -20,7 +20,7 @@ _NOTHING, _ROUNDED = 1e-5, 1e-2  # of a pattern: what a masked token has, in flo
 
 def ensure_masks(
     activations: Mapping[str, Array], probe: Probe, causal: bool, rounded: bool, name: str | None, original: Path
-) -> None:
+) -> tuple[str, ...]:
     """Refuses a file whose mask means something else than 1 at real tokens and 0 at padding.
 
     An input that is 1 at padding, or that is added to the scores, has the shape and type of a mask too. With it each run would be
@@ -33,6 +33,10 @@ def ensure_masks(
         rounded: True if patterns are rounded to integers.
         name: The original's name of the mask; None where it takes none.
         original: The file, for errors.
+
+    Returns:
+        What a statically quantised file does instead, in a sentence: a quantiser may round its mask away. It is adopted, so
+        that drift can show it.
 
     Raises:
         ModelFileError: Tokens attend to padding, or to later tokens.
@@ -49,7 +53,13 @@ def ensure_masks(
         if not (looked <= allowed).all():  # no number fails too
             what = "its attention" if name is None else f"its input {name!r} is no mask of 1 at real tokens, since it"
             far = float(np.nanmax(looked))
+            if rounded:
+                return (
+                    f"{original.name} lets tokens look at padding or at later tokens ({hook} is {far:.1e} there): a quantiser "
+                    "rounds its mask away, as in the original. Run prompts of one length.",
+                )
             raise ModelFileError(
-                f"{original}: {what} lets tokens look at padding or at later tokens ({hook} is {far:.1e} there). An input that is 1 "
-                f"at padding, or is added to the scores, cannot be adopted. {STILL}"
+                f"{original}: {what} lets tokens look at padding or at later tokens ({hook} is {far:.1e} there). An input "
+                f"that is 1 at padding, or is added to the scores, cannot be adopted. {STILL}"
             )
+    return ()

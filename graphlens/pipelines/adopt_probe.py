@@ -48,9 +48,11 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
     computed = [value for node in model.graph for value in node.outputs if value.name and value.uses()]
     every = [str(value.name) for value in computed if value.name not in given]
     session = open_session(_bytes(model, every), "cpu", folder, name=where, as_written=True)
+    required = _required(model)
+    of_tokens = any(value.dtype is not None and value.dtype.is_integer() for value in required)
     error: RunError | None = None
     for number in _TRIES:
-        feeds = {str(value.name): _example(value, number, where, image) for value in _required(model)}
+        feeds = {str(value.name): _example(value, number, where, image, of_tokens) for value in required}
         try:
             found = session.run(session.outputs, feeds)
         except RunError as failed:
@@ -91,8 +93,16 @@ def _bytes(model: ir.Model, more: Sequence[str] = ()) -> bytes:
     return data
 
 
-def _example(value: ir.Value, number: int, where: str, image: int | None) -> Array:
-    """A small array for an input, by its rank and type alone: names are no proof."""
+def _example(value: ir.Value, number: int, where: str, image: int | None, of_tokens: bool) -> Array:
+    """A small array for an input, by its rank and type alone: names are no proof.
+
+    Args:
+        value: The input.
+        number: What integers hold.
+        where: The file's name, for errors.
+        image: The height and width of images, where the graph does not say.
+        of_tokens: True if the graph takes integers, so that what has four axes are past keys and values, and no pixels.
+    """
     dtype = value.dtype
     if value.shape is None or dtype is None:
         raise ModelFileError(f"{where}: its input {value.name!r} has no type or shape. {STILL}")
@@ -101,7 +111,7 @@ def _example(value: ir.Value, number: int, where: str, image: int | None) -> Arr
     if len(sizes) == 2:
         usual = [BATCH, LENGTH]
     elif len(sizes) == 4 and dtype.is_floating_point():
-        pixels = (sizes[2] is not None) == (sizes[3] is not None) and sizes[1] in (None, 1, 3)
+        pixels = not of_tokens and (sizes[2] is not None) == (sizes[3] is not None) and sizes[1] in (None, 1, 3)
         usual = [BATCH, 3, image or 224, image or 224] if pixels else [BATCH, 1, 0, 1]
     if not usual:
         raise ModelFileError(

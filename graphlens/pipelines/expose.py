@@ -103,7 +103,7 @@ def _unknown(size: int | ir.SymbolicDim) -> bool:
 
 def _patterns(like: Iterable[str] | str) -> list[str]:
     """Patterns as a list, which is not empty."""
-    found = [like] if isinstance(like, str) else list(like)
+    found = [like] if isinstance(like, str) else list(like) if isinstance(like, Iterable) else []
     if not found or not all(isinstance(each, str) and each for each in found):
         raise InputError(f"like={like!r}: name the values, as names or shell patterns.")
     return found

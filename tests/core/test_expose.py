@@ -247,6 +247,13 @@ def test_the_command_says_what_it_wrote_and_what_is_missing(tmp_path: Path) -> N
         assert message in sentence(refused.stderr)
 
 
+@pytest.mark.parametrize("like", [3, None, [], [3], [""], ""])
+def test_what_is_no_pattern_is_refused(like: object, tmp_path: Path) -> None:
+    file = made.write(made.one_layer(), tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="name the values, as names or shell patterns"):
+        graphlens.expose(file, like, tmp_path / "out.onnx")  # type: ignore[arg-type]
+
+
 def test_a_hooked_file_stays_one(tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path) -> None:
     inner = next(shown.name for shown in list_values(tiny_folder) if not shown.is_output and shown.operator == "MatMul")
     wrote = graphlens.expose(tiny_folder, inner, tmp_path / "more")

@@ -44,6 +44,29 @@ def test_the_small_decoder_is_adopted_and_computes_what_it_computed(tmp_path: Pa
     np.testing.assert_allclose(cache["hook_pos_embed"], np.broadcast_to(wanted["placed"], (2, 5, made.D)), atol=1e-6)
 
 
+def test_fused_operators_that_are_kept_show_what_is_around_them(tmp_path: Path) -> None:
+    file = made.write(made.decoder(), tmp_path / "model.onnx")
+    whole = graphlens.adopt(file, tmp_path / "whole")
+    report = graphlens.adopt(file, tmp_path / "kept", keep_fused=True)
+    hidden = {name for name in whole.hooks if ".ln" in name or name.startswith(("ln_final", "unembed.hook_in"))}
+    assert set(whole.hooks) - set(report.hooks) == hidden
+    assert {name for name, why in report.adopted.missing.items() if "--keep-fused leaves" in why} >= hidden - {
+        "unembed.hook_in"
+    }
+    kinds = [node.op_type for node in onnx.load(tmp_path / "kept" / "model.onnx", load_external_data=False).graph.node]
+    assert kinds.count("LayerNormalization") == 2 * made.LAYERS + 1
+    assert list(report.adopted.kept) == ["LayerNormalization"]
+    kept, other = (HookedTransformer.from_onnx(tmp_path / name) for name in ("kept", "whole"))
+    logits, cache = kept.run_with_cache(IDS)
+    expected, values = other.run_with_cache(IDS)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    for name in report.hooks:
+        np.testing.assert_allclose(cache[name], values[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    edit = graphlens.Ablate("blocks.0.attn.hook_z", heads=1)
+    edited = other.run_with_interventions(IDS, [edit])
+    np.testing.assert_allclose(kept.run_with_interventions(IDS, [edit]), edited, rtol=1e-4, atol=1e-4)
+
+
 def refused(model: onnx.ModelProto, folder: Path, *parts: str) -> None:
     """Adopting says so, in one block and without a folder; inspect says the same, and does not stop at it."""
     file = made.write(model, folder / "model.onnx") if model.ir_version else folder / "model.onnx"

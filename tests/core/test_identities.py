@@ -205,6 +205,13 @@ def test_identities_that_contradict_each_other_take_down_their_blocks() -> None:
     assert set(failing([border, *inner])) == {at(n, name) for n in (0, 1) for name in "xy"}
 
 
+def test_a_contradiction_fails_what_the_identity_could_clear() -> None:
+    others = [made("ax", True), made("by", True)]
+    assert set(failing([made("ab", False, clears="b"), *others])) == {"b", "y"}
+    assert set(failing([made("ab", False, clears=""), *others])) == {"a", "b", "x", "y"}
+    assert set(failing([made("a", False), *others])) == {"a", "x"}
+
+
 def test_the_worst_of_several_runs_counts(runs: dict[str, Run]) -> None:
     run = runs["tiny-gpt2"]
     good, bad = run.check(), run.check(**{"blocks.1.attn.hook_z": run.values["blocks.0.attn.hook_z"]})
@@ -297,6 +304,45 @@ def test_a_quantised_sum_holds_to_half_a_step(runs: dict[str, Run]) -> None:
     assert held.passed
     assert held.allowed == pytest.approx(0.5 / 255 + 1e-5)
     assert not mid({hook: Quantiser(step / 2, low, high)}).passed
+
+
+def test_masks_that_saturate_and_padding_that_is_attended_to_are_the_files_affair(runs: dict[str, Run]) -> None:
+    # A quantiser of the scores whose range holds no mask: what is masked gets its least number.
+    run = runs["tiny-gpt2"]
+    at = {letter: f"blocks.0.attn.hook_{letter}" for letter in ("q", "k", "v", "attn_scores", "pattern", "z")}
+    low, high = -4.0, 4.0
+    step = (high - low) / 255
+    scores = np.clip(np.round((run.values[at["attn_scores"]] - low) / step), 0, 255) * step + low
+    e = np.exp(scores)
+    pattern = e / e.sum(-1, keepdims=True)
+    z = np.einsum("bhqk,bkhd->bqhd", pattern, run.values[at["v"]])
+    changed = {at["attn_scores"]: scores, at["pattern"]: pattern, at["z"]: z}
+    some = {name: run.values[name] for name in at.values()} | {
+        name: x.astype(np.float32) for name, x in changed.items()
+    }
+    rounded = {at["attn_scores"]: Quantiser(step, low, high)}
+    found = identities(some, Facts(1), mask=run.mask, quantisers=rounded)
+    assert not failing(found)
+    assert {"c q . k = scores", "softmax(scores) = pattern", "pattern . v = z"} <= {identity.name for identity in found}
+    for name, other in ((at["q"], at["k"]), (at["v"], at["q"]), (at["pattern"], at["attn_scores"])):
+        assert name in failing(identities({**some, name: some[other]}, Facts(1), mask=run.mask, quantisers=rounded))
+
+
+def test_a_rounded_factor_of_a_norm_is_a_tokens_own(runs: dict[str, Run]) -> None:
+    run = runs["tiny-llama"]
+    source, scale, normalized = "blocks.0.hook_resid_pre", "blocks.0.ln1.hook_scale", "blocks.0.ln1.hook_normalized"
+    some = {name: run.values[name] for name in (source, scale)}
+    factor = np.clip(np.round(1 / some[scale] / 0.5), 1, 12) * 0.5  # a coarse step, saturated at 6
+    some[normalized] = (some[source] * factor).astype(np.float32)
+    rounded = {normalized: Quantiser(1e-3, -50.0, 50.0)}
+    facts = Facts(4, centred=False, eps=run.facts.eps)
+    assert normalized in failing(identities(some, facts, mask=run.mask))
+    near = np.abs(factor * some[scale] - 1) < 0.25
+    only = (run.mask != 0) & near[..., 0]
+    assert only.sum() > 5
+    assert not failing(identities(some, facts, mask=only, quantisers=rounded))
+    some[normalized] = run.values["blocks.1.ln1.hook_normalized"]
+    assert normalized in failing(identities(some, facts, mask=only, quantisers=rounded))
 
 
 def test_a_hook_point_between_both_sides_may_not_be_quantised(runs: dict[str, Run]) -> None:

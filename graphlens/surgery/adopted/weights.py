@@ -72,6 +72,17 @@ def move_weights(model: ir.Model, path: Path) -> dict[str, str]:
     return keys
 
 
+def let_go(model: ir.Model) -> None:
+    """Closes the files of a model's weights that were mapped to look at some: their pages count as memory.
+
+    Args:
+        model: A model. What is looked at again is mapped again.
+    """
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.release()
+
+
 def _is_weight(tensor: ir.TensorProtocol) -> bool:
     """True for what moves: large tensors, and lists of numbers with a fraction, which biases and norms are."""
     return tensor.nbytes >= _SMALL or (tensor.dtype.is_floating_point() and tensor.size > 1)

@@ -44,9 +44,9 @@ def _opened(folder: str) -> tuple[Any, Any]:
 
 
 def _memory(folder: str, batch: int, length: int) -> dict[str, float]:
-    """MB at the peak of plain runs of both models with a Python hook, and of their drift; and of what both hold at once.
+    """MB more than there are after plain runs of both models: at the peak of a drift's blocks, and of all of it.
 
-    The latter is the largest step's activations of both: a layer's, or the logits. Linux only.
+    Beside them, one layer's activations of both models, and the logits of both. Linux only.
     """
     import gc
     import math
@@ -55,44 +55,43 @@ def _memory(folder: str, batch: int, length: int) -> dict[str, float]:
     import numpy as np
 
     import graphlens
-    from graphlens.experiments.drift_run import step_of
-    from graphlens.file.names import axis_sizes
+    from graphlens.experiments.drift_comparison import Comparison
+    from graphlens.experiments.drift_run import Side, requests
+    from graphlens.file.names import axis_sizes, split_name
 
-    def peak() -> float:
-        found = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
-        return int(found) / 1e3
+    def held(what: str) -> float:
+        return int(Path("/proc/self/status").read_text().split(f"{what}:")[1].split()[0]) / 1e3
 
-    def from_here() -> None:
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is there now
+    class Peaks:
+        """A progress bar that notes the peak so far at each step."""
+
+        found: list[float]
+
+        def advance(self, count: int = 1) -> None:
+            self.found.append(held("VmHWM"))
 
     model, other = (graphlens.HookedTransformer.from_onnx(folder, "cpu") for _ in range(2))
     other.set_weights({"blocks.0.attn.W_O": np.asarray(model.weights["blocks.0.attn.W_O"]) * 1.01})
     ids = np.random.default_rng(0).integers(0, model.cfg.d_vocab, (batch, length))
-    calls = [("unembed.hook_out", lambda x, hook: x)]
-
-    def plain() -> None:
+    for _ in range(2):
         for one in (model, other):  # on the sessions that call Python, as drift's runs
-            one.run_with_hooks(ids, fwd_hooks=calls)
-
-    plain()
-    from_here()
-    plain()
-    before = peak()
-    from_here()
-    graphlens.drift(model, other, ids, verbose=False)
-    after = peak()
+            one.run_with_hooks(ids, return_type=None, fwd_hooks=[("unembed.hook_out", lambda x, hook: x)])
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is there now
+    before, peaks = held("VmRSS"), Peaks()
+    peaks.found = []
+    first, second = requests(model.runner, other.runner, ids, {})
+    Comparison(Side(model.runner, first), Side(other.runner, second), keep=False).run(peaks)
     sizes = {**axis_sizes(model.runner.config), "batch": batch, "pos": length, "query_pos": length, "key_pos": length}
     entries = model.runner.engine.manifest.hooks
-    bytes_of: dict[int, int] = {}
-    for name, step in step_of(list(entries), model.cfg.n_layers).items():
-        size = 4 * math.prod(sizes[axis] for axis in entries[name].axes)
-        bytes_of[step] = bytes_of.get(step, 0) + size
+    layer = sum(
+        4 * math.prod(sizes[axis] for axis in entries[name].axes) for name in entries if split_name(name)[0] == 0
+    )
     return {
-        "before": before,
-        "after": after,
-        "largest": 2 * max(bytes_of.values()) / 1e6,
-        "layer": 2 * bytes_of[1] / 1e6,
+        "blocks": peaks.found[-2] - before,
+        "all": peaks.found[-1] - before,
+        "layer": 2 * layer / 1e6,
+        "logits": 2 * 4 * batch * length * model.cfg.d_vocab / 1e6,
     }
 
 
@@ -118,17 +117,15 @@ def run(setup: Setup) -> Findings:
     each = [(a - b) / sites for a, b in zip(more["patched"], more["plain"], strict=True)]
     rows.append(Row("patch, each site", "ms", each, more["floor"]))
     memory = run_child(_memory, str(setup.model.hooked), BATCH, min(LENGTH, model.cfg.n_ctx)).result
-    grown, held = memory["after"] - memory["before"], memory["largest"]
-    rows.append(Row("peak memory, more than of plain runs", "MB", [grown], [held], Target(grown, held, "MB")))
+    for label, key, of in (("blocks", "blocks", "layer"), ("logits too", "all", "logits")):
+        target = Target(memory[key], memory[of], "MB") if key == "blocks" else None
+        rows.append(Row(f"peak memory above that of sessions, {label}", "MB", [memory[key]], [memory[of]], target))
     result = plain()
     worst = result.worst(1)[0]
     return Findings(
         rows,
-        "two forwards of a bare InferenceSession (of a site, one); of memory, the largest step of both",
-        (
-            f"Batch {BATCH} x {ids.shape[1]} tokens, sessions open. Worst step: {worst.hook}, {worst.fresh:.1e}.",
-            f"A layer's activations of both are {memory['layer']:,.0f} MB; the largest step is that of the logits.",
-        ),
+        "two forwards of a bare InferenceSession (of a site, one); of memory, a layer's activations (the logits) of both",
+        (f"Batch {BATCH} x {ids.shape[1]} tokens, sessions open. Worst step: {worst.hook}, {worst.fresh:.1e}.",),
     )
 
 
