@@ -16,7 +16,6 @@ from graphlens.engine.footprint import Footprints
 from graphlens.engine.opened_files import OpenedFiles
 from graphlens.engine.opener import Opener
 from graphlens.engine.plan import Gates, Plan, sorts
-from graphlens.engine.python_calls import calling
 from graphlens.engine.results import Results, ensure_readable
 from graphlens.engine.session_pool import POOL
 from graphlens.errors import InputError, checked_number
@@ -28,7 +27,7 @@ from graphlens.file.safetensors import WeightStore
 from graphlens.runtime.callbacks import Callback, callback_library
 from graphlens.runtime.providers import CPU, Providers
 from graphlens.runtime.sessions import Chain, Runnable, Session
-from graphlens.runtime.types import Array, Feed
+from graphlens.runtime.types import Array, DeviceValue, Feed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -219,7 +218,7 @@ class Engine:
         plan = plan or Plan()
         ensure_heeded(feeds, self.manifest, plan.stop is None and (output or bool(plan.gradients)))
         gates = gate_feeds(edits, plan.gates) if edits else {}
-        plan = self._serving(self._leanest(plan, feeds, fetch, callbacks or {}))
+        plan = self._serving(self._leanest(plan, feeds, fetch, bool(callbacks)))
         session = self.session(plan)
         present = [name for name in session.outputs if name.startswith(PRESENT)] if plan.past else []
         values = self._values(plan, fetch)
@@ -227,12 +226,12 @@ class Engine:
         ensure_readable(session, wanted, self.path)
         feeds = without_idle_inputs({**feeds, **gates}, session)
         asked = [*wanted, *(name for name in present if name not in wanted)]
+        found: dict[str, DeviceValue] = {}
         if callbacks:
             # A run that reads nothing still has to happen: its callbacks may be what it is for.
-            firings, gated = self._graphs.firings(plan), not plan.always
-            found = run_with_callbacks(session, firings, asked or [plan.result], feeds, callbacks, gated)
-        else:
-            found = dict(zip(asked, session.run_on_device(asked, feeds), strict=True)) if asked else {}
+            found = run_with_callbacks(session, self._graphs.firings(plan), asked or [plan.result], feeds, callbacks)
+        elif asked:
+            found = dict(zip(asked, session.run_on_device(asked, feeds), strict=True))
         arrays = {name: found[name].numpy() for name in wanted}
         return Results(
             arrays[plan.result] if output else None,
@@ -243,20 +242,21 @@ class Engine:
 
     def _values(self, plan: Plan, fetch: Sequence[str]) -> dict[str, str]:
         """Hook point -> the value of a plan's graph that holds its activation."""
-        hooks = self.hooks(plan) if fetch else {}
+        if not fetch:
+            return {}
+        hooks = self.hooks(plan)
         return {name: hooks[name].value for name in fetch}
 
-    def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], callbacks: Collection[str]) -> Plan:
+    def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], calls: bool) -> Plan:
         """The plan with what callbacks need, and without hook points as outputs where a run is better off so."""
-        if callbacks:
-            plan = calling(plan, self._graphs.firings(plan.ungated), callbacks, self._opener.asked_providers)
-        if not (plan.bare or fetch or plan.gradients):
+        python = plan.python or calls
+        bare = plan.bare
+        if not (bare or fetch or plan.gradients):
             # Edited runs mostly read nothing. Others do with a second session, where activations take more than that. In
             # adopted graphs ONNX Runtime then fuses again what was expanded.
             lean = bool(plan.gates) or self.manifest.adopted is not None
-            bare = (lean and not plan.python) or self._footprints.of_run(plan, feeds) > self.held_limit
-            return replace(plan, bare=True) if bare else plan
-        return plan
+            bare = (lean and not python) or self._footprints.of_run(plan, feeds) > self.held_limit
+        return plan if (python, bare) == (plan.python, plan.bare) else replace(plan, python=python, bare=bare)
 
     # Which session serves a plan
 

@@ -81,7 +81,6 @@ def run_with_callbacks(
     outputs: Sequence[str],
     feeds: Mapping[str, Feed],
     callbacks: Mapping[str, Callback],
-    gated: bool = True,
 ) -> dict[str, DeviceValue]:
     """Runs a graph that has Python gates.
 
@@ -91,7 +90,6 @@ def run_with_callbacks(
         outputs: The names of the outputs wanted.
         feeds: What the run is fed, Python gates apart.
         callbacks: Functions by hook point. They are called in firing order, at every firing of the hook point.
-        gated: False for a graph that calls at exactly these hook points in every run.
 
     Returns:
         The outputs by name.
@@ -107,8 +105,7 @@ def run_with_callbacks(
     for hook, callback in callbacks.items():
         for firing in firings[hook]:
             called[firing.place] = _in_half(callback) if firing.entry.dtype == "float16" else callback
-            if gated:
-                gates[gate_input(firing.name)] = on
+            gates[gate_input(firing.name)] = on
     calls = PythonCalls(called)
     fed = {**feeds, **gates, RUN_INPUT: calls.run_id}
     values = calls.run(lambda: session.run_on_device(outputs, fed, calls.on_start))

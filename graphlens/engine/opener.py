@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ class Opener:
 
         return packed_weights.make(self._path, self._weights) if self._may_pack() else None
 
-    @cached_property
+    @property
     def asked_providers(self) -> list[str]:
         """The execution providers that a session is opened with, first choice first.
 

@@ -49,9 +49,7 @@ class Plan:
         gates: Which kinds of change are inputs of the graph, and at which hook points: see ``surgery.with_gates``.
         gradients: The hook points whose gradients are outputs too: see ``surgery.differentiate``.
         seed: What the gradients start from: "dense", "sparse" or "loss".
-        python: True for a graph that can call Python at its hook points: see ``surgery.with_python_gates``.
-        called: The firings that can call it, in firing order; () for all.
-        always: True if each of those calls in every run; False if a run says which of them do.
+        python: True for a graph that can call Python at every hook point: see ``surgery.with_python_gates``.
         bare: True for a graph whose hook points are no outputs, so that ONNX Runtime can fuse more of it.
         body: True for a graph that ends where the unembedding begins. The engine sets it, never a run.
     """
@@ -65,8 +63,6 @@ class Plan:
     gradients: tuple[str, ...] = ()
     seed: str = DENSE
     python: bool = False
-    called: tuple[str, ...] = ()
-    always: bool = False
     bare: bool = False
     body: bool = False
 
@@ -80,7 +76,7 @@ class Plan:
         """The same plan without gates, Python calls and ``bare``, none of which adds or removes a hook point."""
         if not (self.gates or self.python or self.bare):
             return self
-        return replace(self, gates=(), python=False, called=(), always=False, bare=False)
+        return replace(self, gates=(), python=False, bare=False)
 
     def serves(self, other: Self) -> bool:
         """Whether a run of another plan can use this one's session, leaving some gates of it unfed.

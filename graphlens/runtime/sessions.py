@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -125,7 +126,9 @@ class Session:
         try:
             for name, feed in feeds.items():
                 if isinstance(feed, ort.OrtValue):
-                    values[name] = feed
+                    # What another session left on a GPU is no input of one on the CPU.
+                    away = self.providers == [CPU] and feed.device_name() != "cpu"
+                    values[name] = ort.OrtValue.ortvalue_from_numpy(feed.numpy()) if away else feed
                 else:
                     arrays[name] = np.asarray(feed, order="C")
                     values[name] = ort.OrtValue.ortvalue_from_numpy(arrays[name])
@@ -241,7 +244,8 @@ def open_session(
         model: A graph file, or the bytes of a graph.
         providers: The execution providers to ask for. See ``choose_providers``.
         folder: Where the external data of a graph given as bytes lies.
-        custom_ops: The library with the graph's custom operators. graphlens alone chooses it: a model never names one.
+        custom_ops: The library with the graph's custom operators. graphlens alone chooses it: a model never names one. Such a
+            graph runs on the CPU, whatever was asked for: on a GPU, runs with Python hooks gave wrong numbers (docs/gpu.md).
         one_of_many: True for sessions that take turns. They share one memory arena, and their idle threads sleep.
         name: The graph, as errors name it; by default its file or folder.
         weights: What some initializers of the graph, whose data lie in files, hold instead: shaped and typed as they
@@ -255,6 +259,13 @@ def open_session(
         RunError: There is not enough memory to open it.
     """
     names, required = choose_providers(providers)
+    if custom_ops is not None and names != [CPU]:
+        warnings.warn(
+            "runs with Python hooks are made on the CPU: on a GPU they gave wrong numbers (docs/gpu.md). Interventions, caches "
+            "and gradients run on the GPU.",
+            stacklevel=2,
+        )
+        names = [CPU]
     options = _options()
     # A graph with QuantizeLinear computes what is written, whichever of its values are read: fused to integer operators, the same
     # edit gives other numbers in another graph, and ONNX Runtime 1.32 aborts the process over some graphs with hooks.

@@ -36,8 +36,8 @@ def gate_input(hook: str) -> str:
     return f"python/{hook}"
 
 
-def _gate(index: int, turn: list[ir.Value], always: bool) -> Edit:
-    """The edit that lets one hook point call, if a run turns its gate on.
+def _gate(index: int, turn: list[ir.Value]) -> Edit:
+    """The edit that gates one hook point.
 
     Each gate reads the number of the run from the gate before it, and hands it on. So the calls come in firing order, and
     not in whatever order the runtime chooses.
@@ -45,11 +45,11 @@ def _gate(index: int, turn: list[ir.Value], always: bool) -> Edit:
     Args:
         index: What the call is told: the hook point's place in the hook map.
         turn: The numbers that the gates before this one handed on; this gate adds its own.
-        always: True for a call in every run, without a gate.
     """
 
     def edit(value: ir.Value, scope: Scope) -> ir.Value:
         assert value.dtype is not None
+        active = scope.input(gate_input(scope.hook), np.asarray(False), [])
         run = turn[-1] if turn else scope.input(RUN_INPUT, np.asarray(0, np.int64), [])
 
         def named(label: str, like: ir.Value, dtype: ir.DataType | None = None) -> ir.Value:
@@ -69,28 +69,17 @@ def _gate(index: int, turn: list[ir.Value], always: bool) -> Edit:
 
         # A Python operator of float16 aborts the process, so it works on float32 between two casts.
         half = value.dtype == ir.DataType.FLOAT16
-        operator = _CALLBACK_OPS[ir.DataType.FLOAT if half else value.dtype]
-        if always:
-            widened = scope.op("Cast", [value], to=int(ir.DataType.FLOAT)) if half else value
-            result = scope.op(operator, [widened, run], CALLBACK_DOMAIN, index=index)
-            # The next call waits for this one: its number of the run is read from what this one gave.
-            turn.append(
-                scope.op(
-                    "Add", [run, scope.op("Mul", [scope.op("Size", [result]), scope.constant(np.int64(0), "none")])]
-                )
-            )
-            return scope.op("Cast", [result], to=int(ir.DataType.FLOAT16)) if half else result
         given, called = (
             (value, named("call", value))
             if not half
             else (named("wide", value, ir.DataType.FLOAT), named("edited", value, ir.DataType.FLOAT))
         )
+        operator = _CALLBACK_OPS[ir.DataType.FLOAT if half else value.dtype]
         call = [node(operator, [given, run], called, CALLBACK_DOMAIN, index=index)]
         if half:
             widen = node("Cast", [value], given, to=int(ir.DataType.FLOAT))
             narrow = node("Cast", [called], named("call", value), to=int(ir.DataType.FLOAT16))
             call = [widen, *call, narrow]
-        active = scope.input(gate_input(scope.hook), np.asarray(False), [])
         passed = [node("Identity", [value], named("pass", value))]
         result, handed = scope.ops(
             "If", [active], 2, then_branch=branch("call", call), else_branch=branch("pass", passed)
@@ -114,7 +103,7 @@ def _misordered(model: ir.Model, hooks: Sequence[str]) -> str:
     )
 
 
-def with_python_gates(model: ir.Model, names: Sequence[str] | None = None, always: bool = False) -> ir.Model:
+def with_python_gates(model: ir.Model, names: Sequence[str] | None = None) -> ir.Model:
     """A copy in which hook points may call Python: ``call(activation, run, index=i)``.
 
     A call happens in runs that feed the hook point's ``gate_input`` with True. The int64 input ``python/run`` is handed to
@@ -124,7 +113,6 @@ def with_python_gates(model: ir.Model, names: Sequence[str] | None = None, alway
         model: A hooked model.
         names: The hook points; all by default. ``i`` is a hook point's place in the manifest's hook map, whichever are
             named.
-        always: True for calls at these hook points in every run, without gates.
 
     Returns:
         The copy.
@@ -137,7 +125,7 @@ def with_python_gates(model: ir.Model, names: Sequence[str] | None = None, alway
     chosen = hooks if names is None else list(names)
     indices = {name: index for index, name in enumerate(hooks)}
     turn: list[ir.Value] = []
-    gated = splice(model, {name: _gate(indices.get(name, -1), turn, always) for name in chosen})
+    gated = splice(model, {name: _gate(indices.get(name, -1), turn) for name in chosen})
     try:
         gated.graph.sort()  # a gate may lie before the one that it waits for
     except ValueError as error:  # a cycle

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+import pytest
 
+from graphlens import surgery
 from graphlens.pipelines.hub import embedded_model
+from graphlens.runtime import callbacks, sessions
 from tests.gpu.__main__ import apart, rows_of
 from tests.gpu.placed import CPU, CUDA, fallen, placed, tokens_of
 
@@ -34,3 +38,16 @@ def test_how_far_apart_arrays_are() -> None:
     assert apart(masked + np.array([0, 0, 2]), masked) == 0.5
     assert apart([1.0, 2.0, 4.0], masked) == float("inf")
     assert apart([1.0], [1.0, 1.0]) == float("inf")
+
+
+def test_a_graph_that_calls_python_runs_on_the_cpu_whatever_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "choose_providers", lambda asked: ([CUDA, CPU], True))
+    graph = surgery.with_python_gates(surgery.load(embedded_model("tiny-gpt2")), ["hook_embed"])
+    proto = ir.to_proto(graph)
+    with pytest.warns(UserWarning, match="runs with Python hooks are made on the CPU"):
+        session = sessions.open_session(
+            proto.SerializeToString(), "cuda", embedded_model("tiny-gpt2"), callbacks.callback_library()
+        )
+    assert session.providers == [CPU]

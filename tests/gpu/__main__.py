@@ -39,12 +39,12 @@ _ABOUT = """# On a GPU
 `pip install 'graphlens-onnx[gpu]'` (in place of `[cpu]`), then `providers="cuda"`, or nothing: a GPU that works is used.
 
 `python -m tests.gpu --table docs/gpu.md` wrote this page. It compares CUDAExecutionProvider with the CPU on the embedded models;
-Python hooks are called with arrays on the host. It fails if an operator that computes with activations ran on the CPU. Its logic
+runs with Python hooks are made on the CPU. It fails if an operator that computes with activations ran on the CPU. Its logic
 is tested on the CPU against itself (`tests/core/test_gpu_rows.py`). Times: [benchmarks-gpu.md](benchmarks-gpu.md).
 
 Products are computed in float32: graphlens switches off TensorFloat-32, which ONNX Runtime uses by default and which keeps 10 of
-a float32's 23 bits. On a GPU a set of Python hooks of new kinds opens a session of its own
-([ADR 3](adr/0003-python-hooks-in-one-gated-session.md)).
+a float32's 23 bits. Runs with Python hooks are made on the CPU, with a warning: on a GPU they gave wrong numbers
+([ADR 3](adr/0003-python-hooks-in-one-gated-session.md)). Interventions say most edits as data, and run on the GPU.
 """
 HOOK = "blocks.1.attn.hook_z"
 

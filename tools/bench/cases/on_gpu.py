@@ -1,4 +1,4 @@
-"""On a CUDA GPU: forward, caches, hooks and edits beside a bare CUDA session and transformers in torch."""
+"""On a CUDA GPU: forward, caches and edits beside a bare CUDA session and transformers in torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tools.bench.cases.one_hook import zero_z
 from tools.bench.harness import Case, Findings, Row, Setup, Standin, rounds, timed, token_ids
 
 if TYPE_CHECKING:
@@ -64,7 +63,6 @@ def run(setup: Setup) -> Findings:
         ours: dict[str, Callable[[], Any]] = {
             "forward": partial(model.forward, ids),
             "one activation cached": partial(model.run_with_cache, ids, names_filter=z),
-            "a Python hook": partial(model.run_with_hooks, ids, fwd_hooks=[(z, zero_z)]),
             "an edit": partial(model.run_with_interventions, ids, [Ablate(z, heads=[0])]),
         }
         floor = partial(bare.run, ["logits"], feeds)
