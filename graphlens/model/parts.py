@@ -12,7 +12,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array
 from graphlens.analysis.factored_matrix import FactoredMatrix
-from graphlens.errors import InputError, checked_number
+from graphlens.errors import InputAttributeError, InputError, checked_number
 from graphlens.file.names import split_name
 from graphlens.model.calls import Entry, Hooked, call_attention, call_block, call_mlp, of_additive
 from graphlens.model.limits import longest
@@ -56,7 +56,9 @@ class Component(Module[ArrayT]):
             return self._runner.hooks.need(full)
         if self._runner.hooks.leads(full):
             return Component(self._runner, full)
-        raise AttributeError(f"{self._prefix} of this model has no {name!r}. It has: {', '.join(self._own_names())}.")
+        raise InputAttributeError(
+            f"{self._prefix} of this model has no {name!r}. It has: {', '.join(self._own_names())}."
+        )
 
     @property
     def _layer(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, as_array, working
-from graphlens.errors import InputError, ModelFileError
+from graphlens.errors import InputAttributeError, InputError, ModelFileError
 from graphlens.file.names import POSITION_EMBEDDINGS, in_block
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Weights:
             # A model opened with a lower n_ctx has so many positions.
             return stored[name][: config.n_ctx] if name in POSITION_EMBEDDINGS else stored[name]
         if name not in self:
-            raise AttributeError(f"this model has no weight {asked!r}. List what it has with list(model.weights).")
+            raise InputAttributeError(f"this model has no weight {asked!r}. List what it has with list(model.weights).")
         if self._is_product(name):
             if name not in self._made:
                 first, second = (working(stored[part]) for part in _PRODUCTS[name])

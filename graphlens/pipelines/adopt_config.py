@@ -122,6 +122,9 @@ def whole_config(
             fits = name != "n_token_types" or found.kind == "encoder"
             if value is not None and fits and name not in facts:
                 facts[name] = _checked(name, value, stated)
+    if found.kind != "encoder":
+        # Types of tokens say encoder: ModelConfig.is_encoder. A pre-norm model with some (MegatronBERT) has a decoder's blocks.
+        facts.pop("n_token_types", None)
     if found.kind == "vision":
         facts |= _of_images(found, original, seen)
         if found.ports.logits is None:
