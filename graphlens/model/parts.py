@@ -56,9 +56,7 @@ class Component(Module[ArrayT]):
             return self._runner.hooks.need(full)
         if self._runner.hooks.leads(full):
             return Component(self._runner, full)
-        raise InputAttributeError(
-            f"{self._prefix} of this model has no {name!r}. It has: {', '.join(self._own_names())}."
-        )
+        raise InputAttributeError(f"{self._prefix} has no {name!r} in this model, only {', '.join(self._own_names())}.")
 
     @property
     def _layer(self) -> int:
