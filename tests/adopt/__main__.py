@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.adopt.adopt_files import ROUTES, Files
 from tests.adopt.cells import Cell, measure, save_cell, saved_cells
-from tests.adopt.files import ROUTES, Files
 
 
 def _cells(asked: list[str], everything: bool) -> Iterator[tuple[str, str]]:
@@ -73,7 +73,7 @@ def main() -> None:
             failures += not cell.right
             print(line(cell, time.perf_counter() - began), flush=True)
         if asked.table:
-            from tests.adopt.page import page
+            from tests.adopt.adopt_page import page
 
             asked.table.write_text(page(saved_cells(kept)), "utf-8")
     print(f"{failures} cells failed." if failures else "No failure.")

@@ -20,9 +20,9 @@ import graphlens
 from graphlens.errors import GraphlensError
 from graphlens.file.names import in_block
 from graphlens.interventions import Ablate, Intervention, Patch, Scale, Steer
-from tests.adopt.cases import PAST, cases_of, inputs_of, real_of
+from tests.adopt.adopt_cases import PAST, cases_of, inputs_of, real_of
+from tests.adopt.adopt_files import FLOAT, HALF, QUANTISED, ROUTES, Files, NoFile
 from tests.adopt.checkpoints import CHECKPOINTS, family_of
-from tests.adopt.files import FLOAT, HALF, QUANTISED, ROUTES, Files, NoFile
 from tests.adopt.oracle import Oracle
 from tests.families.comparing import edit_of
 from tests.scramble import scrambled

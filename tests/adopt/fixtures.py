@@ -9,7 +9,7 @@ import gzip
 import tempfile
 from pathlib import Path
 
-from tests.adopt.files import Files
+from tests.adopt.adopt_files import Files
 
 FOLDER = Path(__file__).parent / "committed"
 # (checkpoint, kind of file)

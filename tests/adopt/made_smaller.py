@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tests.adopt.cases import feeds_of, inputs_of
+from tests.adopt.adopt_cases import feeds_of, inputs_of
 from tests.adopt.checkpoints import CHECKPOINTS, family_of
 
 

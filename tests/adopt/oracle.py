@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from tests.adopt.cases import PAST, cases_of, inputs_of, past_of
+from tests.adopt.adopt_cases import PAST, cases_of, inputs_of, past_of
 from tests.adopt.checkpoints import CHECKPOINTS, family_of, load
 from tests.families.layout import spec_of
 from tests.families.torch_hooks import Place, hooked, places

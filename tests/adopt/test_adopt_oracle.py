@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import graphlens
-from tests.adopt.cases import PAST, cases_of, inputs_of, real_of
+from tests.adopt.adopt_cases import PAST, cases_of, inputs_of, real_of
+from tests.adopt.adopt_files import Files
 from tests.adopt.cells import difference, opened
 from tests.adopt.checkpoints import FAMILIES, load
-from tests.adopt.files import Files
 from tests.adopt.oracle import Oracle
 from tests.families.comparing import edit_of
+
+pytest_plugins = ["tests.adopt.session_files"]
 
 OWN = [f"small-{family}" for family in FAMILIES if family != "vit"]  # graphlens exports no ViT
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.adopt.adopt_files import FLOAT, QUANTISED, ROUTES, Files
 from tests.adopt.cells import OF_THE_TOOL, measured
 from tests.adopt.checkpoints import FAMILIES, family_of
-from tests.adopt.files import FLOAT, QUANTISED, ROUTES, Files
 from tests.adopt.fixtures import FIXTURES
+
+pytest_plugins = ["tests.adopt.session_files"]
 
 # Every family by the exporter that most files are of, and every other kind of file of a family that has what is odd in it.
 MADE = (

@@ -9,8 +9,10 @@ import pytest
 
 import graphlens
 from graphlens.experiments.drift import drift
+from tests.adopt.adopt_files import Files
 from tests.adopt.cells import opened
-from tests.adopt.files import Files
+
+pytest_plugins = ["tests.adopt.session_files"]
 
 
 def _adopted(files: Files, name: str, route: str) -> Any:

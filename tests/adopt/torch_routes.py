@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.adopt.cases import PAST, inputs_of
+from tests.adopt.adopt_cases import PAST, inputs_of
 from tests.adopt.checkpoints import CHECKPOINTS, load
 
 INPUTS = {

@@ -13,7 +13,7 @@ import torch
 import graphlens
 from graphlens import Ablate, HookedTransformer, HookedViT, Patch, Steer, patching
 from graphlens.metrics import CrossEntropy, LogitDiff
-from tests.adopt.cases import inputs_of
+from tests.adopt.adopt_cases import inputs_of
 from tests.adopt.checkpoints import checkpoint_of, load
 from tests.adopt.oracle import Oracle
 from tests.adopt.torch_routes import legacy

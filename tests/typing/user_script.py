@@ -34,7 +34,7 @@ reveal_type(cache)  # is ActivationCache[ndarray]
 reveal_type(cache["z", 0])  # is ndarray
 reveal_type(model.run_with_cache(tokens, return_cache_object=False)[1])  # is dict[str, ndarray]
 reveal_type(model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", lambda x, hook: x * 0)]))  # is ndarray
-reveal_type(model.gradients(tokens, LogitDiff(" Mary", " John")))  # is dict[str, ndarray]
+reveal_type(model.gradients(tokens, LogitDiff(" Mary", " John")))  # is Gradients[ndarray]
 reveal_type(model.W_Q)  # is ndarray
 reveal_type(model.blocks[0].attn.OV)  # is FactoredMatrix
 reveal_type(model.cfg.n_layers)  # is int

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.adopt.files import Files
+from tests.adopt.adopt_files import Files
 from tests.adopt.fixtures import FIXTURES, fixture
 
 torch.set_num_threads(1)  # the matrices are tiny

@@ -7,9 +7,9 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from tests.adopt.adopt_files import QUANTISED, ROUTES
 from tests.adopt.cells import Cell
 from tests.adopt.checkpoints import FAMILIES
-from tests.adopt.files import QUANTISED, ROUTES
 
 SHOWN = {"gpt2": "GPT-2", "llama": "Llama, GQA", "qwen3": "Qwen 3", "neox": "GPT-NeoX", "gemma2": "Gemma 2"}
 SHOWN |= {"bert": "BERT", "vit": "ViT"}
