@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphlens.errors import ModelFileError
 from graphlens.surgery.match.branches import Branches
 from graphlens.surgery.match.cores import cores_of
-from graphlens.surgery.match.embeddings import beginning_of
+from graphlens.surgery.match.embeddings import FEW, beginning_of
 from graphlens.surgery.match.ending import ending_of
 from graphlens.surgery.match.heads import Heads
 from graphlens.surgery.match.layout import Layout
@@ -47,7 +47,10 @@ def assemble(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None) -> F
     blocks = _in_order([residuals.block(attention) for attention in attentions])
     ending = ending_of(wires, linears, norms, blocks[-1].end)
     logits = None if ending.unembed is None else wires.shape(ending.unembed.out)
-    beginning = beginning_of(wires, norms, blocks[0].pre, logits[-1] if logits else None)
+    # Logits of each token tell the tokens that there are; few of a whole prompt may be the classes of a classifier.
+    vocabulary = None if not logits or (len(logits) < 3 and logits[-1] <= FEW) else logits[-1]
+    rotated = any(block.attention.q.rotation is not None for block in blocks)
+    beginning = beginning_of(wires, norms, blocks[0].pre, vocabulary, rotated)
     batch, count, tokens = _sizes(wires, cores[0])
     return Found(wires, blocks, beginning, ending, batch, tokens, count)
 

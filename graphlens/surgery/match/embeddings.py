@@ -12,12 +12,13 @@ from graphlens.surgery.match.wires import Wires
 
 _STEPS = 24
 _MANY = 300  # nodes that positions are computed by at the most
-_FEW = 16  # rows of a table of types of tokens at the most; positions are more
+FEW = 16  # classes of a classifier, rows of a table of types of tokens
+_FEWEST = 4  # labels of tokens, which no vocabulary is as few as
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
 _INDEX = MOVES | {"Cast", "Identity", "Clip", "Max", "Min"}
 
 
-def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int | None) -> Beginning:
+def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int | None, rotated: bool) -> Beginning:
     """The embeddings that a residual stream begins as.
 
     Args:
@@ -25,6 +26,7 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
         norms: Its norms.
         stream: What the first block reads.
         vocabulary: How many tokens there are, by the logits; None if that is not known.
+        rotated: True if queries are rotated by their positions.
 
     Raises:
         ModelFileError: What the stream begins as is none that is known.
@@ -50,11 +52,11 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
         )
     tokens = _tokens(wires, direct, vocabulary)
     rest = [table for table in tables if table is not tokens]
-    positions, types = _told_apart(wires, rest, stream)
+    positions, types = _told_apart(wires, rest, stream, rotated)
     return Beginning(tokens, positions, types, norm, stream)
 
 
-def _told_apart(wires: Wires, rest: list[Table], stream: ir.Value) -> tuple[Table | None, Table | None]:
+def _told_apart(wires: Wires, rest: list[Table], stream: ir.Value, rotated: bool) -> tuple[Table | None, Table | None]:
     """(positions, types of tokens) among the embeddings besides that of tokens."""
     if len(rest) > 2:
         raise ModelFileError(
@@ -71,7 +73,8 @@ def _told_apart(wires: Wires, rest: list[Table], stream: ir.Value) -> tuple[Tabl
     first = rest[0]
     if len(rest) == 2:
         return rest[1], first
-    few = first.input is not None and (rows_of(wires, first) or _FEW + 1) <= _FEW
+    # One table alone, however short: positions, unless queries have theirs by rotation.
+    few = rotated and first.input is not None and (rows_of(wires, first) or FEW + 1) <= FEW
     return (None, first) if few or _all_zero(wires, first) else (first, None)
 
 
@@ -94,7 +97,7 @@ def _of_image(
 def _tokens(wires: Wires, direct: list[Table], vocabulary: int | None) -> Table:
     """Which of several embeddings of inputs is that of tokens."""
     known = [table for table in direct if vocabulary is not None and rows_of(wires, table) == vocabulary]
-    if len(known) == 1 and (vocabulary or 0) > _FEW:  # fewer may be the classes of a classifier
+    if len(known) == 1 and (vocabulary or 0) > _FEWEST:
         return known[0]
     return max(direct, key=lambda table: rows_of(wires, table) or 0)
 
