@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +40,17 @@ def line(cell: Cell, seconds: float) -> str:
     failed = "".join(f"\n    {failure}" for failure in cell.failures[:6])
     more = f"\n    ... {len(cell.failures) - 6} more" if len(cell.failures) > 6 else ""
     return f"{cell.family}.{cell.route}: {found} ({cell.seconds:.1f} s of {seconds:.0f}){failed}{more}"
+
+
+def published(work: Path) -> str:
+    """What was found in files that others published, as the end of the page."""
+    from tests.adopt.real import report
+
+    try:
+        lines = report(work)
+    except subprocess.CalledProcessError as error:
+        lines = [f"Not run: the package registry gave no {error.cmd[-1]}."]
+    return "\n".join(["", "## Files that others published", "", *lines, ""])
 
 
 def main() -> None:
@@ -76,7 +88,8 @@ def main() -> None:
             from tests.adopt.adopt_page import page
 
             # The page names files, not where they lay on the machine that made it.
-            asked.table.write_text(page(saved_cells(kept)).replace(f"{files.root}/files/", ""), "utf-8")
+            written = page(saved_cells(kept)) + (published(files.root) if asked.all else "")
+            asked.table.write_text(written.replace(f"{files.root}/files/", ""), "utf-8")
     print(f"{failures} cells failed." if failures else "No failure.")
     sys.exit(bool(failures))
 

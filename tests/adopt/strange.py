@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.adopt.checkpoints import LABELS, VOCABULARY, checkpoint_of, load
-from tests.adopt.torch_routes import legacy
+from tests.adopt.torch_routes import legacy, quiet
 
 FROZEN = (1, 128)
 
@@ -294,15 +291,3 @@ def strange_file(name: str, root: Path) -> Path:
             shutil.rmtree(path.parent)
             raise
     return path
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's own words."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield

@@ -48,7 +48,7 @@ class _Called(nn.Module):
 def legacy(name: str, checkpoint: Path, target: Path, attention: str = "eager", past: bool = False) -> None:
     """Exports with torch's older exporter (by tracing), opset 17."""
     module, tensors, inputs, outputs, axes = _parts(name, checkpoint, attention, past)
-    with _quiet():
+    with quiet():
         torch.onnx.export(
             module, tensors, target, input_names=inputs, output_names=outputs, dynamic_axes=axes, opset_version=17, dynamo=False
         )  # fmt: skip
@@ -59,7 +59,7 @@ def dynamo(name: str, checkpoint: Path, target: Path, opset: int, attention: str
     module, tensors, inputs, outputs, axes = _parts(name, checkpoint, attention, past)
     sizes = {axis: torch.export.Dim.DYNAMIC for each in axes.values() for axis in each.values()}
     shapes = tuple({axis: sizes[size] for axis, size in axes[given].items()} for given in inputs)
-    with _quiet():
+    with quiet():
         torch.onnx.export(
             module, tensors, target, input_names=inputs, output_names=outputs, dynamic_shapes=(shapes,),
             opset_version=opset, dynamo=True, external_data=False,
@@ -96,7 +96,7 @@ def _parts(name: str, checkpoint: Path, attention: str, past: bool) -> tuple[Any
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporters' own words: none of them is about what is tested."""
     with (
         warnings.catch_warnings(),

@@ -112,7 +112,7 @@ class Faults:
         # What is complete may be there already, and then nothing is to be done.
         assert (
             answer.get("done")
-            or (state == NEW and "Choose another folder" in answer["refused"])
+            or (state == NEW and "Choose another f" in answer["refused"])
             or (state == NEW and "holds an export already" in answer["refused"])
         ), answer
         assert self.found(job, folder, **more) == NEW

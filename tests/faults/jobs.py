@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import numpy_helper
 
 import graphlens
 from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer, deploy, interventions, metrics, surgery
@@ -26,6 +28,7 @@ from graphlens.experiments import sweep as sweeps
 from graphlens.patching import SweepResult
 from graphlens.pipelines.cache import cached_export
 from graphlens.surgery.files import load
+from tests.foreign_decoder import VOCAB, decoder, forward, weights
 
 ABSENT, OLD, NEW = "absent", "old", "new"
 Z, RESID = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
@@ -343,6 +346,54 @@ def nothing(templates: Path, folder: Path) -> None:
     (folder / "out").mkdir()
 
 
+def foreign(templates: Path, folder: Path) -> None:
+    """A file of another program."""
+    decoder(folder / "model.onnx", external=True, seed=1)
+
+
+def foreign_over_older(templates: Path, folder: Path) -> None:
+    """The same, and an adopted folder of another file."""
+    foreign(templates, folder)
+    (folder / "before").mkdir()
+    graphlens.adopt(decoder(folder / "before" / "model.onnx"), folder / "out", announce=quiet)
+
+
+def adopt(force: bool) -> Callable[[Path], object]:
+    return lambda folder: graphlens.adopt(folder / "model.onnx", folder / "out", force=force, announce=quiet)
+
+
+def found_adopted(folder: Path) -> str:
+    """Whose hooked folder ``out`` is, by its logits beside NumPy's. The original is whole."""
+    ids = TOKENS % VOCAB
+    onnx.checker.check_model(folder / "model.onnx")
+    assert is_near(np.asarray(numpy_helper.to_array(_tensor(folder, "w4"))), weights(1)["w4"])
+    if not (folder / "out" / "model.onnx").exists():
+        return ABSENT
+    surgery.check(folder / "out")
+    logits = np.asarray(HookedTransformer.from_onnx(folder / "out", "cpu")(ids))
+    (state,) = (state for state, seed in ((OLD, 0), (NEW, 1)) if is_near(logits, forward(ids, seed=seed)[0]))
+    return state
+
+
+def _tensor(folder: Path, name: str) -> onnx.TensorProto:
+    return next(tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer if tensor.name == name)
+
+
+def expose(folder: Path) -> None:
+    graphlens.expose(folder / "model.onnx", "v9*", folder / "out" / "model.onnx")
+
+
+def found_exposed(folder: Path) -> str:
+    """Whether ``out`` has a copy of the file that returns more, whole."""
+    if not (folder / "out" / "model.onnx").exists():
+        return ABSENT
+    made = onnx.load(folder / "out" / "model.onnx")
+    assert len(made.graph.output) > len(onnx.load(folder / "model.onnx").graph.output)
+    (weight,) = (tensor for tensor in made.graph.initializer if tensor.name == "w4")
+    assert is_near(np.asarray(numpy_helper.to_array(weight)), weights(1)["w4"])
+    return NEW
+
+
 def export(name: str, out: str, **options: Any) -> Callable[[Path], object]:
     return lambda folder: graphlens.export_model(folder / name, folder / out, verify=False, announce=quiet, **options)
 
@@ -381,6 +432,9 @@ JOBS: dict[str, Job] = {
         lambda f: deploy.write_stripped(f / "in", f / "out", announce=quiet),
         lambda f: plain(f, of_a),
     ),
+    "adopt": Job(foreign, adopt(force=False), found_adopted),
+    "adopt --force": Job(foreign_over_older, adopt(force=True), found_adopted, OLD),
+    "expose": Job(lambda _, f: decoder(f / "model.onnx", seed=1), expose, found_exposed),
     "adapter": Job(copies(**{"in": "hooked_a"}), run_adapter, found_adapter),
     "process": Job(
         copies(**{"in": "hooked_a"}),
