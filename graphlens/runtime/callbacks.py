@@ -40,7 +40,7 @@ _reinstall: Callable[[], object] | None = None
 _RESERVED = 256
 _placeholders: list[object] = []  # nothing but kept alive
 _lock = threading.Lock()
-_ROOM = 32  # more than the calls, in Python and in C, that lead from a run to where a callback's errors are caught
+_ROOM = 16  # more than the calls, in Python and in C, that lead from a run to where a callback's errors are caught
 
 
 def _python_operators() -> ModuleType:

@@ -49,7 +49,7 @@ class _Watcher:
 
     def is_open(self) -> bool:
         """False once somebody has closed all files: another file may have the number since."""
-        return _identity(self._in) == self._pipe == _identity(self._out)
+        return _identity(self._in) == self._pipe
 
     def set(self) -> bool:
         """Has signals written to the pipe, unless they are to be written elsewhere.
@@ -79,7 +79,7 @@ class _Watcher:
 
     def close(self) -> None:
         """Closes the pipe. In a forked process only, where no thread reads it."""
-        if self.is_open():
+        if self.is_open() and _identity(self._out) == self._pipe:
             os.close(self._out)
             os.close(self._in)
 
@@ -88,7 +88,7 @@ class _Watcher:
         while True:
             there.poll()
             with self._reading:
-                if not self.is_open():
+                if not self.is_open() or _identity(self._out) != self._pipe:
                     return
                 numbers = _read(self._out)
                 if self._other != _NONE:
@@ -139,10 +139,10 @@ def begin(run: Interruptible, around: Interruptible | None) -> bool:
         around: The run whose hook makes this one.
 
     Returns:
-        True if it will, and ``end`` is to be called: in the main thread, where Ctrl-C raises KeyboardInterrupt.
+        True if it will, and ``end`` is to be called: in the main thread, which alone Ctrl-C interrupts.
     """
     global _watcher
-    if threading.get_ident() != threading.main_thread().ident or sys.platform == "win32" or not _will_raise():
+    if threading.get_ident() != threading.main_thread().ident or sys.platform == "win32":
         return False
     if _watcher is None or not _watcher.is_open():
         try:
