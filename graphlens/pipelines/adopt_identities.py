@@ -14,8 +14,8 @@ from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
 from graphlens.pipelines.adopt_mask import ensure_masks
 from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
-from graphlens.pipelines.adopt_quantisers import quantisers
 from graphlens.surgery.adoptable import STILL
+from graphlens.surgery.unfuse.unrounded import unrounded
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -99,11 +99,15 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     for probe, arrays, expected in zip(tried.probes, given, tried.results, strict=True):
         if expected is not None:
             _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
-    rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
+    rounded = any(node.op_type == "QuantizeLinear" for node in graph.model.graph)
     masked: tuple[str, ...] = ()
     if match.kind != "vision":
         mask, causal = match.ports.attention_mask, config.is_causal
-        masked = ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
+        masked = ensure_masks(_values(given[0], hooks), tried.probes[0], causal, rounded, mask, original)
+    if rounded:
+        session = open_written(unrounded(model), folder, str(original))
+        given = [dict(zip(fetched, session.run(fetched, probe.hooked()), strict=True)) for probe in tried.probes]
+        del session
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     facts = replace(facts, biased=any("position bias" in note for note in match.notes))
     every = worst(
@@ -112,7 +116,6 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
             facts,
             mask=probe.mask,
             past=_past(probe, config.n_layers),
-            quantisers=rounded,
             logits=None if match.ports.logits is None else arrays[LOGITS],
         )
         for probe, arrays in zip(tried.probes, given, strict=True)
