@@ -65,15 +65,18 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
     raise ModelFileError(f"{where}: ONNX Runtime cannot run it on a short prompt ({error!s:.400}).") from error
 
 
-def open_written(model: ir.Model, folder: Path, where: str) -> Session:
+def open_written(model: ir.Model, folder: Path, where: str, read: Sequence[str] = ()) -> Session:
     """A session over a graph in memory, each node as it is written.
 
     Args:
         model: The graph. Its weights lie in ``folder``.
         folder: See above.
         where: The file's name, for errors.
+        read: The names of values that will be fetched, besides its outputs.
     """
-    return open_session(_bytes(model), "cpu", folder, name=where, as_written=True)
+    given = {value.name for value in model.graph.outputs}
+    more = [name for name in dict.fromkeys(read) if name not in given]
+    return open_session(_bytes(model, more), "cpu", folder, name=where, as_written=True)
 
 
 def _required(model: ir.Model) -> list[ir.Value]:

@@ -175,9 +175,7 @@ def _pool(b: Builder, node: ir.Node) -> list[ir.Value | None]:
 
 @rule("QLinearConv", variants=f"one scale, or one for each channel of the output, bias, {_STEP}")
 def _conv(b: Builder, node: ir.Node) -> list[ir.Value | None]:
-    bias = given(node, 8)
-    if bias is not None:
-        bias = _scaled(b, bias, [taken(node, 1), taken(node, 4)])
+    bias = _bias(b, node, 8)
     attributes = {name: list(node.attributes[name].as_ints()) for name in _WINDOWS if name in node.attributes}
     mode = {"auto_pad": node.attributes["auto_pad"].as_string()} if "auto_pad" in node.attributes else {}
     sides = _dequantised(b, node, 0), _dequantised(b, node, 3, 0)
@@ -186,6 +184,22 @@ def _conv(b: Builder, node: ir.Node) -> list[ir.Value | None]:
 
 
 _WINDOWS = ("dilations", "kernel_shape", "pads", "strides")
+
+
+def _bias(b: Builder, node: ir.Node, place: int) -> ir.Value | None:
+    """A bias of integers as numbers: times the scale of the weights and that of the activation. None for no bias."""
+    bias, scale = given(node, place), taken(node, 4)
+    if bias is None:
+        return None
+    sizes = sizes_of(scale)
+    several = sizes not in ((), (1,))
+    if several and (sizes is None or len(sizes) != 1):
+        raise Kept(f"is left as it is where the number of scales {scale.name!r} is not known.")
+    # So written, a bias is read as a weight: its scale is an initializer, and the other one a number.
+    numbers = (
+        b.op("DequantizeLinear", bias, scale, axis=0) if several else b.op("DequantizeLinear", bias, _single(b, scale))
+    )
+    return b.op("Mul", numbers, _single(b, taken(node, 1)))
 
 
 def _scaled(b: Builder, numbers: ir.Value, factors: Sequence[ir.Value]) -> ir.Value:
@@ -198,9 +212,7 @@ def _scaled(b: Builder, numbers: ir.Value, factors: Sequence[ir.Value]) -> ir.Va
 def _gemm(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     alpha, transposed = real(node, "alpha", 1.0), integer(node, "transB")
     sides = _dequantised(b, node, 0), _dequantised(b, node, 3, 0 if transposed else 1)
-    bias = given(node, 6)
-    if bias is not None:
-        bias = _scaled(b, bias, [taken(node, 1), taken(node, 4)])
+    bias = _bias(b, node, 6)
     # The bias has alpha inside it, as the product has.
     found = b.op("Gemm", *sides, bias, alpha=alpha, beta=alpha, transA=integer(node, "transA"), transB=transposed)
     scale = given(node, 7)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from graphlens.surgery.unfuse.kinds import constant_of, dtype_of
 
 # What moves integers and computes nothing: it moves the numbers that they stand for as well.
-_MOVES = frozenset(
+MOVES = frozenset(
     {
         *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice"),
         *("Gather", "GatherElements", "Expand", "Tile", "Identity"),
     }
 )
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # of QuantizeLinear: ONNX Runtime's own has 16 and 4 bits in older opsets
 _VIEWS = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze"})  # of a constant: its numbers stay
 
 
@@ -25,10 +27,12 @@ class _Group:
 
     Attributes:
         nodes: They, QuantizeLinear and DequantizeLinear.
+        integers: What lies between them.
         whole: False where something else reads the integers, or not all of them stand for the same numbers.
     """
 
-    nodes: list[ir.Node] = field(default_factory=list)
+    nodes: list[ir.Node]
+    integers: list[ir.Value]
     whole: bool = True
 
 
@@ -45,39 +49,33 @@ def unrounded(model: ir.Model) -> ir.Model:
         The copy. Its values have their names; those that were integers are numbers.
     """
     model = model.clone()
-    groups, fixed = dict[ir.Value, _Group](), set(model.graph.initializers.values())
-    found: list[_Group] = []
+    groups = dict[ir.Value, _Group]()
+    fixed = {value for value in model.graph.initializers.values() if not value.is_graph_input()}
     for node in model.graph:
         given = [value for value in node.inputs if value is not None]
         if all(value in fixed for value in given):  # a weight, whatever was made of it
             fixed.update(node.outputs)
-        elif node.op_type == "QuantizeLinear" and node.domain in ("", "ai.onnx"):
-            if node.inputs[0] in groups:
-                groups[node.inputs[0]].whole = False
-            groups[node.outputs[0]] = _Group([node])
-            found.append(groups[node.outputs[0]])
-        else:
-            _follow(node, groups)
-    for group in found:
-        _close(group, groups)
-    for group in found:
-        if group.whole:
+            continue
+        _follow(node, groups)
+        if node.op_type == "QuantizeLinear" and node.domain in DOMAINS:
+            groups[node.outputs[0]] = _Group([node], [node.outputs[0]])
+    for group in {id(group): group for group in groups.values()}.values():
+        if _is_whole(group):
             for node in group.nodes:
                 _let_through(node)
-            group.nodes = []
-    for value, group in groups.items():
-        if group.whole:
-            value.type = None
+            for value in group.integers:
+                value.type = None
     return model
 
 
 def _follow(node: ir.Node, groups: dict[ir.Value, _Group]) -> None:
     """Adds what a node makes of integers to their group."""
-    places = [place for place, value in enumerate(node.inputs) if value in groups]
-    if not places:
+    own = {place: groups[value] for place, value in enumerate(node.inputs) if value in groups}
+    if not own:
         return
-    first = groups[_at(node, places[0])]
-    if node.op_type == "DequantizeLinear" and places == [0]:
+    places, (first, *others) = list(own), own.values()
+    known = node.domain in DOMAINS
+    if node.op_type == "DequantizeLinear" and known and places == [0]:
         first.nodes.append(node)
         return
     if node.op_type == "Concat":
@@ -85,39 +83,28 @@ def _follow(node: ir.Node, groups: dict[ir.Value, _Group]) -> None:
     elif node.op_type == "Where":
         fits = places == [1, 2]
     else:
-        fits = node.op_type in _MOVES and places == [0]
-    for place in places[1:]:
-        first = _joined(first, groups[_at(node, place)], groups)
-    first.whole &= fits and node.domain in ("", "ai.onnx")
-    for value in node.outputs:
-        groups[value] = first
+        fits = node.op_type in MOVES and places == [0]
+    for other in others:
+        if other is not first:
+            first.nodes += other.nodes
+            first.integers += other.integers
+            first.whole &= other.whole
+            groups |= dict.fromkeys(other.integers, first)
+    first.whole &= fits and known
+    if fits:
+        first.integers += node.outputs
+        groups |= dict.fromkeys(node.outputs, first)
 
 
-def _at(node: ir.Node, place: int) -> ir.Value:
-    value = node.inputs[place]
-    assert value is not None, "it was looked for"
-    return value
-
-
-def _joined(one: _Group, other: _Group, groups: dict[ir.Value, _Group]) -> _Group:
-    """One group in place of two."""
-    if one is not other:
-        one.nodes += other.nodes
-        one.whole &= other.whole
-        other.nodes, other.whole = [], False
-        for value, group in groups.items():
-            if group is other:
-                groups[value] = one
-    return one
-
-
-def _close(group: _Group, groups: dict[ir.Value, _Group]) -> None:
-    """Looks whether all members of a group round alike, and whether nothing else reads its integers."""
-    makers = [node for node in group.nodes if node.op_type == "QuantizeLinear"]
-    group.whole &= all(_alike(makers[0], node) for node in group.nodes)
-    for value in [value for value, own in groups.items() if own is group]:
-        group.whole &= not value.is_graph_output()
-        group.whole &= all(node.graph is group.nodes[0].graph for node, _ in value.uses()) if group.nodes else True
+def _is_whole(group: _Group) -> bool:
+    """True if all members of a group round alike, and nothing else reads its integers."""
+    maker, graph = group.nodes[0], group.nodes[0].graph
+    return (
+        group.whole
+        and all(_alike(maker, node) for node in group.nodes)
+        and not any(value.is_graph_output() for value in group.integers)
+        and all(node.graph is graph for value in group.integers for node, _ in value.uses())
+    )
 
 
 def _alike(one: ir.Node, other: ir.Node) -> bool:
@@ -126,35 +113,57 @@ def _alike(one: ir.Node, other: ir.Node) -> bool:
     Scales count as the same where they differ by one step at most over all integers that there are: the pattern of ONNX
     Runtime's QLinearSoftmax is made with 1 / 254 and read with 1 / 255.
     """
-    scales = [_numbers(node.inputs[1]) for node in (one, other)]
-    zeros = [_numbers(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(()) for node in (one, other)]
-    if one.inputs[1] is not other.inputs[1]:
-        if scales[0] is None or scales[1] is None or scales[0].shape != scales[1].shape:
-            return False
-        levels = 255 if _bits(one) <= 8 else 65535
-        if not (levels * np.abs(scales[0] - scales[1]) <= 1.001 * np.maximum(scales[0], scales[1])).all():
-            return False
-    if zeros[0] is None or zeros[1] is None or not np.array_equal(*np.broadcast_arrays(*zeros)):
-        return len(one.inputs) > 2 and len(other.inputs) > 2 and one.inputs[2] is other.inputs[2]
-    axes = [node.attributes["axis"].as_int() if "axis" in node.attributes else 1 for node in (one, other)]
-    return axes[0] == axes[1] or scales[0] is None or scales[0].size == 1
+    if not _same(one.inputs[1], other.inputs[1], 1 / (255 if _bits(one) <= 8 else 65535)):
+        return False
+    if not _same(_zero_point(one), _zero_point(other)):
+        return False
+    scales = content_of(one.inputs[1])
+    return _axis(one) == _axis(other) or (scales is not None and scales.size == 1)
+
+
+def _same(one: ir.Value | None, other: ir.Value | None, share: float = 0.0) -> bool:
+    """True if two scales or zero points hold the same numbers, or numbers as near as ``share`` says; None is 0."""
+    if one is other:
+        return True
+    left, right = content_of(one), content_of(other)
+    if left is None or right is None or (left.shape != right.shape and left.size != 1 and right.size != 1):
+        return False
+    return bool((np.abs(left - right) <= 1.01 * share * np.maximum(left, right)).all())
+
+
+def _zero_point(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
+def _axis(node: ir.Node) -> int:
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else 1
 
 
 def _bits(node: ir.Node) -> int:
     """How many bits the integers have that a quantiser makes; 8 where it is not known."""
-    dtype = dtype_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    dtype = dtype_of(_zero_point(node))
     return 8 if dtype is None else int(dtype.itemsize * 8)
 
 
-def _numbers(value: ir.Value | None) -> np.ndarray | None:
-    """The content of a scale or zero point, without axes of one row; None where a run computes it."""
-    while value is not None:
+def content_of(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
+    """The content of a scale or zero point in float64, without axes of one row; 0 for none.
+
+    Args:
+        value: An input of QuantizeLinear or DequantizeLinear.
+
+    Returns:
+        It; None where a run computes it.
+    """
+    if value is None:
+        return np.zeros(())
+    while True:
         tensor = constant_of(value)
         if tensor is not None:
             return np.squeeze(tensor.numpy().astype(np.float64))
         node = value.producer()
-        value = node.inputs[0] if node is not None and node.op_type in _VIEWS else None
-    return None
+        if node is None or node.op_type not in _VIEWS or node.inputs[0] is None:
+            return None
+        value = node.inputs[0]
 
 
 def _let_through(node: ir.Node) -> None:
@@ -162,5 +171,5 @@ def _let_through(node: ir.Node) -> None:
     for place in range(len(node.inputs) - 1, 0, -1):
         node.replace_input_with(place, None)
     node.resize_inputs(1)
-    node.op_type = "Identity"
+    node.op_type, node.domain = "Identity", ""
     node.attributes.clear()
