@@ -28,6 +28,7 @@ from graphlens.surgery.unfuse.filling import fill
 from graphlens.surgery.unfuse.opsets import LEAST, raised
 from graphlens.surgery.unfuse.placing import install
 from graphlens.surgery.unfuse.quantised import joined
+from graphlens.surgery.unfuse.relus import restore_relus
 from graphlens.surgery.unfuse.table import RULES, Rule, name_of
 from graphlens.surgery.unfuse.unknown import why_kept
 
@@ -84,6 +85,7 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
             kept.setdefault(operator, reason)
         fill(node, shop.opset)
         shop.passed.add(node)
+    restore_relus(shop)
     _in_branches(model.graph, kept)
     drop_unused(model)
     _tidy(model, shop.origin)
