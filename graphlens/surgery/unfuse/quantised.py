@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphlens.surgery.graph import let_read, replace_value
 from graphlens.surgery.unfuse.attention import attended
 from graphlens.surgery.unfuse.building import Builder, Kept, Workshop, given, integer, real, refuse, taken
+from graphlens.surgery.unfuse.channels import window
 from graphlens.surgery.unfuse.kinds import constant_of, rank_of, sizes_of
 from graphlens.surgery.unfuse.table import SCHEMA, rule
 
@@ -176,14 +177,8 @@ def _pool(b: Builder, node: ir.Node) -> list[ir.Value | None]:
 @rule("QLinearConv", variants=f"one scale, or one for each channel of the output, bias, {_STEP}")
 def _conv(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     bias = _bias(b, node, 8)
-    attributes = {name: list(node.attributes[name].as_ints()) for name in _WINDOWS if name in node.attributes}
-    mode = {"auto_pad": node.attributes["auto_pad"].as_string()} if "auto_pad" in node.attributes else {}
-    sides = _dequantised(b, node, 0), _dequantised(b, node, 3, 0)
-    found = b.op("Conv", *sides, bias, group=integer(node, "group", 1), **attributes, **mode)
+    found = b.op("Conv", _dequantised(b, node, 0), _dequantised(b, node, 3, 0), bias, **window(node))
     return [_quantised(b, found, taken(node, 6), given(node, 7), taken(node, 0))]
-
-
-_WINDOWS = ("dilations", "kernel_shape", "pads", "strides")
 
 
 def _bias(b: Builder, node: ir.Node, place: int) -> ir.Value | None:

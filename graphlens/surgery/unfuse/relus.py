@@ -64,7 +64,9 @@ def _of_weights(value: ir.Value) -> bool:
         if node.op_type == "Add":
             others = [one for one in node.inputs if one is not None and not _is_fixed(one)]
         else:
-            others = [one for one in node.inputs[:1] if one is not None and node.op_type in _MOVES | {"DequantizeLinear"}]
+            others = [
+                one for one in node.inputs[:1] if one is not None and node.op_type in _MOVES | {"DequantizeLinear"}
+            ]
             if node.op_type == "QuantizeLinear":
                 others = [one for one in node.inputs[:1] if one is not None and not _begins_at_zero(node)]
         if len(others) != 1:
@@ -83,7 +85,9 @@ def _read_as_neurons(value: ir.Value) -> bool:
         if one.is_graph_output():
             return False
         for node, place in one.uses():
-            if node.op_type in _READERS and (node.op_type not in _PRODUCTS or (place == 0 and _is_fixed(node.inputs[1]))):
+            if node.op_type in _READERS and (
+                node.op_type not in _PRODUCTS or (place == 0 and _is_fixed(node.inputs[1]))
+            ):
                 found = True
             elif place == 0 and node.op_type in _MOVES | {"DequantizeLinear", "QuantizeLinear"}:
                 waiting += node.outputs
