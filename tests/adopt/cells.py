@@ -366,7 +366,9 @@ def _compare_edits(cell: Cell, model: Any, files: Files, _path: Path, every: boo
         held = np.asarray(model.run_with_cache(*arguments, names_filter=hook, **options)[1][hook])
         changed = difference(data, plain, None, hook, hook)
         if np.array_equal(_in_kind(function)(held), held):  # a quantiser that leaves nothing of it: 0 is ablated
-            assert changed == 0, f"{intervention}: it leaves the activation as it is, and the logits differ by {changed:.1e}"
+            assert changed == 0, (
+                f"{intervention}: it leaves the activation as it is, and the logits differ by {changed:.1e}"
+            )
         else:
             assert changed > 1e-4, f"{intervention}: the edit changes nothing"
         for way, found in (("a Python hook", python), ("the baked file", baked)):

@@ -61,10 +61,12 @@ def unrounded(model: ir.Model) -> ir.Model:
             groups[node.outputs[0]] = _Group([node], [node.outputs[0]])
     for group in {id(group): group for group in groups.values()}.values():
         if _is_whole(group):
+            number = group.nodes[0].inputs[0]
+            for value in group.integers:
+                value.type = None if number is None else number.type
+                value.shape = value.shape if value.type is not None else None
             for node in group.nodes:
                 _let_through(node)
-            for value in group.integers:
-                value.type = None
     return model
 
 
