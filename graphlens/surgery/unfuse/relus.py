@@ -31,6 +31,8 @@ def restore_relus(shop: Workshop) -> None:
         if _of_weights(x) and _read_as_neurons(node.outputs[0]):
             builder = Builder(node, shop)
             made = builder.op("Relu", x)
+            (new,) = builder.tape.nodes
+            shop.origin[str(new.name)] = shop.origin.get(str(node.name), str(node.name))
             shop.graph.insert_before(node, builder.tape.nodes)
             let_read([(node, 0)], made, x)
 
