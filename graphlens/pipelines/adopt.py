@@ -127,7 +127,7 @@ def _adopted(
     from graphlens import surgery
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
-    from graphlens.pipelines.adopt_probe import image_side, seen_values
+    from graphlens.pipelines.adopt_probe import channel_block, image_side, seen_values
     from graphlens.pipelines.adopt_weights import Fresh, proved_weights
     from graphlens.surgery.adoptable import ensure_adoptable, making_sense, remarks
     from graphlens.surgery.adopted.hooks import Seen
@@ -154,7 +154,7 @@ def _adopted(
     ensure_repeats(model, original)
     keys = move_weights(model, stage / WEIGHTS_FILE)
     with making_sense(original):
-        unfused = unfuse(model)
+        unfused = unfuse(model, block=channel_block(model))
         untouched, model = model, unfused.model
         model.graph.sort()
     seen = seen_values(model, stage, str(original), image_side(model))
