@@ -258,9 +258,13 @@ def _table_rows(model: ir.Model, found: Match, names: Iterable[str]) -> int | No
     for name in names:
         weight = found.weights.get(name)
         value = None if weight is None else model.graph.initializers.get(weight.tensor)
-        if weight is not None and value is not None and value.shape is not None and isinstance(value.shape[0], int):
-            start, stop = (0, value.shape[0]) if weight.cut is None else weight.cut[1:]
-            return stop - start
+        if weight is None or value is None or value.shape is None:
+            continue
+        if weight.cut is not None:
+            return weight.cut[2] - weight.cut[1]
+        rows = weight.shape[0] if weight.shape is not None else value.shape[0 if weight.permute is None else 1]
+        if isinstance(rows, int):
+            return rows
     return None
 
 

@@ -194,7 +194,11 @@ class _Work:
         for names, hooks, places in (
             (TOKEN_EMBEDDINGS, ("hook_embed", "embed.hook_embed"), (self.tokens,)),
             (POSITION_EMBEDDINGS, ("hook_pos_embed", "embed.hook_pos_embed"), (every, counted)),
-            ((_TYPES,), ("embed.hook_token_type_embed",), () if self.types is None else (self.types,)),
+            (
+                (_TYPES,),
+                ("embed.hook_token_type_embed",),
+                (np.zeros_like(self.tokens) if self.types is None else self.types,),
+            ),
         ):
             for name in names:
                 for hook in hooks:
