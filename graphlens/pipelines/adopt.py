@@ -125,6 +125,7 @@ def _adopted(
 ) -> AdoptReport:
     """Adopts a file into ``stage``, which will become ``target``."""
     from graphlens import surgery
+    from graphlens.file.stored import files_beside
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
     from graphlens.pipelines.adopt_probe import image_side, seen_values
@@ -142,8 +143,10 @@ def _adopted(
     from graphlens.surgery.unfuse.expand import unfuse
 
     stated = read_config(config, original)
-    digest, size = digest_of(original), original.stat().st_size
     model = load_foreign(original)
+    beside = files_beside(model, original)
+    size, digest = original.stat().st_size, digest_of(original)
+    data = {name: digest_of(path) for name, path in beside.items()}
     _ensure_foreign(model, original)
     ensure_adoptable(model, original)
     said = remarks(model, original)
@@ -153,6 +156,11 @@ def _adopted(
         prepare(model)
     ensure_repeats(model, original)
     keys = move_weights(model, stage / WEIGHTS_FILE)
+    for path, known in ((original, digest), *((path, data[name]) for name, path in beside.items())):
+        if digest_of(path) != known:  # which reads a file again only if it was touched
+            raise ModelFileError(
+                f"{path}: something wrote to it while it was adopted. Try again when that is finished."
+            )
     with making_sense(original):
         unfused = unfuse(model)
         untouched, model = model, unfused.model
@@ -202,6 +210,7 @@ def _adopted(
         notes=(*found.notes, *proof.notes, *_left_out(untouched, graph), *_near_only(found, model)),
         headless=found.ports.logits is None,
         left_padding=proof.left_padding,
+        data=data,
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(

@@ -76,6 +76,7 @@ def report_data(report: AdoptReport) -> dict[str, Json]:
     return {
         "original": str(report.original),
         "sha256": adopted.sha256,
+        "data": dict(adopted.data),
         "producer": adopted.producer,
         "folder": None if report.folder is None else str(report.folder),
         "hooks": list(report.hooks),

@@ -12,6 +12,7 @@ import pytest
 
 import tests.foreign_decoder as made
 from graphlens import HookedTransformer, adopt
+from graphlens.errors import ModelFileError
 
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32 beside float64; numbers of about 10
 
@@ -106,6 +107,21 @@ def test_a_row_of_the_originals_weights_changed_in_place_is_another_model(
     assert np.abs(right - before).max() > 1e-2
     np.testing.assert_allclose(HookedTransformer.from_onnx(file, "cpu", adopt=True)(ids), right, **CLOSE)
     np.testing.assert_array_equal(np.asarray(first(ids)), before)  # it has weights of its own
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_an_original_that_is_written_to_meanwhile_is_an_error(name: str, tmp_path: Path) -> None:
+    file = made.decoder(tmp_path / "model.onnx", external=True)
+
+    def announce(
+        line: str,
+    ) -> None:  # the first is said when the original has been read, and before its weights are copied
+        with (tmp_path / name).open("ab") as changed:
+            changed.write(b"\0")
+
+    with pytest.raises(ModelFileError, match=f"{name}: something wrote to it while it was adopted"):
+        adopt(file, tmp_path / "hooked", announce=announce)
+    assert not (tmp_path / "hooked").exists()
 
 
 @pytest.mark.parametrize("at", [1, 2])
