@@ -195,6 +195,10 @@ def _adopted(
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
     model, hooks = proof.model, proof.hooks
+    if proof.causal and not cfg.is_causal and found.kind != "vision":  # by a mask that matching cannot read
+        cfg = replace(cfg, attention_dir="causal")
+        if cfg.pre_norm_encoder:
+            cfg = replace(cfg, pre_norm_encoder=False, n_token_types=None, default_prepend_bos=True)
     adopted = Adopted(
         file=original.name,
         sha256=digest,

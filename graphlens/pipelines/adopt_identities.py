@@ -12,7 +12,7 @@ import numpy as np
 from graphlens.analysis.identities import Facts, Identity, failing, identities, worst
 from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
-from graphlens.pipelines.adopt_mask import ensure_masks
+from graphlens.pipelines.adopt_mask import ensure_masks, looks_ahead
 from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import quantisers
 from graphlens.surgery.adoptable import STILL
@@ -55,6 +55,7 @@ class Proof:
         residuals: Identity that holds -> its largest residual, relative.
         notes: What else they showed, a sentence each.
         left_padding: See ``Adopted``.
+        causal: False if tokens attend to later ones; None where that is not seen.
     """
 
     kept: Mapping[str, View]
@@ -68,6 +69,7 @@ class Proof:
     residuals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     left_padding: str = "masked"
+    causal: bool | None = None
 
 
 def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) -> Proof:
@@ -101,9 +103,12 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
             _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
     rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
     masked: tuple[str, ...] = ()
+    ahead: bool | None = None
     if match.kind != "vision":
         mask, causal = match.ports.attention_mask, config.is_causal
-        masked = ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
+        seen = _values(given[0], hooks)
+        masked = ensure_masks(seen, tried.probes[0], causal, bool(rounded), mask, original)
+        ahead = looks_ahead(seen, tried.probes[0], bool(rounded))
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     facts = replace(facts, biased=any("position bias" in note for note in match.notes))
     every = worst(
@@ -130,6 +135,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         {_shown(each): each.residual for each in every if each.passed},
         (*tried.notes, *masked),
         tried.left_padding,
+        None if ahead is None else not ahead,
     )
 
 

@@ -21,7 +21,7 @@ def report_lines(report: AdoptReport) -> list[str]:
         report: What ``adopt`` gave.
     """
     config, adopted = report.config, report.adopted
-    kind = "encoder" if config.is_encoder else "decoder"
+    kind = "vision transformer" if config.is_vision else "encoder" if config.is_encoder else "decoder"
     heads = f"{config.n_heads} heads"
     if config.n_key_value_heads != config.n_heads:
         heads += f" ({config.n_key_value_heads} of keys and values)"
