@@ -177,7 +177,7 @@ def _sizes(found: Match, seen: Mapping[str, Seen]) -> dict[str, Number]:
     for name, axes in _SIZED.items():
         view = found.hooks.get(in_block(0, name))
         if view is not None and view.value in seen:
-            shape = laid_out(view, seen[view.value].shape)
+            shape = laid_out(view, seen)
             sizes |= {field: shape[axis] for axis, field in axes.items() if axis < len(shape)}
     logits = seen.get(found.ports.logits or "")
     if logits is not None:
