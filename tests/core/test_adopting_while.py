@@ -158,3 +158,31 @@ def _run(file: Path, ids: np.ndarray) -> np.ndarray:
     whole = onnx.load(file).SerializeToString()
     (logits,) = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"]).run(["scores"], feeds)
     return np.asarray(logits)
+
+
+def test_a_mask_that_cannot_be_read_is_seen_in_a_run(tmp_path: Path) -> None:
+    """Where a query stands is taken from where a key does, with no comparison: only patterns tell that no token looks ahead."""
+    file = made.decoder(tmp_path / "model.onnx")
+    model = onnx.load(file)
+    graph = model.graph
+    (place,) = (index for index, node in enumerate(graph.node) if node.op_type == "LessOrEqual")
+    old = graph.node[place]
+    keys, queries = old.input
+    ends = {"one": 1, "low": 0, "high": 1}
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.array(end, np.int64), name) for name, end in ends.items())
+    steps = [
+        onnx.helper.make_node("Sub", [queries, keys], ["apart"]),
+        onnx.helper.make_node("Add", ["apart", "one"], ["apart1"]),
+        onnx.helper.make_node("Clip", ["apart1", "low", "high"], ["clipped"]),
+        onnx.helper.make_node("Cast", ["clipped"], [old.output[0]], to=onnx.TensorProto.BOOL),
+    ]
+    graph.node.remove(old)
+    for index, node in enumerate(steps):
+        graph.node.insert(place + index, node)
+    onnx.save(model, file)
+    report = adopt(file, tmp_path / "hooked", announce=lambda _: None)
+    assert report.config.is_causal
+    assert not report.config.is_encoder
+    ids = np.random.default_rng(3).integers(0, made.VOCAB, (2, 5))
+    found = HookedTransformer.from_onnx(tmp_path / "hooked", "cpu")(ids)
+    np.testing.assert_allclose(found, made.forward(ids)[0], **CLOSE)
