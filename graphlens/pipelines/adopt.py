@@ -129,7 +129,8 @@ def _adopted(
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
     from graphlens.pipelines.adopt_probe import channel_block, image_side, seen_values
-    from graphlens.pipelines.adopt_weights import Fresh, proved_weights
+    from graphlens.pipelines.adopt_weights import proved_weights
+    from graphlens.pipelines.fresh_weights import FreshWeights
     from graphlens.surgery.adoptable import ensure_adoptable, making_sense, remarks
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
@@ -218,7 +219,7 @@ def _adopted(
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
-        Fresh(stage, views),
+        FreshWeights(stage, views),
         proof.activations,
         cfg,
         proof.probe.tokens,
@@ -347,6 +348,7 @@ class Unnamed:
         Raises:
             ModelFileError: A hook point does not fit its value.
         """
+        from graphlens.surgery.adopted.counts import make_counts_once
         from graphlens.surgery.adopted.hooks import name_hooks
         from graphlens.surgery.adopted.inputs import free_names, open_ports
         from graphlens.surgery.graph import drop_unused, values_by_name
@@ -364,5 +366,6 @@ class Unnamed:
             entries = name_hooks(model, values, hooks, self.seen, axis_sizes(self.config), batch, bool(ports.past))
         except ValueError as error:
             raise ModelFileError(f"the match does not fit the graph: {error}") from error
+        make_counts_once(model)
         drop_unused(model)
         return model, entries

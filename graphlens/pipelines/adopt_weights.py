@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.identity_terms import ACTIVATIONS
-from graphlens.file.manifest import WeightView
 from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, TYPE_EMBEDDINGS, in_block
-from graphlens.file.safetensors import WeightStore
+from graphlens.pipelines.fresh_weights import FreshWeights
 from graphlens.surgery.sublayers import Pair, Sublayer, norm_weights, sublayers
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class WeightProof:
 
 
 def proved_weights(
-    weights: Mapping[str, Array],
+    weights: FreshWeights,
     activations: Mapping[str, Array],
     config: ModelConfig,
     tokens: Array,
@@ -51,7 +49,7 @@ def proved_weights(
     """Multiplies out every weight on the activations of a run, and compares with those behind it.
 
     Args:
-        weights: TransformerLens name -> the weight; one of those that another program stored as integers, as numbers.
+        weights: The weights; those that another program stored as integers, as numbers.
         activations: Hook name -> activation of the run.
         config: The model's architecture.
         tokens: int64 [b, p].
@@ -77,41 +75,17 @@ def proved_weights(
     found = WeightProof(work.proved, work.failed)
     for name in work.proved:
         found.failed.pop(name, None)
-    for name in weights:
+    for name in weights.names:
         if name not in found.proved:
             found.failed.setdefault(name, "no hook points are there that could prove it.")
     return found
-
-
-class Fresh(Mapping[str, Array]):
-    """Weights that are mapped anew each time that one is read, so that no page of a file stays in memory.
-
-    Args:
-        folder: The folder of the weights files.
-        views: TransformerLens name -> the view that a weight is.
-    """
-
-    def __init__(self, folder: Path, views: Mapping[str, WeightView]) -> None:
-        self._folder, self._views = folder, views
-
-    def __getitem__(self, name: str) -> Array:
-        return WeightStore(self._folder, self._views)[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._views
 
 
 @dataclass
 class _Work:
     """The weights of one model, being multiplied out."""
 
-    weights: Mapping[str, Array]
+    weights: FreshWeights
     activations: Mapping[str, Array]
     config: ModelConfig
     tokens: Array
@@ -210,11 +184,12 @@ class _Work:
 
     def rows(self, name: str, places: Array) -> Array | None:
         """The rows of a table at the real tokens."""
-        table = self.weight(name)
-        if table is None or places.max(initial=0) >= len(table):
+        if name not in self.weights:
             return None
-        found: Array = table[places[self.real]].astype(np.float64)
-        return found
+        try:
+            return self.weights.part(name, 0, places[self.real]).astype(np.float64)
+        except IndexError:  # it has fewer rows
+            return None
 
     def normalised_rows(self, name: str) -> Array | None:
         """The rows of a table of tokens, as the norm behind them normalises them."""
@@ -319,11 +294,13 @@ class _Work:
 
     def unembedded(self, x: Array, pair: Pair) -> Array | None:
         """Logits, some of the vocabulary at a time: dequantised or cast, a whole matrix may be large."""
-        matrix, bias = (self.weight(name) for name in pair)
-        if matrix is None:
+        name, bias = pair[0], self.weight(pair[1])
+        if name not in self.weights:
             return None
-        x = _single(x)
-        parts = [x @ _single(matrix[:, start : start + _ROWS]) for start in range(0, matrix.shape[1], _ROWS)]
+        x, parts = _single(x), list[Array]()
+        while not parts or parts[-1].shape[-1] == _ROWS:
+            start = len(parts) * _ROWS
+            parts.append(x @ _single(self.weights.part(name, 1, slice(start, start + _ROWS))))
         found: Array = np.concatenate(parts, -1)
         return found if bias is None else found + bias
 

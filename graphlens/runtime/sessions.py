@@ -272,6 +272,9 @@ def open_session(
         options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        # Nodes that read the shape of a value run at once: else it is kept until the end of the run for them.
+        options.execution_order = onnxruntime().ExecutionOrder.PRIORITY_BASED
     if one_of_many:
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
