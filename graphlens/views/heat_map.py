@@ -34,16 +34,7 @@ def plot(
 ) -> Any:
     """Plots a result: see ``SweepResult.plot``. ``into`` gives the file to write, and puts it in place at the end."""
     target = None if path is None else Path(path)
-    if backend is None:
-        ending = ".txt" if target is None else target.suffix.lower()
-        backend = next((name for name, endings in BACKENDS.items() if ending in endings), None)
-    known = "; ".join(f"{name!r} ({', '.join(endings)})" for name, endings in BACKENDS.items())
-    if backend is None:
-        raise InputError(f"{path}: no plot ends in {target.suffix if target else ''!r}. There is {known}.")
-    if not is_one_of(backend, BACKENDS):
-        raise InputError(f"there is no backend {backend!r}. There is {known}.")
-    if target is not None and target.suffix.lower() not in BACKENDS[backend]:
-        raise InputError(f"{path}: {backend} writes {' and '.join(BACKENDS[backend])}.")
+    backend = backend_of(target, backend)
     drawers: dict[str, Callable[[Labelled, Path | None], Any]] = {
         "terminal": draw,
         "matplotlib": _draw_matplotlib,
@@ -56,6 +47,45 @@ def plot(
             return drawers[backend](result, made)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}).") from error
+
+
+def backend_of(target: Path | None, backend: str | None = None) -> str:
+    """Which of BACKENDS draws a file.
+
+    Args:
+        target: The file; None for none.
+        backend: The one that is asked for; None takes the one of the file's ending, and the terminal without a file.
+
+    Raises:
+        InputError: There is no such backend, or it writes no such file.
+    """
+    if backend is None:
+        ending = ".txt" if target is None else target.suffix.lower()
+        backend = next((name for name, endings in BACKENDS.items() if ending in endings), None)
+    known = "; ".join(f"{name!r} ({', '.join(endings)})" for name, endings in BACKENDS.items())
+    if backend is None:
+        raise InputError(f"{target}: no plot ends in {target.suffix if target else ''!r}. There is {known}.")
+    if not is_one_of(backend, BACKENDS):
+        raise InputError(f"there is no backend {backend!r}. There is {known}.")
+    if target is not None and target.suffix.lower() not in BACKENDS[backend]:
+        raise InputError(f"{target}: {backend} writes {' and '.join(BACKENDS[backend])}.")
+    return backend
+
+
+def ensure_drawable(target: Path) -> None:
+    """Makes sure, before long work, that a picture can be drawn once there is something to draw.
+
+    Args:
+        target: The file that is to be written.
+
+    Raises:
+        InputError: No picture has such an ending.
+        RuntimeUnavailable: The package that draws it is not installed.
+    """
+    packages = {"matplotlib": "matplotlib.figure", "plotly": "plotly.graph_objects"}
+    backend = backend_of(target)
+    if backend in packages:
+        view_package(packages[backend], f"a picture that ends in {target.suffix}")
 
 
 # Figures
