@@ -17,7 +17,7 @@ from graphlens.analysis.arrays import Array, ArrayInput, as_array
 from graphlens.analysis.result_files import saved_files as saved_files
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.folder import replacing, user_path
-from graphlens.views.text import view_package
+from graphlens.views.wording import view_package
 
 if TYPE_CHECKING:
     from rich.table import Table
