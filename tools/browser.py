@@ -24,7 +24,14 @@ from typing import Self
 
 PROGRAM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 _SWITCHES = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe", "--disable-dev-shm-usage"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--remote-debugging-pipe",
+        "--disable-dev-shm-usage",
+    ),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
     *("--force-device-scale-factor=1", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1 , EXCLUDE localhost"),
 )
@@ -61,7 +68,9 @@ class Browser:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -222,7 +231,8 @@ class Page:
         """Sets the select or range whose label begins with a text, as a reader would."""
         done = self.value(
             f"""(() => {{
-              const label = [...document.querySelectorAll("label")].find((l) => l.textContent.trim().startsWith({json.dumps(label)}));
+              const labels = [...document.querySelectorAll("label")];
+              const label = labels.find((each) => each.textContent.trim().startsWith({json.dumps(label)}));
               if (!label) return null;
               const control = document.getElementById(label.htmlFor) ?? label.querySelector("select, input");
               control.value = {json.dumps(str(value))};

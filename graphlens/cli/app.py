@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from graphlens.cli import adopt, deploy, drift, export, foreign, patch, run
+from graphlens.cli import adopt, deploy, drift, export, foreign, patch, report, run
 from graphlens.cli.options import say
 from graphlens.errors import GraphlensError
 from graphlens.file.version import __version__
@@ -47,6 +47,7 @@ for command in (
     patch.patch,
     patch.attribute,
     drift.drift,
+    report.report,
     run.generate,
     export.process,
     deploy.bake,

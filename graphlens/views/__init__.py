@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from graphlens.views.attention_view import attention as attention
     from graphlens.views.circuit_graph import circuit as circuit
+    from graphlens.views.drift_view import drift as drift
     from graphlens.views.lens_view import lens as lens
     from graphlens.views.listing import activations as activations
     from graphlens.views.listing import hook_points as hook_points
@@ -26,6 +27,7 @@ _HOMES = {
     "lens": "lens_view",
     "text": "text_view",
     "circuit": "circuit_graph",
+    "drift": "drift_view",
     **dict.fromkeys(("heat", "bars"), "maps"),
     **dict.fromkeys(("table", "activations", "hook_points", "settings"), "listing"),
     **dict.fromkeys(("View", "Report", "report"), "pages"),

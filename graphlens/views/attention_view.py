@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from graphlens.errors import InputError, checked_number
-from graphlens.views.encoded import Json, floats, packed, packed_size
+from graphlens.views.encoded import Json, floats, packed, packed_size, shape_of
 from graphlens.views.labelled import Array
 from graphlens.views.pages import View
 from graphlens.views.words import chosen, one_prompt, real_positions, sent, words
@@ -53,9 +53,11 @@ def attention(
         )
     numbers = sorted(found)
     wanted = [numbers[i] for i in chosen(layers, len(numbers), "layers")]
-    shapes = {layer: np.shape(cache[found[layer]])[-3:] for layer in wanted}
+    shapes = {layer: shape_of(cache[found[layer]])[-3:] for layer in wanted}
     if len(set(shapes.values())) > 1:
-        raise InputError(f"the layers' patterns differ in shape ({sorted(set(shapes.values()))}): show them by layers=[...].")
+        raise InputError(
+            f"the layers' patterns differ in shape ({sorted(set(shapes.values()))}): show them by layers=[...]."
+        )
     count, queries, keys = shapes[wanted[0]]
     offset = keys - queries  # with a KV cache, the first keys have no query
     real = real_positions(cache, prompt, keys)
@@ -131,7 +133,7 @@ def _ensure_fits(layers: int, heads: int, queries: int, keys: int) -> None:
     if size > MOST or layers * heads > MOST_HEADS:
         fits = checked_number(int((MOST * 3 / 16 / (layers * heads)) ** 0.5), "positions", least=0)
         raise InputError(
-            f"{layers} layers x {heads} heads x {queries} x {keys} positions are {numbers:,} weights, {size / 1e6:,.0f} MB of a page "
-            f"(at most {MOST / 1e6:.0f} MB, and {MOST_HEADS:,} heads): choose some with layers=, heads= or positions=; of all these "
-            f"heads {fits} positions fit."
+            f"{layers} layers x {heads} heads x {queries} x {keys} positions are {numbers:,} weights, {size / 1e6:,.0f} MB of "
+            f"a page (at most {MOST / 1e6:.0f} MB, and {MOST_HEADS:,} heads): choose some with layers=, heads= or positions=; of "
+            f"all these heads {fits} positions fit."
         )

@@ -35,7 +35,9 @@ def circuit(
         InputError: For another result, and for edges of another form.
     """
     if result.axes != ("edge",):
-        raise InputError(f"a circuit is drawn from an axis 'edge', and this result has {', '.join(result.axes) or 'none'}.")
+        raise InputError(
+            f"a circuit is drawn from an axis 'edge', and this result has {', '.join(result.axes) or 'none'}."
+        )
     edges = checked_number(edges, "edges", least=1)
     finite = np.flatnonzero(np.isfinite(result.values))
     if not finite.size:
@@ -66,6 +68,7 @@ def _placed(node: str) -> dict[str, Json]:
     """A component with its place: rows from the embeddings at the bottom; a layer's MLP comes after its heads."""
     match = _NODE.fullmatch(node)
     if match is None:
-        return {"id": node, "layer": "", "row": -1 if node == "embed" else 1_000_000, "column": 0}
+        return {"id": node, "kind": "end", "layer": "", "row": -1 if node == "embed" else 1_000_000, "column": 0}
     layer, is_mlp = int(match[1]), match[2] is None
-    return {"id": node, "layer": f"L{layer}", "row": 2 * layer + is_mlp, "column": 0 if is_mlp else int(match[2])}
+    kind, column = ("mlp", 0) if is_mlp else ("head", int(match[2]))
+    return {"id": node, "kind": kind, "layer": f"L{layer}", "row": 2 * layer + is_mlp, "column": column}

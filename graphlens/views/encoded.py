@@ -14,7 +14,7 @@ import numpy.typing as npt
 from graphlens.errors import InputError
 from graphlens.views.labelled import Array
 
-Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 _KINDS = {"f4": "<f4", "f8": "<f8", "i4": "<i4"}
 # What could end a script element, begin another one or a comment, or end a line of JavaScript.
 _UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&'\u2028\u2029"}
@@ -76,7 +76,14 @@ def floats(value: object, what: str) -> Array:
         method = getattr(value, step, None)
         value = method() if callable(method) and hasattr(value, "requires_grad") else value
     try:
-        array = np.asarray(value.float() if "bfloat16" in str(getattr(value, "dtype", "")) and hasattr(value, "float") else value)
+        array = np.asarray(
+            value.float() if "bfloat16" in str(getattr(value, "dtype", "")) and hasattr(value, "float") else value
+        )
         return array.astype(np.float64 if array.dtype.kind in "fiu" and array.dtype.itemsize == 8 else np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} must be real numbers, not {type(value).__name__} ({error}).") from error
+
+
+def shape_of(value: object) -> tuple[int, ...]:
+    """The shape of an array or a tensor; that of a number for anything else."""
+    return tuple(int(size) for size in getattr(value, "shape", ()))

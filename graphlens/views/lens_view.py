@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from graphlens.errors import InputError, checked_number
-from graphlens.views.encoded import Json, floats, packed
+from graphlens.views.encoded import Json, floats, packed, shape_of
 from graphlens.views.labelled import Array
 from graphlens.views.pages import View
 from graphlens.views.words import chosen, id_of, ids_of, real_positions, sent, text_of_ids, words
@@ -64,8 +64,10 @@ def lens(
     top, model = checked_number(top, "top", least=1, most=50), getattr(cache, "model", None)
     residuals = [name for name in cache if name.endswith(("hook_resid_pre", "hook_resid_post"))]
     if not residuals:
-        raise InputError("this cache has no residual stream (blocks.L.hook_resid_pre): run with a names_filter that keeps it.")
-    shape = np.shape(cache[residuals[0]])
+        raise InputError(
+            "this cache has no residual stream (blocks.L.hook_resid_pre): run with a names_filter that keeps it."
+        )
+    shape = shape_of(cache[residuals[0]])
     if len(shape) == 3:
         prompt = checked_number(prompt, "prompt", least=-shape[0], most=shape[0] - 1)
     real = real_positions(cache, prompt, shape[-2])
@@ -83,7 +85,9 @@ def lens(
     for place in shown:
         found, labels = cache.logit_lens(pos_slice=int(real[place]), return_labels=True)
         logits = floats(found, "logits")
-        columns.append(_column((logits[:, prompt] if logits.ndim == 3 else logits).astype(np.float64), top, questions[place]))
+        columns.append(
+            _column((logits[:, prompt] if logits.ndim == 3 else logits).astype(np.float64), top, questions[place])
+        )
     tops, probabilities, *figures = (np.stack(parts, 1) for parts in zip(*columns, strict=True))
     vocabulary, at = np.unique(tops, return_inverse=True)
     asked = [None if questions[place] is None else text_of_ids([questions[place] or 0], model)[0] for place in shown]
@@ -116,9 +120,7 @@ def _label(label: str) -> str:
     return "output" if label == "final_post" else label
 
 
-def _questions(
-    tokens: object, model: object, length: int, real: Array, answer: int | str | None
-) -> list[int | None]:
+def _questions(tokens: object, model: object, length: int, real: Array, answer: int | str | None) -> list[int | None]:
     """The id of the token in question at each real position; None where none is known."""
     ids = ids_of(tokens, model)
     last = None if answer is None else id_of(answer, model)
@@ -153,5 +155,3 @@ def _column(logits: Array, top: int, question: int | None) -> tuple[Array, ...]:
         rank = np.where(np.isnan(asked[:, 0]), np.nan, (logits > asked).sum(-1))
         own = probabilities[:, question]
     return best, np.take_along_axis(probabilities, best, -1), probabilities.max(-1), entropy, rank, own
-
-

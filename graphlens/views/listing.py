@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphlens.errors import GraphlensError, InputError
-from graphlens.views.encoded import Json, cell, floats
+from graphlens.views.encoded import Json, cell, floats, shape_of
 from graphlens.views.pages import View
 
 MOST = 20_000  # rows of a page
@@ -73,18 +73,20 @@ def activations(cache: Mapping[str, object], *, title: str = "Activations") -> V
     for name, value in cache.items():
         dtype = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
         found = _statistics(value) if measured else None
-        figures = (
-            [None] * 4
-            if found is None
-            else [found.mean, found.deviation, found.least, found.most]
-        )
-        rows.append([name, _shape(np.shape(value)), dtype, *figures, found.not_finite if found else None])
-    says = [f"{len(cache)} activations, {total / 1e6:,.1f} MB; mean, standard deviation (population), least and most over all entries "
-            "that are finite, in the model's own units. Pass it to views.attention(cache, tokens) or views.lens(cache, tokens)."]
+        figures = [None] * 4 if found is None else [found.mean, found.deviation, found.least, found.most]
+        rows.append([name, _shape(shape_of(value)), dtype, *figures, found.not_finite if found else None])
+    says = [
+        f"{len(cache)} activations, {total / 1e6:,.1f} MB; mean, standard deviation (of all, not of a sample), least and most over "
+        "all entries that are finite, in the model's own units. views.attention(cache, tokens) and views.lens(cache, tokens) show "
+        "more of it."
+    ]
     if not measured:
         says.append(f"They are more than {MOST_BYTES / 1e9:.0f} GB, so their statistics were not computed.")
     return table(
-        ["hook point", "shape", "dtype", "mean", "std", "least", "most", "not finite"], rows, title=title, says=tuple(says)
+        ["hook point", "shape", "dtype", "mean", "std", "least", "most", "not finite"],
+        rows,
+        title=title,
+        says=tuple(says),
     )
 
 
@@ -126,5 +128,8 @@ def settings(fields: Mapping[str, object], *, title: str = "Configuration") -> V
         fields: Values by name.
         title: The line above it.
     """
-    shown = [[name, value if isinstance(value, int | float | str) else None if value is None else repr(value)] for name, value in fields.items()]
+    shown = [
+        [name, value if isinstance(value, int | float | str) else None if value is None else repr(value)]
+        for name, value in fields.items()
+    ]
     return table(["field", "value"], shown, title=title)

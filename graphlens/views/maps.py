@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from graphlens.errors import InputError
+from graphlens.views.circuit_graph import circuit
 from graphlens.views.encoded import Json, packed, packed_size
 from graphlens.views.labelled import Labelled
 from graphlens.views.pages import View
 from graphlens.views.words import sent
 
 MOST = 12_000_000  # bytes of a page for the values
+
+
+def of_result(
+    result: Labelled, metadata: Mapping[str, object], rows: str | None = None, columns: str | None = None
+) -> View:
+    """What a result shows of itself: a map, bars for one axis, a graph for edges.
+
+    Args:
+        result: A SweepResult.
+        metadata: Its metadata, which names the model and the metrics.
+        rows: The axis that goes down; None for the last but one.
+        columns: The axis that goes across; None for the last.
+    """
+    given = metadata.get("metrics")
+    names = [str(name) for name in given] if isinstance(given, list) else []
+    name = names[0] if len(names) == 1 else str(metadata.get("figure", "value"))
+    says = [f"{metadata['model']}; {', '.join(names)}." if names and "model" in metadata else ""]
+    known = [f"{which} {value:.6g}" for which, value in result.baselines.items() if isinstance(value, float)]
+    says.append(f"Without a patch: {', '.join(known)}." if known else "")
+    selected = metadata.get("selected")
+    if isinstance(selected, dict) and selected:
+        says.append(f"At {', '.join(f'{axis} {label}' for axis, label in selected.items())}.")
+    rounded = metadata.get("straight_through")
+    if rounded:
+        says.append(f"Gradients pass {rounded} as if they did not round: they are those of the dequantised weights.")
+    lines = tuple(line for line in says if line)
+    if result.axes == ("edge",):
+        return circuit(result, name=name, title="Edges", says=lines)
+    title = " by ".join([name, " and ".join(result.axes)]) if result.axes else name
+    if len(result.axes) == 1 and rows is None and columns is None:
+        return bars(result, order="given", name=name, title=title, says=lines)
+    return heat(result, rows=rows, columns=columns, name=name, title=title, says=lines)
 
 
 def heat(
@@ -46,8 +81,8 @@ def heat(
     if size > MOST:
         sizes = " x ".join(f"{count} {axis}" for axis, count in zip(axes, result.shape, strict=True))
         raise InputError(
-            f"{sizes} are {result.values.size:,} values, {size / 1e6:,.0f} MB of a page (at most {MOST / 1e6:.0f} MB): select a part "
-            "with result.sel()."
+            f"{sizes} are {result.values.size:,} values, {size / 1e6:,.0f} MB of a page (at most {MOST / 1e6:.0f} MB): "
+            "select a part with result.sel()."
         )
     for given in (rows, columns):
         if given is not None and given not in axes:
@@ -103,7 +138,9 @@ def bars(
         InputError: For a result of several axes, and for another order.
     """
     if len(result.axes) != 1:
-        raise InputError(f"bars are of one axis, and this result has {len(result.axes)}: select with sel(), or show a map.")
+        raise InputError(
+            f"bars are of one axis, and this result has {len(result.axes)}: select with sel(), or show a map."
+        )
     if order not in ("size", "value", "given"):
         raise InputError(f"order={order!r}: it is 'size', 'value' or 'given'.")
     (axis,) = result.axes

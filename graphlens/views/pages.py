@@ -13,13 +13,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from graphlens.errors import InputError
+from graphlens.errors import GraphlensError, InputError
 from graphlens.file.folder import replacing, user_path
 from graphlens.views.encoded import Json, script_json
 
 LARGEST = 24_000_000  # bytes of a page's data: a browser opens that in about a second
 KINDS = ("attention", "heat", "lens", "text", "bars", "circuit", "table")  # of views that assets/ has a script for
-_ABOUT_A_PAGE = "This page needs JavaScript to draw its views; their data is in it, and nothing is loaded from elsewhere."
+_ABOUT_A_PAGE = (
+    "This page needs JavaScript to draw its views; their data is in it, and nothing is loaded from elsewhere."
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class View:
     height: int = 420
 
     def view(self) -> View:
-        """Itself."""
+        """The view itself: what ``report`` asks of everything that it is given."""
         return self
 
     def report(self) -> Report:
@@ -63,7 +65,7 @@ class View:
 class Viewable(Protocol):
     """What shows itself: a SweepResult, an ActivationCache, a DriftResult, a View."""
 
-    def view(self) -> View:
+    def view(self) -> View | Report:
         """What to show of it."""
 
 
@@ -85,11 +87,9 @@ class Report:
     title: str
     lead: tuple[str, ...] = ()
 
-    def view(self) -> View:
-        """Its only view. Raises InputError where there are several: those are shown by the report itself."""
-        if len(self.views) != 1:
-            raise InputError(f"this report has {len(self.views)} views: put its .views into the other report.")
-        return self.views[0]
+    def view(self) -> Report:
+        """The report itself: its views go into another report one by one."""
+        return self
 
     def html(self) -> str:
         """The page.
@@ -109,11 +109,16 @@ class Report:
         """What stands on the page before any script has run."""
         sections = []
         for index, view in enumerate(self.views):
-            title = f"<h2>{_text(view.title)}</h2>" if view.title != self.title or len(self.views) > 1 else ""
+            title = (
+                f"<h2>{_text(view.title)}</h2>"
+                if view.title and (view.title != self.title or len(self.views) > 1)
+                else ""
+            )
             says = "".join(f'<p class="dim">{_text(line)}</p>' for line in view.says)
             sections.append(f'<section data-kind="{view.kind}">{title}{says}<div id="view-{index}"></div></section>')
         lead = "".join(f"<p>{_text(line)}</p>" for line in self.lead)
-        return f"<main><h1>{_text(self.title)}</h1>{lead}{''.join(sections)}</main>"
+        heading = f"<h1>{_text(self.title)}</h1>" if self.title else ""
+        return f"<main>{heading}{lead}{''.join(sections)}</main>"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page as one HTML file, whole or not at all.
@@ -150,7 +155,7 @@ class Report:
             return f"<p>{_text(str(error))}</p>"
         height = min(900, 90 + sum(view.height for view in self.views))
         return (
-            f'<iframe title="{_text(self.title)}" sandbox="allow-scripts" width="100%" height="{height}" '
+            f'<iframe title="{_text(self.title or "graphlens")}" sandbox="allow-scripts" width="100%" height="{height}" '
             'style="border: 1px solid #8888; border-radius: 6px; resize: vertical" '
             f'srcdoc="{html.escape(page, quote=True)}"></iframe>'
         )
@@ -182,18 +187,30 @@ def report(parts: Iterable[Part] | Part, title: str = "graphlens report", lead: 
         raise InputError("the report is empty: give it at least one view.")
     found: list[View] = []
     for part in given:
-        if isinstance(part, Report):
-            found += part.views
-        elif isinstance(part, str):
+        if isinstance(part, str):
             found.append(View("", "", {}, (part,), 60))
-        elif isinstance(part, Viewable) and not isinstance(part, type):
-            found.append(part.view())
-        else:
+            continue
+        is_array = hasattr(part, "dtype")  # arrays have a view() of their own
+        made = None if is_array or isinstance(part, type) or not isinstance(part, Viewable) else part.view()
+        if not isinstance(made, View | Report):
             raise InputError(
                 f"a report is made of views and texts, not {type(part).__name__}: views.attention(cache, tokens), say, or a "
                 "result of sweep()."
             )
+        found += made.views if isinstance(made, Report) else [made]
     return Report(tuple(found), str(title), (lead,) if isinstance(lead, str) else tuple(lead))
+
+
+def in_notebook(shown: Viewable) -> str:
+    """What an object's ``_repr_html_`` gives: its views in a frame, or the sentence that says why there are none.
+
+    Args:
+        shown: The object.
+    """
+    try:
+        return report(shown, "").frame()
+    except GraphlensError as error:
+        return f"<p>{_text(str(error))}</p>"
 
 
 @functools.cache
@@ -214,9 +231,8 @@ def document(title: str, body: str, data: str, kinds: Iterable[str]) -> str:
     style = asset("look.css") + asset("views.css")
     needed = [f"{kind}.js" for kind in KINDS if kind in set(kinds)]
     script = "".join(asset(name) for name in ("core.js", *needed, "start.js"))
-    policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; base-uri 'none'; form-action 'none'"
-    )
+    own = f"script-src '{_digest(script)}'; style-src '{_digest(style)}'"
+    policy = f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

@@ -11,24 +11,24 @@ kinds.circuit = (host, view) => {
     for (const [from, to] of edges.slice(0, count)) { used.add(from); used.add(to); }
     const drawn = nodes.map((node, index) => ({ ...node, index })).filter((node) => used.has(node.index));
     const rows = [...new Set(drawn.map((node) => node.row))].sort((a, b) => a - b);
-    const widest = Math.max(1, ...rows.map((row) => drawn.filter((node) => node.row === row).length));
-    const width = MARGIN + Math.max(5, widest) * (WIDTH + 14) + 20;
+    // Heads have a column each, those that are drawn at all; MLPs the one after them; the ends stand in the middle.
+    const columns = [...new Set(drawn.filter((node) => node.kind === "head").map((node) => node.column))].sort((a, b) => a - b);
+    const width = MARGIN + (columns.length + 1) * (WIDTH + 18) + 60;
     const height = rows.length * ROW + 10;
-    const place = new Map();
-    rows.forEach((row, r) => {
-      const own = drawn.filter((node) => node.row === row).sort((a, b) => a.column - b.column);
-      own.forEach((node, c) => {
-        const x = MARGIN + ((width - MARGIN) * (c + 0.5)) / own.length;
-        place.set(node.index, { x, y: height - ROW / 2 - r * ROW }); // the embeddings are at the bottom
-      });
-    });
+    const xOf = (node) => {
+      const column = node.kind === "head" ? columns.indexOf(node.column) : node.kind === "mlp" ? columns.length : columns.length / 2;
+      return MARGIN + (WIDTH + 18) * (column + 0.5);
+    };
+    const place = new Map(drawn.map((node) => [node.index, { x: xOf(node), r: rows.indexOf(node.row), y: height - ROW / 2 - rows.indexOf(node.row) * ROW }]));
     const strongest = Math.max(...Array.from(values.slice(0, count), Math.abs)) || 1;
     const lines = edges.slice(0, count).map(([from, to, label], i) => {
       const [a, b] = [place.get(from), place.get(to)];
       const [top, bottom] = [b.y + HEIGHT / 2, a.y - HEIGHT / 2];
       const bend = Math.abs(top - bottom) / 2 + 6;
+      // An edge to a component right above would run behind those between them: it goes around.
+      const side = Math.abs(a.x - b.x) < 8 && b.r - a.r > 1 ? 30 + 12 * (b.r - a.r) : 0;
       const path = svg("path", {
-        d: `M ${a.x} ${bottom} C ${a.x} ${bottom - bend} ${b.x} ${top + bend} ${b.x} ${top}`,
+        d: `M ${a.x} ${bottom} C ${a.x + side} ${bottom - (side ? 10 : bend)} ${b.x + side} ${top + (side ? 10 : bend)} ${b.x} ${top}`,
         "stroke-width": 0.8 + (5 * Math.abs(values[i])) / strongest, class: values[i] < 0 ? "down" : "up", "data-edge": label, "data-value": values[i],
       }, svg("title", {}, `${label}: ${long(values[i])}`));
       if (picked !== null && (from === picked || to === picked)) path.classList.add("on");
