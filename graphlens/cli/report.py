@@ -74,7 +74,7 @@ def report(
             f"the clean prompt has {read.length} tokens and the corrupted one {other.length}: patching needs them position by "
             "position. Reword one of them."
         )
-    page = made(opened, read, other, answer, wrong)
+    page = made(opened, read, other, answer, wrong, _titled(text or ""))
     written = page.save(target)
     typer.echo(f"{len(page.views)} views of {read.used} -> {written} ({written.stat().st_size / 1e6:.2f} MB)")
 
