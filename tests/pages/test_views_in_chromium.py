@@ -348,7 +348,8 @@ def test_a_circuit_draws_its_strongest_edges(shown: Opened) -> None:
     assert page.value("document.querySelectorAll('svg path.on').length") == len(touching)
     # Layers go up the page: whoever writes stands below whoever reads.
     places = page.value(
-        "Object.fromEntries([...document.querySelectorAll('svg .node')].map((e) => [e.dataset.node, e.getBoundingClientRect().top]))"
+        "Object.fromEntries([...document.querySelectorAll('svg .node')]"
+        ".map((e) => [e.dataset.node, e.getBoundingClientRect().top]))"
     )
     assert isinstance(places, dict)
     for edge in [found.labels["edge"][i] for i in order[:40]]:
@@ -443,7 +444,8 @@ def test_all_is_reached_by_tab(shown: Opened) -> None:
     for _ in range(40):
         page.key("Tab")
         stop = page.value(
-            "(() => { const e = document.activeElement; return [e.tagName, getComputedStyle(e).outlineStyle, e.closest('section')?.dataset.kind ?? '']; })()"
+            "((e) => [e.tagName, getComputedStyle(e).outlineStyle, e.closest('section')?.dataset.kind ?? ''])"
+            "(document.activeElement)"
         )
         assert isinstance(stop, list)
         if stop[0] == "BODY":
