@@ -1,0 +1,8 @@
+# %% [markdown]
+# # Test
+#
+# hello [patching](../patching.md)
+
+# %%
+print(3)
+4
