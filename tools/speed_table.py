@@ -35,9 +35,12 @@ class Row:
     begins: str
 
 
+MEMORY, HEADS = "b1 s512, peak memory of a process", "attn_head_out_by_pos b1 s15"
 LENS4, LENS3 = "TransformerLens 4.3", "TransformerLens 3.9"
 BARE, LOOP = "plain ONNX Runtime", "one forward per patch on ONNX Runtime"
+FIRST = "patch the residual stream, nothing shared but the first token"
 ONE_TOKEN = "12 layers x 15 positions, prompts that differ in one token"
+# fmt: off
 ROWS = (
     Row("open a file and read everything, fresh process", BARE, "", "cold_start", "b1 s16, wall"),
     Row("read all 210 hook points, 1 x 16 tokens", BARE, "", "full_cache", "b1 s16"),
@@ -50,17 +53,18 @@ ROWS = (
     Row("run a baked file, 1 x 16 tokens", BARE, "interventions", "baked", "b1 s16"),
     Row("the first layer of 12 alone, 1 x 16 tokens", "a whole run", "peers", "stop_at_layer", "b1 s16"),
     Row("generate 64 tokens", "transformers", "peers", "generation", "64 new tokens, no hook"),
-    Row("memory of a process, a forward of 1 x 512 tokens", BARE, "peers", "peers_forward", f"b1 s512, peak memory of a process, {BARE}"),
-    Row("memory of a process, a forward of 1 x 512 tokens", LENS3, "peers", "peers_forward", f"b1 s512, peak memory of a process, {LENS3}"),
+    Row("memory, a forward of 1 x 512 tokens", BARE, "peers", "peers_forward", f"{MEMORY}, {BARE}"),
+    Row("memory, a forward of 1 x 512 tokens", LENS3, "peers", "peers_forward", f"{MEMORY}, {LENS3}"),
     Row(f"patch the residual stream, {ONE_TOKEN}", LOOP, "sweeps", "sweep_one_token", f"resid_pre b8 s15, {BARE}"),
     Row(f"patch the residual stream, {ONE_TOKEN}", LENS4, "sweeps", "sweep_one_token", f"resid_pre b8 s15, {LENS4}"),
-    Row("patch the residual stream, nothing shared but the first token", LENS4, "sweeps", "sweep_resid_pre", f"resid_pre b8 s15, {LENS4}"),
-    Row("patch every head at every position, nothing shared", LENS4, "sweeps", "sweep_heads_by_pos", f"attn_head_out_by_pos b1 s15, {LENS4}"),
+    Row(FIRST, LENS4, "sweeps", "sweep_resid_pre", f"resid_pre b8 s15, {LENS4}"),
+    Row("patch every head at every position, nothing shared", LENS4, "sweeps", "sweep_heads_by_pos", f"{HEADS}, {LENS4}"),
     Row("gradients at every hook point, 8 x 16 tokens", "one forward", "sweeps", "gradients", "to every hook point"),
-    Row("gradients at resid_pre and hook_z, 8 x 16 tokens", "torch autograd", "sweeps", "gradients", "the same; floor: torch autograd"),
+    Row("the same at resid_pre and hook_z", "torch autograd", "sweeps", "gradients", "the same"),
     Row("attribution patching, 2,160 sites", "patching them", "sweeps", "attribution", "2,160 sites"),
     Row("a forward on an H100, 8 x 128 tokens", "a plain CUDA session", "gpu", "on_gpu", "b8 s128, forward"),
-)  # fmt: skip
+)
+# fmt: on
 
 
 def figures(row: Row) -> tuple[str, str, str]:

@@ -9,15 +9,15 @@
 # %% [markdown]
 # # Read a model: tokens, attention, logit lens
 #
-# You need `pip install "graphlens-onnx[cpu]"` and nothing else. The model, `tiny-gpt2`, comes with the package. It has 4 layers of
-# 4 heads and was trained to finish sentences such as the one below.
+# You need `pip install "graphlens-onnx[cpu]"` and nothing else. The model, `tiny-gpt2`, comes with the package. It has 4 layers
+# of 4 heads and was trained to finish sentences such as the one below.
 #
 # ## Open it and ask it something
 
 # %%
 import numpy as np
 
-from graphlens import HookedTransformer
+from graphlens import HookedTransformer, views
 
 model = HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
 prompt = "When John and Mary went to the store, John gave a drink to"
@@ -62,7 +62,7 @@ assert (words[2], words[4], words[10], words[14]) == (" John", " Mary", " John",
 
 # %%
 print(len(cache), "activations")
-for name in ("hook_embed", "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z", "blocks.1.mlp.hook_post", "blocks.1.hook_resid_post"):
+for name in ("hook_embed", "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post"):
     print(f"{name:28} {cache[name].shape}")
 assert len(cache) == 74
 
@@ -89,6 +89,12 @@ assert pattern[0, -1, 4] > 0.99
 assert pattern[2, -1, 2] > 0.99
 
 # %% [markdown]
+# A notebook shows all heads at once. Pick one; hover a token to see what it looks at.
+
+# %%
+views.attention(cache, model.to_tokens(prompt)[0])
+
+# %% [markdown]
 # ## What the model would say so far: the logit lens
 #
 # The residual stream carries the answer from layer to layer. The logit lens applies the last norm and the unembedding to it
@@ -113,6 +119,12 @@ np.testing.assert_allclose(model.unembed(model.ln_final(cache["resid_post", 3]))
 # %% [markdown]
 # The last line checks that the lens after the last layer is the model's own output.
 #
+# The lens at every position, not only the last; hover a cell for its list:
+
+# %%
+views.lens(cache, model.to_tokens(prompt)[0], answer=" Mary")
+
+# %% [markdown]
 # ## Read less
 #
 # `names_filter` keeps some activations: a name, a list of names, or a function of the name.

@@ -20,7 +20,7 @@
 # %%
 import numpy as np
 
-from graphlens import Ablate, HookedTransformer
+from graphlens import Ablate, HookedTransformer, views
 from graphlens.attribution import (
     attribution_patch,
     circuit,
@@ -204,6 +204,9 @@ assert 0.7 < curve.values[0] < 0.8
 assert curve.values[1] > 1
 assert abs(curve.values[-1] - 1) < 1e-4
 
+# %%
+views.circuit(scores, edges=12)
+
 # %% [markdown]
 # The edge that matters most, `L0MLP->L2H2.v`, is the acting name on its way into head 2.2's values.
 
@@ -217,6 +220,8 @@ assert circuits[10][0] == "L0MLP->L2H2.v"
 # graphlens demo
 # graphlens patch tiny-gpt2 --clean "When John and Mary went to the store, John gave a drink to" \
 #     --corrupted "When John and Mary went to the store, Mary gave a drink to" --answer " Mary" --wrong " John" --sites z -o out
+# graphlens report tiny-gpt2 --clean "When John and Mary went to the store, John gave a drink to" \
+#     --corrupted "When John and Mary went to the store, Mary gave a drink to" --answer " Mary" --wrong " John" -o report.html
 # ```
 #
 # More: [patching and sweeps](../patching.md), [gradients and attribution](../attribution.md).

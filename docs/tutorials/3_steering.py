@@ -135,7 +135,9 @@ assert np.abs(baked - edited).max() < 1e-4
 import onnx
 
 write_stripped(embedded_model(), "plain")
-nodes = {name: len(onnx.load(f"{name}/model.onnx", load_external_data=False).graph.node) for name in ("plain", "edited")}
+nodes = {
+    name: len(onnx.load(f"{name}/model.onnx", load_external_data=False).graph.node) for name in ("plain", "edited")
+}
 print(nodes)
 assert nodes["plain"] == nodes["edited"]
 

@@ -25,8 +25,6 @@ import subprocess
 import threading
 from pathlib import Path
 
-import numpy as np
-
 from graphlens import Ablate, HookedTransformer, embedded_model, write_drivable
 
 model = HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
@@ -137,7 +135,8 @@ Path("index.html").write_text(
 
 # %%
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
+    def guess_type(self, path):
+        return "text/javascript" if str(path).endswith(".mjs") else super().guess_type(path)
 
     def log_message(self, *_):
         pass

@@ -33,7 +33,9 @@ ours = HookedTransformer.from_pretrained("tiny-gpt2")
 
 # TransformerLens opens hub names, not folders; so its model is put together from its parts.
 checkpoint = GPT2LMHeadModel.from_pretrained(folder)
-sizes = {name: getattr(ours.cfg, name) for name in ("n_layers", "d_model", "n_ctx", "d_head", "n_heads", "d_mlp", "d_vocab")}
+sizes = {
+    name: getattr(ours.cfg, name) for name in ("n_layers", "d_model", "n_ctx", "d_head", "n_heads", "d_mlp", "d_vocab")
+}
 cfg = transformer_lens.HookedTransformerConfig(**sizes, act_fn="gelu_new", normalization_type="LN", device="cpu")
 theirs = transformer_lens.HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder))
 theirs.load_and_process_state_dict(convert_gpt2_weights(checkpoint, cfg), fold_value_biases=True)
@@ -124,7 +126,10 @@ from graphlens.transformer_lens4 import TransformerBridge
 
 bridge = TransformerBridge.boot_transformers("tiny-gpt2")
 _, cache = bridge.run_with_cache(prompt)
-for new, old in (("blocks.1.attn.q.hook_out", "blocks.1.attn.hook_q"), ("blocks.1.hook_out", "blocks.1.hook_resid_post")):
+for new, old in (
+    ("blocks.1.attn.q.hook_out", "blocks.1.attn.hook_q"),
+    ("blocks.1.hook_out", "blocks.1.hook_resid_post"),
+):
     print(f"{new:26} {old:26} {tuple(cache[new].shape)}")
     assert torch.equal(cache[new], cache[old])
 
@@ -132,8 +137,8 @@ plain = HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
 assert torch.equal(bridge(prompt), plain(prompt))
 
 # %% [markdown]
-# `boot_transformers` leaves weights as they are, as version 4 does. More: [TransformerLens 4](../transformerlens4.md), also for the
-# other way round, a graphlens file behind TransformerLens 4's own `RemoteBridge`.
+# `boot_transformers` leaves weights as they are, as version 4 does. More: [TransformerLens 4](../transformerlens4.md), also for
+# the other way round, a graphlens file behind TransformerLens 4's own `RemoteBridge`.
 #
 # ## Without torch
 #

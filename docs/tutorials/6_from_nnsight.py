@@ -74,7 +74,7 @@ with torch.no_grad(), theirs.trace(ids):
     z = theirs.transformer.h[1].attn.c_proj.input.save()
 
 close(z.reshape(1, 15, 4, 32), cache["blocks.1.attn.hook_z"])
-print(cache["blocks.1.attn.hook_z"].shape, cache["blocks.1.attn.hook_pattern"].shape, cache["blocks.1.attn.hook_attn_scores"].shape)
+print(*(cache[name, 1].shape for name in ("z", "pattern", "attn_scores")))
 
 # %% [markdown]
 # ## 3. Ablate a head
@@ -141,7 +141,10 @@ print(f"largest gradient {float(np.abs(here).max()):.3f}, in both")
 # ## 6. Generate
 
 # %%
-with torch.no_grad(), theirs.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None) as tracer:
+with (
+    torch.no_grad(),
+    theirs.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None) as tracer,
+):
     generated = tracer.result.save()
 
 new = ours.generate(tokens, max_new_tokens=5, do_sample=False, verbose=False, stop_at_eos=False)

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Inspect the model that you deploy
 #
-# The file in production is rarely the checkpoint: an exporter wrote it, and a quantiser rounded it. `graphlens adopt` finds the hook
-# points in that very file. Then one asks of it what one asks of any model, and which step's rounding costs the most.
+# The file in production is rarely the checkpoint: an exporter wrote it, and a quantiser rounded it. `graphlens adopt` finds the
+# hook points in that very file. Then one asks of it what one asks of any model, and which step's rounding costs the most.
 #
 # Here the embedded `tiny-llama` plays the deployed model: its plain file, without names, quantised to int8 by ONNX Runtime's own
 # quantiser.
@@ -91,19 +91,23 @@ drift
 # %%
 worst = drift.worst(1)[0]
 print(f"the logits are off by {drift.logits:.2%}")
-print(f"worst step: {worst.hook}; with the float model's activation there, {worst.recovered:.0%} of the error goes away")
+print(
+    f"worst step: {worst.hook}; with the float model's activation there, {worst.recovered:.0%} of the error goes away"
+)
 assert 0 < drift.logits < 0.2
 assert worst.recovered > 0.1
 
 # %% [markdown]
 # ## Mend it
 #
-# `nodes_to_exclude` names the nodes of the file behind the worst hook points, in the quantiser's own words. Leave those in floating
-# point, quantise again, and measure again.
+# `nodes_to_exclude` names the nodes of the file behind the worst hook points, in the quantiser's own words. Leave those in
+# floating point, quantise again, and measure again.
 
 # %%
 nodes = drift.nodes_to_exclude(3)
-quantize_dynamic("plain/model.onnx", "mended.onnx", weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=nodes)
+quantize_dynamic(
+    "plain/model.onnx", "mended.onnx", weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=nodes
+)
 mended = HookedTransformer.from_onnx("mended.onnx", adopt=True)
 after = graphlens.drift(model, mended, tokens, verbose=False)
 print(f"left in floating point: {nodes}")

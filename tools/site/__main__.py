@@ -1,4 +1,4 @@
-"""Builds the documentation's site: ``python -m tools.site [-o FOLDER]``. A warning, a dead link or a request elsewhere is an error.
+"""Builds the documentation's site: ``python -m tools.site``. A warning, a dead link or a request elsewhere is an error.
 
 Needs the extra ``docs``. Tutorials are run; 4_node_and_browser needs Node, npm and Chromium. ``--no-run`` leaves their outputs
 out, ``python -m http.server -d build/site`` shows what was built.

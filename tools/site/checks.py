@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 # Tags whose attribute makes the browser fetch something, whatever the reader does.
 FETCHED = {
-    ("audio", "src"), ("embed", "src"), ("iframe", "src"), ("img", "src"), ("img", "srcset"), ("image", "href"), ("image", "xlink:href"),
+    ("audio", "src"), ("embed", "src"), ("iframe", "src"), ("img", "src"), ("img", "srcset"), ("image", "href"),
+    ("image", "xlink:href"),
     ("input", "src"), ("link", "href"), ("object", "data"), ("script", "src"), ("source", "src"), ("source", "srcset"),
     ("track", "src"), ("use", "href"), ("use", "xlink:href"), ("video", "poster"), ("video", "src"),
 }  # fmt: skip
@@ -35,7 +36,9 @@ class Page(HTMLParser):
         self._style = tag == "style"
         for name, value in given.items():
             if (tag, name) in FETCHED and not (tag == "link" and given.get("rel") in ("canonical", "prev", "next")):
-                self.fetched += [part.split()[0] for part in value.split(",") if part.split()] if name == "srcset" else [value]
+                self.fetched += (
+                    [part.split()[0] for part in value.split(",") if part.split()] if name == "srcset" else [value]
+                )
             if name == "style":
                 self.fetched += IN_STYLE.findall(value)
         if tag == "a" and "href" in given:

@@ -1,4 +1,4 @@
-"""Tutorials are Python files in percent format: they are run in Jupyter's kernel, and what their cells show goes on their pages."""
+"""Tutorials are Python files in percent format: they are run in Jupyter's kernel, and their pages show what cells show."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def add_tutorials(stage: Stage, run: bool = True) -> dict[str, float]:
     files.mkdir(parents=True, exist_ok=True)
     for path in tutorials():
         notebook: Any = jupytext.read(path)
-        notebook.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3", "language": "python"})
+        notebook.metadata.setdefault(
+            "kernelspec", {"name": "python3", "display_name": "Python 3", "language": "python"}
+        )
         started = time.perf_counter()
         if run:
             execute(notebook, path)
@@ -58,7 +61,13 @@ def execute(notebook: Any, path: Path) -> None:
     from nbclient.exceptions import CellExecutionError
 
     search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": search, "HF_HUB_OFFLINE": "1", "COLUMNS": "96", "PYTHONWARNINGS": "default"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": search,
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "96",
+        "PYTHONWARNINGS": "default",
+    }
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as sockets:
         client: Any = NotebookClient(
             notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": folder}}
@@ -97,9 +106,11 @@ def output_of(item: Any, name: str, files: Path) -> str:
     data = item.get("data", {})
     if "text/html" in data:
         page = files / f"{name}.html"
-        page.write_text(whole_page(data["text/html"]), encoding="utf-8")
-        height = int(item.get("metadata", {}).get("height", 420))
-        return f'<iframe src="../{page.name}" title="What the cell shows" height="{height}" loading="lazy"></iframe>'
+        frame = Frame(data["text/html"])
+        page.write_text(whole_page(frame.page or data["text/html"]), encoding="utf-8")
+        rights = f' sandbox="{frame.sandbox}"' if frame.sandbox else ""
+        name = "What the cell shows"
+        return f'<iframe src="../{page.name}" title="{name}" height="{frame.height}"{rights} loading="lazy"></iframe>'
     if "image/png" in data:
         (files / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
         return f"![What the cell shows]({name}.png)"
@@ -107,6 +118,22 @@ def output_of(item: Any, name: str, files: Path) -> str:
         (files / f"{name}.svg").write_text(data["image/svg+xml"], encoding="utf-8")
         return f"![What the cell shows]({name}.svg)"
     return fenced(data["text/plain"]) if data.get("text/plain") else ""
+
+
+class Frame(HTMLParser):
+    """The page inside of the frame that an output is, if it is one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.page, self.sandbox, self.height = "", "", "420"
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes the frame's page, rights and height."""
+        given = dict(attrs)
+        if tag == "iframe" and given.get("srcdoc") and not self.page:
+            self.page, self.sandbox = given["srcdoc"] or "", given.get("sandbox") or ""
+            self.height = given.get("height") or self.height
 
 
 def fenced(text: str) -> str:

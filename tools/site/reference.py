@@ -29,7 +29,9 @@ LARGE = {"HookedTransformer": "The model", "ActivationCache": "The cache"}
 def names_of(door: str) -> list[str]:
     """The names in a door's ``__all__``, in its order."""
     package = ROOT / "graphlens"
-    places = [package / "__init__.py"] if door == "graphlens" else [package / f"{door}.py", package / door / "__init__.py"]
+    places = (
+        [package / "__init__.py"] if door == "graphlens" else [package / f"{door}.py", package / door / "__init__.py"]
+    )
     path = next(path for path in places if path.exists())
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
@@ -85,7 +87,9 @@ def commands_page() -> str:
     for name, command in group.commands.items():
         about, _, example = (_plain(command.help or "")).partition("Example:")
         lines += [f"## graphlens {name}", "", " ".join(about.split()), ""]
-        lines += ["```console", *(f"$ {line.strip()}" for line in example.strip().splitlines()), "```", ""] * bool(example)
+        lines += ["```console", *(f"$ {line.strip()}" for line in example.strip().splitlines()), "```", ""] * bool(
+            example
+        )
         rows = [_row(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)]
         rows = [row for row in rows if row]
         if rows:

@@ -170,7 +170,9 @@ def as_toml(items: Menu) -> str:
     def value(item: str | Menu) -> str:
         return json.dumps(item, ensure_ascii=False) if isinstance(item, str) else as_toml(item)
 
-    pairs = (f"{{ {json.dumps(key, ensure_ascii=False)} = {value(item)} }}" for row in items for key, item in row.items())
+    pairs = (
+        f"{{ {json.dumps(key, ensure_ascii=False)} = {value(item)} }}" for row in items for key, item in row.items()
+    )
     return f"[{', '.join(pairs)}]"
 
 
