@@ -110,7 +110,7 @@ def output_of(item: Any, name: str, files: Path) -> str:
         page.write_text(whole_page(frame.page or data["text/html"]), encoding="utf-8")
         rights = f' sandbox="{frame.sandbox}"' if frame.sandbox else ""
         name = "What the cell shows"
-        return f'<iframe src="../{page.name}" title="{name}" height="{frame.height}"{rights} loading="lazy"></iframe>'
+        return f'<iframe src="{page.name}" title="{name}" height="{frame.height}"{rights}></iframe>'
     if "image/png" in data:
         (files / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
         return f"![What the cell shows]({name}.png)"
