@@ -116,9 +116,11 @@ def _figures(patterns: Array, offset: int) -> Array:
     logs = np.log(p, out=np.zeros_like(p), where=p > 0)
     later = queries[queries + offset > 0]
     none = np.full(len(p), np.nan)
+    with np.errstate(invalid="ignore"):  # weights that are not finite have no entropy: NaN
+        entropy = -(p * logs).sum(-1).mean(-1)
     return np.stack(
         [
-            -(p * logs).sum(-1).mean(-1),
+            entropy,
             p[:, queries, queries + offset].mean(-1),
             p[:, later, later + offset - 1].mean(-1) if later.size else none,
             p[:, later, 0].mean(-1) if later.size else none,

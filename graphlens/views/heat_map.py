@@ -1,7 +1,6 @@
-"""Heat maps of what a sweep found: unicode blocks in a terminal, or figures of matplotlib or plotly.
+"""Heat maps of what a sweep found: in a terminal (see ``terminal_map``), or as figures of matplotlib or plotly.
 
-The colour, and in a terminal also the height of a block, is the distance from the corrupted baseline: blue and low
-below it, red and high above it, grey and half-high at it.
+The colour is the distance from the corrupted baseline: blue below it, red above it, white at it.
 """
 
 from __future__ import annotations
@@ -9,98 +8,22 @@ from __future__ import annotations
 import contextlib
 import html
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.text import Text
 
 from graphlens.errors import InputError, is_one_of
-from graphlens.views.labelled import Array, Labelled
-from graphlens.views.wording import BLOCKS, NOT_COMPUTED, PLAIN, number, shown, view_package
+from graphlens.views.labelled import Labelled
+from graphlens.views.panels import Panel as Panel
+from graphlens.views.panels import panels as panels
+from graphlens.views.terminal_map import HeatMap as HeatMap
+from graphlens.views.terminal_map import draw
+from graphlens.views.wording import number, view_package
 
 BACKENDS = {"terminal": (".txt",), "matplotlib": (".png", ".svg", ".pdf"), "plotly": (".html",)}
-BELOW, AT, ABOVE = (33, 102, 172), (150, 150, 150), (202, 40, 54)
-ROW_LABEL, COLUMN_LABEL, LEGIBLE, NARROWEST, GAP = 18, 8, 6, 3, 1  # widths in a terminal, in cells
-TEXT_WIDTH = 120  # of a .txt
 MAX_PANELS = 64  # of a figure
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One heat map.
-
-    Attributes:
-        title: The text above it, where there are several.
-        row_axis: The name of the axis of the rows; empty without one.
-        column_axis: That of the columns; empty without one.
-        rows: The labels of the rows.
-        columns: The labels of the columns.
-        values: [rows, columns]; NaN is what is not computed yet.
-        distance: From the corrupted baseline, of the same shape.
-        centre: That baseline; None where it differs between the columns (prompts).
-        span: The distance at which the colour scale ends.
-    """
-
-    title: str
-    row_axis: str
-    column_axis: str
-    rows: list[str]
-    columns: list[str]
-    values: Array
-    distance: Array
-    centre: float | None
-    span: float
-
-    def clipped(self) -> Array:
-        """The distances, infinite ones as the ends of the scale, since a figure would leave them out."""
-        return np.clip(self.distance, -self.span, self.span)
-
-    def scale(self) -> tuple[str, str, str]:
-        """What the lowest colour, the middle one and the highest mean."""
-        if self.centre is None:
-            return f"baseline - {number(self.span)}", "baseline", f"baseline + {number(self.span)}"
-        return number(self.centre - self.span), number(self.centre), number(self.centre + self.span)
-
-
-def panels(result: Labelled) -> list[Panel]:
-    """The panels of a result: its last two axes, for each index of the axes before them.
-
-    A result of one axis is one row; "metric" is never one of the two. One metric has one colour scale in all its panels,
-    so that they can be compared.
-    """
-    metrics = result.axes[:1] == ("metric",)
-    inner = result.axes[metrics:][-2:]
-    leading = result.axes[: len(result.axes) - len(inner)]
-    row_axis, column_axis = ("", "", *inner)[-2:]
-    row_labels = list(result.labels[row_axis]) if row_axis else [""]
-    column_labels = list(result.labels[column_axis]) if column_axis else [""]
-    baseline = np.broadcast_to(result.against(), result.shape)
-    distance = result.values - baseline
-    found = []
-    for at in np.ndindex(*result.shape[: len(leading)]):
-        shape = (len(row_labels), len(column_labels))
-        own = baseline[at].reshape(shape)
-        of_metric = distance[at[0]] if metrics else distance[...]
-        finite = np.abs(of_metric[np.isfinite(of_metric)])
-        names = [shown(result.labels[axis][i]) for axis, i in zip(leading, at, strict=True)]
-        panel = Panel(
-            title=", ".join(n if axis == "metric" else f"{axis} {n}" for axis, n in zip(leading, names, strict=True)),
-            row_axis=row_axis,
-            column_axis=column_axis,
-            rows=[shown(label) for label in row_labels],
-            columns=[shown(label) for label in column_labels],
-            values=result.values[at].reshape(shape),
-            distance=distance[at].reshape(shape),
-            centre=float(own.flat[0]) if (own == own.flat[0]).all() else None,
-            span=float(finite.max(initial=0)) or 1.0,
-        )
-        found.append(panel)
-    return found
 
 
 def plot(
@@ -111,18 +34,9 @@ def plot(
 ) -> Any:
     """Plots a result: see ``SweepResult.plot``. ``into`` gives the file to write, and puts it in place at the end."""
     target = None if path is None else Path(path)
-    if backend is None:
-        ending = ".txt" if target is None else target.suffix.lower()
-        backend = next((name for name, endings in BACKENDS.items() if ending in endings), None)
-    known = "; ".join(f"{name!r} ({', '.join(endings)})" for name, endings in BACKENDS.items())
-    if backend is None:
-        raise InputError(f"{path}: no plot ends in {target.suffix if target else ''!r}. There is {known}.")
-    if not is_one_of(backend, BACKENDS):
-        raise InputError(f"there is no backend {backend!r}. There is {known}.")
-    if target is not None and target.suffix.lower() not in BACKENDS[backend]:
-        raise InputError(f"{path}: {backend} writes {' and '.join(BACKENDS[backend])}.")
+    backend = backend_of(target, backend)
     drawers: dict[str, Callable[[Labelled, Path | None], Any]] = {
-        "terminal": _draw_terminal,
+        "terminal": draw,
         "matplotlib": _draw_matplotlib,
         "plotly": _draw_plotly,
     }
@@ -135,92 +49,43 @@ def plot(
         raise InputError(f"{path}: cannot be written ({error}).") from error
 
 
-# In a terminal
-
-
-class HeatMap:
-    """A rich renderable of a result; columns that do not fit beside each other go below each other."""
-
-    def __init__(self, result: Labelled) -> None:
-        self._panels = panels(result)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The lines of every panel, for a console of ``options.max_width``."""
-        for at, panel in enumerate(self._panels):
-            if at:
-                yield Text()
-            for line in _lines(panel, options.max_width):
-                line.rstrip()
-                line.no_wrap, line.overflow = True, "ellipsis"
-                if options.ascii_only:
-                    line.plain = line.plain.translate(PLAIN)
-                yield line
-
-
-def _lines(panel: Panel, width: int) -> Iterator[Text]:
-    """The lines of one panel in so many cells."""
-    if panel.title:
-        yield Text(panel.title, style="bold")
-    margin = min(ROW_LABEL, width // 3, max(map(cell_len, (*panel.rows, panel.row_axis))))
-    room = max(width - margin - GAP, NARROWEST + GAP)
-    widest = min(COLUMN_LABEL, max(map(cell_len, panel.columns)))
-    cell = max(NARROWEST, min(widest, max(LEGIBLE, room // len(panel.columns) - GAP)))
-    beside = max(1, room // (cell + GAP))
-    if panel.column_axis:
-        yield Text(f"{_fitted(panel.row_axis, margin)} {panel.column_axis} →", style="dim")
-    for start in range(0, len(panel.columns), beside):
-        part = slice(start, start + beside)
-        if panel.column_axis:
-            names = " ".join(_fitted(name, cell) for name in panel.columns[part])
-            yield Text(f"{'':{margin}} {names}")
-        for name, distances in zip(panel.rows, panel.distance, strict=True):
-            line = Text(_fitted(name, margin))
-            for distance in distances[part]:
-                block, style = block_at(distance, panel.span)
-                line.append(" ").append(block * cell if block != NOT_COMPUTED else f"{block:{cell}}", style)
-            yield line
-    legend = Text()
-    for value, text in zip((-1.0, 0.0, 1.0), panel.scale(), strict=True):
-        block, style = block_at(value, 1.0)
-        legend.append(block, style).append(f" {text}{' (unpatched)' if value == 0 else ''}  ")
-    if np.isnan(panel.values).any():
-        legend.append(f"{NOT_COMPUTED} not computed yet")
-    yield legend
-
-
-def _fitted(label: str, width: int) -> str:
-    """The label in exactly ``width`` cells, an ellipsis where it is cut."""
-    text = Text(label)
-    text.truncate(width, overflow="ellipsis", pad=True)
-    return text.plain
-
-
-def block_at(distance: float, span: float) -> tuple[str, str]:
-    """How a distance looks in a terminal.
+def backend_of(target: Path | None, backend: str | None = None) -> str:
+    """Which of BACKENDS draws a file.
 
     Args:
-        distance: From the baseline; NaN where the value is not computed yet.
-        span: The distance at which the scale ends; what lies beyond looks like its end.
+        target: The file; None for none.
+        backend: The one that is asked for; None takes the one of the file's ending, and the terminal without a file.
 
-    Returns:
-        (block character, rich style).
+    Raises:
+        InputError: There is no such backend, or it writes no such file.
     """
-    if np.isnan(distance):
-        return NOT_COMPUTED, "dim"
-    share = float(np.clip(distance / span, -1, 1))
-    end = ABOVE if share > 0 else BELOW
-    red, green, blue = (round(a + (b - a) * abs(share)) for a, b in zip(AT, end, strict=True))
-    middle = len(BLOCKS) // 2
-    return BLOCKS[middle + round(share * middle)], f"rgb({red},{green},{blue})"
+    if backend is None:
+        ending = ".txt" if target is None else target.suffix.lower()
+        backend = next((name for name, endings in BACKENDS.items() if ending in endings), None)
+    known = "; ".join(f"{name!r} ({', '.join(endings)})" for name, endings in BACKENDS.items())
+    if backend is None:
+        raise InputError(f"{target}: no plot ends in {target.suffix if target else ''!r}. There is {known}.")
+    if not is_one_of(backend, BACKENDS):
+        raise InputError(f"there is no backend {backend!r}. There is {known}.")
+    if target is not None and target.suffix.lower() not in BACKENDS[backend]:
+        raise InputError(f"{target}: {backend} writes {' and '.join(BACKENDS[backend])}.")
+    return backend
 
 
-def _draw_terminal(result: Labelled, target: Path | None) -> None:
-    """Prints the heat map, or writes it as text."""
-    if target is None:
-        return Console().print(HeatMap(result))
-    with target.open("w", encoding="utf-8", newline="\n") as file:
-        console = Console(file=file, width=TEXT_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
-        console.print(HeatMap(result))
+def ensure_drawable(target: Path) -> None:
+    """Makes sure, before long work, that a picture can be drawn once there is something to draw.
+
+    Args:
+        target: The file that is to be written.
+
+    Raises:
+        InputError: No picture has such an ending.
+        RuntimeUnavailable: The package that draws it is not installed.
+    """
+    packages = {"matplotlib": "matplotlib.figure", "plotly": "plotly.graph_objects"}
+    backend = backend_of(target)
+    if backend in packages:
+        view_package(packages[backend], f"a picture that ends in {target.suffix}")
 
 
 # Figures

@@ -11,7 +11,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.views.encoded import Json
 from graphlens.views.labelled import Array
 
-LONGEST = 200  # characters of a token that go into a page, which shows 120
+LONGEST = 90  # characters of a token that go into a page, which shows 120 with those that say how many there were
 
 
 @runtime_checkable
