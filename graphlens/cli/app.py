@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from graphlens.cli import adopt, deploy, drift, export, foreign, patch, run
+from graphlens.cli import adopt, deploy, drift, export, foreign, page, patch, run
 from graphlens.cli.options import say
 from graphlens.errors import GraphlensError
 from graphlens.file.version import __version__
@@ -51,6 +51,7 @@ for command in (
     export.process,
     deploy.bake,
     deploy.drivable,
+    page.page,
     deploy.strip,
     deploy.check,
     deploy.seal,

@@ -16,7 +16,16 @@ from graphlens.edits.files import to_json
 from graphlens.edits.kinds import Intervention, checked
 from graphlens.errors import ExportError, InputError
 from graphlens.file.copies import Announce, place
-from graphlens.file.folder import MODEL_FILE, model_path, new_folder, replacing, user_path, working_folder, writing
+from graphlens.file.folder import (
+    MODEL_FILE,
+    model_path,
+    new_folder,
+    refuse_occupied,
+    replacing,
+    user_path,
+    working_folder,
+    writing,
+)
 from graphlens.file.io_names import INPUT_IDS, LOGITS
 from graphlens.file.manifest import METADATA_KEY, Json
 from graphlens.file.names import axis_sizes
@@ -33,7 +42,9 @@ if TYPE_CHECKING:
     from graphlens.surgery.page_graph import PageGraph
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
-LARGEST_FILE = 100_000_000  # bytes of a page in one file: what a browser still reads in seconds, and mail and chat pass on
+LARGEST_FILE = (
+    100_000_000  # bytes of a page in one file: what a browser still reads in seconds, and mail and chat pass on
+)
 MOST_WEIGHTS = 2_000_000_000  # bytes: WebAssembly has 4 GB, for the weights, their packed copies and the run
 _PROBES = ("Two  spaces, a\ttab\nand don't 1234567", "naïve café 北京 🙂", "x", " <|endoftext|> y")
 _COMPARED = 8  # logits that a page compares with Python's when it opens
@@ -77,6 +88,7 @@ def write_page(
     """
     from graphlens.surgery.files import weights_files, write_graph
 
+    refuse_occupied(user_path(out))
     made = _Page.of(model, checked(edits), prompt)
     programs = runtime_files(runtime, announce)
     with new_folder(out) as stage:
@@ -151,10 +163,7 @@ def write_page_file(
             for part in parts:
                 size += file.write(part.encode("utf-8"))
                 if size > LARGEST_FILE:
-                    raise ExportError(
-                        f"{target}: {made.title} does not fit into one file of up to {LARGEST_FILE / 1e6:.0f} MB, since its weights "
-                        f"have {made.weights / 1e6:,.0f} MB. Make a folder of it, which has no such limit: -o SITE (write_page)."
-                    )
+                    raise _too_large(target, made)
     announce(f"{size / 1e6:,.1f} MB written")
     return target
 
@@ -243,7 +252,9 @@ class _Page:
             texts["model/tokenizer.json"] = str(tokenizer.fast.to_str())
             texts["model/tokenizer_config.json"] = json.dumps(tokenizer.settings or {})
         graph.model.metadata_props.pop(METADATA_KEY)
-        described = {name: {"kinds": ["scale", "add", "patch"], "axes": manifest.hooks[name].axes} for name in graph.gates}
+        described = {
+            name: {"kinds": ["scale", "add", "patch"], "axes": manifest.hooks[name].axes} for name in graph.gates
+        }
         graph.model.metadata_props[GATES_KEY] = json.dumps(described, separators=(",", ":"))
         return cls(graph, config.model_name, settings, texts, weights)
 
@@ -276,6 +287,14 @@ class _Reader:
         if wrong:
             raise InputError(f"--prompt: there is no token {wrong[0]}; the model has {self._d_vocab}.")
         raise InputError(f"--prompt has {len(ids)} tokens, and the model takes 1 to {self._n_ctx}.")
+
+
+def _too_large(target: Path, page: _Page) -> ExportError:
+    """The error for a page that one file cannot hold."""
+    return ExportError(
+        f"{target}: {page.title} does not fit into one file of up to {LARGEST_FILE / 1e6:.0f} MB, since its weights have "
+        f"{page.weights / 1e6:,.0f} MB. Make a folder of it, which has no such limit: -o SITE (write_page)."
+    )
 
 
 def _largest_logits(source: Path, ids: list[int]) -> list[Json]:

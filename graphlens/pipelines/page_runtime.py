@@ -18,6 +18,7 @@ from graphlens.file.folder import cache_root, user_path, write_whole, writing
 from graphlens.views.progress import note, spinner
 
 _REGISTRY = "https://registry.npmjs.org"
+_REGISTRY_NAMED = ("npm_config_registry", "NPM_CONFIG_REGISTRY")  # variables in which npm is told of another
 _SECONDS = 60  # without a byte from the registry
 
 
@@ -49,7 +50,7 @@ class Package:
     @property
     def url(self) -> str:
         """Where its archive lies, in the registry that npm's settings in the environment name or in npm's own."""
-        registry = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY") or _REGISTRY
+        registry = next((os.environ[name] for name in _REGISTRY_NAMED if os.environ.get(name)), _REGISTRY)
         return f"{registry.rstrip('/')}/{self.name}/-/{self.name.rpartition('/')[2]}-{self.version}.tgz"
 
 

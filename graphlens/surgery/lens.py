@@ -105,8 +105,6 @@ def _ending(graph: ir.Graph, piece: ir.Graph, stream: ir.Value, values: dict[str
         outputs = [ir.Value(name=f"lens/{value.name}", type=value.type) for value in node.outputs]
         inputs = [None if value is None else copies[value] for value in node.inputs]
         attributes = list(node.attributes.values())
-        graph.append(
-            ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"lens/{node.name}")
-        )
+        graph.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"lens/{node.name}"))
         copies.update(zip(node.outputs, outputs, strict=True))
     return copies[piece.outputs[0]]

@@ -65,8 +65,8 @@ def page_graph(model: ir.Model) -> PageGraph:
     if config.is_vision or config.is_encoder:
         kind = "a vision model" if config.is_vision else "an encoder"
         raise InputError(
-            f"{config.model_name} is {kind}: a page shows the next token, which decoders predict. graphlens drivable makes a file "
-            "of it that JavaScript can edit."
+            f"{config.model_name} is {kind}: a page shows the next token, which decoders predict. graphlens drivable makes a "
+            "file of it that JavaScript can edit."
         )
     blocks = [[in_block(layer, name) for name in EDITABLE] for layer in range(config.n_layers)]
     gates = tuple(name for block in blocks for name in block if name in manifest.hooks)

@@ -78,7 +78,9 @@ export async function openModel(settings, progress) {
   const externalData = [];
   for (const path of settings.weights) externalData.push({ path, data: await files.bytes(`model/${path}`) });
   progress("Opening the model");
-  const session = await ort.InferenceSession.create(graph, { externalData, logSeverityLevel: 3 });
+  // A graph with QuantizeLinear computes what is written, as in Python; 3: errors only.
+  const options = { externalData, logSeverityLevel: 3, extra: { session: { disable_quant_qdq: "1" } } };
+  const session = await ort.InferenceSession.create(graph, options);
   return new Model(settings, ort, session, tokenizer);
 }
 

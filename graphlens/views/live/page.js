@@ -241,7 +241,12 @@ function draw() {
   drawLens();
 }
 
-const percent = (p) => (p >= 0.9995 || p < 1e-4 ? p.toPrecision(3) : p.toFixed(4));
+const percent = (p) => (p >= 1e-4 || p === 0 ? p.toFixed(4) : p.toExponential(1));
+
+function signed(change) {
+  const text = Math.abs(change).toFixed(4);
+  return text === "0.0000" ? text : `${change > 0 ? "+" : "−"}${text}`;
+}
 
 function drawNext() {
   const [intact, edited] = [model.next(state.intact, state.at), model.next(state.edited, state.at)];
@@ -252,7 +257,7 @@ function drawNext() {
   const rows = [...new Set(followed)].concat(top.filter((token) => !followed.includes(token)));
   $("next").tBodies[0].replaceChildren(...rows.map((token) => {
     const [before, after] = [intact.probabilities[token], edited.probabilities[token]];
-    const cells = [percent(before), percent(after), (after - before >= 0 ? "+" : "−") + Math.abs(after - before).toFixed(4), intact.logits[token].toFixed(4), edited.logits[token].toFixed(4)];
+    const cells = [percent(before), percent(after), signed(after - before), intact.logits[token].toFixed(4), edited.logits[token].toFixed(4)];
     const row = element("tr", { className: Math.abs(after - before) < 5e-5 ? "" : after > before ? "up" : "down" });
     if (followed.includes(token)) row.classList.add("followed");
     row.dataset.token = token;
@@ -269,6 +274,7 @@ function drawAttention() {
   const layers = Object.keys(state.intact.patterns).map(Number);
   $("attention").hidden = !layers.length;
   if (!layers.length) return;
+  $("layer-label").hidden = layers.length > 1 || settings.n_layers === 1;
   if (!layers.includes(state.head[0])) state.head = [layers[0], 0];
   const length = state.intact.ids.length;
   const ink = colour("--cool");
@@ -447,7 +453,6 @@ async function start() {
   listen();
   state.edits = readEdits(JSON.stringify(settings.edits), settings.hooks).map((edit) => ({ edit, on: true, note: "" }));
   $("prompt").value = settings.prompt;
-  $("layer-label").hidden = settings.n_layers === 1;
   $("page").hidden = false;
   await refresh();
   let worst = null;
