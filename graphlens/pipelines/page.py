@@ -244,8 +244,8 @@ class _Page:
             "bos": reader.bos,
             "prompt": text,
             "edits": _with_arrays(edits),
-            "probes": [] if tokenizer is None else [{"text": each, "ids": reader.ids(each)} for each in _PROBES],
-            "check": {"ids": ids, "top": _largest_logits(source, ids)},
+            "probes": [] if tokenizer is None else [_probe(reader, each) for each in _PROBES],
+            "check": {"ids": list(ids), "top": _largest_logits(source, ids)},
         }
         texts = {}
         if tokenizer is not None:
@@ -295,6 +295,12 @@ def _too_large(target: Path, page: _Page) -> ExportError:
         f"{target}: {page.title} does not fit into one file of up to {LARGEST_FILE / 1e6:.0f} MB, since its weights have "
         f"{page.weights / 1e6:,.0f} MB. Make a folder of it, which has no such limit: -o SITE (write_page)."
     )
+
+
+def _probe(reader: _Reader, text: str) -> Json:
+    """A text and its ids, which a page compares with what its own tokenizer makes of the text."""
+    ids: list[Json] = list(reader.ids(text))
+    return {"text": text, "ids": ids}
 
 
 def _largest_logits(source: Path, ids: list[int]) -> list[Json]:
