@@ -21,7 +21,7 @@ from rich.text import Text
 
 from graphlens.errors import InputError, is_one_of
 from graphlens.views.labelled import Array, Labelled
-from graphlens.views.text import BLOCKS, NOT_COMPUTED, PLAIN, number, shown, view_package
+from graphlens.views.wording import BLOCKS, NOT_COMPUTED, PLAIN, number, shown, view_package
 
 BACKENDS = {"terminal": (".txt",), "matplotlib": (".png", ".svg", ".pdf"), "plotly": (".html",)}
 BELOW, AT, ABOVE = (33, 102, 172), (150, 150, 150), (202, 40, 54)
