@@ -293,7 +293,7 @@ def _too_large(target: Path, page: _Page) -> ExportError:
     """The error for a page that one file cannot hold."""
     return ExportError(
         f"{target}: {page.title} does not fit into one file of up to {LARGEST_FILE / 1e6:.0f} MB, since its weights have "
-        f"{page.weights / 1e6:,.0f} MB. Make a folder of it, which has no such limit: -o SITE (write_page)."
+        f"{page.weights / 1e6:,.0f} MB. Make a folder of it, which has no such limit (-o SITE)."
     )
 
 

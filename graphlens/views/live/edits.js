@@ -210,7 +210,7 @@ function selection(edit, hook, axis, size) {
   const said = `${label(edit)}: ${field}=${JSON.stringify(chosen)}`;
   if (chosen === null || (chosen === "prompt" && field === "positions")) return size === null ? null : all(size);
   if (chosen === "generated") throw new PageError(`${said}: this page runs prompts and generates nothing.`);
-  if (chosen?.slice !== undefined) {
+  if (Object.hasOwn(Object(chosen), "slice")) {
     const [start, stop, step] = Array.isArray(chosen.slice) ? chosen.slice : [];
     if (![start, stop, step].every((part) => part === null || Number.isInteger(part)) || step === 0) throw new PageError(`${said} is no slice.`);
     return size === null ? null : sliced(size, start, stop, step ?? 1);

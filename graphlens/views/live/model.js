@@ -77,7 +77,8 @@ export async function openModel(settings, progress) {
   const graph = await files.bytes("model/model.onnx");
   const externalData = [];
   for (const path of settings.weights) externalData.push({ path, data: await files.bytes(`model/${path}`) });
-  progress("Opening the model");
+  progress("Opening the model: the page does not answer meanwhile");
+  await new Promise((shown) => { setTimeout(shown, 50); }); // so that this is seen
   // A graph with QuantizeLinear computes what is written, as in Python; 3: errors only.
   const options = { externalData, logSeverityLevel: 3, extra: { session: { disable_quant_qdq: "1" } } };
   const session = await ort.InferenceSession.create(graph, options);

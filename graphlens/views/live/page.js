@@ -18,6 +18,7 @@ const PAUSE = 250; // milliseconds without a key before the model runs
 
 const state = { edits: [], at: null, from: null, layer: 0, head: [0, 0], vectors: new Map(), intact: null, edited: null, other: null };
 let model = null;
+let busy = 0; // actions that are waited for
 let asked = 0; // the newest run that was asked for: results of earlier ones are dropped
 
 // Small helpers for the DOM
@@ -50,12 +51,25 @@ const active = () => state.edits.filter((entry) => entry.on).map((entry) => entr
 function act(action) {
   return async (event) => {
     event?.preventDefault?.();
+    busy += 1;
     try {
       said("");
       await action(event);
     } catch (error) {
       tell(error);
+    } finally {
+      busy -= 1;
     }
+  };
+}
+
+/** Runs an action once there was no further event for a while. */
+function later(action) {
+  let timer = null;
+  return () => {
+    if (timer === null) busy += 1;
+    clearTimeout(timer);
+    timer = setTimeout(() => { timer = null; busy -= 1; action(); }, PAUSE);
   };
 }
 
@@ -141,7 +155,7 @@ function describe({ edit, note }) {
   if (edit.kind === "ablate" && number !== 0) what = number === null ? "replaced" : `= ${number}`;
   if (edit.kind === "steer" && edit.coefficient !== 1) what = `steered × ${edit.coefficient}`;
   const where = ["heads", "positions", "dims", "batch"].filter((field) => edit[field] !== null);
-  const told = (value) => JSON.stringify(value?.slice ?? value);
+  const told = (value) => JSON.stringify(Object.hasOwn(Object(value), "slice") ? value.slice : value);
   return [`${edit.hook} ${what}`, ...where.map((field) => `${field} ${told(edit[field])}`), ...(note ? [`from ${note}`] : [])].join(", ");
 }
 
@@ -392,8 +406,6 @@ function fillMaker() {
 }
 
 function listen() {
-  let timer = 0;
-  const later = (action) => () => { clearTimeout(timer); timer = setTimeout(action, PAUSE); };
   state.follows = true;
   $("prompt").addEventListener("input", later(act(() => { state.follows = true; return refresh(); })));
   $("other").addEventListener("input", later(act(() => { tell(null); drawOther(); })));
@@ -448,6 +460,7 @@ async function start() {
     tell(error);
     throw error;
   }
+  const opened = performance.now() - started;
   fillMaker();
   drawSwitches();
   listen();
@@ -464,7 +477,7 @@ async function start() {
     $("checked").textContent = distrust;
     tell(error);
   }
-  return { milliseconds: performance.now() - started, worst, distrust };
+  return { opened, milliseconds: performance.now() - started, worst, distrust };
 }
 
 /** For scripts: `await graphlens.ready`, then `await graphlens.run(prompt or ids, edits as JSON text or [])`. */
@@ -472,6 +485,7 @@ window.graphlens = {
   ready: start(),
   settings,
   label,
+  get busy() { return busy > 0; },
   get edits() { return writeEdits(active()); },
   async run(prompt, edits = [], wanted = {}) {
     const ids = typeof prompt === "string" ? model.tokens(prompt) : prompt;
