@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from graphlens.analysis.identity_rounding import rounding
@@ -96,13 +95,18 @@ def lost(rounded: Mapping[str, Array], unrounded: Mapping[str, Array], file: str
         unrounded: What it holds in the same run without quantisers.
         file: The original's name.
     """
-    found = [name for name, value in rounded.items() if not np.ptp(value) and np.ptp(unrounded[name])]
+    found = [name for name, value in rounded.items() if _is_one(value) and not _is_one(unrounded[name])]
     if not found:
         return []
     shown = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
     return [
         f"{file} rounds all that {shown} should hold to one number: nothing is left of it there, as in the original."
     ]
+
+
+def _is_one(value: Array) -> bool:
+    """True if an activation is one and the same number throughout."""
+    return bool(value.size) and bool((value == value.flat[0]).all())
 
 
 def runs(
