@@ -107,7 +107,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         mask, causal = match.ports.attention_mask, config.is_causal
         first = _values(given[0], hooks)
         notes += ensure_masks(first, tried.probes[0], causal, rounding.there, mask, original)
-    every = [list(rounding.identities(arrays)) for arrays in given]
+    rounded = worst(list(rounding.identities(arrays)) for arrays in given)
     if rounding.there:
         # Where activations are rounded on the way, only without that the arithmetic between them holds to the last bit.
         plain = unrounded(model)
@@ -116,7 +116,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         notes += lost(own, _values(given[0], hooks), original.name)
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     facts = replace(facts, biased=any("position bias" in note for note in match.notes))
-    every += [
+    every = worst(
         identities(
             _values(arrays, hooks),
             facts,
@@ -125,9 +125,9 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
             logits=None if match.ports.logits is None else arrays[LOGITS],
         )
         for probe, arrays in zip(tried.probes, given, strict=True)
-    ]
-    found = worst(every)
-    failed = failing(found, hooks)
+    )
+    # That an activation is rounded proves nothing of what it is: only where that fails it says something.
+    failed = failing([*every, *(each for each in rounded if not each.passed)], hooks)
     kept = {name: view for name, view in match.hooks.items() if name not in failed}
     return Proof(
         kept,
@@ -137,7 +137,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         given[0][LOGITS],
         allowed,
         failed,
-        {_shown(each): each.residual for each in found if each.passed},
+        {_shown(each): each.residual for each in (*every, *rounded) if each.passed},
         tuple(notes),
         tried.left_padding,
     )

@@ -222,9 +222,12 @@ def test_hook_points_in_each_others_place_are_not_named(tmp_path: Path, monkeypa
 
     file = statically("tiny-gpt2", tmp_path, "QDQ")
     monkeypatch.setattr(graphlens.surgery.match, "match", swapped)
-    report = graphlens.adopt(file, dry_run=True, announce=lambda _: None)
+    report, plain = (
+        graphlens.adopt(each, dry_run=True, announce=lambda _: None) for each in (file, tmp_path / "whole.onnx")
+    )
     assert {f"blocks.1.{name}" for name in swaps} <= report.failed.keys()
     assert "blocks.2.hook_attn_out" in report.hooks
+    assert report.failed.keys() == plain.failed.keys()  # no hook point is forgiven more than in a float file
 
 
 def test_what_a_quantiser_leaves_nothing_of_is_told(tmp_path: Path) -> None:
