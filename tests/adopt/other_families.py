@@ -168,6 +168,10 @@ OTHERS: dict[str, Other] = {
         refused="no attention",
     ),
 }
+INTRODUCTION = """Tiny random models through torch's older exporter, adopted: the largest difference of logits, residual streams and patterns from
+transformers, as a share of the largest number there, and that of the logits with the residual stream before block 1 moved. Prompts
+are padded on the right.
+"""
 ADOPTED = tuple(name for name, other in OTHERS.items() if not other.refused)
 REFUSED = tuple(name for name, other in OTHERS.items() if other.refused)
 
@@ -321,6 +325,7 @@ def refusal(name: str, folder: Path) -> str:
 def section(folder: Path) -> list[str]:
     """The part of the page about these families, in Markdown."""
     lines = [
+        INTRODUCTION,
         "| family | opens as | hook points | weights | largest difference | with an edit |",
         "|---|---|---|---|---|---|",
     ]
