@@ -169,8 +169,8 @@ OTHERS: dict[str, Other] = {
     ),
 }
 INTRODUCTION = """Tiny random models through torch's older exporter, adopted: the largest difference of logits, residual streams
-and patterns from transformers, as a share of the largest number there, and that of the logits with the residual stream before block 1
-moved. Prompts are padded on the right.
+and patterns from transformers, as a share of the largest number there, and that of the logits with the residual stream before
+block 1 moved. Prompts are padded on the right.
 """
 ADOPTED = tuple(name for name, other in OTHERS.items() if not other.refused)
 REFUSED = tuple(name for name, other in OTHERS.items() if other.refused)
