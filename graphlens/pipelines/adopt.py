@@ -128,7 +128,7 @@ def _adopted(
     from graphlens.file.stored import files_beside
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
-    from graphlens.pipelines.adopt_probe import image_side, seen_values
+    from graphlens.pipelines.adopt_probe import channel_block, image_side, seen_values
     from graphlens.pipelines.adopt_weights import Fresh, proved_weights
     from graphlens.surgery.adoptable import ensure_adoptable, making_sense, remarks
     from graphlens.surgery.adopted.hooks import Seen
@@ -162,7 +162,7 @@ def _adopted(
                 f"{path}: something wrote to it while it was adopted. Try again when that is finished."
             )
     with making_sense(original):
-        unfused = unfuse(model)
+        unfused = unfuse(model, block=channel_block(model))
         untouched, model = model, unfused.model
         model.graph.sort()
     seen = seen_values(model, stage, str(original), image_side(model))

@@ -26,6 +26,7 @@ from graphlens.surgery.match.records import Ports
 
 BATCH, LENGTH = 3, 11  # of the run that tells shapes: sizes that models seldom have
 _TRIES = (1, 0)  # what tokens, masks, positions and types may all be
+_BLOCKED = "com.microsoft.nchwc"
 PADDED, _CACHED = 3, 4  # tokens of padding, and of a prompt that a KV cache holds
 
 
@@ -65,15 +66,36 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
     raise ModelFileError(f"{where}: ONNX Runtime cannot run it on a short prompt ({error!s:.400}).") from error
 
 
-def open_written(model: ir.Model, folder: Path, where: str) -> Session:
+def open_written(model: ir.Model, folder: Path, where: str, read: Sequence[str] = ()) -> Session:
     """A session over a graph in memory, each node as it is written.
 
     Args:
         model: The graph. Its weights lie in ``folder``.
         folder: See above.
         where: The file's name, for errors.
+        read: The names of values that will be fetched, besides its outputs.
     """
-    return open_session(_bytes(model), "cpu", folder, name=where, as_written=True)
+    given = {value.name for value in model.graph.outputs}
+    more = [name for name in dict.fromkeys(read) if name not in given]
+    return open_session(_bytes(model, more), "cpu", folder, name=where, as_written=True)
+
+
+def channel_block(model: ir.Model) -> int:
+    """How many channels ONNX Runtime takes at once on this machine, where a graph was optimised for one: 8 or 16. Else 0.
+
+    Args:
+        model: The graph.
+    """
+    if not any(node.domain == _BLOCKED for node in model.graph):
+        return 0
+    pixels = ir.Value(name="pixels", shape=ir.Shape([1, 16, 1, 2]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.Node(_BLOCKED, "ReorderInput", [pixels], outputs=[ir.Value(name="blocks")])
+    imports = {"": 20, _BLOCKED: 1}
+    graph = ir.Graph([pixels], node.outputs, nodes=[node], opset_imports=imports)
+    session = open_session(_bytes(ir.Model(graph, ir_version=10)), "cpu", name="a graph of one node", as_written=True)
+    image = np.arange(32, dtype=np.float32).reshape(1, 16, 1, 2)
+    (found,) = session.run(["blocks"], {"pixels": image})
+    return 16 if found.reshape(-1)[8] == image[0, 8, 0, 0] else 8
 
 
 def _required(model: ir.Model) -> list[ir.Value]:
@@ -236,7 +258,7 @@ def image_side(model: ir.Model) -> int | None:
         The side of a square image; None where the two do not tell it, or the input does.
     """
     for node in model.graph:
-        weight = node.inputs[1] if node.op_type == "Conv" and len(node.inputs) > 1 else None
+        weight = node.inputs[1] if node.op_type in ("Conv", "ConvInteger") and len(node.inputs) > 1 else None
         if weight is None or weight.shape is None or len(weight.shape) != 4:
             continue
         width, patch = weight.shape[0], weight.shape[3]
