@@ -16,7 +16,7 @@ from graphlens.pipelines.adopt_mask import ensure_masks, looks_ahead
 from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import Quantisers, ensure_finite, lost, runs
 from graphlens.surgery.adoptable import STILL
-from graphlens.surgery.unfuse.unrounded import unrounded
+from graphlens.surgery.unfuse.unrounded import rounds_products, unrounded
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -112,7 +112,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         notes += ensure_masks(first, tried.probes[0], causal, rounding.there, mask, original)
         ahead = looks_ahead(first, tried.probes[0], rounding.there)
     rounded = worst(list(rounding.identities(arrays)) for arrays in given)
-    if rounding.there:
+    if rounding.there or rounds_products(model):
         # Where activations are rounded on the way, only without that the arithmetic between them holds to the last bit.
         plain = unrounded(model)
         allowed, own = _apart_at_most(plain, graph), _values(given[0], hooks)
