@@ -81,11 +81,7 @@ def callback_library() -> str:
     Raises:
         RuntimeUnavailable: onnxruntime-extensions is not installed.
     """
-    global library
-    with _lock:
-        if library is None:
-            library = _beside(_registered)
-        return library
+    return library or _beside(_register)
 
 
 def _beside(work: Callable[[], Result]) -> Result:
@@ -111,9 +107,15 @@ def _beside(work: Callable[[], Result]) -> Result:
     return results[0]
 
 
-@functools.cache
+def _register() -> str:
+    """Registers graphlens's operators, once, and gives the library's path."""
+    global library
+    with _lock:
+        library = library or _registered()
+        return library
+
+
 def _registered() -> str:
-    """Registers graphlens's operators and gives the library's path."""
     ocos = _python_operators()
     definition = ocos.PyCustomOpDef
     one = [definition.dt_float]
