@@ -30,6 +30,7 @@ Operator = Callable[[int, list[Array], Mapping[str, str]], Answer]
 _Iter = Callable[[], Iterator[object]]
 ours: set[int] = set()  # ids of graphlens's operators
 theirs: Operator | None = None  # calls everybody else's
+reinstall: Callable[[], object] | None = None  # has ``Called`` called again, once that has ended
 
 
 class Stoppable(Protocol):

@@ -306,7 +306,7 @@ def test_the_first_call_imports_nothing_where_a_signal_could_come(tiny_folder: P
 import sys, threading
 import numpy as np
 from graphlens.runtime import open_session
-from graphlens.runtime.callbacks import callback_library
+from graphlens.runtime.operators import callback_library
 from graphlens.runtime import first_call, entry
 model = []
 class Stop(Exception): pass
