@@ -66,10 +66,30 @@ def unprotected() -> Iterator[None]:
         package.PyCustomOpDef.install_hooker(Called)
 
 
-def run(setup: Setup) -> Findings:
-    """Microseconds that a run takes longer: one of nothing, one hook, a hook in every block, one everywhere."""
-    from graphlens import HookedTransformer
+def alone(count: int) -> Callable[[], Any]:
+    """A run of so many calls made as onnxruntime-extensions makes them, without ONNX Runtime: so little time varies little."""
     from graphlens.engine import feeding
+    from graphlens.runtime.entry import Called
+
+    activation = np.ones((1, 16, 128), np.float32)
+
+    def work() -> None:
+        calls = feeding.PythonCalls({0: lambda given: given})
+        call = operator if isinstance(calls, Unprotected) else Called
+        run = calls.run_id
+
+        def call_all() -> None:
+            for _ in range(count):
+                tuple(call(0, [activation, run], {"index": "0"}))
+
+        calls.run(call_all)
+
+    return work
+
+
+def run(setup: Setup) -> Findings:
+    """Microseconds that a run takes longer: the calls alone, and with the model around them, in the main thread and another."""
+    from graphlens import HookedTransformer
 
     model = HookedTransformer.from_onnx(setup.model.hooked, "cpu")
     ids = token_ids(setup.model, 1, 16)
@@ -77,15 +97,12 @@ def run(setup: Setup) -> Findings:
     def look(activation: Any, hook: Any) -> None:
         pass
 
+    def of_model(hooks: list[Any]) -> Callable[[], Any]:
+        return lambda: model.run_with_hooks(ids, fwd_hooks=hooks)
+
     z = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    hooks: dict[str, list[Any]] = {
-        "one hook": [(z[0], look)],
-        f"all {len(z)} hook_z": [(name, look) for name in z],
-        f"all {len(model.hook_dict)} hook points": [(lambda name: True, look)],
-    }
-    works: dict[str, Callable[[], Any]] = {"a run that does nothing": lambda: feeding.PythonCalls({}).run(lambda: None)}
-    for name, given in hooks.items():
-        works[name] = lambda given=given: model.run_with_hooks(ids, fwd_hooks=given)
+    works = {f"{count} hooks alone": alone(count) for count in (0, 1, len(z), len(model.hook_dict))}
+    works |= {"one hook": of_model([(z[0], look)]), f"all {len(z)} hook_z": of_model([(name, look) for name in z])}
     for work in works.values():
         work()
     rows = []
