@@ -25,10 +25,10 @@ from graphlens.file.io_names import LOGITS, PRESENT
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import UNEMBEDDED, split_name
 from graphlens.file.safetensors import WeightStore
-from graphlens.runtime.callbacks import Callback, callback_library
+from graphlens.runtime.operators import callback_library
 from graphlens.runtime.providers import CPU, Providers
 from graphlens.runtime.sessions import Chain, Runnable, Session
-from graphlens.runtime.types import Array, DeviceValue, Feed
+from graphlens.runtime.types import Array, Callback, DeviceValue, Feed
 from graphlens.surgery.quantised import ROUNDING_TOGETHER
 
 if TYPE_CHECKING:
