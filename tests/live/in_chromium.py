@@ -44,6 +44,11 @@ CLOSE = 1e-4
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    def end_headers(self) -> None:
+        """Says that nothing is kept: tests change files within a second."""
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
+
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
 
@@ -87,6 +92,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def page(opened: dict[str, Page], name: str) -> Iterator[Page]:
     """The page of a model as it opens: the first prompt, no edits."""
     found = opened[name]
+    found.send("Page.bringToFront")  # in a page behind another one, clicks wait for seconds
     found.value("document.getElementById('clear').click()")
     fill(found, "prompt", PROMPT)
     settle(found)

@@ -16,7 +16,7 @@ export function openFiles(settings, progress) {
   const fetched = async (name) => {
     let answer;
     try {
-      answer = await fetch(name);
+      answer = await fetch(name, { cache: "no-cache" }); // it asks whether the page was made again
     } catch (error) {
       throw new PageError(`${name} could not be read (${error.message}). Serve the whole folder: python -m http.server`);
     }
