@@ -11,6 +11,7 @@ Chromium is told what to do by JSON through two pipes (its DevTools protocol wit
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import select
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,6 +34,7 @@ _SWITCHES = (
         "--remote-debugging-pipe",
         "--disable-dev-shm-usage",
     ),
+    *("--disable-features=IsolateSandboxedIframes",),  # so that frames can be looked into from here
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
     *("--force-device-scale-factor=1", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1 , EXCLUDE localhost"),
 )
@@ -187,6 +190,22 @@ class Page:
             RuntimeError: It threw.
         """
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{expression[:200]}: {json.dumps(answer['exceptionDetails'])[:2000]}")
+        return answer["result"].get("value")  # type: ignore[attr-defined]
+
+    def frames(self) -> list[Callable[[str], object]]:
+        """A function for each frame in the page, in order, that gives what an expression is inside it."""
+        tree = self.send("Page.getFrameTree")["frameTree"]
+        found = []
+        for child in tree.get("childFrames", []):  # type: ignore[attr-defined]
+            world = self.send("Page.createIsolatedWorld", frameId=child["frame"]["id"], worldName="look")
+            found.append(functools.partial(self._inside, world["executionContextId"]))
+        return found
+
+    def _inside(self, world: object, expression: str) -> object:
+        """What an expression gives in a frame."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, contextId=world)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression[:200]}: {json.dumps(answer['exceptionDetails'])[:2000]}")
         return answer["result"].get("value")  # type: ignore[attr-defined]

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.analysis import result_files
+from graphlens.analysis import result_files, result_tables
 from graphlens.analysis.arrays import Array, ArrayInput, as_array
 from graphlens.analysis.result_files import saved_files as saved_files
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.folder import replacing, user_path
-from graphlens.views.wording import view_package
 
 if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
+    import xarray
     from rich.table import Table
 
     from graphlens.views.pages import View
@@ -194,7 +195,7 @@ class SweepResult:
         indices = np.unravel_index(at, self.shape)
         return {axis: self.labels[axis][int(i)] for axis, i in zip(self.axes, indices, strict=True)}
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> pandas.DataFrame:
         """The values as a table of pandas.
 
         Returns:
@@ -204,12 +205,36 @@ class SweepResult:
         Raises:
             RuntimeUnavailable: Without pandas.
         """
-        pandas = view_package("pandas", "to_dataframe()")
-        columns: dict[str, list[str]] = {}
-        for axis, at in zip(self.axes, np.indices(self.shape), strict=True):
-            names = self.labels[axis]
-            columns[axis] = [names[i] for i in at.ravel()]
-        return pandas.DataFrame({**columns, "value": self.values.ravel().copy()})
+        return result_tables.to_pandas(self)
+
+    def to_xarray(self) -> xarray.DataArray:
+        """The values as a labelled array of xarray.
+
+        Returns:
+            A DataArray with the dimensions ``axes`` and their labels as coordinates; NaN where a value is not computed yet. Its
+            ``attrs`` hold the baselines that are known: "clean" and "corrupted".
+
+        Raises:
+            RuntimeUnavailable: Without xarray.
+        """
+        return result_tables.to_xarray(self)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the values as a table in UTF-8: what ``to_dataframe().to_csv(path, index=False)`` writes. Needs no pandas.
+
+        Args:
+            path: The file. It gets a line with the axes' names and "value", and then a line for each value: its labels, and the
+                number in full precision, empty where it is not computed yet.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        target = user_path(path)
+        result_tables.write_csv(self, target)
+        return target
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, backend: str | None = None) -> Any:
         """A heat map, coloured by the distance from the corrupted baseline; a panel for each index of the leading axes.

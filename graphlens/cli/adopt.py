@@ -6,18 +6,22 @@ from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Json, print_json
+from graphlens.cli.options import Json, place_of, print_json
 from graphlens.errors import InputError
 
 
 def adopt(
-    file: Annotated[str, typer.Argument(help="An ONNX file of a transformer, whoever exported it, or its folder.")],
-    out: Annotated[str | None, typer.Option("-o", "--out", help="The folder to write.")] = None,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="An ONNX file of a transformer, whoever exported it, or its folder.")
+    ],
+    out: Annotated[str | None, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")] = None,
     config: Annotated[
-        str | None, typer.Option("--config", help="The model's config.json; default: the one beside the file.")
+        str | None,
+        typer.Option("--config", metavar="FILE", help="The model's config.json; default: the one beside the file."),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="A folder with the tokenizer; default: the file's own.")
+        str | None,
+        typer.Option("--tokenizer", metavar="FOLDER", help="A folder with the tokenizer; default: the file's own."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; print what would be found.")] = False,
     keep_fused: Annotated[
@@ -41,7 +45,7 @@ def adopt(
         raise InputError("say where to write with -o FOLDER, or --dry-run to see what would be found.")
     with spinner(f"Adopting {file}"):
         report = adopted(
-            file,
+            place_of(file),
             out,
             config=config,
             tokenizer=tokenizer,

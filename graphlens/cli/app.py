@@ -12,12 +12,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from graphlens.cli import adopt, deploy, drift, export, foreign, page, patch, report, run
 from graphlens.cli.options import say
+from graphlens.cli.words import in_words_of_commands
 from graphlens.errors import GraphlensError
 from graphlens.file.version import __version__
 from graphlens.views.wording import PLAIN
@@ -27,12 +28,28 @@ DEFECT = 70  # the exit code of a program with an error of its own: EX_SOFTWARE 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
-    help="Transformers as ONNX files whose internals have names: export, read, edit.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    """Prints the version and ends the program, where it is asked for."""
+    if wanted:
+        typer.echo(f"graphlens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Transformers as ONNX files whose internals have names: export, read, edit."""
+
 
 # In the order of the help.
 for command in (
@@ -58,6 +75,7 @@ for command in (
     deploy.seal,
 ):
     app.command()(command)
+app.command("edits-schema")(deploy.edits_schema)
 app.command("cache-clear")(export.cache_clear)
 
 
@@ -71,7 +89,7 @@ def main() -> None:
         with _warnings_as_lines():
             app()
     except GraphlensError as error:
-        _block(type(error).__name__, str(error))
+        _block(type(error).__name__, in_words_of_commands(str(error)))
         sys.exit(1)
     except MemoryError as error:
         _block(
@@ -115,7 +133,7 @@ def _warnings_as_lines() -> Iterator[None]:
     """Inside the ``with`` block, a warning is one line on stderr: it points at no code of the user's."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        say(f"Warning: {message}")
+        say(f"Warning: {in_words_of_commands(str(message))}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)

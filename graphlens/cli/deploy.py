@@ -6,12 +6,30 @@ from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Hooked, KeepHooks, Layout, Link, Out, SelfContained, WithPast
+from graphlens.cli.options import (
+    Hooked,
+    KeepHooks,
+    Layout,
+    Link,
+    Out,
+    SelfContained,
+    WithPast,
+    ensure_new_folder,
+    place_of,
+    print_json,
+)
+from graphlens.errors import InputError
 
 
 def bake(
     model: Hooked,
-    edits: Annotated[str, typer.Argument(help="Interventions as JSON (graphlens.interventions.save writes it).")],
+    edits: Annotated[
+        str,
+        typer.Argument(
+            metavar="EDITS",
+            help="Interventions as JSON, as docs/edits.md describes it; arrays in a .safetensors beside it.",
+        ),
+    ],
     out: Out,
     with_past: WithPast = False,
     keep_hooks: KeepHooks = False,
@@ -21,13 +39,14 @@ def bake(
 ) -> None:
     """Write a model with interventions inside: a plain ONNX file that any ONNX Runtime runs.
 
-    Example: [bold]graphlens bake gpt2-hooked edits.json -o gpt2-edited[/]
+    Example: [bold]graphlens bake tiny-gpt2 edits.json -o edited[/]
     """
     from graphlens.edits.files import load
     from graphlens.pipelines.deploy import bake_model
 
+    ensure_new_folder(out)
     folder = bake_model(
-        model,
+        place_of(model),
         load(edits),
         out,
         with_past=with_past,
@@ -40,12 +59,27 @@ def bake(
     typer.echo(f"Wrote {folder}")
 
 
+def edits_schema() -> None:
+    """Print the JSON Schema of the edits that bake takes, for editors and other programs.
+
+    Example: [bold]graphlens edits-schema > edits.schema.json[/]
+    """
+    from graphlens.edits.schema import schema
+
+    print_json(schema())
+
+
 def drivable(
     model: Hooked,
-    gates: Annotated[list[str], typer.Option("--gates", help="Hook points, as names or shell patterns.")],
+    gates: Annotated[
+        list[str],
+        typer.Option(
+            "--gates", metavar="PATTERN", help="Hook points, as names or shell patterns; may be given several times."
+        ),
+    ],
     out: Out,
     kinds: Annotated[
-        str, typer.Option("--kinds", help="Which changes: scale, add, patch; with commas.")
+        str, typer.Option("--kinds", metavar="KINDS", help="Which changes: scale, add, patch; with commas.")
     ] = "scale,add,patch",
     required_gates: Annotated[
         bool, typer.Option("--required-gates", help="Without defaults: JavaScript can't feed optional inputs.")
@@ -57,12 +91,13 @@ def drivable(
 ) -> None:
     """Write a model whose hook points can be changed through inputs, from any ONNX Runtime language.
 
-    Example: [bold]graphlens drivable gpt2-hooked --gates "blocks.*.attn.hook_z" -o gpt2-drivable[/]
+    Example: [bold]graphlens drivable tiny-gpt2 --gates "blocks.*.attn.hook_z" -o drivable[/]
     """
     from graphlens.pipelines.deploy import write_drivable
 
+    ensure_new_folder(out)
     names = write_drivable(
-        model,
+        place_of(model),
         gates,
         out,
         kinds=[kind.strip() for kind in kinds.split(",")],
@@ -86,11 +121,12 @@ def _parts(kinds: str) -> list[str]:
 def strip(model: Hooked, out: Out, self_contained: SelfContained = False, link: Link = False) -> None:
     """Write the plain model of a hooked or drivable file: no hook points as outputs, no gates.
 
-    Example: [bold]graphlens strip gpt2-drivable -o gpt2-plain[/]
+    Example: [bold]graphlens strip drivable -o plain[/]
     """
     from graphlens.pipelines.deploy import write_stripped
 
-    folder = write_stripped(model, out, self_contained=self_contained, link=link, announce=typer.echo)
+    ensure_new_folder(out)
+    folder = write_stripped(place_of(model), out, self_contained=self_contained, link=link, announce=typer.echo)
     typer.echo(f"Wrote {folder}")
 
 
@@ -105,20 +141,24 @@ def check(
     memory: Annotated[
         float | None,
         typer.Option(
-            "--memory", min=0.25, max=1e6, help="With --run: gigabytes that it may take; default: by its weights."
+            "--memory",
+            metavar="GB",
+            min=0.25,
+            max=1e6,
+            help="With --run: gigabytes that it may take; default: by its weights.",
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1, max=1e6, help="With --run: how long it may take.")
+        float, typer.Option("--seconds", metavar="S", min=1, max=1e6, help="With --run: how long it may take.")
     ] = 120,
 ) -> None:
     """Check a file from a stranger: its graph, every byte of its weights, its tokenizer; and say what was checked.
 
-    Example: [bold]graphlens check gpt2-hooked --run[/]
+    Example: [bold]graphlens check tiny-gpt2 --run[/]
     """
     from graphlens.pipelines.check import check_folder
 
-    found = check_folder(model, run, None if memory is None else int(memory * 1e9), seconds, full)
+    found = check_folder(place_of(model), run, None if memory is None else int(memory * 1e9), seconds, full)
     typer.echo("\n".join(found.lines()))
 
 
@@ -131,6 +171,10 @@ def seal(model: Hooked) -> None:
     """
     from graphlens.surgery import seal as seal_file
 
+    if place_of(model) != model:
+        raise InputError(
+            f"{model} ships with graphlens, sealed, and stays as it is. Copy its folder, and seal the copy."
+        )
     report = seal_file(model)
     typer.echo(
         f"Sealed {model}: {report.nodes:,} nodes; every byte of {', '.join(report.external_files)} is as recorded."

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from graphlens.cli.options import Bos, Json, Provider, Strict, is_hooked, open_model, print_json, read_text, say
+from graphlens.cli.options import (
+    Bos,
+    Json,
+    Provider,
+    Strict,
+    ensure_writable,
+    is_hooked,
+    open_model,
+    place_of,
+    print_json,
+    read_text,
+    say,
+)
 from graphlens.cli.token_text import answer_of
 from graphlens.errors import InputError
 from graphlens.file.folder import user_path
@@ -44,7 +56,9 @@ def drift(
     tokens: Annotated[
         str | None,
         typer.Option(
-            "--tokens", help="A file of token ids in place of texts: .npy, .json, or text with a prompt on each line."
+            "--tokens",
+            metavar="FILE",
+            help="A file of token ids in place of texts: .npy, .json, or text with a prompt on each line.",
         ),
     ] = None,
     patch: Annotated[
@@ -53,17 +67,26 @@ def drift(
     ] = False,
     top: Annotated[
         int | None,
-        typer.Option("--top", min=1, help=f"How many sites to show ({SHOWN}), and with --patch to try (all)."),
+        typer.Option(
+            "--top", metavar="N", min=1, help=f"How many sites to show ({SHOWN}), and with --patch to try (all)."
+        ),
     ] = None,
     answer: Annotated[
-        str | None, typer.Option("--answer", help="With --patch: also how this token's probability recovers.")
+        str | None,
+        typer.Option("--answer", metavar="TOKEN", help="With --patch: also how this token's probability recovers."),
     ] = None,
     wrong: Annotated[
-        str | None, typer.Option("--wrong", help="With --answer: the logit difference to this token instead.")
+        str | None,
+        typer.Option("--wrong", metavar="TOKEN", help="With --answer: the logit difference to this token instead."),
     ] = None,
-    out: Annotated[str | None, typer.Option("-o", "--out", help="Also keep the result in this .json file.")] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="FILE", help="Also keep the result in this .json file.")
+    ] = None,
     picture: Annotated[
-        str | None, typer.Option("--picture", help="Also write a heat map to this file: .png, .svg, .pdf, .html, .txt.")
+        str | None,
+        typer.Option(
+            "--picture", metavar="FILE", help="Also write a heat map to this file: .png, .svg, .pdf, .html, .txt."
+        ),
     ] = None,
     bos: Bos = None,
     strict: Strict = False,
@@ -78,6 +101,7 @@ def drift(
     Example: [bold]graphlens drift gpt2-hooked gpt2-int8-hooked "Ann and Bob met. Bob gave a book to" --patch --top 10[/]
     """
     from graphlens.experiments.drift import drift as measured
+    from graphlens.views.heat_map import ensure_drawable
 
     if (tokens is None) == (not prompts):
         raise InputError(
@@ -87,6 +111,10 @@ def drift(
         raise InputError("--answer and --wrong say what --patch measures: add --patch.")
     if wrong is not None and answer is None:
         raise InputError("--wrong needs --answer: the logit difference is between both.")
+    if out is not None:
+        ensure_writable(out, "the result")
+    if picture is not None:
+        ensure_drawable(ensure_writable(picture, "the heat map"))
     first, second = _open(reference, provider), _open(other, provider)
     ids, mask = _read(first, prompts or [], bos, strict) if tokens is None else _filled(first, _read_file(tokens))
     options = {} if mask is None else {"attention_mask": mask}
@@ -109,11 +137,11 @@ def _open(name: str, provider: str | None) -> Opened:
     from graphlens.engine.engine import Engine
     from graphlens.model.hooked_encoder import HookedEncoder
 
-    path = user_path(name)
+    path = user_path(place_of(name))
     config = Engine(path, provider).manifest.config if is_hooked(path) else None
     if config is not None and config.is_vision:
         raise InputError(
-            f"{name} is a vision model, and runs on images: compare it in Python, graphlens.drift(a, b, pixels)."
+            f"{name} is a vision model, and this command runs texts, not images: drift of the Python API takes those."
         )
     if config is not None and config.is_encoder:
         return HookedEncoder.from_onnx(path, provider)

@@ -6,20 +6,26 @@ from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Layout, Link, Out, WithPast
+from graphlens.cli.options import Hooked, Layout, Link, Out, WithPast, ensure_new_folder, place_of
 from graphlens.errors import InputError
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A hub name (gpt2, distilgpt2, ...) or a checkpoint folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A hub name (gpt2, distilgpt2, ...), a checkpoint folder, tiny-gpt2 or tiny-llama."
+        ),
+    ],
     out: Out,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare with transformers and try every hook point.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="NAME", help="A branch, tag or commit on the hub.")] = None,
     n_ctx: Annotated[
-        int | None, typer.Option("--n-ctx", min=1, help="The most tokens that a run takes; default: at most 2048.")
+        int | None,
+        typer.Option("--n-ctx", metavar="N", min=1, help="The most tokens that a run takes; default: at most 2048."),
     ] = None,
     with_past: WithPast = False,
     layout: Layout = "plain",
@@ -43,7 +49,7 @@ def export(
             raise InputError(
                 "--force, --no-verify and --n-ctx are for a hooked export; leave them out with --with-past or --layout."
             )
-
+        ensure_new_folder(out)
         folder = cached_export(model, revision=revision)
         made = bake_model(folder, [], out, with_past=with_past, layout=layout, link=link, announce=typer.echo)
         typer.echo(f"Wrote {made}")
@@ -57,7 +63,7 @@ def export(
 
 
 def process(
-    model: Annotated[str, typer.Argument(help="A hooked folder or model.onnx with unprocessed float32 weights.")],
+    model: Hooked,
     out: Out,
     fold_ln: Annotated[bool, typer.Option(help="Fold the norms' weights into what reads them.")] = True,
     center_writing_weights: Annotated[bool, typer.Option(help="Centre what writes to the residual stream.")] = True,
@@ -65,16 +71,23 @@ def process(
     fold_value_biases: Annotated[bool, typer.Option(help="Move value biases into output biases.")] = True,
     refactor: Annotated[bool, typer.Option(help="Make each head's factors even by SVD.")] = False,
 ) -> None:
-    """Process a hooked file's weights as TransformerLens does; predictions stay the same.
+    """Process a hooked file's weights as TransformerLens does; predictions stay the same. It needs float32 weights.
 
-    Example: [bold]graphlens process gpt2-hooked -o gpt2-processed[/]
+    Example: [bold]graphlens process tiny-gpt2 -o processed[/]
     """
     from graphlens.file.leftovers import size_of
     from graphlens.surgery import process_weights
     from graphlens.views.progress import note
 
     folder = process_weights(
-        model, out, fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor, announce=note
+        place_of(model),
+        out,
+        fold_ln,
+        center_writing_weights,
+        center_unembed,
+        fold_value_biases,
+        refactor,
+        announce=note,
     )
     typer.echo(f"Wrote {folder}: {size_of(folder) / 1e6:,.1f} MB written")
 

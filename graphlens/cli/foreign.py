@@ -6,17 +6,22 @@ from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Foreign, Json, Link, print_json
+from graphlens.cli.options import Foreign, Json, Link, place_of, print_json
+from graphlens.cli.words import in_words_of_commands
 from graphlens.errors import InputError
 
 
 def expose(
     model: Foreign,
     like: Annotated[
-        list[str] | None, typer.Option("--like", help="Values, as names or shell patterns; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--like", metavar="PATTERN", help="Values, as names or shell patterns; may be given several times."
+        ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option("-o", "--out", help="The .onnx file to write, or a folder for model.onnx.")
+        str | None,
+        typer.Option("-o", "--out", metavar="FILE", help="The .onnx file to write, or a folder for model.onnx."),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Print which values match, and write nothing.")] = False,
     link: Link = False,
@@ -30,7 +35,7 @@ def expose(
     from graphlens.pipelines.expose import list_values
 
     if show:
-        values = list_values(model, like or "*")
+        values = list_values(place_of(model), like or "*")
         if as_json:
             print_json([vars(value) for value in values])
             return
@@ -43,7 +48,7 @@ def expose(
         raise InputError("--like is missing: name the values to expose. --list shows all there are.")
     if out is None:
         raise InputError("-o is missing: where the copy goes. --list shows what matches, and writes nothing.")
-    made = write(model, like, out, link=link)
+    made = write(place_of(model), like, out, link=link)
     if as_json:
         print_json({**vars(made), "file": str(made.file)})
         return
@@ -63,8 +68,8 @@ def inspect(model: Foreign, as_json: Json = False) -> None:
     """
     from graphlens.pipelines.inspect import inspect_file
 
-    found = inspect_file(model)
+    found = inspect_file(place_of(model))
     if as_json:
         print_json(found.to_json())
     else:
-        typer.echo("\n".join(found.lines()))
+        typer.echo(in_words_of_commands("\n".join(found.lines())))

@@ -13,20 +13,39 @@ import typer
 
 from graphlens.cli.token_text import tokens_of
 from graphlens.errors import InputError
-from graphlens.file.folder import MODEL_FILE, user_path
+from graphlens.file.folder import MODEL_FILE, refuse_occupied, user_path
 
 if TYPE_CHECKING:
     from graphlens.analysis.arrays import Array
+    from graphlens.file.tokenizer import Tokenizer as LoadedTokenizer
     from graphlens.model.hooked_transformer import HookedTransformer
 
-Model = Annotated[str, typer.Argument(help="A hooked folder or model.onnx, a checkpoint folder, or a hub name.")]
-Prompt = Annotated[str, typer.Argument(help="The text to run; token ids for a model without tokenizer: '0 5 6 7'.")]
+_ANY = "tiny-gpt2, tiny-llama (both ship with graphlens), a hooked folder or its model.onnx"
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_ANY}, a checkpoint folder, or a hub name.")]
+Hooked = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_ANY}.")]
+Foreign = Annotated[
+    str, typer.Argument(metavar="FILE", help="An ONNX file that any program wrote, a folder with one, or tiny-gpt2.")
+]
+Prompt = Annotated[
+    str,
+    typer.Argument(metavar="PROMPT", help="The text to run; for a model without tokenizer, or with --ids: '0 5 6 7'."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Provider = Annotated[str | None, typer.Option("--provider", help="'cpu' or 'cuda'; default: CUDA where it works.")]
+Provider = Annotated[
+    str | None, typer.Option("--provider", metavar="cpu|cuda", help="Where to run; default: CUDA where it works.")
+]
+Ids = Annotated[bool, typer.Option("--ids", help="Prompts and answers are token ids, not text: '0 5 6 7'.")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="Take the tokenizer of this folder or hub name: for a model that has none, say.",
+    ),
+]
 # Paths are text here: pathlib makes an empty one the working folder, and user_path refuses it.
-Out = Annotated[str, typer.Option("-o", "--out", help="The folder to write.")]
-Hooked = Annotated[str, typer.Argument(help="A hooked folder or model.onnx.")]
-Foreign = Annotated[str, typer.Argument(help="An ONNX file that any program wrote, or a folder with one.")]
+Out = Annotated[str, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write: absent, or empty.")]
+Results = Annotated[str, typer.Option("-o", "--out", metavar="FOLDER", help="The folder for the results.")]
 WithPast = Annotated[bool, typer.Option("--with-past", help="Inputs and outputs for a KV cache.")]
 KeepHooks = Annotated[bool, typer.Option("--keep-hooks", help="Keep the hook points as outputs.")]
 SelfContained = Annotated[
@@ -35,7 +54,9 @@ SelfContained = Annotated[
 Link = Annotated[
     bool, typer.Option("--link", help="Hardlink the weights instead of copying them. onnx.load refuses such a folder.")
 ]
-Layout = Annotated[str, typer.Option("--layout", help="'plain' or 'transformersjs'.")]
+Layout = Annotated[
+    str, typer.Option("--layout", metavar="plain|transformersjs", help="How files and weights lie in the folder.")
+]
 Bos = Annotated[
     bool | None, typer.Option("--bos/--no-bos", help="Prepend the BOS token, or do not; default: what the model does.")
 ]
@@ -47,19 +68,83 @@ def is_hooked(path: Path) -> bool:
     return path.is_file() or (path / MODEL_FILE).is_file()
 
 
-def open_model(model: str, provider: str | None = None) -> HookedTransformer:
+def place_of(model: str) -> str:
+    """Where a model's files are: the folder of an embedded model by its name, any other path as it is.
+
+    A folder that is there wins over an embedded model of the same name.
+
+    Args:
+        model: What a command was given.
+    """
+    from graphlens.pipelines.hub import EMBEDDED, embedded_model
+
+    return str(embedded_model(model)) if model in EMBEDDED and not user_path(model).exists() else model
+
+
+def open_model(model: str, provider: str | None = None, tokenizer: str | None = None) -> HookedTransformer:
     """Opens a model with unprocessed weights.
 
     Args:
-        model: A hooked folder or file, a checkpoint folder, or a hub name.
+        model: A hooked folder or file, a checkpoint folder, a hub name, or an embedded model's name.
         provider: "cpu" or "cuda"; None takes CUDA where it works.
+        tokenizer: A folder or hub name whose tokenizer is taken in place of the model's own.
+
+    Raises:
+        InputError: There is no tokenizer there, or one of more tokens than the model has.
     """
     from graphlens.model.hooked_transformer import HookedTransformer
 
-    path = user_path(model)
+    other = None if tokenizer is None else _tokenizer_of(tokenizer)
+    path = user_path(place_of(model))
     if is_hooked(path):
-        return HookedTransformer.from_onnx(path, provider)
-    return HookedTransformer.from_pretrained_no_processing(model, providers=provider)
+        opened = HookedTransformer.from_onnx(path, provider)
+    else:
+        opened = HookedTransformer.from_pretrained_no_processing(model, providers=provider)
+    if other is not None:
+        if len(other) > opened.cfg.d_vocab:
+            raise InputError(
+                f"the tokenizer of {tokenizer} has {len(other):,} tokens, and {opened.cfg.model_name} "
+                f"{opened.cfg.d_vocab:,}: it is another model's."
+            )
+        opened.set_tokenizer(other)
+    return opened
+
+
+def _tokenizer_of(name: str) -> LoadedTokenizer:
+    """The tokenizer of a folder or hub name. Raises InputError where there is none."""
+    from graphlens.file.tokenizer import load_tokenizer
+    from graphlens.pipelines.hub import tokenizer_folder
+
+    found = load_tokenizer(tokenizer_folder(name))
+    if found is None:
+        raise InputError(f"--tokenizer {name}: there is no tokenizer.json there.")
+    return found
+
+
+def ensure_new_folder(out: str) -> None:
+    """Makes sure, before work starts, that a folder can be made there. Raises ExportError where something is in the way."""
+    refuse_occupied(user_path(out))
+
+
+def ensure_writable(out: str, what: str) -> Path:
+    """Makes sure, before work starts, that a file can be written.
+
+    Args:
+        out: The file, as it was given.
+        what: What it is for, for the error: "the activations".
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: It is a folder, or lies in none.
+    """
+    target = user_path(out)
+    if target.is_dir():
+        raise InputError(f"{target}: this is a folder, and {what} go into a file. Name one in it.")
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: cannot be written (there is no folder {target.parent}). Make it first.")
+    return target
 
 
 @dataclass(frozen=True)
@@ -86,7 +171,9 @@ class Read:
         return f"the first {count} of {self.length} tokens" if self.is_cut else f"{count} tokens"
 
 
-def read_text(model: HookedTransformer, what: str, text: str, bos: bool | None, strict: bool) -> Read:
+def read_text(
+    model: HookedTransformer, what: str, text: str, bos: bool | None, strict: bool, ids: bool = False
+) -> Read:
     """A text as tokens; one longer than the model takes is cut at its end, with a warning on stderr.
 
     Args:
@@ -95,12 +182,12 @@ def read_text(model: HookedTransformer, what: str, text: str, bos: bool | None, 
         text: The text.
         bos: Whether it gets a BOS token; None for what the model does.
         strict: True makes a text too long an error.
+        ids: True reads it as token ids though there is a tokenizer.
 
     Raises:
-        InputError: For no text, for one too long where ``strict`` says so, and for one that spells no ids where the model has no
-            tokenizer.
+        InputError: For no text, for one too long where ``strict`` says so, and for one that spells no ids where it must.
     """
-    cfg, tokens = model.cfg, tokens_of(model, what, text, bos)
+    cfg, tokens = model.cfg, tokens_of(model, what, text, bos, ids)
     length = tokens.shape[1]
     if length > cfg.n_ctx:
         said = f"{what} has {length} tokens, and {cfg.model_name} takes at most {cfg.n_ctx} (n_ctx)"

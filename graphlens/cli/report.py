@@ -74,7 +74,7 @@ def report(
             f"the clean prompt has {read.length} tokens and the corrupted one {other.length}: patching needs them position by "
             "position. Reword one of them."
         )
-    page = made(opened, read, other, answer, wrong)
+    page = made(opened, read, other, answer, wrong, _titled(text or ""))
     written = page.save(target)
     typer.echo(f"{len(page.views)} views of {read.used} -> {written} ({written.stat().st_size / 1e6:.2f} MB)")
 
@@ -85,6 +85,7 @@ def made(
     corrupted: Read | None = None,
     answer: str | None = None,
     wrong: str | None = None,
+    title: str = "graphlens report",
 ) -> Report:
     """The page of a prompt, or of a pair.
 
@@ -94,6 +95,7 @@ def made(
         corrupted: The corrupted one.
         answer: The answer, as the command line gave it.
         wrong: The answer that the corrupted prompt calls for.
+        title: The page's title.
 
     Raises:
         InputError: For answers that are no tokens.
@@ -120,8 +122,7 @@ def made(
         f"{cfg.model_name}: {cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}; {read.used}, "
         f"computed by ONNX Runtime ({', '.join(model.providers)}).",
     ]
-    words = texts_of(model, read.tokens[0])
-    return pages.report(found, _titled(words), lead)
+    return pages.report(found, title, lead)
 
 
 _Jobs = list[tuple[str, "Callable[[], View]"]]
@@ -212,7 +213,6 @@ def _attributing(
     ]
 
 
-def _titled(words: list[str]) -> str:
-    """The prompt as a title: its beginning and its end."""
-    text = "".join(words)
+def _titled(text: str) -> str:
+    """A prompt as a title: its beginning and its end."""
     return text if len(text) <= 160 else f"{text[:100]} … {text[-50:]}"

@@ -8,13 +8,17 @@ import typer
 
 from graphlens.cli.options import (
     Bos,
+    Ids,
     Json,
     Model,
     Prompt,
     Provider,
     Strict,
+    Tokenizer,
+    ensure_writable,
     is_hooked,
     open_model,
+    place_of,
     print_json,
     read_text,
 )
@@ -24,14 +28,16 @@ from graphlens.file.folder import replacing, user_path
 
 if TYPE_CHECKING:
     from graphlens.edits.kinds import Ablate
+    from graphlens.model.hooked_transformer import HookedTransformer
 
+EMBEDDED = "tiny-gpt2"
 _SHOWN = 8  # tokens at the end of a prompt that was cut
 
 
 def demo(
     model: Annotated[
-        str | None, typer.Option("--model", help="tiny-gpt2 (the default), tiny-llama, or any hooked folder.")
-    ] = None,
+        str, typer.Option("--model", metavar="MODEL", help="tiny-gpt2 (the default), tiny-llama, or any hooked folder.")
+    ] = EMBEDDED,
     provider: Provider = None,
     as_json: Json = False,
 ) -> None:
@@ -44,9 +50,8 @@ def demo(
     from rich.console import Console
 
     from graphlens.cli.demo import run_demo, show_demo
-    from graphlens.pipelines.hub import embedded_model
 
-    figures = run_demo(open_model(str(embedded_model()) if model is None else model, provider))
+    figures = run_demo(open_model(model, provider))
     if as_json:
         print_json(asdict(figures))
     else:
@@ -56,7 +61,7 @@ def demo(
 def hooks(model: Model, as_json: Json = False) -> None:
     """List every hook point of a model: name, shape, dtype.
 
-    Example: [bold]graphlens hooks gpt2-hooked[/]
+    Example: [bold]graphlens hooks tiny-gpt2[/]
     """
     from rich.console import Console
 
@@ -65,7 +70,7 @@ def hooks(model: Model, as_json: Json = False) -> None:
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.hooked_vit import HookedViT
 
-    path = user_path(model)
+    path = user_path(place_of(model))
     engine = Engine(path) if is_hooked(path) else open_model(model).runner.engine
     config = engine.manifest.config
     kind = HookedViT if config.is_vision else HookedEncoder if config.is_encoder else HookedTransformer
@@ -79,15 +84,19 @@ def hooks(model: Model, as_json: Json = False) -> None:
 def cache(
     model: Model,
     prompt: Prompt,
-    out: Annotated[str, typer.Option("-o", "--out", help="The .safetensors file to write.")],
-    names: Annotated[str, typer.Option("--names", help="Which hook points, as a shell pattern.")] = "*",
+    out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="The .safetensors file to write.")],
+    names: Annotated[
+        str, typer.Option("--names", metavar="PATTERN", help="Which hook points, as a name or shell pattern.")
+    ] = "*",
+    ids: Ids = False,
+    tokenizer: Tokenizer = None,
     bos: Bos = None,
     strict: Strict = False,
     provider: Provider = None,
 ) -> None:
     """Run a prompt and save its activations as safetensors.
 
-    Example: [bold]graphlens cache gpt2-hooked "Hello world" --names "*.hook_pattern" -o acts.safetensors[/]
+    Example: [bold]graphlens cache tiny-gpt2 "Hello world" --names "*.hook_pattern" -o acts.safetensors[/]
     """
     import numpy as np
     from safetensors import SafetensorError
@@ -95,10 +104,10 @@ def cache(
 
     from graphlens.file.names import match_glob
 
-    opened = open_model(model, provider)
-    target = user_path(out)
+    target = ensure_writable(out, "the activations")
+    opened = open_model(model, provider, tokenizer)
     chosen = match_glob(list(opened.hook_dict), names)
-    read = read_text(opened, "the prompt", prompt, bos, strict)
+    read = read_text(opened, "the prompt", prompt, bos, strict, ids)
     _, activations = opened.run_with_cache(read.tokens, names_filter=chosen, return_type=None)
     tensors = {"tokens": read.tokens, **{name: np.ascontiguousarray(value) for name, value in activations.items()}}
     notes = {"prompt": prompt, "model": opened.cfg.model_name, "used": read.used}
@@ -119,9 +128,15 @@ def run(
     prompt: Prompt,
     ablate: Annotated[
         list[str] | None,
-        typer.Option("--ablate", help="HOOK or HOOK:HEAD to set to zero; may be given several times."),
+        typer.Option(
+            "--ablate",
+            metavar="HOOK[:HEAD]",
+            help="A hook point, or one head of it, to set to zero; may be given several times.",
+        ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many next tokens to show.")] = 5,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many next tokens to show.")] = 5,
+    ids: Ids = False,
+    tokenizer: Tokenizer = None,
     bos: Bos = None,
     strict: Strict = False,
     provider: Provider = None,
@@ -129,15 +144,15 @@ def run(
 ) -> None:
     """Show the most likely next tokens, and what ablating hook points changes.
 
-    Example: [bold]graphlens run gpt2-hooked "The capital of France is" --ablate blocks.5.attn.hook_z:7[/]
+    Example: [bold]graphlens run tiny-gpt2 "When John and Mary met, John called" --ablate blocks.2.attn.hook_z:2[/]
     """
     import numpy as np
 
     from graphlens.analysis.numerics import softmax
 
-    opened = open_model(model, provider)
-    read = read_text(opened, "the prompt", prompt, bos, strict)
     edits = [_ablation(spec) for spec in ablate or []]
+    opened = open_model(model, provider, tokenizer)
+    read = read_text(opened, "the prompt", prompt, bos, strict, ids)
     plain = softmax(opened(read.tokens)[0, -1])
     edited = softmax(opened.run_with_interventions(read.tokens, edits)[0, -1]) if edits else plain
     order = np.argsort(-plain)[:top]
@@ -173,23 +188,49 @@ def _ablation(spec: str) -> Ablate:
 def generate(
     model: Model,
     prompt: Prompt,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="How many tokens at most.")] = 20,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Makes the draws repeatable.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="How many tokens at most.")
+    ] = 20,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", metavar="T", min=0, help="How much the draws vary; 0 takes the likeliest token."),
+    ] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="A number that makes the draws repeatable.")
+    ] = None,
+    ids: Ids = False,
+    tokenizer: Tokenizer = None,
     bos: Bos = None,
     provider: Provider = None,
 ) -> None:
-    """Continue a prompt.
+    """Continue a prompt, up to an end token: the tokenizer's, or one that the model's settings name.
 
-    Example: [bold]graphlens generate gpt2-hooked "Once upon a time" -n 40 --temperature 0.8[/]
+    Example: [bold]graphlens generate tiny-gpt2 "When John and Mary went to the store," -n 12[/]
     """
     import numpy as np
 
-    opened = open_model(model, provider)
-    if opened.tokenizer is None:
-        tokens = tokens_of(opened, "the prompt", prompt, bos)
-        found = opened.generate(tokens, max_new_tokens, temperature=temperature, seed=seed, stop_at_eos=False)
+    opened = open_model(model, provider, tokenizer)
+    ends = _end_tokens(opened)
+    cached = opened.runner.engine.manifest.keeps_past  # a file adopted without a KV cache runs the whole text each time
+    if opened.tokenizer is None or ids:
+        tokens = tokens_of(opened, "the prompt", prompt, bos, ids)
+        found = opened.generate(
+            tokens, max_new_tokens, temperature=temperature, seed=seed, stop_at_eos=bool(ends), eos_token_id=ends or None,
+            use_past_kv_cache=cached, verbose=False,
+        )  # fmt: skip
         typer.echo(text_of(opened, np.asarray(found)[0]))
         return
-    text = opened.generate(prompt, max_new_tokens, temperature=temperature, prepend_bos=bos, seed=seed)
+    text = opened.generate(
+        prompt, max_new_tokens, temperature=temperature, prepend_bos=bos, seed=seed, stop_at_eos=bool(ends),
+        eos_token_id=ends or None, use_past_kv_cache=cached,
+    )  # fmt: skip
     typer.echo(text)
+
+
+def _end_tokens(model: HookedTransformer) -> list[int]:
+    """The ids that end a text: the tokenizer's, and those that the settings in the model's folder name."""
+    from graphlens.file.end_tokens import end_tokens
+
+    own = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    named = [id for id in end_tokens(model.runner.engine.folder) if id < model.cfg.d_vocab]
+    return list(dict.fromkeys([*([] if own is None else [own]), *named]))

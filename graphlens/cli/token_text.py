@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _IDS = re.compile(r"\s*\d+(?:[\s,]+\d+)*\s*")
 
 
-def tokens_of(model: HookedTransformer, what: str, text: str, bos: bool | None) -> Array:
+def tokens_of(model: HookedTransformer, what: str, text: str, bos: bool | None, ids: bool = False) -> Array:
     """A text as tokens [1, p]; for a model without tokenizer the ids that it spells.
 
     Args:
@@ -25,17 +25,24 @@ def tokens_of(model: HookedTransformer, what: str, text: str, bos: bool | None) 
         what: How a message calls the text: "the prompt", "--clean".
         text: The text.
         bos: Whether it gets a BOS token; None for what the model does. Ids get none.
+        ids: True reads ids though there is a tokenizer.
 
     Raises:
-        InputError: For a text that spells no ids, where there is no tokenizer.
+        InputError: For a text that spells no ids where it must, and for ``bos`` with ids.
     """
-    if model.tokenizer is not None:
+    if model.tokenizer is not None and not ids:
         return model.to_tokens(text, prepend_bos=bos, truncate=False)
     if not _IDS.fullmatch(text):
+        if ids:
+            raise InputError(
+                f"--ids: {what} is {text!r:.60}, and not token ids with spaces or commas between them: '0 5 6 7'."
+            )
         raise InputError(
             f"{model.runner.engine.folder} has no tokenizer: give token ids in place of {what}, with spaces or commas between "
-            f'them: "0 5 6 7".'
+            f'them: "0 5 6 7". Or name a tokenizer: --tokenizer FOLDER.'
         )
+    if bos:
+        raise InputError(f"--bos: {what} is token ids, which run as they are. Put the id of the BOS token first.")
     return np.asarray([[int(part) for part in re.findall(r"\d+", text)]], np.int64)
 
 
@@ -61,19 +68,21 @@ def text_of(model: HookedTransformer, ids: Sequence[int] | Array) -> str:
     return " ".join(texts_of(model, ids)) if model.tokenizer is None else str(model.to_string(ids))
 
 
-def answer_of(model: HookedTransformer, what: str, token: str) -> str | int:
+def answer_of(model: HookedTransformer, what: str, token: str, ids: bool = False) -> str | int:
     """An answer as a metric takes it: its text, or its id for a model without tokenizer.
 
     Args:
         model: The model.
         what: The option that gives it.
         token: What was given.
+        ids: True reads an id though there is a tokenizer.
 
     Raises:
-        InputError: For what is no id, where there is no tokenizer.
+        InputError: For what is no id where it must be one.
     """
-    if model.tokenizer is not None:
+    if model.tokenizer is not None and not ids:
         return token
     if not token.strip().isdecimal():
-        raise InputError(f"{model.runner.engine.folder} has no tokenizer: {what} takes a token id, not {token!r}.")
+        why = "--ids" if ids else f"{model.runner.engine.folder} has no tokenizer"
+        raise InputError(f"{why}: {what} takes a token id, not {token!r}.")
     return int(token)

@@ -18,6 +18,8 @@ from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_fol
 from graphlens.file.manifest import METADATA_KEY, Manifest
 from graphlens.file.names import FLAGGED, all_names, axis_sizes, canonical, match_glob, select, split_name
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, write_safetensors
+from graphlens.file.written import EDITS_KEY, MADE_KEY
+from graphlens.file.written import GATES_KEY as GATES_KEY
 from graphlens.pipelines.runtimes import write_genai_config, write_transformersjs
 from graphlens.views.progress import note
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("plain", "transformersjs")
 EDITED_FILE = "edits.safetensors"  # weights that an edit was folded into
-GATES_KEY = "graphlens.gates"
 
 
 def bake_model(
@@ -90,6 +91,7 @@ def bake_model(
         announce=announce,
         layout=layout,
         decoder=manifest if with_past else None,
+        named=manifest,
     )
 
 
@@ -164,7 +166,15 @@ def write_drivable(
     )
     if not keep_hooks:
         driven = _without_hooks(driven)
-    _write(driven, source.parent, out, link=link, announce=announce, decoder=manifest if with_past else None)
+    _write(
+        driven,
+        source.parent,
+        out,
+        link=link,
+        announce=announce,
+        decoder=manifest if with_past else None,
+        named=manifest,
+    )
     return order
 
 
@@ -300,6 +310,7 @@ def _write(
     folded: Folded | None = None,
     layout: str = "plain",
     decoder: Manifest | None = None,
+    named: Manifest | None = None,
 ) -> Path:
     """Writes the folder ``out``, whole: graph, weights, settings, and what the runtimes want beside them.
 
@@ -312,10 +323,13 @@ def _write(
         folded: The new content of weights that edits went into.
         layout: One of LAYOUTS.
         decoder: The manifest, for onnxruntime-genai, of a graph with a KV cache.
+        named: The manifest of the hooked file, by which nodes are labelled for viewers.
 
     Returns:
         ``out``.
     """
+    if METADATA_KEY not in model.metadata_props and not {EDITS_KEY, GATES_KEY} & model.metadata_props.keys():
+        model.metadata_props[MADE_KEY] = "plain"
     with new_folder(out) as stage:
         copy_settings(source, stage)
         if folded:
@@ -327,7 +341,7 @@ def _write(
         else:
             if decoder is not None:
                 write_genai_config(decoder, stage)
-            placed = _write_plain(model, stage, link, announce)
+            placed = _write_plain(model, stage, link, announce, named)
         written = placed.line(stage)
     announce(written)
     short = None if decoder is None else decoder.config.rotary_short
@@ -339,7 +353,7 @@ def _write(
     return user_path(out)
 
 
-def _write_plain(model: ir.Model, stage: Path, link: bool, announce: Announce) -> Placed:
+def _write_plain(model: ir.Model, stage: Path, link: bool, announce: Announce, named: Manifest | None) -> Placed:
     """Writes the graph and puts its weights files beside it. Its manifest, if it has one, is made to describe these files."""
     from graphlens.surgery.files import weights_files, write_graph
     from graphlens.surgery.fingerprint import fingerprint
@@ -351,7 +365,7 @@ def _write_plain(model: ir.Model, stage: Path, link: bool, announce: Announce) -
         known = read_manifest(model)
         found = {name: known.files[name] if name in known.files else fingerprint(stage / name) for name in files}
         write_manifest(model, known.with_files(found))
-    write_graph(model, stage / MODEL_FILE)
+    write_graph(model, stage / MODEL_FILE, named=named)
     return placed
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphlens.errors import GraphlensError, ModelFileError
 from graphlens.file.manifest import METADATA_KEY
+from graphlens.file.written import said_of
 from graphlens.pipelines.findings import Findings, findings
 from graphlens.surgery.adoptable import STILL, obstacle, remarks
 from graphlens.surgery.anatomy import STANDARD, Anatomy, anatomy
@@ -65,6 +66,7 @@ class Inspection:
         found: What adopting would find; None where it could not.
         obstacles: Why it cannot be adopted, in sentences.
         remarks: What is worth knowing, in sentences.
+        written: What graphlens wrote for other runtimes (baked, drivable, plain), in a sentence; None for all other files.
     """
 
     file: Path
@@ -84,6 +86,7 @@ class Inspection:
     found: Findings | None
     obstacles: tuple[str, ...]
     remarks: tuple[str, ...]
+    written: str | None = None
 
     def to_json(self) -> dict[str, object]:
         """Everything as JSON has it: dicts, lists, text and numbers."""
@@ -96,6 +99,8 @@ class Inspection:
         rows: list[tuple[str, str]] = []
         if self.hooked is not None:
             rows.append(("graphlens", self.hooked))
+        if self.written is not None:
+            rows.append(("graphlens", self.written))
         rows.append(("made by", f"{self.producer}; format {self.ir_version}; opsets {opsets}"))
         rows.append(("weights", self._weights()))
         rows += [("inputs", line) for line in _ports(self.inputs)]
@@ -225,6 +230,7 @@ def inspect_file(model: str | os.PathLike[str]) -> Inspection:
         found,
         tuple(obstacles),
         remarks(opened, file) if found is not None else (),
+        None if hooked is not None else said_of(opened.metadata_props, opened.producer_name),
     )
 
 

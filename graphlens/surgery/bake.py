@@ -30,6 +30,7 @@ from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK
 from graphlens.file.manifest import METADATA_KEY, HookEntry
 from graphlens.file.names import JOINT_AXES, axis_sizes, select
+from graphlens.file.written import EDITS_KEY
 from graphlens.surgery.adopted.past import without_past
 from graphlens.surgery.fold import Folded, fold
 from graphlens.surgery.gates import keep_masked
@@ -38,7 +39,6 @@ from graphlens.surgery.outputs import keep_results
 from graphlens.surgery.segments import with_past as add_past
 from graphlens.surgery.splice import Edit, Scope, splice
 
-EDITS_KEY = "graphlens.interventions"  # what was baked, in the file's metadata
 Listed = int | slice | tuple[int, ...] | tuple[bool, ...]  # a selection that is neither text nor a mask [batch, pos]
 _UNSEEN = 2**40  # a length that no sequence reaches
 

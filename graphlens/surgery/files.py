@@ -25,6 +25,7 @@ from graphlens.file.manifest_format import ensure_known_format
 from graphlens.file.stored import in_files, path_of
 from graphlens.surgery.fingerprint import verify_weights
 from graphlens.surgery.graph import ensure_hooks_resolve, manifest_in, read_manifest, write_manifest
+from graphlens.surgery.labels import without_labels, write_labels
 from graphlens.surgery.placement import ensure_placed
 from graphlens.surgery.seal import KEY, is_sealed, sealed_bytes
 from graphlens.surgery.untrusted import CheckReport, check_graph, check_size, check_structure
@@ -71,7 +72,7 @@ def stored_manifest(path: str | os.PathLike[str], intact: bool = False) -> Manif
     """
     # onnx-ir is not asked: a stranger's graph may keep it busy for long, and nothing has bounded this one yet.
     proto, file, sealed = _parsed(path, intact)
-    manifest = manifest_in({entry.key: entry.value for entry in proto.metadata_props}, str(file))
+    manifest = manifest_in({entry.key: entry.value for entry in proto.metadata_props}, str(file), proto.producer_name)
     if intact and not sealed and manifest.format_version >= SEALED_SINCE:
         raise _unsealed(file)
     if intact:
@@ -201,7 +202,7 @@ def read_model(path: str | os.PathLike[str], verify: bool = True, light: bool = 
     except _UNPARSED as error:
         raise _not_a_model(file, error) from error
     model.metadata_props.pop(KEY, None)  # it is the file's, and not that of what becomes of the graph
-    return model, file, sealed
+    return without_labels(model), file, sealed
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False, sealed: bool = True) -> Path:
@@ -317,13 +318,15 @@ def mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(np.frombuffer(raw[start : start + size], dtype).reshape(shape), name=tensor.name)
 
 
-def write_graph(model: ir.Model, target: Path, sealed: bool = True) -> None:
+def write_graph(model: ir.Model, target: Path, sealed: bool = True, named: Manifest | None = None) -> None:
     """Writes a model's graph, and not its weights. The file is there whole or, on an error, as it was before.
 
     Args:
         model: The model. A manifest of an older format becomes one of the newest, in place: that of files with a seal.
         target: The file.
         sealed: False leaves out the seal.
+        named: For a graph without a manifest, what the hooked file said that it was made of: the nodes of its hook points are
+            labelled by it, for viewers.
 
     Raises:
         OSError: It cannot be written.
@@ -332,7 +335,10 @@ def write_graph(model: ir.Model, target: Path, sealed: bool = True) -> None:
         manifest = read_manifest(model, str(target))
         if manifest.format_version < SEALED_SINCE:
             write_manifest(model, manifest)
+        named = manifest
     proto = ir.to_proto(model)
+    if named is not None and sealed:
+        write_labels(proto, named)
     write_whole(target, sealed_bytes(proto) if sealed else proto.SerializeToString(deterministic=True))
 
 

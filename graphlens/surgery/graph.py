@@ -15,6 +15,7 @@ from onnx_ir.tape import Tape
 from graphlens.errors import ModelFileError
 from graphlens.file.manifest import METADATA_KEY, Manifest
 from graphlens.file.names import AXES
+from graphlens.file.written import advice_for, said_of
 
 Attribute = int | float | str | Sequence[int] | ir.Graph
 """What a node's attribute may be given as."""
@@ -51,18 +52,22 @@ def read_manifest(model: ir.Model, where: str = "this model") -> Manifest:
         NotHooked: (a ModelFileError) The model has no manifest.
         ModelFileError: Its manifest is malformed or of a newer format.
     """
-    return manifest_in(model.metadata_props, where)
+    return manifest_in(model.metadata_props, where, model.producer_name)
 
 
-def manifest_in(metadata: Mapping[str, str], where: str) -> Manifest:
+def manifest_in(metadata: Mapping[str, str], where: str, producer: str | None = None) -> Manifest:
     """The manifest among a model's metadata; see read_manifest.
 
     Args:
         metadata: The model's ``metadata_props``.
         where: What an error calls the model: its path, say.
+        producer: The model's ``producer_name``.
     """
     text = metadata.get(METADATA_KEY)
     if text is None:
+        ours = said_of(metadata, producer)
+        if ours is not None:
+            raise NotHooked(f"{where}: this is {ours}. {advice_for(metadata, producer)}")
         raise NotHooked(
             f"{where}: no graphlens manifest, so this is not a hooked file. Make one: graphlens export of "
             "a checkpoint, graphlens adopt of an ONNX file that another program wrote."

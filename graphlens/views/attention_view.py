@@ -11,7 +11,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.views.encoded import Json, floats, packed, packed_size, shape_of
 from graphlens.views.labelled import Array
 from graphlens.views.pages import View
-from graphlens.views.words import chosen, one_prompt, real_positions, sent, words
+from graphlens.views.words import chosen, model_of, one_prompt, real_positions, sent, words
 
 _PATTERN = re.compile(r"(?:blocks|encoder_layer|layers)\.(\d+)\.attn\.(?:hook_pattern|hook_attention_weights)")
 MOST = 12_000_000  # bytes of a page for the patterns
@@ -61,7 +61,7 @@ def attention(
     count, queries, keys = shapes[wanted[0]]
     offset = keys - queries  # with a KV cache, the first keys have no query
     real = real_positions(cache, prompt, keys)
-    texts = words(tokens, keys, getattr(cache, "model", None), real)
+    texts = words(tokens, keys, model_of(cache), real)
     shown = chosen(positions, len(real), "positions")
     columns = real[shown]
     rows = columns[columns >= offset] - offset
@@ -116,9 +116,11 @@ def _figures(patterns: Array, offset: int) -> Array:
     logs = np.log(p, out=np.zeros_like(p), where=p > 0)
     later = queries[queries + offset > 0]
     none = np.full(len(p), np.nan)
+    with np.errstate(invalid="ignore"):  # weights that are not finite have no entropy: NaN
+        entropy = -(p * logs).sum(-1).mean(-1)
     return np.stack(
         [
-            -(p * logs).sum(-1).mean(-1),
+            entropy,
             p[:, queries, queries + offset].mean(-1),
             p[:, later, later + offset - 1].mean(-1) if later.size else none,
             p[:, later, 0].mean(-1) if later.size else none,

@@ -1,7 +1,6 @@
-"""Heat maps of what a sweep found: unicode blocks in a terminal, or figures of matplotlib or plotly.
+"""Heat maps of what a sweep found: in a terminal (see ``terminal_map``), as a page, or as figures of matplotlib or plotly.
 
-The colour, and in a terminal also the height of a block, is the distance from the corrupted baseline: blue and low
-below it, red and high above it, grey and half-high at it.
+The colour is the distance from the corrupted baseline: blue below it, red above it, white at it.
 """
 
 from __future__ import annotations
@@ -9,98 +8,30 @@ from __future__ import annotations
 import contextlib
 import html
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.text import Text
 
 from graphlens.errors import InputError, is_one_of
-from graphlens.views.labelled import Array, Labelled
-from graphlens.views.wording import BLOCKS, NOT_COMPUTED, PLAIN, number, shown, view_package
+from graphlens.views.labelled import Labelled
+from graphlens.views.maps import of_result
+from graphlens.views.pages import View
+from graphlens.views.panels import Panel as Panel
+from graphlens.views.panels import panels as panels
+from graphlens.views.progress import notebook
+from graphlens.views.terminal_map import HeatMap as HeatMap
+from graphlens.views.terminal_map import draw
+from graphlens.views.wording import number, shown, view_package
 
-BACKENDS = {"terminal": (".txt",), "matplotlib": (".png", ".svg", ".pdf"), "plotly": (".html",)}
-BELOW, AT, ABOVE = (33, 102, 172), (150, 150, 150), (202, 40, 54)
-ROW_LABEL, COLUMN_LABEL, LEGIBLE, NARROWEST, GAP = 18, 8, 6, 3, 1  # widths in a terminal, in cells
-TEXT_WIDTH = 120  # of a .txt
-MAX_PANELS = 64  # of a figure
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One heat map.
-
-    Attributes:
-        title: The text above it, where there are several.
-        row_axis: The name of the axis of the rows; empty without one.
-        column_axis: That of the columns; empty without one.
-        rows: The labels of the rows.
-        columns: The labels of the columns.
-        values: [rows, columns]; NaN is what is not computed yet.
-        distance: From the corrupted baseline, of the same shape.
-        centre: That baseline; None where it differs between the columns (prompts).
-        span: The distance at which the colour scale ends.
-    """
-
-    title: str
-    row_axis: str
-    column_axis: str
-    rows: list[str]
-    columns: list[str]
-    values: Array
-    distance: Array
-    centre: float | None
-    span: float
-
-    def clipped(self) -> Array:
-        """The distances, infinite ones as the ends of the scale, since a figure would leave them out."""
-        return np.clip(self.distance, -self.span, self.span)
-
-    def scale(self) -> tuple[str, str, str]:
-        """What the lowest colour, the middle one and the highest mean."""
-        if self.centre is None:
-            return f"baseline - {number(self.span)}", "baseline", f"baseline + {number(self.span)}"
-        return number(self.centre - self.span), number(self.centre), number(self.centre + self.span)
-
-
-def panels(result: Labelled) -> list[Panel]:
-    """The panels of a result: its last two axes, for each index of the axes before them.
-
-    A result of one axis is one row; "metric" is never one of the two. One metric has one colour scale in all its panels,
-    so that they can be compared.
-    """
-    metrics = result.axes[:1] == ("metric",)
-    inner = result.axes[metrics:][-2:]
-    leading = result.axes[: len(result.axes) - len(inner)]
-    row_axis, column_axis = ("", "", *inner)[-2:]
-    row_labels = list(result.labels[row_axis]) if row_axis else [""]
-    column_labels = list(result.labels[column_axis]) if column_axis else [""]
-    baseline = np.broadcast_to(result.against(), result.shape)
-    distance = result.values - baseline
-    found = []
-    for at in np.ndindex(*result.shape[: len(leading)]):
-        shape = (len(row_labels), len(column_labels))
-        own = baseline[at].reshape(shape)
-        of_metric = distance[at[0]] if metrics else distance[...]
-        finite = np.abs(of_metric[np.isfinite(of_metric)])
-        names = [shown(result.labels[axis][i]) for axis, i in zip(leading, at, strict=True)]
-        panel = Panel(
-            title=", ".join(n if axis == "metric" else f"{axis} {n}" for axis, n in zip(leading, names, strict=True)),
-            row_axis=row_axis,
-            column_axis=column_axis,
-            rows=[shown(label) for label in row_labels],
-            columns=[shown(label) for label in column_labels],
-            values=result.values[at].reshape(shape),
-            distance=distance[at].reshape(shape),
-            centre=float(own.flat[0]) if (own == own.flat[0]).all() else None,
-            span=float(finite.max(initial=0)) or 1.0,
-        )
-        found.append(panel)
-    return found
+BACKENDS = {
+    "terminal": (".txt",),
+    "matplotlib": (".png", ".svg", ".pdf"),
+    **{"page": (".html",), "plotly": (".html",)},  # a page, unless plotly is asked for by its name
+}
+MAX_PANELS = 16  # below each other: of a figure, or printed
+COLD, WARM = (33, 102, 172), (178, 24, 43)  # the ends of the colours, as "red, green, blue"; white is between them
 
 
 def plot(
@@ -111,21 +42,17 @@ def plot(
 ) -> Any:
     """Plots a result: see ``SweepResult.plot``. ``into`` gives the file to write, and puts it in place at the end."""
     target = None if path is None else Path(path)
-    if backend is None:
-        ending = ".txt" if target is None else target.suffix.lower()
-        backend = next((name for name, endings in BACKENDS.items() if ending in endings), None)
-    known = "; ".join(f"{name!r} ({', '.join(endings)})" for name, endings in BACKENDS.items())
-    if backend is None:
-        raise InputError(f"{path}: no plot ends in {target.suffix if target else ''!r}. There is {known}.")
-    if not is_one_of(backend, BACKENDS):
-        raise InputError(f"there is no backend {backend!r}. There is {known}.")
-    if target is not None and target.suffix.lower() not in BACKENDS[backend]:
-        raise InputError(f"{path}: {backend} writes {' and '.join(BACKENDS[backend])}.")
+    if target is None and backend is None and notebook() is not None:
+        backend = "page"  # which the notebook shows
+    backend = backend_of(target, backend)
     drawers: dict[str, Callable[[Labelled, Path | None], Any]] = {
-        "terminal": _draw_terminal,
+        "terminal": draw,
         "matplotlib": _draw_matplotlib,
+        "page": _draw_page,
         "plotly": _draw_plotly,
     }
+    if backend != "page":
+        _ensure_few_panels(result)
     try:
         if target is None:
             return drawers[backend](result, None)
@@ -135,114 +62,120 @@ def plot(
         raise InputError(f"{path}: cannot be written ({error}).") from error
 
 
-# In a terminal
-
-
-class HeatMap:
-    """A rich renderable of a result; columns that do not fit beside each other go below each other."""
-
-    def __init__(self, result: Labelled) -> None:
-        self._panels = panels(result)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The lines of every panel, for a console of ``options.max_width``."""
-        for at, panel in enumerate(self._panels):
-            if at:
-                yield Text()
-            for line in _lines(panel, options.max_width):
-                line.rstrip()
-                line.no_wrap, line.overflow = True, "ellipsis"
-                if options.ascii_only:
-                    line.plain = line.plain.translate(PLAIN)
-                yield line
-
-
-def _lines(panel: Panel, width: int) -> Iterator[Text]:
-    """The lines of one panel in so many cells."""
-    if panel.title:
-        yield Text(panel.title, style="bold")
-    margin = min(ROW_LABEL, width // 3, max(map(cell_len, (*panel.rows, panel.row_axis))))
-    room = max(width - margin - GAP, NARROWEST + GAP)
-    widest = min(COLUMN_LABEL, max(map(cell_len, panel.columns)))
-    cell = max(NARROWEST, min(widest, max(LEGIBLE, room // len(panel.columns) - GAP)))
-    beside = max(1, room // (cell + GAP))
-    if panel.column_axis:
-        yield Text(f"{_fitted(panel.row_axis, margin)} {panel.column_axis} →", style="dim")
-    for start in range(0, len(panel.columns), beside):
-        part = slice(start, start + beside)
-        if panel.column_axis:
-            names = " ".join(_fitted(name, cell) for name in panel.columns[part])
-            yield Text(f"{'':{margin}} {names}")
-        for name, distances in zip(panel.rows, panel.distance, strict=True):
-            line = Text(_fitted(name, margin))
-            for distance in distances[part]:
-                block, style = block_at(distance, panel.span)
-                line.append(" ").append(block * cell if block != NOT_COMPUTED else f"{block:{cell}}", style)
-            yield line
-    legend = Text()
-    for value, text in zip((-1.0, 0.0, 1.0), panel.scale(), strict=True):
-        block, style = block_at(value, 1.0)
-        legend.append(block, style).append(f" {text}{' (unpatched)' if value == 0 else ''}  ")
-    if np.isnan(panel.values).any():
-        legend.append(f"{NOT_COMPUTED} not computed yet")
-    yield legend
-
-
-def _fitted(label: str, width: int) -> str:
-    """The label in exactly ``width`` cells, an ellipsis where it is cut."""
-    text = Text(label)
-    text.truncate(width, overflow="ellipsis", pad=True)
-    return text.plain
-
-
-def block_at(distance: float, span: float) -> tuple[str, str]:
-    """How a distance looks in a terminal.
+def backend_of(target: Path | None, backend: str | None = None) -> str:
+    """Which of BACKENDS draws a file.
 
     Args:
-        distance: From the baseline; NaN where the value is not computed yet.
-        span: The distance at which the scale ends; what lies beyond looks like its end.
+        target: The file; None for none.
+        backend: The one that is asked for; None takes the one of the file's ending, and the terminal without a file.
 
-    Returns:
-        (block character, rich style).
+    Raises:
+        InputError: There is no such backend, or it writes no such file.
     """
-    if np.isnan(distance):
-        return NOT_COMPUTED, "dim"
-    share = float(np.clip(distance / span, -1, 1))
-    end = ABOVE if share > 0 else BELOW
-    red, green, blue = (round(a + (b - a) * abs(share)) for a, b in zip(AT, end, strict=True))
-    middle = len(BLOCKS) // 2
-    return BLOCKS[middle + round(share * middle)], f"rgb({red},{green},{blue})"
+    if backend is None:
+        ending = ".txt" if target is None else target.suffix.lower()
+        backend = next((name for name, endings in BACKENDS.items() if ending in endings), None)
+    known = "; ".join(f"{name!r} ({', '.join(endings)})" for name, endings in BACKENDS.items())
+    if backend is None:
+        raise InputError(f"{target}: no plot ends in {target.suffix if target else ''!r}. There is {known}.")
+    if not is_one_of(backend, BACKENDS):
+        raise InputError(f"there is no backend {backend!r}. There is {known}.")
+    if target is not None and target.suffix.lower() not in BACKENDS[backend]:
+        raise InputError(f"{target}: {backend} writes {' and '.join(BACKENDS[backend])}.")
+    return backend
 
 
-def _draw_terminal(result: Labelled, target: Path | None) -> None:
-    """Prints the heat map, or writes it as text."""
-    if target is None:
-        return Console().print(HeatMap(result))
-    with target.open("w", encoding="utf-8", newline="\n") as file:
-        console = Console(file=file, width=TEXT_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
-        console.print(HeatMap(result))
+def ensure_drawable(target: Path) -> None:
+    """Makes sure, before long work, that a picture can be drawn once there is something to draw.
+
+    Args:
+        target: The file that is to be written.
+
+    Raises:
+        InputError: No picture has such an ending.
+        RuntimeUnavailable: The package that draws it is not installed.
+    """
+    packages = {"matplotlib": "matplotlib.figure", "plotly": "plotly.graph_objects"}
+    backend = backend_of(target)
+    if backend in packages:
+        view_package(packages[backend], f"a picture that ends in {target.suffix}")
 
 
 # Figures
 
 
-def _figure_panels(result: Labelled) -> list[Panel]:
-    """The panels of a figure. Raises InputError for too many."""
-    found = panels(result)
-    if len(found) > MAX_PANELS:
-        raise InputError(f"{len(found)} panels are too many for a figure ({MAX_PANELS}): select some with sel().")
-    return found
+def _ensure_few_panels(result: Labelled) -> None:
+    """Raises InputError for more maps than anyone looks at; the sentence asks which."""
+    metrics = result.axes[:1] == ("metric",)
+    leading = result.axes[: max(metrics, len(result.axes) - 2)]
+    count = int(np.prod([len(result.labels[axis]) for axis in leading])) if leading else 1
+    if count > MAX_PANELS:
+        sizes = ", ".join(f"{axis} ({size})" for axis, size in zip(result.axes, result.shape, strict=True))
+        asked = ", ".join(f"{axis}=0" for axis in leading)
+        raise InputError(
+            f"this result has the axes {sizes}, a map shows two, and {count} panels are too many ({MAX_PANELS}): say which by "
+            f"sel({asked}), or plot to a file that ends in .html, which has a slider for each other axis."
+        )
+
+
+def _draw_page(result: Labelled, target: Path | None) -> View:
+    """A page with a slider for each axis beyond two, written where there is a target."""
+    view = of_result(result, getattr(result, "metadata", {}))
+    if target is not None:
+        target.write_text(view.report().html(), encoding="utf-8", newline="\n")
+    return view
+
+
+def _titles(result: Labelled) -> tuple[str, str]:
+    """What a figure is called, and what its numbers are: the name of the metric."""
+    metadata: Mapping[str, object] = getattr(result, "metadata", {})
+    given = metadata.get("metrics")
+    names = [str(name) for name in given] if isinstance(given, list) else []
+    if result.axes[:1] == ("metric",):
+        names = list(result.labels["metric"])
+    chosen = metadata.get("selected")
+    selected = chosen if isinstance(chosen, Mapping) else {}
+    figure = str(selected.get("metric", names[0] if len(names) == 1 else metadata.get("figure", "value")))
+    at = ", ".join(f"{axis} {shown(str(label))}" for axis, label in selected.items() if axis != "metric")
+    model = str(metadata.get("model", ""))
+    title = ": ".join(part for part in (model, ", ".join(names) or figure) if part)
+    return f"{title} at {at}" if at else title, figure
+
+
+def _range(panel: Panel, shown_panels: Sequence[Panel]) -> tuple[float, float]:
+    """The least and the most distance that the colour scale of a panel is of: that of all panels with the same scale."""
+    own = np.concatenate([each.clipped().ravel() for each in shown_panels if each.span == panel.span])
+    finite = own[np.isfinite(own)]
+    least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return (least, most) if least < most else (min(least, 0.0), max(most, 0.0) or panel.span)
+
+
+def _marks(panel: Panel, ends: tuple[float, float]) -> dict[float, str]:
+    """What the ends of a colour scale, and its middle where it lies between them, are called."""
+    inside = [at for at in (ends[0], 0.0, ends[1]) if ends[0] <= at <= ends[1]]
+    if panel.centre is not None:
+        centre = panel.centre
+        return {at: number(centre + at) for at in inside}
+    return {at: f"baseline {'-' if at < 0 else '+'} {number(abs(at))}" if at else "baseline" for at in inside}
+
+
+def _colour(share: float) -> str:
+    """The colour at a share of the way from the middle, -1 to 1, as CSS."""
+    end = WARM if share > 0 else COLD
+    return f"rgb({', '.join(str(round(255 + (part - 255) * abs(share))) for part in end)})"
 
 
 def _draw_matplotlib(result: Labelled, target: Path | None) -> Any:
     """A figure of matplotlib, written where there is a target."""
     # Not pyplot: it keeps every figure, and picks a window system.
     figure_type = view_package("matplotlib.figure", "plotting with matplotlib").Figure
-    shown_panels = _figure_panels(result)
+    shown_panels = panels(result)
     widest = max(len(panel.columns) for panel in shown_panels)
     heights = [1.6 + 0.3 * len(panel.rows) for panel in shown_panels]
     figure = figure_type(figsize=(3 + 0.45 * widest, sum(heights)), layout="constrained")
     drawn = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    title, name = _titles(result)
+    figure.suptitle(title, parse_math=False)
     for axes, panel in zip(drawn, shown_panels, strict=True):
         image = axes.imshow(panel.clipped(), "RdBu_r", vmin=-panel.span, vmax=panel.span, aspect="auto")
         axes.set_facecolor("lightgrey")  # seen where nothing is computed yet
@@ -257,7 +190,10 @@ def _draw_matplotlib(result: Labelled, target: Path | None) -> Any:
         axes.set_ylabel(panel.row_axis, parse_math=False)
         axes.set_title(panel.title, parse_math=False)
         bar = figure.colorbar(image, ax=axes)
-        bar.set_ticks([-panel.span, 0, panel.span], labels=panel.scale())
+        ends = _range(panel, shown_panels)
+        bar.set_ticks(list(_marks(panel, ends)), labels=list(_marks(panel, ends).values()))
+        bar.ax.set_ylim(*ends)  # the colours that the data has
+        bar.set_label(panel.title.partition(",")[0] if "metric" in result.axes else name, parse_math=False)
     if target is not None:
         figure.savefig(target)
     return figure
@@ -267,8 +203,9 @@ def _draw_plotly(result: Labelled, target: Path | None) -> Any:
     """A figure of plotly, written where there is a target."""
     graph_objects = view_package("plotly.graph_objects", "plotting with plotly")
     subplots = view_package("plotly.subplots", "plotting with plotly")
-    shown_panels = _figure_panels(result)
+    shown_panels = panels(result)
     count = len(shown_panels)
+    title, name = _titles(result)
     figure = subplots.make_subplots(
         rows=count,
         cols=1,
@@ -281,17 +218,20 @@ def _draw_plotly(result: Labelled, target: Path | None) -> Any:
             [f"{row}, {column}: {number(value)}" for column, value in zip(columns, values, strict=True)]
             for row, values in zip(rows, panel.values, strict=True)
         ]
+        ends = _range(panel, shown_panels)
+        marks = _marks(panel, ends)
+        shares = sorted({*ends, *([0.0] if ends[0] < 0 < ends[1] else [])})
         heat = graph_objects.Heatmap(
             z=[[None if np.isnan(value) else value for value in row] for row in panel.clipped().tolist()],
-            zmin=-panel.span,
-            zmax=panel.span,
-            colorscale="RdBu",
-            reversescale=True,
+            zmin=ends[0],
+            zmax=ends[1],
+            colorscale=[[(at - ends[0]) / (ends[1] - ends[0]), _colour(at / panel.span)] for at in shares],
             text=hover,
             hoverinfo="text",
             colorbar={
-                "tickvals": [-panel.span, 0, panel.span],
-                "ticktext": panel.scale(),
+                "title": {"text": _escaped(panel.title.partition(",")[0] if "metric" in result.axes else name)},
+                "tickvals": list(marks),
+                "ticktext": list(marks.values()),
                 "len": 0.8 / count,
                 "y": 1 - (at + 0.5) / count,
             },
@@ -304,7 +244,9 @@ def _draw_plotly(result: Labelled, target: Path | None) -> Any:
         ):
             ticks = {"tickvals": list(range(len(labels))), "ticktext": labels}
             update(title_text=_escaped(axis), **ticks, **extra, row=at + 1, col=1)
-    figure.update_layout(height=sum(150 + 24 * len(panel.rows) for panel in shown_panels))
+    figure.update_layout(
+        height=60 + sum(150 + 24 * len(panel.rows) for panel in shown_panels), title={"text": _escaped(title)}
+    )
     if target is not None:
         figure.write_html(target, include_plotlyjs=True, div_id="graphlens")
     return figure

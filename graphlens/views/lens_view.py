@@ -11,7 +11,7 @@ from graphlens.errors import InputError, checked_number
 from graphlens.views.encoded import Json, floats, packed, shape_of
 from graphlens.views.labelled import Array
 from graphlens.views.pages import View
-from graphlens.views.words import chosen, id_of, ids_of, real_positions, sent, text_of_ids, words
+from graphlens.views.words import Tokenizing, chosen, id_of, ids_of, model_of, real_positions, sent, text_of_ids, words
 
 MOST = 20_000  # cells of a table
 _NAMES = (
@@ -61,7 +61,7 @@ def lens(
     """
     if not isinstance(cache, HasLens):
         raise InputError(f"the logit lens needs an ActivationCache, which knows its model, not {type(cache).__name__}.")
-    top, model = checked_number(top, "top", least=1, most=50), getattr(cache, "model", None)
+    top, model = checked_number(top, "top", least=1, most=50), model_of(cache)
     residuals = [name for name in cache if name.endswith(("hook_resid_pre", "hook_resid_post"))]
     if not residuals:
         raise InputError(
@@ -120,7 +120,9 @@ def _label(label: str) -> str:
     return "output" if label == "final_post" else label
 
 
-def _questions(tokens: object, model: object, length: int, real: Array, answer: int | str | None) -> list[int | None]:
+def _questions(
+    tokens: object, model: Tokenizing | None, length: int, real: Array, answer: int | str | None
+) -> list[int | None]:
     """The id of the token in question at each real position; None where none is known."""
     ids = ids_of(tokens, model)
     last = None if answer is None else id_of(answer, model)

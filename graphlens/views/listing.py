@@ -76,9 +76,8 @@ def activations(cache: Mapping[str, object], *, title: str = "Activations") -> V
         figures = [None] * 4 if found is None else [found.mean, found.deviation, found.least, found.most]
         rows.append([name, _shape(shape_of(value)), dtype, *figures, found.not_finite if found else None])
     says = [
-        f"{len(cache)} activations, {total / 1e6:,.1f} MB; mean, standard deviation (of all, not of a sample), least and most over "
-        "all entries that are finite, in the model's own units. views.attention(cache, tokens) and views.lens(cache, tokens) show "
-        "more of it."
+        f"{len(cache)} activations, {total / 1e6:,.1f} MB. Mean, standard deviation (of all, not of a sample), least and most "
+        "are over all entries that are finite. views.attention(cache, tokens) and views.lens(cache, tokens) show more."
     ]
     if not measured:
         says.append(f"They are more than {MOST_BYTES / 1e9:.0f} GB, so their statistics were not computed.")

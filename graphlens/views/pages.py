@@ -190,7 +190,7 @@ def report(parts: Iterable[Part] | Part, title: str = "graphlens report", lead: 
         if isinstance(part, str):
             found.append(View("", "", {}, (part,), 60))
             continue
-        is_array = hasattr(part, "dtype")  # arrays have a view() of their own
+        is_array = hasattr(part, "dtype") and hasattr(part, "shape")  # which have a view() of their own
         made = None if is_array or isinstance(part, type) or not isinstance(part, Viewable) else part.view()
         if not isinstance(made, View | Report):
             raise InputError(

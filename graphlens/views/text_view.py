@@ -9,13 +9,19 @@ import numpy as np
 from graphlens.errors import InputError
 from graphlens.views.encoded import floats, packed
 from graphlens.views.pages import View
-from graphlens.views.words import sent, words
+from graphlens.views.words import Tokenizing, sent, words
 
 MOST = 20_000  # tokens of a page
 
 
 def text(
-    tokens: object, values: object, *, model: object = None, name: str = "value", title: str = "Text", says: str = ""
+    tokens: object,
+    values: object,
+    *,
+    model: Tokenizing | None = None,
+    name: str = "value",
+    title: str = "Text",
+    says: str = "",
 ) -> View:
     """Colours each token by a number: ``views.text(tokens, {"loss": loss, "neuron 3.17": cache["post", 3][0, :, 17]})``.
 

@@ -10,12 +10,10 @@ import numpy as np
 from graphlens.errors import RuntimeUnavailable
 
 NOT_COMPUTED = "·"
-BLOCKS = "▁▂▃▄▅▆█"  # an odd number: the middle one is the baseline
 # What is printed in their place, as wide, where a terminal cannot show them.
 PLAIN = str.maketrans(
     {
         **{"…": "~", "→": ">", "␣": "_", NOT_COMPUTED: "."},
-        **dict(zip(BLOCKS, "1234567", strict=True)),
         **dict.fromkeys("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "*"),  # rich's spinner
     }
 )

@@ -11,14 +11,18 @@ from graphlens.errors import InputError, checked_number
 from graphlens.views.encoded import Json
 from graphlens.views.labelled import Array
 
-LONGEST = 200  # characters of a token that go into a page, which shows 120
+LONGEST = 90  # characters of a token that go into a page, which shows 120 with those that say how many there were
 
 
 @runtime_checkable
 class Tokenizing(Protocol):
     """A model that turns text and ids into the text of each token."""
 
-    def to_str_tokens(self, input: object, /) -> object:
+    @property
+    def tokenizer(self) -> object:
+        """Its tokenizer; None where it has none."""
+
+    def to_str_tokens(self, input: Array, /) -> object:
         """The text of each token."""
 
     def to_tokens(self, input: str, /) -> object:
@@ -28,7 +32,17 @@ class Tokenizing(Protocol):
         """The id of a text that is one token."""
 
 
-def words(tokens: object, length: int, model: object = None, real: Array | None = None) -> list[str]:
+def model_of(cache: object) -> Tokenizing | None:
+    """The model whose run a cache is of; None where the cache knows of none.
+
+    Args:
+        cache: An ActivationCache, or a dictionary.
+    """
+    found = getattr(cache, "model", None)
+    return found if isinstance(found, Tokenizing) else None
+
+
+def words(tokens: object, length: int, model: Tokenizing | None = None, real: Array | None = None) -> list[str]:
     """The text of each position.
 
     Args:
@@ -52,7 +66,7 @@ def words(tokens: object, length: int, model: object = None, real: Array | None 
     return found
 
 
-def _texts(tokens: object, model: object) -> list[str]:
+def _texts(tokens: object, model: Tokenizing | None) -> list[str]:
     """The text of each token, however many there are."""
     ids = ids_of(tokens, model)
     if ids is not None:
@@ -61,7 +75,7 @@ def _texts(tokens: object, model: object) -> list[str]:
     return [str(token) for token in tokens]
 
 
-def ids_of(tokens: object, model: object) -> list[int] | None:
+def ids_of(tokens: object, model: Tokenizing | None) -> list[int] | None:
     """The id of each token; None where tokens are given as texts.
 
     Args:
@@ -74,7 +88,7 @@ def ids_of(tokens: object, model: object) -> list[int] | None:
     if isinstance(tokens, list | tuple) and tokens and all(isinstance(token, str) for token in tokens):
         return None
     if isinstance(tokens, str):
-        tokenizing = _tokenizing(model)
+        tokenizing = model if model is not None and model.tokenizer is not None else None
         if tokenizing is None:
             raise InputError("there is no tokenizer to split the prompt: give the text of each token, or their ids.")
         tokens = tokenizing.to_tokens(tokens)
@@ -86,7 +100,7 @@ def ids_of(tokens: object, model: object) -> list[int] | None:
     return [int(token) for token in ids]
 
 
-def id_of(token: int | str, model: object) -> int:
+def id_of(token: int | str, model: Tokenizing | None) -> int:
     """The id of one token that a user named.
 
     Args:
@@ -98,27 +112,22 @@ def id_of(token: int | str, model: object) -> int:
     """
     if not isinstance(token, str):
         return checked_number(token, "answer", least=0)
-    tokenizing = _tokenizing(model)
+    tokenizing = model if model is not None and model.tokenizer is not None else None
     if tokenizing is None:
         raise InputError(f"there is no tokenizer that knows {token!r}: give the token's id.")
     return tokenizing.to_single_token(token)
 
 
-def text_of_ids(ids: Sequence[int], model: object) -> list[str]:
+def text_of_ids(ids: Sequence[int], model: Tokenizing | None) -> list[str]:
     """The text of each id; the ids themselves where there is no tokenizer.
 
     Args:
         ids: Token ids.
         model: The model that knows.
     """
-    tokenizing = _tokenizing(model)
+    tokenizing = model if model is not None and model.tokenizer is not None else None
     found = None if tokenizing is None else tokenizing.to_str_tokens(np.asarray(ids, np.int64))
     return [str(text) for text in found] if isinstance(found, list) else [str(token) for token in ids]
-
-
-def _tokenizing(model: object) -> Tokenizing | None:
-    """The model, if it has a tokenizer."""
-    return model if isinstance(model, Tokenizing) and getattr(model, "tokenizer", None) is not None else None
 
 
 def sent(texts: Sequence[str]) -> list[Json]:

@@ -188,7 +188,10 @@ def test_without_a_tokenizer_commands_take_token_ids(tokenless: Path, tiny: Hook
         (("run", "When John"), 'give token ids in place of the prompt, with spaces or commas between them: "0 5 6 7"'),
         (("run", "5 99999"), "99999"),
         (("generate", "5; 6"), "give token ids in place of the prompt"),
-        (("patch", "--clean", "5 6", "--corrupted", "a b", "--answer", "1", "-o", "x"), "in place of --corrupted"),
+        (
+            ("patch", "--clean", "5 6", "--corrupted", "a b", "--answer", "1", "--wrong", "2", "-o", "x"),
+            "in place of --corrupted",
+        ),
         (
             ("patch", "--clean", "5 6", "--corrupted", "5 7", "--answer", " Mary", "--wrong", "3", "-o", "x"),
             "--answer takes a token id",

@@ -48,8 +48,8 @@ function slider(name, least, most, value, said, changed) {
 function short(value) {
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "-∞";
-  if (value === 0) return "0";
   const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e5) return String(value);
   if (size >= 1e5 || size < 1e-4) return value.toExponential(1);
   return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : size >= 0.1 ? value.toFixed(2) : value.toPrecision(2);
 }
@@ -218,7 +218,7 @@ function picture(host, { rows, columns, value, scale, tell, rowAxis = "", column
     "aria-label": `${rows.length} ${rowAxis || "rows"} by ${columns.length} ${columnAxis || "columns"}; the arrow keys read entries` });
   const size = Math.max(1, Math.min(28, Math.floor(side / Math.max(rows.length, columns.length))));
   canvas.style.width = `${columns.length * size}px`;
-  canvas.style.height = `${rows.length * size}px`;
+  canvas.style.aspectRatio = `${columns.length} / ${rows.length}`;
   drawPixels(canvas, rows.length, columns.length, value, scale);
   const readout = el("output", { class: "readout mono" }, "hover the map, or focus it and use the arrow keys");
   let [i, j] = [0, 0];
