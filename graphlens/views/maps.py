@@ -111,7 +111,6 @@ def heat(
         "name": name,
         "diverges": diverges,
         "middleName": "unpatched" if known else "0",
-        "ownRange": "metric" in axes,
     }
     entries = len(result.labels[rows]) if rows else 1
     return View("heat", title, data, says, min(720, 230 + 24 * entries))
