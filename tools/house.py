@@ -17,7 +17,7 @@ BEGIN, END = "<!-- written by tools/house.py: begin -->", "<!-- written by tools
 
 # Folder -> the other folders that it may import. All may import the errors.
 HOUSE: dict[str, tuple[str, ...]] = {
-    "views": (),
+    "views": ("file",),  # pages are written as every other file is: whole or not at all
     "file": (),
     "runtime": (),
     "edits": ("file",),

@@ -21,6 +21,8 @@ from graphlens.file.names import split_name
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from graphlens.views.pages import Report
+
 FORMAT, FORMAT_VERSION = "graphlens.drift", 1
 FIGURES = ("fresh", "relative", "cosine", "snr", "recovered")
 OUTSIDE = "outside"  # the layer of hook points that lie in no block, in tables by layer
@@ -230,6 +232,17 @@ class DriftResult:
             RuntimeUnavailable: Where the package for the ending is not installed.
         """
         self.by_layer(figure).plot(path)
+
+    def view(self) -> Report:
+        """What a notebook shows: the figures by role and layer as maps, and a table of all sites."""
+        from graphlens.views.drift_view import drift
+
+        return drift(self)
+
+    def _repr_html_(self) -> str:
+        from graphlens.views.pages import in_notebook
+
+        return in_notebook(self)
 
     def __rich__(self) -> Table:
         return self.table()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import xarray
     from rich.table import Table
 
+    from graphlens.views.pages import View
+
 # A metric without a patch: not known, a number, or an array over the axes "metric" and "batch".
 Baseline: TypeAlias = float | Array | None
 BASELINES = ("clean", "corrupted")
@@ -258,6 +260,28 @@ class SweepResult:
         from graphlens.views.tables import result_table
 
         return result_table(self, MAX_ROWS, MAX_COLUMNS)
+
+    def view(self, rows: str | None = None, columns: str | None = None) -> View:
+        """What a notebook shows: a map with a slider for each axis beyond two, bars for one axis, a graph for edges.
+
+        Args:
+            rows: The axis that goes down; None for the last but one.
+            columns: The axis that goes across; None for the last.
+
+        Returns:
+            A view: ``.save("page.html")`` writes it, ``views.report([...])`` puts it beside others.
+
+        Raises:
+            InputError: For an axis that is not there, and for more values than a page holds.
+        """
+        from graphlens.views.maps import of_result
+
+        return of_result(self, self.metadata, rows, columns)
+
+    def _repr_html_(self) -> str:
+        from graphlens.views.pages import in_notebook
+
+        return in_notebook(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes ``path`` with the ending .json, and .safetensors beside it for the arrays.

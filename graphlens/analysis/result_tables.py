@@ -13,7 +13,7 @@ import numpy as np
 from graphlens.errors import InputError
 from graphlens.file.folder import replacing
 from graphlens.views.labelled import Labelled
-from graphlens.views.text import view_package
+from graphlens.views.wording import view_package
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]

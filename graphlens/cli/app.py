@@ -16,12 +16,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphlens.cli import adopt, deploy, drift, export, foreign, patch, run
+from graphlens.cli import adopt, deploy, drift, export, foreign, page, patch, report, run
 from graphlens.cli.options import say
 from graphlens.cli.words import in_words_of_commands
 from graphlens.errors import GraphlensError
 from graphlens.file.version import __version__
-from graphlens.views.text import PLAIN
+from graphlens.views.wording import PLAIN
 
 DEFECT = 70  # the exit code of a program with an error of its own: EX_SOFTWARE of sysexits.h
 # Of a disk or of what stdout leads to, wherever something is written.
@@ -67,10 +67,12 @@ for command in (
     patch.patch,
     patch.attribute,
     drift.drift,
+    report.report,
     run.generate,
     export.process,
     deploy.bake,
     deploy.drivable,
+    page.page,
     deploy.strip,
     deploy.check,
     deploy.seal,

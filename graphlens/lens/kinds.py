@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkabl
 import torch
 
 from graphlens.errors import InputError
-from graphlens.views.text import view_package
+from graphlens.views.wording import view_package
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

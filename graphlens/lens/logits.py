@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from graphlens.errors import InputError, checked_number
-from graphlens.views.text import view_package
+from graphlens.views.wording import view_package
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

@@ -18,6 +18,8 @@ from graphlens.model.dtypes import dtype_name
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from graphlens.views.pages import View
+
 # The activation functions that TransformerLens has.
 ACTIVATIONS = (
     "solu", "solu_ln", "gelu_new", "gelu_fast", "silu", "relu", "gelu", "gelu_pytorch_tanh", "xielu", "relu2",
@@ -25,7 +27,7 @@ ACTIVATIONS = (
 # The fields of files alone; TransformerLens has none of them.
 _OF_FILES = (
     "default_padding_side", "processing", "output_logits_scale", "post_norm_only", "rotary_short", "n_token_types",
-    "n_ctx_trained", "residual_norms",
+    "n_ctx_trained", "residual_norms", "pre_norm_encoder",
 )  # fmt: skip
 
 
@@ -164,6 +166,7 @@ class HookedTransformerConfig(FollowsModel):
     rotary_short: int | None = field(default=None, kw_only=True)
     n_token_types: int | None = field(default=None, kw_only=True)
     n_ctx_trained: int | None = field(default=None, kw_only=True)
+    pre_norm_encoder: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, and refuses what contradicts it, as TransformerLens does."""
@@ -263,6 +266,17 @@ class HookedTransformerConfig(FollowsModel):
 
         return "HookedTransformerConfig:\n" + pprint.pformat(self.to_dict())
 
+    def view(self) -> View:
+        """What a notebook shows: a table of the fields."""
+        from graphlens.views.listing import settings
+
+        return settings(self.to_dict(), title=type(self).__name__)
+
+    def _repr_html_(self) -> str:
+        from graphlens.views.pages import in_notebook
+
+        return in_notebook(self)
+
     def set_seed_everywhere(self, seed: int) -> None:
         """Seeds ``random`` and NumPy, and torch where it is imported, as it is by ``graphlens.torch``.
 
@@ -330,3 +344,14 @@ class HookPointInfo(dict[str, tuple[str, str]]):
         from graphlens.views.tables import hook_table
 
         return hook_table(self, f"{len(self)} {self.title}")
+
+    def view(self) -> View:
+        """What a notebook shows: a table to sort and filter."""
+        from graphlens.views.listing import hook_points
+
+        return hook_points(self, title=f"{len(self)} {self.title}")
+
+    def _repr_html_(self) -> str:
+        from graphlens.views.pages import in_notebook
+
+        return in_notebook(self)

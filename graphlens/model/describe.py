@@ -11,6 +11,7 @@ from graphlens.model.config import HookedTransformerConfig, HookPointInfo
 
 if TYPE_CHECKING:
     from graphlens.model.runner import Runner
+    from graphlens.views.pages import Report
 
 
 def config(runner: Runner[ArrayT]) -> HookedTransformerConfig:
@@ -53,3 +54,10 @@ def summary(name: str, runner: Runner[ArrayT]) -> str:
         f"{name}({cfg.model_name!r}: {cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}, "
         f"{len(runner.names())} hook points)"
     )
+
+
+def view(name: str, runner: Runner[ArrayT]) -> Report:
+    """A model for a notebook: what it is, its hook points and its configuration; ``name`` is its class's."""
+    from graphlens.views.pages import report
+
+    return report([hook_points(runner), config(runner)], title=summary(name, runner))

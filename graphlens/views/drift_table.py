@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from graphlens.views.text import NOT_COMPUTED
+from graphlens.views.wording import NOT_COMPUTED
 
 
 class Row(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphlens.views.labelled import Array, Labelled
-from graphlens.views.text import number, shown
+from graphlens.views.wording import number, shown
 
 
 @dataclass(frozen=True)

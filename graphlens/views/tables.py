@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphlens.views.labelled import Labelled
-from graphlens.views.text import NOT_COMPUTED, number, shown
+from graphlens.views.wording import NOT_COMPUTED, number, shown
 
 
 def hook_table(entries: Mapping[str, tuple[str, str]], title: str) -> Table:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from graphlens.views.labelled import Array, Labelled
 from graphlens.views.panels import Panel, panels
-from graphlens.views.text import NOT_COMPUTED, PLAIN, number
+from graphlens.views.wording import NOT_COMPUTED, PLAIN, number
 
 BELOW, AT, ABOVE = (67, 147, 195), (247, 247, 247), (214, 96, 77)  # of cells; the text on all of them is black
 ROW_LABEL, COLUMN_LABEL, LEGIBLE, GAP = 18, 10, 6, 1  # widths, in cells of the terminal

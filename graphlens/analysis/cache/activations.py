@@ -7,7 +7,7 @@ import difflib
 from collections import Counter
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from types import MappingProxyType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from graphlens.analysis.cache.reader import CacheModel
 from graphlens.analysis.slices import Slice, SliceInput
 from graphlens.errors import InputError, UnknownHookPoint, checked_number
 from graphlens.file.names import BLOCK, FLAGGED, JOINT_AXES, canonical, get_act_name, split_name
+
+if TYPE_CHECKING:
+    from graphlens.views.pages import View
 
 Key = str | tuple[str] | tuple[str, int | None] | tuple[str, int | None, str | None]
 
@@ -108,6 +111,17 @@ class Activations(Mapping[str, ArrayT]):
     def items(self) -> ItemsView[str, ArrayT]:
         """(hook name, activation) pairs, in firing order."""
         return self.cache_dict.items()
+
+    def view(self) -> View:
+        """What a notebook shows: each activation's shape, dtype and statistics. Patterns: ``views.attention(cache, tokens)``."""
+        from graphlens.views.listing import activations
+
+        return activations(self, title=type(self).__name__)
+
+    def _repr_html_(self) -> str:
+        from graphlens.views.pages import in_notebook
+
+        return in_notebook(self)
 
     @property
     def has_embed(self) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 from graphlens.analysis.arrays import ArrayT
 from graphlens.engine.engine import Engine
@@ -21,6 +21,9 @@ from graphlens.model.runner import Runner
 from graphlens.model.state_dict import Made
 from graphlens.runtime.providers import Providers
 from graphlens.views.progress import spinner
+
+if TYPE_CHECKING:
+    from graphlens.views.pages import Report
 
 # TransformerLens's other arguments, with the value at which they ask for nothing.
 _ASKS_NOTHING = {
@@ -121,6 +124,13 @@ class OpenMethods(Generic[ArrayT]):
     def _border(self) -> Border[ArrayT]:
         """How arrays cross to the user and back."""
         raise NotImplementedError
+
+    def view(self) -> Report:
+        """What a notebook shows: the hook points and the configuration, as tables to sort and filter."""
+        return describe.view(type(self).__name__, self.runner)
+
+    def _repr_html_(self) -> str:
+        return self.view().frame()
 
     @property
     def dtype(self) -> str:

@@ -1,0 +1,218 @@
+"""``graphlens report``: what a model does with a prompt, as one page to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphlens.cli.options import Bos, Model, Provider, Read, Strict, open_model, read_text, say
+from graphlens.cli.token_text import answer_of, texts_of
+from graphlens.errors import GraphlensError, InputError
+from graphlens.file.folder import user_path
+
+if TYPE_CHECKING:
+    from graphlens.analysis.cache.activation_cache import ActivationCache
+    from graphlens.analysis.metrics import LogitDiff
+    from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.views.pages import Report, View
+
+_MOST = 64  # positions of attention and lens: a page of more is slow to read and to open
+_WEIGHTS = 2_000_000  # of attention
+
+
+def report(
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to run; token ids for a model without tokenizer: '0 5 6 7'.")
+    ] = None,
+    out: Annotated[str, typer.Option("-o", "--out", help="The .html file to write.")] = "report.html",
+    clean: Annotated[
+        str | None,
+        typer.Option("--clean", help="The prompt whose activations are put into --corrupted, in place of PROMPT."),
+    ] = None,
+    corrupted: Annotated[
+        str | None, typer.Option("--corrupted", help="A prompt of as many tokens that calls for another answer.")
+    ] = None,
+    answer: Annotated[str | None, typer.Option("--answer", help='The answer, one token: " Mary".')] = None,
+    wrong: Annotated[
+        str | None, typer.Option("--wrong", help='The answer that --corrupted calls for: " John".')
+    ] = None,
+    bos: Bos = None,
+    strict: Strict = False,
+    provider: Provider = None,
+) -> None:
+    """Write one HTML page about a prompt: attention, logit lens, loss; with a second prompt also what patching restores.
+
+    The page needs no network and no other file. With --answer and --wrong it says what each component writes to their
+    difference; with --clean and --corrupted besides, it shows what each patch restores, and the edges of the circuit.
+
+    Example: [bold]graphlens report gpt2-hooked "The capital of France is" -o report.html[/]
+    """
+    if (prompt is None) == (clean is None):
+        raise InputError("give one prompt: as PROMPT, or as --clean with --corrupted.")
+    if (clean is None) != (corrupted is None):
+        raise InputError("--clean and --corrupted go together: one prompt's activations are put into the other's run.")
+    if wrong is not None and answer is None:
+        raise InputError("--wrong needs --answer: the difference of their logits is what is measured.")
+    if corrupted is not None and (answer is None or wrong is None):
+        raise InputError(
+            "--clean and --corrupted need --answer and --wrong: the difference of their logits is what is measured."
+        )
+    target = user_path(out)
+    if target.suffix.lower() not in ("", ".html", ".htm"):
+        raise InputError(f"--out {out}: a page ends in .html.")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {target.absolute().parent}.")
+    opened = open_model(model, provider)
+    name, text = ("the prompt", prompt) if prompt is not None else ("--clean", clean or "")
+    read = read_text(opened, name, text or "", bos, strict)
+    other = None if corrupted is None else read_text(opened, "--corrupted", corrupted, bos, strict)
+    if other is not None and other.length != read.length:
+        raise InputError(
+            f"the clean prompt has {read.length} tokens and the corrupted one {other.length}: patching needs them position by "
+            "position. Reword one of them."
+        )
+    page = made(opened, read, other, answer, wrong, _titled(text or ""))
+    written = page.save(target)
+    typer.echo(f"{len(page.views)} views of {read.used} -> {written} ({written.stat().st_size / 1e6:.2f} MB)")
+
+
+def made(
+    model: HookedTransformer,
+    read: Read,
+    corrupted: Read | None = None,
+    answer: str | None = None,
+    wrong: str | None = None,
+    title: str = "graphlens report",
+) -> Report:
+    """The page of a prompt, or of a pair.
+
+    Args:
+        model: The model.
+        read: The prompt, or the clean one of a pair.
+        corrupted: The corrupted one.
+        answer: The answer, as the command line gave it.
+        wrong: The answer that the corrupted prompt calls for.
+        title: The page's title.
+
+    Raises:
+        InputError: For answers that are no tokens.
+    """
+    from graphlens.analysis.metrics import LogitDiff
+    from graphlens.views import pages
+
+    _, cache = model.run_with_cache(read.tokens, return_type=None)
+    right = None if answer is None else answer_of(model, "--answer", answer)
+    other = None if wrong is None else answer_of(model, "--wrong", wrong)
+    metric = None if right is None or other is None else LogitDiff(right, other)
+    asked = [*_reading(model, read, cache, right)]
+    if metric is not None:
+        asked += _attributing(model, read, corrupted, cache, metric)
+    found: list[View | str] = []
+    for what, job in asked:
+        try:
+            found.append(job())
+        except GraphlensError as error:  # what one view needs may be missing in a model that others can be made of
+            found.append(f"{what}: not shown. {error}")
+            say(f"Note: {what} is not in the page: {error}")
+    cfg = model.cfg
+    lead = [
+        f"{cfg.model_name}: {cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}; {read.used}, "
+        f"computed by ONNX Runtime ({', '.join(model.providers)}).",
+    ]
+    return pages.report(found, title, lead)
+
+
+_Jobs = list[tuple[str, "Callable[[], View]"]]
+
+
+def _reading(model: HookedTransformer, read: Read, cache: ActivationCache, answer: str | int | None) -> _Jobs:
+    """The views of one run."""
+    import numpy as np
+
+    from graphlens import views
+
+    tokens, length = read.tokens[0], int(read.tokens.shape[1])
+    cfg = model.cfg
+    fits = int((_WEIGHTS / max(1, cfg.n_layers * cfg.n_heads)) ** 0.5)
+    most = min(length, max(8, min(_MOST, fits)))
+    last = None if most == length else slice(-most, None)
+    said = "" if last is None else f" (the last {most} of {length} positions)"
+
+    def loss() -> View:
+        values = model.forward(read.tokens, return_type="loss", loss_per_token=True)
+        return views.text(
+            tokens,
+            {"loss (nats)": np.asarray(values)[0]},
+            model=model,
+            title="Text by loss",
+            says="How surprising each token is to the model: -ln of the probability that it gave that token; the first has none.",
+        )
+
+    jobs: _Jobs = [
+        ("Attention", lambda: views.attention(cache, tokens, positions=last, title=f"Attention{said}")),
+        ("Logit lens", lambda: views.lens(cache, tokens, answer=answer, positions=last, title=f"Logit lens{said}")),
+    ]
+    return [*jobs, ("Text by loss", loss)] if length > 1 else jobs
+
+
+def _attributing(
+    model: HookedTransformer, read: Read, corrupted: Read | None, cache: ActivationCache, metric: LogitDiff
+) -> _Jobs:
+    """The views of a difference of two answers, and of a pair of prompts."""
+    from graphlens import views
+    from graphlens.experiments.act_patch import act_patch_sites
+    from graphlens.experiments.attribution import attribution_patch, direct_logit_attribution
+    from graphlens.experiments.circuits import edge_attribution
+    from graphlens.experiments.sweep import sweep
+
+    def direct() -> View:
+        says = (
+            "What each component writes to the difference of the two answers' logits directly: its output, centred and divided "
+            "by the final norm's scale, times the difference of their columns of W_U (Elhage et al. 2021).",
+        )
+        found = direct_logit_attribution(model, read.tokens, metric)
+        return views.bars(found, name=f"logits of {metric.name}", says=says)
+
+    jobs: _Jobs = [("Direct logit attribution", direct)]
+    if corrupted is None:
+        return jobs
+    words = texts_of(model, corrupted.tokens[0])
+    labels = {"pos": [f"{text}_{i}" for i, text in enumerate(words)]}
+    measure = metric.bound(model.to_single_token)
+    clean, base = (float(measure(model(each.tokens))) for each in (read, corrupted))
+    normalised = measure.normalised(clean, base) if clean != base else measure
+    says = (
+        f"One activation of the clean prompt at a time is put into the corrupted prompt's run. 0 is the corrupted prompt "
+        f"({metric.name} {base:.5g}), 1 the clean one ({clean:.5g}).",
+    )
+
+    def swept(name: str, title: str, estimate: bool = False) -> View:
+        sites = act_patch_sites(model, corrupted.tokens, name, labels)
+        by = attribution_patch if estimate else sweep
+        found = by(model, corrupted.tokens, sites, cache, normalised)
+        more = ("Estimated from one gradient (attribution patching), not run.",) if estimate else ()
+        return views.heat(found, name="share restored", title=title, says=(*says, *more))
+
+    def edges() -> View:
+        found = edge_attribution(model, corrupted.tokens, cache, measure)
+        more = "What patching each edge alone would add to the metric, estimated from one gradient (Syed et al. 2023)."
+        return views.circuit(found, name=f"logits of {metric.name}", title="Circuit", says=(more,))
+
+    return [
+        *jobs,
+        ("Patching the residual stream", lambda: swept("resid_pre", "Patching: residual stream before each block")),
+        ("Patching heads", lambda: swept("attn_head_out_all_pos", "Patching: each head's output, all positions")),
+        (
+            "Attribution of heads",
+            lambda: swept("attn_head_out_by_pos", "Attribution: heads by position", estimate=True),
+        ),
+        ("Circuit", edges),
+    ]
+
+
+def _titled(text: str) -> str:
+    """A prompt as a title: its beginning and its end."""
+    return text if len(text) <= 160 else f"{text[:100]} … {text[-50:]}"
