@@ -427,11 +427,31 @@ def test_the_model_class_is_there_without_onnx_runtime_or_onnx(tmp_path: Path) -
 
 
 def test_every_public_name_is_there() -> None:
-    assert dir(graphlens) == sorted(graphlens.__all__)
+    doors = set(dir(graphlens)) - set(graphlens.__all__)
+    assert doors > {"patching", "metrics", "attribution", "interventions", "surgery"}
+    assert all((ROOT / f"{door}.py").is_file() or (ROOT / door / "__init__.py").is_file() for door in doors)
     for name in graphlens.__all__:
         assert getattr(graphlens, name).__module__.startswith("graphlens.")
     with pytest.raises(AttributeError, match="'graphlens' has no attribute 'HookedTransformr'"):
         graphlens.HookedTransformr  # noqa: B018
+
+
+def test_the_doors_are_attributes_that_load_when_they_are_asked_for(tmp_path: Path) -> None:
+    code = """
+import sys, graphlens
+loaded = {name for name in sys.modules if name.startswith("graphlens.")}
+assert not loaded, loaded
+graphlens.patching.get_act_patch_resid_pre, graphlens.metrics.LogitDiff, graphlens.attribution, graphlens.views
+assert graphlens.LogitDiff is graphlens.metrics.LogitDiff and graphlens.sweep is graphlens.patching.sweep
+from graphlens.model.hooks import HookPoint
+assert graphlens.HookPoint is HookPoint
+try:
+    graphlens.torch
+except ImportError:
+    assert "torch" not in sys.modules
+print("ok")
+"""
+    assert in_a_process(code, tmp_path) == "ok"
 
 
 def test_a_model_is_opened_read_edited_and_checked_without_torch(tiny_folder: Path, tmp_path: Path) -> None:
