@@ -26,7 +26,7 @@ HOW_TO = (
     *("families", "configs", "encoders", "vision"),
 )
 COMING_FROM = ("transformerlens", "transformerlens4")
-REFERENCE = ("hooked-file", "edits-schema", "models", "operators", "parity", "adopted-files")
+REFERENCE = ("hooked-file", "edits", "models", "operators", "parity", "adopted-files")
 TRUST = ("security", "hostile", "faults")
 
 
