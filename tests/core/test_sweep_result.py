@@ -458,14 +458,15 @@ def test_plots_that_cannot_be(tmp_path: Path, path: str | None, backend: str | N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("ending", "package"), [("png", "matplotlib"), ("svg", "matplotlib"), ("html", "plotly")])
+@pytest.mark.parametrize(("ending", "package"), [("png", "matplotlib"), ("svg", "matplotlib"), (None, "plotly")])
 def test_a_missing_package_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, package: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str | None, package: str
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    for path, backend in ((tmp_path / f"a.{ending}", None), (None, package)):
+    by_file = (tmp_path / f"a.{ending}", None) if ending else (tmp_path / "a.html", package)
+    for path, backend in (by_file, (None, package)):
         with pytest.raises(RuntimeUnavailable, match=rf"needs {package}: pip install 'graphlens-onnx\[view\]'"):
             flat().plot(path, backend=backend)
     assert list(tmp_path.iterdir()) == []
@@ -499,24 +500,26 @@ def test_figures_of_plotly(tmp_path: Path) -> None:
     path = tmp_path / "map.html"
     if importlib.util.find_spec("plotly") is None:
         with pytest.raises(RuntimeUnavailable, match="plotly"):
-            flat().plot(path)
+            flat().plot(path, backend="plotly")
         return
-    figure = flat().plot(path)
+    figure = flat().plot(path, backend="plotly")
     assert "plotly" in path.read_text(encoding="utf-8")
     heat = figure.data[0]
     np.testing.assert_allclose(np.array(heat.z, float), VALUES + 0.25)
     assert heat.z[1][6] is None
-    assert (heat.zmin, heat.zmax) == (-9.25, 9.25)
+    finite = np.clip(VALUES, -9.5, 9)[np.isfinite(VALUES)] + 0.25
+    assert (heat.zmin, heat.zmax) == (finite.min(), finite.max())
     assert figure.layout.xaxis.ticktext[5] == "&lt;b&gt;&amp;"
     assert len(deep().sel(batch=0).plot(backend="plotly").data) == 2
 
 
-@pytest.mark.parametrize("backend", ["matplotlib", "plotly"])
+@pytest.mark.parametrize("backend", ["matplotlib", "plotly", "terminal"])
 def test_too_many_panels_for_a_figure(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("matplotlib.figure", "plotly.graph_objects", "plotly.subplots"):
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(Figure=None))
     size = heat_map.MAX_PANELS + 1
     labels = {"layer": [str(i) for i in range(size)], "head": ["0"], "position": ["a", "b"]}
     result = SweepResult(np.zeros((size, 1, 2)), ("layer", "head", "position"), labels)
-    with pytest.raises(InputError, match="65 panels are too many"):
+    said = r"axes layer \(17\), head \(1\), position \(2\), .* 17 panels .* sel\(layer=0\), or .* ends in .html"
+    with pytest.raises(InputError, match=said):
         result.plot(backend=backend)
