@@ -15,6 +15,7 @@ from graphlens.edits.kinds import (
     hooks_of,
     unregister,
 )
+from graphlens.edits.schema import schema
 
 __all__ = [
     "FORMAT",
@@ -31,6 +32,7 @@ __all__ = [
     "hooks_of",
     "load",
     "save",
+    "schema",
     "to_json",
     "unregister",
 ]

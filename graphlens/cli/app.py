@@ -74,6 +74,7 @@ for command in (
     deploy.seal,
 ):
     app.command()(command)
+app.command("edits-schema")(deploy.edits_schema)
 app.command("cache-clear")(export.cache_clear)
 
 

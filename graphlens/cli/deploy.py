@@ -16,6 +16,7 @@ from graphlens.cli.options import (
     WithPast,
     ensure_new_folder,
     place_of,
+    print_json,
 )
 from graphlens.errors import InputError
 
@@ -56,6 +57,16 @@ def bake(
         announce=typer.echo,
     )
     typer.echo(f"Wrote {folder}")
+
+
+def edits_schema() -> None:
+    """Print the JSON Schema of the edits that bake takes, for editors and other programs.
+
+    Example: [bold]graphlens edits-schema > edits.schema.json[/]
+    """
+    from graphlens.edits.schema import schema
+
+    print_json(schema())
 
 
 def drivable(

@@ -14,6 +14,7 @@ import numpy as np
 
 from graphlens.edits.kinds import KINDS, Intervention, checked
 from graphlens.edits.record import Array
+from graphlens.edits.schema import Schema, built_in, definition, fault, schema
 from graphlens.errors import InputError
 from graphlens.file.folder import user_path
 from graphlens.file.manifest import Json
@@ -76,59 +77,88 @@ def from_json(text: str, tensors: Mapping[str, Array] | None = None, where: str 
         data: Json = json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{where}: not a file of interventions: it is no JSON ({error}).") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else data
-        raise InputError(f"{where}: not a file of interventions: its format is {found!r:.80}, not {FORMAT!r}.")
-    version, records = data.get("version"), data.get("interventions")
-    number = version if isinstance(version, int) and not isinstance(version, bool) else 0
-    if number > FORMAT_VERSION:
-        raise InputError(
-            f"{where}: version {number}, and this graphlens reads up to {FORMAT_VERSION}. Update graphlens."
-        )
-    if number < 1 or not isinstance(records, list):
-        wrong = "version" if number < 1 else "interventions"
-        raise InputError(
-            f"{where}: not a file of interventions: its {wrong} is {data.get(wrong)!r:.80}, not "
-            f"{'a whole number' if number < 1 else 'a list'}."
-        )
+    try:
+        _ensure_fits(data, where)
+    except RecursionError as error:
+        raise InputError(f"{where}: not a file of interventions: its lists are nested too deeply.") from error
+    assert isinstance(data, dict)
+    records = data["interventions"]
+    assert isinstance(records, list)
     return [_from_record(record, tensors or {}, f"{where}, intervention {i}") for i, record in enumerate(records)]
 
 
-def _from_record(record: Json, tensors: Mapping[str, Array], where: str) -> Intervention:
-    """One intervention of a file."""
+def _ensure_fits(data: Json, where: str) -> None:
+    """Raises InputError for what does not fit the schema, in the schema's words. See schema.py."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:  # before anything else: it is another program's
+        found = data.get("format") if isinstance(data, dict) else data
+        raise InputError(f"{where}: {_said(str(schema()['errorMessage']), found)}")
+    records, file = data.get("interventions"), {"version": None, "interventions": None, **data}
+    wrong = fault({**file, "interventions": [] if isinstance(records, list) else records})
+    if wrong is not None:
+        raise InputError(f"{where}: {_said(wrong.message, wrong.found)}")
+    assert isinstance(records, list)
+    for i, record in enumerate(records):
+        _ensure_record_fits(record, f"{where}, intervention {i}")
+
+
+def _ensure_record_fits(record: Json, where: str) -> None:
+    """Raises InputError for an intervention that does not fit the schema, or for one of one's own that is not its class's."""
     named = record.get("kind") if isinstance(record, dict) else record
     kind = KINDS.get(named) if isinstance(named, str) else None
-    if kind is None or not isinstance(record, dict):
-        raise InputError(f"{where}: kind {named!r}; there is {', '.join(KINDS)}.")
-    unknown = record.keys() - {"kind", *(field.name for field in fields(kind))}
-    if unknown:
-        raise InputError(f"{where}: {kind.__name__} has no {sorted(unknown)[0]!r}.")
-    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in record]
-    if missing:
-        raise InputError(f"{where}: {kind.__name__} needs {missing[0]!r}.")
+    if kind is None:
+        raise InputError(f"{where}: {_said(str(definition('intervention')['errorMessage']), named)}")
+    wrong = fault(record, definition(kind.kind) if kind.kind in built_in() else _schema_of(kind))
+    if wrong is None:
+        return
+    if wrong.keyword in ("required", "additionalProperties") and not wrong.path:
+        verb = "needs" if wrong.keyword == "required" else "has no"
+        raise InputError(f"{where}: {kind.__name__} {verb} {wrong.name!r}.")
+    field = str(wrong.path[0]) if wrong.path else ""
+    raise InputError(f"{where}, {field}: {_said(wrong.message, wrong.found, field)}")
+
+
+def _schema_of(kind: type[Intervention]) -> Schema:
+    """The schema of a kind of one's own: the fields of its class, of which only those of every kind are told more of."""
+    shared = definition("ablate")["properties"]
+    assert isinstance(shared, dict)
+    known = {name: shared[name] for name in shared.keys() - {"kind", "value"}}
+    operand: Json = {"$ref": "#/$defs/operand"}
+    properties: dict[str, Json] = {"kind": {"const": kind.kind}}
+    for field in fields(kind):
+        properties[field.name] = operand if field.name == kind.operand else known.get(field.name, {})
+    required: list[Json] = [field.name for field in fields(kind) if field.default is MISSING]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _said(message: str, found: Json, field: str = "") -> str:
+    """A sentence of the schema about a value."""
+    return message.format(found=f"{found!r:.80}", field=field, kinds=", ".join(KINDS))
+
+
+def _from_record(record: Json, tensors: Mapping[str, Array], where: str) -> Intervention:
+    """One intervention of a file, which fits the schema."""
+    assert isinstance(record, dict)
     given: dict[str, Any] = {
         name: _from_value(value, tensors, f"{where}, {name}") for name, value in record.items() if name != "kind"
     }
     try:
-        return kind(**given)
+        return KINDS[str(record["kind"])](**given)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
 def _from_value(value: Json, tensors: Mapping[str, Array], where: str) -> Json | Array | slice:
-    """The value of one field."""
-    if not isinstance(value, dict):
-        return value
+    """The value of one field, which fits the schema."""
     match value:
-        case {"tensor": str(name), **rest} if not rest:
+        case {"tensor": str(name)}:
             if name not in tensors:
                 raise InputError(f"{where}: the tensor {name!r} is missing from the safetensors file beside it.")
             return tensors[name]
-        case {"slice": [start, stop, step], **rest} if not rest:
+        case {"slice": [start, stop, step]}:
             return slice(start, stop, step)
-        case {"number": "nan" | "inf" | "-inf" as number, **rest} if not rest:
+        case {"number": str(number)}:
             return float(number)
-    raise InputError(f"{where}: {value!r:.80} is neither a number, a tensor nor a slice.")
+    return value
 
 
 def save(interventions: Iterable[Intervention] | Intervention, path: str | os.PathLike[str]) -> Path:

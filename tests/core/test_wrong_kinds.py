@@ -272,7 +272,7 @@ def spec(**changed: Any) -> str:
         (spec(vector={"number": "seven"}), "neither a number, a tensor nor a slice"),
         (spec(vector={"tensor": "a"}), "the tensor 'a' is missing"),
         (spec(coefficient=None), r"Steer\.coefficient must be a number"),
-        (spec(strict="false"), r"Steer\.strict='false': Steer\.strict must be True or False"),
+        (spec(strict="false"), "strict must be true or false, not 'false'"),
         (spec().replace(', "vector": 1.0', ""), "Steer needs 'vector'"),
         ('{"format": "graphlens.interventions", "version": 1, "interventions": [null]}', "kind None"),
     ],
