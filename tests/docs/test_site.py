@@ -31,6 +31,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> staging.Stage:
         ("docs/adr/1.md", "![drawn](../pictures/p.png)", "![drawn](../pictures/p.png)"),
         ("docs/a.md", "```\n[kept](gone.md)\n```\n[a [b]](adr/1.md)", "```\n[kept](gone.md)\n```\n[a [b]](adr/1.md)"),
         ("docs/a.md", "[here](#there)", "[here](#there)"),
+        ("docs/t/x.py", "[notebook](x.ipynb)", "[notebook](x.ipynb)"),
     ],
 )  # fmt: skip
 def test_links_of_a_file_become_links_of_its_page(home: str, text: str, expected: str) -> None:

@@ -1,7 +1,7 @@
 """Builds the documentation's site: ``python -m tools.site``. A warning, a dead link or a request elsewhere is an error.
 
-Needs the extra ``docs``. Tutorials are run; 4_node_and_browser needs Node, npm and Chromium. ``--no-run`` leaves their outputs
-out, ``python -m http.server -d build/site`` shows what was built.
+Needs the extra ``docs`` and Chromium. Tutorials are run, of which 4_node_and_browser needs Node and npm, and pages are opened in
+Chromium; ``--no-run`` does neither. ``python -m http.server -d build/site`` shows what was built.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tools.site.checks import faults
 from tools.site.notebooks import add_tutorials
 from tools.site.reference import add_reference
 from tools.site.staging import ROOT, Stage, write_settings
+from tools.site.visit import visited
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 COMPLAINT = re.compile(r"warning|error|griffe", re.IGNORECASE)
@@ -44,6 +45,9 @@ def build(out: Path, run: bool) -> list[str]:
             return [*said, f"zensical ended with {done.returncode}"]
         built = stage.folder / "site"
         found = faults(built)
+        if run:
+            tutorials = [page.removesuffix(".md") + "/" for page in stage.pages if page.startswith("tutorials/")]
+            found += visited(built, ["", "start/", "speed/", "api/model/", *tutorials], word="residual")
         if out.exists():
             shutil.rmtree(out)
         out.parent.mkdir(parents=True, exist_ok=True)

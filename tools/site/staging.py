@@ -101,8 +101,8 @@ def relinked(text: str, home: str, page: str, homes: dict[str, str]) -> str:
 
     def link(found: re.Match[str]) -> str:
         target, _, heading = found["target"].partition("#")
-        if "://" in target or target.startswith("mailto:") or not target:
-            return found[0]
+        if "://" in target or target.startswith("mailto:") or not target or target.endswith(".ipynb"):
+            return found[0]  # a notebook is made beside its page
         path = _normal(f"{home}/../{target}")
         other = homes.get(path)
         if other is None and Path(path).suffix in PICTURES and path.startswith("docs/"):
