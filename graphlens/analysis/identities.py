@@ -26,27 +26,6 @@ HALF_ROUNDINGS = 8  # of float16: so many times its eps, since each side is roun
 
 
 @dataclass(frozen=True)
-class Quantiser:
-    """How an activation is rounded before it is read (QDQ).
-
-    Attributes:
-        step: The distance of neighbouring numbers that it may have: the quantiser's scale.
-        low: The least number; smaller ones are saturated.
-        high: The largest.
-    """
-
-    step: float
-    low: float
-    high: float
-
-    def keeps(self, x: Floats) -> Bools:
-        """Which numbers lie inside the range. Those at its ends may have been any number beyond: a mask, say."""
-        edge = 1e-6 * (self.high - self.low)
-        kept: Bools = (x > self.low + edge) & (x < self.high - edge)
-        return kept
-
-
-@dataclass(frozen=True)
 class Facts:
     """What is known of a model's structure. The fields are those of the model's configuration where it has them.
 
@@ -140,7 +119,6 @@ class Checker:
         facts: See ``identities``.
         mask: bool [b, keys], True at real tokens; None where all are.
         past: Layer -> the keys and values of earlier tokens, [b, past, heads, d_head] each, rotated where keys are.
-        quantisers: Hook name -> how its activation is rounded.
         logits: [b, p, d_vocab], or None.
         found: The identities.
     """
@@ -149,7 +127,6 @@ class Checker:
     facts: Facts
     mask: Bools | None = None
     past: Mapping[int, tuple[Array, Array]] = field(default_factory=dict)
-    quantisers: Mapping[str, Quantiser] = field(default_factory=dict)
     logits: Array | None = None
     found: list[Identity] = field(default_factory=list)
 
@@ -175,10 +152,8 @@ class Checker:
         expected: Floats,
         size: Floats | float,
         where: Bools | None = None,
-        passing: str | None = None,
         clears: tuple[str, ...] | None = None,
         found: Floats | None = None,
-        roundings: float = 1,
     ) -> Identity | None:
         """Records an identity whose right side is the activation of the last hook point.
 
@@ -189,17 +164,12 @@ class Checker:
             expected: The left side, of the shape of the right side.
             size: How large what was added up is.
             where: Which entries count; None for all.
-            passing: A hook point between both sides that is left out. Where that one is quantised nothing is recorded.
             clears: See ``Identity``; None for all of them.
             found: The right side, where it is not the activation itself.
-            roundings: How many half steps of the right side's quantiser are allowed: more than one where what is computed on the
-                way is quantised too and has no hook point, or where numbers are fitted to what is rounded.
 
         Returns:
             The identity; None where nothing counts.
         """
-        if passing in self.quantisers:
-            return None
         clears = hooks if clears is None else clears
         right = self.get(hooks[-1]) if found is None else found
         assert right is not None
@@ -207,17 +177,10 @@ class Checker:
             identity = Identity(name, layer, hooks, math.inf, self.allowed(hooks), clears)
             self.found.append(identity)
             return identity
-        quantiser, allowed = self.quantisers.get(hooks[-1]), self.allowed(hooks)
-        if quantiser is not None:
-            size = quantiser.high - quantiser.low
-            allowed += roundings * quantiser.step / 2 / size
-            if found is None:
-                within = quantiser.keeps(expected) & quantiser.keeps(right)
-                where = within if where is None else within & where
         residual = largest(expected - right, size, where)
         if residual is None:
             return None
-        identity = Identity(name, layer, hooks, residual, allowed, clears)
+        identity = Identity(name, layer, hooks, residual, self.allowed(hooks), clears)
         self.found.append(identity)
         return identity
 
@@ -228,7 +191,6 @@ def identities(
     *,
     mask: Array | None = None,
     past: Mapping[int, tuple[Array, Array]] | None = None,
-    quantisers: Mapping[str, Quantiser] | None = None,
     logits: Array | None = None,
 ) -> list[Identity]:
     """What should hold between the activations of one run, and how well it does.
@@ -239,8 +201,8 @@ def identities(
     eps) is fitted, one number for the whole file. ``failing`` says which hook points fail.
 
     The residual allowed is 1e-5 relative to the sizes of what is added up, entry by entry. In float16 it is 8 times the
-    dtype's eps (0.0078). Where the right side has a quantiser, the difference is relative to its range, and half a step is
-    allowed besides; entries outside the range are left out. Padding is left out.
+    dtype's eps (0.0078). Padding is left out. No more is allowed where a graph rounds its activations to integers: its
+    identities are those of the same graph without its quantisers (``surgery.unfuse.unrounded``).
 
     Args:
         activations: Hook name -> activation, with TransformerLens's axes. Identities of hook points that are not there are
@@ -249,7 +211,6 @@ def identities(
         mask: [b, past + p], 0 at padding; None where there is none.
         past: Layer -> the keys and values of earlier tokens, where the run had them: [b, past, heads, d_head] each, the
             keys rotated. Without it, identities between a longer pattern and the values of this run are left out.
-        quantisers: Hook name -> the quantiser that its activation went through, in files with QuantizeLinear (QDQ).
         logits: The model's output [b, p, d_vocab], where ``unembed.hook_out`` is a hook point.
 
     Returns:
@@ -257,7 +218,7 @@ def identities(
     """
     real = None if mask is None else np.asarray(mask) != 0
     fitting, misshapen = by_shape(activations, past is not None)
-    checker = Checker(fitting, facts, real, past or {}, quantisers or {}, logits, misshapen)
+    checker = Checker(fitting, facts, real, past or {}, logits, misshapen)
     with np.errstate(all="ignore"):  # padding may hold anything, and what is no number fails its identity
         stream(checker)
         norms(checker)

@@ -59,7 +59,7 @@ def _pattern(c: Checker, layer: int, seen: Bools | None) -> None:
     rows = c.real(p.shape[2])[:, None, :, None]
     total = p.sum(-1, keepdims=True)
     looks = total > 0 if seen is None or seen.shape != p.shape else seen.any(-1, keepdims=True)
-    if not c.facts.sink and pattern not in c.quantisers:  # of what is rounded, the next one says the same
+    if not c.facts.sink:
         summed = np.ones_like(total)
         c.add("rows of the pattern sum to 1", layer, (pattern,), summed, 1.0, rows & looks, clears=(), found=total)
     s = c.get(scores)
@@ -111,16 +111,12 @@ def _z(c: Checker, layer: int, seen: Bools | None) -> None:
         return
     p, s = c.get(pattern), c.get(scores)
     of_scores = None if s is None or seen is None or c.facts.sink else softmax_over(s, seen)
-    for weights, hooks, passing in (
-        (p, (pattern, value, z), None),
-        (of_scores, (scores, value, z), pattern),
-    ):
+    for left, weights, first in (("pattern", p, pattern), ("softmax(scores)", of_scores, scores)):
         if weights is None or weights.ndim != 4:
             continue
         v = _whole(c, layer, value, 1, weights.shape[3], weights.shape[1])
         if v is None:
             continue
-        name = "pattern . v = z" if passing is None else "softmax(scores) . v = z"
         # What padding holds may be no number, and its pattern is 0 then.
         keys: Bools = np.logical_and.reduce(np.isfinite(v), axis=-1)
         weights, v = np.where(keys[:, :, None, :], weights, 0.0), np.where(keys[..., None], v, 0.0)
@@ -129,7 +125,8 @@ def _z(c: Checker, layer: int, seen: Bools | None) -> None:
             rows = rows & np.swapaxes(seen.any(-1), 1, 2)[..., None]
         size = _heads_last(np.matmul(np.abs(weights), np.abs(v)))
         wanted = _heads_last(np.matmul(weights, v))
-        c.add(name, layer, hooks, wanted, size + 1e-6 * typical(given, rows), rows, passing)
+        hooks = first, value, z
+        c.add(f"{left} . v = z", layer, hooks, wanted, size + 1e-6 * typical(given, rows), rows)
 
 
 def _scores(c: Checker, seen: dict[int, Bools]) -> None:
@@ -183,9 +180,7 @@ def _factor(c: Checker, products: dict[int, tuple[tuple[str, str], Floats, Float
     for layer, (_, product, _) in products.items():
         scores = c.get(_hook(layer, "attn_scores"))
         assert scores is not None
-        rounded = c.quantisers.get(_hook(layer, "attn_scores"))
-        kept = seen[layer] if rounded is None else seen[layer] & rounded.keeps(scores)
-        scores, well = _uncapped(c, scores, kept)
+        scores, well = _uncapped(c, scores, seen[layer])
         if c.facts.alibi:
             product, scores = (_without_slopes(c, x, well) for x in (product, scores))
         elif c.facts.biased:
@@ -205,16 +200,21 @@ def _places(c: Checker, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
 
 
 def _without_slopes(c: Checker, x: Floats, where: Bools) -> Floats:
-    """What is left of [b, h, query, key] when what grows with the positions of query and key is taken away, head by head."""
+    """What is left of [b, h, query, key] when what grows with the positions of query and key is taken away, head by head.
+
+    A number for each prompt is taken away besides: where keys are counted with padding (MPT), a prompt's padding adds one.
+    """
     query, key = _places(c, x.shape)
-    left = x.copy()
+    left, prompts = x.copy(), np.eye(len(x))
     for head in range(x.shape[1]):
         seen = where[:, head]
-        basis = np.stack([np.broadcast_to(each, seen.shape)[seen] for each in (query, key, np.ones_like(key))], 1)
-        if len(basis) < 4:
+        prompt, *_ = np.nonzero(seen)
+        slopes = np.stack([np.broadcast_to(each, seen.shape)[seen] for each in (query, key)], 1)
+        basis = np.concatenate([slopes, prompts[prompt]], 1)
+        if len(basis) <= basis.shape[1]:
             continue
         fitted = np.linalg.lstsq(basis, x[:, head][seen], rcond=None)[0]
-        left[:, head] -= fitted[0] * query + fitted[1] * key + fitted[2]
+        left[:, head] -= fitted[0] * query + fitted[1] * key + fitted[2:, None, None]
     return left
 
 
@@ -255,7 +255,7 @@ def _compare_scores(c: Checker, layer: int, names: tuple[str, str], wanted: Floa
         highest = np.maximum(np.abs(p), of_product).max(-1, keepdims=True)
         highest = highest * (1 + np.where(seen, size, 0.0).max(-1, keepdims=True))
         rows = c.real(p.shape[2])[:, None, :, None] & seen.any(-1, keepdims=True)
-        c.add("softmax(c q . k) = pattern", layer, (*names, pattern), of_product, highest, rows, hook)
+        c.add("softmax(c q . k) = pattern", layer, (*names, pattern), of_product, highest, rows)
 
 
 def _rotation(c: Checker, letter: str) -> None:
@@ -318,9 +318,7 @@ def _rotation_of_plain(c: Checker, letter: str, plain: dict[int, tuple[Floats, F
         hooks = _hook(layer, letter), _hook(layer, f"rot_{letter}")
         name = f"|rotated {letter}| = c |{letter}|"
         size = after + 1e-6 * typical(after, real)
-        dimensions = c.facts.rotary_dim or plain[layer][0].shape[-1]
-        roundings = dimensions**0.5  # each dimension is rounded
-        c.add(name, layer, hooks, factor * before, size, real, clears=(), found=after, roundings=roundings)
+        c.add(name, layer, hooks, factor * before, size, real, clears=(), found=after)
 
 
 def _turns(x: Floats, y: Floats, real: Bools) -> bool:
@@ -350,8 +348,7 @@ def _rotation_of_norm(
     assert best is not None
     wanted, turned = best
     name = f"|rotated {letter}| = |w normalized {letter} + b|, pair by pair"
-    if not any(hook in c.quantisers for hook in hooks):
-        c.add(name, layer, hooks, wanted, turned + typical(turned), None, clears=(), found=turned)
+    c.add(name, layer, hooks, wanted, turned + typical(turned), None, clears=(), found=turned)
 
 
 def _turned(n: Floats, y: Floats, size: int, adjacent: bool) -> tuple[Floats, Floats]:

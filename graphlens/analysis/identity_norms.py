@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = ("embed.hook_embed", "embed.hook_pos_embed", "embed.hook_token_type_embed")
 _ENDS = (".hook_scale", ".hook_normalized")
-_ROUNDED = 2  # half steps of a quantiser: squares are off by twice what they are made of
-_NEAR = (0.3, 1.3)  # what share of the scale's own a rounded 1 / scale may be; saturated, it is less
 _TELLING = 100  # how many times what is allowed a term must be for the identity to tell whether it is right
 
 
@@ -95,9 +93,6 @@ def _read(c: Checker, name: str) -> _Norm | None:
     first = normalized if normalized is not None else scale
     assert first is not None
     read: Floats | None = None
-    # A sum that is rounded on its way, and shows nowhere, is not what the hook points' sum is.
-    hidden = len(source) > 1 and any(hook in c.quantisers for hook in (*source, name + _ENDS[0], name + _ENDS[1]))
-    parts = [] if hidden else parts
     if parts and all(part is not None for part in parts):
         arrays = [np.asarray(part) for part in parts]
         read = sum(arrays[1:], arrays[0])
@@ -172,49 +167,19 @@ def _add(c: Checker, norm: _Norm, centred: bool, eps: float) -> None:
     own_scale = np.sqrt(mean + eps)
     if norm.scale is not None:
         name = f"{own}: sqrt(mean ({subtracted})^2 + eps) = scale"
-        c.add(
-            name,
-            layer,
-            (*norm.source, scale_hook),
-            own_scale,
-            np.abs(own_scale),
-            real,
-            clears=(scale_hook,),
-            roundings=_ROUNDED,
-        )
+        hooks = *norm.source, scale_hook
+        c.add(name, layer, hooks, own_scale, np.abs(own_scale), real, clears=(scale_hook,))
     if n is None:
         return
     if x.shape != n.shape:
         c.add(f"{own}: ({subtracted}) / scale = normalized", layer, (*norm.source, normalized_hook), x, 1.0)
         return
-    for scale, hooks, passing in (
-        (norm.scale, (*norm.source, scale_hook, normalized_hook), None),
-        (own_scale, (*norm.source, normalized_hook), scale_hook),
-    ):
+    own_divisor = f"sqrt(mean ({subtracted})^2 + eps)"
+    for divisor, scale, scale_hooks in (("scale", norm.scale, (scale_hook,)), (own_divisor, own_scale, ())):
         if scale is None or scale.shape[:-1] != x.shape[:-1]:
             continue
         size = (np.abs(norm.read) + np.abs(norm.read - x)) / np.abs(scale) + 0.1 * typical(n, real)
         # Without the scale, any multiple of the input gives the same.
-        clears = None if passing is None else (normalized_hook,)
-        divisor = "scale" if passing is None else f"sqrt(mean ({subtracted})^2 + eps)"
-        wanted, is_rounded = x / scale, any(hook in c.quantisers for hook in hooks)
-        if is_rounded and passing is not None:
-            continue
-        if is_rounded:
-            wanted = _scaled(c, normalized_hook, x, n, wanted)
-        name = f"{own}: ({subtracted}) / {divisor} = normalized"
-        c.add(name, layer, hooks, wanted, size, real, passing, clears, roundings=_ROUNDED)
-
-
-def _scaled(c: Checker, name: str, x: Floats, n: Floats, wanted: Floats) -> Floats:
-    """The left side for a quantised norm: the nearest multiple of each token's input, where that is nearer than ``wanted``.
-
-    Quantised files may multiply by 1 / scale, rounded or saturated: that changes a token's factor, and nothing else.
-    """
-    rounded = c.quantisers.get(name)
-    kept = np.isfinite(n) if rounded is None else rounded.keeps(n)
-    square, along, own = (np.where(kept, x * each, 0.0).sum(-1, keepdims=True) for each in (x, n, wanted))
-    factor, expected = (np.divide(sum_, square, out=np.zeros_like(square), where=square > 0) for sum_ in (along, own))
-    near = (factor >= _NEAR[0] * expected) & (factor <= _NEAR[1] * expected)
-    off, off_plain = (np.where(kept, np.abs(n - side), 0.0).max(-1, keepdims=True) for side in (x * factor, wanted))
-    return np.where(near & (off < off_plain), x * factor, wanted)
+        clears = None if scale_hooks else (normalized_hook,)
+        hooks = *norm.source, *scale_hooks, normalized_hook
+        c.add(f"{own}: ({subtracted}) / {divisor} = normalized", layer, hooks, x / scale, size, real, clears)

@@ -16,8 +16,7 @@ class Identity:
         name: The equation in words: "softmax(scores) = pattern".
         layer: The block; None outside the blocks.
         hooks: The hook points that take part.
-        residual: The largest difference between both sides. It is relative to the sizes of what is added up; where the hook
-            point on the right has a quantiser, to that quantiser's range.
+        residual: The largest difference between both sides, relative to the sizes of what is added up.
         allowed: The largest residual that rounding explains.
         clears: Those of the hook points that are right if it holds: wrong activations of the others may fulfil it too.
     """

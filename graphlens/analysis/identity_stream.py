@@ -13,8 +13,6 @@ from graphlens.file.names import in_block
 if TYPE_CHECKING:
     from graphlens.analysis.identities import Checker
 
-_FITTED = 5  # half steps of a quantiser: its own, that of what is fitted, and what a fit to few tokens is off by
-
 
 def stream(c: Checker) -> None:
     """Adds the identities of the residual stream, the MLPs and the logits."""
@@ -25,9 +23,7 @@ def stream(c: Checker) -> None:
     _end(c)
 
 
-def _sum(
-    c: Checker, name: str, layer: int | None, terms: tuple[str, ...], result: str, passing: str | None = None
-) -> None:
+def _sum(c: Checker, name: str, layer: int | None, terms: tuple[str, ...], result: str) -> None:
     """Adds "the terms' sum = result", where all are there."""
     given = [c.get(term) for term in terms]
     right = c.get(result)
@@ -44,7 +40,7 @@ def _sum(
     real = c.real(right.shape[1])[..., None]
     least = min(typical(np.broadcast_to(term, right.shape), real) for term in arrays)
     size = sum((np.abs(term) for term in arrays), np.abs(right)) + least
-    c.add(name, layer, (*terms, result), total, size, real, passing)
+    c.add(name, layer, (*terms, result), total, size, real)
 
 
 def _affine(c: Checker, name: str, layer: int | None, normalized: str, result: str, less: str | None = None) -> None:
@@ -58,9 +54,7 @@ def _affine(c: Checker, name: str, layer: int | None, normalized: str, result: s
         c.add(name, layer, hooks, np.empty(0), 1.0)
         return
     real = np.broadcast_to(c.real(n.shape[1]), n.shape[:2])
-    rounded = c.quantisers.get(result)
-    kept = real[..., None] if rounded is None else real[..., None] & rounded.keeps(right)
-    fitted = per_feature(n, right - summand, kept)
+    fitted = per_feature(n, right - summand, real[..., None])
     if fitted is None:
         return
     factor, plus = fitted
@@ -71,7 +65,7 @@ def _affine(c: Checker, name: str, layer: int | None, normalized: str, result: s
     size = size + typical(right - summand, real[..., None])
     # Of two hook points alone, either may be the other one's copy.
     clears = hooks[1:] if less else ()
-    c.add(name, layer, hooks, n * factor + plus + summand, size, real[..., None], clears=clears, roundings=_FITTED)
+    c.add(name, layer, hooks, n * factor + plus + summand, size, real[..., None], clears=clears)
 
 
 def _first(c: Checker) -> str:
@@ -88,9 +82,12 @@ def _embeddings(c: Checker) -> None:
     if all(name in c.values for name in EMBEDDED[:2]):
         _sum(c, "embed + pos + token type = first pre", None, tuple(x for x in EMBEDDED if x in c.values), first)
         return
-    pos = "hook_pos_embed" in c.values and not c.facts.late_positions
-    terms = ("hook_embed", "hook_pos_embed") if pos else ("hook_embed",)
-    _sum(c, " + ".join(term.removeprefix("hook_") for term in terms) + " = first pre", None, terms, first)
+    terms = {"hook_embed": "embed"}
+    if "hook_pos_embed" in c.values and not c.facts.late_positions:
+        terms["hook_pos_embed"] = "pos_embed"
+    if EMBEDDED[2] in c.values:  # of an encoder with a decoder's blocks
+        terms[EMBEDDED[2]] = "token type"
+    _sum(c, " + ".join(terms.values()) + " = first pre", None, tuple(terms), first)
     _affine(c, "w normalized embeddings + b = embeddings", None, "embed.ln.hook_normalized", "hook_embed")
 
 
@@ -108,10 +105,10 @@ def _block(c: Checker, layer: int) -> None:
     after = normed if normed in here else post
     if c.facts.parallel_attn_mlp:
         _sum(c, "pre + attn + mlp = post", layer, (pre, out, fed), post)
-        _sum(c, "pre + attn + mlp = next pre", layer, (pre, out, fed), following, post)
+        _sum(c, "pre + attn + mlp = next pre", layer, (pre, out, fed), following)
     elif fed not in here and mid not in here:
         _sum(c, "pre + attn = post", layer, (pre, out), post)
-        _sum(c, "pre + attn = next pre", layer, (pre, out), following, post)
+        _sum(c, "pre + attn = next pre", layer, (pre, out), following)
     else:
         _sum(c, "pre + attn = mid", layer, (pre, out), mid)
         if c.facts.residual_norms:
@@ -120,8 +117,8 @@ def _block(c: Checker, layer: int) -> None:
         else:
             _sum(c, "mid + mlp = post", layer, (mid, fed), post)
             # These leave one hook point out, and so clear the others where that one is wrong.
-            _sum(c, "pre + attn + mlp = post", layer, (pre, out, fed), post, mid)
-            _sum(c, "mid + mlp = next pre", layer, (mid, fed), following, post)
+            _sum(c, "pre + attn + mlp = post", layer, (pre, out, fed), post)
+            _sum(c, "mid + mlp = next pre", layer, (mid, fed), following)
     if c.facts.residual_norms:
         _affine(c, "w normalized post + b = post", layer, in_block(layer, "ln2.hook_normalized"), normed)
     if following in here:

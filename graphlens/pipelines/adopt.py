@@ -125,10 +125,12 @@ def _adopted(
 ) -> AdoptReport:
     """Adopts a file into ``stage``, which will become ``target``."""
     from graphlens import surgery
+    from graphlens.file.stored import files_beside
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
-    from graphlens.pipelines.adopt_probe import image_side, seen_values
-    from graphlens.pipelines.adopt_weights import Fresh, proved_weights
+    from graphlens.pipelines.adopt_probe import channel_block, image_side, seen_values
+    from graphlens.pipelines.adopt_weights import proved_weights
+    from graphlens.pipelines.fresh_weights import FreshWeights
     from graphlens.surgery.adoptable import ensure_adoptable, making_sense, remarks
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
@@ -142,8 +144,10 @@ def _adopted(
     from graphlens.surgery.unfuse.expand import unfuse
 
     stated = read_config(config, original)
-    digest, size = digest_of(original), original.stat().st_size
     model = load_foreign(original)
+    beside = files_beside(model, original)
+    size, digest = original.stat().st_size, digest_of(original)
+    data = {name: digest_of(path) for name, path in beside.items()}
     _ensure_foreign(model, original)
     ensure_adoptable(model, original)
     said = remarks(model, original)
@@ -153,8 +157,13 @@ def _adopted(
         prepare(model)
     ensure_repeats(model, original)
     keys = move_weights(model, stage / WEIGHTS_FILE)
+    for path, known in ((original, digest), *((path, data[name]) for name, path in beside.items())):
+        if digest_of(path) != known:  # which reads a file again only if it was touched
+            raise ModelFileError(
+                f"{path}: something wrote to it while it was adopted. Try again when that is finished."
+            )
     with making_sense(original):
-        unfused = unfuse(model)
+        unfused = unfuse(model, block=channel_block(model))
         untouched, model = model, unfused.model
         model.graph.sort()
     seen = seen_values(model, stage, str(original), image_side(model))
@@ -187,6 +196,10 @@ def _adopted(
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
     model, hooks = proof.model, proof.hooks
+    if proof.causal and not cfg.is_causal and found.kind != "vision":  # by a mask that matching cannot read
+        cfg = replace(cfg, attention_dir="causal")
+        if cfg.pre_norm_encoder:
+            cfg = replace(cfg, pre_norm_encoder=False, n_token_types=None, default_prepend_bos=True)
     adopted = Adopted(
         file=original.name,
         sha256=digest,
@@ -202,10 +215,11 @@ def _adopted(
         notes=(*found.notes, *proof.notes, *_left_out(untouched, graph), *_near_only(found, model)),
         headless=found.ports.logits is None,
         left_padding=proof.left_padding,
+        data=data,
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
-        Fresh(stage, views),
+        FreshWeights(stage, views),
         proof.activations,
         cfg,
         proof.probe.tokens,
@@ -258,9 +272,13 @@ def _table_rows(model: ir.Model, found: Match, names: Iterable[str]) -> int | No
     for name in names:
         weight = found.weights.get(name)
         value = None if weight is None else model.graph.initializers.get(weight.tensor)
-        if weight is not None and value is not None and value.shape is not None and isinstance(value.shape[0], int):
-            start, stop = (0, value.shape[0]) if weight.cut is None else weight.cut[1:]
-            return stop - start
+        if weight is None or value is None or value.shape is None:
+            continue
+        if weight.cut is not None:
+            return weight.cut[2] - weight.cut[1]
+        rows = weight.shape[0] if weight.shape is not None else value.shape[0 if weight.permute is None else 1]
+        if isinstance(rows, int):
+            return rows
     return None
 
 
@@ -330,6 +348,7 @@ class Unnamed:
         Raises:
             ModelFileError: A hook point does not fit its value.
         """
+        from graphlens.surgery.adopted.counts import make_counts_once
         from graphlens.surgery.adopted.hooks import name_hooks
         from graphlens.surgery.adopted.inputs import free_names, open_ports
         from graphlens.surgery.graph import drop_unused, values_by_name
@@ -347,5 +366,6 @@ class Unnamed:
             entries = name_hooks(model, values, hooks, self.seen, axis_sizes(self.config), batch, bool(ports.past))
         except ValueError as error:
             raise ModelFileError(f"the match does not fit the graph: {error}") from error
+        make_counts_once(model)
         drop_unused(model)
         return model, entries

@@ -12,10 +12,11 @@ import numpy as np
 from graphlens.analysis.identities import Facts, Identity, failing, identities, worst
 from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
-from graphlens.pipelines.adopt_mask import ensure_masks
+from graphlens.pipelines.adopt_mask import ensure_masks, looks_ahead
 from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
-from graphlens.pipelines.adopt_quantisers import quantisers
+from graphlens.pipelines.adopt_quantisers import Quantisers, lost, runs
 from graphlens.surgery.adoptable import STILL
+from graphlens.surgery.unfuse.unrounded import unrounded
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -48,13 +49,14 @@ class Proof:
         model: The graph with these hook points.
         hooks: Its hook map.
         probe: The prompts that all hook points were seen on.
-        activations: What those that hold held there.
-        result: The logits there, or the last hidden states.
-        allowed: How far apart logits may be, relative to the largest, by the rounding that the original does.
+        activations: What those that hold held there; where a graph rounds activations statically, without that rounding.
+        result: The logits there, or the last hidden states, likewise.
+        allowed: How far apart two results of that graph may be, relative to the largest.
         failed: Hook point -> which identity failed there, in a sentence.
         residuals: Identity that holds -> its largest residual, relative.
         notes: What else they showed, a sentence each.
         left_padding: See ``Adopted``.
+        causal: False if tokens attend to later ones; None where that is not seen.
     """
 
     kept: Mapping[str, View]
@@ -68,6 +70,7 @@ class Proof:
     residuals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     left_padding: str = "masked"
+    causal: bool | None = None
 
 
 def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) -> Proof:
@@ -86,38 +89,44 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         ModelFileError: The graph gives other logits than its original.
     """
     match, config = graph.match, graph.config
-    allowed = _ROUNDED if any(node.op_type in _ROUNDING for node in untouched.graph) else _EXACT
-    if any(saw.dtype == "float16" for saw in graph.seen.values()):
-        allowed = max(allowed, _HALF)
+    allowed = _apart_at_most(untouched, graph)
     # One session after the other: each maps the weights, and two would count twice.
     tried = _tried(open_written(untouched, folder, str(original)), graph, original, allowed)
     model, hooks = graph.named(match.hooks)
-    session = open_written(model, folder, str(original))
+    rounding = Quantisers.of(model, hooks)
     fetched = list(dict.fromkeys([LOGITS, *(entry.value for entry in hooks.values())]))
-    given = [dict(zip(fetched, session.run(fetched, probe.hooked()), strict=True)) for probe in tried.probes]
-    del session
+    given = runs(model, [*fetched, *rounding.values], tried.probes, folder, original)
     for probe, arrays, expected in zip(tried.probes, given, tried.results, strict=True):
         if expected is not None:
             _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
-    rounded = quantisers(graph.model, match.hooks, _values(given[0], hooks))
-    masked: tuple[str, ...] = ()
+    notes = list(tried.notes)
+    ahead: bool | None = None
     if match.kind != "vision":
         mask, causal = match.ports.attention_mask, config.is_causal
-        masked = ensure_masks(_values(given[0], hooks), tried.probes[0], causal, bool(rounded), mask, original)
+        first = _values(given[0], hooks)
+        notes += ensure_masks(first, tried.probes[0], causal, rounding.there, mask, original)
+        ahead = looks_ahead(first, tried.probes[0], rounding.there)
+    every = [list(rounding.identities(arrays)) for arrays in given]
+    if rounding.there:
+        # Where activations are rounded on the way, only without that the arithmetic between them holds to the last bit.
+        plain = unrounded(model)
+        allowed, own = _apart_at_most(plain, graph), _values(given[0], hooks)
+        given = runs(plain, fetched, tried.probes, folder, original)
+        notes += lost(own, _values(given[0], hooks), original.name)
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     facts = replace(facts, biased=any("position bias" in note for note in match.notes))
-    every = worst(
+    every += [
         identities(
             _values(arrays, hooks),
             facts,
             mask=probe.mask,
             past=_past(probe, config.n_layers),
-            quantisers=rounded,
             logits=None if match.ports.logits is None else arrays[LOGITS],
         )
         for probe, arrays in zip(tried.probes, given, strict=True)
-    )
-    failed = failing(every, hooks)
+    ]
+    found = worst(every)
+    failed = failing(found, hooks)
     kept = {name: view for name, view in match.hooks.items() if name not in failed}
     return Proof(
         kept,
@@ -127,10 +136,17 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         given[0][LOGITS],
         allowed,
         failed,
-        {_shown(each): each.residual for each in every if each.passed},
-        (*tried.notes, *masked),
+        {_shown(each): each.residual for each in found if each.passed},
+        tuple(notes),
         tried.left_padding,
+        None if ahead is None else not ahead,
     )
+
+
+def _apart_at_most(model: ir.Model, graph: Unnamed) -> float:
+    """How far what should be equal in two runs of a graph may be apart."""
+    allowed = _ROUNDED if any(node.op_type in _ROUNDING for node in model.graph) else _EXACT
+    return max(allowed, _HALF) if any(saw.dtype == "float16" for saw in graph.seen.values()) else allowed
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ from graphlens.surgery.adopted.hooks import Seen
 from graphlens.surgery.match.records import Ports
 
 BATCH, LENGTH = 3, 11  # of the run that tells shapes: sizes that models seldom have
+_SHAPE = "graphlens/shape/"  # what the shape of a value is called, and its place
 _TRIES = (1, 0)  # what tokens, masks, positions and types may all be
+_BLOCKED = "com.microsoft.nchwc"
 PADDED, _CACHED = 3, 4  # tokens of padding, and of a prompt that a KV cache holds
 
 
 def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = None) -> dict[str, Seen]:
-    """What each value of a graph is like, found by one run.
+    """What each value of a graph is like: its type as ONNX Runtime infers it, its shape in one run.
 
     Args:
         model: The graph. Its weights lie in ``folder``.
@@ -46,8 +48,10 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
     """
     given = {str(value.name) for value in model.graph.outputs}
     computed = [value for node in model.graph for value in node.outputs if value.name and value.uses()]
-    every = [str(value.name) for value in computed if value.name not in given]
-    session = open_session(_bytes(model, every), "cpu", folder, name=where, as_written=True)
+    every = [*given, *(str(value.name) for value in computed if value.name not in given)]
+    types = open_session(_bytes(model, every), "cpu", folder, name=where, as_written=True).declared()
+    # The run hands out shapes alone: all values of a graph at once would take more memory than its weights.
+    session = open_session(_bytes(model, every, shapes=True), "cpu", folder, name=where, as_written=True)
     required = _required(model)
     of_tokens = any(value.dtype is not None and value.dtype.is_integer() for value in required)
     error: RunError | None = None
@@ -59,21 +63,51 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
             error = failed
             continue
         return {
-            name: Seen(tuple(array.shape), str(array.dtype))
-            for name, array in (*feeds.items(), *zip(session.outputs, found, strict=True))
+            **{name: Seen(tuple(array.shape), str(array.dtype)) for name, array in feeds.items()},
+            **{
+                name: Seen(tuple(shape.tolist()), _numpy_name(types[name][0]))
+                for name, shape in zip(every, found, strict=True)
+            },
         }
     raise ModelFileError(f"{where}: ONNX Runtime cannot run it on a short prompt ({error!s:.400}).") from error
 
 
-def open_written(model: ir.Model, folder: Path, where: str) -> Session:
+def _numpy_name(kind: str) -> str:
+    """What NumPy calls the type of a tensor, of what ONNX Runtime calls it: "tensor(float)"."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def open_written(model: ir.Model, folder: Path, where: str, read: Sequence[str] = ()) -> Session:
     """A session over a graph in memory, each node as it is written.
 
     Args:
         model: The graph. Its weights lie in ``folder``.
         folder: See above.
         where: The file's name, for errors.
+        read: The names of values that will be fetched, besides its outputs.
     """
-    return open_session(_bytes(model), "cpu", folder, name=where, as_written=True)
+    given = {value.name for value in model.graph.outputs}
+    more = [name for name in dict.fromkeys(read) if name not in given]
+    return open_session(_bytes(model, more), "cpu", folder, name=where, as_written=True)
+
+
+def channel_block(model: ir.Model) -> int:
+    """How many channels ONNX Runtime takes at once on this machine, where a graph was optimised for one: 8 or 16. Else 0.
+
+    Args:
+        model: The graph.
+    """
+    if not any(node.domain == _BLOCKED for node in model.graph):
+        return 0
+    pixels = ir.Value(name="pixels", shape=ir.Shape([1, 16, 1, 2]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.Node(_BLOCKED, "ReorderInput", [pixels], outputs=[ir.Value(name="blocks")])
+    imports = {"": 20, _BLOCKED: 1}
+    graph = ir.Graph([pixels], node.outputs, nodes=[node], opset_imports=imports)
+    session = open_session(_bytes(ir.Model(graph, ir_version=10)), "cpu", name="a graph of one node", as_written=True)
+    image = np.arange(32, dtype=np.float32).reshape(1, 16, 1, 2)
+    (found,) = session.run(["blocks"], {"pixels": image})
+    return 16 if found.reshape(-1)[8] == image[0, 8, 0, 0] else 8
 
 
 def _required(model: ir.Model) -> list[ir.Value]:
@@ -81,11 +115,22 @@ def _required(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 
-def _bytes(model: ir.Model, more: Sequence[str] = ()) -> bytes:
-    """A graph whose weights are in files, for ONNX Runtime. Its outputs, and ``more``, get their types from it."""
+def _bytes(model: ir.Model, outputs: Sequence[str] = (), shapes: bool = False) -> bytes:
+    """A graph whose weights are in files, for ONNX Runtime.
+
+    Args:
+        model: The graph.
+        outputs: The names of the values that it is to return; by default its own outputs. Their types are inferred.
+        shapes: True for their shapes in their place.
+    """
     proto = ir.to_proto(model)
-    for name in more:
-        proto.graph.output.add(name=name)
+    if outputs:
+        del proto.graph.output[:]
+    for index, name in enumerate(outputs):
+        result = name if not shapes else f"{_SHAPE}{index}"
+        proto.graph.output.add(name=result)
+        if shapes:
+            proto.graph.node.add(op_type="Shape", input=[name], output=[result], name=result)
     for output in proto.graph.output:
         output.ClearField("type")
     del proto.graph.value_info[:]
@@ -236,7 +281,7 @@ def image_side(model: ir.Model) -> int | None:
         The side of a square image; None where the two do not tell it, or the input does.
     """
     for node in model.graph:
-        weight = node.inputs[1] if node.op_type == "Conv" and len(node.inputs) > 1 else None
+        weight = node.inputs[1] if node.op_type in ("Conv", "ConvInteger") and len(node.inputs) > 1 else None
         if weight is None or weight.shape is None or len(weight.shape) != 4:
             continue
         width, patch = weight.shape[0], weight.shape[3]

@@ -1,85 +1,124 @@
-"""How far the quantisers inside a graph (QDQ) may move its hook points away from the arithmetic between them."""
+"""Knows what the static quantisers of a graph do to its hook points in a run: that they round, and what they leave nothing of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from graphlens.analysis.identities import Quantiser
+from graphlens.analysis.identity_rounding import rounding
+from graphlens.pipelines.adopt_probe import open_written
+from graphlens.surgery.unfuse.unrounded import DOMAINS, MOVES, content_of
 
 if TYPE_CHECKING:
+    from graphlens.analysis.identity_records import Identity
+    from graphlens.file.manifest import HookEntry
     from graphlens.file.safetensors import Array
-    from graphlens.surgery.match.records import View
+    from graphlens.pipelines.adopt_probe import Probe
 
-_LEVELS = 255  # of an 8-bit quantiser
+_SHOWN = 4  # hook points that a note names
 
 
-def quantisers(model: ir.Model, hooks: Mapping[str, View], values: Mapping[str, Array]) -> dict[str, Quantiser]:
-    """The hook points behind which or before which a graph rounds activations, with the steps of that.
+@dataclass(frozen=True)
+class Quantisers:
+    """The static quantisers of a graph with hook points.
 
-    A step is that of the hook point's own quantiser, times one more for each quantiser between it and the hook points that it
-    is computed from: an activation function that is written out has one at each of its nodes.
+    Attributes:
+        by_hook: Hook point -> the QuantizeLinear that its activation went through last, moved perhaps.
+        there: True if the graph has any.
+    """
+
+    by_hook: Mapping[str, ir.Node]
+    there: bool
+
+    @classmethod
+    def of(cls, model: ir.Model, hooks: Mapping[str, HookEntry]) -> Quantisers:
+        """Those of a graph.
+
+        Args:
+            model: The graph.
+            hooks: Its hook map.
+        """
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        found = ((name, _before(values.get(entry.value))) for name, entry in hooks.items())
+        there = any(node.op_type == "QuantizeLinear" for node in model.graph)
+        return cls({name: node for name, node in found if node is not None}, there)
+
+    @property
+    def values(self) -> list[str]:
+        """The names of the values before and behind each quantiser, which ``identities`` looks at."""
+        nodes = dict.fromkeys(self.by_hook.values())
+        return list(
+            dict.fromkeys(str(value.name) for node in nodes for value in (node.inputs[0], node.outputs[0]) if value)
+        )
+
+    def identities(self, arrays: Mapping[str, Array]) -> Iterator[Identity]:
+        """That each hook point holds what its quantiser is given, to half a step.
+
+        Args:
+            arrays: What a run gave for ``values``.
+        """
+        for hook, node in self.by_hook.items():
+            given, scale = node.inputs[0], content_of(node.inputs[1])
+            zero_point = content_of(node.inputs[2] if len(node.inputs) > 2 else None)
+            if given is None or scale is None or zero_point is None:
+                continue
+            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+            before, integers = arrays[str(given.name)], arrays[str(node.outputs[0].name)]
+            found = rounding(hook, before, integers, scale, zero_point, axis)
+            if found is not None:
+                yield found
+
+
+def _before(value: ir.Value | None) -> ir.Node | None:
+    """The quantiser that a value went through last; None where it is as it was computed."""
+    while value is not None:
+        node = value.producer()
+        if node is None or node.domain not in DOMAINS:
+            return None
+        if node.op_type == "QuantizeLinear":
+            return node
+        if node.op_type not in MOVES | {"DequantizeLinear"}:
+            return None
+        value = node.inputs[0]
+    return None
+
+
+def lost(rounded: Mapping[str, Array], unrounded: Mapping[str, Array], file: str) -> list[str]:
+    """Where quantisers leave nothing of an activation, in a sentence: a range that is too wide for it rounds it to one number.
 
     Args:
-        model: The matched graph.
-        hooks: Hook point -> where it is.
-        values: What the hook points hold in a run.
+        rounded: Hook name -> what it holds in a run of the graph.
+        unrounded: What it holds in the same run without quantisers.
+        file: The original's name.
+    """
+    found = [name for name, value in rounded.items() if not np.ptp(value) and np.ptp(unrounded[name])]
+    if not found:
+        return []
+    shown = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+    return [
+        f"{file} rounds all that {shown} should hold to one number: nothing is left of it there, as in the original."
+    ]
+
+
+def runs(
+    model: ir.Model, names: Sequence[str], probes: Iterable[Probe], folder: Path, original: Path
+) -> list[dict[str, Array]]:
+    """What a graph computes on probes, each of which is run once.
+
+    Args:
+        model: The graph of a hooked file; its weights lie in ``folder``.
+        names: The values to fetch, outputs or not.
+        probes: The probes.
+        folder: See above.
+        original: The file that it came from, for errors.
 
     Returns:
-        Hook point -> how it is rounded; those that nothing rounds are left out.
+        Name -> array, for each probe.
     """
-    if not any(node.op_type == "QuantizeLinear" for node in model.graph):
-        return {}
-    named = {view.value for view in hooks.values()}
-    at = {str(value.name): value for node in model.graph for value in node.outputs}
-    found = {}
-    for name, view in hooks.items():
-        value = at.get(view.value)
-        if value is None or values[name].dtype.kind != "f":
-            continue
-        own, between = _own(value), _between(value, named)
-        if own is not None:
-            found[name] = Quantiser(own.step * max(1, between), own.low, own.high)
-        elif between:
-            low, high = float(np.min(values[name])), float(np.max(values[name]))
-            room = (high - low) / 2 or 1.0
-            found[name] = Quantiser(between * (high - low) / _LEVELS or 1e-6, low - room, high + room)
-    return found
-
-
-def _own(value: ir.Value) -> Quantiser | None:
-    """The quantiser that a value is read off; None where it is read as it was computed."""
-    node = value.producer()
-    before = None if node is None or node.op_type != "DequantizeLinear" else node.inputs[0]
-    rounding = None if before is None else before.producer()
-    if before is None or rounding is None or rounding.op_type != "QuantizeLinear":
-        return None
-    zero_point = rounding.inputs[2] if len(rounding.inputs) > 2 else None
-    step, zero = _number(rounding.inputs[1]), 0.0 if zero_point is None else _number(zero_point)
-    kind = before.dtype or (None if zero_point is None else zero_point.dtype)
-    if step is None or zero is None:
-        return None
-    limits = np.iinfo(np.uint8 if kind is None else kind.numpy())
-    return Quantiser(step, (limits.min - zero) * step, (limits.max - zero) * step)
-
-
-def _between(value: ir.Value, named: set[str]) -> int:
-    """How many quantisers lie between a value and the hook points that it is computed from, its own included."""
-    waiting, seen, count = [value], set[ir.Node](), 0
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        count += node.op_type == "QuantizeLinear"
-        waiting += [given for given in node.inputs if given is not None and given.name not in named]
-    return count
-
-
-def _number(value: ir.Value | None) -> float | None:
-    """The number that a constant holds; None for any other value."""
-    tensor = None if value is None else value.const_value
-    return None if tensor is None or tensor.size != 1 else float(tensor.numpy().reshape(()))
+    session = open_written(model, folder, str(original), names)
+    return [dict(zip(names, session.run(names, probe.hooked()), strict=True)) for probe in probes]

@@ -1,7 +1,7 @@
 """Python inside a running graph: an operator that hands an activation to Python and goes on with what it returns.
 
 An exception that leaves such an operator aborts the whole process, so nothing may: it is kept, the run is stopped, and
-it is raised after the run. What a signal handler raises cannot be kept everywhere: see ``runtime/shielded.py``.
+it is raised after the run. What a signal handler raises is no exception to that: see ``runtime/entry.py``.
 """
 
 from __future__ import annotations
@@ -14,26 +14,23 @@ import importlib.util
 import itertools
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from types import ModuleType, SimpleNamespace
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from graphlens.errors import GraphlensError, RuntimeUnavailable
-from graphlens.runtime.shielded import raise_as_it_is, raise_in, shielded
+from graphlens.errors import GraphlensError, RunError, RuntimeUnavailable
+from graphlens.runtime import ctrl_c, entry
+from graphlens.runtime.entry import Called, Stoppable, here
+from graphlens.runtime.first_call import make_first_call
+from graphlens.runtime.tracing import Tracing, switched_off
 from graphlens.runtime.types import Array
 
 Callback = Callable[[Array], Array]  # activation -> the activation to go on with
-
-# What an operator's call gives: its id, then a shape and values for each output.
-_Answer = tuple[int | Sequence[int] | Sequence[float] | Array, ...]
-_Dispatch = Callable[[int, list[Array], Mapping[str, str]], _Answer]
 Result = TypeVar("Result")
 _PACKAGE = "onnxruntime_extensions"
 _OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double", "GraphlensHookInt64": "dt_int64"}
-_active: dict[int, PythonCalls] = {}
 _run_ids = itertools.count(1)
 library: str | None = None
 _reinstall: Callable[[], object] | None = None
@@ -43,6 +40,7 @@ _reinstall: Callable[[], object] | None = None
 _RESERVED = 256
 _placeholders: list[object] = []  # nothing but kept alive
 _lock = threading.Lock()
+_ROOM = 16  # more than the calls, in Python and in C, that lead from a run to where a callback's errors are caught
 
 
 def _python_operators() -> ModuleType:
@@ -85,75 +83,97 @@ def callback_library() -> str:
     """
     global library
     with _lock:
-        if library is not None:
-            return library
-        ocos = _python_operators()
-        definition = ocos.PyCustomOpDef
-        one = [definition.dt_float]
-        _placeholders.extend(
-            ocos.Opdef.create(_unused, op_type=f"GraphlensReserved{index}", inputs=one, outputs=one)
-            for index in range(_RESERVED)
-        )
-        ours = set()
-        for op_type, dtype in _OPS.items():
-            op = ocos.Opdef.create(
-                _call,
-                op_type=op_type,
-                inputs=[getattr(definition, dtype), definition.dt_int64],
-                outputs=[getattr(definition, dtype)],
-                attrs={"index": definition.dt_int64},
-            )
-            ours.add(op._nativedef.obj_id)
-        theirs: _Dispatch = ocos._on_pyop_invocation
-
-        def dispatch(op_id: int, feed: list[Array], attributes: Mapping[str, str]) -> _Answer:
-            # The stock dispatcher turns every result into a Python list, which is slow for a large activation (ADR 3);
-            # operators that are not ours still go through it.
-            if op_id not in ours:
-                return theirs(op_id, feed, attributes)
-            activation, run = feed
-            result = _call(activation, run, int(attributes["index"]))
-            return op_id, result.shape, result
-
-        # The package lets go of it when the process ends, without Python's lock if it was loaded or called that late: this
-        # reference keeps it from being freed then.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dispatch))
-        install = functools.partial(definition.install_hooker, dispatch)
-        install()
-        atexit.register(_at_exit, install)
-        library = ocos.get_library_path()
+        if library is None:
+            library = _beside(_registered)
         return library
 
 
+def _beside(work: Callable[[], Result]) -> Result:
+    """Does some work in a thread of its own, where no signal handler interrupts it. Who waits for it can be interrupted."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=do, name="graphlens-first-call", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # at its very end the interpreter starts no more threads
+        do()
+    else:
+        thread.join()
+    if errors:
+        raise_as_it_is(errors.pop())
+    return results[0]
+
+
+@functools.cache
+def _registered() -> str:
+    """Registers graphlens's operators and gives the library's path."""
+    ocos = _python_operators()
+    definition = ocos.PyCustomOpDef
+    one = [definition.dt_float]
+    _placeholders.extend(
+        ocos.Opdef.create(_unused, op_type=f"GraphlensReserved{index}", inputs=one, outputs=one)
+        for index in range(_RESERVED)
+    )
+    for op_type, dtype in _OPS.items():
+        op = ocos.Opdef.create(
+            _unused,
+            op_type=op_type,
+            inputs=[getattr(definition, dtype), definition.dt_int64],
+            outputs=[getattr(definition, dtype)],
+            attrs={"index": definition.dt_int64},
+        )
+        entry.ours.add(op._nativedef.obj_id)
+    entry.theirs = ocos._on_pyop_invocation
+    # The package lets go of it when the process ends, without Python's lock if it was loaded or called that late: this
+    # reference keeps it from being freed then.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(Called))
+    install = functools.partial(definition.install_hooker, Called)
+    install()
+    atexit.register(_at_exit, install)
+    found = str(ocos.get_library_path())
+    make_first_call(found)
+    return found
+
+
 def _at_exit(install: Callable[[], object]) -> None:
-    """At the end of the interpreter the package takes the dispatcher away, before functions that were registered earlier
-    with ``atexit`` make their runs: from now on each run puts it back."""
+    """At the end of the interpreter the package takes the operators' function away, before functions that were registered
+    earlier with ``atexit`` make their runs: from now on each run puts it back."""
     global _reinstall
     _reinstall = install
 
 
 def _unused(x: Array) -> Array:
-    """The operator behind a reserved place; nothing calls it."""
+    """The operator that is registered; ``Called`` is called in its place."""
     return x
 
 
-def _call(activation: Array, run: Array, index: int) -> Array:
-    """Hands an activation to the run that it belongs to."""
-    calls = _active.get(run.item())
-    return activation if calls is None else calls.invoke(index, activation)
+def raise_as_it_is(error: BaseException) -> NoReturn:
+    """Raises an error again, and leaves what it says of its cause.
 
-
-class _Here(threading.local):
-    """What a thread is doing.
-
-    Attributes:
-        calls: The run whose callback it is in, the innermost where a callback runs a model itself.
+    Args:
+        error: The error.
     """
+    cause, context, suppressed = error.__cause__, error.__context__, error.__suppress_context__
+    try:
+        raise error
+    finally:
+        if context is not None:
+            error.__cause__, error.__context__ = cause, context
+            error.__suppress_context__ = suppressed
+        del error, cause, context
 
-    calls: PythonCalls | None = None
 
-
-_here = _Here()
+def _ensure_room(levels: int) -> None:
+    """Raises RecursionError if so many calls cannot follow. In a call from C++ it could not be raised."""
+    if levels:
+        _ensure_room(levels - 1)
 
 
 class PythonCalls:
@@ -161,36 +181,37 @@ class PythonCalls:
 
     Args:
         callbacks: Functions by the place of their hook point in the graph's hook map.
+
+    Attributes:
+        error: What a callback raised.
+        options: Stops the run.
     """
 
     def __init__(self, callbacks: Mapping[int, Callback]) -> None:
         self._callbacks = callbacks
         self._id = next(_run_ids)
-        self._error: BaseException | None = None
-        self._stop: Callable[[], None] | None = None
-        self._inner: PythonCalls | None = None  # the run that a callback of this one is making
-        # An exception is thrown into this thread while it is in a callback, and never outside: nothing would catch it.
-        self._open_to: int | None = None
-        self._gate = threading.Lock()  # held to read and change it
-        self._thrown = self._came_out = False
+        self._tracing: Tracing | None = None
+        self._interrupted = False
+        self.error: BaseException | None = None
+        self.options: Stoppable = SimpleNamespace(terminate=False)  # before the run has begun
 
     @property
     def run_id(self) -> Array:
-        """The int64 scalar to feed, which leads the graph's calls back to this object."""
+        """The int64 scalar to feed. The graph's calls hand it on."""
         return np.asarray(self._id, np.int64)
 
-    def on_start(self, stop: Callable[[], None]) -> None:
-        """Takes the function that stops the run early. ``Session.run_on_device`` calls this when the run begins.
+    def on_start(self, options: Stoppable) -> None:
+        """Takes what stops the run early. ``Session.run_on_device`` calls this when the run begins.
 
         Args:
-            stop: The function. It may be called from a callback and from any thread.
+            options: The run's options.
         """
-        self._stop = stop
-        if self._error is not None:  # a Ctrl-C that came before
-            stop()
+        self.options = options
+        if self.error is not None or self._interrupted:
+            options.terminate = True
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """Makes the run.
+        """Makes the run, in this thread.
 
         Args:
             work: Runs the session, feeding it ``run_id``.
@@ -203,115 +224,68 @@ class PythonCalls:
         """
         if _reinstall is not None:
             _reinstall()
-        _active[self._id] = self
+        _ensure_room(_ROOM)
+        answers, watched = entry.answers(self), False
+        next(answers)
+        throw, around = here.throw, here.calls
+        here.throw, here.calls = answers.throw, self
         try:
-            around = _here.calls
-            if around is None:
-                return shielded(lambda: self._made(work), self)
-            return self._made_inside(around, work)
-        finally:
-            _active.pop(self._id, None)
-
-    def _made_inside(self, around: PythonCalls, work: Callable[[], Result]) -> Result:
-        """Makes a run that a callback of another run makes, which means: in a thread where no signal handler runs.
-
-        Who ends the run around ends this one. Nothing is thrown into this thread while it is inside ONNX Runtime again.
-        """
-        around._inner = self
-        try:
-            if around._error is not None:
-                self.interrupt(around._error)
-            around._close()
-            return self._made(work)
-        finally:
-            around._inner = None
-            around._open_to = threading.get_ident()
-
-    def _made(self, work: Callable[[], Result]) -> Result:
-        """Makes the run. What a callback raised comes in place of the run's own error, which only says it was stopped."""
-        try:
+            self._tracing = switched_off()
+            watched = ctrl_c.begin(self, around)
             result = work()
         except GraphlensError:
-            if self._error is None:
+            if self.error is None and not self._interrupted:
                 raise
-        if self._error is None:
-            return result
-        kept, self._error = self._error, None
+        except BaseException as error:  # a signal handler's, after ONNX Runtime said that the run was stopped
+            if self.error is not None or self._interrupted:
+                error.__context__ = self.error
+            raise
+        else:
+            if self.error is None:
+                return result
+        finally:
+            here.throw, here.calls = throw, around
+            if watched:
+                ctrl_c.end(around)
+            if self._tracing is not None:
+                self._tracing.on()
+        if self.error is None:
+            raise KeyboardInterrupt  # a hook has caught the one that Python raised in it
+        kept, self.error = self.error, None
         try:
             raise_as_it_is(kept)
         finally:
             del kept
 
-    def invoke(self, index: int, activation: Array) -> Array:
-        """Calls one callback. An error is kept for the end of the run, which goes on unchanged until it is stopped.
+    def call(self, activation: Array, run: Array, attributes: Mapping[str, str]) -> Array:
+        """Calls one callback, where it may raise.
 
         Args:
-            index: The place of the callback's hook point in the graph's hook map.
             activation: What the callback is given.
+            run: The number of the run that called.
+            attributes: "index" is the place of the callback's hook point in the graph's hook map.
 
         Returns:
-            The activation to go on with.
+            The activation to go on with: the one given once a callback has raised.
+
+        Raises:
+            BaseException: What the callback raises.
         """
-        if self._error is not None:
+        if self.error is not None:
             return activation
-        outer, result = _here.calls, activation
+        if run.item() != self._id:
+            raise RunError(
+                "a run with Python hooks was called back in the middle of another of the same thread (in greenlets, say): make "
+                "one after the other, or each in a thread of its own."
+            )
+        if self._tracing is not None:
+            self._tracing.on()
         try:
-            try:
-                _here.calls = self
-                self._open_to = threading.get_ident()
-                result = np.asarray(self._callbacks[index](activation), order="C")
-            finally:
-                self._close()
-        except BaseException as error:  # the callback's, or one that was thrown in, which may come as late as in _close
-            self._close()
-            self._fail(error)
-            result = activation
-        _here.calls = outer
-        return result
+            return np.asarray(self._callbacks[int(attributes["index"])](activation), order="C")
+        finally:
+            self._tracing = switched_off()
 
-    def _close(self) -> None:
-        """From here on nothing is thrown into this thread. What was thrown comes out here at the latest."""
-        with self._gate:
-            self._open_to = None
-        while self._thrown and not self._came_out:
-            time.sleep(0)
-
-    def _fail(self, error: BaseException) -> None:
-        """Keeps the first error, and stops the run."""
-        self._error = self._error or error
-        if self._stop is not None:
-            self._stop()
-
-    def interrupt(self, error: BaseException) -> None:
-        """Ends the run: no callback is called any more. May be called from another thread.
-
-        Args:
-            error: What a signal handler raised.
-        """
-        self._fail(error)
-        inner = self._inner
-        if inner is not None:
-            inner.interrupt(error)
-
-    def insist(self, error: BaseException) -> None:
-        """Raises a KeyboardInterrupt, once, inside the callback that keeps the run from ending.
-
-        Args:
-            error: What a signal handler raised.
-        """
-        inner = self._inner
-        if inner is not None:
-            inner.insist(error)
-            return
-        with self._gate:
-            if self._open_to is not None and not self._thrown:
-                self._thrown = True
-                raise_in(self._open_to, self._telling())
-
-    def _telling(self) -> type[BaseException]:
-        """A KeyboardInterrupt that tells this object when it comes out: the class is all that can be thrown."""
-
-        def came_out(_: object) -> None:
-            self._came_out = True
-
-        return type("KeyboardInterrupt", (KeyboardInterrupt,), {"__init__": came_out})
+    def interrupt(self) -> None:
+        """Stops the run: Python is about to raise KeyboardInterrupt. May be called from any thread."""
+        self._interrupted = True
+        self.options.terminate = True

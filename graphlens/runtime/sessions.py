@@ -23,8 +23,8 @@ from graphlens.runtime.providers import (
 )
 from graphlens.runtime.types import Array, DeviceValue, Feed, InferenceSession, RunOptions, SessionOptions
 
-# Is handed a function that stops a run, when the run begins.
-OnStart = Callable[[Callable[[], None]], None]
+# Is handed a run's options when the run begins: setting their ``terminate`` stops it.
+OnStart = Callable[[RunOptions], None]
 _ERRORS_ONLY, _NOTHING = 3, 4  # how severe a message must be for ONNX Runtime to print it
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 # Microseconds that a session's threads wait for more work before they sleep. Between the operators of a run it is always
@@ -85,7 +85,7 @@ class Session:
         Args:
             outputs: The names of the outputs wanted.
             feeds: Arrays by input name, or what an earlier run left on its device.
-            on_start: Is handed a function that stops the run early, from another thread or from a callback inside it.
+            on_start: Is handed the run's options. Their ``terminate`` stops it early, from another thread or a callback inside.
 
         Returns:
             One array for each name, in the same order. On the CPU they own ONNX Runtime's buffers: nothing is copied.
@@ -115,11 +115,7 @@ class Session:
         options: RunOptions = ort.RunOptions()
         options.log_severity_level = _NOTHING  # what fails, or was stopped, comes as an exception
         if on_start is not None:
-
-            def stop() -> None:
-                options.terminate = True
-
-            on_start(stop)
+            on_start(options)
         # An OrtValue aliases its array's memory, so both must live until the run ends: `arrays` keeps them.
         arrays: dict[str, Array] = {}
         values: dict[str, DeviceValue] = {}
@@ -161,7 +157,7 @@ class Chain:
         Args:
             outputs: See ``Session.run``, as for what follows.
             feeds: See there.
-            on_start: Is called for each session that runs, with a function that stops that one.
+            on_start: Is called for each session that runs, with the options of that one.
 
         Returns:
             One value for each name, in the same order.
@@ -276,6 +272,9 @@ def open_session(
         options.graph_optimization_level = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        # Nodes that read the shape of a value run at once: else it is kept until the end of the run for them.
+        options.execution_order = onnxruntime().ExecutionOrder.PRIORITY_BASED
     if one_of_many:
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")

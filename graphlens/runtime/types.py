@@ -85,6 +85,8 @@ class SessionOptions(Protocol):
     optimized_model_filepath: str
     graph_optimization_level: object
     enable_cpu_mem_arena: bool
+    enable_mem_pattern: bool
+    execution_order: object
 
     def add_session_config_entry(self, key: str, value: str) -> None:
         """Sets one of the settings that have no attribute."""

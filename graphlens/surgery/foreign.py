@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -86,7 +87,22 @@ def read_foreign(path: str | os.PathLike[str], light: bool = False) -> tuple[ir.
     model, file, _ = read_model(file, verify=False, light=light)
     if len(model.graph) == 0 and not model.graph.outputs:
         raise ModelFileError(f"{file}: not an ONNX model, or an empty one: it has no nodes and no outputs.")
+    _put_in_order(model.graph)
     return model, file
+
+
+def _put_in_order(graph: ir.Graph) -> None:
+    """Sorts a graph whose nodes are in an order in which they cannot run: ONNX Runtime sorts them, and some tools rely on it.
+
+    ONNX Runtime's float16 converter puts the conversion of an image last, say. A graph that has no such order is refused later.
+    """
+    made = {value for node in graph for value in node.outputs}
+    for node in graph:
+        if any(value in made for value in node.inputs):
+            with contextlib.suppress(ValueError):  # a cycle
+                graph.sort()
+            return
+        made.difference_update(node.outputs)
 
 
 def check_foreign(model: ir.Model, file: Path) -> CheckReport:

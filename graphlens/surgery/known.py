@@ -52,12 +52,14 @@ class Call:
         inputs: Its inputs.
         attributes: Its attributes, those of a function's call put in.
         outputs: How many outputs it has.
+        exact: True where a shape is to be right or unknown; False where the largest that it may be will do.
     """
 
     operator: str
     inputs: Sequence[Known | None]
     attributes: Attributes
     outputs: int
+    exact: bool = False
 
     def shape(self, index: int = 0) -> Shape:
         """The shape of an input."""
@@ -70,6 +72,11 @@ class Call:
         """The bytes of an element of an input."""
         given = self.inputs[index] if index < len(self.inputs) else None
         return 8 if given is None else given.width
+
+    def at_most(self) -> None:
+        """Says that the shape found is the largest that it may be. Raises Unfit where it is to be exact."""
+        if self.exact:
+            raise Unfit
 
     def given(self, index: int) -> bool:
         """True if an optional input is there."""

@@ -161,6 +161,8 @@ def _einsum(call: Call) -> list[Known]:
     for letters, index in zip(left.split(","), range(len(call.inputs)), strict=True):
         sizes.update(zip(letters, call.shape(index), strict=True))
     # Of three and more it holds products of two on the way, as large as all axes together at the most.
+    if len(call.inputs) > 2:
+        call.at_most()
     return made([sizes[letter] for letter in (right if len(call.inputs) <= 2 else sizes)], call.width())
 
 
@@ -252,6 +254,7 @@ def _slice(call: Call) -> list[Known]:
         axes = call.numbers(3, "axes", list(range(len(starts))))
         steps = call.numbers(4, "", [1] * len(starts))
     except Unfit:  # the bounds are not known, but a part is no larger than the whole
+        call.at_most()
         return [Known(shape, call.width())]
     cut = [slice(None)] * len(shape)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
@@ -292,11 +295,13 @@ def _top(call: Call) -> list[Known]:
 
 @rule("Compress", "Unique")
 def _compressed(call: Call) -> list[Known]:
+    call.at_most()
     return made(call.shape() if "axis" in call.attributes else (math.prod(call.shape()),), call.width())
 
 
 @rule("NonZero")
 def _non_zero(call: Call) -> list[Known]:
+    call.at_most()
     return made((len(call.shape()), math.prod(call.shape())), 8)
 
 

@@ -63,6 +63,8 @@ class Sizes:
         file: See there.
         allowed: The bytes that all values may have together.
         nominal: See ``short_shape``.
+        exact: True where a shape is to be right or unknown; False where the largest that it may be will do.
+        fed: True if inputs that a run may leave out are fed too, so that their defaults tell nothing.
 
     Attributes:
         known: What is known of each value of the graph and of its branches.
@@ -73,14 +75,20 @@ class Sizes:
     """
 
     def __init__(
-        self, model: ir.Model, file: Path, allowed: int, nominal: Mapping[str, int] = MappingProxyType({})
+        self,
+        model: ir.Model,
+        file: Path,
+        allowed: int,
+        nominal: Mapping[str, int] = MappingProxyType({}),
+        exact: bool = False,
+        fed: bool = False,
     ) -> None:
-        self._model, self._file, self._allowed = model, file, allowed
+        self._model, self._file, self._allowed, self._exact = model, file, allowed, exact
         self.total = 0
         self.known: dict[ir.Value, Known] = {
             value: Known(short_shape(value, nominal), _width(value.dtype))
             for value in model.graph.inputs
-            if value.const_value is None
+            if fed or value.const_value is None
         }
         with np.errstate(all="ignore"):
             self._walk(model.graph, self.known, {})
@@ -112,13 +120,15 @@ class Sizes:
             return [inner.get(value, UNKNOWN) for value in function.outputs]
         if node.op_type == "Constant":
             return [_constant(attributes)]
+        if node.op_type in ("If", "Loop", "Scan") and self._exact:
+            return [UNKNOWN] * len(node.outputs)
         if node.op_type == "If":
             branches = [branch.as_graph() for branch in attributes.values() if branch.type == ir.AttributeType.GRAPH]
             for branch in branches:
                 self._walk(branch, known, given)
             ends = zip(*([self._known(value, known) for value in branch.outputs] for branch in branches), strict=False)
             return [max(end, key=lambda found: found.bytes) for end in ends]
-        return outputs_of(Call(node.op_type, inputs, attributes, len(node.outputs)))
+        return outputs_of(Call(node.op_type, inputs, attributes, len(node.outputs), self._exact))
 
     def _known(self, value: ir.Value, known: dict[ir.Value, Known]) -> Known:
         """What is known of a value; a weight's content is looked at where it is small."""
@@ -164,7 +174,7 @@ def _constant(attributes: Mapping[str, ir.Attr]) -> Known:
     for attribute in attributes.values():
         kind = attribute.type
         if kind == ir.AttributeType.TENSOR:
-            return _tensor(attribute.as_tensor())
+            return _tensor(attribute.value)  # as_tensor, which looks at the whole protocol, takes most of the time here
         if kind in _LISTS:
             data = np.asarray(attribute.value, _LISTS[kind])
             return Known(data.shape, data.itemsize, data if data.size <= SMALL else None)

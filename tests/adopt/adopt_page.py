@@ -23,11 +23,14 @@ Each model is tiny, random and of odd sizes. A cell says how many of the family'
 
 - in float files, the largest difference of any activation or of the logits from transformers with torch hooks, as a share of
   the largest number there (or of 1). Prompts are plain, padded on either side, and continued from past keys and values where a
-  file has them. Edits at hook points are compared with the same edits in transformers too;
-- in quantised files, the largest residual of the identities between activations (`id`), which need no reference.
+  file has them. Edits at hook points are compared with the same edits in transformers too. Where a tool computes something else
+  on purpose (optimum's O3 takes the tanh formula of gelu, its Gemma 2 has no soft cap of attention scores, the genai builder
+  rounds the factor of Gemma's embeddings), transformers' model does the same;
+- in quantised files, the largest residual of the identities between activations (`id`), which need no reference. It may be 1e-5
+  in all of them. Static quantisers (QDQ, QOperator) are taken out of the graph for that, and each hook point of the file as it is
+  holds what its quantiser is given, to half a step.
 
-In every file each weight is compared with that of graphlens's own export (in QDQ and QOperator files those that could be proved
-are there); a Python hook, an intervention and a baked file give
+In every file each weight is compared with that of graphlens's own export; a Python hook, an intervention and a baked file give
 the same logits; and a copy with other names, without metadata and in another order is adopted to the same numbers. A cell in
 bold falls short of that. `-` is a file that its own tool does not make; the words of the tool are below.
 """

@@ -158,14 +158,14 @@ def checkpoint_of(name: str, root: Path) -> Path:
     return folder
 
 
-def load(folder: Path, attention: str = "eager") -> Any:
-    """transformers' model of a checkpoint folder made here, in float32."""
+def load(folder: Path, attention: str = "eager", **changes: Any) -> Any:
+    """transformers' model of a checkpoint folder made here, in float32; ``changes`` are fields of its config."""
     import torch
     import transformers
 
     architecture = json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0]
     model = getattr(transformers, architecture).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+        folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True, **changes
     )
     return model.eval().requires_grad_(False)
 

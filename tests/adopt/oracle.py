@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from tests.adopt.adopt_cases import PAST, cases_of, inputs_of, past_of
+from tests.adopt.as_tools_do import NONE, Change
 from tests.adopt.checkpoints import CHECKPOINTS, family_of, load
 from tests.families.layout import spec_of
 from tests.families.torch_hooks import Place, hooked, places
@@ -170,16 +171,24 @@ def _vision(model: Any) -> Iterator[tuple[str, Place]]:
 
 
 class Oracle:
-    """transformers' model of a checkpoint made by ``checkpoints``, with torch hooks at every hook point."""
+    """transformers' model of a checkpoint made by ``checkpoints``, with torch hooks at every hook point.
 
-    def __init__(self, name: str, checkpoint: Path) -> None:
+    Args:
+        name: The checkpoint's name.
+        checkpoint: Its folder.
+        change: What a tool computes otherwise.
+    """
+
+    def __init__(self, name: str, checkpoint: Path, change: Change = NONE) -> None:
         self.name = name
         self.kind = CHECKPOINTS[name].kind
         self._attention = _Attention()
         registered = f"adopt-reference-{id(self)}"  # of its own: what is registered belongs to the whole process
         AttentionInterface.register(registered, self._attention)
         AttentionMaskInterface.register(registered, eager_mask)
-        self.model = load(checkpoint, registered)
+        self.model = load(checkpoint, registered, **change.config)
+        if change.embed_scale is not None:
+            self.model.get_input_embeddings().embed_scale.fill_(change.embed_scale)
         for layer, module in enumerate(m for m in self.model.modules() if type(m).__name__.endswith("Attention")):
             if not hasattr(module, "layer_idx"):
                 module.layer_idx = layer

@@ -128,6 +128,28 @@ def test_an_attribute_that_does_not_fit(operator: str, name: str, attribute: obj
     refused(model, tmp_path, part)
 
 
+def test_nodes_in_an_order_in_which_they_cannot_run(tmp_path: Path) -> None:
+    """ONNX Runtime's float16 converter writes such files, and ONNX Runtime puts them in order."""
+    model = made.decoder()
+    whole = made.write(model, tmp_path / "whole.onnx")
+    nodes = list(reversed(model.graph.node))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    file = made.write(model, tmp_path / "model.onnx")
+    one, other = (graphlens.adopt(each, tmp_path / f"{each.stem}-hooked") for each in (whole, file))
+    assert set(one.hooks) == set(other.hooks)
+    models = (HookedTransformer.from_onnx(tmp_path / name) for name in ("whole-hooked", "model-hooked"))
+    first, second = (each(IDS) for each in models)
+    np.testing.assert_array_equal(first, second)
+    assert [node.name for node in onnx.load(file).graph.node] == [node.name for node in nodes]  # the file stays as it is
+
+
+def test_nodes_that_wait_for_each_other(tmp_path: Path) -> None:
+    model = made.decoder()
+    model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+    refused(model, tmp_path, "which nothing before it computes")
+
+
 def test_a_value_that_nothing_computes(tmp_path: Path) -> None:
     model = made.decoder()
     model.graph.node[-1].input[0] = "nowhere"

@@ -288,12 +288,10 @@ def private_uses(tree: ast.Module) -> Iterator[str]:
 # Functions that take the name of an attribute as a string.
 REACHING = {"getattr", "setattr", "hasattr", "delattr", "attrgetter", "patch", "object"}
 # Private names of packages without a public door: for Python operators, the kind of attention, a config's name, functions
-# without subclasses' handling, what an operator writes into, a thread's settings told soon, calls without Python's own lock.
+# without subclasses' handling, what an operator writes into.
 FOREIGN = {
     "graphlens/model/torch_weight.py": {"_C", "_schema"},
     **{"tests/parity/test_torch_weights.py": {"_foreach_mul_"}, "tests/parity/test_torch_face.py": {"_C"}},
-    "graphlens/runtime/bell.py": {"_handle"},
-    "graphlens/runtime/thread_state.py": {"_C", "_is_any_autocast_enabled", "_len_torch_function_stack"},
     "graphlens/pipelines/verify.py": {"_attn_implementation", "_forward_hooks", "_forward_pre_hooks"},
     "graphlens/runtime/callbacks.py": {"_nativedef", "_on_pyop_invocation"},
     "graphlens/export/trace.py": {"_attn_implementation"},

@@ -16,6 +16,7 @@ import pytest
 from graphlens import HookedTransformer
 from graphlens.engine.plan import Plan
 from graphlens.runtime import callbacks
+from graphlens.runtime.entry import Called
 
 PRE = "blocks.1.hook_resid_pre"
 
@@ -308,7 +309,9 @@ def test_after_a_callback_raised_no_other_is_called_even_if_the_run_goes_on() ->
 
     def work() -> None:
         for index in (0, 1, 1):
-            np.testing.assert_array_equal(calls.invoke(index, activation), np.ones(3, np.float32))
+            op, shape, values = Called(7, [activation, calls.run_id], {"index": str(index)})
+            assert (op, shape) == (7, (3,))
+            np.testing.assert_array_equal(values, np.ones(3, np.float32))
 
     calls = callbacks.PythonCalls({0: fault, 1: never})
     with pytest.raises(ZeroDivisionError) as caught:

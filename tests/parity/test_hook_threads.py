@@ -20,7 +20,6 @@ import pytest
 import torch
 
 import graphlens
-from graphlens.runtime import thread_state
 from graphlens.torch import HookedTransformer
 
 Z = "blocks.1.attn.hook_z"
@@ -85,41 +84,6 @@ def test_a_hook_finds_the_callers_settings(contexts: Any, place: Any, model: Hoo
 
     _, outside = place(compare)
     assert in_hook(model) == outside  # and nothing of it stays in the thread that made the run
-
-
-@pytest.mark.parametrize("quick", [True, False], ids=["quick", "by the functions for users"])
-def test_settings_told_quickly_are_those_that_torch_tells(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not quick:
-        monkeypatch.setattr(thread_state, "told_at_once", lambda torch: (None, None))
-        monkeypatch.setattr(thread_state, "teller", thread_state.teller.__wrapped__)
-
-    def compare() -> tuple[Any, Any]:
-        now = thread_state.TorchState.now(torch)
-        kinds = ("cpu", "cuda", "xpu")
-        assert now.autocast == tuple(
-            (one, torch.get_autocast_dtype(one)) for one in kinds if torch.is_autocast_enabled(one)
-        )
-        assert (now.device or torch.device("cpu")) == torch.get_default_device()
-        return now.autocast, now.device
-
-    assert compare() == ((), None)
-    with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert compare() == ((("cpu", torch.bfloat16),), torch.device("meta"))
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
-            assert compare() == ((), None)
-    for kind in ("cuda", "xpu"):
-        torch.set_autocast_enabled(kind, True)
-        try:
-            assert [one for one, _ in compare()[0]] == [kind]
-        finally:
-            torch.set_autocast_enabled(kind, False)
-    torch.set_default_device("meta")
-    try:
-        assert compare() == ((), torch.device("meta"))
-        assert in_another(compare) == ((), None)
-    finally:
-        torch.set_default_device(None)
-    assert compare() == ((), None)
 
 
 def test_what_a_hook_sets_for_good_is_set_for_the_caller(model: HookedTransformer) -> None:

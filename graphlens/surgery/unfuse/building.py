@@ -26,17 +26,19 @@ class Workshop:
     Args:
         graph: The main graph of a model, each of whose nodes has a name.
         opset: The version of standard operators that rules write.
+        block: How many channels ONNX Runtime takes at once on this machine; 0 where it is not known.
 
     Attributes:
         graph: The main graph; constants go into it, and branches see them from there.
         opset: The version of standard operators.
+        block: See above.
         origin: The name of each new node -> the name of the node that it comes from.
         passed: The nodes of the main graph that come before what is built now, and stay.
         shared: What rules made that later ones may read too, by what it was made from.
     """
 
-    def __init__(self, graph: ir.Graph, opset: int) -> None:
-        self.graph, self.opset = graph, opset
+    def __init__(self, graph: ir.Graph, opset: int, block: int = 0) -> None:
+        self.graph, self.opset, self.block = graph, opset, block
         self.origin: dict[str, str] = {}
         self.passed: set[ir.Node] = set()
         self.shared: dict[tuple[ir.Value | int | None, ...], ir.Value] = {}

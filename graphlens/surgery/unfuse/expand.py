@@ -15,6 +15,7 @@ from graphlens.surgery.unfuse import (
     Unfused,
     activations,
     attention,
+    channels,
     embeddings,
     grouped,
     norms,
@@ -28,14 +29,15 @@ from graphlens.surgery.unfuse.filling import fill
 from graphlens.surgery.unfuse.opsets import LEAST, raised
 from graphlens.surgery.unfuse.placing import install
 from graphlens.surgery.unfuse.quantised import joined
+from graphlens.surgery.unfuse.relus import restore_relus
 from graphlens.surgery.unfuse.table import RULES, Rule, name_of
 from graphlens.surgery.unfuse.unknown import why_kept
 
 # Importing a file of rules puts its rules into the table.
-_FILES = (activations, attention, embeddings, grouped, norms, products, quantised, rotary, standard)
+_FILES = (activations, attention, channels, embeddings, grouped, norms, products, quantised, rotary, standard)
 
 
-def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
+def unfuse(model: ir.Model, keep: Iterable[str] = (), block: int = 0) -> Unfused:
     """A copy of a model in which fused operators are written out in standard ones, so that what they compute inside has names.
 
     The copy computes what the model computes, and values that the model has keep their names. Where several nodes of it turn
@@ -44,6 +46,8 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
     Args:
         model: Any model of standard operators and ONNX Runtime's.
         keep: Operators that stay as they are: "GroupQueryAttention", or with a domain "com.microsoft::Attention".
+        block: How many channels a block has in files that ONNX Runtime optimised for one kind of processor (NCHWc): 8 or 16. 0
+            where that is not known; a convolution whose sizes do not tell it is then left.
 
     Returns:
         The copy, with what was expanded and what was not.
@@ -60,7 +64,7 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
     if "ai.onnx" in model.opset_imports:
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     _name_nodes(model.graph)
-    shop = Workshop(model.graph, max(model.opset_imports.get("", LEAST), LEAST))
+    shop = Workshop(model.graph, max(model.opset_imports.get("", LEAST), LEAST), block)
     raised(model, shop)
     expanded, kept = Counter[str](), dict[str, str]()
     for node in list(model.graph):
@@ -84,6 +88,7 @@ def unfuse(model: ir.Model, keep: Iterable[str] = ()) -> Unfused:
             kept.setdefault(operator, reason)
         fill(node, shop.opset)
         shop.passed.add(node)
+    restore_relus(shop)
     _in_branches(model.graph, kept)
     drop_unused(model)
     _tidy(model, shop.origin)

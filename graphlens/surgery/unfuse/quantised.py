@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphlens.surgery.graph import let_read, replace_value
 from graphlens.surgery.unfuse.attention import attended
 from graphlens.surgery.unfuse.building import Builder, Kept, Workshop, given, integer, real, refuse, taken
+from graphlens.surgery.unfuse.channels import window
 from graphlens.surgery.unfuse.kinds import constant_of, rank_of, sizes_of
 from graphlens.surgery.unfuse.table import SCHEMA, rule
 
@@ -175,17 +176,25 @@ def _pool(b: Builder, node: ir.Node) -> list[ir.Value | None]:
 
 @rule("QLinearConv", variants=f"one scale, or one for each channel of the output, bias, {_STEP}")
 def _conv(b: Builder, node: ir.Node) -> list[ir.Value | None]:
-    bias = given(node, 8)
-    if bias is not None:
-        bias = _scaled(b, bias, [taken(node, 1), taken(node, 4)])
-    attributes = {name: list(node.attributes[name].as_ints()) for name in _WINDOWS if name in node.attributes}
-    mode = {"auto_pad": node.attributes["auto_pad"].as_string()} if "auto_pad" in node.attributes else {}
-    sides = _dequantised(b, node, 0), _dequantised(b, node, 3, 0)
-    found = b.op("Conv", *sides, bias, group=integer(node, "group", 1), **attributes, **mode)
+    bias = _bias(b, node, 8)
+    found = b.op("Conv", _dequantised(b, node, 0), _dequantised(b, node, 3, 0), bias, **window(node))
     return [_quantised(b, found, taken(node, 6), given(node, 7), taken(node, 0))]
 
 
-_WINDOWS = ("dilations", "kernel_shape", "pads", "strides")
+def _bias(b: Builder, node: ir.Node, place: int) -> ir.Value | None:
+    """A bias of integers as numbers: times the scale of the weights and that of the activation. None for no bias."""
+    bias, scale = given(node, place), taken(node, 4)
+    if bias is None:
+        return None
+    sizes = sizes_of(scale)
+    several = sizes not in ((), (1,))
+    if several and (sizes is None or len(sizes) != 1):
+        raise Kept(f"is left as it is where the number of scales {scale.name!r} is not known.")
+    # So written, a bias is read as a weight: its scale is an initializer, and the other one a number.
+    numbers = (
+        b.op("DequantizeLinear", bias, scale, axis=0) if several else b.op("DequantizeLinear", bias, _single(b, scale))
+    )
+    return b.op("Mul", numbers, _single(b, taken(node, 1)))
 
 
 def _scaled(b: Builder, numbers: ir.Value, factors: Sequence[ir.Value]) -> ir.Value:
@@ -198,9 +207,7 @@ def _scaled(b: Builder, numbers: ir.Value, factors: Sequence[ir.Value]) -> ir.Va
 def _gemm(b: Builder, node: ir.Node) -> list[ir.Value | None]:
     alpha, transposed = real(node, "alpha", 1.0), integer(node, "transB")
     sides = _dequantised(b, node, 0), _dequantised(b, node, 3, 0 if transposed else 1)
-    bias = given(node, 6)
-    if bias is not None:
-        bias = _scaled(b, bias, [taken(node, 1), taken(node, 4)])
+    bias = _bias(b, node, 6)
     # The bias has alpha inside it, as the product has.
     found = b.op("Gemm", *sides, bias, alpha=alpha, beta=alpha, transA=integer(node, "transA"), transB=transposed)
     scale = given(node, 7)

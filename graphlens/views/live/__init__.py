@@ -1,0 +1,1 @@
+"""The page in which a model runs: its HTML, its look and its scripts."""
