@@ -125,7 +125,9 @@ def test_both_halves_of_a_pattern_that_looks_ahead(shown: Opened) -> None:
     page = shown(views.attention({"blocks.7.attn.hook_pattern": pattern}, list("abcde"), heads=[2, 0]))
     page.hover(".tokens .tok:nth-child(1)")
     np.testing.assert_array_equal(numbers(page, ".tokens .tok"), pattern[0, 2, 0])
-    assert any("heads 2, 0" in text for text in texts(page, "section p"))
+    assert page.value("[...document.querySelectorAll('.heads button')].map((e) => e.dataset.head)") == ["7.2", "7.0"]
+    page.click("[data-head='7.0']")
+    np.testing.assert_array_equal(numbers(page, ".tokens .tok"), pattern[0, 0, 0])
 
 
 # Logit lens
