@@ -53,8 +53,10 @@ class Stage:
     def add_repository(self) -> None:
         """Takes up every Markdown file of docs/, and those outside that are pages."""
         for path in sorted((ROOT / "docs").rglob("*.md")):
-            page = path.relative_to(ROOT / "docs").as_posix()
-            self.add(page, path.read_text(encoding="utf-8"), f"docs/{page}")
+            page, text = path.relative_to(ROOT / "docs").as_posix(), path.read_text(encoding="utf-8")
+            if not text.strip():
+                raise ValueError(f"docs/{page} is empty: write its heading at least.")
+            self.add(page, text, f"docs/{page}")
         for home, page in OUTSIDE.items():
             self.add(page, (ROOT / home).read_text(encoding="utf-8"), home)
         decisions = [page for page in sorted(self.pages) if page.startswith("adr/")]

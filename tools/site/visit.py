@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 from tools.browser import Browser, Page
+from tools.serving import serving
 
 # All text of the page, what stands in its parts' own trees too: the search's results do.
 TEXT = """(() => {
@@ -16,11 +14,6 @@ TEXT = """(() => {
   const text = (root) => [root.textContent, ...inner(root).map(text)];
   return text(document.body).flat(9).join(" ");
 })()"""
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Says nothing."""
 
 
 def visited(site: Path, pages: Iterable[str], word: str) -> list[str]:
@@ -34,10 +27,8 @@ def visited(site: Path, pages: Iterable[str], word: str) -> list[str]:
     Returns:
         A line for each fault: an exception, a message of the policy, a request to another machine, a search that finds nothing.
     """
-    serve = functools.partial(_Quiet, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server, Browser() as browser:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base, found = f"http://127.0.0.1:{server.server_port}/", []
+    found: list[str] = []
+    with serving(site) as base, Browser() as browser:
         for number, name in enumerate(pages):
             page = browser.open(base + name)
             if number == 0:
@@ -46,7 +37,6 @@ def visited(site: Path, pages: Iterable[str], word: str) -> list[str]:
             found += [f"{name or 'index'}: {fault}" for fault in page.faults()]
             found += [f"{name or 'index'}: asks {ask}" for ask in page.requests() if not ask.startswith(base)]
             page.close()
-        server.shutdown()
     return found
 
 
