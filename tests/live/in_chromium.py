@@ -471,6 +471,12 @@ def test_a_page_that_cannot_run_says_so(browser: Browser, sites: tuple[Path, str
     page.close()
 
 
+def test_a_folder_that_is_opened_as_a_file_says_what_to_do(browser: Browser, sites: tuple[Path, str]) -> None:
+    page = browser.open(sites[0] / "tiny-gpt2" / "index.html")
+    assert "serve its folder (python -m http.server" in str(page.value("document.getElementById('status').textContent"))
+    page.close()
+
+
 def test_other_tokens_than_pythons_are_told(browser: Browser, sites: tuple[Path, str]) -> None:
     site = write_page(graphlens.embedded_model(), sites[0] / "other-tokens", runtime=RUNTIME, announce=lambda _: None)
     text = (site / "index.html").read_text()
