@@ -78,6 +78,19 @@ def test_the_reference_has_every_command_and_option(stage: staging.Stage) -> Non
         assert [option for option in options if f"`{option}`" not in section and option != "--help"] == []
 
 
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        ("One line.", "One line."),
+        ("Text.\n\n>>> 1 + 1\n2\n\nMore.", "Text.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."),
+        ("Text.\n\n    >>> a = 1\n    >>> a\n    1", "Text.\n\n    ```pycon\n    >>> a = 1\n    >>> a\n    1\n    ```"),
+        (">>> 1\n1\n\n>>> 2\n2", "```pycon\n>>> 1\n1\n```\n\n```pycon\n>>> 2\n2\n```"),
+    ],
+)
+def test_examples_in_docstrings_become_code(docstring: str, expected: str) -> None:
+    assert reference.fenced_examples(docstring) == expected
+
+
 def site(folder: Path, **files: str) -> Path:
     """A built site of these pages; ``_`` in a name is a slash."""
     for name, text in files.items():

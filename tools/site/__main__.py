@@ -7,6 +7,7 @@ Chromium; ``--no-run`` does neither. ``python -m http.server -d build/site`` sho
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -38,7 +39,9 @@ def build(out: Path, run: bool) -> list[str]:
         for name, seconds in took.items():
             print(f"{name}: {seconds:.1f} s")
         program = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(settings)]
-        done = subprocess.run(program, cwd=stage.folder, text=True, capture_output=True, check=False)
+        search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": search}
+        done = subprocess.run(program, cwd=stage.folder, env=environment, text=True, capture_output=True, check=False)
         said = [COLOURS.sub("", line) for line in (done.stdout + done.stderr).splitlines()]
         complaints = [line for line in said if COMPLAINT.search(line)]
         if done.returncode or complaints:

@@ -75,6 +75,22 @@ def add_reference(stage: Stage) -> None:
     stage.add("api/commands.md", commands_page())
 
 
+def fenced_examples(text: str) -> str:
+    """A docstring whose examples (``>>>`` and what follows, up to an empty line) are blocks of code."""
+    lines, out = text.splitlines(), []
+    inside = ""
+    for line in [*lines, ""]:
+        begins = line.lstrip().startswith(">>> ")
+        if begins and not inside:
+            inside = line[: len(line) - len(line.lstrip())] or "\n"
+            out += [f"{inside.strip(chr(10))}```pycon"]
+        if inside and not line.strip():
+            out += [f"{inside.strip(chr(10))}```"]
+            inside = ""
+        out.append(line)
+    return "\n".join(out[:-1])
+
+
 def _short(value: object) -> str:
     """A constant as the table shows it."""
     if isinstance(value, dict):

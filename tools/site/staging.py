@@ -185,7 +185,8 @@ def write_settings(stage: Stage) -> Path:
         raise ValueError("zensical.toml lacks the line 'nav = []', where the menu goes.")
     path = stage.folder / "zensical.toml"
     settings = settings.replace("\nnav = []\n", f"\nnav = {as_toml(menu(stage.pages))}\n")
-    path.write_text(settings.replace('paths = ["."]', f"paths = [{json.dumps(str(ROOT))}]"), encoding="utf-8")
+    settings = settings.replace('paths = ["."]', f"paths = [{json.dumps(str(ROOT))}]")
+    path.write_text(settings.replace('"tools/site/', f'"{ROOT}/tools/site/'), encoding="utf-8")
     look = Path(__file__).with_name("look")
     shutil.copytree(look / "overrides", stage.folder / "overrides")
     (stage.folder / "pages" / "look").mkdir(parents=True, exist_ok=True)
