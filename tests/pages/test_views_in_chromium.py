@@ -255,6 +255,21 @@ def test_metrics_and_prompts_have_baselines_of_their_own(shown: Opened) -> None:
     np.testing.assert_array_equal(np.reshape(warm, (4, 3)), values[1] > 0)
 
 
+def test_the_picture_of_a_large_map_is_coloured_by_the_distance_too(shown: Opened) -> None:
+    """90 places x 80 prompts, each with a baseline of its own: the pixels are red above it and blue below."""
+    base = np.linspace(-50, 50, 80)
+    away = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], (90, 80))
+    labels = {"place": [str(i) for i in range(90)], "batch": [str(i) for i in range(80)]}
+    page = shown(SweepResult(base + away, ("place", "batch"), labels, {"corrupted": base}).view())
+    pixels = page.value(
+        "(() => { const c = document.querySelector('canvas.map'); "
+        "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; })()"
+    )
+    colours = np.reshape(pixels, (90, 80, 4))[..., :3]
+    for sign, colour in ((-1, (24, 96, 168)), (0, (255, 255, 255)), (1, (178, 34, 34))):
+        np.testing.assert_array_equal(colours[away == sign], np.broadcast_to(colour, (int((away == sign).sum()), 3)))
+
+
 def test_what_is_not_computed_is_grey_and_said(shown: Opened) -> None:
     values = np.array([[np.nan, 1.0], [np.inf, -np.inf]])
     page = shown(

@@ -40,7 +40,7 @@ kinds.attention = (host, view) => {
           paint(button, colours.colour(value));
         } else {
           const canvas = el("canvas", { "aria-hidden": "true" });
-          drawPixels(canvas, queries, keys, (i, j) => weight(l, h, i, j), scale);
+          drawPixels(canvas, queries, keys, (i, j) => scale.colour(weight(l, h, i, j)));
           canvas.style.width = canvas.style.height = `${side}px`;
           button.append(canvas);
         }
@@ -108,7 +108,7 @@ kinds.attention = (host, view) => {
   function drawBig() {
     const columns = tokens;
     picture(big, {
-      rows: tokens.slice(offset), columns, value: (i, j) => weight(layer, head, i, j), scale, side: 420,
+      rows: tokens.slice(offset), columns, value: (i, j) => weight(layer, head, i, j), colour: (i, j) => scale.colour(weight(layer, head, i, j)), side: 420,
       rowAxis: "query (looks)", columnAxis: "key (is looked at)",
       tell: (i, j) => `${shown(tokens[i + offset])} (${i + offset}) → ${shown(tokens[j])} (${j}): ${long(weight(layer, head, i, j))}`,
       hovered: (i, j) => {
