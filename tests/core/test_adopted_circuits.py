@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graphlens import HookedTransformer, adopt
-from graphlens.attribution import faithfulness
+from graphlens.attribution import edge_attribution, faithfulness
 from graphlens.metrics import LogitDiff
 from tests.foreign_decoder import D_HEAD, EPS, HEADS, LAYERS, VOCAB, decoder, forward, weights
 
@@ -96,3 +96,27 @@ def test_a_circuit_is_its_definition(model: HookedTransformer) -> None:
     assert abs(float(found.values[0]) - float(np.asarray(METRIC(forward(CLEAN)[0])))) < 5e-5
     assert abs(float(found.values[1]) - float(np.asarray(METRIC(forward(CORRUPTED)[0])))) < 5e-5
     assert len({round(float(value), 3) for value in found.values}) == len(circuits)
+
+
+def test_an_edges_score_is_a_derivative(model: HookedTransformer) -> None:
+    """Of edges to the logits: the metric's change along what the sender changes, by finite differences."""
+    clean = {name: value.astype(np.float32) for name, value in forward(CLEAN)[1].items()}
+    base = forward(CORRUPTED)[1]
+    found = edge_attribution(model, CORRUPTED, clean, METRIC)
+    scores = dict(zip(found.labels["edge"], found.values, strict=True))
+    last = f"blocks.{LAYERS - 1}.hook_resid_post"
+    for sender, hook in (
+        ("embed", "blocks.0.hook_resid_pre"),
+        ("L0MLP", "blocks.0.hook_mlp_out"),
+        ("L1MLP", "blocks.1.hook_mlp_out"),
+    ):
+        direction = clean[hook] - base[hook]
+        ends = []
+        for step in (1e-4, -1e-4):
+
+            def moved(name: str, value: Array, step: float = step, direction: Array = direction) -> Array:
+                return value + step * direction if name == last else value
+
+            ends.append(float(np.asarray(METRIC(forward(CORRUPTED, edit=moved)[0]))))
+        expected = (ends[0] - ends[1]) / 2e-4
+        assert abs(float(scores[f"{sender}->logits"]) - expected) < 1e-3 * max(1.0, abs(expected))
