@@ -140,6 +140,7 @@ def _adopted(
     from graphlens.surgery.foreign import load_foreign
     from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
+    from graphlens.surgery.quantised import ROUNDING_TOGETHER
     from graphlens.surgery.unfuse.expand import unfuse
 
     stated = read_config(config, original)
@@ -215,6 +216,7 @@ def _adopted(
         headless=found.ports.logits is None,
         left_padding=proof.left_padding,
         data=data,
+        apart=not any(node.op_type in ROUNDING_TOGETHER for node in model.graph),
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
