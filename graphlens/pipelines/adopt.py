@@ -141,6 +141,7 @@ def _adopted(
     from graphlens.surgery.foreign import load_foreign
     from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
+    from graphlens.surgery.quantised import rounds_together
     from graphlens.surgery.unfuse.channels import BLOCKED
     from graphlens.surgery.unfuse.expand import unfuse
 
@@ -219,6 +220,7 @@ def _adopted(
         headless=found.ports.logits is None,
         left_padding=proof.left_padding,
         data=data,
+        apart=not rounds_together(model),
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
