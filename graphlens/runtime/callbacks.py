@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from graphlens.errors import GraphlensError, RuntimeUnavailable
+from graphlens.errors import GraphlensError, RunError, RuntimeUnavailable
 from graphlens.runtime.shielded import raise_as_it_is, raise_in, shielded
 from graphlens.runtime.types import Array
 
@@ -43,6 +43,10 @@ _reinstall: Callable[[], object] | None = None
 _RESERVED = 256
 _placeholders: list[object] = []  # nothing but kept alive
 _lock = threading.Lock()
+
+
+class Enough(RunError):
+    """Raised by a callback that ends its run: nothing more of it is wanted, so nothing more is computed or copied."""
 
 
 def _python_operators() -> ModuleType:
@@ -265,7 +269,7 @@ class PythonCalls:
         except BaseException as error:  # the callback's, or one that was thrown in, which may come as late as in _close
             self._close()
             self._fail(error)
-            result = activation
+            result = activation[:0] if isinstance(error, Enough) else activation
         _here.calls = outer
         return result
 
