@@ -76,6 +76,11 @@ class Browser:
     ) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """The id of its first process, which starts the others."""
+        return self._process.pid
+
     def close(self) -> None:
         """Ends the browser and removes its profile."""
         try:
