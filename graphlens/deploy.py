@@ -1,4 +1,4 @@
-"""Folders for those who run a model without graphlens: baked, drivable and stripped files, and adapters."""
+"""Folders for those who run a model without graphlens: baked, drivable and stripped files, adapters, live pages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from graphlens.pipelines.deploy import (
     write_drivable,
     write_stripped,
 )
+from graphlens.pipelines.page import write_page, write_page_file
 
 __all__ = [
     "EDITED_FILE",
@@ -19,5 +20,7 @@ __all__ = [
     "bake_model",
     "write_adapter",
     "write_drivable",
+    "write_page",
+    "write_page_file",
     "write_stripped",
 ]

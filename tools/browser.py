@@ -76,6 +76,11 @@ class Browser:
     ) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """The id of its first process, which starts the others."""
+        return self._process.pid
+
     def close(self) -> None:
         """Ends the browser and removes its profile."""
         try:
@@ -189,11 +194,15 @@ class Page:
             raise RuntimeError(f"{expression[:200]}: {json.dumps(answer['exceptionDetails'])[:2000]}")
         return answer["result"].get("value")  # type: ignore[attr-defined]
 
-    def frames(self) -> list[Callable[[str], object]]:
-        """A function for each frame in the page, in order, that gives what an expression is inside it."""
-        tree = self.send("Page.getFrameTree")["frameTree"]
-        found = []
-        for child in tree.get("childFrames", []):  # type: ignore[attr-defined]
+    Inside = Callable[[str], object]
+
+    def frames(self) -> list[Inside]:
+        """A function for each frame in the page, also inside others, in order, that gives what an expression is in it."""
+        found: list[Callable[[str], object]] = []
+        waiting = list(self.send("Page.getFrameTree")["frameTree"].get("childFrames", []))  # type: ignore[attr-defined]
+        while waiting:
+            child = waiting.pop(0)
+            waiting = [*child.get("childFrames", []), *waiting]
             world = self.send("Page.createIsolatedWorld", frameId=child["frame"]["id"], worldName="look")
             found.append(functools.partial(self._inside, world["executionContextId"]))
         return found

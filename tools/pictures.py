@@ -1,11 +1,13 @@
 """Makes the pictures of README and docs: ``python -m tools.pictures``. Needs the extra ``cpu`` and Chromium.
 
-Each picture is one view of a run of an embedded model, photographed in headless Chromium; ``block.svg`` is drawn here.
+Each picture is one view of a run of an embedded model, photographed in headless Chromium; ``block.svg`` is drawn here, and
+``live.png`` is the live page with head 1.0 off (``--runtime``: the npm packages that it runs on, if it should not fetch them).
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import sys
 import tempfile
 from collections.abc import Callable
@@ -121,6 +123,8 @@ PICTURES: dict[str, tuple[Callable[[], View], int, Callable[[Page], None] | None
     "drift.png": (drift, 1000, None),
 }
 
+NAMES = (*PICTURES, "live.png", "block.svg")
+
 # One layer, from below: the residual stream in the middle, attention on the left, the MLP on the right.
 WIDE = 290  # of a box
 STREAM = {"hook_resid_pre": 562, "hook_resid_mid": 297, "hook_resid_post": 40}
@@ -189,14 +193,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.pictures", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", help="which pictures; none for all")
     parser.add_argument("-o", "--out", type=Path, default=FOLDER, help="the folder (docs/pictures)")
+    parser.add_argument("--runtime", type=Path, help="a node_modules folder with the live page's npm packages")
     asked = parser.parse_args(arguments)
-    names = asked.names or [*PICTURES, "block.svg"]
-    unknown = [name for name in names if name not in {*PICTURES, "block.svg"}]
+    names = asked.names or list(NAMES)
+    unknown = [name for name in names if name not in NAMES]
     if unknown:
-        parser.error(f"no such picture: {', '.join(unknown)}; there are {', '.join(PICTURES)}, block.svg")
+        parser.error(f"no such picture: {', '.join(unknown)}; there are {', '.join(NAMES)}")
     asked.out.mkdir(parents=True, exist_ok=True)
     if "block.svg" in names:
         (asked.out / "block.svg").write_text(block(), encoding="utf-8")
+    if "live.png" in names:
+        photograph_live(asked.out / "live.png", asked.runtime)
     shots = [name for name in names if name in PICTURES]
     if shots:
         photograph(shots, asked.out)
@@ -225,6 +232,29 @@ def photograph(names: list[str], out: Path) -> None:
             )
             page.screenshot(out / name, selector="section")
             page.close()
+
+
+def photograph_live(target: Path, runtime: Path | None) -> None:
+    """Makes the picture of the live page, in which head 1.0 is off."""
+    from graphlens import Ablate, embedded_model
+    from graphlens.pipelines.page import write_page
+    from tools.browser import Browser
+    from tools.serving import serving
+
+    with tempfile.TemporaryDirectory() as folder:
+        site = Path(folder) / "site"
+        edit = Ablate("blocks.1.attn.hook_z", heads=0)
+        write_page(embedded_model(), site, edits=[edit], prompt=CLEAN, runtime=runtime, announce=lambda _: None)
+        with serving(site) as address, Browser() as browser:
+            page = browser.open(address, width=1160, height=860)
+            page.value("window.graphlens.ready")
+            page.until("!window.graphlens.busy")
+            faults = page.faults() + [ask for ask in page.requests() if not ask.startswith(address)]
+            if faults:
+                raise RuntimeError(f"{target.name}: {faults}")
+            top = {"x": 0, "y": 0, "width": 1160, "height": 860, "scale": 1}  # prompt, edits, next token; not all below
+            shot = page.send("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=top)
+            target.write_bytes(base64.b64decode(str(shot["data"])))
 
 
 if __name__ == "__main__":

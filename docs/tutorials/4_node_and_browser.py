@@ -169,5 +169,7 @@ assert abs(shown[0.5] - half) < 1e-4
 assert shown[1.0] > shown[0.5] > shown[0.0]
 
 # %% [markdown]
+# To edit a model in a browser without writing a page: `graphlens page tiny-gpt2 -o site` ([the live page](../live-page.md)).
+#
 # Other languages drive such a file in the same way: [drivable files](../drivable.md) has C++, and steering vectors as files of
 # their own.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Hooked
+from graphlens.cli.options import Hooked, place_of
 from graphlens.errors import InputError
 
 
@@ -44,13 +44,11 @@ def page(
     Example: [bold]graphlens page tiny-gpt2 -o site[/], then [bold]python -m http.server -d site[/]
     """
     from graphlens.edits.files import load
-    from graphlens.file.folder import user_path
-    from graphlens.pipelines.hub import EMBEDDED, embedded_model
     from graphlens.pipelines.page import write_page, write_page_file
 
     if (out is None) == (single_file is None):
         raise InputError("say where the page goes: -o FOLDER, or --single-file FILE; one of both.")
-    source = str(embedded_model(model)) if model in EMBEDDED and not user_path(model).exists() else model
+    source = place_of(model)
     given = () if edits is None else load(edits)
     if out is not None:
         folder = write_page(source, out, edits=given, prompt=prompt, runtime=runtime, announce=typer.echo)

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphlens.cli.options import Bos, Model, Provider, Read, Strict, open_model, read_text, say
+from graphlens.cli.options import (
+    Bos,
+    Ids,
+    Model,
+    Provider,
+    Read,
+    Strict,
+    Tokenizer,
+    ensure_writable,
+    open_model,
+    read_text,
+    say,
+)
 from graphlens.cli.token_text import answer_of, texts_of
 from graphlens.errors import GraphlensError, InputError
 from graphlens.file.folder import user_path
@@ -25,20 +37,28 @@ _WEIGHTS = 2_000_000  # of attention
 def report(
     model: Model,
     prompt: Annotated[
-        str | None, typer.Argument(help="The text to run; token ids for a model without tokenizer: '0 5 6 7'.")
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]", help="The text to run; for a model without tokenizer, or with --ids: '0 5 6 7'."
+        ),
     ] = None,
-    out: Annotated[str, typer.Option("-o", "--out", help="The .html file to write.")] = "report.html",
+    out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="The .html file to write.")] = "report.html",
     clean: Annotated[
         str | None,
-        typer.Option("--clean", help="The prompt whose activations are put into --corrupted, in place of PROMPT."),
+        typer.Option("--clean", metavar="TEXT", help="In place of PROMPT: whose activations are put into --corrupted."),
     ] = None,
     corrupted: Annotated[
-        str | None, typer.Option("--corrupted", help="A prompt of as many tokens that calls for another answer.")
+        str | None,
+        typer.Option("--corrupted", metavar="TEXT", help="A prompt of as many tokens that calls for another answer."),
     ] = None,
-    answer: Annotated[str | None, typer.Option("--answer", help='The answer, one token: " Mary".')] = None,
+    answer: Annotated[
+        str | None, typer.Option("--answer", metavar="TOKEN", help='The answer, one token: " Mary".')
+    ] = None,
     wrong: Annotated[
-        str | None, typer.Option("--wrong", help='The answer that --corrupted calls for: " John".')
+        str | None, typer.Option("--wrong", metavar="TOKEN", help='The answer that --corrupted calls for: " John".')
     ] = None,
+    ids: Ids = False,
+    tokenizer: Tokenizer = None,
     bos: Bos = None,
     strict: Strict = False,
     provider: Provider = None,
@@ -48,7 +68,7 @@ def report(
     The page needs no network and no other file. With --answer and --wrong it says what each component writes to their
     difference; with --clean and --corrupted besides, it shows what each patch restores, and the edges of the circuit.
 
-    Example: [bold]graphlens report gpt2-hooked "The capital of France is" -o report.html[/]
+    Example: [bold]graphlens report tiny-gpt2 "The capital of France is" -o report.html[/]
     """
     if (prompt is None) == (clean is None):
         raise InputError("give one prompt: as PROMPT, or as --clean with --corrupted.")
@@ -63,18 +83,24 @@ def report(
     target = user_path(out)
     if target.suffix.lower() not in ("", ".html", ".htm"):
         raise InputError(f"--out {out}: a page ends in .html.")
-    if not target.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {target.absolute().parent}.")
-    opened = open_model(model, provider)
+    ensure_writable(out, "the views")
+    opened = open_model(model, provider, tokenizer)
     name, text = ("the prompt", prompt) if prompt is not None else ("--clean", clean or "")
-    read = read_text(opened, name, text or "", bos, strict)
-    other = None if corrupted is None else read_text(opened, "--corrupted", corrupted, bos, strict)
+    read = read_text(opened, name, text or "", bos, strict, ids)
+    other = None if corrupted is None else read_text(opened, "--corrupted", corrupted, bos, strict, ids)
     if other is not None and other.length != read.length:
         raise InputError(
             f"the clean prompt has {read.length} tokens and the corrupted one {other.length}: patching needs them position by "
             "position. Reword one of them."
         )
-    page = made(opened, read, other, answer, wrong, _titled(text or ""))
+    right = None if answer is None else _token(opened, "--answer", answer, ids)
+    other_answer = None if wrong is None else _token(opened, "--wrong", wrong, ids)
+    metric = None
+    if right is not None and other_answer is not None:
+        from graphlens.analysis.metrics import LogitDiff
+
+        metric = LogitDiff(right, other_answer)
+    page = made(opened, read, other, right, metric, _titled(text or ""))
     written = page.save(target)
     typer.echo(f"{len(page.views)} views of {read.used} -> {written} ({written.stat().st_size / 1e6:.2f} MB)")
 
@@ -83,8 +109,8 @@ def made(
     model: HookedTransformer,
     read: Read,
     corrupted: Read | None = None,
-    answer: str | None = None,
-    wrong: str | None = None,
+    answer: int | None = None,
+    metric: LogitDiff | None = None,
     title: str = "graphlens report",
 ) -> Report:
     """The page of a prompt, or of a pair.
@@ -93,21 +119,14 @@ def made(
         model: The model.
         read: The prompt, or the clean one of a pair.
         corrupted: The corrupted one.
-        answer: The answer, as the command line gave it.
-        wrong: The answer that the corrupted prompt calls for.
+        answer: The token in question at the end of the prompt.
+        metric: The difference of two answers' logits.
         title: The page's title.
-
-    Raises:
-        InputError: For answers that are no tokens.
     """
-    from graphlens.analysis.metrics import LogitDiff
     from graphlens.views import pages
 
     _, cache = model.run_with_cache(read.tokens, return_type=None)
-    right = None if answer is None else answer_of(model, "--answer", answer)
-    other = None if wrong is None else answer_of(model, "--wrong", wrong)
-    metric = None if right is None or other is None else LogitDiff(right, other)
-    asked = [*_reading(model, read, cache, right)]
+    asked = _reading(model, read, cache, answer)
     if metric is not None:
         asked += _attributing(model, read, corrupted, cache, metric)
     found: list[View | str] = []
@@ -128,7 +147,7 @@ def made(
 _Jobs = list[tuple[str, "Callable[[], View]"]]
 
 
-def _reading(model: HookedTransformer, read: Read, cache: ActivationCache, answer: str | int | None) -> _Jobs:
+def _reading(model: HookedTransformer, read: Read, cache: ActivationCache, answer: int | None) -> _Jobs:
     """The views of one run."""
     import numpy as np
 
@@ -181,9 +200,7 @@ def _attributing(
         return jobs
     words = texts_of(model, corrupted.tokens[0])
     labels = {"pos": [f"{text}_{i}" for i, text in enumerate(words)]}
-    measure = metric.bound(model.to_single_token)
-    clean, base = (float(measure(model(each.tokens))) for each in (read, corrupted))
-    normalised = measure.normalised(clean, base) if clean != base else measure
+    clean, base = (float(metric(model(each.tokens))) for each in (read, corrupted))
     says = (
         f"One activation of the clean prompt at a time is put into the corrupted prompt's run. 0 is the corrupted prompt "
         f"({metric.name} {base:.5g}), 1 the clean one ({clean:.5g}).",
@@ -192,12 +209,14 @@ def _attributing(
     def swept(name: str, title: str, estimate: bool = False) -> View:
         sites = act_patch_sites(model, corrupted.tokens, name, labels)
         by = attribution_patch if estimate else sweep
-        found = by(model, corrupted.tokens, sites, cache, normalised)
+        if clean == base:
+            raise InputError(f"both prompts have the same {metric.name}, {clean:.5g}, so there is nothing to restore.")
+        found = by(model, corrupted.tokens, sites, cache, metric.normalised(clean, base))
         more = ("Estimated from one gradient (attribution patching), not run.",) if estimate else ()
         return views.heat(found, name="share restored", title=title, says=(*says, *more))
 
     def edges() -> View:
-        found = edge_attribution(model, corrupted.tokens, cache, measure)
+        found = edge_attribution(model, corrupted.tokens, cache, metric)
         more = "What patching each edge alone would add to the metric, estimated from one gradient (Syed et al. 2023)."
         return views.circuit(found, name=f"logits of {metric.name}", title="Circuit", says=(more,))
 
@@ -211,6 +230,15 @@ def _attributing(
         ),
         ("Circuit", edges),
     ]
+
+
+def _token(model: HookedTransformer, option: str, given: str, ids: bool) -> int:
+    """The id of an answer. Raises InputError for what is no token of the model."""
+    found = answer_of(model, option, given, ids)
+    token = model.to_single_token(found) if isinstance(found, str) else found
+    if not 0 <= token < model.cfg.d_vocab_out:
+        raise InputError(f"{option} {given}: token ids of {model.cfg.model_name} are 0 to {model.cfg.d_vocab_out - 1}.")
+    return token
 
 
 def _titled(text: str) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphlens.views.pages import View as View
     from graphlens.views.pages import report as report
     from graphlens.views.text_view import text as text
+    from graphlens.views.widget import pick_head as pick_head
 
 # Loaded on first use: tables and progress need none of it.
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "text": "text_view",
     "circuit": "circuit_graph",
     "drift": "drift_view",
+    "pick_head": "widget",
     **dict.fromkeys(("heat", "bars"), "maps"),
     **dict.fromkeys(("table", "activations", "hook_points", "settings"), "listing"),
     **dict.fromkeys(("View", "Report", "report"), "pages"),

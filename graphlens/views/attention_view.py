@@ -91,12 +91,10 @@ def _view(
         "Entropy in nats: the mean over the queries of -sum p ln p. To itself, to the one before, to the first: the mean weight "
         "that a query gives to that token; the first query is left out of the last two.",
     ]
-    if heads.tolist() != list(range(len(heads))):
-        says.append(f"H0, H1, ... are heads {', '.join(map(str, heads[:20]))}{', ...' if len(heads) > 20 else ''}.")
     data: dict[str, Json] = {
         "tokens": sent(texts),
         "layers": [int(layer) for layer in layers],
-        "heads": len(heads),
+        "numbers": heads.tolist(),
         "queries": queries,
         "offset": keys - queries,
         "triangle": triangle,

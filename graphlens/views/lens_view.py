@@ -82,12 +82,14 @@ def lens(
         )
     labels: list[str] = []
     columns: list[tuple[Array, ...]] = []
+    own, off = _own_logits(cache, prompt), [0.0]
     for place in shown:
         found, labels = cache.logit_lens(pos_slice=int(real[place]), return_labels=True)
-        logits = floats(found, "logits")
-        columns.append(
-            _column((logits[:, prompt] if logits.ndim == 3 else logits).astype(np.float64), top, questions[place])
-        )
+        logits = floats(found, "logits").astype(np.float64)
+        logits = logits[:, prompt] if logits.ndim == 3 else logits
+        columns.append(_column(logits, top, questions[place]))
+        if own is not None:
+            off.append(float(np.abs(_softmax(own[real[place]]) - _softmax(logits[-1])).max()))
     tops, probabilities, *figures = (np.stack(parts, 1) for parts in zip(*columns, strict=True))
     vocabulary, at = np.unique(tops, return_inverse=True)
     asked = [None if questions[place] is None else text_of_ids([questions[place] or 0], model)[0] for place in shown]
@@ -104,12 +106,38 @@ def lens(
     }
     says = (
         "The final norm and the unembedding applied to the residual stream before each block and after the last (nostalgebraist "
-        "2020); the last row is the model's own output. Probabilities are of a softmax over the vocabulary.",
+        "2020). "
+        + (
+            ""
+            if own is None
+            else f"The last row is the model's own output, to within {max(off):.1g} in any probability. "
+        )
+        + "Probabilities are of a softmax over the vocabulary.",
         "The token in question is the one that comes next in the prompt"
         + (", and at the last position the answer" if answer is not None else "")
         + "; rank 0 is the likeliest.",
     )
     return View("lens", title, data, says, 220 + 24 * len(labels))
+
+
+def _own_logits(cache: Mapping[str, object], prompt: int) -> Array | None:
+    """The logits that the run itself gave, float64 [p, V]; None where the cache does not hold them."""
+    if "unembed.hook_out" not in cache:
+        return None
+    found = floats(cache["unembed.hook_out"], "unembed.hook_out").astype(np.float64)
+    cfg = getattr(getattr(cache, "model", None), "cfg", None)
+    scale, cap = (
+        float(getattr(cfg, f"output_logits_{name}", default)) for name, default in (("scale", 1.0), ("soft_cap", -1.0))
+    )
+    scaled = (found[prompt] if found.ndim == 3 else found) * scale
+    return np.asarray(np.tanh(scaled / cap) * cap) if cap > 0 else scaled
+
+
+def _softmax(logits: Array) -> Array:
+    """Probabilities of logits [..., V]; NaN where they are not finite."""
+    with np.errstate(invalid="ignore"):
+        exponents = np.exp(logits - logits.max(-1, keepdims=True))
+        return np.asarray(exponents / exponents.sum(-1, keepdims=True))
 
 
 def _label(label: str) -> str:

@@ -42,7 +42,7 @@ def of_result(
     lines = tuple(line for line in says if line)
     if result.axes == ("edge",):
         return circuit(result, name=name, title="Edges", says=lines)
-    title = " by ".join([name, " and ".join(result.axes)]) if result.axes else name
+    title = f"{name} by {', '.join(result.axes)}" if result.axes else name
     if len(result.axes) == 1 and rows is None and columns is None:
         return bars(result, order="given", name=name, title=title, says=lines)
     return heat(result, rows=rows, columns=columns, name=name, title=title, says=lines)
@@ -111,7 +111,6 @@ def heat(
         "name": name,
         "diverges": diverges,
         "middleName": "unpatched" if known else "0",
-        "ownRange": "metric" in axes,
     }
     entries = len(result.labels[rows]) if rows else 1
     return View("heat", title, data, says, min(720, 230 + 24 * entries))

@@ -208,7 +208,8 @@ def in_notebook(shown: Viewable) -> str:
         shown: The object.
     """
     try:
-        return report(shown, "").frame()
+        made = shown.view()
+        return (made.report() if isinstance(made, View) else made).frame()
     except GraphlensError as error:
         return f"<p>{_text(str(error))}</p>"
 

@@ -19,12 +19,13 @@ PLAIN = str.maketrans(
 )
 
 
-def view_package(name: str, what: str) -> ModuleType:
-    """A package of the [view] extra.
+def view_package(name: str, what: str, extra: str = "view") -> ModuleType:
+    """A package of an extra, [view] where nothing else is said.
 
     Args:
         name: The module to import.
         what: What needs it, for the message.
+        extra: The extra that has it.
 
     Raises:
         RuntimeUnavailable: Where it is not installed; the message names the extra.
@@ -33,7 +34,7 @@ def view_package(name: str, what: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise RuntimeUnavailable(f"{what} needs {package}: pip install 'graphlens-onnx[view]'.") from error
+        raise RuntimeUnavailable(f"{what} needs {package}: pip install 'graphlens-onnx[{extra}]'.") from error
 
 
 def shown(label: str) -> str:

@@ -31,7 +31,7 @@ HEAVY: dict[str, tuple[str, ...]] = {  # packages that only these places may imp
     "transformers": (*EXPORTING, "graphlens.model.of_transformers", "graphlens.lens"),
     "onnxscript": ("graphlens.export",),
     "onnxruntime": ("graphlens.runtime",),
-    # Its package imports torch where that is installed; runtime/callbacks.py loads what is needed.
+    # Its package imports torch where that is installed; runtime/operators.py loads what is needed.
     "onnxruntime_extensions": (),
     "onnx": ("graphlens.export", "graphlens.surgery", "graphlens.engine", "graphlens.pipelines"),
     "onnx_ir": (
@@ -142,7 +142,7 @@ def test_a_door_defines_nothing(door: str) -> None:
         ("graphlens.surgery.files", "if TYPE_CHECKING:\n    from torch import nn", "torch.nn"),
         ("graphlens.runtime.sessions", "import onnx.helper", "onnx.helper"),
         ("graphlens.runtime.sessions", "import importlib\nimportlib.import_module('onnx_ir')", "onnx_ir"),
-        ("graphlens.runtime.callbacks", "import onnxruntime_extensions", "onnxruntime_extensions"),
+        ("graphlens.runtime.operators", "import onnxruntime_extensions", "onnxruntime_extensions"),
         ("graphlens.analysis.numerics", "from graphlens.engine import Engine", "graphlens.engine.Engine"),
         ("graphlens.analysis.numerics", "import graphlens.engine.plan as plan", "graphlens.engine.plan"),
         ("graphlens.analysis.numerics", "def f():\n    import graphlens", "graphlens"),
@@ -293,7 +293,7 @@ FOREIGN = {
     "graphlens/model/torch_weight.py": {"_C", "_schema"},
     **{"tests/parity/test_torch_weights.py": {"_foreach_mul_"}, "tests/parity/test_torch_face.py": {"_C"}},
     "graphlens/pipelines/verify.py": {"_attn_implementation", "_forward_hooks", "_forward_pre_hooks"},
-    "graphlens/runtime/callbacks.py": {"_nativedef", "_on_pyop_invocation"},
+    "graphlens/runtime/operators.py": {"_nativedef", "_on_pyop_invocation"},
     "graphlens/export/trace.py": {"_attn_implementation"},
     "tools/bench/workers/lens.py": {"_name_or_path"},
 }

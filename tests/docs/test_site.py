@@ -31,6 +31,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> staging.Stage:
         ("docs/adr/1.md", "![drawn](../pictures/p.png)", "![drawn](../pictures/p.png)"),
         ("docs/a.md", "```\n[kept](gone.md)\n```\n[a [b]](adr/1.md)", "```\n[kept](gone.md)\n```\n[a [b]](adr/1.md)"),
         ("docs/a.md", "[here](#there)", "[here](#there)"),
+        ("docs/t/x.py", "[notebook](x.ipynb)", "[notebook](x.ipynb)"),
     ],
 )  # fmt: skip
 def test_links_of_a_file_become_links_of_its_page(home: str, text: str, expected: str) -> None:
@@ -75,6 +76,19 @@ def test_the_reference_has_every_command_and_option(stage: staging.Stage) -> Non
         section = page.partition(f"\n## graphlens {name}\n")[2].partition("\n## ")[0]
         options = [option for each in command.params for option in each.opts if option.startswith("--")]
         assert [option for option in options if f"`{option}`" not in section and option != "--help"] == []
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        ("One line.", "One line."),
+        ("Text.\n\n>>> 1 + 1\n2\n\nMore.", "Text.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."),
+        ("Text.\n\n    >>> a = 1\n    >>> a\n    1", "Text.\n\n    ```pycon\n    >>> a = 1\n    >>> a\n    1\n    ```"),
+        (">>> 1\n1\n\n>>> 2\n2", "```pycon\n>>> 1\n1\n```\n\n```pycon\n>>> 2\n2\n```"),
+    ],
+)
+def test_examples_in_docstrings_become_code(docstring: str, expected: str) -> None:
+    assert reference.fenced_examples(docstring) == expected
 
 
 def site(folder: Path, **files: str) -> Path:

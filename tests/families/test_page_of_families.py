@@ -1,4 +1,4 @@
-"""A live page's graph of every family: its logits are the model's, its edits those of interventions, its last lens row the end."""
+"""The graph of a live page, of every family: its logits and edits are the model's own, and its lens ends in the prediction."""
 
 from __future__ import annotations
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -26,9 +29,11 @@ from graphlens.engine import packed_weights
 from graphlens.errors import InputError, ModelFileError
 from graphlens.experiments import sweep as sweeps
 from graphlens.patching import SweepResult
+from graphlens.pipelines import page as pages
 from graphlens.pipelines.cache import cached_export
 from graphlens.surgery.files import load
 from tests.foreign_decoder import VOCAB, decoder, forward, weights
+from tests.live.page_models import PROGRAMS
 
 ABSENT, OLD, NEW = "absent", "old", "new"
 Z, RESID = "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
@@ -394,6 +399,39 @@ def found_exposed(folder: Path) -> str:
     return NEW
 
 
+def make_page(write: Callable[..., Path], out: str) -> Callable[[Path], object]:
+    """Writes a live page, on small files in place of the npm packages."""
+
+    def run(folder: Path) -> None:
+        with mock.patch.object(pages, "runtime_files", return_value=PROGRAMS):
+            write(folder / "in", folder / out, announce=quiet)
+
+    return run
+
+
+def found_page(folder: Path) -> str:
+    """Whether ``out`` is a page with every file that it asks for, whole."""
+    if not (folder / "out").exists():
+        return ABSENT
+    page = (folder / "out" / "index.html").read_text()
+    settings = json.loads(re.findall(r'id="settings">(.*)</script>', page)[0])
+    assert {name: (folder / "out" / name).stat().st_size for name in settings["sizes"]} == settings["sizes"]
+    assert (folder / "out" / "page.js").read_text().endswith("shown already\n")
+    onnxruntime.InferenceSession(folder / "out" / "model" / "model.onnx")
+    return NEW
+
+
+def earlier_page(templates: Path, folder: Path) -> None:
+    copies(**{"in": "hooked_a"})(templates, folder)
+    (folder / "page.html").write_text("earlier")
+
+
+def found_page_file(folder: Path) -> str:
+    text = (folder / "page.html").read_text()
+    assert text == "earlier" or (text.count("data-file=") == 5 and text.endswith("</html>\n"))
+    return OLD if text == "earlier" else NEW
+
+
 def export(name: str, out: str, **options: Any) -> Callable[[Path], object]:
     return lambda folder: graphlens.export_model(folder / name, folder / out, verify=False, announce=quiet, **options)
 
@@ -432,6 +470,8 @@ JOBS: dict[str, Job] = {
         lambda f: deploy.write_stripped(f / "in", f / "out", announce=quiet),
         lambda f: plain(f, of_a),
     ),
+    "page": Job(copies(**{"in": "hooked_a"}), make_page(pages.write_page, "out"), found_page),
+    "page in one file": Job(earlier_page, make_page(pages.write_page_file, "page.html"), found_page_file, OLD),
     "adopt": Job(foreign, adopt(force=False), found_adopted),
     "adopt --force": Job(foreign_over_older, adopt(force=True), found_adopted, OLD),
     "expose": Job(lambda _, f: decoder(f / "model.onnx", seed=1), expose, found_exposed),

@@ -44,6 +44,11 @@ CLOSE = 1e-4
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    def end_headers(self) -> None:
+        """Says that nothing is kept: tests change files within a second."""
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
+
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
 
@@ -87,6 +92,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def page(opened: dict[str, Page], name: str) -> Iterator[Page]:
     """The page of a model as it opens: the first prompt, no edits."""
     found = opened[name]
+    found.send("Page.bringToFront")  # in a page behind another one, clicks wait for seconds
     found.value("document.getElementById('clear').click()")
     fill(found, "prompt", PROMPT)
     settle(found)
@@ -150,7 +156,8 @@ def ran(page: Page, edits: str = "", prompt: str = PROMPT) -> dict[str, Any]:
         f"""(async () => {{
           const layers = window.graphlens.settings.patterns.map((_, i) => i);
           const lensAt = [0, 3, 14];
-          const run = await window.graphlens.run({json.dumps(prompt)}, {json.dumps(edits) if edits else "[]"}, {{layers, lensAt}});
+          const edits = {json.dumps(edits) if edits else "[]"};
+          const run = await window.graphlens.run({json.dumps(prompt)}, edits, {{layers, lensAt}});
           return {{...run, logits: [...run.logits], patterns: layers.map((i) => [...run.patterns[i]]),
             lens: {{...run.lens, probabilities: [...run.lens.probabilities]}}}};
         }})()"""
@@ -230,6 +237,7 @@ def test_ten_edits_give_pythons_numbers(page: Page, model: HookedTransformer) ->
 def test_a_click_switches_a_head_off_and_the_tables_show_it(page: Page, model: HookedTransformer) -> None:
     page.click('#switches button[data-hook="blocks.1.attn.hook_z"][data-head="0"]')
     page.click('#switches button[data-hook="blocks.3.hook_mlp_out"]')
+    fill(page, "follow", " kitchen dog")
     settle(page)
     edits: list[Intervention] = [Ablate("blocks.1.attn.hook_z", heads=0), Ablate("blocks.3.hook_mlp_out")]
     plain, (logits, cache) = model(model.to_tokens(PROMPT))[0, -1], expected(model, edits)
@@ -240,15 +248,20 @@ def test_a_click_switches_a_head_off_and_the_tables_show_it(page: Page, model: H
         assert abs(after - odds[1][token]) <= CLOSE
         assert abs(logit_before - plain[token]) <= CLOSE
         assert abs(logit_after - logits[0, -1, token]) <= CLOSE
-    assert set(np.argsort(-plain)[:10]) | set(np.argsort(-logits[0, -1])[:10]) == set(rows)
+    asked = set(model.to_tokens(" kitchen dog", prepend_bos=False)[0].tolist())
+    assert set(np.argsort(-plain)[:10]) | set(np.argsort(-logits[0, -1])[:10]) | asked == set(rows)
+    assert asked == {int(token) for token in list(rows)[: len(asked)]}
     assert from_json(str(page.value("window.graphlens.edits"))) == edits
+    page.click("#copy")
+    page.until("document.getElementById('said').textContent")
+    assert page.value("document.getElementById('json').value === window.graphlens.edits")
+    fill(page, "follow", "")
     # What the chosen head looks at, and the lens, from the page's own tables.
     page.click('#heads button[data-head="2.1"]')
-    looked = page.value(
-        "[...document.querySelectorAll('#look tbody tr')].map((r) => [parseInt(r.cells[0].textContent), Number(r.cells[2].textContent)])"
-    )
+    rows_of_look = "[...document.querySelectorAll('#look tbody tr')]"
+    looked = page.value(f"{rows_of_look}.map((r) => [r.cells[0], r.cells[2]].map((c) => parseFloat(c.textContent)))")
     for key, value in looked:  # type: ignore[union-attr]
-        assert abs(cache["pattern", 2][0, 1, -1, key] - value) <= CLOSE
+        assert abs(cache["pattern", 2][0, 1, -1, int(key)] - value) <= CLOSE
     cells = page.value(
         "[...document.querySelectorAll('table[data-run=edited] tbody tr')].map((r) => [...r.cells].at(-1).textContent)"
     )
@@ -290,6 +303,21 @@ def test_a_patch_from_the_second_prompt_and_a_saved_vector(
     found = from_json(str(page.value("window.graphlens.edits")))
     assert [(type(item), item.hook, item.positions) for item in found] == [(Patch, hook, 4), (Steer, hook, None)]
     np.testing.assert_allclose(found[1].array, 0.75 * vector, rtol=1e-7)
+    # One head, at every token of a prompt of the same length.
+    for field, value in (("make-site", "attn.hook_z"), ("make-layer", 1), ("make-head", 0), ("make-kind", "patch")):
+        choose(page, field, value)
+    page.click("#make button")
+    settle(page)
+    z = "blocks.1.attn.hook_z"
+    logits, _ = expected(model, [*edits, Patch(z, other[z][0, :, 0], heads=0)])
+    for token, (_, _, _, logit) in table(page).items():
+        assert abs(logit - logits[0, 4, token]) <= CLOSE
+    fill(page, "other", "Another length")
+    settle(page)
+    page.click("#make button")
+    settle(page)
+    assert "patch at the chosen token, or give both the same length" in error(page)
+    assert page.value("document.querySelectorAll('#edits li').length") == 3
 
 
 def test_what_the_page_copies_is_baked_and_gives_the_pages_numbers(
@@ -462,6 +490,12 @@ def test_a_page_that_cannot_run_says_so(browser: Browser, sites: tuple[Path, str
     (site / "model/model.safetensors").write_bytes(changed.tobytes())
     page = browser.open(f"{address}/damaged/")
     assert "do not trust this page's numbers" in shown(page)
+    page.close()
+
+
+def test_a_folder_that_is_opened_as_a_file_says_what_to_do(browser: Browser, sites: tuple[Path, str]) -> None:
+    page = browser.open(sites[0] / "tiny-gpt2" / "index.html")
+    assert "serve its folder (python -m http.server" in str(page.value("document.getElementById('status').textContent"))
     page.close()
 
 

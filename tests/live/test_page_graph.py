@@ -100,6 +100,21 @@ def test_its_gates_do_what_interventions_do_and_the_lens_sees_it(folder: Path, m
         np.testing.assert_allclose(found["lens/probabilities"][row], largest, atol=2e-5, rtol=0)
 
 
+def test_a_processed_and_a_baked_model_have_pages(folder: Path, tmp_path: Path) -> None:
+    surgery.process_weights(folder, tmp_path / "processed", announce=lambda _: None)
+    edits = [Ablate("blocks.1.attn.hook_z", heads=0), Scale("blocks.2.hook_resid_post", 0.5)]
+    graphlens.bake_model(tmp_path / "processed", edits, tmp_path / "baked", keep_hooks=True, announce=lambda _: None)
+    for made in (tmp_path / "processed", tmp_path / "baked"):
+        model, hooked = HookedTransformer.from_onnx(made, "cpu"), surgery.load(made)
+        graph, manifest, z = page_graph(hooked), surgery.read_manifest(hooked), "blocks.2.attn.hook_z"
+        logits = model.run_with_interventions(np.array([IDS]), Ablate(z, heads=1))
+        found = run(graph, made, IDS, {z: [Ablate(z, heads=1)]}, manifest)
+        np.testing.assert_allclose(found["logits"], logits, atol=5e-5, rtol=0)
+        np.testing.assert_allclose(
+            found["lens/probabilities"][-1, :, 0], softmax(logits[0].astype(np.float64)).max(-1), atol=1e-5, rtol=0
+        )
+
+
 def test_an_adopted_file_has_a_page(tmp_path: Path) -> None:
     report = adopt(decoder(tmp_path / "model.onnx"), tmp_path / "hooked", announce=lambda _: None)
     assert report.folder is not None

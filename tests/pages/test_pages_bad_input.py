@@ -119,6 +119,25 @@ def test_hovers_and_choices_of_hostile_text_run_nothing(shown: Opened) -> None:
     assert box[0] <= 1200
 
 
+def test_names_that_javascript_has_a_use_for_are_names_like_others(shown: Opened) -> None:
+    names = ["__proto__", "constructor", "toString", "length"]
+    values = RNG.normal(size=(2, 3, 4, 1))
+    labels = {name: [f"{name}{i}" for i in range(size)] for name, size in zip(names, values.shape, strict=True)}
+    page = shown(
+        views.report(
+            [
+                SweepResult(values, tuple(names), labels, {"corrupted": 0.0}),
+                views.text(names, {name: values[0, 0][:, 0] * i for i, name in enumerate(names)}),
+            ]
+        )
+    )
+    page.choose("__proto__", 1)
+    page.choose("Columns", "constructor")
+    np.testing.assert_array_equal(numbers(page, "[data-kind=heat] td").reshape(4, 3), values[1, :, :, 0].T)
+    page.choose("Colour by", "constructor")
+    np.testing.assert_array_equal(numbers(page, "[data-kind=text] .tok"), values[0, 0, :, 0])
+
+
 def test_the_policy_refuses_what_is_added_to_a_page(browser: Browser, tmp_path: Path) -> None:
     """Were something of the text ever read as HTML, the page's own policy would not let it run or load."""
     plain = views.text(["a"], [1.0]).report().html()

@@ -125,7 +125,9 @@ def test_both_halves_of_a_pattern_that_looks_ahead(shown: Opened) -> None:
     page = shown(views.attention({"blocks.7.attn.hook_pattern": pattern}, list("abcde"), heads=[2, 0]))
     page.hover(".tokens .tok:nth-child(1)")
     np.testing.assert_array_equal(numbers(page, ".tokens .tok"), pattern[0, 2, 0])
-    assert any("heads 2, 0" in text for text in texts(page, "section p"))
+    assert page.value("[...document.querySelectorAll('.heads button')].map((e) => e.dataset.head)") == ["7.2", "7.0"]
+    page.click("[data-head='7.0']")
+    np.testing.assert_array_equal(numbers(page, ".tokens .tok"), pattern[0, 0, 0])
 
 
 # Logit lens
@@ -251,6 +253,21 @@ def test_metrics_and_prompts_have_baselines_of_their_own(shown: Opened) -> None:
     assert isinstance(reds, list)
     warm = [int(c.split("(")[1].split(",")[0]) > int(c.split(",")[2].strip(" )")) for c in reds]
     np.testing.assert_array_equal(np.reshape(warm, (4, 3)), values[1] > 0)
+
+
+def test_the_picture_of_a_large_map_is_coloured_by_the_distance_too(shown: Opened) -> None:
+    """90 places x 80 prompts, each with a baseline of its own: the pixels are red above it and blue below."""
+    base = np.linspace(-50, 50, 80)
+    away = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], (90, 80))
+    labels = {"place": [str(i) for i in range(90)], "batch": [str(i) for i in range(80)]}
+    page = shown(SweepResult(base + away, ("place", "batch"), labels, {"corrupted": base}).view())
+    pixels = page.value(
+        "(() => { const c = document.querySelector('canvas.map'); "
+        "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; })()"
+    )
+    colours = np.reshape(pixels, (90, 80, 4))[..., :3]
+    for sign, colour in ((-1, (24, 96, 168)), (0, (255, 255, 255)), (1, (178, 34, 34))):
+        np.testing.assert_array_equal(colours[away == sign], np.broadcast_to(colour, (int((away == sign).sum()), 3)))
 
 
 def test_what_is_not_computed_is_grey_and_said(shown: Opened) -> None:

@@ -1,12 +1,13 @@
 """Builds the documentation's site: ``python -m tools.site``. A warning, a dead link or a request elsewhere is an error.
 
-Needs the extra ``docs``. Tutorials are run; 4_node_and_browser needs Node, npm and Chromium. ``--no-run`` leaves their outputs
-out, ``python -m http.server -d build/site`` shows what was built.
+Needs the extra ``docs`` and Chromium. Tutorials are run, of which 4_node_and_browser needs Node and npm, and pages are opened in
+Chromium; ``--no-run`` does neither. ``python -m http.server -d build/site`` shows what was built.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from tools.site.checks import faults
 from tools.site.notebooks import add_tutorials
 from tools.site.reference import add_reference
 from tools.site.staging import ROOT, Stage, write_settings
+from tools.site.visit import visited
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 COMPLAINT = re.compile(r"warning|error|griffe", re.IGNORECASE)
@@ -37,13 +39,18 @@ def build(out: Path, run: bool) -> list[str]:
         for name, seconds in took.items():
             print(f"{name}: {seconds:.1f} s")
         program = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(settings)]
-        done = subprocess.run(program, cwd=stage.folder, text=True, capture_output=True, check=False)
+        search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": search}
+        done = subprocess.run(program, cwd=stage.folder, env=environment, text=True, capture_output=True, check=False)
         said = [COLOURS.sub("", line) for line in (done.stdout + done.stderr).splitlines()]
         complaints = [line for line in said if COMPLAINT.search(line)]
         if done.returncode or complaints:
             return [*said, f"zensical ended with {done.returncode}"]
         built = stage.folder / "site"
         found = faults(built)
+        if run:
+            tutorials = [page.removesuffix(".md") + "/" for page in stage.pages if page.startswith("tutorials/")]
+            found += visited(built, ["", "start/", "speed/", "api/model/", *tutorials], word="residual")
         if out.exists():
             shutil.rmtree(out)
         out.parent.mkdir(parents=True, exist_ok=True)

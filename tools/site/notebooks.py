@@ -102,7 +102,9 @@ def as_page(notebook: Any, name: str, files: Path) -> str:
 def output_of(item: Any, name: str, files: Path) -> str:
     """One output of a cell as Markdown: HTML as a frame, then a picture, then text."""
     if item.output_type == "stream":
-        return fenced(item.text) if item.name == "stdout" or item.text.strip() else ""
+        return (
+            fenced(item.text) if item.name == "stdout" else ""
+        )  # warnings of other libraries differ from machine to machine
     data = item.get("data", {})
     if "text/html" in data:
         page = files / f"{name}.html"

@@ -19,6 +19,7 @@ DOORS = {
     "interventions": "Edits as data, and the files that hold them. [How to](../interventions.md).",
     "deploy": "Files for those who run a model without graphlens. [How to](../drivable.md).",
     "surgery": "From hooked graph to hooked graph, on onnx-ir. Nothing here runs a model.",
+    "views": "What a run looks like: views for notebooks and pages. [How to](../pages.md).",
     "utils": "Helpers of TransformerLens that take arrays.",
     "torch": "The same classes with tensors in and out; here are the names that the other pages lack.",
     "transformer_lens4": "TransformerLens 4's model, and graphlens behind its RemoteBridge. [How to](../transformerlens4.md).",
@@ -27,15 +28,25 @@ LARGE = {"HookedTransformer": "The model", "ActivationCache": "The cache"}
 
 
 def names_of(door: str) -> list[str]:
-    """The names in a door's ``__all__``, in its order."""
+    """The names in a door's ``__all__``, in its order; if it has none, those that it imports for type checkers."""
     package = ROOT / "graphlens"
     places = (
         [package / "__init__.py"] if door == "graphlens" else [package / f"{door}.py", package / door / "__init__.py"]
     )
     path = next(path for path in places if path.exists())
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for node in body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             return list(ast.literal_eval(node.value))
+    checked = [
+        item
+        for node in body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for item in node.body
+    ]
+    names = [name.name for node in checked if isinstance(node, ast.ImportFrom) for name in node.names if name.asname]
+    if names:
+        return names
     raise ValueError(f"{path.relative_to(ROOT)} has no __all__.")
 
 
@@ -62,6 +73,22 @@ def add_reference(stage: Stage) -> None:
             text += f"On pages above: {', '.join(f'`{name}`' for name in elsewhere)}.\n\n"
         stage.add(f"api/{door}.md", text + "".join(f"::: {module}.{name}\n\n" for name in fresh))
     stage.add("api/commands.md", commands_page())
+
+
+def fenced_examples(text: str) -> str:
+    """A docstring whose examples (``>>>`` and what follows, up to an empty line) are blocks of code."""
+    lines, out = text.splitlines(), []
+    inside = ""
+    for line in [*lines, ""]:
+        begins = line.lstrip().startswith(">>> ")
+        if begins and not inside:
+            inside = line[: len(line) - len(line.lstrip())] or "\n"
+            out += [f"{inside.strip(chr(10))}```pycon"]
+        if inside and not line.strip():
+            out += [f"{inside.strip(chr(10))}```"]
+            inside = ""
+        out.append(line)
+    return "\n".join(out[:-1])
 
 
 def _short(value: object) -> str:

@@ -26,7 +26,7 @@ HOW_TO = (
     *("families", "configs", "encoders", "vision"),
 )
 COMING_FROM = ("transformerlens", "transformerlens4")
-REFERENCE = ("hooked-file", "edits-schema", "models", "operators", "parity", "adopted-files")
+REFERENCE = ("hooked-file", "edits", "models", "operators", "parity", "adopted-files")
 TRUST = ("security", "hostile", "faults")
 
 
@@ -53,8 +53,10 @@ class Stage:
     def add_repository(self) -> None:
         """Takes up every Markdown file of docs/, and those outside that are pages."""
         for path in sorted((ROOT / "docs").rglob("*.md")):
-            page = path.relative_to(ROOT / "docs").as_posix()
-            self.add(page, path.read_text(encoding="utf-8"), f"docs/{page}")
+            page, text = path.relative_to(ROOT / "docs").as_posix(), path.read_text(encoding="utf-8")
+            if not text.strip():
+                raise ValueError(f"docs/{page} is empty: write its heading at least.")
+            self.add(page, text, f"docs/{page}")
         for home, page in OUTSIDE.items():
             self.add(page, (ROOT / home).read_text(encoding="utf-8"), home)
         decisions = [page for page in sorted(self.pages) if page.startswith("adr/")]
@@ -101,8 +103,8 @@ def relinked(text: str, home: str, page: str, homes: dict[str, str]) -> str:
 
     def link(found: re.Match[str]) -> str:
         target, _, heading = found["target"].partition("#")
-        if "://" in target or target.startswith("mailto:") or not target:
-            return found[0]
+        if "://" in target or target.startswith("mailto:") or not target or target.endswith(".ipynb"):
+            return found[0]  # a notebook is made beside its page
         path = _normal(f"{home}/../{target}")
         other = homes.get(path)
         if other is None and Path(path).suffix in PICTURES and path.startswith("docs/"):
@@ -183,7 +185,8 @@ def write_settings(stage: Stage) -> Path:
         raise ValueError("zensical.toml lacks the line 'nav = []', where the menu goes.")
     path = stage.folder / "zensical.toml"
     settings = settings.replace("\nnav = []\n", f"\nnav = {as_toml(menu(stage.pages))}\n")
-    path.write_text(settings.replace('paths = ["."]', f"paths = [{json.dumps(str(ROOT))}]"), encoding="utf-8")
+    settings = settings.replace('paths = ["."]', f"paths = [{json.dumps(str(ROOT))}]")
+    path.write_text(settings.replace('"tools/site/', f'"{ROOT}/tools/site/'), encoding="utf-8")
     look = Path(__file__).with_name("look")
     shutil.copytree(look / "overrides", stage.folder / "overrides")
     (stage.folder / "pages" / "look").mkdir(parents=True, exist_ok=True)

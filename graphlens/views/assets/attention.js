@@ -1,6 +1,7 @@
 // Attention: a grid of heads to pick from, what each token looks at in the head picked, a summary of each layer.
 kinds.attention = (host, view) => {
-  const { tokens, layers, heads, queries, offset, statistics, triangle } = view;
+  const { tokens, layers, numbers, queries, offset, statistics, triangle } = view; // numbers: of the heads
+  const heads = numbers.length;
   const flat = decode(view.patterns);
   const keys = tokens.length;
   const each = triangle ? (queries * (queries + 1)) / 2 : queries * keys;
@@ -25,12 +26,12 @@ kinds.attention = (host, view) => {
     const colours = isNumber ? scaleOf(Math.min(0, finiteRange(statistic)[0]), finiteRange(statistic)[1]) : null;
     grid.style.gridTemplateColumns = `repeat(${heads + 1 + (isNumber ? 1 : 0)}, max-content)`;
     buttons = [];
-    const placed = [el("span", { class: "mono" }), ...Array.from({ length: heads }, (_, h) => el("span", { class: "mono" }, `H${h}`))];
+    const placed = [el("span", { class: "mono" }), ...numbers.map((h) => el("span", { class: "mono" }, `H${h}`))];
     if (isNumber) placed.push(el("span", { class: "mono" }, "mean"));
     layers.forEach((number, l) => {
       placed.push(el("span", { class: "mono" }, `L${number}`));
       for (let h = 0; h < heads; h++) {
-        const button = el("button", { type: "button", role: "radio", "aria-label": `layer ${number} head ${h}`, "data-head": `${number}.${h}` });
+        const button = el("button", { type: "button", role: "radio", "aria-label": `layer ${number} head ${numbers[h]}`, "data-head": `${number}.${numbers[h]}` });
         if (isNumber) {
           const value = statistic[l * heads + h];
           button.classList.add("number");
@@ -39,11 +40,11 @@ kinds.attention = (host, view) => {
           paint(button, colours.colour(value));
         } else {
           const canvas = el("canvas", { "aria-hidden": "true" });
-          drawPixels(canvas, queries, keys, (i, j) => weight(l, h, i, j), scale);
+          drawPixels(canvas, queries, keys, (i, j) => scale.colour(weight(l, h, i, j)));
           canvas.style.width = canvas.style.height = `${side}px`;
           button.append(canvas);
         }
-        tipped(button, () => [`layer ${number}, head ${h}`, ...names.map((name) => `${name}: ${long(figures[name][l * heads + h])}`)].join("\n"));
+        tipped(button, () => [`layer ${number}, head ${numbers[h]}`, ...names.map((name) => `${name}: ${long(figures[name][l * heads + h])}`)].join("\n"));
         button.addEventListener("click", () => pick(l, h));
         buttons.push(button);
         placed.push(button);
@@ -83,6 +84,7 @@ kinds.attention = (host, view) => {
     };
     chip.addEventListener("mouseenter", look);
     chip.addEventListener("focus", look);
+    chip.addEventListener("click", () => { look(); tell(); });
     return chip;
   });
   strip.append(...chips);
@@ -106,7 +108,7 @@ kinds.attention = (host, view) => {
   function drawBig() {
     const columns = tokens;
     picture(big, {
-      rows: tokens.slice(offset), columns, value: (i, j) => weight(layer, head, i, j), scale, side: 420,
+      rows: tokens.slice(offset), columns, value: (i, j) => weight(layer, head, i, j), colour: (i, j) => scale.colour(weight(layer, head, i, j)), side: 420,
       rowAxis: "query (looks)", columnAxis: "key (is looked at)",
       tell: (i, j) => `${shown(tokens[i + offset])} (${i + offset}) → ${shown(tokens[j])} (${j}): ${long(weight(layer, head, i, j))}`,
       hovered: (i, j) => {
@@ -117,11 +119,23 @@ kinds.attention = (host, view) => {
   }
   function pick(l, h) {
     [layer, head] = [l, h];
-    title.textContent = `layer ${layers[layer]}, head ${head}`;
+    title.textContent = `layer ${layers[layer]}, head ${numbers[head]}`;
     mark();
     drawStrip();
     drawBig();
+    tell();
   }
+  // Inside a widget (see widget.js) the page that holds this one is told what is picked, and may pick.
+  function tell() {
+    if (parent === window) return;
+    const own = looked === "from" ? query + offset : query;
+    parent.postMessage({ graphlens: "picked", layer: layers[layer], head: numbers[head], token: own }, "*");
+  }
+  addEventListener("message", (event) => {
+    if (event.source !== parent || event.data?.graphlens !== "pick") return;
+    const [l, h] = [layers.indexOf(event.data.layer), numbers.indexOf(event.data.head)];
+    if (l >= 0 && h >= 0 && (l !== layer || h !== head)) pick(l, h);
+  });
 
   // A row for each layer: the mean over its heads, and the head that has most
   const summary = el("table", { class: "rows", "data-table": "layers" });
@@ -130,7 +144,7 @@ kinds.attention = (host, view) => {
     const row = Array.from(figures[name].slice(l * heads, (l + 1) * heads));
     const mean = row.reduce((a, b) => a + b, 0) / heads;
     const most = row.indexOf(Math.max(...row));
-    const button = el("button", { type: "button" }, `H${most} ${short(row[most])}`);
+    const button = el("button", { type: "button" }, `H${numbers[most]} ${short(row[most])}`);
     button.addEventListener("click", () => pick(l, most));
     return el("td", { "data-value": mean }, `${short(mean)}  `, most < 0 ? "" : button);
   })))));

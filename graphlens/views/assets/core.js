@@ -193,33 +193,31 @@ function token(text, index, details = () => "") {
 
 // A table of numbers in colour, or a picture of it where the cells are too many for numbers.
 const MOST_CELLS = 6000;
-function cells(host, { rows, columns, value, scale, text = null, tell, rowAxis = "", columnAxis = "", pick = null, word = false }) {
-  if (rows.length * columns.length > MOST_CELLS) return picture(host, { rows, columns, value, scale, tell, rowAxis, columnAxis });
+function cells(host, { rows, columns, value, colour, text = null, tell, rowAxis = "", columnAxis = "", word = false }) {
+  if (rows.length * columns.length > MOST_CELLS) return picture(host, { rows, columns, value, colour, tell, rowAxis, columnAxis });
   const items = [];
   const head = el("tr", {}, el("th", { scope: "col" }, [rowAxis, columnAxis].filter(Boolean).join(" \\ ")), ...columns.map((c) => el("th", { scope: "col", title: shown(c) }, shown(c))));
   const body = rows.map((row, i) =>
     el("tr", {}, el("th", { scope: "row", title: shown(row) }, shown(row)), ...columns.map((_, j) => {
       const number = value(i, j);
       const cell = el("td", { "data-value": number, class: [Number.isNaN(number) && "missing", word && "word"].filter(Boolean).join(" ") || null }, text ? text(i, j) : short(number));
-      if (!Number.isNaN(number)) paint(cell, scale.colour(number));
+      if (!Number.isNaN(number)) paint(cell, colour(i, j));
       tipped(cell, () => tell(i, j));
-      if (pick) cell.addEventListener("click", () => pick(i, j, cell));
       items.push(cell);
       return cell;
     })));
   roving(items, columns.length);
   host.replaceChildren(el("div", { class: "scroll" }, el("table", { class: "cells", role: "grid" }, el("thead", {}, head), el("tbody", {}, ...body))));
-  return items;
 }
 
 // A picture of a matrix: a pixel for each entry, a readout for the one under the mouse or the cursor of the keyboard.
-function picture(host, { rows, columns, value, scale, tell, rowAxis = "", columnAxis = "", side = 460, hovered = () => {} }) {
+function picture(host, { rows, columns, value, colour, tell, rowAxis = "", columnAxis = "", side = 460, hovered = () => {} }) {
   const canvas = el("canvas", { class: "map", tabindex: 0, role: "img", width: columns.length, height: rows.length,
     "aria-label": `${rows.length} ${rowAxis || "rows"} by ${columns.length} ${columnAxis || "columns"}; the arrow keys read entries` });
   const size = Math.max(1, Math.min(28, Math.floor(side / Math.max(rows.length, columns.length))));
   canvas.style.width = `${columns.length * size}px`;
   canvas.style.aspectRatio = `${columns.length} / ${rows.length}`;
-  drawPixels(canvas, rows.length, columns.length, value, scale);
+  drawPixels(canvas, rows.length, columns.length, colour);
   const readout = el("output", { class: "readout mono" }, "hover the map, or focus it and use the arrow keys");
   let [i, j] = [0, 0];
   const read = () => {
@@ -243,16 +241,15 @@ function picture(host, { rows, columns, value, scale, tell, rowAxis = "", column
   });
   const axes = [rowAxis && `rows: ${rowAxis}`, columnAxis && `columns: ${columnAxis}`].filter(Boolean).join(", ");
   host.replaceChildren(el("div", { class: "axis" }, axes), canvas, readout);
-  return [];
 }
-function drawPixels(canvas, height, width, value, scale) {
+function drawPixels(canvas, height, width, colour) {
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
   for (let i = 0; i < height; i++) {
     for (let j = 0; j < width; j++) {
-      const [r, g, b] = scale.colour(value(i, j));
+      const [r, g, b] = colour(i, j);
       image.data.set([r, g, b, 255], 4 * (i * width + j));
     }
   }

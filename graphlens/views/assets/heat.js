@@ -7,7 +7,6 @@ kinds.heat = (host, view) => {
   const strides = sizes.map((_, i) => sizes.slice(i + 1).reduce((a, b) => a * b, 1));
   const at = Object.fromEntries(axes.map((axis) => [axis, 0]));
   let [down, across] = [view.rows, view.columns];
-  const own = view.ownRange ?? false; // of each metric
   const offset = (place) => axes.reduce((sum, axis, i) => sum + place[axis] * strides[i], 0);
   const middle = (place) => {
     let index = 0;
@@ -15,6 +14,24 @@ kinds.heat = (host, view) => {
     return middles[index];
   };
   const place = (i, j) => ({ ...at, ...(down ? { [down]: i } : {}), ...(across ? { [across]: j } : {}) });
+  // The least and the most value, and the largest distance from the baseline: of all entries, or of one metric's.
+  const ranges = {};
+  function rangeOf(metric) {
+    if (ranges[metric]) return ranges[metric];
+    const parts = view.baselineAxes.map((axis) => axes.indexOf(axis));
+    const [from, to] = metric === "all" ? [0, values.length] : [metric * strides[0], (metric + 1) * strides[0]];
+    let [least, most, distance] = [Infinity, -Infinity, 0];
+    for (let i = from; i < to; i++) {
+      const value = values[i];
+      if (!Number.isFinite(value)) continue;
+      if (value < least) least = value;
+      if (value > most) most = value;
+      let index = 0;
+      for (const k of parts) index = index * sizes[k] + (Math.floor(i / strides[k]) % sizes[k]);
+      distance = Math.max(distance, Math.abs(value - middles[index]));
+    }
+    return (ranges[metric] = least > most ? [0, 0, 0] : [least, most, distance]);
+  }
   const box = el("div", {});
   const below = el("div", {});
   const sliders = el("div", { class: "controls" });
@@ -22,38 +39,22 @@ kinds.heat = (host, view) => {
     const rows = down ? labels[down] : [""];
     const columns = across ? labels[across] : [""];
     // One colour scale for all entries of the sliders, so that maps can be compared; metrics have scales of their own.
-    let distance = 0;
-    const every = [];
-    for (let i = 0; i < values.length; i++) {
-      const here = {};
-      axes.forEach((axis, k) => { here[axis] = Math.floor(i / strides[k]) % sizes[k]; });
-      if (own && here[axes[0]] !== at[axes[0]] && axes[0] !== down && axes[0] !== across) continue;
-      const value = values[i];
-      if (!Number.isFinite(value)) continue;
-      every.push(value);
-      if (view.diverges) distance = Math.max(distance, Math.abs(value - middle(here)));
-    }
+    const ofMetric = axes[0] === "metric" && down !== "metric" && across !== "metric";
+    const [least, most, distance] = rangeOf(ofMetric ? at.metric : "all");
     const varies = view.diverges && view.baselineAxes.some((axis) => axis === down || axis === across);
     const centre = view.diverges && !varies ? middle(place(0, 0)) : 0;
-    const [least, most] = finiteRange(every);
     // Where the baseline differs between cells, the colour is of the distance from it.
-    const scale = view.diverges ? scaleOf(centre - (distance || 1), centre + (distance || 1), centre) : scaleOf(Math.min(least, view.from ?? least), most);
-    const shift = (i, j) => (varies ? middle(place(i, j)) : 0);
+    const scale = view.diverges ? scaleOf(centre - (distance || 1), centre + (distance || 1), centre) : scaleOf(least, most);
     const value = (i, j) => values[offset(place(i, j))];
     const tell = (i, j) => [
       ...axes.map((axis) => `${axis} ${shown(labels[axis][place(i, j)[axis]])}`),
       `${view.name}: ${long(value(i, j))}`,
       ...(view.diverges ? [`from ${view.middleName} ${long(middle(place(i, j)))}: ${long(value(i, j) - middle(place(i, j)))}`] : []),
     ].join("\n");
-    const coloured = { ends: scale.ends, colour: scale.colour };
-    const shifted = varies ? { ends: scale.ends, colour: (v) => scale.colour(v) } : coloured;
-    const items = cells(box, { rows, columns, value, scale: shifted, tell, rowAxis: down ?? "", columnAxis: across ?? "" });
-    if (varies) items.forEach((cell, k) => {
-      const [i, j] = [Math.floor(k / columns.length), k % columns.length];
-      if (!Number.isNaN(value(i, j))) paint(cell, scale.colour(value(i, j) - shift(i, j)));
-    });
+    const colour = (i, j) => scale.colour(varies ? value(i, j) - middle(place(i, j)) : value(i, j));
+    cells(box, { rows, columns, value, colour, tell, rowAxis: down ?? "", columnAxis: across ?? "" });
     const missing = values.some(Number.isNaN) ? "not computed (NaN)" : null;
-    below.replaceChildren(legend(scale, { ...(view.diverges ? { 1: view.middleName } : {}), missing }));
+    below.replaceChildren(legend(scale, { ...(view.diverges ? { 1: varies ? `distance from ${view.middleName}` : view.middleName } : {}), missing }));
   }
   function drawSliders() {
     const rest = axes.filter((axis) => axis !== down && axis !== across);

@@ -20,7 +20,7 @@ kinds.lens = (host, view) => {
     const value = (i, j) => values[i * count + j];
     cells(box, {
       rows: labels, columns: tokens, value, rowAxis: "after", columnAxis: "position", word: true,
-      scale: { ends: scale.ends, colour: (v) => scale.colour(figure(v)) },
+      colour: (i, j) => scale.colour(figure(value(i, j))),
       text: (i, j) => (by === names[0] ? shown(word(i, j, 0)) : short(value(i, j))),
       tell: (i, j) => [
         `${labels[i]}, token ${view.first + j} ${shown(tokens[j])}`,

@@ -2,7 +2,8 @@
 import { PageError, gate } from "./edits.js";
 
 const LENS_BUDGET = 3e8; // multiplications for a lens at every token; beyond it only the selected token has one
-const PATTERN_BUDGET = 2e6; // numbers of attention patterns for all layers at once; beyond it one layer is shown
+const PATTERN_BUDGET = 2e6; // numbers of attention patterns for all layers at once; beyond it one layer is shown,
+const HEADS_SHOWN = 64; // as of a model with more heads than these
 
 /** Where the page's files come from: scripts of the page itself, or files beside it. */
 export function openFiles(settings, progress) {
@@ -15,7 +16,7 @@ export function openFiles(settings, progress) {
   const fetched = async (name) => {
     let answer;
     try {
-      answer = await fetch(name);
+      answer = await fetch(name, { cache: "no-cache" }); // it asks whether the page was made again
     } catch (error) {
       throw new PageError(`${name} could not be read (${error.message}). Serve the whole folder: python -m http.server`);
     }
@@ -141,7 +142,8 @@ export class Model {
   patternLayers(length, layer) {
     const { n_layers, n_heads, patterns } = this.settings;
     const layers = Array.from({ length: n_layers }, (_, i) => i).filter((i) => patterns[i] !== null);
-    return n_layers * n_heads * length * length <= PATTERN_BUDGET ? layers : layers.filter((i) => i === layer);
+    const heads = n_layers * n_heads;
+    return heads <= HEADS_SHOWN && heads * length * length <= PATTERN_BUDGET ? layers : layers.filter((i) => i === layer);
   }
 
   /**

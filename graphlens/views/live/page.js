@@ -323,7 +323,7 @@ function drawLook() {
   const { ids } = state.intact;
   const row = (run) => run.patterns[layer].subarray((head * ids.length + state.at) * ids.length, (head * ids.length + state.at + 1) * ids.length);
   const [intact, edited] = [row(state.intact), row(state.edited)];
-  $("look-title").textContent = `Head ${layer}.${head}: where ${shown(model.text(ids[state.at]))} looks`;
+  $("look-title").textContent = `Head ${layer}.${head}: where “${shown(model.text(ids[state.at]))}” looks`;
   const most = largest(intact.map((value, i) => Math.max(value, edited[i])), LOOKED);
   $("look").tBodies[0].replaceChildren(...most.map((key) => {
     const found = element("tr", {}, element("th", { scope: "row", className: "tok", textContent: `${key} ${shown(model.text(ids[key]))}` }));
@@ -340,20 +340,25 @@ function drawLens() {
     const table = element("table", { className: "cells" }, element("caption", { textContent: name }));
     table.dataset.run = name.toLowerCase();
     const head = table.createTHead().insertRow();
-    head.append(element("th", { scope: "col", textContent: "after" }), ...at.map((place) => element("th", { scope: "col", textContent: shown(model.text(run.ids[place])) })));
+    const one = at.length === 1; // of a large model: the chosen token alone, with its likeliest next tokens side by side
+    const titles = one ? Array.from({ length: count }, (_, i) => String(i + 1)) : at.map((place) => shown(model.text(run.ids[place])));
+    head.append(...["after", ...titles].map((textContent) => element("th", { scope: "col", textContent })));
     const body = table.createTBody();
     for (let layer = settings.lens.length - 1; layer >= 0; layer--) {
       const row = body.insertRow();
       row.append(element("th", { scope: "row", textContent: layer ? `layer ${layer - 1}` : "embedding" }));
-      at.forEach((place, column) => {
-        const first = (layer * at.length + column) * count;
-        const list = Array.from({ length: count }, (_, i) => `${shown(model.text(tokens[first + i]))} ${percent(probabilities[first + i])}`);
-        const cell = element("td", { textContent: shown(model.text(tokens[first])), title: list.join("\n"), tabIndex: -1 });
+      for (let column = 0; column < titles.length; column++) {
+        const first = one ? layer * count + column : (layer * at.length + column) * count;
+        const told = (index) => `${shown(model.text(tokens[index]))} ${percent(probabilities[index])}`;
+        const cell = element("td", one ? { textContent: told(first) } : {
+          textContent: shown(model.text(tokens[first])),
+          title: Array.from({ length: count }, (_, i) => told(first + i)).join("\n"),
+        });
         cell.style.background = `rgb(var(--cool) / ${(0.4 * probabilities[first]).toFixed(3)})`;
-        cell.classList.toggle("chosen", place === state.at);
+        cell.classList.toggle("chosen", !one && at[column] === state.at);
         cell.classList.toggle("changed", before !== null && before.lens.tokens[first] !== tokens[first]);
         row.append(cell);
-      });
+      }
     }
     return element("div", { className: "scroll" }, table);
   }));
@@ -447,7 +452,9 @@ async function selfCheck() {
   const size = Math.max(1, ...top.map(([, logit]) => Math.abs(logit)));
   const worst = Math.max(...top.map(([token, logit]) => Math.abs(logits[token] - logit)));
   if (!(worst <= 1e-3 * size)) throw new PageError(`The logits in this browser are off by ${worst.toPrecision(2)} from those in Python: do not trust this page's numbers.`);
-  $("checked").textContent = `Checked when it opened: the tokens of ${settings.probes.length} texts are Python's, and the largest logits of “${shown(ids.map((id) => model.text(id)).join(""))}” are off by at most ${worst.toExponential(1)}.`;
+  const texts = settings.probes.length ? `the tokens of ${settings.probes.length} texts are Python's, and ` : "";
+  const prompt = shown(ids.map((id) => model.text(id)).join(model.tokenizer ? "" : " "));
+  $("checked").textContent = `Checked when it opened: ${texts}the largest logits of “${prompt}” are off by at most ${worst.toExponential(1)} from those in Python.`;
   return worst;
 }
 
