@@ -6,8 +6,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from graphlens import attribution as attribution
+    from graphlens import deploy as deploy
+    from graphlens import interventions as interventions
+    from graphlens import metrics as metrics
+    from graphlens import patching as patching
+    from graphlens import surgery as surgery
+    from graphlens import torch as torch
+    from graphlens import transformer_lens as transformer_lens
+    from graphlens import utils as utils
+    from graphlens import views as views
     from graphlens.analysis.cache.activation_cache import ActivationCache
     from graphlens.analysis.factored_matrix import FactoredMatrix
+    from graphlens.analysis.metrics import LogitDiff
     from graphlens.edits.kinds import Ablate, Patch, Scale, Steer
     from graphlens.errors import (
         ExportError,
@@ -22,9 +33,11 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphlens.experiments.drift import drift
+    from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
     from graphlens.model.config import HookedTransformerConfig
+    from graphlens.model.hook_point import HookPoint
     from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.hooked_vit import HookedViT
@@ -44,9 +57,14 @@ if TYPE_CHECKING:
     from graphlens.surgery.process import process_weights
 
 # Loaded on first use: importing graphlens costs milliseconds.
+_DOORS = (
+    *("attribution", "deploy", "interventions", "metrics", "patching", "surgery", "torch", "transformer_lens", "utils"),
+    "views",
+)
 _HOMES = {
     "__version__": "graphlens.file.version",
     "ActivationCache": "graphlens.analysis.cache.activation_cache",
+    "HookPoint": "graphlens.model.hook_point",
     "HookedEncoder": "graphlens.model.hooked_encoder",
     "HookedTransformer": "graphlens.model.hooked_transformer",
     "HookedTransformerConfig": "graphlens.model.config",
@@ -65,7 +83,9 @@ _HOMES = {
     },
     **dict.fromkeys(("Ablate", "Patch", "Steer", "Scale"), "graphlens.edits.kinds"),
     "get_act_name": "graphlens.file.names",
+    "LogitDiff": "graphlens.analysis.metrics",
     "process_weights": "graphlens.surgery",
+    "sweep": "graphlens.experiments.sweep",
     **dict.fromkeys(
         (
             "ExportError",
@@ -89,6 +109,7 @@ __all__ = [
     "ExportError",
     "FactoredMatrix",
     "GraphlensError",
+    "HookPoint",
     "HookResultError",
     "HookedEncoder",
     "HookedTransformer",
@@ -99,6 +120,7 @@ __all__ = [
     "InputError",
     "KeyValueCache",
     "KeyValueCacheEntry",
+    "LogitDiff",
     "ModelFileError",
     "Patch",
     "RunError",
@@ -118,6 +140,7 @@ __all__ = [
     "expose",
     "get_act_name",
     "process_weights",
+    "sweep",
     "write_adapter",
     "write_drivable",
 ]
@@ -128,8 +151,10 @@ if not TYPE_CHECKING:  # for type checkers a name that is not above is an error
     def __getattr__(name: str) -> object:
         if name in _HOMES:
             return getattr(importlib.import_module(_HOMES[name]), name)
+        if name in _DOORS:
+            return importlib.import_module(f"graphlens.{name}")
         raise AttributeError(f"module 'graphlens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_DOORS])

@@ -86,16 +86,17 @@ class RuntimeUnavailable(GraphlensError, ImportError):
 _NOT_THE_USERS = ("graphlens", "contextlib", "torch")
 
 
-def warn(message: str) -> None:
-    """Warns with a UserWarning that points at the line of the user's code which led here.
+def warn(message: str, kind: type[Warning] = UserWarning) -> None:
+    """Warns with a warning that points at the line of the user's code which led here.
 
     Args:
         message: What to tell.
+        kind: DeprecationWarning for a name that goes; see CONTRIBUTING.md.
     """
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and not _is_users(frame):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, kind, stacklevel=level)
 
 
 def called() -> tuple[str, tuple[str, ...]]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Json, place_of, print_json
+from graphlens.cli.options import Json, flag, place_of, print_json
 from graphlens.errors import InputError
 
 
@@ -23,11 +23,11 @@ def adopt(
         str | None,
         typer.Option("--tokenizer", metavar="FOLDER", help="A folder with the tokenizer; default: the file's own."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; print what would be found.")] = False,
+    dry_run: Annotated[bool, flag("--dry-run", help="Write nothing; print what would be found.")] = False,
     keep_fused: Annotated[
-        bool, typer.Option("--keep-fused", help="Leave fused operators as they are, and hook what is visible.")
+        bool, flag("--keep-fused", help="Leave fused operators as they are, and hook what is visible.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a hooked folder that is there.")] = False,
+    force: Annotated[bool, flag("--force", help="Replace a hooked folder that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find the hook points of an ONNX file that another program exported, and write it as a hooked folder.

@@ -45,7 +45,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Transformers as ONNX files whose internals have names: export, read, edit."""
@@ -87,7 +90,7 @@ def main() -> None:
     _print_anything()
     try:
         with _warnings_as_lines():
-            app()
+            app(prog_name="graphlens")
     except GraphlensError as error:
         _block(type(error).__name__, in_words_of_commands(str(error)))
         sys.exit(1)

@@ -15,6 +15,7 @@ from graphlens.cli.options import (
     SelfContained,
     WithPast,
     ensure_new_folder,
+    flag,
     place_of,
     print_json,
 )
@@ -82,7 +83,7 @@ def drivable(
         str, typer.Option("--kinds", metavar="KINDS", help="Which changes: scale, add, patch; with commas.")
     ] = "scale,add,patch",
     required_gates: Annotated[
-        bool, typer.Option("--required-gates", help="Without defaults: JavaScript can't feed optional inputs.")
+        bool, flag("--required-gates", help="Without defaults: JavaScript can't feed optional inputs.")
     ] = False,
     with_past: WithPast = False,
     keep_hooks: KeepHooks = False,
@@ -133,11 +134,9 @@ def strip(model: Hooked, out: Out, self_contained: SelfContained = False, link: 
 def check(
     model: Hooked,
     run: Annotated[
-        bool, typer.Option("--run", help="Also open it in ONNX Runtime and run it once, in a process with limits.")
+        bool, flag("--run", help="Also open it in ONNX Runtime and run it once, in a process with limits.")
     ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Also read the weights packed in the cache, every byte.")
-    ] = False,
+    full: Annotated[bool, flag("--full", help="Also read the weights packed in the cache, every byte.")] = False,
     memory: Annotated[
         float | None,
         typer.Option(

@@ -16,6 +16,7 @@ from graphlens.cli.options import (
     Provider,
     Strict,
     ensure_writable,
+    flag,
     is_hooked,
     open_model,
     place_of,
@@ -63,7 +64,7 @@ def drift(
     ] = None,
     patch: Annotated[
         bool,
-        typer.Option("--patch", help="Put FLOAT's activation into OTHER's run, site by site: what each one costs."),
+        flag("--patch", help="Put FLOAT's activation into OTHER's run, site by site: what each one costs."),
     ] = False,
     top: Annotated[
         int | None,

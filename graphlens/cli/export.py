@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Hooked, Layout, Link, Out, WithPast, ensure_new_folder, place_of
+from graphlens.cli.options import Hooked, Layout, Link, Out, WithPast, ensure_new_folder, flag, place_of
 from graphlens.errors import InputError
 
 
@@ -19,9 +19,9 @@ def export(
     ],
     out: Out,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare with transformers and try every hook point.")
+        bool, flag("--verify/--no-verify", help="Compare with transformers and try every hook point.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing export.")] = False,
+    force: Annotated[bool, flag("--force", help="Replace an existing export.")] = False,
     revision: Annotated[str | None, typer.Option(metavar="NAME", help="A branch, tag or commit on the hub.")] = None,
     n_ctx: Annotated[
         int | None,
@@ -65,11 +65,11 @@ def export(
 def process(
     model: Hooked,
     out: Out,
-    fold_ln: Annotated[bool, typer.Option(help="Fold the norms' weights into what reads them.")] = True,
-    center_writing_weights: Annotated[bool, typer.Option(help="Centre what writes to the residual stream.")] = True,
-    center_unembed: Annotated[bool, typer.Option(help="Centre the logits over the vocabulary.")] = True,
-    fold_value_biases: Annotated[bool, typer.Option(help="Move value biases into output biases.")] = True,
-    refactor: Annotated[bool, typer.Option(help="Make each head's factors even by SVD.")] = False,
+    fold_ln: Annotated[bool, flag(help="Fold the norms' weights into what reads them.")] = True,
+    center_writing_weights: Annotated[bool, flag(help="Centre what writes to the residual stream.")] = True,
+    center_unembed: Annotated[bool, flag(help="Centre the logits over the vocabulary.")] = True,
+    fold_value_biases: Annotated[bool, flag(help="Move value biases into output biases.")] = True,
+    refactor: Annotated[bool, flag(help="Make each head's factors even by SVD.")] = False,
 ) -> None:
     """Process a hooked file's weights as TransformerLens does; predictions stay the same. It needs float32 weights.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graphlens.cli.options import Foreign, Json, Link, place_of, print_json
+from graphlens.cli.options import Foreign, Json, Link, flag, place_of, print_json
 from graphlens.cli.words import in_words_of_commands
 from graphlens.errors import InputError
 
@@ -23,7 +23,7 @@ def expose(
         str | None,
         typer.Option("-o", "--out", metavar="FILE", help="The .onnx file to write, or a folder for model.onnx."),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="Print which values match, and write nothing.")] = False,
+    show: Annotated[bool, flag("--list", help="Print which values match, and write nothing.")] = False,
     link: Link = False,
     as_json: Json = False,
 ) -> None:

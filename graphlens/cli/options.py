@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.models import OptionInfo
 
 from graphlens.cli.token_text import tokens_of
 from graphlens.errors import InputError
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
     from graphlens.analysis.arrays import Array
     from graphlens.file.tokenizer import Tokenizer as LoadedTokenizer
     from graphlens.model.hooked_transformer import HookedTransformer
+
+
+def flag(*names: str, help: str) -> OptionInfo:
+    """An option that is given or not: the help shows no type for it.
+
+    Args:
+        names: What one types; both names of one that can also be taken back.
+        help: What it does.
+    """
+    made: OptionInfo = typer.Option(*names, metavar="", help=help)
+    return made
+
 
 _ANY = "tiny-gpt2, tiny-llama (both ship with graphlens), a hooked folder or its model.onnx"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_ANY}, a checkpoint folder, or a hub name.")]
@@ -30,11 +43,11 @@ Prompt = Annotated[
     str,
     typer.Argument(metavar="PROMPT", help="The text to run; for a model without tokenizer, or with --ids: '0 5 6 7'."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Json = Annotated[bool, flag("--json", help="Print JSON instead of tables.")]
 Provider = Annotated[
     str | None, typer.Option("--provider", metavar="cpu|cuda", help="Where to run; default: CUDA where it works.")
 ]
-Ids = Annotated[bool, typer.Option("--ids", help="Prompts and answers are token ids, not text: '0 5 6 7'.")]
+Ids = Annotated[bool, flag("--ids", help="Prompts and answers are token ids, not text: '0 5 6 7'.")]
 Tokenizer = Annotated[
     str | None,
     typer.Option(
@@ -46,21 +59,19 @@ Tokenizer = Annotated[
 # Paths are text here: pathlib makes an empty one the working folder, and user_path refuses it.
 Out = Annotated[str, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write: absent, or empty.")]
 Results = Annotated[str, typer.Option("-o", "--out", metavar="FOLDER", help="The folder for the results.")]
-WithPast = Annotated[bool, typer.Option("--with-past", help="Inputs and outputs for a KV cache.")]
-KeepHooks = Annotated[bool, typer.Option("--keep-hooks", help="Keep the hook points as outputs.")]
-SelfContained = Annotated[
-    bool, typer.Option("--self-contained", help="Copy the weights: what is done anyway, without --link.")
-]
+WithPast = Annotated[bool, flag("--with-past", help="Inputs and outputs for a KV cache.")]
+KeepHooks = Annotated[bool, flag("--keep-hooks", help="Keep the hook points as outputs.")]
+SelfContained = Annotated[bool, flag("--self-contained", help="Copy the weights: what is done anyway, without --link.")]
 Link = Annotated[
-    bool, typer.Option("--link", help="Hardlink the weights instead of copying them. onnx.load refuses such a folder.")
+    bool, flag("--link", help="Hardlink the weights instead of copying them. onnx.load refuses such a folder.")
 ]
 Layout = Annotated[
     str, typer.Option("--layout", metavar="plain|transformersjs", help="How files and weights lie in the folder.")
 ]
 Bos = Annotated[
-    bool | None, typer.Option("--bos/--no-bos", help="Prepend the BOS token, or do not; default: what the model does.")
+    bool | None, flag("--bos/--no-bos", help="Prepend the BOS token, or do not; default: what the model does.")
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="A text too long for the model is an error, and not cut.")]
+Strict = Annotated[bool, flag("--strict", help="A text too long for the model is an error, and not cut.")]
 
 
 def is_hooked(path: Path) -> bool:

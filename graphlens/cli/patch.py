@@ -21,6 +21,7 @@ from graphlens.cli.options import (
     Results,
     Strict,
     Tokenizer,
+    flag,
     open_model,
     print_json,
     read_text,
@@ -52,7 +53,7 @@ Answer = Annotated[
 Wrong = Annotated[str | None, typer.Option("--wrong", metavar="TOKEN", help='The corrupted prompt\'s answer: " John".')]
 MetricName = Annotated[str, typer.Option("--metric", metavar="|".join(METRICS), help="What is measured.")]
 Normalise = Annotated[
-    bool, typer.Option("--normalise/--raw", help="0 at the corrupted prompt's value and 1 at the clean one's.")
+    bool, flag("--normalise/--raw", help="0 at the corrupted prompt's value and 1 at the clean one's.")
 ]
 Picture = Annotated[
     str | None,
@@ -60,7 +61,7 @@ Picture = Annotated[
         "--picture", metavar="png|svg|pdf|html|txt", help="Also write a picture of each result, in this format."
     ),
 ]
-Csv = Annotated[bool, typer.Option("--csv", help="Also write each result as a table: a row for each value.")]
+Csv = Annotated[bool, flag("--csv", help="Also write each result as a table: a row for each value.")]
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def patch(
             help="resid_pre (default), attn_out, mlp_out, attn_head_out_all_pos, ...; may be given several times.",
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run kept in --out.")] = False,
+    resume: Annotated[bool, flag("--resume", help="Go on with what an interrupted run kept in --out.")] = False,
 ) -> None:
     """Patch activations of one prompt into another's run, one at a time, and show what each restores.
 
@@ -298,7 +299,7 @@ def attribute(
     steps: Annotated[
         int, typer.Option("--steps", metavar="N", min=0, help="Integrated gradients with so many steps; 0 for none.")
     ] = 0,
-    compare: Annotated[bool, typer.Option("--compare", help="Patch for real too, and show how far it is off.")] = False,
+    compare: Annotated[bool, flag("--compare", help="Patch for real too, and show how far it is off.")] = False,
 ) -> None:
     """Estimate every patch at once, from one forward and backward (attribution patching).
 

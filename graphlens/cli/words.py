@@ -22,7 +22,7 @@ SAID: Mapping[str, str] = {
     r"pass token ids, not text, or give the model one with model\.set_tokenizer\(\.\.\.\)": (
         "give token ids (--ids), or a tokenizer (--tokenizer FOLDER)"
     ),
-    r"open it with graphlens\.Hooked(?:Encoder|ViT)\.": "this command takes decoders, and graphlens hooks takes all kinds.",
+    r"open it with graphlens\.\w+\.": "this command takes decoders, and graphlens hooks takes all kinds.",
     r"Open it with graphlens\.HookedEncoder\.": "It is used as it is.",
     r"run it with return_type=None and read hook points \(run_with_cache\), or stop at a layer\.": (
         "graphlens hooks and graphlens cache read its hook points."

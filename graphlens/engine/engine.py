@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphlens.engine.block_pieces import Proof
@@ -24,10 +25,11 @@ from graphlens.file.io_names import LOGITS, PRESENT
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import UNEMBEDDED, split_name
 from graphlens.file.safetensors import WeightStore
-from graphlens.runtime.callbacks import Callback, callback_library
+from graphlens.runtime.operators import callback_library
 from graphlens.runtime.providers import CPU, Providers
 from graphlens.runtime.sessions import Chain, Runnable, Session
-from graphlens.runtime.types import Array, DeviceValue, Feed
+from graphlens.runtime.types import Array, Callback, DeviceValue, Feed
+from graphlens.surgery.quantised import ROUNDING_TOGETHER
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -159,6 +161,11 @@ class Engine:
         computed = self.manifest.config.dtype
         stored = converted_weights("bfloat16") in self.manifest.files
         return f"bfloat16 weights, {computed} activations" if stored else computed
+
+    @cached_property
+    def rounds_together(self) -> bool:
+        """True if the graph rounds activations by one scale of all that runs at once, so that prompts change each other."""
+        return any(node.op_type in ROUNDING_TOGETHER for node in self._file_model.graph)
 
     def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
         """The hook map of a plan's graph: name -> entry, in firing order.

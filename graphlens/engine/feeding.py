@@ -10,9 +10,9 @@ import numpy as np
 from graphlens.engine.plan import Gates
 from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS
-from graphlens.runtime.callbacks import Callback, PythonCalls
+from graphlens.runtime.callbacks import PythonCalls
 from graphlens.runtime.sessions import Runnable
-from graphlens.runtime.types import Array, DeviceValue, Feed
+from graphlens.runtime.types import Array, Callback, DeviceValue, Feed
 
 if TYPE_CHECKING:
     from graphlens.engine.graphs import Firing

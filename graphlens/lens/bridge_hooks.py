@@ -17,7 +17,7 @@ from graphlens.model.hook_calls import HookName, Hooks, pairs
 from graphlens.model.hooks import FORWARD, ActiveHook, HookDict, HookPoint
 from graphlens.model.runner import Runner
 from graphlens.model.runner_hooks import RunnerHooks
-from graphlens.runtime.callbacks import Callback
+from graphlens.runtime.types import Callback
 
 # Granite multiplies what its sublayers give by a number before it is added. Our names mean the product, as those of
 # TransformerLens 3.9's models do; these names mean what comes before, which is no hook point.

@@ -18,7 +18,7 @@ from graphlens.file.io_names import DENSE, LOSS, SEED, SEED_POSITIONS, SEED_TOKE
 from graphlens.file.names import NamesFilter
 from graphlens.model.request import Request
 from graphlens.model.text import Input
-from graphlens.runtime.callbacks import Callback
+from graphlens.runtime.types import Callback
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine

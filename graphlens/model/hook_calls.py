@@ -12,7 +12,7 @@ import numpy.typing as npt
 from graphlens.analysis.arrays import Array, Border
 from graphlens.errors import HookResultError, InputError
 from graphlens.file.names import CHOSEN_EXPERTS, split_name
-from graphlens.runtime.callbacks import Callback
+from graphlens.runtime.types import Callback
 
 if TYPE_CHECKING:
     from graphlens.model.hooks import HookPoint

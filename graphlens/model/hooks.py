@@ -16,7 +16,7 @@ from graphlens.model.hook_point import HookPoint as HookPoint
 from graphlens.model.per_thread import Block, PerThread
 from graphlens.model.ran import ActiveHook as ActiveHook
 from graphlens.model.ran import Handle
-from graphlens.runtime.callbacks import Callback
+from graphlens.runtime.types import Callback
 
 Default = TypeVar("Default")
 _NEVER = {

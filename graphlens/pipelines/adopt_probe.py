@@ -48,7 +48,8 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
     """
     given = {str(value.name) for value in model.graph.outputs}
     computed = [value for node in model.graph for value in node.outputs if value.name and value.uses()]
-    every = [*given, *(str(value.name) for value in computed if value.name not in given)]
+    found = {str(value.name): seen for value in computed if (seen := _constant(value)) is not None}
+    every = [*given, *(str(value.name) for value in computed if value.name not in given and value.name not in found)]
     types = open_session(_bytes(model, every), "cpu", folder, name=where, as_written=True).declared()
     # The run hands out shapes alone: all values of a graph at once would take more memory than its weights.
     session = open_session(_bytes(model, every, shapes=True), "cpu", folder, name=where, as_written=True)
@@ -58,18 +59,24 @@ def seen_values(model: ir.Model, folder: Path, where: str, image: int | None = N
     for number in _TRIES:
         feeds = {str(value.name): _example(value, number, where, image, of_tokens) for value in required}
         try:
-            found = session.run(session.outputs, feeds)
+            shapes = session.run(session.outputs, feeds)
         except RunError as failed:
             error = failed
             continue
-        return {
-            **{name: Seen(tuple(array.shape), str(array.dtype)) for name, array in feeds.items()},
-            **{
-                name: Seen(tuple(shape.tolist()), _numpy_name(types[name][0]))
-                for name, shape in zip(every, found, strict=True)
-            },
-        }
+        found |= {name: Seen(tuple(array.shape), str(array.dtype)) for name, array in feeds.items()}
+        for name, shape in zip(every, shapes, strict=True):
+            found[name] = Seen(tuple(shape.tolist()), _numpy_name(types[name][0]))
+        return found
     raise ModelFileError(f"{where}: ONNX Runtime cannot run it on a short prompt ({error!s:.400}).") from error
+
+
+def _constant(value: ir.Value) -> Seen | None:
+    """What a constant that a node holds as a tensor is like; None for any other value."""
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or "value" not in node.attributes:
+        return None
+    tensor = node.attributes["value"].as_tensor()
+    return Seen(tuple(int(str(size)) for size in tensor.shape), str(tensor.dtype.numpy()))
 
 
 def _numpy_name(kind: str) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 (_TYPES,) = TYPE_EMBEDDINGS
 _HIDDEN = "hidden states"  # stands for a hook point
-_ROWS = 1 << 14  # of an unembedding that are multiplied at once
+_ROWS = 1 << 12  # of an unembedding that are multiplied at once
 
 
 @dataclass

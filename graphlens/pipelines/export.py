@@ -108,16 +108,17 @@ def export_model(
         VerificationError: The exported file does not behave as the checkpoint does.
         RuntimeUnavailable: A package that exporting needs is not installed.
     """
-    source = resolve(name, revision, token, cache_dir)
     target = user_path(out)
-    if target.exists() and target.resolve() == source.folder.resolve():
-        return _export_in_place(source, target, verify, announce, n_ctx)
     replace = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if replace:
+    in_place = replace and target.resolve() == user_path(name).resolve()
+    if replace and not in_place:  # before anything is fetched
         if not (target / MODEL_FILE).is_file():
             refuse_occupied(target)
         if not force:
             raise ExportError(f"{target}: holds an export already. Pass force=True (--force) to replace it.")
+    source = resolve(name, revision, token, cache_dir)
+    if target.exists() and target.resolve() == source.folder.resolve():
+        return _export_in_place(source, target, verify, announce, n_ctx)
     return export_to_new_folder(source, target, verify, announce, link, replace, n_ctx)
 
 

@@ -6,160 +6,26 @@ it is raised after the run. What a signal handler raises is no exception to that
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import functools
-import importlib.machinery
-import importlib.util
 import itertools
-import sys
-import threading
 from collections.abc import Callable, Mapping
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from graphlens.errors import GraphlensError, RunError, RuntimeUnavailable
+from graphlens.errors import GraphlensError, RunError
 from graphlens.runtime import ctrl_c, entry
-from graphlens.runtime.entry import Called, Stoppable, here
-from graphlens.runtime.first_call import make_first_call
+from graphlens.runtime.entry import Stoppable, here
 from graphlens.runtime.tracing import Tracing, switched_off
-from graphlens.runtime.types import Array
+from graphlens.runtime.types import Array, Callback
 
-Callback = Callable[[Array], Array]  # activation -> the activation to go on with
 Result = TypeVar("Result")
-_PACKAGE = "onnxruntime_extensions"
-_OPS = {"GraphlensHookFloat": "dt_float", "GraphlensHookDouble": "dt_double", "GraphlensHookInt64": "dt_int64"}
 _run_ids = itertools.count(1)
-library: str | None = None
-_reinstall: Callable[[], object] | None = None
-# The package keeps its operators in one array that moves as it grows, and open sessions point into it: an operator that
-# somebody registers later would crash them. Reserved places make the array large before the first session of ours. (A
-# session with Python operators that was opened *before* our first hook cannot be saved from our side.)
-_RESERVED = 256
-_placeholders: list[object] = []  # nothing but kept alive
-_lock = threading.Lock()
 _ROOM = 16  # more than the calls, in Python and in C, that lead from a run to where a callback's errors are caught
 
 
-def _python_operators() -> ModuleType:
-    """onnxruntime-extensions' module for Python operators, without its package's ``__init__``.
-
-    That ``__init__`` imports torch and transformers when they are installed, seconds for nothing we use (ADR 3). The
-    modules are entered under their own names, so a later ``import onnxruntime_extensions`` finds and shares them.
-    """
-    package = importlib.util.find_spec(_PACKAGE)
-    if package is None or not package.submodule_search_locations:
-        raise RuntimeUnavailable(
-            "Python hooks need onnxruntime-extensions. Install it with: pip install 'graphlens-onnx[cpu]' "
-            "(or [gpu]). Reading activations works without it."
-        )
-    if _PACKAGE not in sys.modules:
-        for name in ("_extensions_pydll", "_ocos"):
-            full = f"{_PACKAGE}.{name}"
-            if full in sys.modules:
-                continue
-            spec = importlib.machinery.PathFinder.find_spec(full, package.submodule_search_locations)
-            if spec is None or spec.loader is None:
-                break  # laid out differently than known: the plain import below decides
-            sys.modules[full] = module = importlib.util.module_from_spec(spec)
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[full]
-                raise
-    return sys.modules.get(f"{_PACKAGE}._ocos") or importlib.import_module(f"{_PACKAGE}._ocos")
-
-
-def callback_library() -> str:
-    """The library that a session needs in order to call Python. The first call registers graphlens's operators.
-
-    Returns:
-        The library's path.
-
-    Raises:
-        RuntimeUnavailable: onnxruntime-extensions is not installed.
-    """
-    global library
-    with _lock:
-        if library is None:
-            library = _beside(_registered)
-        return library
-
-
-def _beside(work: Callable[[], Result]) -> Result:
-    """Does some work in a thread of its own, where no signal handler interrupts it. Who waits for it can be interrupted."""
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def do() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=do, name="graphlens-first-call", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # at its very end the interpreter starts no more threads
-        do()
-    else:
-        thread.join()
-    if errors:
-        raise_as_it_is(errors.pop())
-    return results[0]
-
-
-@functools.cache
-def _registered() -> str:
-    """Registers graphlens's operators and gives the library's path."""
-    ocos = _python_operators()
-    definition = ocos.PyCustomOpDef
-    one = [definition.dt_float]
-    _placeholders.extend(
-        ocos.Opdef.create(_unused, op_type=f"GraphlensReserved{index}", inputs=one, outputs=one)
-        for index in range(_RESERVED)
-    )
-    for op_type, dtype in _OPS.items():
-        op = ocos.Opdef.create(
-            _unused,
-            op_type=op_type,
-            inputs=[getattr(definition, dtype), definition.dt_int64],
-            outputs=[getattr(definition, dtype)],
-            attrs={"index": definition.dt_int64},
-        )
-        entry.ours.add(op._nativedef.obj_id)
-    entry.theirs = ocos._on_pyop_invocation
-    # The package lets go of it when the process ends, without Python's lock if it was loaded or called that late: this
-    # reference keeps it from being freed then.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(Called))
-    install = functools.partial(definition.install_hooker, Called)
-    install()
-    atexit.register(_at_exit, install)
-    found = str(ocos.get_library_path())
-    make_first_call(found)
-    return found
-
-
-def _at_exit(install: Callable[[], object]) -> None:
-    """At the end of the interpreter the package takes the operators' function away, before functions that were registered
-    earlier with ``atexit`` make their runs: from now on each run puts it back."""
-    global _reinstall
-    _reinstall = install
-
-
-def _unused(x: Array) -> Array:
-    """The operator that is registered; ``Called`` is called in its place."""
-    return x
-
-
-def raise_as_it_is(error: BaseException) -> NoReturn:
-    """Raises an error again, and leaves what it says of its cause.
-
-    Args:
-        error: The error.
-    """
+def _raise_as_it_is(error: BaseException) -> NoReturn:
+    """Raises an error again, and leaves what it says of its cause."""
     cause, context, suppressed = error.__cause__, error.__context__, error.__suppress_context__
     try:
         raise error
@@ -222,8 +88,8 @@ class PythonCalls:
         Raises:
             BaseException: What a callback or a signal handler raised, else what ``work`` raises.
         """
-        if _reinstall is not None:
-            _reinstall()
+        if entry.reinstall is not None:
+            entry.reinstall()
         _ensure_room(_ROOM)
         answers, watched = entry.answers(self), False
         next(answers)
@@ -253,7 +119,7 @@ class PythonCalls:
             raise KeyboardInterrupt  # a hook has caught the one that Python raised in it
         kept, self.error = self.error, None
         try:
-            raise_as_it_is(kept)
+            _raise_as_it_is(kept)
         finally:
             del kept
 

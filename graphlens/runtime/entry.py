@@ -11,8 +11,8 @@ at the first step of every function that is called, where no ``try`` of that fun
 - An exception thrown into a generator goes to the ``except`` that surrounds its ``yield``. Python does not look for signals
   there. It does when a generator is resumed in any other way.
 
-All of that is C. From the ``except`` to the next ``try``, and from the end of that to the next ``yield``, the generator takes no
-step at which Python looks for signals; ``tests/core/test_entry.py`` reads it in the bytecode.
+All of that is C. In the generator, an answer is there before the first step at which Python looks for signals, and what is raised
+at any of them is caught and leads to that answer; ``tests/core/test_entry.py`` reads it in the bytecode.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ Operator = Callable[[int, list[Array], Mapping[str, str]], Answer]
 _Iter = Callable[[], Iterator[object]]
 ours: set[int] = set()  # ids of graphlens's operators
 theirs: Operator | None = None  # calls everybody else's
+reinstall: Callable[[], object] | None = None  # has ``Called`` called again, once that has ended
 
 
 class Stoppable(Protocol):
@@ -112,8 +113,9 @@ def answers(calls: Calls) -> Generator[object, BaseException, None]:
                 yield answer
             except Called as called:
                 op, inputs, attributes = called.args
-            activation, run = inputs
-            answer = (op, activation.shape, activation).__iter__
+                activation, run = inputs
+                # In this clause: Python 3.12 looks for signals where it is left.
+                answer = (op, activation.shape, activation).__iter__
             throw, here.throw = here.throw, elsewhere
             try:
                 result = calls.call(activation, run, attributes)

@@ -47,7 +47,7 @@ class TokenSizes:
 
     def __init__(self, model: ir.Model) -> None:
         self._runs: list[Mapping[ir.Value, Known]] = [
-            Sizes(model, Path("this graph"), _UNBOUNDED, {"batch": batch, "sequence": length}).known
+            Sizes(model, Path("this graph"), _UNBOUNDED, {"batch": batch, "sequence": length}, exact=True).known
             for batch, length in _RUNS
         ]
 

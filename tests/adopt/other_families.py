@@ -168,6 +168,10 @@ OTHERS: dict[str, Other] = {
         refused="no attention",
     ),
 }
+INTRODUCTION = """Tiny random models through torch's older exporter, adopted: the largest difference of logits, residual streams
+and patterns from transformers, as a share of the largest number there, and that of the logits with the residual stream before
+block 1 moved. Prompts are padded on the right.
+"""
 ADOPTED = tuple(name for name, other in OTHERS.items() if not other.refused)
 REFUSED = tuple(name for name, other in OTHERS.items() if other.refused)
 
@@ -198,7 +202,8 @@ def make(name: str) -> Any:
     other = OTHERS[name]
     config = getattr(transformers, other.config)(**other.arguments)
     torch.manual_seed(0)
-    model = getattr(transformers, other.model)._from_config(config, attn_implementation="eager").eval()
+    model = getattr(transformers, other.model)(config).eval()
+    model.set_attn_implementation("eager")
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "embed_positions" not in key or name != "roformer":  # its sines are parameters
@@ -206,7 +211,9 @@ def make(name: str) -> Any:
     return model.requires_grad_(False)
 
 
-class _Called(torch.nn.Module):
+class Called(torch.nn.Module):
+    """A model called with tensors by place, which gives logits."""
+
     def __init__(self, model: Any, decoder: bool) -> None:
         super().__init__()
         self.model, self.options = model, {"use_cache": False} if decoder else {}
@@ -222,7 +229,7 @@ def export(model: Any, target: Path, decoder: bool) -> None:
     ids = torch.from_numpy(np.random.default_rng(1).integers(5, VOCABULARY, (2, 9)))
     with quiet():
         torch.onnx.export(
-            _Called(model, decoder).eval(), (ids, torch.ones_like(ids)), target, input_names=names,
+            Called(model, decoder).eval(), (ids, torch.ones_like(ids)), target, input_names=names,
             output_names=["logits"], dynamic_axes=axes, opset_version=17, dynamo=False,
         )  # fmt: skip
 
@@ -321,6 +328,7 @@ def refusal(name: str, folder: Path) -> str:
 def section(folder: Path) -> list[str]:
     """The part of the page about these families, in Markdown."""
     lines = [
+        INTRODUCTION,
         "| family | opens as | hook points | weights | largest difference | with an edit |",
         "|---|---|---|---|---|---|",
     ]

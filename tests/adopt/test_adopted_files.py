@@ -28,8 +28,18 @@ MADE = (
     ("small-gpt2", "legacy-eager.fp16"),
     ("small-gpt2", "legacy-eager.int8"),
     ("small-neox", "legacy-eager.int8-channel"),
+    ("small-llama", "legacy-eager.int8-all"),
+    ("small-bert", "legacy-eager.int8-all"),
     ("small-llama", "legacy-eager.int4"),
     ("small-llama", "optimum-past.int8"),
+    ("small-llama", "optimum-past.qdq"),
+    ("small-gemma2", "legacy-eager.qdq"),
+    ("small-bert", "dynamo20-sdpa.qdq"),
+    ("small-gpt2", "legacy-eager.qoperator"),
+    ("small-neox", "legacy-eager.qoperator"),
+    ("small-vit", "legacy-eager.fp16"),
+    ("small-vit", "legacy-eager.session-all"),
+    ("small-vit", "optimum.int8"),
 )
 
 

@@ -61,12 +61,12 @@ def test_an_encoder_with_a_decoders_blocks_is_no_decoder(name: str, tmp_path: Pa
 def test_types_of_tokens_are_fed_to_an_encoder_with_a_decoders_blocks(tmp_path: Path) -> None:
     import torch
 
-    from tests.adopt.other_families import _Called, make
+    from tests.adopt.other_families import Called, make
     from tests.adopt.torch_routes import quiet
 
     model = make("megatron")
 
-    class Typed(_Called):
+    class Typed(Called):
         def forward(self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             return self.model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits  # type: ignore[no-any-return]
 

@@ -507,13 +507,13 @@ def test_figures_of_what_is_large_zero_or_no_number() -> None:
 
 
 def test_a_graphlens_error_names_the_missing_package(monkeypatch: pytest.MonkeyPatch, prompts: Any) -> None:
-    from graphlens.runtime import callbacks
+    from graphlens.runtime import operators
 
     def missing() -> str:
         raise graphlens.RuntimeUnavailable("Python hooks need onnxruntime-extensions.")
 
     monkeypatch.setattr("graphlens.engine.engine.callback_library", missing)
-    assert callbacks.callback_library is not missing
+    assert operators.callback_library is not missing
     first = with_weight(opened(), "blocks.0.attn.W_O", 0.123)
     with pytest.raises(GraphlensError, match="onnxruntime-extensions"):
         graphlens.drift(first, first, prompts[0], verbose=False)

@@ -77,8 +77,8 @@ def exposed(code: Any) -> tuple[list[dis.Instruction], int]:
         code: Its code.
 
     Returns:
-        The steps at which Python looks for signals and what a handler raises would not be caught, or would end the generator; and
-        the number of all steps at which it looks.
+        The steps at which Python looks for signals and what a handler raises would not be caught, or would end the generator, or
+        would come before there is an ``answer``; and the number of all steps at which it looks.
     """
     steps = {step.offset: step for step in dis.get_instructions(code)}
     following = dict(zip(steps, [*list(steps)[1:], -1], strict=True))
@@ -109,28 +109,30 @@ def exposed(code: Any) -> tuple[list[dis.Instruction], int]:
         return None
 
     yields = [offset for offset, step in steps.items() if step.opname == "YIELD_VALUE"]
-    todo = [first for offset in yields if (first := caught(offset, "Called")) is not None]
-    found, count, seen = list[dis.Instruction](), 0, set[int]()
+    todo = [(first, False) for offset in yields if (first := caught(offset, "Called")) is not None]
+    found, count, seen = list[dis.Instruction](), 0, set[tuple[int, bool]]()
     while todo:
-        offset = todo.pop()
+        offset, answered = todo.pop()
         step = steps[offset]
-        if offset in seen or step.opname == "YIELD_VALUE":
+        if (offset, answered) in seen:
             continue
-        seen.add(offset)
-        if step.opname in ("RETURN_VALUE", "RETURN_CONST", "RERAISE"):
-            found.append(step)  # without an answer: StopIteration, or the error itself
+        seen.add((offset, answered))
+        if step.opname in ("YIELD_VALUE", "RETURN_VALUE", "RETURN_CONST", "RERAISE"):
+            # Without an answer, with StopIteration or the error itself.
+            found += [step] if step.opname != "YIELD_VALUE" or not answered else []
             continue
         if looks(offset):
             count += 1
             # Python looks after a jump back, and takes the error for one of the step before its target.
             places = [offset, step.argval - 2] if "JUMP" in step.opname else [offset]
             clauses = [caught(place, "what a handler raises") for place in places]
-            found += [step for clause in clauses if clause is None]
-            todo += [clause for clause in clauses if clause is not None]
+            found += [step for clause in clauses if clause is None or not answered]
+            todo += [(clause, answered) for clause in clauses if clause is not None]
+        answered = answered or ("STORE_FAST" in step.opname and "answer" in step.argrepr)
         if step.opcode in dis.hasjrel:
-            todo.append(step.argval)
+            todo.append((step.argval, answered))
         if not step.opname.startswith("JUMP"):
-            todo.append(following[offset])
+            todo.append((following[offset], answered))
     return found, count
 
 
@@ -155,6 +157,7 @@ def test_from_the_call_to_the_answer_all_steps_at_which_python_looks_for_signals
                     yield answer
                 except Called as called:
                     op, inputs, attributes = called.args
+                    answer = (op, *inputs).__iter__
                 try:
                     answer = (op, *calls.call(inputs, attributes)).__iter__
                 except BaseException as error:  # noqa: BLE001 - as in the original
@@ -162,7 +165,20 @@ def test_from_the_call_to_the_answer_all_steps_at_which_python_looks_for_signals
         except BaseException as error:  # noqa: BLE001
             calls.error = error
 
-    for careless in (naked, calls_in_the_handler):
+    def too_late(calls: Any) -> Any:
+        answer = None
+        try:
+            while True:
+                try:
+                    yield answer
+                except Called as called:
+                    op, inputs, attributes = called.args
+                answer = (op, *calls.call(inputs, attributes)).__iter__
+        except BaseException as error:  # noqa: BLE001
+            calls.error = error
+            yield answer
+
+    for careless in (naked, calls_in_the_handler, too_late):
         assert exposed(careless.__code__)[0] != []
 
 
@@ -290,7 +306,7 @@ def test_the_first_call_imports_nothing_where_a_signal_could_come(tiny_folder: P
 import sys, threading
 import numpy as np
 from graphlens.runtime import open_session
-from graphlens.runtime.callbacks import callback_library
+from graphlens.runtime.operators import callback_library
 from graphlens.runtime import first_call, entry
 model = []
 class Stop(Exception): pass

@@ -141,7 +141,9 @@ def test_nodes_in_an_order_in_which_they_cannot_run(tmp_path: Path) -> None:
     models = (HookedTransformer.from_onnx(tmp_path / name) for name in ("whole-hooked", "model-hooked"))
     first, second = (each(IDS) for each in models)
     np.testing.assert_array_equal(first, second)
-    assert [node.name for node in onnx.load(file).graph.node] == [node.name for node in nodes]  # the file stays as it is
+    assert [node.name for node in onnx.load(file).graph.node] == [
+        node.name for node in nodes
+    ]  # the file stays as it is
 
 
 def test_nodes_that_wait_for_each_other(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from graphlens import surgery
 from graphlens.pipelines.hub import embedded_model
-from graphlens.runtime import callbacks, sessions
+from graphlens.runtime import operators, sessions
 from tests.gpu.__main__ import apart, rows_of
 from tests.gpu.placed import CPU, CUDA, fallen, placed, tokens_of
 
@@ -48,6 +48,6 @@ def test_a_graph_that_calls_python_runs_on_the_cpu_whatever_was_asked_for(
     proto = ir.to_proto(graph)
     with pytest.warns(UserWarning, match="runs with Python hooks are made on the CPU"):
         session = sessions.open_session(
-            proto.SerializeToString(), "cuda", embedded_model("tiny-gpt2"), callbacks.callback_library()
+            proto.SerializeToString(), "cuda", embedded_model("tiny-gpt2"), operators.callback_library()
         )
     assert session.providers == [CPU]

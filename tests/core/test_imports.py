@@ -31,7 +31,7 @@ HEAVY: dict[str, tuple[str, ...]] = {  # packages that only these places may imp
     "transformers": (*EXPORTING, "graphlens.model.of_transformers", "graphlens.lens"),
     "onnxscript": ("graphlens.export",),
     "onnxruntime": ("graphlens.runtime",),
-    # Its package imports torch where that is installed; runtime/callbacks.py loads what is needed.
+    # Its package imports torch where that is installed; runtime/operators.py loads what is needed.
     "onnxruntime_extensions": (),
     "onnx": ("graphlens.export", "graphlens.surgery", "graphlens.engine", "graphlens.pipelines"),
     "onnx_ir": (
@@ -142,7 +142,7 @@ def test_a_door_defines_nothing(door: str) -> None:
         ("graphlens.surgery.files", "if TYPE_CHECKING:\n    from torch import nn", "torch.nn"),
         ("graphlens.runtime.sessions", "import onnx.helper", "onnx.helper"),
         ("graphlens.runtime.sessions", "import importlib\nimportlib.import_module('onnx_ir')", "onnx_ir"),
-        ("graphlens.runtime.callbacks", "import onnxruntime_extensions", "onnxruntime_extensions"),
+        ("graphlens.runtime.operators", "import onnxruntime_extensions", "onnxruntime_extensions"),
         ("graphlens.analysis.numerics", "from graphlens.engine import Engine", "graphlens.engine.Engine"),
         ("graphlens.analysis.numerics", "import graphlens.engine.plan as plan", "graphlens.engine.plan"),
         ("graphlens.analysis.numerics", "def f():\n    import graphlens", "graphlens"),
@@ -293,7 +293,7 @@ FOREIGN = {
     "graphlens/model/torch_weight.py": {"_C", "_schema"},
     **{"tests/parity/test_torch_weights.py": {"_foreach_mul_"}, "tests/parity/test_torch_face.py": {"_C"}},
     "graphlens/pipelines/verify.py": {"_attn_implementation", "_forward_hooks", "_forward_pre_hooks"},
-    "graphlens/runtime/callbacks.py": {"_nativedef", "_on_pyop_invocation"},
+    "graphlens/runtime/operators.py": {"_nativedef", "_on_pyop_invocation"},
     "graphlens/export/trace.py": {"_attn_implementation"},
     "tools/bench/workers/lens.py": {"_name_or_path"},
 }
@@ -427,11 +427,31 @@ def test_the_model_class_is_there_without_onnx_runtime_or_onnx(tmp_path: Path) -
 
 
 def test_every_public_name_is_there() -> None:
-    assert dir(graphlens) == sorted(graphlens.__all__)
+    doors = set(dir(graphlens)) - set(graphlens.__all__)
+    assert doors > {"patching", "metrics", "attribution", "interventions", "surgery"}
+    assert all((ROOT / f"{door}.py").is_file() or (ROOT / door / "__init__.py").is_file() for door in doors)
     for name in graphlens.__all__:
         assert getattr(graphlens, name).__module__.startswith("graphlens.")
     with pytest.raises(AttributeError, match="'graphlens' has no attribute 'HookedTransformr'"):
         graphlens.HookedTransformr  # noqa: B018
+
+
+def test_the_doors_are_attributes_that_load_when_they_are_asked_for(tmp_path: Path) -> None:
+    code = """
+import sys, graphlens
+loaded = {name for name in sys.modules if name.startswith("graphlens.")}
+assert not loaded, loaded
+graphlens.patching.get_act_patch_resid_pre, graphlens.metrics.LogitDiff, graphlens.attribution, graphlens.views
+assert graphlens.LogitDiff is graphlens.metrics.LogitDiff and graphlens.sweep is graphlens.patching.sweep
+from graphlens.model.hooks import HookPoint
+assert graphlens.HookPoint is HookPoint
+try:
+    graphlens.torch
+except ImportError:
+    assert "torch" not in sys.modules
+print("ok")
+"""
+    assert in_a_process(code, tmp_path) == "ok"
 
 
 def test_a_model_is_opened_read_edited_and_checked_without_torch(tiny_folder: Path, tmp_path: Path) -> None:

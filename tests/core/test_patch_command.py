@@ -64,12 +64,55 @@ def test_other_metrics_and_raw_values(tiny: HookedTransformer, tiny_folder: Path
     more = ("--answer", " Mary", "--metric", metric, "--raw", "--sites", "mlp_out", "--json", "--picture", "txt")
     done = run(*command(tiny_folder, tmp_path, *more))
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["axes"] == ["layer", "pos"]
+    (told,) = json.loads(done.stdout)["results"].values()
+    assert told["axes"] == ["layer", "pos"]
+    assert told["baselines"]["values"] == pytest.approx(told["baselines"]["raw"])
+    assert told["normalised"] is False
     logits, cache = tiny.run_with_cache(CLEAN)
     measure = Probability(" Mary") if metric == "probability" else KLDivergence(logits)
     expected = get_act_patch_mlp_out(tiny, tiny.to_tokens(CORRUPTED), cache, measure)
     np.testing.assert_allclose(SweepResult.load(tmp_path / "mlp_out").values, expected, atol=1e-6)
     assert "L3" in (tmp_path / "mlp_out.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", ["--normalise", "--raw"])
+def test_json_has_values_baselines_and_the_largest_effects(
+    tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path, option: str
+) -> None:
+    sites = ("--sites", "resid_pre", "--sites", "attn_head_out_all_pos")
+    done = run(*command(tiny_folder, tmp_path, *ANSWERS, *sites, option, "--json", "--csv"))
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["model"], told["tokens"]) == ("tiny-gpt2", 15)
+    assert list(told["results"]) == ["resid_pre", "attn_head_out_all_pos"]
+    metric = LogitDiff(tiny.to_single_token(" Mary"), tiny.to_single_token(" John"))
+    clean, corrupted = (float(metric(tiny(tiny.to_tokens(text)))) for text in (CLEAN, CORRUPTED))
+    _, cache = tiny.run_with_cache(CLEAN)
+    exact = get_act_patch_resid_pre(tiny, tiny.to_tokens(CORRUPTED), cache, metric)
+    found = told["results"]["resid_pre"]
+    normalised = option == "--normalise"
+    scaled = (exact - corrupted) / (clean - corrupted) if normalised else exact
+    np.testing.assert_allclose(found["values"], scaled, atol=1e-4)
+    assert found["baselines"]["raw"] == pytest.approx({"clean": clean, "corrupted": corrupted}, abs=1e-4)
+    ends = {"clean": 1, "corrupted": 0} if normalised else {"clean": clean, "corrupted": corrupted}
+    assert found["baselines"]["values"] == pytest.approx(ends, abs=1e-4)
+    order = np.argsort(-np.abs(exact - corrupted), axis=None)[:20]
+    assert [top["raw"] for top in found["top"]] == pytest.approx(list(exact.ravel()[order]), abs=1e-3)
+    assert [top["value"] for top in found["top"]] == pytest.approx(list(scaled.ravel()[order]), abs=1e-4)
+    first = found["top"][0]
+    layer, pos = (found["labels"][axis].index(first["site"][axis]) for axis in found["axes"])
+    assert found["values"][layer][pos] == first["value"]
+    lines = (tmp_path / "resid_pre.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "layer,pos,value"
+    assert [float(line.rpartition(",")[2]) for line in lines[1:]] == np.ravel(found["values"]).tolist()
+
+
+def test_the_raw_baselines_are_printed_beside_the_normalised_ones(tiny_folder: Path, tmp_path: Path) -> None:
+    done = run(*command(tiny_folder, tmp_path, *ANSWERS))
+    assert "clean +1.000, corrupted +0.000 (raw: clean +10.11, corrupted -8.406)" in " ".join(done.stdout.split())
+    raw = run(*command(tiny_folder, tmp_path / "raw", *ANSWERS, "--raw"))
+    assert "clean +10.11" in raw.stdout
+    assert "(raw:" not in raw.stdout
 
 
 def test_interrupted_it_keeps_what_is_done_and_goes_on(
@@ -163,6 +206,13 @@ def test_attribute_keeps_the_estimate_and_compares_it(
         assert f"{tmp_path / left} exists" in str(again.exception)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
         (tmp_path / left).rename(tmp_path / "mlp_out-estimate.json")
+    told = run(
+        "attribute", *command(tiny_folder, tmp_path / "json", *ANSWERS, "--sites", "mlp_out", "--compare", "--json")[1:]
+    )
+    results = json.loads(told.stdout)["results"]["mlp_out"]
+    assert set(results) == {"estimate", "exact", "compared"}
+    values = np.asarray([results[kind]["values"] for kind in ("estimate", "exact")]).reshape(2, -1)
+    assert results["compared"]["correlation"] == pytest.approx(np.corrcoef(*values)[0, 1], abs=1e-6)
     refused = run("attribute", *command(tiny_folder, tmp_path, "--answer", " Mary", "--metric", "accuracy")[1:])
     assert refused.exit_code == 1
     assert "--metric 'accuracy'" in str(refused.exception)

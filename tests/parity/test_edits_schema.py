@@ -30,7 +30,8 @@ STRICT = validators.extend(
 JUDGE = STRICT(schema())
 # What a file may say that has the right form: these the loader alone refuses.
 CONTENT = (
-    "is missing from the safetensors file|holds NaN or infinities|is ragged|selects nothing|is an empty array|=array\\(|numbers, not object"
+    "is missing from the safetensors file|holds NaN or infinities|is ragged|selects nothing|is an empty array|"
+    r"=array\(|numbers, not object"
 )
 ARRAYS = {"a": np.ones(3, np.float32), "i": np.asarray([0, 2])}
 FULL = [

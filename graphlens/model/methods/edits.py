@@ -161,11 +161,8 @@ class EditMethods(Generic[ArrayT]):
         They are active in the thread (or asyncio task) that entered the block, so threads can share a model; a thread
         started inside the block has to enter one of its own.
 
-        A run with hooks in the main thread is made, and its hooks are called, in another thread while the main thread
-        waits: Ctrl-C can then end it. Hooks find the caller's context variables and torch settings (grad mode, autocast,
-        default device); what else belongs to one thread, as an open sqlite3 connection, an asyncio loop, ``threading.local``
-        or a profiler, is not theirs. A hook must not wait for what its caller holds: an RLock, or the import of a module that
-        makes the run while it is imported.
+        Hooks are called in the thread that makes the run, as functions called there: with its context variables, its torch
+        settings, its debugger. What one raises is raised by the run, which ends at once; so does a Ctrl-C.
 
         Args:
             fwd_hooks: (hook name or function name -> bool, function) pairs; see ``run_with_hooks``.

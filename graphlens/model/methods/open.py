@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from copy import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from graphlens.analysis.arrays import ArrayT
@@ -151,6 +152,69 @@ class OpenMethods(Generic[ArrayT]):
     def checked(self) -> str:
         """What was found right about the files when the model was opened, a line per file. See docs/hooked-file.md."""
         return "\n".join(self.runner.engine.files.checked)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, card: str | None = None) -> Path:
+        """Writes the model as a hooked folder with a model card, weights that were set included.
+
+        Args:
+            save_directory: The folder to make: absent, or empty.
+            card: The text of its README.md, in Markdown; None for one that says what the model is.
+
+        Returns:
+            The folder, which from_onnx and from_pretrained open.
+
+        Raises:
+            InputError: While interventions or hooks are active, which the folder would not hold: bake writes interventions.
+            ExportError: The folder is not empty or cannot be written.
+            ModelFileError: The model's files were replaced since it was opened.
+        """
+        from graphlens.pipelines.share import save_hooked
+
+        return save_hooked(self.runner.engine, save_directory, self._unsaved(), card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Writes what ``save_pretrained`` writes to a repository on the Hugging Face hub, which is made where there is none.
+
+        Args:
+            repo_id: The repository: "user/name".
+            card: The text of its README.md; None for one that says what the model is.
+            private: True makes a new repository private; None does what the account's settings say.
+            token: huggingface_hub's.
+            commit_message: None for one that names graphlens.
+            revision: The branch; None for the main one.
+            create_pr: True opens a pull request instead of committing.
+
+        Returns:
+            The address of the commit. ``from_pretrained(repo_id)`` opens the model.
+
+        Raises:
+            InputError: ``repo_id`` is no name of a repository; and as ``save_pretrained`` does.
+            ExportError: The hub refuses, or cannot be reached.
+        """
+        from graphlens.pipelines.share import push_hooked
+
+        return push_hooked(
+            self.runner.engine, repo_id, self._unsaved(), card=card, private=private, token=token,
+            commit_message=commit_message, revision=revision, create_pr=create_pr,
+        )  # fmt: skip
+
+    def _unsaved(self) -> list[str]:
+        """What is active in this thread and is no part of the file."""
+        active = self.runner.active()
+        return [
+            *(repr(item) for item in active.interventions),
+            *(f"the hook {hook} at {name!r}" for name, hook in active.hooks),
+        ]
 
     @classmethod
     def from_onnx(

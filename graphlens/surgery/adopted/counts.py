@@ -63,7 +63,8 @@ def make_counts_once(model: ir.Model) -> None:
     -1 where it can, as optimisers write it. The nodes that nothing reads any more stay: see ``graph.drop_unused``.
 
     Args:
-        model: A graph with the inputs of a hooked file, the tokens (or images) first. Loops and functions stay as they are.
+        model: A graph with the inputs of a hooked file, the tokens (or images) first. Of optional inputs, which may be fed as one
+            prompt for all, it reads sizes behind the nodes that expand them (``open_ports``). Loops stay as they are.
     """
     known = _Followed(model)
     made = _Made(model.graph)
