@@ -100,11 +100,21 @@ def drift(result: Drift) -> Report:
     if result.sites:
         grids = [result.by_layer(figure) for figure in figures]
         stack = Stacked(
-            np.stack([np.where(np.isfinite(grid.values), grid.values, np.nan) for grid in grids]),
+            np.stack([grid.values for grid in grids]),
             ("metric", *grids[0].axes),
             {"metric": figures, **grids[0].labels},
         )
-        parts.insert(0, heat(stack, diverges=False, name="figure", title="By role and layer", says=_SAYS))
+        parts.insert(
+            0,
+            heat(
+                stack,
+                diverges=False,
+                missing="no such hook point",
+                name="figure",
+                title="By role and layer",
+                says=_SAYS,
+            ),
+        )
     return report(
         parts,
         f"Drift of {result.other or 'a model'} from {result.reference or 'its reference'}",

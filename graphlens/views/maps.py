@@ -55,6 +55,7 @@ def heat(
     columns: str | None = None,
     name: str = "value",
     diverges: bool = True,
+    missing: str | None = None,
     title: str = "Sweep",
     says: tuple[str, ...] = (),
 ) -> View:
@@ -67,6 +68,7 @@ def heat(
         name: What the values are.
         diverges: Whether colours go both ways from the corrupted baseline (from 0 where there is none); otherwise from nothing
             to much.
+        missing: What NaN means, whose cells are then blank; None for "not computed".
         title: The line above it.
         says: What a reader should know.
 
@@ -110,6 +112,7 @@ def heat(
         "columns": columns,
         "name": name,
         "diverges": diverges,
+        "missing": missing,
         "middleName": "unpatched" if known else "0",
     }
     entries = len(result.labels[rows]) if rows else 1

@@ -167,13 +167,13 @@ class Report:
         return f"Report({self.title!r}, {len(self.views)} views); .save('page.html') writes it"
 
 
-def report(parts: Iterable[Part] | Part, title: str = "graphlens report", lead: Sequence[str] | str = ()) -> Report:
+def report(parts: Iterable[Part] | Part, title: str | None = None, lead: Sequence[str] | str = ()) -> Report:
     """Puts views one below the other on a page: ``views.report([cache, sweep_result]).save("report.html")``.
 
     Args:
         parts: Views, and what has a ``view()``: SweepResult, ActivationCache, DriftResult, hook_points(), a model, its cfg.
             A text is a paragraph.
-        title: The page's title.
+        title: The page's title; None for that of the only part.
         lead: Paragraphs below the title.
 
     Returns:
@@ -186,6 +186,7 @@ def report(parts: Iterable[Part] | Part, title: str = "graphlens report", lead: 
     if not given:
         raise InputError("the report is empty: give it at least one view.")
     found: list[View] = []
+    leads = [lead] if isinstance(lead, str) else list(lead)
     for part in given:
         if isinstance(part, str):
             found.append(View("", "", {}, (part,), 60))
@@ -198,7 +199,9 @@ def report(parts: Iterable[Part] | Part, title: str = "graphlens report", lead: 
                 "result of sweep()."
             )
         found += made.views if isinstance(made, Report) else [made]
-    return Report(tuple(found), str(title), (lead,) if isinstance(lead, str) else tuple(lead))
+        if len(given) == 1 and title is None:
+            title, leads = made.title, [*leads, *(made.lead if isinstance(made, Report) else ())]
+    return Report(tuple(found), "graphlens report" if title is None else str(title), tuple(leads))
 
 
 def in_notebook(shown: Viewable) -> str:

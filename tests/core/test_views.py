@@ -172,3 +172,12 @@ def test_picking_heads_without_anywidget_names_the_extra(monkeypatch: pytest.Mon
         monkeypatch.setitem(sys.modules, "anywidget", None)
     with pytest.raises(RuntimeUnavailable, match=r"needs anywidget: pip install 'graphlens-onnx\[notebook\]'"):
         views.pick_head({}, ["a"])
+
+
+def test_a_report_of_one_part_has_its_title(tiny: HookedTransformer) -> None:
+    assert views.report(tiny).title.startswith("HookedTransformer('tiny-gpt2': 4 layers")
+    assert views.report([tiny.cfg]).title == "HookedTransformerConfig"
+    assert views.report([tiny.cfg, tiny.cfg]).title == views.report("words").title == "graphlens report"
+    assert views.report([tiny], "mine", "first").title == "mine"
+    drift = graphlens.drift(tiny, tiny, PROMPT, verbose=False)
+    assert views.report(drift).lead == views.drift(drift).lead != ()

@@ -225,6 +225,17 @@ def test_any_two_axes_of_four_with_sliders(shown: Opened) -> None:
     assert float(said[5].rpartition(" ")[2]) == pytest.approx(value - 0.5, rel=1e-6)
 
 
+def test_cells_show_how_far_values_are_from_the_baseline(shown: Opened) -> None:
+    """Values near a large baseline look alike to three digits; their distances do not."""
+    values = np.array([[-8.406, -8.4063, -8.40611]])
+    labels = {"layer": ["0"], "head": list("abc")}
+    page = shown(SweepResult(values, ("layer", "head"), labels, {"corrupted": -8.40611}).view())
+    assert texts(page, "table.cells td") == ["-8.41"] * 3
+    page.choose("Cells show", "distance")
+    assert texts(page, "table.cells td") == ["0.00011", "-0.00019", "0"]
+    np.testing.assert_array_equal(numbers(page, "table.cells td"), values[0])
+
+
 def test_colours_go_by_the_distance_from_the_baseline(shown: Opened) -> None:
     values = np.array([[2.0, 3.0, 1.0, 2.5]])
     labels = {"layer": ["0"], "head": list("abcd")}
@@ -422,6 +433,11 @@ def test_a_drift_is_maps_and_a_table(shown: Opened, drifted: DriftResult) -> Non
     page.choose("metric", 1)
     grid = drifted.by_layer("relative")
     np.testing.assert_array_equal(numbers(page, "table.cells td").reshape(grid.shape), grid.values)
+    assert "no such hook point" in texts(page, ".legend")[0]
+    page.choose("metric", 3)  # decibels, infinite where nothing differs
+    np.testing.assert_array_equal(numbers(page, "table.cells td").reshape(grid.shape), drifted.by_layer("snr").values)
+    assert "∞" in texts(page, "table.cells td")
+    assert "NaN" not in texts(page, "table.cells td")
 
 
 # What holds for all

@@ -159,7 +159,7 @@ kinds.attention = (host, view) => {
         drawStrip();
       })),
     el("div", { class: "columns" },
-      el("div", {}, el("div", { class: "scroll tall" }, grid)),
+      el("div", {}, el("div", { class: "scroll taller" }, grid)),
       el("div", { class: "wide" }, title, says, strip, el("div", { class: "legend-here" }, legend(scale)), el("div", { class: "scroll" }, big))),
     el("details", {}, el("summary", {}, "Summary of each layer"), el("div", { class: "scroll" }, summary)),
   );

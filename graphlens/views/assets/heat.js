@@ -6,7 +6,7 @@ kinds.heat = (host, view) => {
   const sizes = axes.map((axis) => labels[axis].length);
   const strides = sizes.map((_, i) => sizes.slice(i + 1).reduce((a, b) => a * b, 1));
   const at = Object.fromEntries(axes.map((axis) => [axis, 0]));
-  let [down, across] = [view.rows, view.columns];
+  let [down, across, shows] = [view.rows, view.columns, "value"];
   const offset = (place) => axes.reduce((sum, axis, i) => sum + place[axis] * strides[i], 0);
   const middle = (place) => {
     let index = 0;
@@ -52,24 +52,36 @@ kinds.heat = (host, view) => {
       ...(view.diverges ? [`from ${view.middleName} ${long(middle(place(i, j)))}: ${long(value(i, j) - middle(place(i, j)))}`] : []),
     ].join("\n");
     const colour = (i, j) => scale.colour(varies ? value(i, j) - middle(place(i, j)) : value(i, j));
-    cells(box, { rows, columns, value, colour, tell, rowAxis: down ?? "", columnAxis: across ?? "" });
-    const missing = values.some(Number.isNaN) ? "not computed (NaN)" : null;
+    // Values that are all near the baseline differ in digits that a cell has no room for: then their distance says more.
+    const text = (i, j) => {
+      const number = value(i, j);
+      if (Number.isNaN(number) && view.missing) return "";
+      return short(shows === "value" ? number : number - middle(place(i, j)));
+    };
+    cells(box, { rows, columns, value, colour, text, tell, rowAxis: down ?? "", columnAxis: across ?? "" });
+    const missing = values.some(Number.isNaN) ? (view.missing ?? "not computed (NaN)") : null;
     below.replaceChildren(legend(scale, { ...(view.diverges ? { 1: varies ? `distance from ${view.middleName}` : view.middleName } : {}), missing }));
   }
   function drawSliders() {
     const rest = axes.filter((axis) => axis !== down && axis !== across);
     sliders.replaceChildren(...rest.map((axis) =>
-      labels[axis].length > 1
+      axis === "metric" && labels[axis].length > 1
+        ? choice(axis, labels[axis].map((label, i) => [i, label]), at[axis], (i) => { at[axis] = Number(i); draw(); })
+        : labels[axis].length > 1
         ? slider(axis, 0, labels[axis].length - 1, at[axis], (i) => shown(labels[axis][i]), (i) => { at[axis] = i; draw(); })
         : el("span", { class: "axis" }, `${axis} ${shown(labels[axis][0])}`)));
   }
   const pickers = el("div", { class: "controls" });
   function drawPickers() {
-    if (axes.length < 2) return;
     const free = axes.map((axis) => [axis, axis]);
-    pickers.replaceChildren(
+    const which = axes.length < 2 ? [] : [
       choice("Rows", free, down, (axis) => { if (axis === across) across = down; down = axis; redraw(); }),
-      choice("Columns", free, across, (axis) => { if (axis === down) down = across; across = axis; redraw(); }));
+      choice("Columns", free, across, (axis) => { if (axis === down) down = across; across = axis; redraw(); }),
+    ];
+    const distances = view.diverges && middles.some((number) => number !== 0)
+      ? [choice("Cells show", [["value", view.name], ["distance", `distance from ${view.middleName}`]], shows, (value) => { shows = value; draw(); })]
+      : [];
+    pickers.replaceChildren(...which, ...distances);
   }
   function redraw() {
     drawPickers();
