@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from graphlens.engine.block_pieces import Proof
@@ -29,7 +28,6 @@ from graphlens.runtime.operators import callback_library
 from graphlens.runtime.providers import CPU, Providers
 from graphlens.runtime.sessions import Chain, Runnable, Session
 from graphlens.runtime.types import Array, Callback, DeviceValue, Feed
-from graphlens.surgery.quantised import ROUNDING_TOGETHER
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,8 +57,8 @@ class Engine:
         identity: A digest that tells this model from any other, by its file and the weights that are not the file's.
         proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
         sessions_built: How many sessions this engine has opened so far.
-        held_limit: Bytes of activations that a run may hold without handing them out. Where they would come to more,
-            the run gets a session whose hook points are no outputs.
+        held_limit: Bytes of activations that a run may hold unasked. Beyond that its session has no hook points as outputs.
+        rounds_together: True if activations are rounded by one scale of the whole batch, so that prompts change each other.
 
     Raises:
         ModelFileError: The file is damaged, unsafe or no hooked file.
@@ -94,10 +92,10 @@ class Engine:
     def _start(self, model: ir.Model, contents: Mapping[str, Array]) -> None:
         """Begins without a session, over a graph whose initializers may hold something else than the file."""
         from graphlens.engine.graphs import Graphs
+        from graphlens.surgery.quantised import rounds_together
 
-        self._model = model
-        self.proof = Proof()
-        self.sessions_built = 0
+        self._model, self.rounds_together = model, rounds_together(model)
+        self.proof, self.sessions_built = Proof(), 0
         self._opener = Opener(self.path, self._file_model, self.asked, self._size, contents)
         self._graphs = Graphs(model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
@@ -161,11 +159,6 @@ class Engine:
         computed = self.manifest.config.dtype
         stored = converted_weights("bfloat16") in self.manifest.files
         return f"bfloat16 weights, {computed} activations" if stored else computed
-
-    @cached_property
-    def rounds_together(self) -> bool:
-        """True if the graph rounds activations by one scale of all that runs at once, so that prompts change each other."""
-        return any(node.op_type in ROUNDING_TOGETHER for node in self._file_model.graph)
 
     def hooks(self, plan: Plan) -> Mapping[str, HookEntry]:
         """The hook map of a plan's graph: name -> entry, in firing order.

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 # What takes the scale of a tensor's numbers from all of them, while it runs.
-ROUNDING_TOGETHER = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"})
+_ROUNDING_TOGETHER = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"})
 _SHOWN = 3  # products that stay in floating point and are named
 _PRODUCTS = frozenset({"Conv", "FusedMatMul", "Gemm", "MatMul"})
 _FOLLOWED = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose"})
@@ -46,6 +46,15 @@ class Quantisation:
         named = ", ".join(self.floats[:_SHOWN]) + (", ..." if len(self.floats) > _SHOWN else "")
         count = len(self.floats)
         return [*self.kinds, f"{count:,} product{'s' if count > 1 else ''} in floating point: {named}"]
+
+
+def rounds_together(model: ir.Model) -> bool:
+    """True if activations are rounded by one scale of all that runs at once, so that the prompts of a batch change each other.
+
+    Args:
+        model: Any model.
+    """
+    return any(node.op_type in _ROUNDING_TOGETHER for node in model.graph)
 
 
 def quantisation(model: ir.Model) -> Quantisation:
