@@ -220,18 +220,21 @@ class DriftResult:
             raise InputError(f"figure={figure!r}: it is one of {', '.join(FIGURES)}.")
         return site.figure(figure)
 
-    def plot(self, path: str | os.PathLike[str] | None = None, figure: str = "fresh") -> None:
+    def plot(self, path: str | os.PathLike[str] | None = None, figure: str = "fresh") -> object:
         """A heat map of a figure, roles by layers; see ``SweepResult.plot``.
 
         Args:
-            path: The file to write, .png, .svg, .pdf, .html or .txt; None prints to the terminal.
+            path: The file to write, .png, .svg, .pdf, .html or .txt; None prints to the terminal, or shows a view in a notebook.
             figure: See ``by_layer``.
+
+        Returns:
+            See ``SweepResult.plot``.
 
         Raises:
             InputError: For another figure or ending, and where the file cannot be written.
             RuntimeUnavailable: Where the package for the ending is not installed.
         """
-        self.by_layer(figure).plot(path)
+        return self.by_layer(figure).plot(path)
 
     def view(self) -> Report:
         """What a notebook shows: the figures by role and layer as maps, and a table of all sites."""

@@ -237,18 +237,20 @@ class SweepResult:
         return target
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, backend: str | None = None) -> Any:
-        """A heat map, coloured by the distance from the corrupted baseline; a panel for each index of the leading axes.
+        """A heat map, coloured by the distance from the corrupted baseline.
+
+        A page has a slider for each axis beyond two; everything else a panel for each index of the leading axes, up to 16.
 
         Args:
             path: The file to write; None writes none.
-            backend: "terminal" (prints, or writes a .txt), "matplotlib" (.png, .svg, .pdf) or "plotly" (.html); None
-                takes the one of the path's ending, and the terminal without a path.
+            backend: "terminal" (prints, or writes a .txt), "matplotlib" (.png, .svg, .pdf), "page" (.html) or "plotly" (.html);
+                None takes the first of the path's ending; without a path a page in a notebook, and the terminal elsewhere.
 
         Returns:
-            The figure of matplotlib or plotly; None for the terminal.
+            The view, or the figure of matplotlib or plotly; None for the terminal.
 
         Raises:
-            InputError: For another backend or ending, and where the file cannot be written.
+            InputError: For another backend or ending, for too many panels, and where the file cannot be written.
             RuntimeUnavailable: Where the package is not installed.
         """
         from graphlens.views import heat_map

@@ -178,7 +178,10 @@ def _column(logits: Array, top: int, question: int | None) -> tuple[Array, ...]:
         probabilities = np.exp(logs)
         entropy = -np.where(probabilities > 0, probabilities * logs, 0.0 * probabilities).sum(-1)
     top = min(top, logits.shape[-1])
-    best = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
+    # The likeliest few, then in order; NaN, which is no number to be likely by, comes last.
+    some = np.sort(np.argpartition(-logits, top - 1, axis=-1)[:, :top], axis=-1)
+    order = np.argsort(-np.take_along_axis(logits, some, -1), axis=-1, kind="stable")
+    best = np.take_along_axis(some, order, -1)
     rank, own = np.full((2, len(logits)), np.nan)
     if question is not None:
         asked = logits[:, question, None]

@@ -12,7 +12,7 @@ from graphlens.views.encoded import Json, cell, floats, shape_of
 from graphlens.views.pages import View
 
 MOST = 20_000  # rows of a page
-MOST_BYTES = 1_000_000_000  # of activations whose statistics a summary computes
+MOST_BYTES = 250_000_000  # of activations whose statistics a summary computes
 _LONGEST = 300  # characters of a cell
 
 
@@ -80,7 +80,7 @@ def activations(cache: Mapping[str, object], *, title: str = "Activations") -> V
         "are over all entries that are finite. views.attention(cache, tokens) and views.lens(cache, tokens) show more."
     ]
     if not measured:
-        says.append(f"They are more than {MOST_BYTES / 1e9:.0f} GB, so their statistics were not computed.")
+        says.append(f"They are more than {MOST_BYTES / 1e6:.0f} MB, so their statistics were not computed.")
     return table(
         ["hook point", "shape", "dtype", "mean", "std", "least", "most", "not finite"],
         rows,

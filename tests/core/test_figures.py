@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphlens import InputError, RuntimeUnavailable
+from graphlens import HookedTransformer, InputError, RuntimeUnavailable, drift
 from graphlens.patching import SweepResult
 from graphlens.views import View, progress
 
@@ -152,7 +152,6 @@ def test_a_bar_is_drawn_a_few_times_a_second(jupyter: Shown) -> None:
 
 
 def test_a_sweep_shows_its_progress_in_jupyter(jupyter: Shown) -> None:
-    from graphlens import HookedTransformer
     from graphlens.metrics import LogitDiff
     from graphlens.patching import act_patch_sites, sweep
 
@@ -171,6 +170,10 @@ def test_a_plot_in_a_notebook_is_a_view_with_sliders(jupyter: Shown, capsys: pyt
     assert capsys.readouterr().out == ""
     assert result("layer", "head").plot(backend="terminal") is None
     assert "layer" in capsys.readouterr().out
+
+
+def test_a_drift_plots_in_a_notebook_too(jupyter: Shown, tiny: HookedTransformer) -> None:
+    assert isinstance(drift(tiny, tiny, [[1, 2, 3]], verbose=False).plot(), View)
 
 
 def test_a_bar_shows_in_marimo(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,21 @@ NOTEBOOKS = Environment(
 )
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 CORRUPTED = "When John and Mary went to the store, Mary gave a drink to"
+# Its bar is looked for while it runs, by a text that its own source does not show.
+SLOW = """
+import time
+
+from graphlens.views.progress import steps
+
+with steps("work" + "ing on it", 60) as bar:
+    for _ in range(60):
+        time.sleep(0.1)
+        bar.advance()
+"""
+WORKING = (
+    "[document.body.innerText, ...[...document.querySelectorAll('marimo-progress')].map((e) => e.shadowRoot.textContent)]"
+    ".some((text) => text.includes('working on it'))"
+)
 CELLS = [
     f"""
 from graphlens import HookedTransformer, views
@@ -127,7 +142,9 @@ def look(page: Page, name: str, pictures: Path | None) -> None:
 def jupyter(python: Path, browser: Browser, folder: Path, pictures: Path | None) -> None:
     """JupyterLab: all cells run, frames drawn, and what the widget picked printed by a cell."""
     cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
-    cells = [{**cell, "id": f"c{i}", "source": source.strip()} for i, source in enumerate([*CELLS, "picker.selected"])]
+    cells = [
+        {**cell, "id": f"c{i}", "source": source.strip()} for i, source in enumerate([SLOW, *CELLS, "picker.selected"])
+    ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     book = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
     (folder / "book.ipynb").write_text(json.dumps(book), encoding="utf-8")
@@ -146,7 +163,9 @@ def jupyter(python: Path, browser: Browser, folder: Path, pictures: Path | None)
         page.until(
             "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'", 120
         )
-        page.value("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.value("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.until(WORKING)
+        page.until(f"!{WORKING}")
         look(page, "jupyterlab", pictures)
         # The widget has told the kernel by the time the kernel is idle again.
         page.until("window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.status === 'idle'")
@@ -168,6 +187,7 @@ def marimo(python: Path, browser: Browser, folder: Path, pictures: Path | None) 
     )
     bodies = [*CELLS[:2], wrapped, ""]
     lines += ["@app.cell", "def _():", "    import marimo as mo", "    return (mo,)"]
+    lines += ["@app.cell", "def _():", *(f"    {line}" for line in SLOW.strip().splitlines()), "    return"]
     for body, name, last, takes in zip(bodies, names, shown, given, strict=True):
         code = body.strip().splitlines()[:-1] if body else []
         last = last.replace("prompt", repr(PROMPT))
@@ -179,6 +199,8 @@ def marimo(python: Path, browser: Browser, folder: Path, pictures: Path | None) 
     command = [str(python), "-m", "marimo", "run", "book.py", "--headless", "--no-token", "--port", str(port)]
     with served(command, address, folder):
         page = browser.open(address, width=1300, height=1000)
+        page.until(WORKING)
+        page.until(f"!{WORKING}")
         look(page, "marimo", pictures)
         page.until("document.body.innerText.replace(/\\s+/g, '').includes(\"{'layer':3,'head':2,'token':14}\")", 60)
         page.close()
