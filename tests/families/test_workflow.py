@@ -52,7 +52,7 @@ def test_a_folder_goes_through_readme(
     outs = {"patch": "patched", "attribute": "attributed"}  # README's two write into folders of one name
     for command in commands():
         name, words = command[0], list(command)
-        if name in ("demo", "page"):  # a page is made of npm's packages: tests/live does that
+        if name == "demo":
             continue
         if name == "export":
             words[1] = str(checkpoint)
