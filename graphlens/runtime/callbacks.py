@@ -136,7 +136,8 @@ class PythonCalls:
             attributes: "index" is the place of the callback's hook point in the graph's hook map.
 
         Returns:
-            The activation to go on with: the one given once a callback has raised.
+            The activation to go on with: the one given once a callback has raised; none of it where the callback ended the run,
+            so that nothing is copied.
 
         Raises:
             BaseException: What the callback raises.
@@ -151,10 +152,6 @@ class PythonCalls:
         if self._tracing is not None:
             self._tracing.on()
         try:
-class Enough(RunError):
-    """Raised by a callback that ends its run: nothing more of it is wanted, so nothing more is computed or copied."""
-
-
             return np.asarray(self._callbacks[int(attributes["index"])](activation), order="C")
         except Enough as error:
             self.error = error
