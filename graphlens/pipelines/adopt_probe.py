@@ -95,7 +95,9 @@ def open_written(model: ir.Model, folder: Path, where: str, read: Sequence[str] 
         read: The names of values that will be fetched, besides its outputs.
     """
     outputs = [str(value.name) for value in model.graph.outputs]
-    return open_session(_bytes(model, list(dict.fromkeys([*outputs, *read]))), "cpu", folder, name=where, as_written=True)
+    return open_session(
+        _bytes(model, list(dict.fromkeys([*outputs, *read]))), "cpu", folder, name=where, as_written=True
+    )
 
 
 def channel_block(model: ir.Model) -> int:
