@@ -17,7 +17,7 @@ import graphlens.surgery.match
 from graphlens.errors import ModelFileError
 from graphlens.pipelines.adopt_quantisers import ensure_finite
 from graphlens.surgery.match.records import Match
-from graphlens.surgery.unfuse.unrounded import unrounded
+from graphlens.surgery.unfuse.unrounded import rounds_products, unrounded
 from tests.quantised_runs import prompts, statically
 
 Array = np.ndarray
@@ -148,6 +148,28 @@ def test_integers_that_something_else_reads_stay(reader: str) -> None:
     model = model_of(nodes, outputs, weights=weights, yes=np.asarray(True))
     for one, other in zip(run(unrounded(model), *outputs), run(model, *outputs), strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "zeros", [["x_z", "m_z"], ["m_z", "x_z"], ["x_z"], []], ids=lambda names: " ".join(names) or "none"
+)
+def test_a_product_of_rounded_activations_is_theirs_with_their_own_zero_points_alone(zeros: list[str]) -> None:
+    nodes = [
+        node("Mul", ["w", "two"], "m"),
+        *(
+            helper.make_node("DynamicQuantizeLinear", [name], [f"{name}_q", f"{name}_s", f"{name}_z"])
+            for name in ("m", "x")
+        ),
+        node("MatMulInteger", ["x_q", "m_q", *zeros], "i"),
+        node("Cast", ["i"], "f", to=TensorProto.FLOAT),
+        node("Mul", ["x_s", "m_s"], "scale"),
+        node("Mul", ["f", "scale"], "y"),
+    ]
+    model = model_of(nodes, ["y"], two=np.asarray(2, np.float32))
+    own = zeros == ["x_z", "m_z"]
+    assert rounds_products(model) == own
+    (found,) = run(unrounded(model), "y")
+    np.testing.assert_allclose(found, X @ (2 * W) if own else run(model, "y")[0], rtol=1e-6, atol=1e-5)
 
 
 def test_weights_stay_as_they_are() -> None:
