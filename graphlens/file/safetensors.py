@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 # safetensors dtype name -> NumPy dtype; bfloat16 has none and stays raw 16-bit words.
 NUMPY_DTYPES: Mapping[str, str] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
-    "U8": "|u1", "BOOL": "|b1",
+    "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
 

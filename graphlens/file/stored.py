@@ -19,6 +19,7 @@ DATA_TYPES: Mapping[str, ir.DataType] = {
     "I32": ir.DataType.INT32,
     "I16": ir.DataType.INT16,
     "I8": ir.DataType.INT8,
+    "U16": ir.DataType.UINT16,
     "U8": ir.DataType.UINT8,
     "BOOL": ir.DataType.BOOL,
 }

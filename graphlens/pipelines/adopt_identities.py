@@ -14,7 +14,7 @@ from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
 from graphlens.pipelines.adopt_mask import ensure_masks, looks_ahead
 from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
-from graphlens.pipelines.adopt_quantisers import Quantisers, lost, runs
+from graphlens.pipelines.adopt_quantisers import Quantisers, ensure_finite, lost, runs
 from graphlens.surgery.adoptable import STILL
 from graphlens.surgery.unfuse.unrounded import rounds_products, unrounded
 
@@ -97,8 +97,13 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
     fetched = list(dict.fromkeys([LOGITS, *(entry.value for entry in hooks.values())]))
     given = runs(model, [*fetched, *rounding.values], tried.probes, folder, original)
     for probe, arrays, expected in zip(tried.probes, given, tried.results, strict=True):
-        if expected is not None:
+        if expected is None:
+            continue
+        try:
             _ensure_same(arrays[LOGITS], expected, probe, allowed, original)
+        except ModelFileError:
+            ensure_finite(graph.model, original)  # what an infinite scale leaves is computed by chance
+            raise
     notes = list(tried.notes)
     ahead: bool | None = None
     if match.kind != "vision":
@@ -106,7 +111,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         first = _values(given[0], hooks)
         notes += ensure_masks(first, tried.probes[0], causal, rounding.there, mask, original)
         ahead = looks_ahead(first, tried.probes[0], rounding.there)
-    every = [list(rounding.identities(arrays)) for arrays in given]
+    rounded = worst(list(rounding.identities(arrays)) for arrays in given)
     if rounding.there or rounds_products(model):
         # Where activations are rounded on the way, only without that the arithmetic between them holds to the last bit.
         plain = unrounded(model)
@@ -115,7 +120,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         notes += lost(own, _values(given[0], hooks), original.name)
     facts = Facts.of({**match.config, "n_layers": config.n_layers}, match.kind)
     facts = replace(facts, biased=any("position bias" in note for note in match.notes))
-    every += [
+    every = worst(
         identities(
             _values(arrays, hooks),
             facts,
@@ -124,9 +129,9 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
             logits=None if match.ports.logits is None else arrays[LOGITS],
         )
         for probe, arrays in zip(tried.probes, given, strict=True)
-    ]
-    found = worst(every)
-    failed = failing(found, hooks)
+    )
+    # That an activation is rounded proves nothing of what it is: only where that fails it says something.
+    failed = failing([*every, *(each for each in rounded if not each.passed)], hooks)
     kept = {name: view for name, view in match.hooks.items() if name not in failed}
     return Proof(
         kept,
@@ -136,7 +141,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         given[0][LOGITS],
         allowed,
         failed,
-        {_shown(each): each.residual for each in found if each.passed},
+        {_shown(each): each.residual for each in (*every, *rounded) if each.passed},
         tuple(notes),
         tried.left_padding,
         None if ahead is None else not ahead,

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from graphlens.analysis.identity_rounding import rounding
+from graphlens.errors import ModelFileError
 from graphlens.pipelines.adopt_probe import open_written
+from graphlens.surgery.adoptable import STILL
 from graphlens.surgery.unfuse.unrounded import DOMAINS, MOVES, content_of
 
 if TYPE_CHECKING:
@@ -85,6 +88,26 @@ def _before(value: ir.Value | None) -> ir.Node | None:
             return None
         value = node.inputs[0]
     return None
+
+
+def ensure_finite(model: ir.Model, original: Path) -> None:
+    """Refuses a graph with a quantiser that no number passes.
+
+    Args:
+        model: The graph, fused operators expanded.
+        original: The file that it came from, for errors.
+
+    Raises:
+        ModelFileError: The scale of a quantiser is infinite, zero or no number.
+    """
+    for node in model.graph:
+        scale = content_of(node.inputs[1]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 1 else None
+        if scale is not None and not (np.isfinite(scale) & (scale > 0)).all():
+            raise ModelFileError(
+                f"{original}: the scale of its quantiser {node.name!r} is {float(scale.reshape(-1)[0])}, so that no number "
+                "passes it, and ONNX Runtime computes something else there with each graph. Quantise it again with a mask of "
+                f"-1e4 (not -inf or -3.4e38), or without this node (nodes_to_exclude). {STILL}"
+            )
 
 
 def lost(rounded: Mapping[str, Array], unrounded: Mapping[str, Array], file: str) -> list[str]:

@@ -242,6 +242,19 @@ def _dequantised(call: Call) -> list[Known]:
     return made(call.shape(), 4, data if small else None)
 
 
+@_more("QuantizeLinear")
+def _quantised(call: Call) -> list[Known]:
+    # Some quantisers leave their constants in float, and round them in the graph.
+    def data() -> Data:
+        zero = call.data(2) if call.given(2) else np.zeros((), np.uint8)
+        limits = np.iinfo(str(zero.dtype))
+        found = np.round(call.data(0).astype(np.float32) / call.data(1).astype(np.float32)) + zero.astype(np.float32)
+        return np.asarray(np.clip(found, limits.min, limits.max), zero.dtype)
+
+    whole = not call.given(2) or (call.inputs[2] is not None and call.inputs[2].width in (1, 2))
+    return made(call.shape(), call.width(2) if call.given(2) else 1, data if whole else None)
+
+
 @_more("Resize")
 def _resized(call: Call) -> list[Known]:
     shape = call.shape()

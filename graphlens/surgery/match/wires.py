@@ -172,9 +172,9 @@ class Wires:
 
     def number(self, value: ir.Value | None) -> float | None:
         """The number that a value is, where it follows from constants and shapes."""
-        found = self.shapes.number(value)
         # What is rounded is read as it was computed: the scale of an attention counts, not the quantiser's nearest number.
-        return self.shapes.number(self.first(value)) if found is None and value is not None else found
+        found = None if value is None else self.shapes.number(self.first(value))
+        return self.shapes.number(value) if found is None else found
 
     def hooked(self, value: ir.Value) -> ir.Value | None:
         """The value to hook for an activation: in a QDQ file the one after its rounding, if all that reads it reads that.
