@@ -34,8 +34,12 @@ def quantised(folder: Path, settings: Path) -> None:
     shutil.copyfile(target, folder / "model.onnx")
 
 
-def play(folder: Path, layers: int) -> None:
-    """Runs each command in turn in the working folder, which is ``folder``, and looks at what they say and leave."""
+def play(folder: Path, layers: int) -> dict[str, str]:
+    """Runs each command in turn in the working folder, which is ``folder``, and looks at what they say and leave.
+
+    Returns:
+        The command's name -> what it said, each time that it was given.
+    """
     said: dict[str, str] = {}
     lines = commands()
     assert all(line[0] == "graphlens" for line in lines)
@@ -52,3 +56,4 @@ def play(folder: Path, layers: int) -> None:
     assert (folder / "int8-hooked" / "model.onnx").is_file()
     exposed = onnx.load(folder / "exposed" / "model.onnx", load_external_data=False)
     assert sum("softmax" in value.name.lower() for value in exposed.graph.output) >= layers
+    return said

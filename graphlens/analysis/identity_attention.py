@@ -200,16 +200,21 @@ def _places(c: Checker, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
 
 
 def _without_slopes(c: Checker, x: Floats, where: Bools) -> Floats:
-    """What is left of [b, h, query, key] when what grows with the positions of query and key is taken away, head by head."""
+    """What is left of [b, h, query, key] when what grows with the positions of query and key is taken away, head by head.
+
+    A number for each prompt is taken away besides: where keys are counted with padding (MPT), a prompt's padding adds one.
+    """
     query, key = _places(c, x.shape)
-    left = x.copy()
+    left, prompts = x.copy(), np.eye(len(x))
     for head in range(x.shape[1]):
         seen = where[:, head]
-        basis = np.stack([np.broadcast_to(each, seen.shape)[seen] for each in (query, key, np.ones_like(key))], 1)
-        if len(basis) < 4:
+        prompt, *_ = np.nonzero(seen)
+        slopes = np.stack([np.broadcast_to(each, seen.shape)[seen] for each in (query, key)], 1)
+        basis = np.concatenate([slopes, prompts[prompt]], 1)
+        if len(basis) <= basis.shape[1]:
             continue
         fitted = np.linalg.lstsq(basis, x[:, head][seen], rcond=None)[0]
-        left[:, head] -= fitted[0] * query + fitted[1] * key + fitted[2]
+        left[:, head] -= fitted[0] * query + fitted[1] * key + fitted[2:, None, None]
     return left
 
 

@@ -82,9 +82,12 @@ def _embeddings(c: Checker) -> None:
     if all(name in c.values for name in EMBEDDED[:2]):
         _sum(c, "embed + pos + token type = first pre", None, tuple(x for x in EMBEDDED if x in c.values), first)
         return
-    pos = "hook_pos_embed" in c.values and not c.facts.late_positions
-    terms = ("hook_embed", "hook_pos_embed") if pos else ("hook_embed",)
-    _sum(c, " + ".join(term.removeprefix("hook_") for term in terms) + " = first pre", None, terms, first)
+    terms = {"hook_embed": "embed"}
+    if "hook_pos_embed" in c.values and not c.facts.late_positions:
+        terms["hook_pos_embed"] = "pos_embed"
+    if EMBEDDED[2] in c.values:  # of an encoder with a decoder's blocks
+        terms[EMBEDDED[2]] = "token type"
+    _sum(c, " + ".join(terms.values()) + " = first pre", None, tuple(terms), first)
     _affine(c, "w normalized embeddings + b = embeddings", None, "embed.ln.hook_normalized", "hook_embed")
 
 

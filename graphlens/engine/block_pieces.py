@@ -9,7 +9,7 @@ positions together, as rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,10 +47,12 @@ class Proof:
         why: Why the pieces must not be used, "" if they may be, and None if nobody has tried yet.
         unembedding: "W_U" if the logits are ``unembed.hook_in`` times W_U plus b_U, so that single logits can be had
             without the others, else "".
+        starts: Block -> whether a run that begins there gives the model's logits; blocks that nobody tried are absent.
     """
 
     why: str | None = None
     unembedding: str = ""
+    starts: dict[int, bool] = field(default_factory=dict)
 
 
 class BlockPieces:

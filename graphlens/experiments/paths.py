@@ -11,10 +11,11 @@ from graphlens.analysis.sites import Site, Sites, grid, listed
 from graphlens.analysis.sources import Source, as_source
 from graphlens.edits.kinds import Patch
 from graphlens.engine.block_layout import ATTN_OUT, MLP_OUT, BlockLayout
-from graphlens.engine.block_pieces import BlockPieces
+from graphlens.engine.block_pieces import WHOLE_BLOCKS, BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
 from graphlens.experiments.direct_paths import DirectPaths
+from graphlens.experiments.frozen_runs import FrozenRuns
 from graphlens.experiments.proof import prove, why_not_added
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS
 from graphlens.experiments.sweep import check_processing, collect
@@ -149,18 +150,29 @@ def start_paths(
     if lacking:
         raise InputError(f"path patching reads {sorted(lacking)[0]!r}, and this model has no such hook point.")
     run = CorruptedRun.of(runner, request, begins, source, metrics, keep)
+    if runner.engine.manifest.adopted is not None:
+        layout = BlockLayout.of(runner.engine)
+        _ensure_sums(run, hooks, layout)
+        frozen = FrozenRuns(run, frozen_mlps)
+        notes = [f"this model was adopted: {WHOLE_BLOCKS}"]
+        return SweepRun.of(run, notes, 0, frozen.to_logits() if ends is None else frozen.to_heads(ends))
     pieces = BlockPieces(runner.engine, MAX_BATCH_TOKENS)
     why = prove(run, pieces, MAX_BATCH_TOKENS).why
     if why:
         raise InputError(f"path patching needs a model that comes apart into blocks: {why}.")
-    written = [in_block(layer, name) for layer in range(run.n_layers) for name in (ATTN_OUT, MLP_OUT)]
-    for hook in [*written, *hooks]:
-        why = why_not_added(run, hook, pieces.layout)
-        if why:
-            raise InputError(f"no path leads from {hook!r} in this model: {why}.")
+    _ensure_sums(run, hooks, pieces.layout)
     paths = DirectPaths(pieces, run.kept(), frozen_mlps)
     steps = _to_logits(run, paths, pieces) if ends is None else _to_heads(run, paths, ends)
     return SweepRun.of(run, [], len(begins), steps)
+
+
+def _ensure_sums(run: CorruptedRun, hooks: Sequence[str], layout: BlockLayout) -> None:
+    """Raises InputError where what sublayers and senders write is not added to the residual stream as it is."""
+    written = [in_block(layer, name) for layer in range(run.n_layers) for name in (ATTN_OUT, MLP_OUT)]
+    for hook in [*written, *hooks]:
+        why = why_not_added(run, hook, layout)
+        if why:
+            raise InputError(f"no path leads from {hook!r} in this model: {why}.")
 
 
 def _one_of(site: Site, hooks: Sequence[str], what: str) -> Site:

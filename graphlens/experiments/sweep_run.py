@@ -15,6 +15,7 @@ from graphlens.engine.block_layout import BlockLayout
 from graphlens.engine.block_pieces import WHOLE_BLOCKS, BlockPieces
 from graphlens.errors import checked_number
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
+from graphlens.experiments.later_runs import LaterRuns, needed_later
 from graphlens.experiments.proof import needed_for_proof, prove, why_not_added
 from graphlens.experiments.readout import Readout
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS, Recomputation
@@ -100,8 +101,12 @@ def start_sweep(
     request = runner.whole_prompts(corrupted, **forward_options)
     found = resolved_sites(runner, sites)
     quick, notes = _quick_hooks(runner, found, recompute)
-    run = CorruptedRun.of(runner, request, found, source, metrics, kept_for(runner, quick))
-    return Sweeper(run, quick, notes, max_batch_tokens).start()
+    later = recompute and runner.engine.manifest.adopted is not None and runner.active().plain
+    keep = [*kept_for(runner, quick), *(needed_later(runner, found) if later else [])]
+    run = CorruptedRun.of(runner, request, found, source, metrics, keep)
+    return Sweeper(
+        run, quick, notes, max_batch_tokens, LaterRuns(run, max_batch_tokens, notes) if later else None
+    ).start()
 
 
 def kept_for(runner: Runner[ArrayT], quick: Sequence[str]) -> list[str]:
@@ -123,7 +128,7 @@ def _quick_hooks(runner: Runner[ArrayT], sites: Sequence[Site], recompute: bool)
     if not runner.active().plain:
         return [], ["hooks or interventions are active, which only whole runs honour"]
     if runner.engine.manifest.adopted is not None:
-        return [], [f"this model was adopted: {WHOLE_BLOCKS}"]
+        return [], [f"this model was adopted: {WHOLE_BLOCKS}, so each patch takes a run from its block on"]
     if not runner.config.is_causal:
         return [], ["tokens of this model attend to later ones too, so that a patch changes every position"]
     if runner.config.positional_embedding_type == "shortformer":
@@ -149,10 +154,19 @@ class Sweeper:
         quick: The hook points whose patches can be recomputed.
         notes: Why others cannot.
         max_tokens: How many tokens are computed at once.
+        later: Runs the patches that cannot be recomputed, where these need not be whole runs; None where they must.
     """
 
-    def __init__(self, run: CorruptedRun, quick: Sequence[str], notes: list[str], max_tokens: int) -> None:
+    def __init__(
+        self,
+        run: CorruptedRun,
+        quick: Sequence[str],
+        notes: list[str],
+        max_tokens: int,
+        later: LaterRuns | None = None,
+    ) -> None:
         self._run, self._quick, self._notes, self._max_tokens = run, set(quick), notes, max_tokens
+        self._later = later
 
     def start(self) -> SweepRun:
         """The sweep, ready to iterate over."""
@@ -198,6 +212,9 @@ class Sweeper:
         if idle:
             yield idle, [np.broadcast_to(base, (len(idle), *base.shape)) for base in self._run.measuring.corrupted]
         yield from recomputed
+        if self._later is not None:
+            yield from self._later.steps(general)
+            return
         for index in general:
             yield [index], [value[None] for value in self._whole_run(self._run.sites[index])]
 

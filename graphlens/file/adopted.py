@@ -12,7 +12,7 @@ class Adopted:
 
     Attributes:
         file: The original's file name, without its folder.
-        sha256: Its SHA-256, of the graph file.
+        sha256: The SHA-256 of its graph file. What lies in files beside that file is covered by ``data`` alone.
         size: Its bytes.
         producer: The program that wrote it, with its version, as the file says.
         expanded: Fused operator -> how many of its nodes were expanded.
@@ -26,6 +26,10 @@ class Adopted:
         headless: True if the original ends in hidden states and gives no logits: no run can be asked for its output.
         left_padding: "masked" if a prompt padded on the left is computed as the same prompt alone; "counted" if its padding
             counts as positions; "seen" if tokens attend to it.
+        data: Each file of weights beside the graph file (external data), by the name that the graph has for it -> its SHA-256.
+            Empty where all weights lie in the graph file, and in files that were adopted before this was written down.
+        apart: True if prompts that run together do not change each other's numbers. False where activations are rounded by one
+            scale of all that runs at once (dynamic quantisation), and where it was not written down.
     """
 
     file: str
@@ -42,6 +46,8 @@ class Adopted:
     notes: tuple[str, ...] = ()
     headless: bool = False
     left_padding: str = "masked"
+    data: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
 
 
 def adopted_from(data: Mapping[str, object]) -> Adopted:
@@ -56,7 +62,7 @@ def adopted_from(data: Mapping[str, object]) -> Adopted:
     plain: dict[str, type] = {
         **dict.fromkeys(("file", "sha256", "producer", "left_padding"), str),
         **dict.fromkeys(("size", "identities"), int),
-        **{"worst": float, "headless": bool},
+        **{"worst": float, "headless": bool, "apart": bool},
     }
     found: dict[str, object] = {}
     for item in fields(Adopted):

@@ -57,6 +57,8 @@ class ModelConfig:
         num_experts: The number of an MLP's experts; None for a plain MLP.
         experts_per_token: How many of them a token goes through.
         n_token_types: How many types of tokens an encoder tells apart; None for decoders.
+        pre_norm_encoder: True for an encoder whose norms come before its sublayers (ModernBERT, MegatronBERT): its hook points
+            have a decoder's names and order, and its residual stream is a sum.
         n_ctx_trained: The most tokens that the model was trained for, where ``n_ctx`` is lower; None where it is that.
         d_vocab_out: The number of logits: ``d_vocab``, unless the model was made with another.
         final_rms: True if the last norm is RMSNorm where the others are LayerNorm.
@@ -114,6 +116,7 @@ class ModelConfig:
     image_size: int | None = field(default=None, repr=False)
     patch_size: int | None = field(default=None, repr=False)
     n_channels: int | None = field(default=None, repr=False)
+    pre_norm_encoder: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, as TransformerLens does."""
@@ -145,7 +148,7 @@ class ModelConfig:
     @property
     def normalises_residual(self) -> bool:
         """True where a norm of the residual stream follows each sublayer, so that it is no sum of what was written to it."""
-        return self.is_encoder or self.residual_norms
+        return (self.is_encoder and not self.pre_norm_encoder) or self.residual_norms
 
     @property
     def is_causal(self) -> bool:

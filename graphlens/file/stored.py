@@ -64,6 +64,20 @@ def path_of(tensor: ir.ExternalTensor) -> Path:
     return Path(tensor.base_dir) / tensor.location
 
 
+def files_beside(model: ir.Model, graph: Path) -> dict[str, Path]:
+    """The files of weights that a graph file names, itself left out.
+
+    Args:
+        model: A model as it was read.
+        graph: Its graph file.
+
+    Returns:
+        The name of each, relative to the graph's folder -> its path; in the order of names.
+    """
+    found = {str(tensor.location): path_of(tensor) for _, tensor in in_files(model)}
+    return {name: found[name] for name in sorted(found) if not found[name].samefile(graph)}
+
+
 def stored_tensor(path: Path, entry: TensorEntry, name: str) -> ir.ExternalTensor:
     """A tensor of a weights file as an initializer's data; nothing is read.
 

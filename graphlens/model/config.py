@@ -25,7 +25,7 @@ ACTIVATIONS = (
 # The fields of files alone; TransformerLens has none of them.
 _OF_FILES = (
     "default_padding_side", "processing", "output_logits_scale", "post_norm_only", "rotary_short", "n_token_types",
-    "n_ctx_trained", "residual_norms",
+    "n_ctx_trained", "residual_norms", "pre_norm_encoder",
 )  # fmt: skip
 
 
@@ -164,6 +164,7 @@ class HookedTransformerConfig(FollowsModel):
     rotary_short: int | None = field(default=None, kw_only=True)
     n_token_types: int | None = field(default=None, kw_only=True)
     n_ctx_trained: int | None = field(default=None, kw_only=True)
+    pre_norm_encoder: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Fills in what follows from the rest, and refuses what contradicts it, as TransformerLens does."""

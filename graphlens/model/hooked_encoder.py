@@ -8,7 +8,8 @@ from typing import Any, Literal, Self, Unpack, cast, overload
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT
-from graphlens.analysis.cache.post_norm_cache import EncoderCache
+from graphlens.analysis.cache.activation_cache import ActivationCache
+from graphlens.analysis.cache.post_norm_cache import EncoderCache, HeadedCache
 from graphlens.analysis.slices import SliceInput
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.file.names import NamesFilter, in_block
@@ -36,6 +37,9 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
     Made by ``from_pretrained`` or ``from_onnx``. Tokens are integer arrays [b, p] or [p], nested lists, or strings, which the
     tokenizer puts between its special tokens. Its tokens attend to each other both ways: it does not generate, and has no KV
     cache and no run of some layers only.
+
+    An adopted encoder whose norms come before its sublayers (ModernBERT, MegatronBERT: ``cfg.pre_norm_encoder``) has a decoder's
+    hook points and weights by their names: ``hook_embed``, ``ln_final``.
 
     Args:
         cfg: The engine of a hooked file. Encoders are not built from a config.
@@ -167,7 +171,8 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         Raises:
             InputError: What ``forward`` raises.
         """
-        name = in_block(self.cfg.n_layers - 1, "hook_normalized_resid_post")
+        end = "hook_resid_post" if self.cfg.pre_norm_encoder else "hook_normalized_resid_post"
+        name = in_block(self.cfg.n_layers - 1, end)
         return self.border.to_user(
             self._run(name, tokens, None, token_type_ids, one_zero_attention_mask)[1].values[name]
         )
@@ -196,6 +201,12 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
             return self._predictions(ran.output[masked]), Forwarded(None, ran.values, request)
         logits = runner.border.finish(ran.output, request, runner, ran.learned)
         return logits, Forwarded(logits, ran.values, request)
+
+    def _cache_kind(self) -> type[ActivationCache[ArrayT]]:
+        """Which cache fits: what can be computed from a residual stream depends on where the norms are."""
+        if not self.cfg.pre_norm_encoder:
+            return EncoderCache
+        return HeadedCache if self.runner.hooks.find("mlm_head.ln.hook_normalized") else ActivationCache
 
     def _masked(self, request: Request) -> Array:
         """Which tokens are masked, bool [b, p]. Raises InputError for none."""
@@ -250,7 +261,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
             return_cache_object: See there.
 
         Returns:
-            (output, EncoderCache).
+            (output, EncoderCache); an ActivationCache of a model whose norms come before its sublayers.
 
         Raises:
             UnknownHookPoint: For a name or filter that matches nothing.
@@ -268,7 +279,7 @@ class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods
         if checked_number(clear_contexts, "clear_contexts", bool):
             self.clear_contexts()
         to_user = self.border.to_user
-        cache = EncoderCache({name: to_user(array) for name, array in values.items()}, self)
+        cache = self._cache_kind()({name: to_user(array) for name, array in values.items()}, self)
         cache.mask = ran.request.real
         if checked_number(remove_batch_dim, "remove_batch_dim", bool):
             cache = unbatched(cache, ran.request.shape[0])

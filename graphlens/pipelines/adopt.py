@@ -125,6 +125,7 @@ def _adopted(
 ) -> AdoptReport:
     """Adopts a file into ``stage``, which will become ``target``."""
     from graphlens import surgery
+    from graphlens.file.stored import files_beside
     from graphlens.pipelines.adopt_config import read_config, whole_config
     from graphlens.pipelines.adopt_identities import proved
     from graphlens.pipelines.adopt_probe import channel_block, image_side, seen_values
@@ -139,12 +140,15 @@ def _adopted(
     from graphlens.surgery.foreign import load_foreign
     from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
+    from graphlens.surgery.quantised import ROUNDING_TOGETHER
     from graphlens.surgery.unfuse.channels import BLOCKED
     from graphlens.surgery.unfuse.expand import unfuse
 
     stated = read_config(config, original)
-    digest, size = digest_of(original), original.stat().st_size
     model = load_foreign(original)
+    beside = files_beside(model, original)
+    size, digest = original.stat().st_size, digest_of(original)
+    data = {name: digest_of(path) for name, path in beside.items()}
     _ensure_foreign(model, original)
     ensure_adoptable(model, original)
     said = remarks(model, original)
@@ -154,6 +158,11 @@ def _adopted(
         prepare(model)
     ensure_repeats(model, original)
     keys = move_weights(model, stage / WEIGHTS_FILE)
+    for path, known in ((original, digest), *((path, data[name]) for name, path in beside.items())):
+        if digest_of(path) != known:  # which reads a file again only if it was touched
+            raise ModelFileError(
+                f"{path}: something wrote to it while it was adopted. Try again when that is finished."
+            )
     with making_sense(original):
         unfused = unfuse(model, block=channel_block(model))
         untouched, model = model, unfused.model
@@ -190,6 +199,10 @@ def _adopted(
     announce(f"Trying {len(found.hooks)} hook points on probes")
     proof = proved(graph, untouched, stage, original)
     model, hooks = proof.model, proof.hooks
+    if proof.causal and not cfg.is_causal and found.kind != "vision":  # by a mask that matching cannot read
+        cfg = replace(cfg, attention_dir="causal")
+        if cfg.pre_norm_encoder:
+            cfg = replace(cfg, pre_norm_encoder=False, n_token_types=None, default_prepend_bos=True)
     adopted = Adopted(
         file=original.name,
         sha256=digest,
@@ -205,6 +218,8 @@ def _adopted(
         notes=(*found.notes, *proof.notes, *_left_out(untouched, graph), *_near_only(found, model)),
         headless=found.ports.logits is None,
         left_padding=proof.left_padding,
+        data=data,
+        apart=not any(node.op_type in ROUNDING_TOGETHER for node in model.graph),
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(
@@ -261,9 +276,13 @@ def _table_rows(model: ir.Model, found: Match, names: Iterable[str]) -> int | No
     for name in names:
         weight = found.weights.get(name)
         value = None if weight is None else model.graph.initializers.get(weight.tensor)
-        if weight is not None and value is not None and value.shape is not None and isinstance(value.shape[0], int):
-            start, stop = (0, value.shape[0]) if weight.cut is None else weight.cut[1:]
-            return stop - start
+        if weight is None or value is None or value.shape is None:
+            continue
+        if weight.cut is not None:
+            return weight.cut[2] - weight.cut[1]
+        rows = weight.shape[0] if weight.shape is not None else value.shape[0 if weight.permute is None else 1]
+        if isinstance(rows, int):
+            return rows
     return None
 
 

@@ -115,21 +115,26 @@ def whole_config(
         facts["n_ctx"] = positions
     if vocabulary is not None:
         facts.setdefault("d_vocab", vocabulary)
+    # One with norms before its sublayers (ModernBERT) has a decoder's blocks. Its tokens attend to later ones all the same:
+    # opened as a decoder it would be asked for a next token that it has seen.
+    pre_norm = found.kind == "decoder" and facts.get("attention_dir") == "bidirectional"
+    encoder = found.kind == "encoder" or pre_norm
     if stated is not None:
         _ensure_agrees(facts, stated, original)
         for name in _KEYS:
             value = stated.get(name)
-            fits = name != "n_token_types" or found.kind == "encoder"
+            fits = name != "n_token_types" or encoder
             if value is not None and fits and name not in facts:
                 facts[name] = _checked(name, value, stated)
-    if found.kind != "encoder":
-        # Types of tokens say encoder: ModelConfig.is_encoder. A pre-norm model with some (MegatronBERT) has a decoder's blocks.
-        facts.pop("n_token_types", None)
+    if not encoder:
+        facts.pop("n_token_types", None)  # types of tokens say encoder: ModelConfig.is_encoder
     if found.kind == "vision":
         facts |= _of_images(found, original, seen)
         if found.ports.logits is None:
             facts["d_vocab"] = facts.get("d_model")  # there are no classes: what a run ends in
-    if found.kind == "encoder":
+    if pre_norm:
+        facts["pre_norm_encoder"] = True
+    if encoder:
         facts.setdefault("attention_dir", "bidirectional")
         facts.setdefault("n_token_types", types or (1 if found.ports.token_type_ids is None else 2))
         facts.setdefault("default_prepend_bos", False)
@@ -172,7 +177,7 @@ def _sizes(found: Match, seen: Mapping[str, Seen]) -> dict[str, Number]:
     for name, axes in _SIZED.items():
         view = found.hooks.get(in_block(0, name))
         if view is not None and view.value in seen:
-            shape = laid_out(view, seen[view.value].shape)
+            shape = laid_out(view, seen)
             sizes |= {field: shape[axis] for axis, field in axes.items() if axis < len(shape)}
     logits = seen.get(found.ports.logits or "")
     if logits is not None:

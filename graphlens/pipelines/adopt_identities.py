@@ -12,11 +12,11 @@ import numpy as np
 from graphlens.analysis.identities import Facts, Identity, failing, identities, worst
 from graphlens.errors import ModelFileError, RunError
 from graphlens.file.io_names import LOGITS, past_input
-from graphlens.pipelines.adopt_mask import ensure_masks
+from graphlens.pipelines.adopt_mask import ensure_masks, looks_ahead
 from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import Quantisers, ensure_finite, lost, runs
 from graphlens.surgery.adoptable import STILL
-from graphlens.surgery.unfuse.unrounded import unrounded
+from graphlens.surgery.unfuse.unrounded import rounds_products, unrounded
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,6 +56,7 @@ class Proof:
         residuals: Identity that holds -> its largest residual, relative.
         notes: What else they showed, a sentence each.
         left_padding: See ``Adopted``.
+        causal: False if tokens attend to later ones; None where that is not seen.
     """
 
     kept: Mapping[str, View]
@@ -69,6 +70,7 @@ class Proof:
     residuals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     left_padding: str = "masked"
+    causal: bool | None = None
 
 
 def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) -> Proof:
@@ -103,12 +105,14 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
             ensure_finite(graph.model, original)  # what an infinite scale leaves is computed by chance
             raise
     notes = list(tried.notes)
+    ahead: bool | None = None
     if match.kind != "vision":
         mask, causal = match.ports.attention_mask, config.is_causal
         first = _values(given[0], hooks)
         notes += ensure_masks(first, tried.probes[0], causal, rounding.there, mask, original)
+        ahead = looks_ahead(first, tried.probes[0], rounding.there)
     rounded = worst(list(rounding.identities(arrays)) for arrays in given)
-    if rounding.there:
+    if rounding.there or rounds_products(model):
         # Where activations are rounded on the way, only without that the arithmetic between them holds to the last bit.
         plain = unrounded(model)
         allowed, own = _apart_at_most(plain, graph), _values(given[0], hooks)
@@ -140,6 +144,7 @@ def proved(graph: Unnamed, untouched: ir.Model, folder: Path, original: Path) ->
         {_shown(each): each.residual for each in (*every, *rounded) if each.passed},
         tuple(notes),
         tried.left_padding,
+        None if ahead is None else not ahead,
     )
 
 

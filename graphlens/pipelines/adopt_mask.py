@@ -63,3 +63,26 @@ def ensure_masks(
                 f"that is 1 at padding, or is added to the scores, cannot be adopted. {STILL}"
             )
     return ()
+
+
+def looks_ahead(activations: Mapping[str, Array], probe: Probe, rounded: bool) -> bool | None:
+    """Whether tokens attend to later ones: what a mask that could not be read does all the same.
+
+    Args:
+        activations: Hook name -> activation, of a run of whole prompts.
+        probe: The prompts.
+        rounded: True if patterns are rounded to integers.
+
+    Returns:
+        True if one of the patterns does; None where no pattern is there.
+    """
+    mask = np.ones(probe.tokens.shape, bool) if probe.mask is None else probe.mask != 0
+    later = ~np.tri(probe.tokens.shape[1], dtype=bool) & mask[:, None, :, None] & mask[:, None, None, :]
+    found = None
+    for hook, pattern in activations.items():
+        if hook.endswith("attn.hook_pattern") and pattern.ndim == 4 and pattern.shape[2] == pattern.shape[3]:
+            ahead = float(np.abs(np.where(later, pattern, 0)).max(initial=0))
+            if not ahead <= (_ROUNDED if rounded else _NOTHING):
+                return True
+            found = False
+    return found

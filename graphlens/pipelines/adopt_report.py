@@ -21,7 +21,7 @@ def report_lines(report: AdoptReport) -> list[str]:
         report: What ``adopt`` gave.
     """
     config, adopted = report.config, report.adopted
-    kind = "encoder" if config.is_encoder else "decoder"
+    kind = "vision transformer" if config.is_vision else "encoder" if config.is_encoder else "decoder"
     heads = f"{config.n_heads} heads"
     if config.n_key_value_heads != config.n_heads:
         heads += f" ({config.n_key_value_heads} of keys and values)"
@@ -76,6 +76,7 @@ def report_data(report: AdoptReport) -> dict[str, Json]:
     return {
         "original": str(report.original),
         "sha256": adopted.sha256,
+        "data": dict(adopted.data),
         "producer": adopted.producer,
         "folder": None if report.folder is None else str(report.folder),
         "hooks": list(report.hooks),

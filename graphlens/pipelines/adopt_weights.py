@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.analysis.arrays import Array
+from graphlens.analysis.identity_terms import ACTIVATIONS
 from graphlens.file.manifest import WeightView
 from graphlens.file.names import POSITION_EMBEDDINGS, TOKEN_EMBEDDINGS, TYPE_EMBEDDINGS, in_block
 from graphlens.file.safetensors import WeightStore
@@ -194,7 +195,11 @@ class _Work:
         for names, hooks, places in (
             (TOKEN_EMBEDDINGS, ("hook_embed", "embed.hook_embed"), (self.tokens,)),
             (POSITION_EMBEDDINGS, ("hook_pos_embed", "embed.hook_pos_embed"), (every, counted)),
-            ((_TYPES,), ("embed.hook_token_type_embed",), () if self.types is None else (self.types,)),
+            (
+                (_TYPES,),
+                ("embed.hook_token_type_embed",),
+                (np.zeros_like(self.tokens) if self.types is None else self.types,),
+            ),
         ):
             for name in names:
                 for hook in hooks:
@@ -219,6 +224,8 @@ class _Work:
         """The first matrices of a sublayer, and the norm before them."""
         norm = [] if part.norm is None else norm_weights(part.norm)
         start = self.at(part.residual) if part.norm is None else self.normed(part.norm)
+        if start is None and not any(name in self.weights for name in norm):
+            start = self.at(part.residual)  # the one block without the norm that the others have (ModernBERT's first)
         for hook, pair in part.readers.items():
             late = self.at(part.late[hook]) if hook in part.late else None
             begun = start if late is None or start is None else start + late
@@ -271,15 +278,20 @@ class _Work:
     def end(self) -> None:
         """The last norm, the head of an encoder, and the unembedding."""
         for norm in ("embed.ln", "ln_final", "mlm_head.ln"):
-            hook = "hook_full_embed" if norm == "embed.ln" and self.config.is_encoder else "unembed.hook_in"
-            if norm == "embed.ln" and not self.config.is_encoder:
-                hook = in_block(0, "hook_resid_pre")
+            hook = "unembed.hook_in"
+            if norm == "embed.ln":
+                full = self.config.is_encoder and not self.config.pre_norm_encoder
+                hook = "hook_full_embed" if full else in_block(0, "hook_resid_pre")
             self.compare(norm_weights(norm), hook, partial(self.normed, norm))
         self.compare(norm_weights("ln_final"), _HIDDEN, partial(self.normed, "ln_final"))
         last = self.at(in_block(self.config.n_layers - 1, "hook_normalized_resid_post"))
+        dense = ("mlm_head.W", "mlm_head.b")
         if last is not None:
-            dense = ("mlm_head.W", "mlm_head.b")
             self.compare(dense, "mlm_head.ln.hook_normalized", lambda: self.headed(last, dense))
+        else:  # the head reads the last norm
+            given = self.normed("ln_final")
+            names = (*dense, *norm_weights("ln_final"))
+            self.compare(names, "mlm_head.ln.hook_normalized", lambda: self.headed(given, dense))
         read = self.at("head.hook_in")
         if read is not None:
             head = ("head.W_H", "head.b_H")
@@ -295,16 +307,13 @@ class _Work:
         value = self.normed("ln_final")
         return None if value is None else value.reshape(*self.tokens.shape, -1)[:, 0]
 
-    def headed(self, x: Array, dense: Pair) -> Array | None:
+    def headed(self, x: Array | None, dense: Pair) -> Array | None:
         """What the last norm of an encoder's head normalises to."""
-        found = self.linear(x, dense)
+        found = None if x is None else self.linear(x, dense)
         if found is None:
             return None
-        tanh = np.tanh(np.sqrt(2 / np.pi) * (found + 0.044715 * found**3))
-        exact = _error_function(found / np.sqrt(2))
         right = self.at("mlm_head.ln.hook_normalized")
-        choices = [self.normalised(found * (1 + inner) / 2, "mlm_head.ln") for inner in (exact, tanh)]
-        choices.append(self.normalised(np.maximum(found, 0), "mlm_head.ln"))
+        choices = [self.normalised(function(found), "mlm_head.ln") for function in ACTIVATIONS.values()]
         assert right is not None, "it was looked for"
         return min((one for one in choices if one is not None), key=lambda one: float(np.abs(one - right).max()))
 
@@ -333,11 +342,3 @@ def _as_long(value: Array, rotated: Array, adjacent: bool, allowed: float) -> bo
     before, after = lengths
     factor = float((before * after).sum() / max(float((before**2).sum()), 1e-30))
     return bool(np.abs(factor * before - after).max(initial=0) <= allowed * (after.max(initial=0) or 1))
-
-
-def _error_function(x: Array) -> Array:
-    """erf, which NumPy lacks."""
-    from math import erf
-
-    found: Array = np.vectorize(erf, otypes=[np.float64])(x)
-    return found

@@ -264,15 +264,15 @@ def adopted_export(file: str | os.PathLike[str]) -> Path:
         ModelFileError: It cannot be adopted.
         ExportError: The cache cannot be written.
     """
-    from graphlens.file.stored import in_files, path_of
+    from graphlens.file.stored import files_beside
     from graphlens.pipelines.adopt import adopt
     from graphlens.surgery.foreign import foreign_path, load_foreign
 
     original = foreign_path(file)
-    beside = {path_of(tensor) for _, tensor in in_files(load_foreign(original))}
+    beside = files_beside(load_foreign(original), original)
     settings = [path for folder in (original.parent, original.parent.parent) for path in [folder / CONFIG_FILE]]
-    digest = hashlib.sha256(json.dumps([EXPORTER_REVISION, FORMAT_VERSION, "adopted"]).encode())
-    for path in (original, *sorted(beside), *(path for path in settings if path.is_file())):
+    digest = hashlib.sha256(json.dumps([EXPORTER_REVISION, FORMAT_VERSION, "adopted 2"]).encode())
+    for path in (original, *beside.values(), *(path for path in settings if path.is_file())):
         digest.update(f"\0{path.name}\0{digest_of(path)}".encode())
     label = "".join(c if c.isalnum() or c in "-_." else "-" for c in original.stem).strip(".-") or "model"
     folder = cache_root() / "hooked" / f"{label}-{digest.hexdigest()[:24]}"

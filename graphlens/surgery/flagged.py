@@ -62,7 +62,8 @@ def with_flagged(model: ir.Model, flags: Iterable[str]) -> ir.Model:
         return model
     work = _Rewrite(model.clone())
     if "use_hook_tokens" in wanted:
-        embedded = "embed.hook_embed" if work.manifest.config.is_encoder else "hook_embed"
+        config = work.manifest.config
+        embedded = "embed.hook_embed" if config.is_encoder and not config.pre_norm_encoder else "hook_embed"
         work.fork(INPUT_IDS, [embedded], "hook_tokens", "int64")
     for layer in range(work.manifest.config.n_layers):
         if not any(in_block(layer, f"attn.hook_{letter}") in work.values for letter in "qkvz"):  # not in this segment

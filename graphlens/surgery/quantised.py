@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+# What takes the scale of a tensor's numbers from all of them, while it runs.
+ROUNDING_TOGETHER = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"})
 _SHOWN = 3  # products that stay in floating point and are named
 _PRODUCTS = frozenset({"Conv", "FusedMatMul", "Gemm", "MatMul"})
 _FOLLOWED = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose"})
@@ -104,6 +106,11 @@ def _of_weight(node: ir.Node) -> str | None:
     value: ir.Value = node.inputs[1]
     for _ in range(6):
         maker = value.producer()
+        if maker is not None and maker.op_type == "Mul":
+            for index in (0, 1):
+                integers = _cast_integers(maker.inputs[index])
+                if integers is not None:
+                    return f"{_dtype(integers)} weights, {_scales(maker, 1 - index)}"
         if maker is None or maker.op_type not in _FOLLOWED or not maker.inputs or maker.inputs[0] is None:
             break
         source = maker.inputs[0]
@@ -123,6 +130,21 @@ def _of_weight(node: ir.Node) -> str | None:
             return f"{_dtype(maker.inputs[0])} weights, {scales}"
         value = source
     return "" if _is_constant(value) else None
+
+
+def _cast_integers(value: ir.Value | None) -> ir.Value | None:
+    """The stored integers that a value is a Cast of, perhaps less a zero point; None for any other value."""
+    maker, cast = None if value is None else value.producer(), False
+    for _ in range(6):
+        if maker is None or maker.op_type not in ("Cast", "Sub", "Transpose") or not maker.inputs:
+            return None
+        source = maker.inputs[0]
+        cast = cast or maker.op_type == "Cast"
+        if source is not None and _is_constant(source):
+            whole = source.dtype is not None and source.dtype.is_integer()
+            return source if cast and whole else None
+        maker = None if source is None else source.producer()
+    return None
 
 
 def _is_constant(value: ir.Value) -> bool:

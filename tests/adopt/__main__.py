@@ -53,6 +53,30 @@ def published(work: Path) -> str:
     return "\n".join(["", "## Files that others published", "", *lines, ""])
 
 
+def others(work: Path) -> str:
+    """What was found in files of families that are not in the matrix, as another part of the page."""
+    from tests.adopt.other_families import section
+
+    with tempfile.TemporaryDirectory(dir=work) as made:
+        return "\n".join(["", "## Other families", "", *section(Path(made)), ""])
+
+
+def _rest(work: Path) -> str:
+    return others(work) + published(work) + how_to(work)
+
+
+def how_to(work: Path) -> str:
+    """What came of docs/adopting.md with optimum itself, as another part of the page."""
+    from tests.adopt.how_to_by_optimum import NoOptimum, play_all
+
+    try:
+        with tempfile.TemporaryDirectory(dir=work) as made:
+            said = f"Every line of [adopting.md](adopting.md) was run: {play_all(Path(made))}."
+    except NoOptimum as error:
+        said = f"Not run: {error}."
+    return "\n".join(["", "## The how-to, with optimum", "", said, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.adopt", description=__doc__)
     parser.add_argument("cells", nargs="*", metavar="FAMILY.KIND")
@@ -88,7 +112,7 @@ def main() -> None:
             from tests.adopt.adopt_page import page
 
             # The page names files, not where they lay on the machine that made it.
-            written = page(saved_cells(kept)) + (published(files.root) if asked.all else "")
+            written = page(saved_cells(kept)) + (_rest(files.root) if asked.all else "")
             asked.table.write_text(written.replace(f"{files.root}/files/", ""), "utf-8")
     print(f"{failures} cells failed." if failures else "No failure.")
     sys.exit(bool(failures))

@@ -138,6 +138,7 @@ def _made_smaller(source: str, by: dict[str, tuple[str, str]], families: tuple[s
 _SMALLER = {
     "int8": ("quantize_dynamic, per tensor", QUANTISED),
     "int8-channel": ("quantize_dynamic, per channel", QUANTISED),
+    "int8-all": ("quantize_dynamic, products of activations too", QUANTISED),
     "int4": ("MatMulNBits (int4)", QUANTISED),
     "qdq": ("quantize_static, QDQ", QUANTISED),
     "qoperator": ("quantize_static, QOperator", QUANTISED),
@@ -184,6 +185,9 @@ ROUTES: dict[str, Route] = {
     "optimum-past": Route("optimum-onnx, with past", FLOAT, DECODERS, _optimum, elsewhere=True),
     "optimum-past-O2": Route("optimum-onnx, with past, O2", FLOAT, OPTIMISED[:3], _optimum, elsewhere=True),
     "optimum-past-O3": Route("optimum-onnx, with past, O3", FLOAT, OPTIMISED[:3], _optimum, elsewhere=True),
+    "optimum-past-int8": Route(
+        "optimum-onnx with past, then its own quantiser", QUANTISED, DECODERS, _optimum, elsewhere=True
+    ),
     "genai-fp32": Route(
         "onnxruntime-genai builder", FLOAT, genai_routes.FAMILIES, partial(_genai, precision="fp32"), elsewhere=True
     ),

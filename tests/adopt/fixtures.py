@@ -1,11 +1,13 @@
 """Small files of tools that CI does not have, committed beside this: what made them, and where they are.
 
-``GRAPHLENS_OPTIMUM_PYTHON=.../bin/python python -m tests.adopt.fixtures`` makes them anew.
+``GRAPHLENS_OPTIMUM_PYTHON=.../bin/python python -m tests.adopt.fixtures`` makes those that are missing, with
+``--all`` behind it all of them anew.
 """
 
 from __future__ import annotations
 
 import gzip
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +18,7 @@ FOLDER = Path(__file__).parent / "committed"
 FIXTURES = (
     ("small-llama", "optimum-past"),
     ("small-llama", "optimum-past-O3"),
+    ("small-llama", "optimum-past-int8"),
     ("small-gpt2", "optimum-past"),
     ("small-neox", "optimum-past-O2"),
     ("small-bert", "optimum-O3"),
@@ -34,10 +37,13 @@ def fixture(name: str, route: str, target: Path) -> Path:
 
 
 def main() -> None:
+    """Makes those that are not there, or all of them (--all)."""
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as root:
         files = Files(Path(root))
         for name, route in FIXTURES:
+            if (FOLDER / f"{name}.{route}.onnx.gz").exists() and "--all" not in sys.argv:
+                continue
             packed = gzip.compress(files.path(name, route).read_bytes(), 9, mtime=0)
             (FOLDER / f"{name}.{route}.onnx.gz").write_bytes(packed)
             print(f"{name} {route} {len(packed)}")

@@ -102,16 +102,34 @@ def report(work: Path) -> list[str]:
         opened[each.package], line = _adopted(file, each.layers, folder / f"{each.package}-adopted")
         lines.append(f"- `{each.package}`, {each.said}: {line}")
     other, _ = _adopted(twin(folder), 6, folder / "twin-adopted")
+    int8 = opened[PUBLISHED[0].package]
+    steps = _weights_in_steps(int8, other)
+    assert steps <= 0.501, f"a weight is {steps:.2f} steps of its quantiser from its float twin's"
     tokens = np.random.default_rng(0).integers(1000, 20000, (4, 24))
-    result = drift(other, opened[PUBLISHED[0].package], tokens, verbose=False)
+    result = drift(other, int8, tokens, verbose=False)
     ends = [site for site in result.sites if site.role == "hook_normalized_resid_post"]
     worst = result.worst(1)[0]
     assert ends[0].relative < ends[-1].relative < 0.2
     lines.append(
-        f"- the int8 file beside its float twin (`{TWIN}`): {ends[0].relative:.1%} of error after block 0, "
+        f"- the int8 file beside its float twin (`{TWIN}`): no weight is further off than {steps:.3f} of its quantiser's steps; "
+        f"{ends[0].relative:.1%} of error after block 0, "
         f"{ends[-1].relative:.1%} after block 5; most is added at `{worst.hook}` ({worst.fresh:.1%})"
     )
     return lines
+
+
+def _weights_in_steps(int8: Any, other: Any) -> float:
+    """How far the int8 file's matrices are from its float twin's at most, in steps of their own column's or row's scale."""
+    worst, exact = 0.0, dict(other.named_parameters())
+    for name, found in int8.named_parameters():
+        if ".W_" not in name or name.endswith("W_token_type"):
+            np.testing.assert_allclose(found, exact[name], rtol=0, atol=1e-6, err_msg=name)  # it is no integers
+            continue
+        # A row of a table has a scale, and each column of a matrix: of W_O, [heads, d_head, d_model], its last axis.
+        over = -1 if name.startswith("embed") else (0, 1) if name.endswith("W_O") else found.ndim - 2
+        step = np.abs(exact[name]).max(over, keepdims=True) / 127
+        worst = max(worst, float((np.abs(found - exact[name]) / step).max()))
+    return worst
 
 
 def _adopted(file: Path, layers: int, folder: Path) -> tuple[Any, str]:
@@ -122,6 +140,7 @@ def _adopted(file: Path, layers: int, folder: Path) -> tuple[Any, str]:
     assert len(made.hooks) == 6 + 18 * layers, f"{file.name}: {len(made.hooks)} hook points"
     assert not made.failed
     assert worst <= 1e-5, f"{file.name}: an identity holds only to {worst:.1e}"
+    assert len(made.weights) == 5 + 16 * layers, f"{file.name}: {len(made.weights)} weights"
     found = (
         f"{len(made.hooks)} hook points, {len(made.weights)} weights, {len(made.identities)} identities to {worst:.0e}"
     )

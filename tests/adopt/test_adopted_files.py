@@ -28,6 +28,8 @@ MADE = (
     ("small-gpt2", "legacy-eager.fp16"),
     ("small-gpt2", "legacy-eager.int8"),
     ("small-neox", "legacy-eager.int8-channel"),
+    ("small-llama", "legacy-eager.int8-all"),
+    ("small-bert", "legacy-eager.int8-all"),
     ("small-llama", "legacy-eager.int4"),
     ("small-llama", "optimum-past.int8"),
     ("small-llama", "optimum-past.qdq"),

@@ -95,6 +95,7 @@ def test_the_original_is_untouched_and_known_by_its_digest(original: Path, repor
     manifest = surgery.read_manifest(surgery.load(report.folder))
     assert manifest.adopted == report.adopted
     assert manifest.adopted.file == "model.onnx"
+    assert manifest.adopted.data == {}
     assert manifest.adopted.expanded == {"LayerNormalization": 2 * LAYERS + 1}
     assert manifest.adopted.inputs == ("attention_mask", "position_ids", "past")
     assert json.loads(manifest.to_json())["format_version"] == 4
@@ -111,7 +112,11 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(original: Path, report: A
 def test_weights_in_a_file_beside_it_are_moved(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     file = decoder(tmp_path / "in" / "model.onnx", external=True)
-    adopt(file, tmp_path / "out", announce=lambda _: None)
+    report = adopt(file, tmp_path / "out", announce=lambda _: None)
+    digests = {item.name: hashlib.sha256(item.read_bytes()).hexdigest() for item in (tmp_path / "in").iterdir()}
+    assert digests == {"model.onnx": report.adopted.sha256, **report.adopted.data}
+    assert list(report.adopted.data) == ["model.onnx.data"]
+    assert surgery.read_manifest(surgery.load(tmp_path / "out")).adopted == report.adopted
     for item in (tmp_path / "in").iterdir():
         item.unlink()
     np.testing.assert_allclose(HookedTransformer.from_onnx(tmp_path / "out", "cpu")(IDS), forward(IDS)[0], **CLOSE)

@@ -12,6 +12,7 @@ import pytest
 
 import tests.foreign_decoder as made
 from graphlens import HookedTransformer, adopt
+from graphlens.errors import ModelFileError
 
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32 beside float64; numbers of about 10
 
@@ -108,6 +109,21 @@ def test_a_row_of_the_originals_weights_changed_in_place_is_another_model(
     np.testing.assert_array_equal(np.asarray(first(ids)), before)  # it has weights of its own
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_an_original_that_is_written_to_meanwhile_is_an_error(name: str, tmp_path: Path) -> None:
+    file = made.decoder(tmp_path / "model.onnx", external=True)
+
+    def announce(
+        line: str,
+    ) -> None:  # the first is said when the original has been read, and before its weights are copied
+        with (tmp_path / name).open("ab") as changed:
+            changed.write(b"\0")
+
+    with pytest.raises(ModelFileError, match=f"{name}: something wrote to it while it was adopted"):
+        adopt(file, tmp_path / "hooked", announce=announce)
+    assert not (tmp_path / "hooked").exists()
+
+
 @pytest.mark.parametrize("at", [1, 2])
 def test_stopped_half_way_it_leaves_what_was_there(at: int, tmp_path: Path) -> None:
     original = made.decoder(tmp_path / "model.onnx", seed=1)
@@ -142,3 +158,31 @@ def _run(file: Path, ids: np.ndarray) -> np.ndarray:
     whole = onnx.load(file).SerializeToString()
     (logits,) = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"]).run(["scores"], feeds)
     return np.asarray(logits)
+
+
+def test_a_mask_that_cannot_be_read_is_seen_in_a_run(tmp_path: Path) -> None:
+    """Where a query stands is taken from where a key does, with no comparison: only patterns tell that no token looks ahead."""
+    file = made.decoder(tmp_path / "model.onnx")
+    model = onnx.load(file)
+    graph = model.graph
+    (place,) = (index for index, node in enumerate(graph.node) if node.op_type == "LessOrEqual")
+    old = graph.node[place]
+    keys, queries = old.input
+    ends = {"one": 1, "low": 0, "high": 1}
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.array(end, np.int64), name) for name, end in ends.items())
+    steps = [
+        onnx.helper.make_node("Sub", [queries, keys], ["apart"]),
+        onnx.helper.make_node("Add", ["apart", "one"], ["apart1"]),
+        onnx.helper.make_node("Clip", ["apart1", "low", "high"], ["clipped"]),
+        onnx.helper.make_node("Cast", ["clipped"], [old.output[0]], to=onnx.TensorProto.BOOL),
+    ]
+    graph.node.remove(old)
+    for index, node in enumerate(steps):
+        graph.node.insert(place + index, node)
+    onnx.save(model, file)
+    report = adopt(file, tmp_path / "hooked", announce=lambda _: None)
+    assert report.config.is_causal
+    assert not report.config.is_encoder
+    ids = np.random.default_rng(3).integers(0, made.VOCAB, (2, 5))
+    found = HookedTransformer.from_onnx(tmp_path / "hooked", "cpu")(ids)
+    np.testing.assert_allclose(found, made.forward(ids)[0], **CLOSE)

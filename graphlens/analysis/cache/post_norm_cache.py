@@ -91,6 +91,28 @@ class PostNormCache(ActivationCache[ArrayT]):
         return method(*args, **options)
 
 
+class HeadedCache(ActivationCache[ArrayT]):
+    """Activations of an encoder whose norms come before its sublayers, with a masked-language head; see ActivationCache.
+
+    The residual stream is a sum. But between it and the logits lies the head, with a matrix and an activation function: what
+    takes the unembedding for all there is after the last norm is refused.
+    """
+
+    def _refused(self, name: str) -> NoReturn:
+        raise InputError(
+            f"{name} is not for this model: a matrix and an activation function (mlm_head) lie between its last norm and its "
+            "unembedding. There is decompose_resid, and accumulated_resid."
+        )
+
+    def logit_lens(self, *args: object, **options: object) -> NoReturn:
+        """Refused. Raises InputError."""
+        self._refused("logit_lens")
+
+    def logit_attrs(self, *args: object, **options: object) -> NoReturn:
+        """Refused. Raises InputError."""
+        self._refused("logit_attrs")
+
+
 class EncoderCache(PostNormCache[ArrayT]):
     """Activations of an encoder by hook name; see PostNormCache."""
 

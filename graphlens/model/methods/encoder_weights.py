@@ -18,17 +18,22 @@ from graphlens.model.parts import Block, Component, Embed, Norm, PosEmbed
 
 @dataclass(frozen=True, repr=False)
 class EncoderEmbed(Embed[ArrayT]):
-    """The embeddings of an encoder, normalised: ``embed``, ``pos_embed`` and ``token_type_embed``, and the norm ``ln``."""
+    """The embeddings of an encoder, normalised: ``embed``, ``pos_embed`` and ``token_type_embed``, and the norm ``ln``.
+
+    Of an encoder with a decoder's blocks too (``cfg.pre_norm_encoder``), whose weights have a decoder's names.
+    """
 
     @property
     def embed(self) -> Component[ArrayT]:
         """The token embedding: ``W_E`` [d_vocab, d_model]."""
-        return Component(self._runner, f"{self._prefix}.embed")
+        decoder = self._runner.config.pre_norm_encoder
+        return Component(self._runner, self._prefix if decoder else f"{self._prefix}.embed")
 
     @property
     def pos_embed(self) -> PosEmbed[ArrayT]:
         """The positional embedding: ``W_pos`` [n_ctx, d_model]."""
-        return PosEmbed(self._runner, f"{self._prefix}.pos_embed")
+        decoder = self._runner.config.pre_norm_encoder
+        return PosEmbed(self._runner, "pos_embed" if decoder else f"{self._prefix}.pos_embed")
 
     @property
     def token_type_embed(self) -> Component[ArrayT]:
@@ -36,10 +41,9 @@ class EncoderEmbed(Embed[ArrayT]):
         return Component(self._runner, f"{self._prefix}.token_type_embed")
 
     def __call__(self, *args: object, **options: object) -> NoReturn:
-        """Refused: the embeddings of a run are its hook_full_embed. Raises InputError."""
-        raise InputError(
-            "model.embed is not called on an encoder: run_with_cache(..., names_filter='hook_full_embed')."
-        )
+        """Refused: the embeddings of a run are a hook point. Raises InputError."""
+        hook = "blocks.0.hook_resid_pre" if self._runner.config.pre_norm_encoder else "hook_full_embed"
+        raise InputError(f"model.embed is not called on an encoder: run_with_cache(..., names_filter={hook!r}).")
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,8 +113,14 @@ class EncoderWeightMethods(WeightMethods[ArrayT]):
         return self.runner.hooks.need("hook_full_embed")
 
     @property
-    def ln_final(self) -> NoReturn:
-        """None: an encoder's last norm is ``mlm_head.ln``, after a matrix. Raises AttributeError."""
+    def ln_final(self) -> Norm[ArrayT]:
+        """The norm after the last block, of an encoder with a decoder's blocks.
+
+        Raises:
+            AttributeError: For any other: its last norm is ``mlm_head.ln``, after a matrix.
+        """
+        if self.runner.config.pre_norm_encoder:
+            return super().ln_final
         raise AttributeError("an encoder has no ln_final: its last norm is mlm_head.ln.")
 
     @property
@@ -129,17 +139,24 @@ class EncoderWeightMethods(WeightMethods[ArrayT]):
     def W_E_pos(self) -> ArrayT:  # noqa: N802
         """W_E above W_pos [d_vocab + n_ctx, d_model]; a copy."""
         weights = self.runner.weights
+        if self.runner.config.pre_norm_encoder:
+            return super().W_E_pos
         both = np.concatenate([weights["embed.embed.W_E"], weights["embed.pos_embed.W_pos"]])
         return self.runner.border.weight_to_user(both, "embed.embed.W_E")
 
-    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> NoReturn:
-        """Refused: an encoder normalises what biases are added to. Raises InputError.
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> ArrayT:
+        """The sum of the biases written before a layer, where an encoder's residual stream is a sum; see HookedTransformer.
 
         Args:
             layer: See HookedTransformer.accumulated_bias, as for the others.
             mlp_input: See there.
             include_mlp_biases: See there.
+
+        Raises:
+            InputError: For an encoder that normalises what biases are added to, and what it raises there.
         """
+        if self.runner.config.pre_norm_encoder:
+            return super().accumulated_bias(layer, mlp_input, include_mlp_biases)
         raise InputError(
             "accumulated_bias is for decoders: an encoder normalises its residual stream after each sublayer, so biases do not "
             "add up in it."

@@ -34,16 +34,20 @@ class Seen:
     dtype: str
 
 
-def laid_out(view: View, shape: Sequence[int]) -> tuple[int, ...]:
+def laid_out(view: View, seen: Mapping[str, Seen], shape: Sequence[int] | None = None) -> tuple[int, ...]:
     """The shape of a hook point's activation, from that of the value it is a view of.
 
     Args:
         view: The view.
-        shape: The value's sizes.
+        seen: What a probe run saw of each value, by name.
+        shape: The value's sizes; by default those that were seen.
 
     Raises:
         ValueError: The view does not fit them.
     """
+    shape = seen[view.value].shape if shape is None else shape
+    if view.tokens is not None:
+        shape = _apart(shape, seen[view.tokens].shape[:2])
     sizes = _ordered(shape, view.first)
     if view.shape is not None:
         given = [sizes[place] if size == 0 else size for place, size in enumerate(view.shape)]
@@ -54,6 +58,13 @@ def laid_out(view: View, shape: Sequence[int]) -> tuple[int, ...]:
         if math.prod(sizes) != math.prod(shape):
             raise ValueError(f"{list(shape)} cannot become {list(view.shape)}")
     return _ordered(sizes, view.permute)
+
+
+def _apart(shape: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
+    """Sizes whose first axis, of the tokens of all prompts, is split in two."""
+    if not shape or shape[0] != math.prod(tokens):
+        raise ValueError(f"{list(shape)} is not of {' x '.join(map(str, tokens))} tokens")
+    return (*tokens, *shape[1:])
 
 
 def _ordered(sizes: Sequence[int], order: Sequence[int] | None) -> tuple[int, ...]:
@@ -67,7 +78,7 @@ def _ordered(sizes: Sequence[int], order: Sequence[int] | None) -> tuple[int, ..
 
 def _moves(view: View) -> bool:
     """True if a hook point has other axes than the value it is a view of."""
-    return any(part is not None for part in (view.first, view.shape, view.permute))
+    return any(part is not None for part in (view.tokens, view.first, view.shape, view.permute))
 
 
 def name_hooks(
@@ -104,15 +115,15 @@ def name_hooks(
     layers = 1 + max((int(name.split(".")[1]) for name in hooks if name.startswith("blocks.")), default=-1)
     at: dict[str, ir.Value] = {}  # the value that is read now in a value's place
     found: dict[str, ir.Value] = {}
-    done: dict[tuple[str, tuple[tuple[int, ...] | None, ...]], ir.Value] = {}
+    done: dict[tuple[object, ...], ir.Value] = {}
     entries: dict[str, HookEntry] = {}
     named: set[int] = set()
     for name in firing_order(hooks, layers):
         view = hooks[name]
-        key = (view.value, (view.first, view.shape, view.permute))
+        key = (view.value, view.tokens, view.first, view.shape, view.permute)
         saw = seen[view.value] if view.value in seen else _stated(values[view.value])
         try:
-            shape = laid_out(view, saw.shape)
+            shape = laid_out(view, seen, saw.shape)
             axes = axes_of(name, len(shape))
             spread = _fits(shape, axes, sizes, batch)
         except ValueError as error:
@@ -121,9 +132,9 @@ def name_hooks(
             value = at.get(view.value, values[view.value])
             own = value.producer() is None or id(value) in named or spread
             if _moves(view) or own:
-                value, back = _laid(
-                    graph, value, view, name, len(axes) if spread else 0, ir.TensorType(_data_type(saw.dtype))
-                )
+                tokens = None if view.tokens is None else values[view.tokens]
+                kind = ir.TensorType(_data_type(saw.dtype))
+                value, back = _laid(graph, value, view, name, len(axes) if spread else 0, kind, tokens)
                 at[view.value] = back
             else:
                 at[view.value] = value
@@ -168,17 +179,28 @@ def _data_type(dtype: str) -> ir.DataType:
 
 
 def _laid(
-    graph: ir.Graph, value: ir.Value, view: View, name: str, spread: int, kind: ir.TypeProtocol
+    graph: ir.Graph,
+    value: ir.Value,
+    view: View,
+    name: str,
+    spread: int,
+    kind: ir.TypeProtocol,
+    tokens: ir.Value | None,
 ) -> tuple[ir.Value, ir.Value]:
     """Puts a hook point's own value behind one of the graph.
 
     Where ``spread`` is not 0 it has so many axes, and is repeated for each prompt: what reads it adds it to what has a batch.
+    Where there are ``tokens`` its first axis is split by their first two sizes.
 
     Returns it, and what is read in the old one's place.
     """
     readers = tuple(value.uses())
     is_output = value.is_graph_output()
     tape, new = Tape(), value
+    if tokens is not None:
+        sizes = tape.op("Shape", [tokens], {"start": 0, "end": 2})
+        last = integers(tape, [-1], f"{name}/last")
+        new = tape.op("Reshape", [new, tape.op("Concat", [sizes, last], {"axis": 0})])
     if view.first is not None:
         new = tape.op("Transpose", [new], {"perm": list(view.first)})
     whole = new
@@ -195,6 +217,8 @@ def _laid(
     back = new
     if not spread:
         back = _laid_back(tape, view, new, whole, name)
+        if tokens is not None:
+            back = tape.op("Reshape", [back, tape.op("Shape", [value])])
     for made in tape.nodes:
         made.outputs[0].type = kind if made.op_type not in ("Shape", "Concat") else None
     install(graph, tape, numbered(f"{name}/layout/"), after=value)

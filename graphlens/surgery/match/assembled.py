@@ -50,7 +50,7 @@ def assemble(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None) -> F
     # Logits of each token tell the tokens that there are; few of a whole prompt may be the classes of a classifier.
     vocabulary = None if not logits or (len(logits) < 3 and logits[-1] <= FEW) else logits[-1]
     rotated = any(block.attention.q.rotation is not None for block in blocks)
-    beginning = beginning_of(wires, norms, blocks[0].pre, vocabulary, rotated)
+    beginning = beginning_of(wires, linears, norms, blocks[0].pre, vocabulary, rotated)
     batch, count, tokens = _sizes(wires, cores[0])
     return Found(wires, blocks, beginning, ending, batch, tokens, count)
 

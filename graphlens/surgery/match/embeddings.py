@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
 from graphlens.surgery.match.layout import MOVES
+from graphlens.surgery.match.linear import Linears
 from graphlens.surgery.match.norms import Norms
 from graphlens.surgery.match.parts import Beginning, Normed, Table
 from graphlens.surgery.match.wires import Wires
@@ -18,11 +21,14 @@ _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
 _INDEX = MOVES | {"Cast", "Identity", "Clip", "Max", "Min"}
 
 
-def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int | None, rotated: bool) -> Beginning:
+def beginning_of(
+    wires: Wires, linears: Linears, norms: Norms, stream: ir.Value, vocabulary: int | None, rotated: bool
+) -> Beginning:
     """The embeddings that a residual stream begins as.
 
     Args:
         wires: The graph.
+        linears: Its products with weights.
         norms: Its norms.
         stream: What the first block reads.
         vocabulary: How many tokens there are, by the logits; None if that is not known.
@@ -31,9 +37,11 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
     Raises:
         ModelFileError: What the stream begins as is none that is known.
     """
-    norm = norms.giving(stream)
-    terms = _terms(wires, stream if norm is None else norm.norm.x)
-    leaves = [_leaf(wires, one) or _of_sizes(wires, one) for one in terms]
+    projected = linears.made(stream)
+    whole = stream if projected is None else wires.first(projected.source)
+    norm = norms.giving(whole)
+    terms = _terms(wires, whole if norm is None else norm.norm.x)
+    leaves = [_leaf(wires, one) or _of_sizes(wires, one) or _widened(wires, linears, one) for one in terms]
     tables = [leaf for leaf in leaves if leaf is not None]
     if len(tables) != len(leaves) or not tables:
         raise ModelFileError(
@@ -53,7 +61,7 @@ def beginning_of(wires: Wires, norms: Norms, stream: ir.Value, vocabulary: int |
     tokens = _tokens(wires, direct, vocabulary)
     rest = [table for table in tables if table is not tokens]
     positions, types = _told_apart(wires, rest, stream, rotated)
-    return Beginning(tokens, positions, types, norm, stream)
+    return Beginning(tokens, positions, types, norm, stream, projected)
 
 
 def _told_apart(wires: Wires, rest: list[Table], stream: ir.Value, rotated: bool) -> tuple[Table | None, Table | None]:
@@ -91,7 +99,7 @@ def _of_image(
     if len(images) != 1 or len(rest) > 1:
         raise ModelFileError(f"the residual stream begins at {stream.name!r} with patches and more than positions.")
     image = images[0]
-    return Beginning(image, rest[0] if rest else None, None, norm, stream, image.input, image.node)
+    return Beginning(image, rest[0] if rest else None, None, norm, stream, None, image.input, image.node)
 
 
 def _tokens(wires: Wires, direct: list[Table], vocabulary: int | None) -> Table:
@@ -161,6 +169,13 @@ def _leaf(wires: Wires, value: ir.Value) -> Table | None:
             return None if found is None else Table(whole, found.table, None, None, None, times)
         value = wires.first(source)
     return None
+
+
+def _widened(wires: Wires, linears: Linears, value: ir.Value) -> Table | None:
+    """The embedding that a term is after a matrix has made it as wide as the residual stream (OPT)."""
+    linear = linears.by_out.get(wires.first(value))
+    found = None if linear is None else _leaf(wires, linear.source)
+    return None if found is None else replace(found, value=wires.first(value))
 
 
 def _masked(wires: Wires, node: ir.Node) -> ir.Value | None:

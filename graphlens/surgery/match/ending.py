@@ -36,6 +36,10 @@ def ending_of(wires: Wires, linears: Linears, norms: Norms, stream: ir.Value) ->
             if _finish(wires, linear, found):
                 found.unembed, found.read, found.picked = linear, value, picked
                 return found
+            for last_one in [] if picked else linears.reading(linear.out):  # OPT makes the stream narrower first
+                if _finish(wires, last_one, found):
+                    found.unembed, found.read = last_one, linear.out
+                    return found
             if not picked and _masked_head(wires, linears, norms, linear, found):
                 return found
     return found

@@ -142,6 +142,9 @@ class _Names:
         begin = self._found.beginning
         encoder = self._kind == "encoder"
         inner = "embed." if encoder else ""
+        if begin.projected is not None:
+            self._projected(inner)
+            return
         whole = begin.norm is not None and not encoder and begin.positions is None
         self._embedding(f"{inner}hook_embed", begin.whole if whole else begin.tokens.value)
         if begin.positions is not None:
@@ -151,6 +154,21 @@ class _Names:
         self._norm("embed.ln", begin.norm)
         if encoder:
             self._stream("hook_full_embed", begin.whole)
+
+    def _projected(self, inner: str) -> None:
+        """Embeddings that are narrower than the residual stream: what a matrix makes of their sum is as wide."""
+        begin, wires = self._found.beginning, self._wires
+        assert begin.projected is not None
+        sizes = [(wires.shape(value) or (0,))[-1] for value in (begin.projected.source, begin.projected.out)]
+        why = f"embeddings have {sizes[0]} numbers, and a matrix makes the residual stream's {sizes[1]} of them"
+        there = {"hook_embed": begin.tokens, "hook_pos_embed": begin.positions}
+        self.missing |= {f"{inner}{name}": why for name, table in there.items() if table is not None}
+        if begin.types is not None:
+            self.missing["embed.hook_token_type_embed"] = why
+        if begin.norm is not None:
+            self.missing |= dict.fromkeys(("embed.ln.hook_scale", "embed.ln.hook_normalized"), why)
+        if self._kind == "encoder":
+            self._stream("hook_full_embed", begin.whole, begin.projected)
 
     def _embedding(self, name: str, value: ir.Value) -> None:
         view = self._tokens(value)
@@ -297,8 +315,14 @@ class _Names:
 
     def ending(self) -> None:
         """The hook points after the blocks."""
-        end = self._found.ending
+        end, narrower = self._found.ending, self._found.reads_less()
         self._norm("ln_final", end.norm)
+        if narrower is not None and end.unembed is not None:
+            why = f"the head makes {narrower[0]} numbers of the residual stream's {narrower[1]}"
+            names = ["mlm_head.ln.hook_scale", "mlm_head.ln.hook_normalized"] if end.dense_norm is not None else []
+            self.missing |= dict.fromkeys([*names, "unembed.hook_in"], why)
+            self._stream("unembed.hook_out", end.unembed.out, end.unembed)
+            return
         self._norm("mlm_head.ln", end.dense_norm)
         if end.unembed is None or end.read is None:
             return

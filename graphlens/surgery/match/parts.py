@@ -304,6 +304,7 @@ class Beginning:
         types: Those of types of tokens; None for none.
         norm: The norm of their sum; None for none.
         whole: What the first block reads.
+        projected: What makes the residual stream of narrower embeddings (ALBERT, ELECTRA); None where they are as wide.
         pixels: The input of pixels of a vision model; None for a model of tokens.
         patches: The convolution of a vision model.
     """
@@ -313,6 +314,7 @@ class Beginning:
     types: Table | None = None
     norm: Normed | None = None
     whole: ir.Value = field(default_factory=ir.Value)
+    projected: Linear | None = None
     pixels: ir.Value | None = None
     patches: ir.Node | None = None
 
@@ -369,3 +371,9 @@ class Found:
     batch: int
     tokens: int
     heads: int
+
+    def reads_less(self) -> tuple[int, int] | None:
+        """(what the unembedding reads, what the residual stream has) in numbers, where a head makes it narrower (ALBERT)."""
+        read = None if self.ending.read is None else self.wires.shape(self.ending.read)
+        stream = self.wires.shape(self.blocks[0].pre)
+        return (read[-1], stream[-1]) if read and stream and read[-1] != stream[-1] else None

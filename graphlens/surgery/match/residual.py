@@ -74,9 +74,12 @@ class Residuals:
         # A norm of the residual stream itself: nothing else reads the stream, and the MLP is added to the norm.
         if ln1 is None and attn.post is None and only_normed and len(norms) == 1:
             after = Normed(norms[0], norms[0].affines[0])
-            found = self._mlp_after(after.affine.out)
+            stream = wires.first(after.affine.out)
+            read = self._flat(stream)
+            found = self._mlp_after(read)
             if found is not None:
                 mlp, post = found
+                post = post if read is stream else self._flat(post)
                 last = self._norm_of_stream(post)
                 end = post if last is None else last.affine.out
                 return Block(attention, pre, after, attn, mid, mlp, last, post, True, end, False)
@@ -112,8 +115,8 @@ class Residuals:
         return None
 
     def _reads(self, mlp: Mlp, stream: ir.Value) -> bool:
-        source = self._wires.first(mlp.source)
-        return source is stream or (mlp.normed is not None and mlp.normed.norm.x is stream)
+        source, x = self._wires.first(mlp.source), self._wires.first(mlp.first.x)
+        return stream in (source, x) or (mlp.normed is not None and mlp.normed.norm.x is stream)
 
     def _norm_of_stream(self, stream: ir.Value) -> Normed | None:
         norms = self._norms.of(stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -63,8 +63,14 @@ def stored(wires: Wires, value: ir.Value | None) -> Stored | None:
             if perm != [1, 0]:
                 return None
             transposed = not transposed
+            if quantised is not None:  # its integers lie the other way around
+                if quantised.block is not None:
+                    return None
+                quantised = replace(quantised, axis=None if quantised.axis is None else 1 - quantised.axis)
         elif operator in _MOVED:
             reshaped = True
+        elif operator == "Mul" and (scaled := _scaled_integers(wires, node)) is not None:
+            quantised, source = scaled
         elif operator in ("Add", "Mul"):
             found = _number_beside(wires, node)
             if found is None:
@@ -121,6 +127,51 @@ def _dequantised(wires: Wires, node: ir.Node, transposed: bool) -> Quantised | N
     rank = len(wires.shape(node.inputs[0]) or ())
     axis = axis % rank if rank else 0
     return Quantised(scale, zero, axis if sizes not in ((), (1,)) else None, bits, block or None)
+
+
+def _scaled_integers(wires: Wires, node: ir.Node) -> tuple[Quantised, ir.Value] | None:
+    """How a product of cast integers and their scales makes numbers, as exporters write it that know no DequantizeLinear.
+
+    Args:
+        wires: The graph.
+        node: A Mul.
+
+    Returns:
+        What the integers of an initializer mean, and the integers; None for any other product.
+    """
+    for index in (0, 1):
+        scale, found = _initializer(node.inputs[1 - index]), _cast_integers(node.inputs[index])
+        if scale is None or found is None:
+            continue
+        integers, zero = found
+        sizes, shape = wires.shape(node.inputs[1 - index]), wires.shape(integers)
+        if sizes is None or shape is None or len(sizes) > len(shape):
+            return None
+        several = [axis for axis, size in enumerate(sizes, len(shape) - len(sizes)) if size != 1]
+        if len(several) > 1 or any(shape[axis] != sizes[axis - len(shape)] for axis in several):
+            return None
+        if zero is not None and wires.shape(zero) not in ((), (1,), sizes):
+            return None
+        bits = 8 if integers.dtype is None else max(1, integers.dtype.bitwidth)
+        name = None if zero is None else _initializer(zero)
+        return Quantised(scale, name, several[0] if several else None, bits), integers
+    return None
+
+
+def _cast_integers(value: ir.Value | None) -> tuple[ir.Value, ir.Value | None] | None:
+    """The integers of an initializer behind a Cast, and the zero point that is taken from them; None for anything else."""
+    node, zero = None if value is None else value.producer(), None
+    if node is not None and node.op_type == "Sub":
+        value, zero = node.inputs
+        if _initializer(zero) is None:
+            return None
+        node = None if value is None else value.producer()
+    if node is None or node.op_type != "Cast":
+        return None
+    integers = node.inputs[0]
+    if integers is None or integers.dtype is None or not integers.dtype.is_integer():
+        return None
+    return integers, zero
 
 
 def stored_matrix(wires: Wires, linear: Linear) -> Stored | None:

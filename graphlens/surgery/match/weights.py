@@ -81,6 +81,8 @@ class _Weights:
     def embeddings(self) -> None:
         """The tables of embeddings, and their norm."""
         begin, encoder = self._model.beginning, self._kind == "encoder"
+        if begin.projected is not None:  # the tables are narrower than TransformerLens's
+            return
         if begin.pixels is None:
             self._table("embed.embed.W_E" if encoder else "embed.W_E", begin.tokens)
         if begin.positions is not None:
@@ -99,6 +101,8 @@ class _Weights:
             self.found[name] = _weight(source, table.times, cut=cut, permute=(1, 0))
             return
         rows = source.shape[-2]
+        if source.shape[-1] != (self._wires.shape(self._model.blocks[0].pre) or (0,))[-1]:  # widened by a matrix
+            return
         shape = None if len(source.shape) == 2 else source.shape[-2:]
         self.found[name] = _weight(source, table.times, cut=(0, offset, rows) if offset else None, shape=shape)
 
@@ -129,6 +133,8 @@ class _Weights:
         """The last norm, the head and the unembedding."""
         end = self._model.ending
         self._norm("ln_final", end.norm)
+        if self._model.reads_less() is not None:  # no matrix of the head has TransformerLens's sizes
+            return
         self._norm("mlm_head.ln", end.dense_norm)
         if end.dense is not None:
             self._matrix("mlm_head.W", end.dense)

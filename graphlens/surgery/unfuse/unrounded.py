@@ -1,7 +1,8 @@
-"""Knows how static quantisers are taken out of a graph, so that the arithmetic between its activations shows to the last bit."""
+"""Knows how roundings are taken out of a graph, so that the arithmetic between its activations shows to the last bit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,8 @@ def unrounded(model: ir.Model) -> ir.Model:
     """A copy of a model in which activations are not rounded: each QuantizeLinear hands on the numbers that it is given.
 
     The weights are those of the model, also where they are integers. An activation is left rounded where its integers are
-    computed with, or become numbers by another scale than they were made with. Dynamic quantisation stays as it is.
+    computed with, or become numbers by another scale than they were made with. Of dynamic quantisation, which rounds while the
+    model runs, products of two activations (queries and keys) are computed in numbers, and those with weights stay as they are.
 
     Args:
         model: A model with standard operators, as ``unfuse`` makes it. Its graph is sorted.
@@ -67,7 +69,47 @@ def unrounded(model: ir.Model) -> ir.Model:
                 value.shape = value.shape if value.type is not None else None
             for node in group.nodes:
                 _let_through(node)
+    for last, operands in list(_dynamic_products(model)):
+        last.op_type = "MatMul"
+        for place, operand in enumerate(operands):
+            last.replace_input_with(place, operand)
     return model
+
+
+def rounds_products(model: ir.Model) -> bool:
+    """True if a graph multiplies two activations that it rounds to integers while it runs, as optimum's dynamic quantiser does.
+
+    Args:
+        model: A model with standard operators.
+    """
+    return next(_dynamic_products(model), None) is not None
+
+
+def _dynamic_products(model: ir.Model) -> Iterator[tuple[ir.Node, list[ir.Value]]]:
+    """(the node that gives the product as numbers, both activations) of each product of two activations in integers."""
+    for node in model.graph:
+        if node.op_type != "MatMulInteger":
+            continue
+        makers = [None if value is None else value.producer() for value in node.inputs[:2]]
+        rounding = [one for one in makers if one is not None and one.op_type == "DynamicQuantizeLinear"]
+        operands = [value for one in rounding if (value := one.inputs[0]) is not None]
+        cast = _reader(node.outputs[0], "Cast")
+        last = None if cast is None else _reader(cast.outputs[0], "Mul")
+        if cast is None or last is None or len(operands) != 2:
+            continue
+        scale = next(
+            (value.producer() for value in last.inputs if value is not None and value is not cast.outputs[0]), None
+        )
+        if scale is None or scale.op_type != "Mul" or set(scale.inputs) != {one.outputs[1] for one in rounding}:
+            continue
+        yield last, operands
+
+
+def _reader(value: ir.Value, operator: str) -> ir.Node | None:
+    """The one node that reads a value, if it is of an operator."""
+    readers = {node for node, _ in value.uses()}
+    node = next(iter(readers)) if len(readers) == 1 else None
+    return node if node is not None and node.op_type == operator else None
 
 
 def _follow(node: ir.Node, groups: dict[ir.Value, _Group]) -> None:
