@@ -153,6 +153,28 @@ def test_integers_that_something_else_reads_stay(reader: str) -> None:
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize(
+    "zeros", [["x_z", "m_z"], ["m_z", "x_z"], ["x_z"], []], ids=lambda names: " ".join(names) or "none"
+)
+def test_a_product_of_rounded_activations_is_theirs_with_their_own_zero_points_alone(zeros: list[str]) -> None:
+    nodes = [
+        node("Mul", ["w", "two"], "m"),
+        *(
+            helper.make_node("DynamicQuantizeLinear", [name], [f"{name}_q", f"{name}_s", f"{name}_z"])
+            for name in ("m", "x")
+        ),
+        node("MatMulInteger", ["x_q", "m_q", *zeros], "i"),
+        node("Cast", ["i"], "f", to=TensorProto.FLOAT),
+        node("Mul", ["x_s", "m_s"], "scale"),
+        node("Mul", ["f", "scale"], "y"),
+    ]
+    model = model_of(nodes, ["y"], two=np.asarray(2, np.float32))
+    own = zeros == ["x_z", "m_z"]
+    assert rounds_products(model) == own
+    (found,) = run(unrounded(model), "y")
+    np.testing.assert_allclose(found, X @ (2 * W) if own else run(model, "y")[0], rtol=1e-6, atol=1e-5)
+
+
 def test_weights_stay_as_they_are() -> None:
     # Whether a file has their integers, or rounds them in the graph.
     whole = np.clip(np.round(W / np.float32(0.05)), -128, 127).astype(np.int8)
