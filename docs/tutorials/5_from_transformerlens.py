@@ -113,8 +113,8 @@ assert float(gradients[0].abs().max()) > 0.01
 #
 # ## TransformerLens 2
 #
-# Version 3 kept `HookedTransformer` as version 2 has it, so everything above holds. `transformer_lens.utils` and
-# `transformer_lens.patching` are `graphlens.transformer_lens.utils` and `graphlens.patching`.
+# Version 3 kept version 2's `HookedTransformer`, hook points and helpers, so a script for 2 runs in the same way. What is
+# compared in the tests is 3.9.
 #
 # ## TransformerLens 4
 #

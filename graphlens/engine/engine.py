@@ -58,7 +58,6 @@ class Engine:
         proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
         sessions_built: How many sessions this engine has opened so far.
         held_limit: Bytes of activations that a run may hold unasked. Beyond that its session has no hook points as outputs.
-        rounds_together: True if activations are rounded by one scale of the whole batch, so that prompts change each other.
 
     Raises:
         ModelFileError: The file is damaged, unsafe or no hooked file.
@@ -92,9 +91,8 @@ class Engine:
     def _start(self, model: ir.Model, contents: Mapping[str, Array]) -> None:
         """Begins without a session, over a graph whose initializers may hold something else than the file."""
         from graphlens.engine.graphs import Graphs
-        from graphlens.surgery.quantised import rounds_together
 
-        self._model, self.rounds_together = model, rounds_together(model)
+        self._model = model
         self.proof, self.sessions_built = Proof(), 0
         self._opener = Opener(self.path, self._file_model, self.asked, self._size, contents)
         self._graphs = Graphs(model, self.manifest.hooks, kept=2 * MAX_SESSIONS)

@@ -10,6 +10,7 @@ import numpy as np
 from graphlens.engine.plan import Gates
 from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK, POSITION_IDS, TOKEN_TYPE_IDS
+from graphlens.runtime.callbacks import Enough as Enough  # for those that may not import the runtime
 from graphlens.runtime.callbacks import PythonCalls
 from graphlens.runtime.sessions import Runnable
 from graphlens.runtime.types import Array, Callback, DeviceValue, Feed

@@ -17,6 +17,7 @@ from graphlens.engine.block_layout import MLP_OUT, QKV, RESID_POST, RESID_PRE, R
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
 from graphlens.experiments.attribution import checked_steps, refuse_backward_hooks
+from graphlens.experiments.circuit_run import CircuitRun
 from graphlens.experiments.corrupted_run import CorruptedRun
 from graphlens.experiments.heads_written import HeadsWritten
 from graphlens.experiments.proof import SUMS, why_not_apart
@@ -265,6 +266,8 @@ class ResidualGraph:
             InputError: The prompts are so long that their keys are rotated by other frequencies (longrope).
         """
         run, base = self.run, self.run.activations
+        if run.runner.engine.manifest.adopted is not None:
+            return CircuitRun(run, self.heads, self.layout, self._written()[Node(EMBED)], kept).logits()
         why = why_not_apart(run)
         if why:
             raise InputError(f"a circuit is run token by token, and {why}.")

@@ -12,11 +12,10 @@ from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.drift_figures import Apart, Bools, apart, counted
 from graphlens.analysis.drift_result import Drifted, DriftResult
 from graphlens.errors import InputError
-from graphlens.experiments.drift_run import LOGITS, OtherT, Progress, Side, step_of
+from graphlens.experiments.drift_run import ENDS, LOGITS, OtherT, Progress, Side, step_of
 from graphlens.experiments.stepped_run import At, Firing, SteppedRun
 from graphlens.file.names import split_name
 
-ENDS = ("unembed.hook_out", "head.hook_out")  # what a model's last matrix gives
 RESID_PRE = "hook_resid_pre"
 
 

@@ -12,8 +12,8 @@ from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.drift_figures import counted
 from graphlens.analysis.drift_result import Drifted, DriftResult
 from graphlens.errors import GraphlensError, InputError
-from graphlens.experiments.drift_comparison import ENDS, Kept, logits_apart, put_in
-from graphlens.experiments.drift_run import LOGITS, OtherT, Progress, Side, step_of
+from graphlens.experiments.drift_comparison import Kept, logits_apart, put_in
+from graphlens.experiments.drift_run import ENDS, LOGITS, OtherT, Progress, Side, step_of
 from graphlens.experiments.stepped_run import Firing, SteppedRun
 from graphlens.experiments.sweep_metrics import Measure, Measuring, called
 from graphlens.file.names import split_name

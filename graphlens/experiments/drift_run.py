@@ -10,6 +10,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT, UserArray
 from graphlens.analysis.drift_figures import Bools
+from graphlens.engine.feeding import Enough
 from graphlens.errors import InputError
 from graphlens.experiments.stepped_run import Passing
 from graphlens.file.io_names import PIXELS
@@ -40,6 +41,7 @@ _SHAPE = {
     "d_vocab_out": "d_vocab (logits)",
     "num_experts": "num_experts",
 }
+ENDS = ("unembed.hook_out", "head.hook_out")  # what a model's last matrix gives
 LOGITS = "logits"  # what a run may be read at the end of, besides a hook point
 _ENDING = re.compile(r"_(?:quant|Q\d+)$")  # what quantisers add to the name of the node that they replace
 
@@ -105,22 +107,30 @@ class Side(Generic[ArrayT]):
             That.
         """
         chosen = set(at)
+        # Behind the last matrix the logits would be copied once more, and they are as large as all else.
+        end = self.names[-1] if not read and self.names[-1] in ENDS else ""
         calls = {
-            name: self._called(name, passing if name in chosen else None)
+            name: self._called(name, passing if name in chosen else None, name == end)
             for name in self.names
             if name in chosen or name in self._own
         }
         fetch = [read] if read not in ("", LOGITS) else []
-        found = self.runner.engine.run(self.request.feeds, fetch, calls, read == LOGITS, self._plan, self._edits)
+        try:
+            found = self.runner.engine.run(self.request.feeds, fetch, calls, read == LOGITS, self._plan, self._edits)
+        except Enough:
+            return None
         return found.values[read] if fetch else found.output
 
-    def _called(self, name: str, passing: Passing | None) -> Callable[[Array], Array]:
-        """What a hook point calls: the model's own hooks, and then ``passing``."""
+    def _called(self, name: str, passing: Passing | None, last: bool) -> Callable[[Array], Array]:
+        """What a hook point calls: the model's own hooks, and then ``passing``. Behind the last one the run ends."""
         own = self._own.get(name)
 
         def call(activation: Array) -> Array:
             activation = activation if own is None else own(activation)
-            return activation if passing is None else passing(name, activation)
+            found = activation if passing is None else passing(name, activation)
+            if last:
+                raise Enough("nothing more of this run is wanted.")
+            return found
 
         return call
 

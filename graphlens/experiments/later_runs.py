@@ -63,7 +63,8 @@ class LaterRuns:
         self._run, self._notes = run, notes
         tokens = run.batch * run.length
         fit = min(max_tokens // tokens, _MOST // (tokens * run.runner.config.d_vocab_out))
-        self._together = 1 if run.runner.engine.rounds_together else max(1, fit)
+        adopted = run.runner.engine.manifest.adopted
+        self._together = max(1, fit) if adopted is None or adopted.apart else 1
         self._base: Array | None = None
 
     def steps(self, sites: Sequence[int]) -> Iterator[Done]:

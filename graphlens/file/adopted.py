@@ -28,6 +28,8 @@ class Adopted:
             counts as positions; "seen" if tokens attend to it.
         data: Each file of weights beside the graph file (external data), by the name that the graph has for it -> its SHA-256.
             Empty where all weights lie in the graph file, and in files that were adopted before this was written down.
+        apart: True if prompts that run together do not change each other's numbers. False where activations are rounded by one
+            scale of all that runs at once (dynamic quantisation), and where it was not written down.
     """
 
     file: str
@@ -45,6 +47,7 @@ class Adopted:
     headless: bool = False
     left_padding: str = "masked"
     data: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
 
 
 def adopted_from(data: Mapping[str, object]) -> Adopted:
@@ -59,7 +62,7 @@ def adopted_from(data: Mapping[str, object]) -> Adopted:
     plain: dict[str, type] = {
         **dict.fromkeys(("file", "sha256", "producer", "left_padding"), str),
         **dict.fromkeys(("size", "identities"), int),
-        **{"worst": float, "headless": bool},
+        **{"worst": float, "headless": bool, "apart": bool},
     }
     found: dict[str, object] = {}
     for item in fields(Adopted):

@@ -141,6 +141,8 @@ def _adopted(
     from graphlens.surgery.foreign import load_foreign
     from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
+    from graphlens.surgery.quantised import rounds_together
+    from graphlens.surgery.unfuse.channels import BLOCKED
     from graphlens.surgery.unfuse.expand import unfuse
 
     stated = read_config(config, original)
@@ -185,7 +187,9 @@ def _adopted(
         _table_rows(model, found, TYPE_EMBEDDINGS),
     )
     if keep_fused:  # what the expanded graph told is looked for in one that is not
-        unfused = unfuse(untouched, keep=unfused.expanded)
+        # Channels in blocks are always written out: what they compute depends on the processor.
+        kept = [operator for operator in unfused.expanded if not operator.startswith(f"{BLOCKED}::")]
+        unfused = unfuse(untouched, keep=kept, block=channel_block(untouched))
         model = unfused.model
         model.graph.sort()
         found = visible(found, model)
@@ -216,6 +220,7 @@ def _adopted(
         headless=found.ports.logits is None,
         left_padding=proof.left_padding,
         data=data,
+        apart=not rounds_together(model),
     )
     views = weight_views(graph.model, found.weights, keys, WEIGHTS_FILE)
     checked = proved_weights(

@@ -23,11 +23,11 @@ from graphlens.runtime.sessions import Session, open_session
 from graphlens.surgery.adoptable import STILL
 from graphlens.surgery.adopted.hooks import Seen
 from graphlens.surgery.match.records import Ports
+from graphlens.surgery.unfuse.channels import BLOCKED
 
 BATCH, LENGTH = 3, 11  # of the run that tells shapes: sizes that models seldom have
 _SHAPE = "graphlens/shape/"  # what the shape of a value is called, and its place
 _TRIES = (1, 0)  # what tokens, masks, positions and types may all be
-_BLOCKED = "com.microsoft.nchwc"
 PADDED, _CACHED = 3, 4  # tokens of padding, and of a prompt that a KV cache holds
 
 
@@ -105,11 +105,11 @@ def channel_block(model: ir.Model) -> int:
     Args:
         model: The graph.
     """
-    if not any(node.domain == _BLOCKED for node in model.graph):
+    if not any(node.domain == BLOCKED for node in model.graph):
         return 0
     pixels = ir.Value(name="pixels", shape=ir.Shape([1, 16, 1, 2]), type=ir.TensorType(ir.DataType.FLOAT))
-    node = ir.Node(_BLOCKED, "ReorderInput", [pixels], outputs=[ir.Value(name="blocks")])
-    imports = {"": 20, _BLOCKED: 1}
+    node = ir.Node(BLOCKED, "ReorderInput", [pixels], outputs=[ir.Value(name="blocks")])
+    imports = {"": 20, BLOCKED: 1}
     graph = ir.Graph([pixels], node.outputs, nodes=[node], opset_imports=imports)
     session = open_session(_bytes(ir.Model(graph, ir_version=10)), "cpu", name="a graph of one node", as_written=True)
     image = np.arange(32, dtype=np.float32).reshape(1, 16, 1, 2)

@@ -24,6 +24,10 @@ _run_ids = itertools.count(1)
 _ROOM = 16  # more than the calls, in Python and in C, that lead from a run to where a callback's errors are caught
 
 
+class Enough(RunError):
+    """Raised by a callback that ends its run: nothing more of it is wanted, so nothing more is computed or copied."""
+
+
 def _raise_as_it_is(error: BaseException) -> NoReturn:
     """Raises an error again, and leaves what it says of its cause."""
     cause, context, suppressed = error.__cause__, error.__context__, error.__suppress_context__
@@ -147,7 +151,15 @@ class PythonCalls:
         if self._tracing is not None:
             self._tracing.on()
         try:
+class Enough(RunError):
+    """Raised by a callback that ends its run: nothing more of it is wanted, so nothing more is computed or copied."""
+
+
             return np.asarray(self._callbacks[int(attributes["index"])](activation), order="C")
+        except Enough as error:
+            self.error = error
+            self.options.terminate = True
+            return activation[:0]
         finally:
             self._tracing = switched_off()
 

@@ -39,8 +39,8 @@ _LEFT = """
 _FUSED = """
     QLinearConv QLinearMatMul SimplifiedLayerNormalization com.microsoft::Attention com.microsoft::BiasAdd
     com.microsoft::BiasGelu com.microsoft::BiasSoftmax com.microsoft::DynamicQuantizeMatMul
-    com.microsoft::EmbedLayerNormalization com.microsoft::FastGelu com.microsoft::FusedGemm com.microsoft::FusedMatMul
-    com.microsoft::Gelu com.microsoft::GemmFastGelu com.microsoft::GemmaRotaryEmbedding
+    com.microsoft::EmbedLayerNormalization com.microsoft::FastGelu com.microsoft::FusedConv com.microsoft::FusedGemm
+    com.microsoft::FusedMatMul com.microsoft::Gelu com.microsoft::GemmFastGelu com.microsoft::GemmaRotaryEmbedding
     com.microsoft::GroupQueryAttention com.microsoft::MatMulIntegerToFloat com.microsoft::MultiHeadAttention
     com.microsoft::QAttention com.microsoft::QGemm com.microsoft::QLinearAdd com.microsoft::QLinearConcat
     com.microsoft::QLinearGlobalAveragePool com.microsoft::QLinearLeakyRelu com.microsoft::QLinearMul

@@ -21,6 +21,9 @@ from graphlens.views.panels import Panel, panels
 from graphlens.views.wording import NOT_COMPUTED, PLAIN, number
 
 BELOW, AT, ABOVE = (67, 147, 195), (247, 247, 247), (214, 96, 77)  # of cells; the text on all of them is black
+FAINT = (
+    0.12  # of the largest distance: cells below it have no colour, which on a dark terminal would be their brightest
+)
 ROW_LABEL, COLUMN_LABEL, LEGIBLE, GAP = 18, 10, 6, 1  # widths, in cells of the terminal
 TEXT_WIDTH = 120  # of a .txt
 _CLOSE = 1e3  # so many times larger than their distances, values are shown as differences
@@ -254,6 +257,8 @@ def style_at(distance: float, span: float) -> str:
     if np.isnan(distance):
         return "dim"
     share = float(np.clip(distance / span, -1, 1))
+    if abs(share) < FAINT:
+        return ""
     end = ABOVE if share > 0 else BELOW
     red, green, blue = (round(a + (b - a) * abs(share)) for a, b in zip(AT, end, strict=True))
     return f"rgb(0,0,0) on rgb({red},{green},{blue})"

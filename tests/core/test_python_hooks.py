@@ -297,6 +297,23 @@ def test_what_caused_a_hooks_error_is_told(tiny: HookedTransformer, tokens: np.n
     assert isinstance(caught.value.__cause__, IndexError)
 
 
+@pytest.mark.parametrize("name", ["hook_embed", "blocks.1.attn.hook_pattern", "unembed.hook_out"])
+def test_a_callback_may_end_its_run(tiny: HookedTransformer, tokens: np.ndarray, name: str) -> None:
+    engine, expected = tiny.runner.engine, np.array(tiny(tokens))
+    seen: list[str] = []
+
+    def ends(activation: np.ndarray) -> np.ndarray:
+        seen.append(name)
+        raise callbacks.Enough("nothing more is wanted.")
+
+    later = engine.hook_names[engine.hook_names.index(name) + 1 :]
+    calls = {name: ends, **{other: lambda _: pytest.fail("called after the end") for other in later}}
+    with pytest.raises(callbacks.Enough):
+        engine.run({"input_ids": tokens}, [], calls, output=False)
+    assert seen == [name]
+    assert np.array_equal(tiny.run_with_hooks(tokens, fwd_hooks=[(name, lambda x, hook: x)]), expected)
+
+
 def test_after_a_callback_raised_no_other_is_called_even_if_the_run_goes_on() -> None:
     # ONNX Runtime stops at the next operator when told to; what is called until then must not reach the user's code.
     raised, activation = ZeroDivisionError("mine"), np.ones(3, np.float32)

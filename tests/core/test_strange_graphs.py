@@ -267,7 +267,9 @@ def test_every_operator_of_the_table_is_one_of_onnxs() -> None:
 
 
 def test_what_unfusing_knows_may_stand_in_an_adopted_file_and_nothing_that_repeats_or_hides() -> None:
-    assert set(UNFUSED) <= OPERATORS["adopted"]
+    blocked = {name for name in UNFUSED if name.startswith("com.microsoft.nchwc::")}  # always written out
+    assert set(UNFUSED) - blocked <= OPERATORS["adopted"]
+    assert not blocked & OPERATORS["adopted"]
     for name in (
         "Loop",
         "Scan",

@@ -142,7 +142,8 @@ def test_colours_diverge_and_text_on_them_can_be_read() -> None:
     below, above = parts(-2)[1], parts(2)[1]
     assert below[2] > below[0]
     assert above[0] > above[2]
-    for distance in np.linspace(-3, 3, 31):
+    assert style_at(0.1, 2.0) == "", "small effects are no patches of light on a dark terminal"
+    for distance in (sign * size for size in np.linspace(0.3, 3, 31) for sign in (-1, 1)):
         text, ground = map(luminance, parts(float(distance)))
         assert (max(text, ground) + 0.05) / (min(text, ground) + 0.05) >= 4.5
     assert parts(9) == parts(2)

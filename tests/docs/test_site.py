@@ -47,6 +47,13 @@ def test_every_page_of_docs_is_in_the_menu_once(stage: staging.Stage) -> None:
     assert next(iter(menu[0].values()))[:2] == [{"graphlens": "index.md"}, {"Start here": "start.md"}]
 
 
+def test_no_two_entries_of_a_section_are_called_the_same(stage: staging.Stage) -> None:
+    for section in staging.menu(stage.pages):
+        for name, rows in section.items():
+            titles = [title for row in rows for title in row]
+            assert sorted({title for title in titles if titles.count(title) > 1}) == [], name
+
+
 def test_a_page_that_no_section_names_comes_under_how_to() -> None:
     pages = {"index.md": "# a", "fresh.md": "# Something `new`"}
     menu = {name: rows for section in staging.menu(pages) for name, rows in section.items()}

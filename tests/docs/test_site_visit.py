@@ -11,7 +11,8 @@ from tools.browser import PROGRAM
 from tools.site.visit import visited
 
 pytestmark = pytest.mark.skipif(
-    not Path(PROGRAM).exists() and not os.environ.get("CI"), reason="needs Debian's chromium, or CHROMIUM"
+    not Path(PROGRAM).exists() and not os.environ.get("GRAPHLENS_NEEDS_BROWSER"),
+    reason="needs Debian's chromium, or CHROMIUM",
 )
 POLICY = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' 'unsafe-inline'\">"
 SEARCH = """<button class="md-search__button" onclick="document.querySelector('input').focus()">Search</button><input><div></div>

@@ -16,6 +16,7 @@ from graphlens import Ablate, HookedTransformer
 from graphlens.interventions import save
 from tests.command_line import graphlens
 from tests.families.worded import worded_checkpoint
+from tests.live.page_models import PROGRAMS
 
 FAMILIES = ("llama", "neox", "qwen3", "gemma3")
 README = Path(__file__).parents[2] / "README.md"
@@ -46,11 +47,12 @@ def test_a_folder_goes_through_readme(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
     save([Ablate("blocks.1.attn.hook_z", heads=1)], tmp_path / "edits.json")
+    monkeypatch.setattr("graphlens.pipelines.page.runtime_files", lambda *_: PROGRAMS)  # not from npm, over a network
     printed: dict[str, str] = {}
     outs = {"patch": "patched", "attribute": "attributed"}  # README's two write into folders of one name
     for command in commands():
         name, words = command[0], list(command)
-        if name in ("demo", "page"):  # a page is made of npm's packages: tests/live does that
+        if name == "demo":
             continue
         if name == "export":
             words[1] = str(checkpoint)
@@ -99,6 +101,11 @@ def check(model: HookedTransformer, folder: Path, printed: dict[str, str]) -> No
     np.testing.assert_allclose(plain, model(tokens), atol=5e-5)
     assert "only operators that graphlens itself writes" in printed["check"]
     assert "trial run" in printed["check"]
+    assert "python -m http.server" in printed["page"]
+    page = (folder / "site" / "index.html").read_text(encoding="utf-8")
+    told = json.loads(re.findall(r'id="settings">(.*)</script>', page)[0])["check"]
+    reads = model(np.array([told["ids"]]))[0, -1]
+    assert told["top"][0][0] == int(reads.argmax())
 
 
 def _log_softmax(logits: Any) -> Any:

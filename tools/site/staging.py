@@ -27,6 +27,14 @@ HOW_TO = (
 )
 COMING_FROM = ("transformerlens", "transformerlens4")
 REFERENCE = ("hooked-file", "edits", "models", "operators", "parity", "adopted-files")
+# Titles of the menu that are not the page's own: pages that a command of tools/bench writes have one and the same.
+SHORT = {
+    "index.md": "graphlens",
+    "adr/index.md": "Decisions",
+    "benchmarks.md": "Opening, reading, hooks",
+    "benchmarks-configs.md": "Models from a config",
+    "benchmarks-pages.md": "Pages",
+}
 TRUST = ("security", "hostile", "faults")
 
 
@@ -159,9 +167,8 @@ def menu(pages: dict[str, str]) -> Menu:
     listed = [page for names in sections.values() for page in names if page in pages]
     if sorted(listed) != sorted(pages):
         raise ValueError(f"these pages are in the menu twice: {sorted({p for p in listed if listed.count(p) > 1})}.")
-    short = {"index.md": "graphlens", "adr/index.md": "Decisions"}
     return [
-        {name: [{short.get(page, title(pages[page])): page} for page in names if page in pages]}
+        {name: [{SHORT.get(page, title(pages[page])): page} for page in names if page in pages]}
         for name, names in sections.items()
     ]
 

@@ -9,6 +9,7 @@ from graphlens.surgery.unfuse.building import Builder, Kept, given, integer, ref
 from graphlens.surgery.unfuse.kinds import sizes_of
 from graphlens.surgery.unfuse.table import rule
 
+BLOCKED = "com.microsoft.nchwc"
 BLOCKS = (8, 16)  # channels that ONNX Runtime takes at once, by the processor
 _WINDOWS = ("dilations", "kernel_shape", "pads", "strides")
 # Activation -> the names of its operator's attributes, in the order of activation_params.
