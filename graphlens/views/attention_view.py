@@ -13,7 +13,7 @@ from graphlens.views.labelled import Array
 from graphlens.views.pages import View
 from graphlens.views.words import chosen, model_of, one_prompt, real_positions, sent, words
 
-_PATTERN = re.compile(r"(?:blocks|encoder_layer|layers)\.(\d+)\.attn\.(?:hook_pattern|hook_attention_weights)")
+_PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 MOST = 12_000_000  # bytes of a page for the patterns
 MOST_HEADS = 8192  # that one grid draws
 _ROUNDING = 2e-3  # of a sum of weights in half precision
