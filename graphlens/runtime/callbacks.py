@@ -151,10 +151,6 @@ class PythonCalls:
         if self._tracing is not None:
             self._tracing.on()
         try:
-class Enough(RunError):
-    """Raised by a callback that ends its run: nothing more of it is wanted, so nothing more is computed or copied."""
-
-
             return np.asarray(self._callbacks[int(attributes["index"])](activation), order="C")
         except Enough as error:
             self.error = error
