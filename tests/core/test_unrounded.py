@@ -14,10 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphlens
 import graphlens.surgery.match
+from graphlens import adopt
 from graphlens.errors import ModelFileError
 from graphlens.pipelines.adopt_quantisers import ensure_finite
+from graphlens.surgery.foreign import load_foreign
 from graphlens.surgery.match.records import Match
 from graphlens.surgery.unfuse.unrounded import rounds_products, unrounded
+from tests import foreign_decoder
 from tests.quantised_runs import prompts, statically
 
 Array = np.ndarray
@@ -276,3 +279,20 @@ def test_an_infinite_scale_is_the_reason_where_graphs_differ(tmp_path: Path) -> 
     ensure_finite(model_of(pair("x", "a"), ["a"]), Path("a.onnx"))
     with pytest.raises(ModelFileError, match=r"'a_q' is 0\.0"):
         ensure_finite(model_of(pair("x", "a", "none"), ["a"], none=np.float32(0)), Path("a.onnx"))
+
+
+def test_products_of_two_activations_that_are_rounded_in_a_run_are_proved_without(tmp_path: Path) -> None:
+    """As optimum's dynamic quantiser makes them: queries and keys, pattern and values are integers when they are multiplied."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    source = foreign_decoder.decoder(tmp_path / "float.onnx")
+    more = {"MatMulConstBOnly": False}
+    quantize_dynamic(source, tmp_path / "int8.onnx", weight_type=QuantType.QInt8, extra_options=more)
+    model = load_foreign(tmp_path / "int8.onnx")
+    assert rounds_products(model)
+    assert not rounds_products(unrounded(model))
+    assert not rounds_products(load_foreign(source))
+    found, plain = (adopt(file, dry_run=True, announce=lambda _: None) for file in (tmp_path / "int8.onnx", source))
+    assert set(found.hooks) == set(plain.hooks)
+    assert max(found.identities.values()) <= 1e-5
+    assert (found.adopted.apart, plain.adopted.apart) == (False, True)
