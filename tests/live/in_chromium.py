@@ -393,6 +393,8 @@ def test_files_that_are_no_edits_are_refused_in_a_sentence(page: Page, tmp_path:
         ({**z, "hook": "__proto__"}, "no gate at"),
         ({**z, "kind": "constructor"}, "its kind is"),
         ({**z, "heads": 7}, "there is no 7"),
+        ({**z, "heads": [0, 7], "strict": False}, "there is no 7"),  # as bake says, in which it would be refused
+        ({**z, "heads": {"slice": [4, None, None]}, "strict": False}, "selects none of the 4"),
         ({**z, "heads": "<b>"}, "takes a number, a list, a slice or a mask"),
         ({**z, "value": [1, 2, 3]}, "3 entries along d_head"),
         ({**z, "value": {"tensor": "0.value"}}, "lies in the .safetensors file beside it"),
@@ -519,7 +521,7 @@ def random_edit(
     for axis, name in enumerate(axes):
         size = length if name == "pos" else 1 if name == "batch" else sizes[name]
         field = gate.selected_by(axes).get(name)
-        form = 0 if name == "batch" else rng.integers(0, 6)
+        form = 0 if name == "batch" else rng.integers(0, 7)
         kept = size
         if form == 1:
             fields[str(field)], kept = int(rng.integers(-size, size)), 0
@@ -533,6 +535,9 @@ def random_edit(
             mask = rng.random(size) < 0.5
             mask[rng.integers(size)] = True
             fields[str(field)], kept = mask.tolist(), int(mask.sum())
+        elif form == 5:  # an index may be listed twice, and from either end
+            fields[str(field)] = (chosen := rng.integers(-size, size, rng.integers(2, 5)).tolist())
+            kept = len(chosen)
         if kept:
             shape.append(kept)
     shape = [1 if rng.random() < 0.3 else size for size in shape][int(rng.integers(0, len(shape) + 1)) :]
