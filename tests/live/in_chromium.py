@@ -318,6 +318,18 @@ def test_a_patch_from_the_second_prompt_and_a_saved_vector(
     settle(page)
     assert "patch at the chosen token, or give both the same length" in error(page)
     assert page.value("document.querySelectorAll('#edits li').length") == 3
+    # A prompt of another length, which the last patch does not fit, has no numbers: not those of the prompt before.
+    seen = "[...document.querySelectorAll('#next, #heads, #lenses')].map((e) => e.getClientRects().length)"
+    fill(page, "prompt", "When John and Mary")
+    settle(page)
+    assert "along pos" in error(page)
+    fill(page, "follow", " Mary")
+    settle(page)
+    assert page.value(seen) == [0, 0, 0]
+    fill(page, "follow", "")
+    page.click("#clear")
+    settle(page)
+    assert 0 not in page.value(seen)  # type: ignore[operator]
 
 
 def test_what_the_page_copies_is_baked_and_gives_the_pages_numbers(
