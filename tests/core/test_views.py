@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import importlib.util
+import io
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from graphlens import HookedTransformer, InputError, RuntimeUnavailable, Unknown
 from graphlens.attribution import direct_logit_attribution, edge_attribution
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Site, SweepResult, sweep
+from graphlens.views import progress
 from graphlens.views.encoded import cell, floats, packed, packed_size
 from graphlens.views.pages import KINDS, asset, in_notebook
 
@@ -181,3 +183,16 @@ def test_a_report_of_one_part_has_its_title(tiny: HookedTransformer) -> None:
     assert views.report([tiny], "mine", "first").title == "mine"
     drift = graphlens.drift(tiny, tiny, PROMPT, verbose=False)
     assert views.report(drift).lead == views.drift(drift).lead != ()
+
+
+def test_progress_names_paths_that_look_like_markup_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress.spinner("Reading a[red] and b[/red]"), progress.steps("Writing c[/red]", 2) as bar:
+        bar.advance(2)
+    progress.note("d[red] and e[/red]")
+    written = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert "Reading a[red] and b[/red]" in written
+    assert "d[red] and e[/red]" in written
