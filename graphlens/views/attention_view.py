@@ -36,7 +36,7 @@ def attention(
         prompt: Which prompt of a batch. Its padding is left out.
         layers: Which of the layers that are cached; None for all, by their place among those.
         heads: Which heads; None for all.
-        positions: Which positions, as queries and as keys; the figures of each head are over all of them.
+        positions: Which positions, as queries and as keys, in their order; the figures of each head are over all there are.
         title: The line above it.
 
     Returns:
@@ -62,7 +62,7 @@ def attention(
     offset = keys - queries  # with a KV cache, the first keys have no query
     real = real_positions(cache, prompt, keys)
     texts = words(tokens, keys, model_of(cache), real)
-    shown = chosen(positions, len(real), "positions")
+    shown = np.unique(chosen(positions, len(real), "positions"))  # keys that have no query come first
     columns = real[shown]
     rows = columns[columns >= offset] - offset
     if not rows.size:
@@ -74,13 +74,20 @@ def attention(
         one = one_prompt(floats(cache[found[layer]], found[layer]), 3, prompt, found[layer])[picked]
         figures.append(_figures(one[:, real[real >= offset] - offset][:, :, real], int((real < offset).sum())))
         patterns.append(one[:, rows][:, :, columns].astype(np.float32))
-    return _view(np.stack(patterns), np.stack(figures, 1), wanted, picked, [texts[i] for i in shown], len(real), title)
+    tokens_shown = {int(place): texts[place] for place in shown}
+    return _view(np.stack(patterns), np.stack(figures, 1), wanted, picked, tokens_shown, len(real), title)
 
 
 def _view(
-    patterns: Array, figures: Array, layers: Sequence[int], heads: Array, texts: list[str], every: int, title: str
+    patterns: Array,
+    figures: Array,
+    layers: Sequence[int],
+    heads: Array,
+    texts: Mapping[int, str],
+    every: int,
+    title: str,
 ) -> View:
-    """The view of patterns [layer, head, query, key] and the figures [4, layer, head]."""
+    """The view of patterns [layer, head, query, key] and the figures [4, layer, head], of tokens by their place."""
     queries, keys = patterns.shape[2:]
     below = np.tri(queries, keys, dtype=bool)
     # Where no token looks ahead, half of the numbers are zeros that need not be sent.
@@ -92,7 +99,8 @@ def _view(
         "that a query gives to that token; the first query is left out of the last two.",
     ]
     data: dict[str, Json] = {
-        "tokens": sent(texts),
+        "tokens": sent(list(texts.values())),
+        "places": list(texts),
         "layers": [int(layer) for layer in layers],
         "numbers": heads.tolist(),
         "queries": queries,

@@ -96,7 +96,7 @@ def lens(
     data: dict[str, Json] = {
         "tokens": sent([texts[place] for place in shown]),
         "labels": [_label(label) for label in labels],
-        "first": int(shown[0]) if np.array_equal(shown, np.arange(len(shown)) + shown[0]) else 0,
+        "places": shown.tolist(),
         "vocabulary": sent(text_of_ids(vocabulary.tolist(), model)),
         "top": tops.shape[-1],
         "ids": packed(at.reshape(tops.shape), "i4"),

@@ -120,6 +120,22 @@ def test_attention_with_a_kv_cache_has_fewer_queries_than_keys(shown: Opened) ->
     np.testing.assert_allclose(numbers(page, ".heads button"), wanted, rtol=1e-12)
 
 
+def test_chosen_positions_keep_their_numbers(shown: Opened) -> None:
+    page = shown(views.attention(CACHE, PROMPT, positions=[10, 3, 12], layers=[2]))
+    page.click("[data-head='2.1']")
+    page.hover(".tokens .tok:nth-child(2)")
+    np.testing.assert_array_equal(numbers(page, ".tokens .tok"), CACHE["pattern", 2][0, 1, 10, [3, 10, 12]])
+    assert f"token 10 (␣{WORDS[10].strip()}) looks at" in texts(page, "p.dim")[-1]
+    assert texts(page, ".tip")[0].startswith("10: ")
+    page.value("document.querySelector('canvas.map').focus()")
+    page.key("ArrowDown")
+    assert "(10) → " in texts(page, "output.readout")[0]
+    assert "(3): " in texts(page, "output.readout")[0]
+    page = shown(views.lens(CACHE, TINY.to_tokens(PROMPT), positions=[3, 10]))
+    page.hover("tbody tr:nth-child(2) td:nth-of-type(2)")
+    assert texts(page, ".tip")[0].startswith(f"block 0, token 10 ␣{WORDS[10].strip()}")
+
+
 def test_both_halves_of_a_pattern_that_looks_ahead(shown: Opened) -> None:
     pattern = softmax(np.random.default_rng(1).normal(size=(1, 3, 5, 5))).astype(np.float32)
     page = shown(views.attention({"blocks.7.attn.hook_pattern": pattern}, list("abcde"), heads=[2, 0]))
