@@ -285,6 +285,25 @@ export function readNpy(bytes, name) {
   return { shape, data: numbers(bytes.subarray(start + length), kind, shape, bad) };
 }
 
+/**
+ * Which of the .safetensors files that were chosen, [name, bytes], is that of a file of edits: the one of its save, as
+ * graphlens.interventions.load takes it. null where there is none.
+ */
+export async function besideOf(name, text, files, others) {
+  let record = {};
+  try {
+    record = JSON.parse(text) ?? {};
+  } catch { // readEdits says what is wrong with it
+  }
+  const wanted = record.safetensors_file ?? name.replace(/\.json$/i, ".safetensors");
+  const found = files.find(([file]) => file === wanted) ?? (others === 0 && files.length === 1 ? files[0] : null);
+  const digest = record.safetensors_sha256;
+  if (found === null || digest === undefined || !globalThis.crypto?.subtle) return found; // not in a page of http:// from elsewhere
+  const own = [...new Uint8Array(await crypto.subtle.digest("SHA-256", found[1]))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  if (own !== digest) throw new PageError(`${found[0]}: damaged, or of another save than ${name}: the digest differs.`);
+  return found;
+}
+
 /** The arrays of a .safetensors file by name. */
 export function readSafetensors(bytes, name) {
   const bad = (why) => new PageError(`${name}: ${why}.`);

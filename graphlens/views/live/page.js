@@ -1,5 +1,5 @@
 // What the reader sees and does. Text of the reader, of tokens and of files reaches the page through textContent alone.
-import { PageError, label, readEdit, readEdits, readNpy, readSafetensors, writeEdits } from "./edits.js";
+import { PageError, besideOf, label, readEdit, readEdits, readNpy, readSafetensors, writeEdits } from "./edits.js";
 import { largest, openModel } from "./model.js";
 
 const settings = JSON.parse(document.getElementById("settings").textContent);
@@ -165,13 +165,18 @@ async function openChosen(files) {
   const all = await Promise.all([...files].map(read));
   const named = (ending) => all.filter(([name]) => name.toLowerCase().endsWith(ending));
   const texts = named(".json");
-  const arrays = named(".safetensors").map(([name, bytes]) => [name, readSafetensors(bytes, name)]);
   if (texts.length) {
-    const tensors = Object.assign({}, ...arrays.map(([, found]) => found));
-    const edits = texts.flatMap(([, bytes]) => readEdits(new TextDecoder().decode(bytes), settings.hooks, tensors));
-    state.edits.push(...edits.map((edit) => ({ edit, on: true, note: texts[0][0] })));
-    return said(`${edits.length} edits opened.`);
+    const opened = [];
+    for (const [name, bytes] of texts) {
+      const text = new TextDecoder().decode(bytes);
+      const beside = await besideOf(name, text, named(".safetensors"), texts.length - 1);
+      const edits = readEdits(text, settings.hooks, beside === null ? {} : readSafetensors(beside[1], beside[0]));
+      opened.push(...edits.map((edit) => ({ edit, on: true, note: name })));
+    }
+    state.edits.push(...opened);
+    return said(`${opened.length} edits opened.`);
   }
+  const arrays = named(".safetensors").map(([name, bytes]) => [name, readSafetensors(bytes, name)]);
   const vectors = [
     ...named(".npy").map(([name, bytes]) => [name, readNpy(bytes, name)]),
     ...arrays.flatMap(([name, found]) => Object.entries(found).map(([key, array]) => [`${name}: ${key}`, array])),
