@@ -82,8 +82,9 @@ kinds.attention = (host, view) => {
       query = looked === "from" ? index - offset : index;
       drawStrip();
     };
-    chip.addEventListener("mouseenter", look);
-    chip.addEventListener("focus", look);
+    // Before the tip, which says what the token shows then.
+    chip.addEventListener("mouseenter", look, { capture: true });
+    chip.addEventListener("focus", look, { capture: true });
     chip.addEventListener("click", () => { look(); tell(); });
     return chip;
   });
