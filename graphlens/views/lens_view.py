@@ -90,6 +90,8 @@ def lens(
         columns.append(_column(logits, top, questions[place]))
         if own is not None:
             off.append(float(np.abs(_softmax(own[real[place]]) - _softmax(logits[-1])).max()))
+    compared = [difference for difference in off if np.isfinite(difference)]
+    where = "" if len(compared) == len(off) else " where both are finite"
     tops, probabilities, *figures = (np.stack(parts, 1) for parts in zip(*columns, strict=True))
     vocabulary, at = np.unique(tops, return_inverse=True)
     asked = [None if questions[place] is None else text_of_ids([questions[place] or 0], model)[0] for place in shown]
@@ -110,7 +112,7 @@ def lens(
         + (
             ""
             if own is None
-            else f"The last row is the model's own output, to within {max(off):.1g} in any probability. "
+            else f"The last row is the model's own output, to within {max(compared):.1g} in any probability{where}. "
         )
         + "Probabilities are of a softmax over the vocabulary.",
         "The token in question is the one that comes next in the prompt"

@@ -254,7 +254,9 @@ def test_a_run_whose_residual_is_not_finite_has_a_lens(shown: Opened) -> None:
     broken = {name: np.array(value) for name, value in cache.items()}
     broken["blocks.3.hook_resid_post"][0, 1] = np.nan
     cache.cache_dict = broken
-    page = shown(views.lens(cache, "The cat sat"))
+    view = views.lens(cache, "The cat sat")
+    assert "in any probability where both are finite." in view.says[0]
+    page = shown(view)
     found = numbers(page, "table.cells td").reshape(5, -1)
     assert np.isnan(found[4, 1])
     assert np.isfinite(np.delete(found.ravel(), 4 * found.shape[1] + 1)).all()
