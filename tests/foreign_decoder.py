@@ -56,6 +56,7 @@ class Made:
     integers: int = INT64
     logits: bool = True
     prefix: str = ""
+    lowest: float = float(LOWEST)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
 
@@ -82,8 +83,8 @@ def decoder(path: Path, external: bool = False, seed: int = 0, **options: Any) -
         path: The file.
         external: True puts its weights into a file beside it.
         seed: Of its weights.
-        **options: Fields of Made: without past, without a mask, without positions, with int32 inputs, without a head, and
-            what the names of its values begin with.
+        **options: Fields of Made: without past, without a mask, without positions, with int32 inputs, without a head,
+            what the names of its values begin with, and what scores of masked tokens are.
     """
     m = Made(**options)
     numbers = weights(seed)
@@ -98,7 +99,7 @@ def decoder(path: Path, external: bool = False, seed: int = 0, **options: Any) -
     if m.masked:
         real = m.op("Cast", m.op("Unsqueeze", "attention_mask", m.k([1, 2])), to=TensorProto.BOOL)
         seen = m.op("And", seen, real)
-    mask = m.op("Where", seen, m.k(0, np.float32), m.k(LOWEST, np.float32))
+    mask = m.op("Where", seen, m.k(0, np.float32), m.k(m.lowest, np.float32))
     places = "position_ids" if m.positioned else m.op("Unsqueeze", queries, m.k([0]))
     x = m.op("Add", m.op("Gather", "w0", "input_ids"), m.op("Gather", "w1", places))
     presents = []

@@ -117,7 +117,8 @@ class Side(Generic[ArrayT]):
         fetch = [read] if read not in ("", LOGITS) else []
         try:
             found = self.runner.engine.run(self.request.feeds, fetch, calls, read == LOGITS, self._plan, self._edits)
-        except Enough:
+        except Enough as error:
+            error.__traceback__ = None  # its frames hold the last activation
             return None
         return found.values[read] if fetch else found.output
 

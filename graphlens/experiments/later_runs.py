@@ -88,10 +88,11 @@ class LaterRuns:
     def _values(self, begun: Request, hook: str, indices: list[int]) -> list[Array]:
         """Each metric of each patched run."""
         run = self._run
-        if len(indices) == 1:
-            edit = run.patch(run.sites[indices[0]], run.patched[hook])
-        else:
-            edit = Patch(hook, np.concatenate([self._patched(index) for index in indices]))
+        edits = [run.patch(run.sites[index], run.patched[hook]) for index in indices]
+        edit = edits[0]
+        if len(edits) > 1:
+            # What the run itself holds may be infinite, masked scores say. What is put there was looked at just now.
+            edit = Patch(hook, np.concatenate([self._patched(index) for index in indices]), allow_nonfinite=True)
             begun = begun.repeated(len(indices))
         with run.runner.editing(edit):
             logits = run.runner.run(begun).logits

@@ -25,7 +25,8 @@ _NEVER = {
     BACKWARD: "the backward hook at {!r} would never fire: this run does not pass it, it holds integers, or it fires several "
     "times (ln1, with inputs split).",
 }
-_changing = threading.Lock()  # held while the added hooks of a model change, which several threads may do
+# Held while the added hooks of a model change, which several threads may do, and a signal's handler in the midst of it.
+_changing = threading.RLock()
 
 
 class HookDict(dict[str, HookPoint]):

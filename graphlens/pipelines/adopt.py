@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from graphlens.surgery.unfuse import Unfused
 
 
+_WINDOWED = (
+    "Layers with a sliding window return the keys and values of their last tokens only (sliding_window_cache): generation runs "
+    "the whole prompt for each token, and a KV cache goes no farther than the window.",
+)
 # How far what weights give may be from what the graph gives, of the largest number: in floats, in half precision, and where
 # activations are rounded to integers.
 _OF_FLOATS, _OF_HALVES, _OF_ROUNDED = 3e-4, 2e-2, 6e-2
@@ -135,6 +139,7 @@ def _adopted(
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.adopted.inputs import ensure_ports_fit
     from graphlens.surgery.adopted.originals import ensure_dynamic, ensure_repeats, prepare
+    from graphlens.surgery.adopted.past import LAST_PAST, PAST, keeps_a_window
     from graphlens.surgery.adopted.visible import visible
     from graphlens.surgery.adopted.weights import WEIGHTS_FILE, let_go, move_weights, weight_views
     from graphlens.surgery.files import write_graph
@@ -204,6 +209,7 @@ def _adopted(
         cfg = replace(cfg, attention_dir="causal")
         if cfg.pre_norm_encoder:
             cfg = replace(cfg, pre_norm_encoder=False, n_token_types=None, default_prepend_bos=True)
+    windowed = keeps_a_window(untouched)
     adopted = Adopted(
         file=original.name,
         sha256=digest,
@@ -211,12 +217,18 @@ def _adopted(
         producer=producer,
         expanded=dict(unfused.expanded),
         kept=dict(unfused.kept),
-        inputs=tuple(graph.taken),
+        inputs=tuple(LAST_PAST if windowed and name == PAST else name for name in graph.taken),
         nodes=_original_nodes(proof.kept, unfused),
         missing={**found.missing, **proof.failed},
         identities=len(proof.residuals),
         worst=max(proof.residuals.values(), default=0.0),
-        notes=(*found.notes, *proof.notes, *_left_out(untouched, graph), *_near_only(found, model)),
+        notes=(
+            *found.notes,
+            *proof.notes,
+            *_left_out(untouched, graph),
+            *_near_only(found, model),
+            *(_WINDOWED if windowed else ()),
+        ),
         headless=found.ports.logits is None,
         left_padding=proof.left_padding,
         data=data,

@@ -94,9 +94,10 @@ def open_written(model: ir.Model, folder: Path, where: str, read: Sequence[str] 
         where: The file's name, for errors.
         read: The names of values that will be fetched, besides its outputs.
     """
-    given = {value.name for value in model.graph.outputs}
-    more = [name for name in dict.fromkeys(read) if name not in given]
-    return open_session(_bytes(model, more), "cpu", folder, name=where, as_written=True)
+    outputs = [str(value.name) for value in model.graph.outputs]
+    return open_session(
+        _bytes(model, list(dict.fromkeys([*outputs, *read]))), "cpu", folder, name=where, as_written=True
+    )
 
 
 def channel_block(model: ir.Model) -> int:

@@ -25,13 +25,13 @@ def report_lines(report: AdoptReport) -> list[str]:
     heads = f"{config.n_heads} heads"
     if config.n_key_value_heads != config.n_heads:
         heads += f" ({config.n_key_value_heads} of keys and values)"
+    past = " and past" if any(name.startswith("past") for name in adopted.inputs) else ""
     lines = [
         f"{report.original.name}, written by {adopted.producer}: a {kind} of {config.n_layers} layers, {heads} of "
         f"{config.d_head}, d_model {config.d_model}, d_mlp {config.d_mlp}, d_vocab {config.d_vocab}, n_ctx {config.n_ctx}",
         f"Hook points: {len(report.hooks)} found, as {', '.join(_kinds(report.hooks))}",
         f"Weights: {len(report.weights)} found",
-        f"Identities between hook points, on probes with padding{' and past' if 'past' in adopted.inputs else ''}: "
-        f"{adopted.identities} hold, to {adopted.worst:.1e}",
+        f"Identities between hook points, on probes with padding{past}: {adopted.identities} hold, to {adopted.worst:.1e}",
     ]
     if adopted.expanded:
         lines.append(f"Expanded: {', '.join(f'{count} {name}' for name, count in adopted.expanded.items())}")

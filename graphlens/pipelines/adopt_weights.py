@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 (_TYPES,) = TYPE_EMBEDDINGS
 _HIDDEN = "hidden states"  # stands for a hook point
-_ROWS = 1 << 12  # of an unembedding that are multiplied at once
+ROWS = 1 << 12  # of an unembedding that are multiplied at once
 
 
 @dataclass
@@ -297,10 +297,14 @@ class _Work:
         name, bias = pair[0], self.weight(pair[1])
         if name not in self.weights:
             return None
-        x, parts = _single(x), list[Array]()
-        while not parts or parts[-1].shape[-1] == _ROWS:
-            start = len(parts) * _ROWS
-            parts.append(x @ _single(self.weights.part(name, 1, slice(start, start + _ROWS))))
+        right = self.at("unembed.hook_out")
+        assert right is not None, "it was looked for"
+        x, parts, width = _single(x), list[Array](), right.shape[-1]
+        for start in range(
+            0, width, ROWS
+        ):  # all that is left the last time, should the matrix be wider than the logits
+            end = start + ROWS if start + ROWS < width else None
+            parts.append(x @ _single(self.weights.part(name, 1, slice(start, end))))
         found: Array = np.concatenate(parts, -1)
         return found if bias is None else found + bias
 

@@ -43,6 +43,19 @@ class FreshWeights:
         view = self._views[name]
         return apply_view(stored_numbers(self._mapped(view), view), view)
 
+    def comes_apart(self, name: str) -> bool:
+        """True if some entries of a weight can be read without the others being dequantised.
+
+        Args:
+            name: The weight.
+        """
+        view = self._views[name]
+        how = view.quantised
+        whole = (
+            view.take is None and view.cut is None and view.shape is None and view.within is None and not view.joined
+        )
+        return how is None or (how.block is None and how.bits >= 8 and whole)
+
     def part(self, name: str, axis: int, where: slice | Array) -> Array:
         """Some entries of a weight along an axis. Of one that is stored as integers the others are not dequantised, if it can be.
 
@@ -57,12 +70,8 @@ class FreshWeights:
         Raises:
             ModelFileError: See ``__getitem__``.
         """
-        view = self._views[name]
-        how = view.quantised
-        whole = (
-            view.take is None and view.cut is None and view.shape is None and view.within is None and not view.joined
-        )
-        if how is None or how.block is not None or how.bits < 8 or not whole:
+        view, how = self._views[name], self._views[name].quantised
+        if how is None or not self.comes_apart(name):
             return _along(self[name], axis, where)
         file, stored = self._mapped(view), axis if view.permute is None else view.permute[axis]
 

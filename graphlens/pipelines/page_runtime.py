@@ -178,7 +178,7 @@ def _downloaded(package: Package) -> bytes:
         raise ExportError(
             f"{package.spec} could not be fetched from {package.url} ({getattr(error, 'reason', None) or error}). Where npm "
             f"works, run npm install {' '.join(each.spec for each in PACKAGES)}, and name its folder node_modules with "
-            "--runtime (runtime=)."
+            "--runtime."
         ) from error
     return data
 

@@ -136,7 +136,8 @@ class PythonCalls:
             attributes: "index" is the place of the callback's hook point in the graph's hook map.
 
         Returns:
-            The activation to go on with: the one given once a callback has raised.
+            The activation to go on with: the one given once a callback has raised; none of it where the callback ended the run,
+            so that nothing is copied.
 
         Raises:
             BaseException: What the callback raises.

@@ -43,8 +43,8 @@ class _Watcher:
         os.set_blocking(self._out, False)
         os.set_blocking(self._in, False)
         self._pipe = _identity(self._in)
-        self._reading = threading.Lock()
-        self._here = _waiting_for(self._out)
+        # Of this kind because a signal's handler may make a run while the main thread holds it.
+        self._reading = threading.RLock()
         threading.Thread(target=self._read, name="graphlens-ctrl-c", daemon=True).start()
 
     def is_open(self) -> bool:
@@ -72,9 +72,8 @@ class _Watcher:
 
     def settle(self) -> None:
         """Sees to it that what has been written until now stops no run that begins later."""
-        if self._here.poll(0) or self._reading.locked():
-            with self._reading:
-                _read(self._out)
+        with self._reading:  # and so behind the thread, if that is at it
+            self._take()
         self.settled = True
 
     def close(self) -> None:
@@ -83,6 +82,15 @@ class _Watcher:
             os.close(self._out)
             os.close(self._in)
 
+    def _take(self) -> bytes:
+        """What has been written, which somebody else may be waiting for."""
+        numbers = _read(self._out)
+        if numbers and self._other != _NONE:
+            other, self._other = self._other, _NONE
+            with contextlib.suppress(OSError):
+                os.write(other, numbers)
+        return numbers
+
     def _read(self) -> None:
         there = _waiting_for(self._out)
         while True:
@@ -90,11 +98,7 @@ class _Watcher:
             with self._reading:
                 if not self.is_open() or _identity(self._out) != self._pipe:
                     return
-                numbers = _read(self._out)
-                if self._other != _NONE:
-                    other, self._other = self._other, _NONE
-                    with contextlib.suppress(OSError):
-                        os.write(other, numbers)
+                numbers = self._take()
                 run = self.run
                 if run is not None and signal.SIGINT in numbers and _will_raise():
                     run.interrupt()

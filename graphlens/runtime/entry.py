@@ -119,12 +119,14 @@ def answers(calls: Calls) -> Generator[object, BaseException, None]:
             throw, here.throw = here.throw, elsewhere
             try:
                 result = calls.call(activation, run, attributes)
-                answer = (op, result.shape, result).__iter__
+                answer = (op, result.shape, result).__iter__().__iter__  # an iterator lets go of what it has given
+                del result
             except BaseException as error:
                 if calls.error is None:
                     calls.error = error
                 calls.options.terminate = True
             here.throw = throw
+            del inputs, activation  # or they would be kept until the next call
     except GeneratorExit:
         return
     except BaseException as error:

@@ -13,9 +13,10 @@ from graphlens.views.labelled import Array
 from graphlens.views.pages import View
 from graphlens.views.words import chosen, model_of, one_prompt, real_positions, sent, words
 
-_PATTERN = re.compile(r"(?:blocks|encoder_layer|layers)\.(\d+)\.attn\.(?:hook_pattern|hook_attention_weights)")
+_PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 MOST = 12_000_000  # bytes of a page for the patterns
 MOST_HEADS = 8192  # that one grid draws
+_ROUNDING = 2e-3  # of a sum of weights in half precision
 
 
 def attention(
@@ -69,13 +70,33 @@ def attention(
         raise InputError(f"positions={positions!r} has no position at which there is a query: the first is {offset}.")
     picked = chosen(heads, count, "heads")
     _ensure_fits(len(wanted), len(picked), len(rows), len(columns))
-    patterns, figures = [], []
+    patterns, figures, sums = [], [], []
     for layer in wanted:
         one = one_prompt(floats(cache[found[layer]], found[layer]), 3, prompt, found[layer])[picked]
-        figures.append(_figures(one[:, real[real >= offset] - offset][:, :, real], int((real < offset).sum())))
+        whole = one[:, real[real >= offset] - offset][:, :, real].astype(np.float64)
+        figures.append(_figures(whole, int((real < offset).sum())))
+        with np.errstate(invalid="ignore"):  # infinities of both signs sum to no number
+            sums.append(whole.sum(-1))
         patterns.append(one[:, rows][:, :, columns].astype(np.float32))
+    part = "" if len(shown) == len(real) else f" over all {len(real)} positions, {len(shown)} of which are shown"
+    says = (
+        f"Attention weights of the run. {_summed(np.stack(sums))}{part}.",
+        "Entropy in nats: the mean over the queries of -sum p ln p. To itself, to the one before, to the first: the mean weight "
+        "that a query gives to that token; the first query is left out of the last two.",
+    )
     tokens_shown = {int(place): texts[place] for place in shown}
-    return _view(np.stack(patterns), np.stack(figures, 1), wanted, picked, tokens_shown, len(real), title)
+    return _view(np.stack(patterns), np.stack(figures, 1), wanted, picked, tokens_shown, title, says)
+
+
+def _summed(sums: Array) -> str:
+    """What the rows of all maps sum to, as a sentence without its end."""
+    finite = sums[np.isfinite(sums)]
+    if not finite.size:
+        return "No row of a map has a finite sum"
+    some = "Each row of a map" if finite.size == sums.size else "Each row that is finite"
+    if np.abs(finite - 1).max() < _ROUNDING:
+        return f"{some} sums to 1"
+    return f"{some} sums to between {finite.min():.4g} and {finite.max():.4g}, and not to 1"
 
 
 def _view(
@@ -84,20 +105,14 @@ def _view(
     layers: Sequence[int],
     heads: Array,
     texts: Mapping[int, str],
-    every: int,
     title: str,
+    says: tuple[str, ...],
 ) -> View:
     """The view of patterns [layer, head, query, key] and the figures [4, layer, head], of tokens by their place."""
     queries, keys = patterns.shape[2:]
     below = np.tri(queries, keys, dtype=bool)
     # Where no token looks ahead, half of the numbers are zeros that need not be sent.
     triangle = queries == keys and not patterns[..., ~below].any()
-    says = [
-        "Weights after the softmax, as in the run; each row of a map sums to 1"
-        + ("." if len(texts) == every else f" over all {every} positions, {len(texts)} of which are shown."),
-        "Entropy in nats: the mean over the queries of -sum p ln p. To itself, to the one before, to the first: the mean weight "
-        "that a query gives to that token; the first query is left out of the last two.",
-    ]
     data: dict[str, Json] = {
         "tokens": sent(list(texts.values())),
         "places": list(texts),
@@ -109,15 +124,23 @@ def _view(
         "patterns": packed(patterns[..., below] if triangle else patterns),
         "statistics": dict(zip(_NAMES, (packed(figure, "f8") for figure in figures), strict=True)),
     }
-    return View("attention", title, data, tuple(says), 620)
+    return View("attention", title, data, says, 620)
 
 
 _NAMES = ("entropy", "to itself", "to the one before", "to the first")
 
 
 def _figures(patterns: Array, offset: int) -> Array:
-    """The figures of heads, float64 [4, head], from patterns [head, query, key] whose first key with a query is ``offset``."""
-    p = patterns.astype(np.float64)
+    """The figures of heads.
+
+    Args:
+        patterns: float64 [head, query, key].
+        offset: The first key that has a query.
+
+    Returns:
+        float64 [4, head], in the order of _NAMES.
+    """
+    p = patterns
     queries = np.arange(p.shape[1])
     logs = np.log(p, out=np.zeros_like(p), where=p > 0)
     later = queries[queries + offset > 0]

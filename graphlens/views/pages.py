@@ -18,7 +18,7 @@ from graphlens.errors import GraphlensError, InputError
 from graphlens.file.folder import replacing, user_path
 from graphlens.views.encoded import Json, script_json
 
-LARGEST = 24_000_000  # bytes of a page's data: a browser opens that in about a second
+LARGEST = 24_000_000  # bytes of a page's data: more makes a browser slow
 KINDS = ("attention", "heat", "lens", "text", "bars", "circuit", "table")  # of views that assets/ has a script for
 _ABOUT_A_PAGE = (
     "This page needs JavaScript to draw its views; their data is in it, and nothing is loaded from elsewhere."

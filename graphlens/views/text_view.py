@@ -11,7 +11,7 @@ from graphlens.views.encoded import floats, packed
 from graphlens.views.pages import View
 from graphlens.views.words import Tokenizing, sent, words
 
-MOST = 20_000  # tokens of a page
+MOST = 10_000  # tokens of a page
 
 
 def text(

@@ -63,3 +63,21 @@ def test_every_hook_point_is_transformers(name: str, route: str, files: Files) -
 @pytest.mark.parametrize(("name", "route"), FIXTURES, ids=[".".join(each) for each in FIXTURES])
 def test_files_of_tools_that_are_not_here(name: str, route: str, files: Files) -> None:
     right(files, name, route, files.root / "files" / f"{name}.{route}.onnx")
+
+
+def test_a_file_that_keeps_a_window_of_its_past_generates_from_whole_prompts(files: Files, tmp_path: Path) -> None:
+    """Its step takes keys and values of other lengths in each layer once a prompt is longer than the window."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from graphlens import HookedTransformer, adopt
+
+    adopt(files.root / "files" / "small-gemma2.genai-fp32.onnx", tmp_path / "hooked", announce=lambda _: None)
+    model = HookedTransformer.from_onnx(tmp_path / "hooked", "cpu")
+    tokens = torch.randint(0, model.cfg.d_vocab, (1, 7), generator=torch.Generator().manual_seed(0))
+    theirs = AutoModelForCausalLM.from_pretrained(files.checkpoint("small-gemma2"), dtype=torch.float32).eval()
+    expected = theirs.generate(tokens, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
+    found = model.generate(
+        tokens.numpy(), max_new_tokens=6, do_sample=False, stop_at_eos=False, verbose=False, return_type="tokens"
+    )
+    assert found.tolist() == expected.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,3 +109,27 @@ def test_where_runs_change_each_other_each_patch_runs_alone(tmp_path_factory: py
 
         expected = np.asarray(METRIC(model.run_with_hooks(CORRUPTED, fwd_hooks=[(site.hook, put)])))
         np.testing.assert_allclose(found.values[index], expected, rtol=0, atol=1e-5, err_msg=str(site))
+
+
+@pytest.mark.parametrize("tokens", [1024, 1], ids=["side by side", "alone"])
+def test_scores_are_patched_where_masked_ones_are_infinite(tmp_path: Path, tokens: int) -> None:
+    """As exporters of today write them."""
+    adopt(decoder(tmp_path / "model.onnx", lowest=-np.inf), tmp_path / "hooked", announce=lambda _: None)
+    model = HookedTransformer.from_onnx(tmp_path / "hooked", "cpu")
+    name = "blocks.0.attn.hook_attn_scores"
+    clean = forward(CLEAN)[1][name].astype(np.float32)
+    _, cache = model.run_with_cache(CLEAN)
+    assert np.isneginf(cache[name]).any()
+    sites = [Site(name, position=place, head=head) for place in (2, 6) for head in range(HEADS)]
+    found = sweep(model, CORRUPTED, sites, cache, METRIC, verbose=False, max_batch_tokens=tokens)
+    base = np.asarray(METRIC(forward(CORRUPTED)[0]))
+    for index, site in enumerate(sites):
+
+        def put(hook: str, value: Array, site: Site = site) -> Array:
+            if hook == name:
+                value[:, site.head, site.position] = clean[:, site.head, site.position]
+            return value
+
+        expected = np.asarray(METRIC(forward(CORRUPTED, edit=put)[0]))
+        np.testing.assert_allclose(found.values[index], expected, rtol=0, atol=5e-5, err_msg=str(site))
+        assert np.abs(expected - base).max() > 1e-4

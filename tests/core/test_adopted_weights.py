@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import graphlens
 from graphlens import HookedTransformer, adopt, metrics, patching
@@ -51,6 +54,22 @@ def test_weights_are_those_of_numpy(model: HookedTransformer) -> None:
     np.testing.assert_array_equal(model.W_pos, own["w1"])
     assert model.cfg.n_ctx == POSITIONS
     assert (model.cfg.act_fn, model.cfg.eps) == ("relu", pytest.approx(1e-4))
+
+
+@pytest.mark.parametrize("rows", [VOCAB, 10, 4096])
+def test_an_unembedding_with_a_scale_for_each_token_is_found_whatever_is_looked_at_at_once(
+    rows: int, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vocabularies are multiples of powers of two: 32,768, say."""
+    quantize_dynamic(original, tmp_path / "model.onnx", per_channel=True, weight_type=QuantType.QInt8)
+    monkeypatch.setattr("graphlens.pipelines.adopt_weights.ROWS", rows)
+    found = adopt(tmp_path / "model.onnx", tmp_path / "hooked", announce=lambda _: None)
+    assert "unembed.W_U" in found.weights, found.adopted.missing
+    tensors = {each.name: numpy_helper.to_array(each) for each in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    integers, scale, zero = (tensors[f"w4_{part}"] for part in ("quantized", "scale", "zero_point"))
+    assert scale.shape == (VOCAB,)
+    expected = (integers.astype(np.float32) - zero) * scale
+    np.testing.assert_allclose(HookedTransformer.from_onnx(tmp_path / "hooked", "cpu").W_U, expected, rtol=1e-6)
 
 
 def test_what_a_cache_makes_of_weights_adds_up(model: HookedTransformer) -> None:

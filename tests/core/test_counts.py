@@ -109,6 +109,15 @@ STAY = {
     "another beyond a length": [
         *size(1, "m"), constant("k", 100), node("Greater", ["m", "k"], "c"), node("Where", ["c", "k", "m"], "n"),
     ],
+    "no less than four": [*size(1, "m"), constant("k", 4), node("Max", ["m", "k"], "n")],
+    "another for a single token": [
+        *size(1, "m"), constant("one", 1), constant("k", 3), node("Equal", ["m", "one"], "c"),
+        node("Where", ["c", "k", "m"], "n"),
+    ],
+    "another for a single prompt": [
+        *size(0, "m"), constant("one", 1), constant("k", 3), node("Equal", ["m", "one"], "c"),
+        node("Where", ["c", "k", "m"], "n"),
+    ],
     "half of the tokens": [*size(1, "m"), TWO, node("Div", ["m", "two"], "n")],
     "whether they are even": [*size(1, "m"), TWO, node("Mod", ["m", "two"], "n")],
     "squared": [*size(1, "m"), node("Mul", ["m", "m"], "n")],

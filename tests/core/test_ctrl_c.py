@@ -143,3 +143,38 @@ print("done" if all(os.fstat(file.fileno()).st_size == 0 for file in files) else
     command = [sys.executable, "-c", code, str(tiny_folder), str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout.strip()) == (0, "done"), (ran.returncode, ran.stdout, ran.stderr[-3000:])
+
+
+_RUNS_IN_HANDLERS = """
+import signal, sys
+import numpy as np
+from graphlens import HookedTransformer
+
+one, other = (HookedTransformer.from_onnx(sys.argv[1], "cpu") for _ in range(2))
+tokens, hooks = np.arange(2)[None], [("blocks.1.attn.hook_z", lambda activation, hook: activation * 0)]
+expected = one.run_with_hooks(tokens, fwd_hooks=hooks)
+other.run_with_hooks(tokens, fwd_hooks=hooks)
+random, made, inside = np.random.default_rng(0), 0, False
+
+def handler(number, frame):
+    global made, inside
+    if inside:
+        return
+    inside = True
+    assert np.array_equal(other.run_with_hooks(tokens, fwd_hooks=hooks), expected)
+    made, inside = made + 1, False
+
+signal.signal(signal.SIGALRM, handler)
+for _ in range(2500):
+    signal.setitimer(signal.ITIMER_REAL, 1e-4 + 8e-4 * random.random())
+    assert np.array_equal(one.run_with_hooks(tokens, fwd_hooks=hooks), expected)
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert made > 500, made
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timers here")
+def test_a_signals_handler_may_make_runs_itself_at_any_moment_of_one(tiny_folder: Path) -> None:
+    command = [sys.executable, "-c", _RUNS_IN_HANDLERS, str(tiny_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -194,7 +195,7 @@ def test_a_signal_that_waits_at_the_entry_is_kept_and_stops_the_run(entered: Any
 
 
 def test_a_signal_that_waits_at_the_end_of_a_call_is_kept(entered: Any) -> None:
-    """After the answer is there, at the jump back to the next ``yield``."""
+    """Where the answer is made: the activation then goes on unchanged. The jump back is read in the bytecode alone."""
 
     class Trips(int):
         shape = property(_thread.interrupt_main)  # C, which leaves the signal for Python's next look
@@ -202,7 +203,8 @@ def test_a_signal_that_waits_at_the_end_of_a_call_is_kept(entered: Any) -> None:
     calls = Fake(lambda x: Trips(signal.SIGINT))
     entered(calls)
     op, shape, values = called()
-    assert (op, shape, values) == (7, None, signal.SIGINT)
+    assert (op, shape) == (7, (2, 3))
+    np.testing.assert_array_equal(values, X)
     assert isinstance(calls.error, KeyboardInterrupt)
     assert calls.options.terminate is True
     with pytest.MonkeyPatch.context() as patch:
@@ -417,3 +419,19 @@ def test_a_hook_runs_in_the_callers_thread(tiny: HookedTransformer, tokens: np.n
 
     tiny.run_with_hooks(tokens, fwd_hooks=[(Z, look)])
     assert seen == [(threading.get_ident(), "caller's", inspect.stack()[-1].filename)]
+
+
+def test_nothing_of_a_call_is_kept_until_the_next(entered: Any) -> None:
+    """An activation may be as large as a model's logits."""
+
+    class Watched(np.ndarray):
+        pass
+
+    given, made = (np.ones((2, 3), np.float32).view(Watched) for _ in range(2))
+    calls = Fake(lambda x: results.pop())
+    entered(calls)
+    results, alive = [made], [weakref.ref(given), weakref.ref(made)]
+    answer = tuple(Called(7, [given, np.asarray(0)], {}))
+    assert answer[2] is made
+    del given, made, answer
+    assert [reference() for reference in alive] == [None, None]

@@ -14,10 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphlens
 import graphlens.surgery.match
+from graphlens import adopt
 from graphlens.errors import ModelFileError
 from graphlens.pipelines.adopt_quantisers import ensure_finite
+from graphlens.surgery.foreign import load_foreign
 from graphlens.surgery.match.records import Match
-from graphlens.surgery.unfuse.unrounded import unrounded
+from graphlens.surgery.unfuse.unrounded import rounds_products, unrounded
+from tests import foreign_decoder
 from tests.quantised_runs import prompts, statically
 
 Array = np.ndarray
@@ -150,6 +153,28 @@ def test_integers_that_something_else_reads_stay(reader: str) -> None:
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize(
+    "zeros", [["x_z", "m_z"], ["m_z", "x_z"], ["x_z"], []], ids=lambda names: " ".join(names) or "none"
+)
+def test_a_product_of_rounded_activations_is_theirs_with_their_own_zero_points_alone(zeros: list[str]) -> None:
+    nodes = [
+        node("Mul", ["w", "two"], "m"),
+        *(
+            helper.make_node("DynamicQuantizeLinear", [name], [f"{name}_q", f"{name}_s", f"{name}_z"])
+            for name in ("m", "x")
+        ),
+        node("MatMulInteger", ["x_q", "m_q", *zeros], "i"),
+        node("Cast", ["i"], "f", to=TensorProto.FLOAT),
+        node("Mul", ["x_s", "m_s"], "scale"),
+        node("Mul", ["f", "scale"], "y"),
+    ]
+    model = model_of(nodes, ["y"], two=np.asarray(2, np.float32))
+    own = zeros == ["x_z", "m_z"]
+    assert rounds_products(model) == own
+    (found,) = run(unrounded(model), "y")
+    np.testing.assert_allclose(found, X @ (2 * W) if own else run(model, "y")[0], rtol=1e-6, atol=1e-5)
+
+
 def test_weights_stay_as_they_are() -> None:
     # Whether a file has their integers, or rounds them in the graph.
     whole = np.clip(np.round(W / np.float32(0.05)), -128, 127).astype(np.int8)
@@ -254,3 +279,20 @@ def test_an_infinite_scale_is_the_reason_where_graphs_differ(tmp_path: Path) -> 
     ensure_finite(model_of(pair("x", "a"), ["a"]), Path("a.onnx"))
     with pytest.raises(ModelFileError, match=r"'a_q' is 0\.0"):
         ensure_finite(model_of(pair("x", "a", "none"), ["a"], none=np.float32(0)), Path("a.onnx"))
+
+
+def test_products_of_two_activations_that_are_rounded_in_a_run_are_proved_without(tmp_path: Path) -> None:
+    """As optimum's dynamic quantiser makes them: queries and keys, pattern and values are integers when they are multiplied."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    source = foreign_decoder.decoder(tmp_path / "float.onnx")
+    more = {"MatMulConstBOnly": False}
+    quantize_dynamic(source, tmp_path / "int8.onnx", weight_type=QuantType.QInt8, extra_options=more)
+    model = load_foreign(tmp_path / "int8.onnx")
+    assert rounds_products(model)
+    assert not rounds_products(unrounded(model))
+    assert not rounds_products(load_foreign(source))
+    found, plain = (adopt(file, dry_run=True, announce=lambda _: None) for file in (tmp_path / "int8.onnx", source))
+    assert set(found.hooks) == set(plain.hooks)
+    assert max(found.identities.values()) <= 1e-5
+    assert (found.adopted.apart, plain.adopted.apart) == (False, True)

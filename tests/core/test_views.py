@@ -223,3 +223,14 @@ def test_titles_keep_the_spaces_of_other_scripts() -> None:
     page = views.report(["a\u3000b\u00a0c\td", "\u202ee\x00"], title="x").html()
     assert "a\u3000b\u00a0c\td" in page
     assert "\ufffde\ufffd" in page
+
+
+def test_attention_says_what_its_rows_sum_to(tiny: HookedTransformer) -> None:
+    _, cache = tiny.run_with_cache(PROMPT)
+    assert views.attention(cache, PROMPT).says[0] == "Attention weights of the run. Each row of a map sums to 1."
+    part = views.attention(cache, PROMPT, positions=[3, 5]).says[0]
+    assert part.endswith("Each row of a map sums to 1 over all 15 positions, 2 of which are shown.")
+    halved = {"blocks.0.attn.hook_pattern": np.asarray(cache["pattern", 0]) * [[[[0.5]]]]}
+    assert "sums to between 0.5 and 0.5, and not to 1." in views.attention(halved, PROMPT.split()[:1] * 15).says[0]
+    halved["blocks.0.attn.hook_pattern"][:] = np.nan
+    assert "No row of a map has a finite sum." in views.attention(halved, PROMPT.split()[:1] * 15).says[0]

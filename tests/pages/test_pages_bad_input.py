@@ -308,7 +308,7 @@ REFUSED = {
     ),
     "a row too long": (lambda: views.table(["a"], [[1, 2]]), "row 0 has 2 cells for 1 columns"),
     "20,001 rows": (lambda: views.table(["a"], [[1]] * 20_001), "20,001 rows are more than a page holds"),
-    "20,001 tokens": (lambda: views.text(["a"] * 20_001, np.zeros(20_001)), "20,001 tokens are more than a page shows"),
+    "10,001 tokens": (lambda: views.text(["a"] * 10_001, np.zeros(10_001)), "10,001 tokens are more than a page shows"),
     "another ending": (lambda: views.table(["a"], []).save("x.pdf"), "a page ends in .html"),
     "a folder that is not there": (lambda: views.table(["a"], []).save("/nowhere/x.html"), "cannot be written"),
 }

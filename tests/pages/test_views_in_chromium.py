@@ -382,7 +382,9 @@ def test_bars_of_direct_logit_attribution_sum_to_the_metric(shown: Opened) -> No
     assert texts(page, ".bars .name") == list(values)
     widths = page.value("[...document.querySelectorAll('.bars i')].map((e) => e.getBoundingClientRect().width)")
     track = page.value("document.querySelector('.bars .track').getBoundingClientRect().width")
-    span = max(0, *values.values()) - min(0, *values.values())
+    lefts = page.value("[...document.querySelectorAll('.bars i')].map((e) => parseFloat(e.style.left))")
+    span, least = max(0, *values.values()) - min(0, *values.values()), min(0, *values.values())
+    np.testing.assert_allclose(lefts, [100 * (min(0, v) - least) / span for v in values.values()], atol=1e-3)
     np.testing.assert_allclose(widths, [abs(v) / span * float(str(track)) for v in values.values()], atol=0.6)
 
 
@@ -412,6 +414,10 @@ def test_a_circuit_draws_its_strongest_edges(shown: Opened) -> None:
     nodes = page.value("[...document.querySelectorAll('svg .node')].map((e) => e.dataset.node)")
     assert isinstance(nodes, list)
     assert set(nodes) == ends
+    dashed = page.value(
+        "[...document.querySelectorAll('svg path')].map((e) => getComputedStyle(e).strokeDasharray !== 'none')"
+    )
+    assert dashed == [value < 0 for value in strongest.values()]
     page.choose("Strongest edges", 40)
     assert len(numbers(page, "svg path")) == 40
     page.value("document.querySelector('[data-node=\"embed\"]').focus()")

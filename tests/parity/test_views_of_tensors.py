@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 import torch
+import transformer_lens
 
 import graphlens.torch
 from graphlens import HookedTransformer, views
@@ -43,3 +46,19 @@ def test_the_views_of_tensors_are_those_of_arrays() -> None:
             continue  # names of classes and devices differ
         assert arrays.data == tensors.data, arrays.kind
     assert made[0][0].data == made[0][1].data == made[0][2].data
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
+def test_a_cache_of_transformer_lens_is_shown_too() -> None:
+    config = transformer_lens.HookedTransformerConfig(
+        n_layers=2, d_model=16, n_ctx=32, d_head=4, n_heads=3, d_vocab=50, act_fn="gelu", d_mlp=32
+    )
+    _, cache = transformer_lens.HookedTransformer(config).run_with_cache(torch.tensor([[1, 2, 3, 4]]))
+    view = views.attention(cache, [1, 2, 3, 4])
+    assert view.data["tokens"] == ["1", "2", "3", "4"]
+    packed = view.data["patterns"]
+    assert isinstance(packed, dict)
+    found = np.frombuffer(base64.b64decode(str(packed["b"])), "<f4")
+    rows, columns = np.tril_indices(4)
+    wanted = np.stack([cache["pattern", layer][0].numpy() for layer in range(2)])[:, :, rows, columns]
+    np.testing.assert_array_equal(found, wanted.ravel())

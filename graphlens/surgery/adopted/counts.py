@@ -21,8 +21,9 @@ from graphlens.surgery.sizes import Sizes
 _PREFIX = "adopted/inputs/counts/"
 _PAST = past_input("", "").partition(".")[0] + "."
 _UNBOUNDED = 1 << 80  # bytes: memory was looked at when the file was opened
-# (prompts, tokens, earlier tokens) of runs with sizes made up. The long one tells apart what is cut at a longest input.
-_RUNS = ((2, 5, 3), (2, 8, 4), (3, 5, 11), (5, 13, 1), (7, 90_001, 23))
+# (prompts, tokens, earlier tokens) of runs with sizes made up. The long one tells apart what is cut at a longest input, and the
+# one of a single token what is never below some number, or has a branch for a single token or prompt.
+_RUNS = ((2, 5, 3), (2, 8, 4), (3, 5, 11), (5, 13, 1), (7, 90_001, 23), (1, 1, 1))
 _WHOLE = (np.dtype(np.int64), np.dtype(np.int32))
 
 

@@ -12,6 +12,9 @@ from graphlens.surgery.graph import drop_unused, finish, read_manifest, set_outp
 
 PAST = "past"
 """What a manifest's list of the original's inputs calls past keys and values."""
+LAST_PAST = "past of the last tokens"
+"""What it calls them where a layer with a sliding window takes those of its last tokens only."""
+_PASTS = {PAST, LAST_PAST}
 _PAST_INPUTS = past_input("", "").partition(".")[0] + "."
 
 
@@ -22,6 +25,20 @@ def takes_past(model: ir.Model) -> bool:
         model: A hooked model.
     """
     return any(str(value.name).startswith(_PAST_INPUTS) for value in model.graph.inputs)
+
+
+def keeps_a_window(model: ir.Model) -> bool:
+    """True if a graph returns the keys and values of some last tokens only, in a layer whose attention reaches no farther.
+
+    Args:
+        model: The graph as its exporter wrote it, with its fused operators.
+    """
+    return any(
+        node.op_type == "GroupQueryAttention"
+        and "sliding_window_cache" in node.attributes
+        and node.attributes["sliding_window_cache"].as_int() == 1
+        for node in model.graph
+    )
 
 
 def with_own_past(model: ir.Model) -> ir.Model:
@@ -37,7 +54,7 @@ def with_own_past(model: ir.Model) -> ir.Model:
         InputError: The original takes no past keys and values.
     """
     manifest = read_manifest(model)
-    if not takes_past(model) and manifest.adopted is not None and PAST not in manifest.adopted.inputs:
+    if not takes_past(model) and manifest.adopted is not None and not _PASTS & {*manifest.adopted.inputs}:
         raise InputError(
             f"{manifest.config.model_name} was adopted from a file that takes no past keys and values "
             f"({manifest.adopted.file}), so it has no KV cache: generate with use_past_kv_cache=False, or adopt an export with "
@@ -69,6 +86,6 @@ def without_past(model: ir.Model) -> ir.Model:
     set_outputs(graph, [value for value in graph.outputs if not str(value.name).startswith(PRESENT)])
     drop_unused(model)
     if manifest.adopted is not None:
-        inputs = tuple(name for name in manifest.adopted.inputs if name != PAST)
+        inputs = tuple(name for name in manifest.adopted.inputs if name not in _PASTS)
         manifest = replace(manifest, adopted=replace(manifest.adopted, inputs=inputs))
     return finish(model, manifest, "the graph without past")

@@ -97,6 +97,9 @@ def _dynamic_products(model: ir.Model) -> Iterator[tuple[ir.Node, list[ir.Value]
         last = None if cast is None else _reader(cast.outputs[0], "Mul")
         if cast is None or last is None or len(operands) != 2:
             continue
+        # With other zero points than its operands were rounded with it is another product.
+        if list(node.inputs) != [each.outputs[place] for place in (0, 2) for each in rounding]:
+            continue
         scale = next(
             (value.producer() for value in last.inputs if value is not None and value is not cast.outputs[0]), None
         )
