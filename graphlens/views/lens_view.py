@@ -87,6 +87,7 @@ def lens(
         found, labels = cache.logit_lens(pos_slice=int(real[place]), return_labels=True)
         logits = floats(found, "logits").astype(np.float64)
         logits = logits[:, prompt] if logits.ndim == 3 else logits
+        questions[place] = _within(questions[place], logits.shape[-1], answer if place == len(real) - 1 else None)
         columns.append(_column(logits, top, questions[place]))
         if own is not None:
             off.append(float(np.abs(_softmax(own[real[place]]) - _softmax(logits[-1])).max()))
@@ -160,6 +161,18 @@ def _questions(
         return [*[None] * (len(real) - 1), last]
     own = [ids[i] for i in real] if len(ids) == length else ids
     return [*own[1:], last]
+
+
+def _within(question: int | None, count: int, answer: int | str | None) -> int | None:
+    """The token in question where it is one that the model predicts; of a prompt's own tokens some may not be.
+
+    Raises InputError for an answer that is none.
+    """
+    if question is None or question < count:
+        return question
+    if answer is not None:
+        raise InputError(f"answer={answer!r}: the tokens that this model predicts are 0 to {count - 1}.")
+    return None
 
 
 def _column(logits: Array, top: int, question: int | None) -> tuple[Array, ...]:

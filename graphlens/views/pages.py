@@ -116,7 +116,9 @@ class Report:
                 else ""
             )
             says = "".join(f'<p class="dim">{_text(line)}</p>' for line in view.says)
-            sections.append(f'<section data-kind="{view.kind}">{title}{says}<div id="view-{index}"></div></section>')
+            sections.append(
+                f'<section data-kind="{_text(view.kind)}">{title}{says}<div id="view-{index}"></div></section>'
+            )
         lead = "".join(f"<p>{_text(line)}</p>" for line in self.lead)
         heading = f"<h1>{_text(self.title)}</h1>" if self.title else ""
         return f"<main>{heading}{lead}{''.join(sections)}</main>"

@@ -234,3 +234,7 @@ def test_attention_says_what_its_rows_sum_to(tiny: HookedTransformer) -> None:
     assert "sums to between 0.5 and 0.5, and not to 1." in views.attention(halved, PROMPT.split()[:1] * 15).says[0]
     halved["blocks.0.attn.hook_pattern"][:] = np.nan
     assert "No row of a map has a finite sum." in views.attention(halved, PROMPT.split()[:1] * 15).says[0]
+
+
+def test_a_kind_that_is_markup_stays_text() -> None:
+    assert "<img" not in views.View('"><img src=x>', "title", {}).report().html()
