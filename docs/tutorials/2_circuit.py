@@ -219,7 +219,8 @@ assert circuits[10][0] == "L0MLP->L2H2.v"
 # ```
 # graphlens demo
 # graphlens patch tiny-gpt2 --clean "When John and Mary went to the store, John gave a drink to" \
-#     --corrupted "When John and Mary went to the store, Mary gave a drink to" --answer " Mary" --wrong " John" --sites z -o out
+#     --corrupted "When John and Mary went to the store, Mary gave a drink to" --answer " Mary" --wrong " John" \
+#     --sites attn_head_out_all_pos -o out
 # graphlens report tiny-gpt2 --clean "When John and Mary went to the store, John gave a drink to" \
 #     --corrupted "When John and Mary went to the store, Mary gave a drink to" --answer " Mary" --wrong " John" -o report.html
 # ```

@@ -188,9 +188,10 @@ def _attributing(
     from graphlens.experiments.sweep import sweep
 
     def direct() -> View:
+        centred = "centred and " if model.runner.config.norm_centres("ln_final") else ""  # RMS norms centre nothing
         says = (
-            "What each component writes to the difference of the two answers' logits directly: its output, centred and divided "
-            "by the final norm's scale, times the difference of their columns of W_U (Elhage et al. 2021).",
+            f"What each component writes to the difference of the two answers' logits directly: its output, {centred}divided by "
+            "the final norm's scale, times the norm's weight and the difference of their columns of W_U (Elhage et al. 2021).",
         )
         found = direct_logit_attribution(model, read.tokens, metric)
         return views.bars(found, name=f"logits of {metric.name}", says=says)

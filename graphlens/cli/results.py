@@ -24,13 +24,15 @@ def show(title: str, found: SweepResult, kept: Path, raw: Mapping[str, float] | 
         raw: The metric before it is normalised, of the clean and of the corrupted prompt; None where it is not normalised.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from graphlens.views.heat_map import HeatMap
 
     console = Console()
     baselines = ", ".join(f"{which} {value:+.3f}" for which, value in _baselines(found).items())
     unscaled = "" if raw is None else f" (raw: {', '.join(f'{which} {value:+.4g}' for which, value in raw.items())})"
-    console.print(f"[bold]{title}[/]: {found.metadata['metrics'][0]}; {baselines}{unscaled}", highlight=False)
+    said = escape(f"{found.metadata['metrics'][0]}; {baselines}{unscaled}")  # a metric is named after its tokens
+    console.print(f"[bold]{title}[/]: {said}", highlight=False)
     console.print(HeatMap(found))
     for labels, value in found.top(TOP):
         console.print(
@@ -38,7 +40,7 @@ def show(title: str, found: SweepResult, kept: Path, raw: Mapping[str, float] | 
             highlight=False,
             markup=False,
         )
-    console.print(f"Kept in {kept}.json and .safetensors", highlight=False)
+    console.print(f"Kept in {kept}.json and .safetensors", highlight=False, markup=False)
 
 
 def _baselines(found: SweepResult) -> dict[str, float]:

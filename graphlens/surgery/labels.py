@@ -42,6 +42,8 @@ def write_labels(proto: onnx.ModelProto, manifest: Manifest) -> None:
         names = [name for value in node.output for name in hooks.get(value, ())]
         layers = dict.fromkeys(layer for layer, _ in map(split_name, names) if layer is not None)
         for key, text in ((HOOK, ", ".join(names)), (LAYER, ", ".join(map(str, layers)))):
+            for other in [entry for entry in node.metadata_props if entry.key == key and text]:
+                node.metadata_props.remove(other)  # of the program that wrote the file which was adopted
             if text:
                 entry = node.metadata_props.add()
                 entry.key, entry.value = key, text

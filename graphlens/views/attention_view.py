@@ -37,7 +37,7 @@ def attention(
         prompt: Which prompt of a batch. Its padding is left out.
         layers: Which of the layers that are cached; None for all, by their place among those.
         heads: Which heads; None for all.
-        positions: Which positions, as queries and as keys; the figures of each head are over all of them.
+        positions: Which positions, as queries and as keys, in their order; the figures of each head are over all there are.
         title: The line above it.
 
     Returns:
@@ -63,7 +63,7 @@ def attention(
     offset = keys - queries  # with a KV cache, the first keys have no query
     real = real_positions(cache, prompt, keys)
     texts = words(tokens, keys, model_of(cache), real)
-    shown = chosen(positions, len(real), "positions")
+    shown = np.unique(chosen(positions, len(real), "positions"))  # keys that have no query come first
     columns = real[shown]
     rows = columns[columns >= offset] - offset
     if not rows.size:
@@ -84,7 +84,8 @@ def attention(
         "Entropy in nats: the mean over the queries of -sum p ln p. To itself, to the one before, to the first: the mean weight "
         "that a query gives to that token; the first query is left out of the last two.",
     )
-    return _view(np.stack(patterns), np.stack(figures, 1), wanted, picked, [texts[i] for i in shown], title, says)
+    tokens_shown = {int(place): texts[place] for place in shown}
+    return _view(np.stack(patterns), np.stack(figures, 1), wanted, picked, tokens_shown, title, says)
 
 
 def _summed(sums: Array) -> str:
@@ -103,17 +104,18 @@ def _view(
     figures: Array,
     layers: Sequence[int],
     heads: Array,
-    texts: list[str],
+    texts: Mapping[int, str],
     title: str,
     says: tuple[str, ...],
 ) -> View:
-    """The view of patterns [layer, head, query, key] and the figures [4, layer, head]."""
+    """The view of patterns [layer, head, query, key] and the figures [4, layer, head], of tokens by their place."""
     queries, keys = patterns.shape[2:]
     below = np.tri(queries, keys, dtype=bool)
     # Where no token looks ahead, half of the numbers are zeros that need not be sent.
     triangle = queries == keys and not patterns[..., ~below].any()
     data: dict[str, Json] = {
-        "tokens": sent(texts),
+        "tokens": sent(list(texts.values())),
+        "places": list(texts),
         "layers": [int(layer) for layer in layers],
         "numbers": heads.tolist(),
         "queries": queries,

@@ -79,6 +79,8 @@ def floats(value: object, what: str) -> Array:
         array = np.asarray(
             value.float() if "bfloat16" in str(getattr(value, "dtype", "")) and hasattr(value, "float") else value
         )
+        if array.dtype.kind == "c":
+            raise TypeError("complex numbers have two parts, of which one is shown")
         return array.astype(np.float64 if array.dtype.kind in "fiu" and array.dtype.itemsize == 8 else np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} must be real numbers, not {type(value).__name__} ({error}).") from error

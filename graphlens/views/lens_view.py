@@ -87,16 +87,19 @@ def lens(
         found, labels = cache.logit_lens(pos_slice=int(real[place]), return_labels=True)
         logits = floats(found, "logits").astype(np.float64)
         logits = logits[:, prompt] if logits.ndim == 3 else logits
+        questions[place] = _within(questions[place], logits.shape[-1], answer if place == len(real) - 1 else None)
         columns.append(_column(logits, top, questions[place]))
         if own is not None:
             off.append(float(np.abs(_softmax(own[real[place]]) - _softmax(logits[-1])).max()))
+    compared = [difference for difference in off if np.isfinite(difference)]
+    where = "" if len(compared) == len(off) else " where both are finite"
     tops, probabilities, *figures = (np.stack(parts, 1) for parts in zip(*columns, strict=True))
     vocabulary, at = np.unique(tops, return_inverse=True)
     asked = [None if questions[place] is None else text_of_ids([questions[place] or 0], model)[0] for place in shown]
     data: dict[str, Json] = {
         "tokens": sent([texts[place] for place in shown]),
         "labels": [_label(label) for label in labels],
-        "first": int(shown[0]) if np.array_equal(shown, np.arange(len(shown)) + shown[0]) else 0,
+        "places": shown.tolist(),
         "vocabulary": sent(text_of_ids(vocabulary.tolist(), model)),
         "top": tops.shape[-1],
         "ids": packed(at.reshape(tops.shape), "i4"),
@@ -110,7 +113,7 @@ def lens(
         + (
             ""
             if own is None
-            else f"The last row is the model's own output, to within {max(off):.1g} in any probability. "
+            else f"The last row is the model's own output, to within {max(compared):.1g} in any probability{where}. "
         )
         + "Probabilities are of a softmax over the vocabulary.",
         "The token in question is the one that comes next in the prompt"
@@ -158,6 +161,18 @@ def _questions(
         return [*[None] * (len(real) - 1), last]
     own = [ids[i] for i in real] if len(ids) == length else ids
     return [*own[1:], last]
+
+
+def _within(question: int | None, count: int, answer: int | str | None) -> int | None:
+    """The token in question where it is one that the model predicts; of a prompt's own tokens some may not be.
+
+    Raises InputError for an answer that is none.
+    """
+    if question is None or question < count:
+        return question
+    if answer is not None:
+        raise InputError(f"answer={answer!r}: the tokens that this model predicts are 0 to {count - 1}.")
+    return None
 
 
 def _column(logits: Array, top: int, question: int | None) -> tuple[Array, ...]:

@@ -44,7 +44,8 @@ def of_result(
         return circuit(result, name=name, title="Edges", says=lines)
     title = f"{name} by {', '.join(result.axes)}" if result.axes else name
     if len(result.axes) == 1 and rows is None and columns is None:
-        return bars(result, order="given", name=name, title=title, says=lines)
+        adds = result.axes == ("component",)  # direct logit attribution; other values are not parts of a whole
+        return _bars(result, "given", name, title, lines, adds)
     return heat(result, rows=rows, columns=columns, name=name, title=title, says=lines)
 
 
@@ -99,7 +100,6 @@ def heat(
         inner = [axis for axis in inner if axis != columns] or [axis for axis in free if axis != columns]
     if rows is None and inner:
         rows = inner[-1]
-    known = result.baselines.get("corrupted") is not None
     baseline = np.asarray(result.against())
     squeezed = [axis for axis, count in zip(axes, baseline.shape, strict=True) if count > 1] if baseline.ndim else []
     data: dict[str, Json] = {
@@ -113,7 +113,7 @@ def heat(
         "name": name,
         "diverges": diverges,
         "missing": missing,
-        "middleName": "unpatched" if known else "0",
+        "middleName": _middle(result),
     }
     entries = len(result.labels[rows]) if rows else 1
     return View("heat", title, data, says, min(720, 230 + 24 * entries))
@@ -139,6 +139,22 @@ def bars(
     Raises:
         InputError: For a result of several axes, and for another order.
     """
+    return _bars(result, order, name, title, says, adds=True)
+
+
+def _middle(result: Labelled) -> str:
+    """What the middle of the colours is: the corrupted baseline where it is known, and is a number."""
+    baseline = result.baselines.get("corrupted")
+    if baseline is None:
+        return "0"
+    finite = np.isfinite(np.asarray(baseline))
+    if finite.all():
+        return "unpatched"
+    return "unpatched (0 where that is not finite)" if finite.any() else "0 (the unpatched value is not finite)"
+
+
+def _bars(result: Labelled, order: str, name: str, title: str, says: tuple[str, ...], adds: bool) -> View:
+    """Bars; ``adds`` says whether the values are parts of a whole, whose sum means something."""
     if len(result.axes) != 1:
         raise InputError(
             f"bars are of one axis, and this result has {len(result.axes)}: select with sel(), or show a map."
@@ -146,12 +162,14 @@ def bars(
     if order not in ("size", "value", "given"):
         raise InputError(f"order={order!r}: it is 'size', 'value' or 'given'.")
     (axis,) = result.axes
-    total = float(result.values.sum())
+    finite = result.values[np.isfinite(result.values)]
     data: dict[str, Json] = {
         "labels": sent(result.labels[axis]),
         "values": packed(result.values, "f8"),
         "order": order,
         "name": name,
+        "adds": adds,
     }
-    lines = (*says, f"Each bar is {name}; all {len(result.values)} sum to {total:.6g}.")
-    return View("bars", title, data, lines, 200 + 20 * min(40, len(result.values)))
+    which = "all" if finite.size == result.values.size else "those that are finite,"
+    total = f"; {which} {finite.size} sum to {float(finite.sum()):.6g}" if adds else ""
+    return View("bars", title, data, (*says, f"Each bar is {name}{total}."), 200 + 20 * min(40, len(result.values)))

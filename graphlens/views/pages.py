@@ -7,6 +7,7 @@ import functools
 import hashlib
 import html
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -115,7 +116,9 @@ class Report:
                 else ""
             )
             says = "".join(f'<p class="dim">{_text(line)}</p>' for line in view.says)
-            sections.append(f'<section data-kind="{view.kind}">{title}{says}<div id="view-{index}"></div></section>')
+            sections.append(
+                f'<section data-kind="{_text(view.kind)}">{title}{says}<div id="view-{index}"></div></section>'
+            )
         lead = "".join(f"<p>{_text(line)}</p>" for line in self.lead)
         heading = f"<h1>{_text(self.title)}</h1>" if self.title else ""
         return f"<main>{heading}{lead}{''.join(sections)}</main>"
@@ -256,5 +259,10 @@ def _digest(text: str) -> str:
 def _text(text: str) -> str:
     """Text as HTML shows it, as content or as a quoted attribute."""
     plain = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is no character of a file
-    shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in plain)
+    shown = "".join(c if c.isprintable() or c in "\n\t" or _is_space(c) else "\N{REPLACEMENT CHARACTER}" for c in plain)
     return html.escape(shown if len(shown) <= 2000 else f"{shown[:2000]}… ({len(shown)} characters)", quote=True)
+
+
+def _is_space(character: str) -> bool:
+    """True of the spaces of all scripts, a no-break or an ideographic one say, which Python calls unprintable."""
+    return unicodedata.category(character) == "Zs"

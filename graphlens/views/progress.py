@@ -47,12 +47,13 @@ def spinner(message: str) -> Iterator[None]:
             yield
         return
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
         return
-    with console.status(message):
+    with console.status(escape(message)):  # a path may look like markup
         yield
 
 
@@ -73,11 +74,12 @@ def steps(message: str, total: int) -> Iterator[Steps]:
             yield Steps(update)
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(message, total=total)
+        task = progress.add_task(escape(message), total=total)
         yield Steps(lambda done: progress.update(task, completed=done))
 
 
@@ -143,4 +145,4 @@ def note(message: str) -> None:
 
     console = Console(stderr=True)
     if console.is_terminal:
-        console.print(message, highlight=False)
+        console.print(message, highlight=False, markup=False)

@@ -20,12 +20,12 @@ def hook_table(entries: Mapping[str, tuple[str, str]], title: str) -> Table:
         entries: (shape, dtype) by hook name.
         title: The text above it.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("hook point", style="cyan", no_wrap=True)
     table.add_column("shape")
     table.add_column("dtype")
     for name, (shape, dtype) in entries.items():
-        table.add_row(name, shape.replace("[", r"\["), dtype)
+        table.add_row(Text(name), Text(shape), Text(dtype))
     return table
 
 

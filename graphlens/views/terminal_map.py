@@ -86,7 +86,8 @@ class HeatMap:
 
     def __init__(self, result: Labelled) -> None:
         self._panels = panels(result)
-        self._known = result.baselines.get("corrupted") is not None
+        baseline = result.baselines.get("corrupted")
+        self._known = baseline is not None and bool(np.isfinite(np.asarray(baseline)).all())  # else 0 is the middle
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The lines of every panel, for a console of ``options.max_width``."""

@@ -115,6 +115,17 @@ def test_the_raw_baselines_are_printed_beside_the_normalised_ones(tiny_folder: P
     assert "(raw:" not in raw.stdout
 
 
+def test_a_folder_whose_name_looks_like_markup_is_named_as_it_is(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs[red]", "runs[/red]"):
+        done = run(*command(tiny_folder, Path(name), *ANSWERS))
+        assert done.exit_code == 0, done.output
+        assert f"Kept in {name}/resid_pre.json" in done.stdout.replace("\n", "")
+        assert (tmp_path / name / "resid_pre.json").is_file()
+
+
 def test_interrupted_it_keeps_what_is_done_and_goes_on(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

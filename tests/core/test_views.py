@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import importlib.util
+import io
 import re
 import sys
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import graphlens
 from graphlens import HookedTransformer, InputError, RuntimeUnavailable, UnknownHookPoint, views
 from graphlens.attribution import direct_logit_attribution, edge_attribution
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Site, SweepResult, sweep
+from graphlens.views import progress
 from graphlens.views.encoded import cell, floats, packed, packed_size
 from graphlens.views.pages import KINDS, asset, in_notebook
+from graphlens.views.terminal_map import HeatMap
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 CORRUPTED = "When John and Mary went to the store, Mary gave a drink to"
@@ -183,6 +187,44 @@ def test_a_report_of_one_part_has_its_title(tiny: HookedTransformer) -> None:
     assert views.report(drift).lead == views.drift(drift).lead != ()
 
 
+def test_progress_names_paths_that_look_like_markup_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress.spinner("Reading a[red] and b[/red]"), progress.steps("Writing c[/red]", 2) as bar:
+        bar.advance(2)
+    progress.note("d[red] and e[/red]")
+    written = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert "Reading a[red] and b[/red]" in written
+    assert "d[red] and e[/red]" in written
+
+
+def test_only_parts_of_a_whole_are_summed_and_only_finite_ones() -> None:
+    labels = [f"c{i}" for i in range(4)]
+    values = np.array([1.0, np.nan, -3.5, np.inf])
+    parts = SweepResult(values, ("component",), {"component": labels}, {"corrupted": 0.0})
+    assert parts.view().says[-1] == "Each bar is value; those that are finite, 2 sum to -2.5."
+    layers = SweepResult(values[[0, 2]], ("layer",), {"layer": ["0", "1"]}, {"corrupted": 0.5})
+    assert layers.view().says[-1] == "Each bar is value."
+    assert layers.view().data["adds"] is False
+
+
+def test_a_baseline_that_is_no_number_is_not_called_the_unpatched_value() -> None:
+    for baseline, said in ((0.5, "unpatched"), (np.nan, "0 (the unpatched value is not finite)"), (None, "0")):
+        found = SweepResult(np.eye(2), ("a", "b"), {"a": ["x", "y"], "b": ["p", "q"]}, {"corrupted": baseline})
+        assert views.heat(found).data["middleName"] == said
+        text = io.StringIO()
+        Console(file=text, width=80).print(HeatMap(found))
+        assert ("unpatched" in text.getvalue()) is (said == "unpatched")
+
+
+def test_titles_keep_the_spaces_of_other_scripts() -> None:
+    page = views.report(["a\u3000b\u00a0c\td", "\u202ee\x00"], title="x").html()
+    assert "a\u3000b\u00a0c\td" in page
+    assert "\ufffde\ufffd" in page
+
+
 def test_attention_says_what_its_rows_sum_to(tiny: HookedTransformer) -> None:
     _, cache = tiny.run_with_cache(PROMPT)
     assert views.attention(cache, PROMPT).says[0] == "Attention weights of the run. Each row of a map sums to 1."
@@ -192,3 +234,7 @@ def test_attention_says_what_its_rows_sum_to(tiny: HookedTransformer) -> None:
     assert "sums to between 0.5 and 0.5, and not to 1." in views.attention(halved, PROMPT.split()[:1] * 15).says[0]
     halved["blocks.0.attn.hook_pattern"][:] = np.nan
     assert "No row of a map has a finite sum." in views.attention(halved, PROMPT.split()[:1] * 15).says[0]
+
+
+def test_a_kind_that_is_markup_stays_text() -> None:
+    assert "<img" not in views.View('"><img src=x>', "title", {}).report().html()

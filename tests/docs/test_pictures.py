@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
-from graphlens import HookedTransformer
+from graphlens import Ablate, HookedTransformer
 from tools import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,18 @@ def test_the_drawing_names_every_hook_point_of_a_block(tiny: HookedTransformer) 
     assert pictures.hook_names() == of_block
     text = (pictures.FOLDER / "block.svg").read_text(encoding="utf-8")
     assert [name for name in of_block if name.rpartition(".")[2] not in text] == []
+
+
+def test_the_live_page_in_the_readme_shows_what_its_words_say(tiny: HookedTransformer) -> None:
+    """The picture is that of head 1.0 off: its words tell Mary's probability."""
+    words = re.search(
+        r"!\[[^]]*falls from ([\d.]+) to ([\d.]+)\]\(docs/pictures/live.png\)", (ROOT / "README.md").read_text()
+    )
+    assert words is not None
+    mary = tiny.to_single_token(" Mary")
+    for edits, said in (([], words[1]), ([Ablate("blocks.1.attn.hook_z", heads=0)], words[2])):
+        logits = tiny.run_with_interventions(pictures.CLEAN, edits)[0, -1].astype(np.float64)
+        assert f"{np.exp(logits - logits.max())[mary] / np.exp(logits - logits.max()).sum():.2f}" == said
 
 
 def test_an_unknown_picture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ It needs Chromium, Node and the npm packages of tests/js (npm ci --ignore-script
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -22,19 +21,15 @@ import pytest
 
 import graphlens
 from graphlens import Ablate, HookedTransformer, Patch, Scale, Steer
-from graphlens.edits import gate
-from graphlens.file.names import axis_sizes
-from graphlens.interventions import Intervention, from_json, save, to_json
+from graphlens.interventions import Intervention, from_json, save
 from graphlens.pipelines.page import write_page, write_page_file
-from graphlens.surgery.files import load
-from graphlens.surgery.graph import read_manifest
 from tests.command_line import graphlens as command
 from tests.foreign_decoder import decoder
+from tests.live.page_models import inline
 from tools.browser import Browser, Page
 
 JS = Path(__file__).parents[1] / "js"
 RUNTIME = JS / "node_modules"
-SOURCES = Path(graphlens.__file__).parent / "views" / "live"
 PROMPT, OTHER = (
     "When John and Mary went to the store, John gave a drink to",
     "When Tom and Julia went to the park, Tom gave a cup to",
@@ -214,17 +209,6 @@ def ten(model: HookedTransformer) -> dict[str, list[Intervention]]:
     }
 
 
-def inline(edits: list[Intervention]) -> str:
-    """Edits as the page writes them: arrays inside the JSON."""
-    text, tensors = to_json(edits)
-    data = json.loads(text)
-    for record in data["interventions"]:
-        for field, value in record.items():
-            if isinstance(value, dict) and "tensor" in value:
-                record[field] = tensors[value["tensor"]].tolist()
-    return json.dumps(data)
-
-
 def test_ten_edits_give_pythons_numbers(page: Page, model: HookedTransformer) -> None:
     plain = model(model.to_tokens(PROMPT))
     for what, edits in ten(model).items():
@@ -318,6 +302,21 @@ def test_a_patch_from_the_second_prompt_and_a_saved_vector(
     settle(page)
     assert "patch at the chosen token, or give both the same length" in error(page)
     assert page.value("document.querySelectorAll('#edits li').length") == 3
+    # A prompt of another length, which the last patch does not fit, has no numbers: not those of the prompt before.
+    seen = "[...document.querySelectorAll('#next, #heads, #lenses')].map((e) => e.getClientRects().length)"
+    fill(page, "prompt", "When John and Mary")
+    settle(page)
+    assert "along pos" in error(page)
+    fill(page, "follow", " Mary")
+    settle(page)
+    assert page.value(seen) == [0, 0, 0]
+    fill(page, "follow", "")
+    page.click("#clear")
+    settle(page)
+    assert 0 not in page.value(seen)  # type: ignore[operator]
+    short = model(model.to_tokens("When John and Mary"))
+    for token, (_, _, _, logit) in table(page).items():
+        assert abs(logit - short[0, -1, token]) <= CLOSE
 
 
 def test_what_the_page_copies_is_baked_and_gives_the_pages_numbers(
@@ -393,6 +392,8 @@ def test_files_that_are_no_edits_are_refused_in_a_sentence(page: Page, tmp_path:
         ({**z, "hook": "__proto__"}, "no gate at"),
         ({**z, "kind": "constructor"}, "its kind is"),
         ({**z, "heads": 7}, "there is no 7"),
+        ({**z, "heads": [0, 7], "strict": False}, "there is no 7"),  # as bake says, in which it would be refused
+        ({**z, "heads": {"slice": [4, None, None]}, "strict": False}, "selects none of the 4"),
         ({**z, "heads": "<b>"}, "takes a number, a list, a slice or a mask"),
         ({**z, "value": [1, 2, 3]}, "3 entries along d_head"),
         ({**z, "value": {"tensor": "0.value"}}, "lies in the .safetensors file beside it"),
@@ -508,76 +509,3 @@ def test_other_tokens_than_pythons_are_told(browser: Browser, sites: tuple[Path,
     ready: Any = page.value("window.graphlens.ready")
     assert "do not trust it for this model" in ready["distrust"] == error(page)
     page.close()
-
-
-def random_edit(
-    rng: np.random.Generator, hook: str, axes: tuple[str, ...], sizes: dict[str, int], length: int
-) -> Intervention:
-    """An edit with selections and an operand of every form."""
-    fields: dict[str, Any] = {}
-    shape: list[int] = []
-    for axis, name in enumerate(axes):
-        size = length if name == "pos" else 1 if name == "batch" else sizes[name]
-        field = gate.selected_by(axes).get(name)
-        form = 0 if name == "batch" else rng.integers(0, 6)
-        kept = size
-        if form == 1:
-            fields[str(field)], kept = int(rng.integers(-size, size)), 0
-        elif form == 2:
-            fields[str(field)] = (chosen := rng.permutation(size)[: rng.integers(1, size + 1)].tolist())
-            kept = len(chosen)
-        elif form == 3:
-            cut = slice(int(rng.integers(-size, size)), None, int(rng.choice([1, 2, -1])))
-            fields[str(field)], kept = cut, len(range(*cut.indices(size)))
-        elif form == 4 and axis:
-            mask = rng.random(size) < 0.5
-            mask[rng.integers(size)] = True
-            fields[str(field)], kept = mask.tolist(), int(mask.sum())
-        if kept:
-            shape.append(kept)
-    shape = [1 if rng.random() < 0.3 else size for size in shape][int(rng.integers(0, len(shape) + 1)) :]
-    operand: Any = rng.standard_normal(shape).astype(np.float32) if shape else float(rng.standard_normal())
-    kind = (Ablate, Patch, Scale, Steer)[rng.integers(4)]
-    return kind(hook, operand, **fields)
-
-
-def test_edits_come_to_the_same_gate_as_in_python(tmp_path: Path) -> None:
-    manifest = read_manifest(load(graphlens.embedded_model()))
-    sizes, rng, length = axis_sizes(manifest.config), np.random.default_rng(11), 6
-    window, cases, wanted = gate.Window.whole(1, length), [], []
-    for _ in range(300):
-        hook = ("blocks.0.attn.hook_z", "blocks.1.hook_resid_mid")[rng.integers(2)]
-        entry = manifest.hooks[hook]
-        items = [random_edit(rng, hook, entry.axes, sizes, length) for _ in range(rng.integers(1, 4))]
-        full = [1 if name == "batch" else length if name == "pos" else sizes[name] for name in entry.axes]
-        cases.append({"text": inline(items), "hook": hook, "axes": entry.axes, "length": length})
-        cases[-1]["sizes"] = [0 if name == "pos" else size for name, size in zip(entry.axes, full, strict=True)]
-        wanted.append(
-            {key: np.broadcast_to(array, full) for key, array in gate.compose(items, entry, sizes, window).items()}
-        )
-    for source in ("edits.js", "model.js"):
-        (tmp_path / source.replace(".js", ".mjs")).write_text((SOURCES / source).read_text())
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    (tmp_path / "run.mjs").write_text(
-        """import { readFileSync } from "node:fs";
-        import { gate, readEdits, writeEdits } from "./edits.mjs";
-        const found = JSON.parse(readFileSync("cases.json")).map(({ text, hook, axes, sizes, length }) => {
-          const hooks = { [hook]: { axes, sizes } };
-          const edits = readEdits(writeEdits(readEdits(text, hooks)), hooks);
-          const parts = gate(edits, hooks[hook], length);
-          return Object.fromEntries(Object.entries(parts).filter(([, v]) => v).map(([k, v]) => [k, [...v]]));
-        });
-        console.log(JSON.stringify(found));"""
-    )
-    done = subprocess.run(["node", "run.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    kinds = set()
-    for case, found, expected in zip(cases, json.loads(done.stdout), wanted, strict=True):
-        found.pop("sizes")
-        assert found.keys() == expected.keys(), case["text"]
-        where = expected.get("where")
-        for key, array in expected.items():
-            given = np.array(found[key]).reshape(array.shape)
-            seen = where if key == "patch" else np.ones(array.shape, bool)  # elsewhere a patch means nothing
-            np.testing.assert_allclose(given[seen], array[seen], rtol=2e-6, atol=1e-6, err_msg=case["text"])
-            kinds.add(key)
-    assert kinds == {"scale", "add", "where", "patch"}

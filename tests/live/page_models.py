@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnxruntime
 from graphlens.edits import gate
 from graphlens.file.manifest import Manifest
 from graphlens.file.names import axis_sizes
-from graphlens.interventions import Intervention
+from graphlens.interventions import Intervention, to_json
 from graphlens.pipelines.page_runtime import PACKAGES
 from graphlens.surgery.page_graph import PageGraph
 
@@ -22,6 +23,17 @@ Array = npt.NDArray[np.generic]
 PROGRAMS = {
     (package.name, path): f"// {package.name}/{path}\n".encode() for package in PACKAGES for path in package.files
 }
+
+
+def inline(edits: Iterable[Intervention]) -> str:
+    """Edits as the page writes them: arrays inside the JSON."""
+    text, tensors = to_json(edits)
+    data = json.loads(text)
+    for record in data["interventions"]:
+        for field, value in record.items():
+            if isinstance(value, dict) and "tensor" in value:
+                record[field] = tensors[value["tensor"]].tolist()
+    return json.dumps(data)
 
 
 def neutral(graph: PageGraph) -> dict[str, Array]:

@@ -254,7 +254,9 @@ def test_a_run_whose_residual_is_not_finite_has_a_lens(shown: Opened) -> None:
     broken = {name: np.array(value) for name, value in cache.items()}
     broken["blocks.3.hook_resid_post"][0, 1] = np.nan
     cache.cache_dict = broken
-    page = shown(views.lens(cache, "The cat sat"))
+    view = views.lens(cache, "The cat sat")
+    assert "in any probability where both are finite." in view.says[0]
+    page = shown(view)
     found = numbers(page, "table.cells td").reshape(5, -1)
     assert np.isnan(found[4, 1])
     assert np.isfinite(np.delete(found.ravel(), 4 * found.shape[1] + 1)).all()
@@ -287,6 +289,11 @@ REFUSED = {
     ),
     "no tokens": (lambda: views.text([], []), "tokens are the text of each token"),
     "no numbers": (lambda: views.text(["a"], {}), "values is empty"),
+    "complex numbers": (lambda: views.text(["a"], [1j]), "must be real numbers, not list"),
+    "an answer beyond the vocabulary": (
+        lambda: views.lens(TINY.run_with_cache("The cat")[1], "The cat", answer=800),
+        "answer=800: the tokens that this model predicts are 0 to 799",
+    ),
     "numbers of words": (lambda: views.text(["a"], ["b"]), "must be real numbers"),
     "too few numbers": (lambda: views.text(list("abc"), {"x": [1, 2, 3], "y": [1]}), "1 numbers for 3 tokens"),
     "a matrix of numbers": (lambda: views.text(list("abc"), np.zeros((2, 3))), "one number for each token"),

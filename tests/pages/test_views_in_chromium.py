@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from graphlens import HookedTransformer, views
 from graphlens.attribution import direct_logit_attribution, edge_attribution
 from graphlens.metrics import LogitDiff
 from graphlens.patching import DriftResult, SweepResult
+from graphlens.views.pages import asset
 from tests.pages.conftest import Opened
 from tests.pages.dom import contrasts, numbers, texts
+from tools.browser import Browser
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 CORRUPTED = "When John and Mary went to the store, Mary gave a drink to"
@@ -118,6 +121,48 @@ def test_attention_with_a_kv_cache_has_fewer_queries_than_keys(shown: Opened) ->
     page.choose("The grid shows", "to itself")
     wanted = pattern.astype(np.float64)[0, :, range(3), range(4, 7)].mean(0)
     np.testing.assert_allclose(numbers(page, ".heads button"), wanted, rtol=1e-12)
+
+
+def test_chosen_positions_keep_their_numbers(shown: Opened) -> None:
+    page = shown(views.attention(CACHE, PROMPT, positions=[10, 3, 12], layers=[2]))
+    page.click("[data-head='2.1']")
+    page.hover(".tokens .tok:nth-child(2)")
+    np.testing.assert_array_equal(numbers(page, ".tokens .tok"), CACHE["pattern", 2][0, 1, 10, [3, 10, 12]])
+    assert f"token 10 (␣{WORDS[10].strip()}) looks at" in texts(page, "p.dim")[-1]
+    own = CACHE["pattern", 2][0, 1, 10, 10]
+    assert texts(page, ".tip")[0] == f"10: ␣{WORDS[10].strip()}\nattention from token 10: {own:.7g}"
+    page.value("document.querySelector('canvas.map').focus()")
+    page.key("ArrowDown")
+    assert "(10) → " in texts(page, "output.readout")[0]
+    assert "(3): " in texts(page, "output.readout")[0]
+    page = shown(views.lens(CACHE, TINY.to_tokens(PROMPT), positions=[3, 10]))
+    page.hover("tbody tr:nth-child(2) td:nth-of-type(2)")
+    assert texts(page, ".tip")[0].startswith(f"block 0, token 10 ␣{WORDS[10].strip()}")
+
+
+def test_the_widget_begins_with_the_head_that_python_picked(browser: Browser, tmp_path: Path) -> None:
+    """widget.js and its page, with what Jupyter gives it: a model of values that both sides set."""
+    start = {"layer": 2, "head": 1}
+    model = json.dumps({"page": views.attention(CACHE, PROMPT).report().html(), "height": 600, "selected": start})
+    script = asset("widget.js").replace("export default", "const widget =")
+    (tmp_path / "widget.html").write_text(
+        f"""<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><div></div>
+        <script type="application/json">{model.replace("<", "&lt;")}</script><script>{script}
+        const text = document.querySelector("[type='application/json']").textContent.replaceAll("&lt;", "<");
+        const values = JSON.parse(text), heard = [];
+        const model = {{ get: (name) => values[name], set: (name, value) => {{ values[name] = value; }},
+          save_changes: () => heard.push(values.selected), on: (name, told) => {{ model.told = told; }}, off: () => {{}} }};
+        widget.render({{ model, el: document.querySelector("div") }});</script>""",
+        encoding="utf-8",
+    )
+    page = browser.open(tmp_path / "widget.html")
+    page.until("heard.length")
+    assert page.value("heard") == [{"layer": 2, "head": 1, "token": COUNT - 1}]
+    page.value("values.selected = {layer: 3, head: 0}; model.told()")
+    page.until("heard.length > 1")
+    assert page.value("heard.at(-1)") == {"layer": 3, "head": 0, "token": COUNT - 1}
+    assert page.faults() == []
+    page.close()
 
 
 def test_both_halves_of_a_pattern_that_looks_ahead(shown: Opened) -> None:

@@ -1,6 +1,6 @@
 // Attention: a grid of heads to pick from, what each token looks at in the head picked, a summary of each layer.
 kinds.attention = (host, view) => {
-  const { tokens, layers, numbers, queries, offset, statistics, triangle } = view; // numbers: of the heads
+  const { tokens, places, layers, numbers, queries, offset, statistics, triangle } = view; // numbers: of the heads; places: of the tokens in the prompt
   const heads = numbers.length;
   const flat = decode(view.patterns);
   const keys = tokens.length;
@@ -75,15 +75,16 @@ kinds.attention = (host, view) => {
   const says = el("p", { class: "dim" });
   const big = el("div", {});
   const chips = tokens.map((text, index) => {
-    const chip = token(text, index, () => `attention ${looked === "from" ? "from" : "to"} token ${query}: ${long(shownWeight(index))}`);
+    const chip = token(text, index, () => `attention ${looked} token ${places[own()]}: ${long(shownWeight(index))}`, places[index]);
     chip.append(el("small", {}));
     const look = () => {
       if (looked === "from" && index < offset) return; // no query there
       query = looked === "from" ? index - offset : index;
       drawStrip();
     };
-    chip.addEventListener("mouseenter", look);
-    chip.addEventListener("focus", look);
+    // Before the tip, which says what the token shows then.
+    chip.addEventListener("mouseenter", look, { capture: true });
+    chip.addEventListener("focus", look, { capture: true });
     chip.addEventListener("click", () => { look(); tell(); });
     return chip;
   });
@@ -92,25 +93,25 @@ kinds.attention = (host, view) => {
   // "from" shows where one query looks; "to" which queries look at one key.
   const shownWeight = (index) =>
     looked === "from" ? weight(layer, head, query, index) : index < offset ? NaN : weight(layer, head, index - offset, query);
+  const own = () => (looked === "from" ? query + offset : query); // the token that is hovered
   function drawStrip() {
-    const own = looked === "from" ? query + offset : query;
     chips.forEach((chip, index) => {
       const value = shownWeight(index);
       chip.dataset.value = value;
       chip.lastChild.textContent = Number.isNaN(value) ? "" : value < 0.005 ? "" : value.toFixed(2);
       paint(chip, scale.colour(Number.isNaN(value) ? 0 : value));
-      chip.classList.toggle("on", index === own);
+      chip.classList.toggle("on", index === own());
     });
     says.textContent = looked === "from"
-      ? `What token ${own} (${shown(tokens[own])}) looks at; hover or focus another.`
-      : `Which tokens look at token ${own} (${shown(tokens[own])}); hover or focus another.`;
+      ? `What token ${places[own()]} (${shown(tokens[own()])}) looks at; hover or focus another.`
+      : `Which tokens look at token ${places[own()]} (${shown(tokens[own()])}); hover or focus another.`;
   }
   function drawBig() {
     const columns = tokens;
     picture(big, {
       rows: tokens.slice(offset), columns, value: (i, j) => weight(layer, head, i, j), colour: (i, j) => scale.colour(weight(layer, head, i, j)), side: 420,
       rowAxis: "query (looks)", columnAxis: "key (is looked at)",
-      tell: (i, j) => `${shown(tokens[i + offset])} (${i + offset}) → ${shown(tokens[j])} (${j}): ${long(weight(layer, head, i, j))}`,
+      tell: (i, j) => `${shown(tokens[i + offset])} (${places[i + offset]}) → ${shown(tokens[j])} (${places[j]}): ${long(weight(layer, head, i, j))}`,
       hovered: (i, j) => {
         query = looked === "from" ? i : j;
         drawStrip();
@@ -128,8 +129,7 @@ kinds.attention = (host, view) => {
   // Inside a widget (see widget.js) the page that holds this one is told what is picked, and may pick.
   function tell() {
     if (parent === window) return;
-    const own = looked === "from" ? query + offset : query;
-    parent.postMessage({ graphlens: "picked", layer: layers[layer], head: numbers[head], token: own }, "*");
+    parent.postMessage({ graphlens: "picked", layer: layers[layer], head: numbers[head], token: own() }, "*");
   }
   addEventListener("message", (event) => {
     if (event.source !== parent || event.data?.graphlens !== "pick") return;

@@ -1,7 +1,7 @@
 // Bars: a number for each label, to the right of zero and to its left.
 kinds.bars = (host, view) => {
   const values = decode(view.values);
-  const { labels } = view;
+  const { labels, adds } = view; // adds: whether a sum of values means something
   const FEW = 40;
   let [order, every] = [view.order, false];
   const grid = el("div", { class: "bars" });
@@ -38,8 +38,9 @@ kinds.bars = (host, view) => {
     });
     grid.replaceChildren(...rows.flat());
     roving([...grid.querySelectorAll("[data-value]")], 1);
-    const rest = sorted.slice(drawn.length).reduce((sum, i) => sum + values[i], 0);
-    note.textContent = drawn.length < labels.length ? `${drawn.length} of ${labels.length} are shown; the others sum to ${short(rest)}.` : "";
+    const rest = sorted.slice(drawn.length).reduce((sum, i) => sum + (Number.isFinite(values[i]) ? values[i] : 0), 0);
+    note.textContent = drawn.length < labels.length
+      ? `${drawn.length} of ${labels.length} are shown${adds ? `; the others sum to ${short(rest)}` : ""}.` : "";
     more.hidden = labels.length <= FEW;
     more.textContent = every ? `Show the first ${FEW}` : `Show all ${labels.length}`;
   }

@@ -184,10 +184,10 @@ function roving(items, columns, start = 0) {
   });
 }
 
-// A token as an element; `details` is what its tip says besides.
-function token(text, index, details = () => "") {
+// A token as an element; `details` is what its tip says besides, `position` which one it is of the prompt.
+function token(text, index, details = () => "", position = index) {
   const node = el("span", { class: "tok", "data-index": index }, el("span", {}, shown(text)));
-  tipped(node, () => [`${index}: ${shown(text)}`, details()].filter(Boolean).join("\n"));
+  tipped(node, () => [`${position}: ${shown(text)}`, details()].filter(Boolean).join("\n"));
   return node;
 }
 

@@ -23,7 +23,7 @@ kinds.lens = (host, view) => {
       colour: (i, j) => scale.colour(figure(value(i, j))),
       text: (i, j) => (by === names[0] ? shown(word(i, j, 0)) : short(value(i, j))),
       tell: (i, j) => [
-        `${labels[i]}, token ${view.first + j} ${shown(tokens[j])}`,
+        `${labels[i]}, token ${view.places[j]} ${shown(tokens[j])}`,
         ...Array.from({ length: top }, (_, k) => `${long(probability[(i * count + j) * top + k]).padEnd(10)} ${shown(word(i, j, k))}`),
         ...names.slice(1).map((name) => `${name}: ${long(figures[name][i * count + j])}`),
         ...(targets[j] === null ? [] : [`the token in question: ${shown(targets[j])}`]),

@@ -208,17 +208,22 @@ function selection(edit, hook, axis, size) {
   const chosen = field === null ? null : edit[field];
   const all = (count) => Array.from({ length: count }, (_, i) => i);
   const said = `${label(edit)}: ${field}=${JSON.stringify(chosen)}`;
+  const fixed = !["batch", "pos"].includes(hook.axes[axis]);
+  const strict = edit.strict || fixed; // what is beyond every run is wrong, whatever the edit says
   if (chosen === null || (chosen === "prompt" && field === "positions")) return size === null ? null : all(size);
   if (chosen === "generated") throw new PageError(`${said}: this page runs prompts and generates nothing.`);
   if (Object.hasOwn(Object(chosen), "slice")) {
     const [start, stop, step] = Array.isArray(chosen.slice) ? chosen.slice : [];
     if (![start, stop, step].every((part) => part === null || Number.isInteger(part)) || step === 0) throw new PageError(`${said} is no slice.`);
-    return size === null ? null : sliced(size, start, stop, step ?? 1);
+    if (size === null) return null;
+    const found = sliced(size, start, stop, step ?? 1);
+    if (!found.length && fixed) throw new PageError(`${said} selects none of the ${size} along ${hook.axes[axis]}.`);
+    return found;
   }
   const list = Number.isInteger(chosen) ? [chosen] : chosen;
   if (Array.isArray(list) && list.length && list.every((entry) => typeof entry === "boolean")) {
     if (size === null) return null;
-    if (list.length < size || (list.length > size && edit.strict)) throw new PageError(`${said} is a mask of ${list.length}; ${hook.axes[axis]} has ${size}.`);
+    if (list.length < size || (list.length > size && strict)) throw new PageError(`${said} is a mask of ${list.length}; ${hook.axes[axis]} has ${size}.`);
     return [...list.keys()].filter((index) => list[index]).map((index) => (index < size ? index : null));
   }
   if (!Array.isArray(list) || !list.length || !list.every(Number.isInteger)) throw new PageError(`${said}: this page takes a number, a list, a slice or a mask of one axis.`);
@@ -226,7 +231,7 @@ function selection(edit, hook, axis, size) {
   return list.map((index) => {
     const found = index < 0 ? index + size : index;
     if (found >= 0 && found < size) return found;
-    if (edit.strict) throw new PageError(`${said}: there is no ${index}; ${hook.axes[axis]} has ${size} (0-${size - 1}).`);
+    if (strict) throw new PageError(`${said}: there is no ${index}; ${hook.axes[axis]} has ${size} (0-${size - 1}).`);
     return null;
   });
 }
@@ -253,11 +258,11 @@ function each(edit, hook, sizes, change) {
   if (edit.strict && chosen.some((indices) => !indices.length)) throw new PageError(`${label(edit)} selects nothing of these tokens.`);
   const strides = (shape) => shape.map((_, axis) => shape.slice(axis + 1).reduce((a, b) => a * b, 1));
   const [own, its] = [strides(sizes), strides(operand.shape)];
+  // An index that is listed twice is one element, which changes once: its last entry counts, as in Python.
+  const once = chosen.map((indices) => [...new Map(indices.map((index, place) => [index, place]))].filter(([index]) => index !== null));
   const walk = (axis, at, from) => {
     if (axis === sizes.length) return change(at, operand.data[from]);
-    chosen[axis].forEach((index, place) => {
-      if (index !== null) walk(axis + 1, at + index * own[axis], from + (operand.shape[axis] === 1 ? 0 : place * its[axis]));
-    });
+    for (const [index, place] of once[axis]) walk(axis + 1, at + index * own[axis], from + (operand.shape[axis] === 1 ? 0 : place * its[axis]));
   };
   walk(0, 0, 0);
 }
@@ -278,6 +283,25 @@ export function readNpy(bytes, name) {
   const kind = { "<f4": "F32", "<f8": "F64", "<f2": "F16" }[descr];
   if (!kind) throw bad(`it holds ${descr}; save it as float32`);
   return { shape, data: numbers(bytes.subarray(start + length), kind, shape, bad) };
+}
+
+/**
+ * Which of the .safetensors files that were chosen, [name, bytes], is that of a file of edits: the one of its save, as
+ * graphlens.interventions.load takes it. null where there is none.
+ */
+export async function besideOf(name, text, files, others) {
+  let record = {};
+  try {
+    record = JSON.parse(text) ?? {};
+  } catch { // readEdits says what is wrong with it
+  }
+  const wanted = record.safetensors_file ?? name.replace(/\.json$/i, ".safetensors");
+  const found = files.find(([file]) => file === wanted) ?? (others === 0 && files.length === 1 ? files[0] : null);
+  const digest = record.safetensors_sha256;
+  if (found === null || digest === undefined || !globalThis.crypto?.subtle) return found; // not in a page of http:// from elsewhere
+  const own = [...new Uint8Array(await crypto.subtle.digest("SHA-256", found[1]))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  if (own !== digest) throw new PageError(`${found[0]}: damaged, or of another save than ${name}: the digest differs.`);
+  return found;
 }
 
 /** The arrays of a .safetensors file by name. */

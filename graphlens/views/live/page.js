@@ -1,5 +1,5 @@
 // What the reader sees and does. Text of the reader, of tokens and of files reaches the page through textContent alone.
-import { PageError, label, readEdit, readEdits, readNpy, readSafetensors, writeEdits } from "./edits.js";
+import { PageError, besideOf, label, readEdit, readEdits, readNpy, readSafetensors, writeEdits } from "./edits.js";
 import { largest, openModel } from "./model.js";
 
 const settings = JSON.parse(document.getElementById("settings").textContent);
@@ -16,7 +16,7 @@ const TOP = 10; // tokens in the table of predictions
 const LOOKED = 12; // tokens in the table of what a head looks at
 const PAUSE = 250; // milliseconds without a key before the model runs
 
-const state = { edits: [], at: null, from: null, layer: 0, head: [0, 0], vectors: new Map(), intact: null, edited: null, other: null };
+const state = { edits: [], at: null, shownAt: null, from: null, layer: 0, head: [0, 0], vectors: new Map(), intact: null, edited: null, other: null };
 let model = null;
 let busy = 0; // actions that are waited for
 let asked = 0; // the newest run that was asked for: results of earlier ones are dropped
@@ -165,13 +165,18 @@ async function openChosen(files) {
   const all = await Promise.all([...files].map(read));
   const named = (ending) => all.filter(([name]) => name.toLowerCase().endsWith(ending));
   const texts = named(".json");
-  const arrays = named(".safetensors").map(([name, bytes]) => [name, readSafetensors(bytes, name)]);
   if (texts.length) {
-    const tensors = Object.assign({}, ...arrays.map(([, found]) => found));
-    const edits = texts.flatMap(([, bytes]) => readEdits(new TextDecoder().decode(bytes), settings.hooks, tensors));
-    state.edits.push(...edits.map((edit) => ({ edit, on: true, note: texts[0][0] })));
-    return said(`${edits.length} edits opened.`);
+    const opened = [];
+    for (const [name, bytes] of texts) {
+      const text = new TextDecoder().decode(bytes);
+      const beside = await besideOf(name, text, named(".safetensors"), texts.length - 1);
+      const edits = readEdits(text, settings.hooks, beside === null ? {} : readSafetensors(beside[1], beside[0]));
+      opened.push(...edits.map((edit) => ({ edit, on: true, note: name })));
+    }
+    state.edits.push(...opened);
+    return said(`${opened.length} edits opened.`);
   }
+  const arrays = named(".safetensors").map(([name, bytes]) => [name, readSafetensors(bytes, name)]);
   const vectors = [
     ...named(".npy").map(([name, bytes]) => [name, readNpy(bytes, name)]),
     ...arrays.flatMap(([name, found]) => Object.entries(found).map(([key, array]) => [`${name}: ${key}`, array])),
@@ -199,15 +204,18 @@ async function refresh() {
     const key = JSON.stringify([ids, wanted]);
     $("status").textContent = "Running";
     const edits = active();
-    if (state.intact?.key !== key) state.intact = { key, ...(await model.run(ids, [], wanted)) };
+    const intact = state.intact?.key === key ? state.intact : { key, ...(await model.run(ids, [], wanted)) };
     if (mine !== asked) return;
-    const edited = edits.length ? await model.run(ids, edits, wanted) : state.intact;
+    const edited = edits.length ? await model.run(ids, edits, wanted) : intact;
     if (mine !== asked) return;
-    state.edited = edited;
+    Object.assign(state, { intact, edited, shownAt: state.at }); // together: what is drawn is of one prompt and one token
     draw();
+    $("page").classList.remove("failed");
     $("status").textContent = `${ids.length} token${ids.length === 1 ? "" : "s"}, ${edited.milliseconds.toFixed(0)} ms`;
   } catch (error) {
     if (mine !== asked) return;
+    state.edited = null; // numbers of another prompt or of other edits must not stand below these
+    $("page").classList.add("failed");
     $("status").textContent = "Not run";
     tell(error);
   }
@@ -263,8 +271,8 @@ function signed(change) {
 }
 
 function drawNext() {
-  const [intact, edited] = [model.next(state.intact, state.at), model.next(state.edited, state.at)];
-  $("next-after").textContent = shown(model.text(state.intact.ids[state.at]));
+  const [intact, edited] = [model.next(state.intact, state.shownAt), model.next(state.edited, state.shownAt)];
+  $("next-after").textContent = shown(model.text(state.intact.ids[state.shownAt]));
   const followed = model.encode($("follow").value, false);
   const top = [...new Set([...largest(edited.logits, TOP), ...largest(intact.logits, TOP)])];
   top.sort((a, b) => edited.logits[b] - edited.logits[a]);
@@ -321,9 +329,9 @@ function painted(pattern, head, length, ink) {
 function drawLook() {
   const [layer, head] = state.head;
   const { ids } = state.intact;
-  const row = (run) => run.patterns[layer].subarray((head * ids.length + state.at) * ids.length, (head * ids.length + state.at + 1) * ids.length);
+  const row = (run) => run.patterns[layer].subarray((head * ids.length + state.shownAt) * ids.length, (head * ids.length + state.shownAt + 1) * ids.length);
   const [intact, edited] = [row(state.intact), row(state.edited)];
-  $("look-title").textContent = `Head ${layer}.${head}: where “${shown(model.text(ids[state.at]))}” looks`;
+  $("look-title").textContent = `Head ${layer}.${head}: where “${shown(model.text(ids[state.shownAt]))}” looks`;
   const most = largest(intact.map((value, i) => Math.max(value, edited[i])), LOOKED);
   $("look").tBodies[0].replaceChildren(...most.map((key) => {
     const found = element("tr", {}, element("th", { scope: "row", className: "tok", textContent: `${key} ${shown(model.text(ids[key]))}` }));
@@ -355,7 +363,7 @@ function drawLens() {
           title: Array.from({ length: count }, (_, i) => told(first + i)).join("\n"),
         });
         cell.style.background = `rgb(var(--cool) / ${(0.4 * probabilities[first]).toFixed(3)})`;
-        cell.classList.toggle("chosen", !one && at[column] === state.at);
+        cell.classList.toggle("chosen", !one && at[column] === state.shownAt);
         cell.classList.toggle("changed", before !== null && before.lens.tokens[first] !== tokens[first]);
         row.append(cell);
       }
