@@ -92,7 +92,8 @@ def seal(path: str | os.PathLike[str]) -> CheckReport:
     """Seals a hooked file that another program wrote or that has no seal yet, once it passed every other check.
 
     Args:
-        path: A hooked folder or its graph file. It is replaced by the same graph, in the manifest's newest format.
+        path: A hooked folder or its graph file. It is replaced by the same graph, in the manifest's newest format; not where
+            it has a seal that fits.
 
     Returns:
         What the check saw.
@@ -105,10 +106,19 @@ def seal(path: str | os.PathLike[str]) -> CheckReport:
     manifest = read_manifest(model, str(file))
     report = _check(model, file, whole=True)
     ensure_hooks_resolve(model, str(file))
-    write_manifest(model, manifest)
-    with writing(file):
-        write_graph(model, file)
+    if not _has_its_seal(file):
+        write_manifest(model, manifest)
+        with writing(file):
+            write_graph(model, file)
     return report
+
+
+def _has_its_seal(file: Path) -> bool:
+    """True if a file has a seal, and it fits."""
+    try:
+        return is_sealed(read_regular(file), str(file))
+    except ModelFileError:  # it does not fit: a new one is asked for
+        return False
 
 
 def _check(model: ir.Model, file: Path, whole: bool = False) -> CheckReport:

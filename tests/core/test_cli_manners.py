@@ -216,9 +216,8 @@ def test_a_tokenizer_from_elsewhere(tokenless: Path, tiny: HookedTransformer) ->
     wanted = tiny.generate(PROMPT, 3, temperature=0.0, verbose=False)
     assert graphlens("generate", tokenless, PROMPT, "-n", "3", "--tokenizer", "tiny-gpt2").stdout == f"{wanted}\n"
     assert "--tokenizer FOLDER" in refused("run", tokenless, PROMPT)
-    assert f"--tokenizer {tokenless}: there is no tokenizer.json there" in refused(
-        "run", "tiny-gpt2", "Hi", "--tokenizer", tokenless
-    )
+    said = refused("run", "tiny-gpt2", "Hi", "--tokenizer", tokenless)  # whose lines may end anywhere in a long path
+    assert f"--tokenizer{tokenless}:thereisnotokenizer.jsonthere" in "".join(said.split())
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_has_is_refused(tokenless: Path, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_a_newer_manifest_of_another_shape_is_still_called_newer(tiny_copy: Path
 
 def test_a_file_without_manifest_is_refused(tiny_copy: Path) -> None:
     rewrite(tiny_copy, lambda proto: proto.ClearField("metadata_props"))
-    refused(tiny_copy, "not a hooked file", "graphlens export", of=MODEL)
+    refused(tiny_copy, "has no hook points", "Use the hooked folder that it was made of", of=MODEL)
 
 
 @pytest.mark.parametrize(

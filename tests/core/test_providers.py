@@ -14,7 +14,7 @@ import pytest
 
 from graphlens import HookedTransformer
 from graphlens.errors import InputError, RuntimeUnavailable
-from graphlens.runtime import callbacks, choose_providers, open_session
+from graphlens.runtime import choose_providers, open_session, operators
 from graphlens.runtime.providers import require_active
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -189,7 +189,7 @@ def test_without_onnxruntime_extensions_only_hooks_are_unavailable(
         return None if name == "onnxruntime_extensions" else really(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    monkeypatch.setattr(callbacks, "library", None)
+    monkeypatch.setattr(operators, "library", None)
     model = HookedTransformer.from_onnx(tiny_copy, "cpu")
     logits, cache = model.run_with_cache(tokens)
     np.testing.assert_array_equal(logits, tiny(tokens))

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from graphlens import Ablate, ModelFileError, RunError
 from graphlens.metrics import LogitDiff
-from graphlens.runtime import open_session
+from graphlens.runtime import open_session, operators
+from graphlens.runtime.entry import Stoppable
 from graphlens.runtime.ort_errors import ort_errors
 from graphlens.runtime.sessions import Chain, save_optimised
 from tests.command_line import graphlens, sentence
@@ -68,8 +69,12 @@ def test_a_run_that_fails(model: bytes, feeds: dict[str, Any], told: str) -> Non
 
 def test_a_run_that_is_stopped_before_it_begins() -> None:
     session = open_session(PRODUCT, "cpu")
+
+    def stop(options: Stoppable) -> None:
+        options.terminate = True
+
     with pytest.raises(RunError, match="terminate"):
-        session.run(["z"], {"x": ONES, "y": ONES.T}, lambda stop: stop())
+        session.run(["z"], {"x": ONES, "y": ONES.T}, stop)
     np.testing.assert_array_equal(session.run(["z"], {"x": ONES, "y": ONES.T})[0], ONES @ ONES.T)
 
 
@@ -125,6 +130,7 @@ def test_a_library_of_operators_that_does_not_load(tmp_path: Path) -> None:
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every run fail as it does where there is no memory left."""
+    operators.callback_library()  # which makes a run of its own, once in a process
 
     def refuse(*_: object) -> None:
         state = onnxruntime.capi.onnxruntime_pybind11_state
