@@ -58,7 +58,7 @@ def test_no_field_is_left_out() -> None:
     unlike = {
         "model_name", "original_architecture", "n_ctx", "n_ctx_trained", "dtype",  # of a tiny model that has no name there
         "post_norm_only", "rotary_short", "output_logits_scale", "n_token_types", "residual_norms",  # ours alone
-        "image_size", "patch_size", "n_channels",  # of vision models
+        "image_size", "patch_size", "n_channels", "pre_norm_encoder",  # of adopted models alone
         "final_rms", "late_mlp_bias",  # of models from TransformerLens's configs: see tests/parity/test_lens_configs.py
     }  # fmt: skip
     assert {field.name for field in fields(ModelConfig)} == {*SAME, *apart, *unlike}
