@@ -1,4 +1,4 @@
-"""Writes CONTRIBUTING.md's plan of the package: ``python tools/house.py``, or ``--check`` to be told that it is stale.
+"""Writes CONTRIBUTING.md's plan of the package: ``python -m tools.house``, or ``--check`` to be told that it is stale.
 
 The plan is made of the first docstring line of each folder's ``__init__.py``, and of HOUSE: which folder may import which
 others. ``tests/core/test_imports.py`` holds every import to the same HOUSE.
@@ -6,14 +6,14 @@ others. ``tests/core/test_imports.py`` holds every import to the same HOUSE.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from pathlib import Path
 
+from tools.generated import with_part, write_or_check
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
-BEGIN, END = "<!-- written by tools/house.py: begin -->", "<!-- written by tools/house.py: end -->"
 
 # Folder -> the other folders that it may import. All may import the errors.
 HOUSE: dict[str, tuple[str, ...]] = {
@@ -84,25 +84,12 @@ def table() -> list[str]:
 
 def page() -> str:
     """CONTRIBUTING.md with the plan as it has to be."""
-    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} lacks the lines {BEGIN!r} and {END!r} that the plan goes between.")
-    return "\n".join([before + BEGIN, "", *diagram(), "", *table(), "", END + after])
+    return with_part(PAGE, "tools/house.py", [*diagram(), "", *table()])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the page, or with ``--check`` compares it. Returns the exit code: 1 for a stale page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
-    wanted = page()
-    if parser.parse_args(arguments).check:
-        if PAGE.read_text(encoding="utf-8") != wanted:
-            print(f"{PAGE.name} is stale: run python tools/house.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return write_or_check(PAGE, page, "python -m tools.house", __doc__, arguments)
 
 
 if __name__ == "__main__":

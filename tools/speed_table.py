@@ -1,19 +1,19 @@
-"""Writes docs/speed.md's table: ``python tools/speed_table.py``, or ``--check`` to be told that it is stale.
+"""Writes docs/speed.md's table: ``python -m tools.speed_table``, or ``--check`` to be told that it is stale.
 
 Every figure is taken from a row of the pages docs/benchmarks*.md, which a command of tools/bench printed; none is made here.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.generated import with_part, write_or_check
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/speed.md"
-BEGIN, END = "<!-- written by tools/speed_table.py: begin -->", "<!-- written by tools/speed_table.py: end -->"
 
 
 @dataclass(frozen=True)
@@ -100,25 +100,12 @@ def table() -> list[str]:
 
 def page() -> str:
     """docs/speed.md as it has to be."""
-    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} lacks the lines {BEGIN!r} and {END!r} that the table goes between.")
-    return "\n".join([before + BEGIN, "", *table(), "", END + after])
+    return with_part(PAGE, "tools/speed_table.py", table())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the page, or with ``--check`` compares it. Returns the exit code: 1 for a stale page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
-    wanted = page()
-    if parser.parse_args(arguments).check:
-        if PAGE.read_text(encoding="utf-8") != wanted:
-            print(f"{PAGE.name} is stale: run python tools/speed_table.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return write_or_check(PAGE, page, "python -m tools.speed_table", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes docs/transformerlens.md's table of TransformerLens 3.9's public API: what is the same, what differs, what is absent.
 
-    python tools/transformerlens_api.py            # or --check, to be told that the page is stale
+    python -m tools.transformerlens_api            # or --check, to be told that the page is stale
 
 It walks TransformerLens's modules and looks at the live objects of both libraries: names, arguments, their order and defaults.
 What it cannot see (another number, another error) and why something is absent stands in graphlens/lens/reasons.toml.
@@ -8,7 +8,6 @@ What it cannot see (another number, another error) and why something is absent s
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
 import importlib
@@ -21,10 +20,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from tools.generated import with_part, write_or_check
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "transformerlens.md"
-BEGIN = "<!-- written by tools/transformerlens_api.py: begin -->"
-END = "<!-- written by tools/transformerlens_api.py: end -->"
 SAME, DIFFERENT, ABSENT = "same", "different", "absent"
 
 
@@ -408,25 +407,12 @@ def table(found: list[Module]) -> list[str]:
 
 def page() -> str:
     """docs/transformerlens.md with the table as it has to be."""
-    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE.name} lacks the lines {BEGIN!r} and {END!r} that the table goes between.")
-    return "\n".join([before + BEGIN, "", *table(modules()), "", END + after])
+    return with_part(PAGE, "tools/transformerlens_api.py", table(modules()))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the page, or with ``--check`` compares it. Returns the exit code: 1 for a stale page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
-    check = parser.parse_args(arguments).check
-    wanted = page()
-    if check and PAGE.read_text(encoding="utf-8") != wanted:
-        print(f"{PAGE.name} is stale: run python tools/transformerlens_api.py", file=sys.stderr)
-        return 1
-    if not check:
-        PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return write_or_check(PAGE, page, "python -m tools.transformerlens_api", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,7 @@ if TYPE_CHECKING:
     from graphlens.surgery.page_graph import PageGraph
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
-LARGEST_FILE = (
-    100_000_000  # bytes of a page in one file: what a browser still reads in seconds, and mail and chat pass on
-)
+LARGEST_FILE = 100_000_000  # bytes of a page in one file: a browser reads that in seconds, and mail and chat pass it on
 MOST_WEIGHTS = 2_000_000_000  # bytes: WebAssembly has 4 GB, for the weights, their packed copies and the run
 _PROBES = ("Two  spaces, a\ttab\nand don't 1234567", "naïve café 北京 🙂", "x", " <|endoftext|> y")
 _COMPARED = 8  # logits that a page compares with Python's when it opens

@@ -68,7 +68,7 @@ def dead_links(page: Path, text: str) -> list[str]:
 
 
 def test_the_plan_of_the_package_is_not_stale() -> None:
-    assert house.main(["--check"]) == 0, "run python tools/house.py"
+    assert house.main(["--check"]) == 0, "run python -m tools.house"
 
 
 def test_a_stale_plan_is_told_and_written_anew(
@@ -79,7 +79,7 @@ def test_a_stale_plan_is_told_and_written_anew(
     page.write_text(good.replace("| `graphlens/model/` |", "| `graphlens/models/` |"), encoding="utf-8")
     monkeypatch.setattr(house, "PAGE", page)
     assert house.main(["--check"]) == 1
-    assert "python tools/house.py" in capsys.readouterr().err
+    assert "python -m tools.house" in capsys.readouterr().err
     assert house.main([]) == 0
     assert page.read_text(encoding="utf-8") == good
     page.write_text("# A page without the two lines", encoding="utf-8")

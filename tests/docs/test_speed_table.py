@@ -11,7 +11,7 @@ from tools import speed_table
 
 
 def test_the_table_is_not_stale() -> None:
-    assert speed_table.main(["--check"]) == 0, "run python tools/speed_table.py"
+    assert speed_table.main(["--check"]) == 0, "run python -m tools.speed_table"
 
 
 def test_a_figure_is_the_pages() -> None:
@@ -41,6 +41,6 @@ def test_a_stale_table_is_told_and_written_anew(
     assert page.read_text(encoding="utf-8") != good
     monkeypatch.setattr(speed_table, "PAGE", page)
     assert speed_table.main(["--check"]) == 1
-    assert "speed_table.py" in capsys.readouterr().err
+    assert "python -m tools.speed_table" in capsys.readouterr().err
     assert speed_table.main([]) == 0
     assert page.read_text(encoding="utf-8") == good

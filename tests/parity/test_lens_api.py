@@ -20,7 +20,7 @@ def test_the_committed_table_is_what_the_generator_prints(
     found: list[api.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "modules", lambda: found)
-    assert api.main(["--check"]) == 0, "run python tools/transformerlens_api.py"
+    assert api.main(["--check"]) == 0, "run python -m tools.transformerlens_api"
 
 
 def test_nothing_is_absent_without_a_reason(found: list[api.Module]) -> None:
