@@ -13,7 +13,7 @@ from graphlens.analysis.drift_figures import Apart, Bools, apart, counted
 from graphlens.analysis.drift_result import Drifted, DriftResult
 from graphlens.errors import InputError
 from graphlens.experiments.drift_run import ENDS, LOGITS, OtherT, Progress, Side, step_of
-from graphlens.experiments.stepped_run import At, Firing, SteppedRun
+from graphlens.experiments.stepped_run import At, Company, Firing, SteppedRun
 from graphlens.file.names import split_name
 
 RESID_PRE = "hook_resid_pre"
@@ -86,9 +86,10 @@ class Comparison(Generic[ArrayT, OtherT]):
             InputError: An activation has another shape in the other model.
         """
         read = self._end if self._keep or not self._ends_in_a_hook() else ""
-        first = self._stepped(self._right, self._store, self._early, read)
-        second = self._stepped(self._wrong, self._compare, self._waits, read)
-        third = self._stepped(self._wrong, self._force, self._waits, "")
+        company = Company()
+        first = self._stepped(self._right, self._store, self._early, read, company)
+        second = self._stepped(self._wrong, self._compare, self._waits, read, company)
+        third = self._stepped(self._wrong, self._force, self._waits, "", company)
         runs = [first, second, third]
         try:
             for step in range(self.count):
@@ -100,15 +101,16 @@ class Comparison(Generic[ArrayT, OtherT]):
                 for each in runs:
                     each.advance()
         finally:
+            company.over = True  # first: a Ctrl-C while one of them is waited for must not leave the others
             for each in runs:
                 each.close()
         self._ends = [each.result for each in (first, second) if each.result is not None] if read else []
 
     def _stepped(
-        self, side: Side[ArrayT] | Side[OtherT], at: At, waits: Callable[[Firing], bool], read: str
+        self, side: Side[ArrayT] | Side[OtherT], at: At, waits: Callable[[Firing], bool], read: str, company: Company
     ) -> SteppedRun[Array | None]:
         """A run of a side, with a call at each shared hook point."""
-        return SteppedRun(lambda passing: side.run(passing, self._shared, read), at, waits)
+        return SteppedRun(lambda passing: side.run(passing, self._shared, read), at, waits, company)
 
     def _ends_in_a_hook(self) -> bool:
         """True if the last hook point holds the logits, so that they need not be handed out."""

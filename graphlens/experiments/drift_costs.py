@@ -14,7 +14,7 @@ from graphlens.analysis.drift_result import Drifted, DriftResult
 from graphlens.errors import GraphlensError, InputError
 from graphlens.experiments.drift_comparison import Kept, logits_apart, put_in
 from graphlens.experiments.drift_run import ENDS, LOGITS, OtherT, Progress, Side, step_of
-from graphlens.experiments.stepped_run import Firing, SteppedRun
+from graphlens.experiments.stepped_run import Company, Firing, SteppedRun
 from graphlens.experiments.sweep_metrics import Measure, Measuring, called
 from graphlens.file.names import split_name
 
@@ -123,9 +123,9 @@ class Costs(Generic[ArrayT, OtherT]):
                 stored[firing[0]] = activation
             return activation
 
-        limit = 0
+        limit, company = 0, Company()
         reference = SteppedRun(
-            lambda passing: self._right.run(passing, hooks), store, lambda firing: step[firing[0]] > limit
+            lambda passing: self._right.run(passing, hooks), store, lambda firing: step[firing[0]] > limit, company
         )
         try:
             for limit in sorted({step[hook] for hook in hooks}):
@@ -135,6 +135,7 @@ class Costs(Generic[ArrayT, OtherT]):
                     found[hook] = self._shares(self._patched(hook, stored.pop(hook)))
                     progress.advance()
         finally:
+            company.over = True  # before a step at which a Ctrl-C may come
             reference.close()
         return found
 

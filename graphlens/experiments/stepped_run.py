@@ -21,6 +21,19 @@ class _Given(RunError):
     """Ends a run that nobody waits for any more."""
 
 
+_LOOK = 0.5  # seconds after which a run that waits looks whether it is wanted at all
+
+
+class Company:
+    """Runs that end together.
+
+    Attributes:
+        over: Set to True it ends all of them, wherever they are. To set it takes a single step, in which no Ctrl-C can come.
+    """
+
+    over = False
+
+
 class SteppedRun(Generic[Result]):
     """A run in a thread of its own that only computes while ``advance`` is waiting for it.
 
@@ -30,18 +43,20 @@ class SteppedRun(Generic[Result]):
         run: Makes the run. It is given a function to call at each hook point, in firing order.
         at: Is called there while the run goes on.
         waits: True where the run may not go on yet; it is asked again by each ``advance``.
+        company: The runs that it ends with.
 
     Attributes:
         result: What ``run`` gave, once it is done.
         done: True then.
     """
 
-    def __init__(self, run: Callable[[Passing], Result], at: At, waits: Callable[[Firing], bool]) -> None:
-        self._run, self._at, self._waits = run, at, waits
+    def __init__(
+        self, run: Callable[[Passing], Result], at: At, waits: Callable[[Firing], bool], company: Company
+    ) -> None:
+        self._run, self._at, self._waits, self._company = run, at, waits, company
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._given_up = False
         self._fired: dict[str, int] = {}
         self.result: Result | None = None
         self.done = False
@@ -64,17 +79,17 @@ class SteppedRun(Generic[Result]):
             raise error
 
     def close(self) -> None:
-        """Ends the run, wherever it is."""
-        self._given_up = True
+        """Ends the run and its company, wherever they are, and waits for this one's end."""
+        self._company.over = True
         if self._thread is not None and self._thread.is_alive():
             self._go.release()
             self._thread.join()
         self.done = True
 
     def _work(self) -> None:
-        self._go.acquire()
+        self._wait()
         try:
-            if not self._given_up:
+            if not self._company.over:
                 self.result = self._run(self._passing)
         except BaseException as error:  # noqa: BLE001  # raised in the thread that waits for the run
             if not isinstance(error, _Given):
@@ -82,13 +97,18 @@ class SteppedRun(Generic[Result]):
         self.done = True
         self._back.release()
 
+    def _wait(self) -> None:
+        """Waits for ``advance`` or the end. Who ends the run may be interrupted before it says so here."""
+        while not self._go.acquire(timeout=_LOOK) and not self._company.over:
+            pass
+
     def _passing(self, name: str, activation: Array) -> Array:
         """Called by the run at a hook point: waits there while it has to."""
         firing = name, self._fired.get(name, 0)
-        while not self._given_up and self._waits(firing):
+        while not self._company.over and self._waits(firing):
             self._back.release()
-            self._go.acquire()
-        if self._given_up:
+            self._wait()
+        if self._company.over:
             raise _Given("this run was given up.")
         self._fired[name] = firing[1] + 1
         return self._at(firing, activation)

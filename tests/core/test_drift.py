@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from graphlens.analysis.drift_figures import apart, signal_to_noise
 from graphlens.errors import GraphlensError, HookResultError, InputError
 from graphlens.experiments.drift_comparison import Comparison
 from graphlens.experiments.drift_run import Side, requests
-from graphlens.experiments.stepped_run import SteppedRun
+from graphlens.experiments.stepped_run import Company, SteppedRun
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Drifted, DriftResult
 from graphlens.pipelines.hub import embedded_model
@@ -478,12 +480,12 @@ def test_a_run_that_nobody_waits_for_ends() -> None:
         seen.append(firing[0])
         return x
 
-    stepped = SteppedRun(run, at, lambda firing: firing[0] == "b")
+    stepped = SteppedRun(run, at, lambda firing: firing[0] == "b", Company())
     stepped.advance()
     assert (seen, stepped.done) == (["a"], False)
     stepped.close()
     assert (seen, stepped.result) == (["a"], None)
-    whole = SteppedRun(run, at, lambda firing: False)
+    whole = SteppedRun(run, at, lambda firing: False, Company())
     whole.advance()
     assert (whole.done, whole.result) == (True, 7)
 
@@ -517,3 +519,33 @@ def test_a_graphlens_error_names_the_missing_package(monkeypatch: pytest.MonkeyP
     first = with_weight(opened(), "blocks.0.attn.W_O", 0.123)
     with pytest.raises(GraphlensError, match="onnxruntime-extensions"):
         graphlens.drift(first, first, prompts[0], verbose=False)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
+def test_a_ctrl_c_at_any_moment_ends_a_drift_and_leaves_nothing(
+    pair: tuple[Model, Model], prompts: tuple[Array, Array]
+) -> None:
+    def run() -> dict[str, object]:
+        return graphlens.drift(*pair, prompts[0], verbose=False).to_dict()
+
+    started = time.perf_counter()
+    expected = run()
+    lasts, before, interrupted = time.perf_counter() - started, threading.active_count(), 0
+    earlier = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for share in np.random.default_rng(6).uniform(0.02, 0.9, 20):
+            signal.setitimer(signal.ITIMER_REAL, float(share) * lasts)
+            try:
+                while True:  # a quick run may have ended before
+                    run()
+            except KeyboardInterrupt:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+    until = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (interrupted, threading.active_count()) == (20, before), threading.enumerate()
+    assert run() == expected
+    assert all(model.runner.active().plain for model in pair)
