@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphlens import HookedTransformer, adopt
+from graphlens import Ablate, HookedTransformer, Steer, adopt
 from graphlens.metrics import LogitDiff
 from graphlens.patching import Site, sweep
 from tests.foreign_decoder import D_MLP, HEADS, LAYERS, VOCAB, decoder, forward
@@ -133,3 +133,32 @@ def test_scores_are_patched_where_masked_ones_are_infinite(tmp_path: Path, token
         expected = np.asarray(METRIC(forward(CORRUPTED, edit=put)[0]))
         np.testing.assert_allclose(found.values[index], expected, rtol=0, atol=5e-5, err_msg=str(site))
         assert np.abs(expected - base).max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["edits", "hooks"])
+def test_what_is_active_counts_in_every_patch(kind: str, model: HookedTransformer) -> None:
+    """Before, in and behind the block that is patched. At one place edits come first, then the patch, then hooks."""
+    clean = {name: value.astype(np.float32) for name, value in forward(CLEAN, None)[1].items()}
+    sites = [Site(f"blocks.{layer}.{hook}", position=4) for layer in range(LAYERS) for hook in HOOKS]
+    z, mid = "blocks.0.attn.hook_z", f"blocks.{LAYERS - 1}.hook_resid_mid"
+    vector = np.linspace(-1, 1, clean["hook_embed"].shape[-1], dtype=np.float32)
+    larger = ("hook_embed", "blocks.0.hook_mlp_out") if kind == "hooks" else ()
+    if kind == "edits":
+        active = model.intervene([Ablate(z, heads=1), Steer(mid, vector)])
+    else:
+        active = model.hooks([(name, lambda x, hook: x * np.float32(1.5)) for name in larger])
+    with active:
+        found = sweep(model, CORRUPTED, sites, clean, METRIC, verbose=False)
+    for index, site in enumerate(sites):
+
+        def put(name: str, value: Array, site: Site = site) -> Array:
+            if kind == "edits" and name == z:
+                value[:, :, 1] = 0
+            if kind == "edits" and name == mid:
+                value = value + vector
+            if name == site.hook:
+                value[:, site.position] = clean[name][:, site.position]
+            return value * 1.5 if name in larger else value
+
+        expected = np.asarray(METRIC(forward(CORRUPTED, None, edit=put)[0]))
+        np.testing.assert_allclose(found.values[index], expected, rtol=0, atol=5e-5, err_msg=str(site))

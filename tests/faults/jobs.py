@@ -134,6 +134,13 @@ def hooked(folder: Path, place: str, **names: str) -> str:
     return which(folder, logits, **names)
 
 
+def found_shared(folder: Path) -> str:
+    """What ``save_pretrained`` left: a whole folder with its card, or nothing."""
+    found = hooked(folder, "out", new="a")
+    assert (found == ABSENT) == (not (folder / "out" / "README.md").exists())
+    return found
+
+
 def plain_logits(path: Path) -> np.ndarray:
     """The logits of a folder's graph by ONNX Runtime alone."""
     options = onnxruntime.SessionOptions()
@@ -454,6 +461,11 @@ JOBS: dict[str, Job] = {
     ),
     "save": Job(
         copies(b="hooked_b"), lambda f: surgery.save(load(f / "b"), f / "out"), lambda f: hooked(f, "out", new="b")
+    ),
+    "save_pretrained": Job(
+        copies(**{"in": "hooked_a"}),
+        lambda f: HookedTransformer.from_onnx(f / "in", "cpu").save_pretrained(f / "out"),
+        found_shared,
     ),
     "bake": Job(
         copies(**{"in": "hooked_a"}),
