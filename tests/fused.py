@@ -14,7 +14,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from graphlens import surgery
-from graphlens.surgery.unfuse import Unfused
+from graphlens.surgery.unfusing import Unfused
 
 Array = npt.NDArray[Any]
 MICROSOFT = "com.microsoft"

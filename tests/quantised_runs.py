@@ -19,7 +19,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 import graphlens
 from graphlens.deploy import write_stripped
 from graphlens.surgery.match import Match
-from graphlens.surgery.unfuse.unrounded import unrounded
+from graphlens.surgery.unfusing.unrounded import unrounded
 from tests.matched import activations, opened, values_of
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from graphlens.surgery.unfuse import expand, opsets, unknown
+from graphlens.surgery.unfusing import expand, opsets, unknown
 from tools.generated import with_part, write_or_check
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "operators.md"

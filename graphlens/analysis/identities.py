@@ -202,7 +202,7 @@ def identities(
 
     The residual allowed is 1e-5 relative to the sizes of what is added up, entry by entry. In float16 it is 8 times the
     dtype's eps (0.0078). Padding is left out. No more is allowed where a graph rounds its activations to integers: its
-    identities are those of the same graph without its quantisers (``surgery.unfuse.unrounded``).
+    identities are those of the same graph without its quantisers (``surgery.unfusing.unrounded``).
 
     Args:
         activations: Hook name -> activation, with TransformerLens's axes. Identities of hook points that are not there are

@@ -91,11 +91,14 @@ class Intervention(AtHook):
     def __post_init__(self) -> None:
         if not isinstance(self.hook, str):
             raise InputError(f"hook must be a hook point's name, not {type(self.hook).__name__}.")
-        for name in ("strict", "allow_nonfinite"):
-            self._set(name, checked_number(getattr(self, name), f"{type(self).__name__}.{name}", bool))
+        for name, flag in (("strict", self.strict), ("allow_nonfinite", self.allow_nonfinite)):
+            if flag is not True and flag is not False:  # a sweep makes thousands of interventions
+                self._set(name, checked_number(flag, f"{type(self).__name__}.{name}", bool))
         self._set(self.operand, number(getattr(self, self.operand), f"{type(self).__name__}.{self.operand}"))
         for field in FIELDS:
-            self._set(field, plain(getattr(self, field), field))
+            selection = getattr(self, field)
+            if selection is not None:
+                self._set(field, plain(selection, field))
         if not self.allow_nonfinite and not np.isfinite(self.array).all():
             raise InputError(
                 f"{self.label}: its {self.operand} holds NaN or infinities. Pass allow_nonfinite=True if they are meant."

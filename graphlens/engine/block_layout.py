@@ -73,7 +73,7 @@ class BlockLayout:
         Args:
             layer: The block.
         """
-        return self.has(layer, ROTATED["attn.hook_q"])
+        return layer in self._rotating
 
     def compared(self, layer: int) -> tuple[str, str, str]:
         """The full names of a block's queries and keys as they are compared, and of its values.
@@ -81,8 +81,23 @@ class BlockLayout:
         Args:
             layer: The block.
         """
-        q, k, v = (in_block(layer, ROTATED.get(name, name) if self.rotates(layer) else name) for name in QKV)
-        return q, k, v
+        return self._compared[layer]
+
+    @cached_property
+    def _rotating(self) -> frozenset[int]:
+        """The blocks whose queries and keys are rotated."""
+        return frozenset(layer for layer in range(self.n_layers) if self.has(layer, ROTATED["attn.hook_q"]))
+
+    @cached_property
+    def _compared(self) -> list[tuple[str, str, str]]:
+        """What ``compared`` returns, block by block: sweeps ask for it at every step."""
+        q, k, v = QKV
+        plain, rotated = (q, k, v), (ROTATED[q], ROTATED[k], v)
+        return [
+            (in_block(layer, names[0]), in_block(layer, names[1]), in_block(layer, names[2]))
+            for layer in range(self.n_layers)
+            for names in (rotated if self.rotates(layer) else plain,)
+        ]
 
     def neurons(self, layer: int, name: str) -> list[str]:
         """The full names of the hook points that together with one of an MLP's neurons are all that its output needs.

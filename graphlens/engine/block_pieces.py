@@ -74,17 +74,18 @@ class BlockPieces:
             raise InputError(f"{engine.manifest.config.model_name} was adopted: {WHOLE_BLOCKS}.")
         self._engine = engine
         self._max_rows = max_rows
+        self._reads: dict[int, set[str]] = {}
         self.layout = BlockLayout.of(engine)
 
     # To and in attention
 
-    def compared(self, layer: int, resid_pre: Array, positions: Array) -> list[Array]:
+    def compared(self, layer: int, resid_pre: Array, positions: Array | None) -> list[Array]:
         """Queries and keys as they are compared, and values, each [tokens, heads, d_head].
 
         Args:
             layer: The block.
             resid_pre: hook_resid_pre [tokens, d_model].
-            positions: int64 [tokens], read where queries and keys are rotated.
+            positions: int64 [tokens]; None where the block does not rotate queries and keys.
         """
         given = {in_block(layer, RESID_PRE): resid_pre}
         return self._turned(layer, given, self.layout.compared(layer), positions)
@@ -111,7 +112,9 @@ class BlockPieces:
         Args:
             layer: The block.
         """
-        return set(_SEEN) & set(self._attention(layer).inputs)
+        if layer not in self._reads:
+            self._reads[layer] = set(_SEEN) & set(self._attention(layer).inputs)
+        return self._reads[layer]
 
     def z(self, layer: int, q: Array, k: Array, v: Array, seen: Mapping[str, Array]) -> Array:
         """hook_z from queries and keys as they are compared, and values.
@@ -208,10 +211,11 @@ class BlockPieces:
             {in_block(layer, name): array for name, array in given.items()}, [in_block(layer, output)]
         )[0]
 
-    def _turned(self, layer: int, given: Mapping[str, Array], outputs: Sequence[str], positions: Array) -> list[Array]:
+    def _turned(
+        self, layer: int, given: Mapping[str, Array], outputs: Sequence[str], positions: Array | None
+    ) -> list[Array]:
         """Runs a piece that may rotate queries and keys."""
-        also = {POSITIONS: positions} if self.layout.rotates(layer) else {}
-        return self._rowwise(given, outputs, also)
+        return self._rowwise(given, outputs, {} if positions is None else {POSITIONS: positions})
 
     def _rowwise(
         self, given: Mapping[str, Array], outputs: Sequence[str], also: Mapping[str, Array] = {}

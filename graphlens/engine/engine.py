@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphlens.engine.block_pieces import Proof
+from graphlens.engine.collecting import uncollected
 from graphlens.engine.feeding import ensure_heeded, gate_feeds, run_with_callbacks, without_idle_inputs
 from graphlens.engine.footprint import Footprints
 from graphlens.engine.opened_files import OpenedFiles
@@ -64,6 +65,7 @@ class Engine:
         InputError: ``n_ctx`` is not between 1 and what the model was trained for.
     """
 
+    @uncollected
     def __init__(self, path: str | os.PathLike[str], providers: Providers = None, n_ctx: int | None = None) -> None:
         from graphlens import surgery
 

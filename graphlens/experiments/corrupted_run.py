@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -127,7 +128,15 @@ class CorruptedRun:
         Args:
             hook: Its own name.
         """
-        return self.runner.engine.hooks(self.request.plan)[hook]
+        return self._entries[hook]
+
+    @cached_property
+    def _entries(self) -> Mapping[str, HookEntry]:
+        return self.runner.engine.hooks(self.request.plan)
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        return axis_sizes(self.runner.config)
 
     def changed(self, hook: str) -> Array:
         """Which elements a patch of the whole activation would change.
@@ -151,8 +160,7 @@ class CorruptedRun:
         Returns:
             bool, broadcasting to the activation; None if this run has none of them.
         """
-        sizes = axis_sizes(self.runner.config)
-        return gate.compose([site.patch()], self.entry(site.hook), sizes, self.request.window).get("where")
+        return gate.compose([site.patch()], self.entry(site.hook), self._sizes, self.request.window).get("where")
 
     def patch(self, site: Site, activation: Array) -> Patch:
         """The intervention that puts a site's part of an activation in its place.

@@ -90,7 +90,8 @@ class Entering:
             residual: Its resid_pre from the first position on.
         """
         few = np.ascontiguousarray(residual[:, :, : stop - start])
-        found = self._pieces.compared(layer, few.reshape(-1, few.shape[-1]), self.positions(start, few.shape[:3]))
+        positions = self.positions(start, few.shape[:3]) if self._layout.rotates(layer) else None
+        found = self._pieces.compared(layer, few.reshape(-1, few.shape[-1]), positions)
         return {
             letter: self._replaced(name, start, new, few.shape[:3])
             for letter, name, new in zip("qkv", self._layout.compared(layer), found, strict=True)

@@ -13,7 +13,7 @@ from graphlens.analysis.arrays import Array
 from graphlens.engine.block_layout import ATTN_OUT, RESID_POST, RESID_PRE, BlockLayout
 from graphlens.engine.block_pieces import BlockPieces, Proof
 from graphlens.errors import GraphlensError
-from graphlens.experiments.columns import columns
+from graphlens.experiments.columns import Columns
 from graphlens.experiments.corrupted_run import CorruptedRun
 from graphlens.experiments.recompute import Recomputation
 from graphlens.experiments.stages import ADDED, RESULT, Kept, Variant, needed
@@ -128,6 +128,8 @@ def _unembedding(run: CorruptedRun, pieces: BlockPieces) -> str:
         return ""
     last = run.activations[in_block(run.n_layers - 1, RESID_POST)][:, -1]
     hidden = pieces.end(np.ascontiguousarray(last), UNEMBEDDED)[None, :, None]
-    found = columns(run.runner, hidden, np.broadcast_to(run.probed, (run.batch, len(run.probed))))[0]
+    found = Columns(run.runner, np.broadcast_to(run.probed, (run.batch, len(run.probed))), hidden.dtype).logits(hidden)[
+        0
+    ]
     apart = float(np.abs(found - run.probe).max())
     return "W_U" if apart <= _PROVED * max(float(np.abs(run.probe).max()), 1e-3) else ""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.metric import Metric
+from graphlens.analysis.metric_inputs import Needs
 from graphlens.engine.block_pieces import BlockPieces
 from graphlens.errors import InputError
-from graphlens.experiments.columns import columns
+from graphlens.experiments.columns import Columns
 from graphlens.experiments.corrupted_run import CorruptedRun
 from graphlens.experiments.sweep_metrics import called
 from graphlens.file.io_names import LOGITS
@@ -28,6 +30,7 @@ class Readout:
 
     def __init__(self, run: CorruptedRun, pieces: BlockPieces, by_columns: bool) -> None:
         self._run, self._pieces, self._by_columns = run, pieces, by_columns
+        self._columns: dict[int, Columns] = {}  # by metric
 
     def values(self, indices: Sequence[int], start: int, residual: Array) -> list[Array]:
         """Each metric's values, [variant] or [variant, b].
@@ -41,13 +44,11 @@ class Readout:
         Raises:
             InputError: For a metric that is NaN.
         """
-        run, read = self._run, self._run.measuring.read()
+        run, read = self._run, self._read
         if run.logits is not None:
             return self._of_whole_logits(run.logits, start, residual)
         offset, found = 0, []
-        for metric in run.measuring.metrics:
-            assert isinstance(metric, Metric)
-            needs = metric.needs(run.batch, run.length)
+        for number, (metric, needs) in enumerate(self._needs):
             if read is None:  # all positions of one metric: those before the first are the corrupted run's
                 here = self._with_earlier(residual, start)
                 here = here if needs.positions is None else here[:, np.arange(run.batch)[:, None], needs.positions]
@@ -58,7 +59,10 @@ class Readout:
             if needs.tokens is None or not self._by_columns:
                 values = self._in_slices(metric, here)
             else:
-                values = metric.of(columns(run.runner, self._end(here, UNEMBEDDED), needs.tokens))
+                hidden = self._end(here, UNEMBEDDED)
+                if number not in self._columns:
+                    self._columns[number] = Columns(run.runner, needs.tokens, hidden.dtype)
+                values = metric.of(self._columns[number].logits(hidden))
             values = metric.reduced(values)
             if np.isnan(values).any():
                 raise InputError(
@@ -66,6 +70,16 @@ class Readout:
                 )
             found.append(values)
         return found
+
+    @cached_property
+    def _read(self) -> Array | None:
+        return self._run.measuring.read()
+
+    @cached_property
+    def _needs(self) -> list[tuple[Metric, Needs]]:
+        """The metrics, where each is a function of some positions, and what it reads."""
+        run = self._run
+        return [(one, one.needs(run.batch, run.length)) for one in run.measuring.metrics if isinstance(one, Metric)]
 
     def _end(self, residual: Array, output: str) -> Array:
         found = self._pieces.end(residual.reshape(-1, residual.shape[-1]), output)

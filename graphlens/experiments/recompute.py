@@ -28,11 +28,13 @@ MAX_BATCH_TOKENS = 1024  # how many tokens are computed at once, where a call do
 class _Start:
     """Variants that start at the same position: their indices, and their arrays [variant, batch, position, ...].
 
-    The arrays' names are those of ``Entering``.
+    The arrays' names are those of ``Entering``. ``seen`` keeps what ``Recomputation.seen`` makes, by name, for a block with
+    queries at all positions from the start on.
     """
 
     indices: list[int] = field(default_factory=list)
     arrays: dict[str, Array] = field(default_factory=dict)
+    seen: dict[str, Array] = field(default_factory=dict)
 
     def join(self, indices: list[int], arrays: Mapping[str, Array]) -> None:
         if self.indices:
@@ -112,15 +114,13 @@ class Recomputation:
         for layer in range(min(layer for layer, _ in entering), self._layers):
             narrow = self._narrow and layer == self._layers - 1
             self._enter(starts, entering, layer, Stage.RESID_PRE)
-            for start, entered in starts.items():
-                shape = entered.arrays["resid_pre"].shape[:3]
-                entered.arrays["positions"] = self._entering.positions(start, shape).reshape(shape)
-            _by_token(
-                starts,
-                ["resid_pre", "positions"],
-                ["q", "k", "v"],
-                lambda r, p, at=layer: self._pieces.compared(at, r, p),
-            )
+            taken = ["resid_pre"]
+            if self._layout.rotates(layer):
+                taken.append("positions")
+                for start, entered in starts.items():
+                    shape = entered.arrays["resid_pre"].shape[:3]
+                    entered.arrays["positions"] = self._entering.positions(start, shape).reshape(shape)
+            _by_token(starts, taken, ["q", "k", "v"], lambda r, p=None, at=layer: self._pieces.compared(at, r, p))
             self._enter(starts, entering, layer, Stage.QKV)
             for start, entered in starts.items():
                 self._attend(layer, start, entered, narrow)
@@ -191,7 +191,7 @@ class Recomputation:
         k, v = (self._whole(name, arrays[letter], start) for name, letter in zip(names[1:], "kv", strict=True))
         seen = {
             name: np.tile(each, (len(q), 1, 1, 1)) if each.ndim == 4 and len(each) > 1 else each
-            for name, each in self._seen(layer, queries).items()
+            for name, each in self._seen(layer, queries, {} if narrow else entered.seen).items()
         }
         z = self._pieces.z(layer, q.reshape(-1, *q.shape[2:]), k, v, seen)
         entered.arrays = {"resid_pre": residual, "z": z.reshape(q.shape)}
@@ -211,22 +211,22 @@ class Recomputation:
         Returns:
             What ``BlockPieces.z`` takes; masks are [b or 1, 1, end, end].
         """
-        return self._seen(layer, np.broadcast_to(np.arange(self.end), (self.batch, self.end)))
+        return self._seen(layer, np.broadcast_to(np.arange(self.end), (self.batch, self.end)), {})
 
-    def _seen(self, layer: int, queries: Array) -> dict[str, Array]:
-        """The same for queries at these positions [b, queries]."""
-        away = np.arange(self.end) - queries[:, :, None]
-        found = {}
-        for name in self._pieces.reads(layer):
+    def _seen(self, layer: int, queries: Array, made: dict[str, Array]) -> dict[str, Array]:
+        """The same for queries at these positions [b, queries]; ``made`` keeps what other blocks made for them."""
+        reads = self._pieces.reads(layer)
+        for name in reads - made.keys():
+            away = np.arange(self.end) - queries[:, :, None]
             if name == DISTANCE:
-                found[name] = np.minimum(away[0], 0).astype(self._kept.activations[self._last].dtype)
+                made[name] = np.minimum(away[0], 0).astype(self._kept.activations[self._last].dtype)
                 continue
             near = (away <= 0) & (away > -self._reach(name))
             if self._kept.tokens.all() and (queries == queries[0]).all():
-                found[name] = near[:1, None]
+                made[name] = near[:1, None]
             else:
-                found[name] = (near & self._kept.tokens[:, None, : self.end])[:, None]
-        return found
+                made[name] = (near & self._kept.tokens[:, None, : self.end])[:, None]
+        return {name: made[name] for name in reads}
 
     def _reach(self, mask: str) -> int:
         """How many tokens back a mask lets queries see, themselves included."""

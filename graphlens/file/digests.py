@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from graphlens.errors import ModelFileError
 from graphlens.file.folder import cache_root, write_whole
@@ -21,8 +21,7 @@ MOST = 1_000  # records in the cache; the oldest go first
 TAKEN: dict[Mark, str] = {}  # what this process knows
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """What changes when a file is written or replaced.
 
     Attributes:
@@ -157,4 +156,5 @@ def _remember(mark: Mark, sha256: str) -> None:
         if len(records) >= MOST:
             for record in sorted(records, key=lambda path: path.stat().st_mtime)[: MOST // 2]:
                 record.unlink(missing_ok=True)
-        write_whole(place, json.dumps({"mark": asdict(mark), "sha256": sha256}).encode())
+        said = {name: getattr(mark, name) for name in Mark.__annotations__}
+        write_whole(place, json.dumps({"mark": said, "sha256": sha256}).encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 # Inputs of the whole model: tokens int64 [b, p], and what may be fed beside them.
 INPUT_IDS = "input_ids"
 PIXELS = "pixel_values"  # of vision models in their place: float32 [b, channels, height, width]
@@ -35,6 +37,7 @@ SEED = "gradient_seed"
 SEED_POSITIONS, SEED_TOKENS = "gradient_seed_positions", "gradient_seed_tokens"
 
 
+@functools.lru_cache(4096)  # a generated token asks for all of them
 def past_input(layer: int | str, part: str) -> str:
     """The input that takes the earlier keys or values of a layer.
 
@@ -44,6 +47,7 @@ def past_input(layer: int | str, part: str) -> str:
     return f"past_key_values.{layer}.{part}"
 
 
+@functools.lru_cache(4096)
 def present_output(layer: int | str, part: str) -> str:
     """The output that gives the keys or values of a layer, earlier ones included.
 

@@ -98,7 +98,7 @@ def chained(
 
 def is_expert(name: str) -> bool:
     """True if the integers at a hook point are numbers of experts, and not tokens."""
-    return split_name(name)[1] == CHOSEN_EXPERTS
+    return name.endswith(CHOSEN_EXPERTS) and split_name(name)[1] == CHOSEN_EXPERTS
 
 
 def untupled(function: HookFunction) -> HookFunction:

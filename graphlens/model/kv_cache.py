@@ -14,8 +14,8 @@ from graphlens.edits.gate import Window
 from graphlens.errors import InputError, InputTypeError, checked_number, warn
 from graphlens.file.io_names import ATTENTION_MASK, KEY_AND_VALUE, POSITION_IDS, past_input, present_output
 from graphlens.file.model_config import ModelConfig
+from graphlens.model.kv_entry import KEY, VALUE, border_of, checked_past
 from graphlens.model.kv_entry import KeyValueCacheEntry as KeyValueCacheEntry
-from graphlens.model.kv_entry import border_of, checked_past
 from graphlens.model.limits import longest
 from graphlens.runtime.types import Feed
 
@@ -281,7 +281,7 @@ class KeyValueCache:
             self.mask = np.concatenate([self.mask, mask], 1)
             length = self.length
             for layer, entry in enumerate(self.entries):
-                key, value = (present.get(present_output(layer, part)) for part in KEY_AND_VALUE)
+                key, value = present.get(present_output(layer, KEY)), present.get(present_output(layer, VALUE))
                 if key is not None and value is not None:
                     entry.put(key, value, length)
 

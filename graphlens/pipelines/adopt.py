@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from graphlens.file.model_config import ModelConfig
     from graphlens.surgery.adopted.hooks import Seen
     from graphlens.surgery.match.records import Match, View
-    from graphlens.surgery.unfuse import Unfused
+    from graphlens.surgery.unfusing import Unfused
 
 
 _WINDOWED = (
@@ -147,8 +147,8 @@ def _adopted(
     from graphlens.surgery.graph import write_manifest
     from graphlens.surgery.match import match
     from graphlens.surgery.quantised import rounds_together
-    from graphlens.surgery.unfuse.channels import BLOCKED
-    from graphlens.surgery.unfuse.expand import unfuse
+    from graphlens.surgery.unfusing.channels import BLOCKED
+    from graphlens.surgery.unfusing.expand import unfuse
 
     stated = read_config(config, original)
     model = load_foreign(original)

@@ -16,7 +16,7 @@ from graphlens.pipelines.adopt_mask import ensure_masks, looks_ahead
 from graphlens.pipelines.adopt_probe import LENGTH, Probe, image_probe, open_written, padded_probe, stepped
 from graphlens.pipelines.adopt_quantisers import Quantisers, ensure_finite, lost, runs
 from graphlens.surgery.adoptable import STILL
-from graphlens.surgery.unfuse.unrounded import rounds_products, unrounded
+from graphlens.surgery.unfusing.unrounded import rounds_products, unrounded
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -23,7 +23,7 @@ from graphlens.runtime.sessions import Session, open_session
 from graphlens.surgery.adoptable import STILL
 from graphlens.surgery.adopted.hooks import Seen
 from graphlens.surgery.match.records import Ports
-from graphlens.surgery.unfuse.channels import BLOCKED
+from graphlens.surgery.unfusing.channels import BLOCKED
 
 BATCH, LENGTH = 3, 11  # of the run that tells shapes: sizes that models seldom have
 _SHAPE = "graphlens/shape/"  # what the shape of a value is called, and its place

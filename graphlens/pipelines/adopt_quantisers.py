@@ -14,7 +14,7 @@ from graphlens.analysis.identity_rounding import rounding
 from graphlens.errors import ModelFileError
 from graphlens.pipelines.adopt_probe import open_written
 from graphlens.surgery.adoptable import STILL
-from graphlens.surgery.unfuse.unrounded import DOMAINS, MOVES, content_of
+from graphlens.surgery.unfusing.unrounded import DOMAINS, MOVES, content_of
 
 if TYPE_CHECKING:
     from graphlens.analysis.identity_records import Identity

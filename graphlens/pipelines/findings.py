@@ -79,8 +79,8 @@ def findings(model: ir.Model, file: Path) -> Findings:
         ModelFileError: It is no transformer that graphlens knows.
     """
     from graphlens.surgery.match import match  # matching is many modules, and most files need none
-    from graphlens.surgery.unfuse.channels import BLOCKS
-    from graphlens.surgery.unfuse.expand import unfuse
+    from graphlens.surgery.unfusing.channels import BLOCKS
+    from graphlens.surgery.unfusing.expand import unfuse
 
     with making_sense(file):
         unfused = unfuse(model, block=BLOCKS[0])  # nothing is computed: any will do

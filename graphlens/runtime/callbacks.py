@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from sys import getprofile, gettrace
 from types import SimpleNamespace
 from typing import NoReturn, TypeVar
 
@@ -58,7 +59,7 @@ class PythonCalls:
     """
 
     def __init__(self, callbacks: Mapping[int, Callback]) -> None:
-        self._callbacks = callbacks
+        self._callbacks = {str(place): callback for place, callback in callbacks.items()}  # as calls name them
         self._id = next(_run_ids)
         self._tracing: Tracing | None = None
         self._interrupted = False
@@ -95,13 +96,14 @@ class PythonCalls:
         if entry.reinstall is not None:
             entry.reinstall()
         _ensure_room(_ROOM)
-        answers, watched = entry.answers(self), False
+        turn, before, watched = entry.Turn(self), here.turn, False
+        answers = entry.answers(self, turn)
         next(answers)
-        throw, around = here.throw, here.calls
-        here.throw, here.calls = answers.throw, self
+        turn.throw = answers.throw
+        here.turn = turn
         try:
             self._tracing = switched_off()
-            watched = ctrl_c.begin(self, around)
+            watched = ctrl_c.begin(self, before.calls)
             result = work()
         except GraphlensError:
             if self.error is None and not self._interrupted:
@@ -114,9 +116,9 @@ class PythonCalls:
             if self.error is None:
                 return result
         finally:
-            here.throw, here.calls = throw, around
+            here.turn = before
             if watched:
-                ctrl_c.end(around)
+                ctrl_c.end(before.calls)
             if self._tracing is not None:
                 self._tracing.on()
         if self.error is None:
@@ -152,13 +154,13 @@ class PythonCalls:
         if self._tracing is not None:
             self._tracing.on()
         try:
-            return np.asarray(self._callbacks[int(attributes["index"])](activation), order="C")
+            return np.asarray(self._callbacks[attributes["index"]](activation), order="C")
         except Enough as error:
             self.error = error
             self.options.terminate = True
             return activation[:0]
         finally:
-            self._tracing = switched_off()
+            self._tracing = switched_off() if gettrace() is not None or getprofile() is not None else None
 
     def interrupt(self) -> None:
         """Stops the run: Python is about to raise KeyboardInterrupt. May be called from any thread."""

@@ -74,17 +74,32 @@ def elsewhere(called: BaseException) -> _Iter:
     return answer.__iter__
 
 
-class Here(threading.local):
-    """Where a thread's calls go. It is called through ``throw``.
+class Turn:
+    """Whose calls a thread answers.
+
+    Args:
+        calls: The run's; None where the thread makes no run.
 
     Attributes:
         throw: Takes a call and gives the ``__iter__`` of its answer.
-        calls: The run that the thread is making, the innermost where a hook runs a model itself.
     """
 
-    __call__ = property(operator.attrgetter("throw"))
-    throw: Callable[[BaseException], object] = staticmethod(elsewhere)
-    calls: Calls | None = None
+    __slots__ = ("calls", "throw")
+
+    def __init__(self, calls: Calls | None = None) -> None:
+        self.throw: Callable[[BaseException], object] = elsewhere
+        self.calls = calls
+
+
+class Here(threading.local):
+    """Where a thread's calls go. It is called through ``turn.throw``.
+
+    Attributes:
+        turn: That of the run that the thread is making, the innermost where a hook runs a model itself.
+    """
+
+    __call__ = property(operator.attrgetter("turn.throw"))
+    turn = Turn()
 
 
 here = Here()
@@ -96,12 +111,13 @@ class Called(BaseException):
     __iter__ = property(here)
 
 
-def answers(calls: Calls) -> Generator[object, BaseException, None]:
+def answers(calls: Calls, turn: Turn) -> Generator[object, BaseException, None]:
     """Answers the calls that are thrown into it. What the functions raise is kept, and stops the run, as does what a signal
     handler raises here.
 
     Args:
         calls: The functions.
+        turn: Whose ``throw`` is that of this generator, but while a function is called.
 
     Yields:
         The ``__iter__`` of each answer.
@@ -116,7 +132,7 @@ def answers(calls: Calls) -> Generator[object, BaseException, None]:
                 activation, run = inputs
                 # In this clause: Python 3.12 looks for signals where it is left.
                 answer = (op, activation.shape, activation).__iter__
-            throw, here.throw = here.throw, elsewhere
+            throw, turn.throw = turn.throw, elsewhere
             try:
                 result = calls.call(activation, run, attributes)
                 answer = (op, result.shape, result).__iter__().__iter__  # an iterator lets go of what it has given
@@ -125,12 +141,12 @@ def answers(calls: Calls) -> Generator[object, BaseException, None]:
                 if calls.error is None:
                     calls.error = error
                 calls.options.terminate = True
-            here.throw = throw
+            turn.throw = throw
             del inputs, activation  # or they would be kept until the next call
     except GeneratorExit:
         return
     except BaseException as error:
-        here.throw = elsewhere
+        turn.throw = elsewhere
         if calls.error is None:
             calls.error = error
         calls.options.terminate = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,14 @@ Attribute = int | float | str | Sequence[int] | ir.Graph
 """What a node's attribute may be given as."""
 
 
-@lru_cache(maxsize=32)
-def _parsed(text: str, where: str) -> Manifest:
-    """The manifest that a text holds. A model and its copies share one text, so it is parsed once for all of them."""
+_parsed: dict[str, Manifest] = {}  # by text: a model and its copies share one, so it is parsed once for all of them
+_MOST_PARSED = 32
+
+
+def _manifest(text: str, where: str) -> Manifest:
+    """The manifest that a text holds."""
+    if text in _parsed:
+        return _parsed[text]
     found = Manifest.from_json(text, where)
     for name, entry in found.hooks.items():
         strange = [axis for axis in entry.axes if axis not in AXES]
@@ -31,6 +35,9 @@ def _parsed(text: str, where: str) -> Manifest:
             raise ModelFileError(
                 f"{where}: the manifest gives {name!r} the axis {strange[0]!r}, which there is not. Export the model again."
             )
+    for oldest in list(_parsed)[: 1 - _MOST_PARSED]:
+        _parsed.pop(oldest, None)  # another thread may have been here
+    _parsed[text] = found
     return found
 
 
@@ -72,7 +79,7 @@ def manifest_in(metadata: Mapping[str, str], where: str, producer: str | None = 
             f"{where}: no graphlens manifest, so this is not a hooked file. Make one: graphlens export of "
             "a checkpoint, graphlens adopt of an ONNX file that another program wrote."
         )
-    found = _parsed(text, where)
+    found = _manifest(text, where)
     # Mappings of the caller's own: editing one must not reach what the next reader gets.
     return replace(
         found,

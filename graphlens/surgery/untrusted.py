@@ -7,7 +7,6 @@ known way to read outside the folder, to exhaust memory or time, or to run forei
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -125,15 +124,14 @@ def check_graph(model: ir.Model, file: Path, kind: FileKind | None = "edited") -
             seen.add(node.op_type)
     expanded = _expanded_nodes(model, file)
     embedded = external = 0
-    files: set[str] = set()
+    sizes: dict[str, int] = {}  # of the weights files, by location
     for tensor in _tensors(model, file):
         if kind is None and tensor.dtype == ir.DataType.STRING and not isinstance(tensor, ir.ExternalTensor):
             continue
         size = _tensor_bytes(tensor, file)
         if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor, size, file.parent)
+            _check_external(tensor, size, file.parent, sizes)
             external += size
-            files.add(str(tensor.location))
         else:
             embedded += size
         if embedded + external > MAX_TENSOR_BYTES:
@@ -147,7 +145,7 @@ def check_graph(model: ir.Model, file: Path, kind: FileKind | None = "edited") -
             f"{onnx.defs.onnx_opset_version()}. Refused."
         )
     _check_order(model.graph, set(), file)
-    return CheckReport(expanded, embedded, external, tuple(sorted(files)), tuple(sorted(seen - OPERATORS["exported"])))
+    return CheckReport(expanded, embedded, external, tuple(sorted(sizes)), tuple(sorted(seen - OPERATORS["exported"])))
 
 
 def _check_order(graph: ir.Graph, around: set[ir.Value], file: Path, depth: int = 0) -> None:
@@ -364,9 +362,21 @@ def _tensor_bytes(tensor: ir.TensorProtocol, file: Path) -> int:
     return math.ceil(elements)
 
 
-def _check_external(tensor: ir.ExternalTensor, size: int, folder: Path) -> None:
-    """Refuses a tensor whose data do not lie, whole, in a file of the folder."""
+def _check_external(tensor: ir.ExternalTensor, size: int, folder: Path, sizes: dict[str, int]) -> None:
+    """Refuses a tensor whose data do not lie, whole, in a file of the folder. ``sizes`` keeps those of the files found right."""
     location = str(tensor.location)
+    if location not in sizes:
+        sizes[location] = _size_of(location, tensor, folder)
+    offset, length = tensor.offset or 0, tensor.length if tensor.length is not None else size
+    if offset < 0 or length != size or offset + length > sizes[location]:
+        raise ModelFileError(
+            f"{folder / location}: tensor {tensor.name!r} asks for bytes {offset:,} to {offset + length:,}, which do not fit "
+            f"its shape or the file ({sizes[location]:,} bytes). The file was shortened or the graph altered."
+        )
+
+
+def _size_of(location: str, tensor: ir.ExternalTensor, folder: Path) -> int:
+    """The size of the file that a tensor's data lie in, which is in the folder."""
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     if any(location.startswith(marker) for marker in _MEMORY_MARKERS):
         raise ModelFileError(f"{folder}: tensor {tensor.name!r} points into ONNX Runtime's own memory.")
@@ -377,9 +387,4 @@ def _check_external(tensor: ir.ExternalTensor, size: int, folder: Path) -> None:
         inside(folder, location)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: the weights file is missing. Put it back, or export the model again.") from error
-    offset, length = tensor.offset or 0, tensor.length if tensor.length is not None else size
-    if offset < 0 or length != size or offset + length > os.stat(path).st_size:
-        raise ModelFileError(
-            f"{path}: tensor {tensor.name!r} asks for bytes {offset:,} to {offset + length:,}, which do not fit its shape "
-            f"or the file ({os.stat(path).st_size:,} bytes). The file was shortened or the graph altered."
-        )
+    return path.stat().st_size

@@ -51,16 +51,17 @@ class Fake:
 @pytest.fixture
 def entered() -> Any:
     """Has this thread's calls answered by some callbacks until the end of a test."""
-    before, kept = here.throw, []
+    before, kept = here.turn, []
 
     def enter(calls: Fake) -> None:
-        answers = entry.answers(calls)
+        here.turn = turn = entry.Turn(calls)
+        answers = entry.answers(calls, turn)
         next(answers)
         kept.append(answers)
-        here.throw = answers.throw
+        turn.throw = answers.throw
 
     yield enter
-    here.throw = before
+    here.turn = before
 
 
 def called(*, before: Callable[[], object] = int) -> tuple[int, tuple[int, ...], np.ndarray]:

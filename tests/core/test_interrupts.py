@@ -523,7 +523,7 @@ def test_a_run_interrupted_at_any_step_leaves_nothing_behind(tiny: HookedTransfo
             with interrupted_at(step, callbacks, ctrl_c):
                 found = tiny.run_with_hooks(tokens, fwd_hooks=[(Z, double)])
         except KeyboardInterrupt:
-            assert here.calls is None, step
+            assert here.turn.calls is None, step
             again = tiny.run_with_hooks(tokens, fwd_hooks=[(Z, double)])
             np.testing.assert_array_equal(again, expected)
             assert signal.set_wakeup_fd(-1) == -1, step

@@ -16,14 +16,14 @@ import graphlens
 from graphlens import HookedTransformer, surgery
 from graphlens.surgery.operators import OPERATORS
 from graphlens.surgery.sizes import Sizes, short_shape
-from graphlens.surgery.unfuse.table import RULES as UNFUSED
+from graphlens.surgery.unfusing.table import RULES as UNFUSED
 from graphlens.surgery.untrusted import MAX_FUNCTION_NODES
 from tests.core.test_hostile_files import branching, calling, functions
 from tests.damage import Change, refused, rewrite
 
 ROOT = Path(graphlens.__file__).parent
 # Whose code makes nodes of graphs that others exported.
-FOREIGN = ("surgery/unfuse", "surgery/rules", "surgery/adopted", "surgery/token_sizes.py")
+FOREIGN = ("surgery/unfusing", "surgery/rules", "surgery/adopted", "surgery/token_sizes.py")
 
 
 def constant(proto: onnx.ModelProto, name: str, numbers: int | list[int]) -> str:

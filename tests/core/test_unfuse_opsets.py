@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphlens import surgery
 from graphlens.errors import InputError, ModelFileError
-from graphlens.surgery.unfuse.opsets import LEAST
+from graphlens.surgery.unfusing.opsets import LEAST
 from tests.fused import MICROSOFT, RNG, Array, Fused, normal, run, run_unfused, same
 
 X = normal(0, 2, 3, 4, 5)

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from graphlens import surgery
-from graphlens.surgery.unfuse.expand import table
-from graphlens.surgery.unfuse.table import RUNTIME, SCHEMA, rule
-from graphlens.surgery.unfuse.unknown import KEPT
+from graphlens.surgery.unfusing.expand import table
+from graphlens.surgery.unfusing.table import RUNTIME, SCHEMA, rule
+from graphlens.surgery.unfusing.unknown import KEPT
 from tests.fused import MICROSOFT, Fused, normal
 from tools.operators_table import main
 

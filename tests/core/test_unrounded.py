@@ -19,7 +19,7 @@ from graphlens.errors import ModelFileError
 from graphlens.pipelines.adopt_quantisers import ensure_finite
 from graphlens.surgery.foreign import load_foreign
 from graphlens.surgery.match.records import Match
-from graphlens.surgery.unfuse.unrounded import rounds_products, unrounded
+from graphlens.surgery.unfusing.unrounded import rounds_products, unrounded
 from tests import foreign_decoder
 from tests.quantised_runs import prompts, statically
 

@@ -28,7 +28,7 @@ _LATE = (
     "rich.table", "rich.panel", "rich.markup", "safetensors.numpy", "tokenizers", "typer.testing", "huggingface_hub",
     "onnx_ir", "graphlens.pipelines.inspect", "graphlens.pipelines.findings", "graphlens.pipelines.expose",
     "graphlens.pipelines.adopt", "graphlens.pipelines.adopt_identities", "graphlens.pipelines.adopt_weights",
-    "graphlens.surgery.match", "graphlens.surgery.unfuse.expand",
+    "graphlens.surgery.match", "graphlens.surgery.unfusing.expand",
 )  # fmt: skip
 
 

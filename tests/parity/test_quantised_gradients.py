@@ -15,7 +15,7 @@ from onnx_ir.tape import Tape
 from graphlens import InputError, embedded_model, surgery
 from graphlens.file.io_names import SEED
 from graphlens.file.manifest import HookEntry
-from graphlens.surgery.differentiate import straight_through
+from graphlens.surgery.differentiating import straight_through
 from graphlens.surgery.graph import install, numbered, write_manifest
 from tests.one_operator import Array, weights_of
 

@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 
 from graphlens.errors import ModelFileError
-from graphlens.surgery.unfuse.building import Builder, Workshop, given, integer, real, taken, wanted
-from graphlens.surgery.unfuse.filling import fill
-from graphlens.surgery.unfuse.kinds import rank_of
-from graphlens.surgery.unfuse.placing import install
+from graphlens.surgery.unfusing.building import Builder, Workshop, given, integer, real, taken, wanted
+from graphlens.surgery.unfusing.filling import fill
+from graphlens.surgery.unfusing.kinds import rank_of
+from graphlens.surgery.unfusing.placing import install
 
 LEAST = 20
 _OLDEST = 7  # before it, operators broadcast by attributes

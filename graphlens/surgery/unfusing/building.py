@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.surgery.graph import Attribute
-from graphlens.surgery.unfuse.filling import fill
-from graphlens.surgery.unfuse.kinds import dtype_of
+from graphlens.surgery.unfusing.filling import fill
+from graphlens.surgery.unfusing.kinds import dtype_of
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

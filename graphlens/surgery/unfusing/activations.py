@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import Builder, given, real, taken
-from graphlens.surgery.unfuse.table import rule
+from graphlens.surgery.unfusing.building import Builder, given, real, taken
+from graphlens.surgery.unfusing.table import rule
 
 
 @rule("com.microsoft::FastGelu", variants="with and without bias")

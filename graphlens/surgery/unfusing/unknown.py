@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.table import name_of
+from graphlens.surgery.unfusing.table import name_of
 
 _LINEAR = "is left as it is: it is a matrix product, or looks up rows, with weights that are stored in fewer bits."
 _BLOCKS = "has no rule: its cache is in blocks that a table in its inputs orders."

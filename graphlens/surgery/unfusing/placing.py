@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from graphlens.surgery.graph import replace_value
-from graphlens.surgery.unfuse.building import Builder
+from graphlens.surgery.unfusing.building import Builder
 
 
 def install(node: ir.Node, builder: Builder, found: Iterable[ir.Value | None]) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphlens.surgery.graph import let_read
-from graphlens.surgery.unfuse.building import Builder, Workshop
-from graphlens.surgery.unfuse.kinds import constant_of
+from graphlens.surgery.unfusing.building import Builder, Workshop
+from graphlens.surgery.unfusing.kinds import constant_of
 
 _MOVES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Transpose"})
 _PRODUCTS = frozenset({"MatMul", "Gemm"})

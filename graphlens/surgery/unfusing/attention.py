@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import (
+from graphlens.surgery.unfusing.building import (
     Builder,
     Kept,
     given,
@@ -15,9 +15,9 @@ from graphlens.surgery.unfuse.building import (
     taken,
     wanted,
 )
-from graphlens.surgery.unfuse.kinds import last_size, rank_of
-from graphlens.surgery.unfuse.scores import Scoring, attend, causal, joined_heads, split_heads
-from graphlens.surgery.unfuse.table import rule
+from graphlens.surgery.unfusing.kinds import last_size, rank_of
+from graphlens.surgery.unfusing.scores import Scoring, attend, causal, joined_heads, split_heads
+from graphlens.surgery.unfusing.table import rule
 
 _FILTER = -10000.0  # what is added to the scores of padding, unless an attribute says otherwise
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import Builder, Kept, given, integer, real, refuse, taken
-from graphlens.surgery.unfuse.kinds import last_size, rank_of
-from graphlens.surgery.unfuse.table import SCHEMA, rule
+from graphlens.surgery.unfusing.building import Builder, Kept, given, integer, real, refuse, taken
+from graphlens.surgery.unfusing.kinds import last_size, rank_of
+from graphlens.surgery.unfusing.table import SCHEMA, rule
 
 
 def turned(

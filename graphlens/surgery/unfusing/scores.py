@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import Builder
-from graphlens.surgery.unfuse.kinds import dtype_of, last_size, sizes_of
+from graphlens.surgery.unfusing.building import Builder
+from graphlens.surgery.unfusing.kinds import dtype_of, last_size, sizes_of
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import HALVES, Builder, given, integer, real, refuse, taken, wanted
-from graphlens.surgery.unfuse.kinds import Size, dtype_of, rank_of, sizes_of
-from graphlens.surgery.unfuse.scores import Scoring, attend, both, causal, joined_heads, repeated, split_heads
-from graphlens.surgery.unfuse.table import rule
+from graphlens.surgery.unfusing.building import HALVES, Builder, given, integer, real, refuse, taken, wanted
+from graphlens.surgery.unfusing.kinds import Size, dtype_of, rank_of, sizes_of
+from graphlens.surgery.unfusing.scores import Scoring, attend, both, causal, joined_heads, repeated, split_heads
+from graphlens.surgery.unfusing.table import rule
 
 
 @rule(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import onnx
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.kinds import MICROSOFT, Size, Sizes, constant_of, dtype_of, numbers_of, sizes_of
+from graphlens.surgery.unfusing.kinds import MICROSOFT, Size, Sizes, constant_of, dtype_of, numbers_of, sizes_of
 
 _BROADCASTING = """
     Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul

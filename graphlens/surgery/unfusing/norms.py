@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import HALVES, Builder, Kept, given, integer, real, taken, wanted
-from graphlens.surgery.unfuse.kinds import rank_of, sizes_of
-from graphlens.surgery.unfuse.table import rule
+from graphlens.surgery.unfusing.building import HALVES, Builder, Kept, given, integer, real, taken, wanted
+from graphlens.surgery.unfusing.kinds import rank_of, sizes_of
+from graphlens.surgery.unfusing.table import rule
 
 _ON_THE_WAY = ("Mul", "Cast", "Reshape", "Identity", "DequantizeLinear", "QuantizeLinear", "Transpose")
 _PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "MatMulNBits", "MatMulIntegerToFloat", "QLinearMatMul", "QGemm")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import Builder, given, integer, real, taken, wanted
-from graphlens.surgery.unfuse.norms import normalised
-from graphlens.surgery.unfuse.table import rule
+from graphlens.surgery.unfusing.building import Builder, given, integer, real, taken, wanted
+from graphlens.surgery.unfusing.norms import normalised
+from graphlens.surgery.unfusing.table import rule
 
 
 @rule(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphlens.surgery.graph import Attribute
-from graphlens.surgery.unfuse.building import Builder, Kept, given, integer, refuse, taken
-from graphlens.surgery.unfuse.kinds import sizes_of
-from graphlens.surgery.unfuse.table import rule
+from graphlens.surgery.unfusing.building import Builder, Kept, given, integer, refuse, taken
+from graphlens.surgery.unfusing.kinds import sizes_of
+from graphlens.surgery.unfusing.table import rule
 
 BLOCKED = "com.microsoft.nchwc"
 BLOCKS = (8, 16)  # channels that ONNX Runtime takes at once, by the processor

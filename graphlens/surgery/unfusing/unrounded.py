@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.kinds import constant_of, dtype_of
+from graphlens.surgery.unfusing.kinds import constant_of, dtype_of
 
 # What moves integers and computes nothing: it moves the numbers that they stand for as well.
 MOVES = frozenset(

@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphlens.surgery.graph import let_read, replace_value
-from graphlens.surgery.unfuse.attention import attended
-from graphlens.surgery.unfuse.building import Builder, Kept, Workshop, given, integer, real, refuse, taken
-from graphlens.surgery.unfuse.channels import window
-from graphlens.surgery.unfuse.kinds import constant_of, rank_of, sizes_of
-from graphlens.surgery.unfuse.table import SCHEMA, rule
+from graphlens.surgery.unfusing.attention import attended
+from graphlens.surgery.unfusing.building import Builder, Kept, Workshop, given, integer, real, refuse, taken
+from graphlens.surgery.unfusing.channels import window
+from graphlens.surgery.unfusing.kinds import constant_of, rank_of, sizes_of
+from graphlens.surgery.unfusing.table import SCHEMA, rule
 
 _STEP = "to one step of the output's quantiser"
 

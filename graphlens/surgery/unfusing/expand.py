@@ -11,7 +11,7 @@ import onnx_ir.passes.common as common_passes
 
 from graphlens.errors import InputError
 from graphlens.surgery.graph import drop_unused
-from graphlens.surgery.unfuse import (
+from graphlens.surgery.unfusing import (
     Unfused,
     activations,
     attention,
@@ -24,14 +24,14 @@ from graphlens.surgery.unfuse import (
     rotary,
     standard,
 )
-from graphlens.surgery.unfuse.building import Builder, Kept, Workshop
-from graphlens.surgery.unfuse.filling import fill
-from graphlens.surgery.unfuse.opsets import LEAST, raised
-from graphlens.surgery.unfuse.placing import install
-from graphlens.surgery.unfuse.quantised import joined
-from graphlens.surgery.unfuse.relus import restore_relus
-from graphlens.surgery.unfuse.table import RULES, Rule, name_of
-from graphlens.surgery.unfuse.unknown import why_kept
+from graphlens.surgery.unfusing.building import Builder, Kept, Workshop
+from graphlens.surgery.unfusing.filling import fill
+from graphlens.surgery.unfusing.opsets import LEAST, raised
+from graphlens.surgery.unfusing.placing import install
+from graphlens.surgery.unfusing.quantised import joined
+from graphlens.surgery.unfusing.relus import restore_relus
+from graphlens.surgery.unfusing.table import RULES, Rule, name_of
+from graphlens.surgery.unfusing.unknown import why_kept
 
 # Importing a file of rules puts its rules into the table.
 _FILES = (activations, attention, channels, embeddings, grouped, norms, products, quantised, rotary, standard)

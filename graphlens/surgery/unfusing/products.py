@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphlens.surgery.graph import Attribute
-from graphlens.surgery.unfuse.building import Builder, Kept, given, integer, real, refuse, taken
-from graphlens.surgery.unfuse.kinds import rank_of
-from graphlens.surgery.unfuse.table import SCHEMA, rule
+from graphlens.surgery.unfusing.building import Builder, Kept, given, integer, real, refuse, taken
+from graphlens.surgery.unfusing.kinds import rank_of
+from graphlens.surgery.unfusing.table import SCHEMA, rule
 
 
 def _rank(value: ir.Value) -> int:

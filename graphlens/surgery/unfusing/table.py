@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import Builder
+from graphlens.surgery.unfusing.building import Builder
 
 Function = Callable[[Builder, ir.Node], list[ir.Value | None]]
 """Makes the values that take the place of a node's outputs; None for one that nothing reads."""

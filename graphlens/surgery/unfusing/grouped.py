@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphlens.surgery.unfuse.building import (
+from graphlens.surgery.unfusing.building import (
     HALVES,
     Builder,
     given,
@@ -18,11 +18,11 @@ from graphlens.surgery.unfuse.building import (
     taken,
     wanted,
 )
-from graphlens.surgery.unfuse.kinds import last_size
-from graphlens.surgery.unfuse.norms import normalised
-from graphlens.surgery.unfuse.rotary import looked_up, turned
-from graphlens.surgery.unfuse.scores import Scoring, attend, both, joined_heads, repeated, split_heads
-from graphlens.surgery.unfuse.table import rule
+from graphlens.surgery.unfusing.kinds import last_size
+from graphlens.surgery.unfusing.norms import normalised
+from graphlens.surgery.unfusing.rotary import looked_up, turned
+from graphlens.surgery.unfusing.scores import Scoring, attend, both, joined_heads, repeated, split_heads
+from graphlens.surgery.unfusing.table import rule
 
 
 @dataclass(frozen=True)
