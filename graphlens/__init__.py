@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphlens.experiments.drift import drift
+    from graphlens.experiments.pairs import sweep_pairs
     from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
@@ -86,6 +87,7 @@ _HOMES = {
     "LogitDiff": "graphlens.analysis.metrics",
     "process_weights": "graphlens.surgery",
     "sweep": "graphlens.experiments.sweep",
+    "sweep_pairs": "graphlens.experiments.pairs",
     **dict.fromkeys(
         (
             "ExportError",
@@ -141,6 +143,7 @@ __all__ = [
     "get_act_name",
     "process_weights",
     "sweep",
+    "sweep_pairs",
     "write_adapter",
     "write_drivable",
 ]
