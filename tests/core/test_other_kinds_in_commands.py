@@ -1,4 +1,4 @@
-"""``graphlens cache``, ``run`` and ``report`` on encoders and vision models: the API's numbers, and a sentence where there are none."""
+"""``graphlens cache``, ``run`` and ``report`` on encoders and vision models: the numbers are the API's."""
 
 from __future__ import annotations
 
