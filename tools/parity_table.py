@@ -75,6 +75,8 @@ largest here is {worst:.1e}. Cache order is firing order, and equal.
 
 Measured with {versions}, on {platform.machine()}, {os.cpu_count()} cores.
 
+![The largest differences from TransformerLens 3.9, hook points read and edited](pictures/parity.svg)
+
 | TransformerLens 3.9 | graphlens | shape | read | edited | flag, other name |
 |---|---|---|---|---|---|
 {table}

@@ -1,7 +1,8 @@
 """Makes the pictures of README and docs: ``python -m tools.pictures``. Needs the extra ``cpu`` and Chromium.
 
-Each picture is one view of a run of an embedded model, photographed in headless Chromium; ``block.svg`` is drawn here, and
-``live.png`` is the live page with head 1.0 off (``--runtime``: the npm packages that it runs on, if it should not fetch them).
+A ``.png`` is one view of a run of an embedded model, photographed in headless Chromium; a ``.svg`` is drawn, here, in
+``tools/diagrams.py`` or, of a page's own table, in ``tools/page_charts.py``, and needs no browser. ``live.png`` is the live
+page with head 1.0 off (``--runtime``: the npm packages that it runs on, if it should not fetch them).
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tools.diagrams import CLEAN, CORRUPTED, DIAGRAMS
+from tools.page_charts import CHARTS
+
 if TYPE_CHECKING:
     from graphlens import ActivationCache, HookedTransformer
     from graphlens.views import View
@@ -22,8 +26,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "pictures"
-CLEAN = "When John and Mary went to the store, John gave a drink to"
-CORRUPTED = CLEAN.replace("John gave", "Mary gave")
 ANSWER, WRONG = " Mary", " John"
 
 
@@ -123,8 +125,6 @@ PICTURES: dict[str, tuple[Callable[[], View], int, Callable[[Page], None] | None
     "drift.png": (drift, 1000, None),
 }
 
-NAMES = (*PICTURES, "live.png", "block.svg")
-
 # One layer, from below: the residual stream in the middle, attention on the left, the MLP on the right.
 WIDE = 290  # of a box
 STREAM = {"hook_resid_pre": 562, "hook_resid_mid": 297, "hook_resid_post": 40}
@@ -188,6 +188,11 @@ def hook_names() -> set[str]:
     return {*STREAM, *(name for boxes in (LEFT, RIGHT) for _, names in boxes for name in names)}
 
 
+# Picture -> what draws it.
+DRAWN: dict[str, Callable[[], str]] = {"block.svg": block, **DIAGRAMS, **CHARTS}
+NAMES = (*PICTURES, "live.png", *DRAWN)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Makes all pictures, or those that are named."""
     parser = argparse.ArgumentParser(prog="python -m tools.pictures", description=(__doc__ or "").partition("\n")[0])
@@ -200,8 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no such picture: {', '.join(unknown)}; there are {', '.join(NAMES)}")
     asked.out.mkdir(parents=True, exist_ok=True)
-    if "block.svg" in names:
-        (asked.out / "block.svg").write_text(block(), encoding="utf-8")
+    for name in names:
+        if name in DRAWN:
+            (asked.out / name).write_text(DRAWN[name](), encoding="utf-8")
     if "live.png" in names:
         photograph_live(asked.out / "live.png", asked.runtime)
     shots = [name for name in names if name in PICTURES]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from graphlens import Ablate, HookedTransformer, Scale, Steer, embedded_model, interventions
+from graphlens import Ablate, HookedTransformer, Scale, Steer, embedded_model, interventions, views
 from graphlens.deploy import write_stripped
 
 model = HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
@@ -88,6 +88,13 @@ print(f"intact {difference(model(clean)):+.2f}, edited {difference(edited):+.2f}
 print(next_words(edited))
 assert difference(edited) > difference(model(clean)) + 5
 assert next_words(edited, 1)[0][0] == " Mary"
+
+# %% [markdown]
+# The logit lens of the edited run shows where the answer is decided: each row is a layer, each column a position.
+
+# %%
+_, edited_cache = model.run_with_interventions(clean, edits, names_filter=lambda name: True)
+views.lens(edited_cache, model.to_tokens(clean)[0], answer=" Mary", title="Logit lens, with both edits")
 
 # %% [markdown]
 # ## While generating

@@ -92,6 +92,8 @@ assert abs(in_node["difference"] - edited) < 1e-4
 #
 # `write_drivable` makes gates: inputs that scale a head, add a vector or replace a value. JavaScript needs them to be required
 # ([why](../drivable.md#inputs)), so each run feeds all of them. Here there is one gate with one kind, a factor for each head.
+#
+# ![A gate in the graph: the inputs scale, add, where and patch change what the hook point computes](../pictures/drivable.svg)
 
 # %%
 write_drivable(embedded_model(), "blocks.1.attn.hook_z", "driven", kinds=["scale"], required=True)

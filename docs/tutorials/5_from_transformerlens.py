@@ -120,6 +120,8 @@ assert float(gradients[0].abs().max()) > 0.01
 #
 # Version 4 has `TransformerBridge` and other names for hook points. graphlens has that class too. Old and new names mean the same
 # tensors.
+#
+# ![The names of TransformerLens 3.9 and 4 for the same tensors](../pictures/transformerlens4.svg)
 
 # %%
 from graphlens.transformer_lens4 import TransformerBridge

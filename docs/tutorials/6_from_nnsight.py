@@ -20,6 +20,8 @@
 # | reading | `.save()` in a trace | `run_with_cache` |
 # | an edit | an assignment in a trace | a Python hook, or a record such as `Ablate` |
 # | where it runs | torch | ONNX Runtime; also in Node, C++ and browsers |
+#
+# ![One layer and its hook points](../pictures/block.svg)
 
 # %%
 import warnings

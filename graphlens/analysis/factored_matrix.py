@@ -218,7 +218,17 @@ class FactoredMatrix:
         return self.A, self.B
 
     def unsqueeze(self, k: int) -> Self:
-        """With a leading axis of one at ``k``."""
+        """With a leading axis of one at ``k``.
+
+        Args:
+            k: Where the axis goes among the leading ones; negative ones count from the end, and the last two are the matrix.
+
+        Returns:
+            The same matrices, [..., 1, ..., l, r].
+
+        Raises:
+            InputIndexError: For a place that is not among the leading axes.
+        """
         k = checked_number(k, "k")
         at = k if k >= 0 else k + self.ndim + 1
         if not 0 <= at <= self.ndim - 2:
@@ -226,7 +236,14 @@ class FactoredMatrix:
         return type(self)(self._ops.unsqueeze(self.A, at), self._ops.unsqueeze(self.B, at))
 
     def get_corner(self, k: int = 3) -> Array:
-        """The first ``k`` entries along every axis."""
+        """The first ``k`` entries along every axis.
+
+        Args:
+            k: How many entries of each axis, 0 or more.
+
+        Returns:
+            [min(k, n) of each axis n]: leading axes too.
+        """
         k = checked_number(k, "k", least=0)
         corner: Array = (self.A[..., :k, :] @ self.B[..., :, :k])[(slice(k),) * self.ndim]
         return corner

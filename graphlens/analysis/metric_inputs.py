@@ -30,7 +30,14 @@ class Needs(Record):
     tokens: Array | None = None
 
     def gather(self, logits: Array) -> Array:
-        """The needed part [..., b, n, k or V] of logits [..., b, p, V]."""
+        """The part of logits that the metric reads.
+
+        Args:
+            logits: Float [..., b, p, V].
+
+        Returns:
+            [..., b, n, k or V]: a view where all is needed.
+        """
         if self.positions is not None:  # [n] and [b, n] alike, against rows [b, 1]
             logits = logits[..., np.arange(logits.shape[-3])[:, None], self.positions, :]
         return logits if self.tokens is None else picked(logits, self.tokens[:, None])

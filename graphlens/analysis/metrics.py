@@ -19,8 +19,9 @@ from typing import ClassVar, Self, cast
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput
-from graphlens.analysis.metric import Metric, Normalised, Positions, TokenIds, normalised
+from graphlens.analysis.metric import Metric, Positions, TokenIds
 from graphlens.analysis.metric_inputs import Needs, checked, kept, log_probability, one_hot, real_tokens
+from graphlens.analysis.normalised_metric import Normalised, normalised
 from graphlens.analysis.numerics import counted_pairs, log_softmax, softmax
 from graphlens.errors import InputError
 
@@ -288,7 +289,14 @@ class KLDivergence(MeanOfPositions):
         return None if self.position is None else super()._positions(length)
 
     def check(self, d_vocab: int) -> None:
-        """Raises InputError unless the reference is of a vocabulary of ``d_vocab``."""
+        """Refuses a vocabulary that the reference is not of.
+
+        Args:
+            d_vocab: The number of its tokens.
+
+        Raises:
+            InputError: Where the reference has another number.
+        """
         if self._logits.shape[-1] != d_vocab:
             raise InputError(f"KLDivergence.reference has {self._logits.shape[-1]} tokens; there are {d_vocab}.")
 

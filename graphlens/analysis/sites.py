@@ -73,7 +73,14 @@ class Site:
         object.__setattr__(self, "dims", patch.dims)
 
     def patch(self, value: ArrayInput = 0.0) -> Patch:
-        """The intervention that puts ``value`` there: a number, or the selected part of an activation."""
+        """The intervention that puts a value there.
+
+        Args:
+            value: A number, or an array shaped like the selected part of the activation.
+
+        Returns:
+            The Patch, which lets NaN and infinities in.
+        """
         return Patch(self.hook, value, heads=self.head, positions=self.position, dims=self.dims, allow_nonfinite=True)
 
     @property
@@ -117,6 +124,9 @@ def grid(
         axes: "layer", then any of "pos", "head", "neuron", "dest_pos" and "src_pos".
         ranges: The indices of each axis.
         labels: What to call them, where a number will not do.
+
+    Returns:
+        The sites, the last axis running fastest, with the axes' names and labels.
 
     Raises:
         InputError: For other axes.

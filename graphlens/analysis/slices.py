@@ -107,7 +107,14 @@ class Slice:
 
     @classmethod
     def unwrap(cls, slice_input: SliceInput) -> Slice:
-        """The Slice of an argument of run_with_cache, where an int keeps an axis of one."""
+        """The Slice of an argument of run_with_cache, where an int keeps an axis of one.
+
+        Args:
+            slice_input: An int, a slice, a list or array of ints, None for all, or a Slice.
+
+        Returns:
+            The Slice; of an int, one of that entry alone.
+        """
         given = cls(slice_input)
         if isinstance(given.slice, int) and not isinstance(slice_input, Slice):
             return cls([given.slice])

@@ -54,7 +54,20 @@ class Cache:
     activations: ByName
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
-        """The cached activation. Raises UnknownHookPoint where there is none, InputError for one of another shape."""
+        """The cached activation.
+
+        Args:
+            hook: The hook point's name.
+            corrupted: The corrupted run's activation there, [b, ...].
+            mask: Int [b, p], 1 at real tokens; of no effect here.
+
+        Returns:
+            The activation, [b or 1, ...] as the corrupted run's.
+
+        Raises:
+            UnknownHookPoint: Where the cache has none.
+            InputError: For one of another shape.
+        """
         if not _is_by_name(self.activations):
             raise InputError(
                 f"a cache of activations goes by hook name, which {type(self.activations).__name__} does not."
@@ -85,7 +98,16 @@ class Zero:
     """Zero ablation: 0 in place of the activation."""
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
-        """A 0 that broadcasts to the activation."""
+        """A 0 that broadcasts to the activation.
+
+        Args:
+            hook: The hook point's name; of no effect, as ``mask``.
+            corrupted: The activation of the run that is patched, [b, ...].
+            mask: See there.
+
+        Returns:
+            [1, ...] with as many axes, of the activation's dtype.
+        """
         return np.zeros((1,) * corrupted.ndim, corrupted.dtype)
 
 
@@ -94,8 +116,17 @@ class Mean:
     """Mean ablation: the activation's mean over this batch's prompts and positions, padding left out."""
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
-        """The mean [1, 1, ...]; at scores and patterns over the batch alone, [1 or b, head, pos, pos]: there an entry whose
-        query or key is padding is in no mean and stays as it is. Masked scores keep their -inf."""
+        """The mean of the activation.
+
+        Args:
+            hook: The hook point's name.
+            corrupted: The activation of the run that is patched, [b, p, ...], of scores and patterns [b, head, pos, pos].
+            mask: Int [b, p], 1 at real tokens; None where all are.
+
+        Returns:
+            [1, 1, ...]; at scores and patterns over the batch alone, [1 or b, head, pos, pos]: there an entry whose query or
+            key is padding is in no mean and stays as it is. Masked scores keep their -inf.
+        """
         if ".hook_attn_scores" in hook or ".hook_pattern" in hook:
             if mask is None:
                 return np.asarray(corrupted.mean(0, keepdims=True))
@@ -125,7 +156,16 @@ class Noise:
         checked_number(self.seed, "seed", least=0)
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
-        """The noised activation."""
+        """The noised activation.
+
+        Args:
+            hook: The hook point's name, of which the noise depends too.
+            corrupted: The activation of the run that is patched, [b, p, ...].
+            mask: Int [b, p], 1 at real tokens, of which the standard deviation is; None where all are.
+
+        Returns:
+            The activation with noise, of its shape and dtype. Where a pattern is 0 it stays 0.
+        """
         digest = int.from_bytes(hashlib.sha256(hook.encode()).digest()[:8], "little")
         rng = np.random.default_rng([self.seed, digest])
         counted = np.isfinite(corrupted)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.models import OptionInfo
@@ -19,7 +19,10 @@ from graphlens.file.folder import MODEL_FILE, refuse_occupied, user_path
 if TYPE_CHECKING:
     from graphlens.analysis.arrays import Array
     from graphlens.file.tokenizer import Tokenizer as LoadedTokenizer
+    from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
+
+    Reads = TypeVar("Reads", HookedTransformer, HookedEncoder, HookedTransformer | HookedEncoder)
 
 
 def flag(*names: str, help: str) -> OptionInfo:
@@ -105,27 +108,50 @@ def open_model(model: str, provider: str | None = None, tokenizer: str | None = 
     """
     from graphlens.model.hooked_transformer import HookedTransformer
 
-    other = None if tokenizer is None else _tokenizer_of(tokenizer)
+    other = tokenizer_of(tokenizer)
     path = user_path(place_of(model))
     if is_hooked(path):
         opened = HookedTransformer.from_onnx(path, provider)
     else:
         opened = HookedTransformer.from_pretrained_no_processing(model, providers=provider)
+    return with_tokenizer(opened, other, tokenizer)
+
+
+def with_tokenizer(opened: Reads, other: LoadedTokenizer | None, name: str | None) -> Reads:
+    """A model, with another tokenizer where one is given.
+
+    Args:
+        opened: The model.
+        other: The tokenizer, or None.
+        name: Where it comes from.
+
+    Raises:
+        InputError: It has more tokens than the model.
+    """
     if other is not None:
         if len(other) > opened.cfg.d_vocab:
             raise InputError(
-                f"the tokenizer of {tokenizer} has {len(other):,} tokens, and {opened.cfg.model_name} "
+                f"the tokenizer of {name} has {len(other):,} tokens, and {opened.cfg.model_name} "
                 f"{opened.cfg.d_vocab:,}: it is another model's."
             )
         opened.set_tokenizer(other)
     return opened
 
 
-def _tokenizer_of(name: str) -> LoadedTokenizer:
-    """The tokenizer of a folder or hub name. Raises InputError where there is none."""
+def tokenizer_of(name: str | None) -> LoadedTokenizer | None:
+    """The tokenizer of a folder or hub name, None for None.
+
+    Args:
+        name: The folder or name.
+
+    Raises:
+        InputError: There is none.
+    """
     from graphlens.file.tokenizer import load_tokenizer
     from graphlens.pipelines.hub import tokenizer_folder
 
+    if name is None:
+        return None
     found = load_tokenizer(tokenizer_folder(name))
     if found is None:
         raise InputError(f"--tokenizer {name}: there is no tokenizer.json there.")
@@ -183,7 +209,7 @@ class Read:
 
 
 def read_text(
-    model: HookedTransformer, what: str, text: str, bos: bool | None, strict: bool, ids: bool = False
+    model: HookedTransformer | HookedEncoder, what: str, text: str, bos: bool | None, strict: bool, ids: bool = False
 ) -> Read:
     """A text as tokens; one longer than the model takes is cut at its end, with a warning on stderr.
 
@@ -207,6 +233,12 @@ def read_text(
         if strict:
             raise InputError(f"{said}. Shorten it, or leave out --strict, which would cut it.")
         say(f"Warning: {said}: the last {length - cfg.n_ctx} were cut. --strict makes this an error.")
+        if (
+            model.tokenizer is not None and not ids and model.runner.config.is_encoder
+        ):  # whose special token at the end stays
+            import numpy as np
+
+            return Read(np.asarray([model.runner.text.cut(tokens[0].tolist(), False)]), length)
     return Read(tokens[:, : cfg.n_ctx], length)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graphlens.cli.inputs import Images, masked_places, open_any, read_any
 from graphlens.cli.options import (
     Bos,
     Ids,
@@ -20,13 +21,15 @@ from graphlens.cli.options import (
     open_model,
     place_of,
     print_json,
-    read_text,
 )
 from graphlens.cli.token_text import text_of, texts_of, tokens_of
 from graphlens.errors import InputError
 from graphlens.file.folder import replacing, user_path
 
 if TYPE_CHECKING:
+    from graphlens.analysis.arrays import Array
+    from graphlens.cli.inputs import Opened
+    from graphlens.cli.options import Read
     from graphlens.edits.kinds import Ablate
     from graphlens.model.hooked_transformer import HookedTransformer
 
@@ -96,6 +99,8 @@ def cache(
 ) -> None:
     """Run a prompt and save its activations as safetensors.
 
+    For a vision model PROMPT is a .npy file of images, [batch, channels, height, width].
+
     Example: [bold]graphlens cache tiny-gpt2 "Hello world" --names "*.hook_pattern" -o acts.safetensors[/]
     """
     import numpy as np
@@ -105,11 +110,12 @@ def cache(
     from graphlens.file.names import match_glob
 
     target = ensure_writable(out, "the activations")
-    opened = open_model(model, provider, tokenizer)
+    opened = open_any(model, provider, tokenizer)
     chosen = match_glob(list(opened.hook_dict), names)
-    read = read_text(opened, "the prompt", prompt, bos, strict, ids)
-    _, activations = opened.run_with_cache(read.tokens, names_filter=chosen, return_type=None)
-    tensors = {"tokens": read.tokens, **{name: np.ascontiguousarray(value) for name, value in activations.items()}}
+    read = read_any(opened, "the prompt", prompt, bos, strict, ids)
+    name, given = ("images", read.pixels) if isinstance(read, Images) else ("tokens", read.tokens)
+    _, activations = opened.run_with_cache(given, names_filter=chosen, return_type=None)
+    tensors = {name: given, **{name: np.ascontiguousarray(value) for name, value in activations.items()}}
     notes = {"prompt": prompt, "model": opened.cfg.model_name, "used": read.used}
     try:
         with replacing(target) as place:
@@ -144,35 +150,104 @@ def run(
 ) -> None:
     """Show the most likely next tokens, and what ablating hook points changes.
 
+    Of an encoder those in the place of each masked token; of a vision model, whose PROMPT is a .npy file of images, the most
+    likely classes.
+
     Example: [bold]graphlens run tiny-gpt2 "When John and Mary met, John called" --ablate blocks.2.attn.hook_z:2[/]
     """
     import numpy as np
 
-    from graphlens.analysis.numerics import softmax
-
     edits = [_ablation(spec) for spec in ablate or []]
-    opened = open_model(model, provider, tokenizer)
-    read = read_text(opened, "the prompt", prompt, bos, strict, ids)
-    plain = softmax(opened(read.tokens)[0, -1])
-    edited = softmax(opened.run_with_interventions(read.tokens, edits)[0, -1]) if edits else plain
-    order = np.argsort(-plain)[:top]
-    extra = [i for i in np.argsort(-edited)[:top] if i not in order]
-    rows = [(text_of(opened, [int(i)]), float(plain[i]), float(edited[i])) for i in [*order, *extra]]
+    opened = open_any(model, provider, tokenizer)
+    read = read_any(opened, "the prompt", prompt, bos, strict, ids)
+    given = read.pixels if isinstance(read, Images) else read.tokens
+    places = _places(opened, read, prompt)
+    plain = np.asarray(opened(given))
+    edited = np.asarray(opened.run_with_interventions(given, edits)) if edits else plain
+    if not isinstance(read, Images):  # one prompt, of whose positions some are shown
+        plain, edited = plain[0], edited[0]
+    found = {place: _likely(plain[place], edited[place], top) for place in places}
     if as_json:
-        next_tokens = [{"token": t, "probability": p, **({"ablated": q} if edits else {})} for t, p, q in rows]
-        print_json({"tokens": texts_of(opened, read.tokens[0]), "of": read.length, "next": next_tokens})
+        _print_numbers(opened, read, found, bool(edits))
+    else:
+        _print_tables(opened, places, found, bool(edits))
+
+
+_Likely = list[tuple[int, float, float]]  # number, its probability, that after edits
+
+
+def _places(opened: Opened, read: Read | Images, prompt: str) -> dict[int, str]:
+    """Where logits are shown, and what stands above them: at the end, at masked tokens, of each image."""
+    from graphlens.model.hooked_encoder import HookedEncoder
+    from graphlens.model.hooked_vit import HookedViT
+
+    if isinstance(read, Images):
+        return {i: f"Classes of image {i}" for i in range(len(read.pixels))}
+    if isinstance(opened, HookedEncoder):
+        return {i: f"Masked token at position {i}" for i in masked_places(opened, read)}
+    assert not isinstance(opened, HookedViT)
+    if read.is_cut:
+        return {-1: f"Next token after {read.used}, which end in {text_of(opened, read.tokens[0, -_SHOWN:])!r}"}
+    return {-1: f"Next token after {prompt!r}"}
+
+
+def _print_numbers(opened: Opened, read: Read | Images, found: dict[int, _Likely], with_edits: bool) -> None:
+    """Prints what is likely as JSON."""
+    from graphlens.model.hooked_encoder import HookedEncoder
+    from graphlens.model.hooked_vit import HookedViT
+
+    what = "class" if isinstance(read, Images) else "token"
+    likely = {
+        place: [
+            {what: _name(opened, i), "probability": p, **({"ablated": q} if with_edits else {})} for i, p, q in rows
+        ]
+        for place, rows in found.items()
+    }
+    if isinstance(opened, HookedViT) or isinstance(read, Images):
+        print_json({"images": len(likely), "classes": list(likely.values())})
         return
+    head = {"tokens": texts_of(opened, read.tokens[0]), "of": read.length}
+    if isinstance(opened, HookedEncoder):
+        print_json({**head, "masked": [{"position": place, "likely": rows} for place, rows in likely.items()]})
+    else:
+        print_json({**head, "next": likely[-1]})
+
+
+def _print_tables(opened: Opened, places: dict[int, str], found: dict[int, _Likely], with_edits: bool) -> None:
+    """Prints what is likely for people."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    end = f"{read.used}, which end in {text_of(opened, read.tokens[0, -_SHOWN:])!r}" if read.is_cut else repr(prompt)
-    table = Table(title=escape(f"Next token after {end}"), title_justify="left")
-    for column in ("token", "probability", *(["ablated", "change"] if edits else [])):
-        table.add_column(column, justify="left" if column == "token" else "right")
-    for token, p, q in rows:
-        table.add_row(escape(repr(token)), f"{p:.4f}", *([f"{q:.4f}", f"{q - p:+.4f}"] if edits else []))
-    Console().print(table)
+    for place, title in places.items():
+        table = Table(title=escape(title), title_justify="left")
+        table.add_column("class" if title.startswith("Classes") else "token")
+        for column in ("probability", *(["ablated", "change"] if with_edits else [])):
+            table.add_column(column, justify="right")
+        for i, p, q in found[place]:
+            name = _name(opened, i)
+            shown = escape(repr(name)) if isinstance(name, str) else str(name)
+            table.add_row(shown, f"{p:.4f}", *([f"{q:.4f}", f"{q - p:+.4f}"] if with_edits else []))
+        Console().print(table)
+
+
+def _name(opened: Opened, number: int) -> str | int:
+    """A token's text, or a class's number."""
+    from graphlens.model.hooked_vit import HookedViT
+
+    return number if isinstance(opened, HookedViT) else text_of(opened, [number])
+
+
+def _likely(plain: Array, edited: Array, top: int) -> _Likely:
+    """(number, its probability, that after edits) of the likeliest of logits [V], and of those that edits make likeliest."""
+    import numpy as np
+
+    from graphlens.analysis.numerics import softmax
+
+    before, after = softmax(plain), softmax(edited)
+    order = [int(i) for i in np.argsort(-before)[:top]]
+    order += [int(i) for i in np.argsort(-after)[:top] if i not in order]
+    return [(i, float(before[i]), float(after[i])) for i in order]
 
 
 def _ablation(spec: str) -> Ablate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 
@@ -12,12 +12,15 @@ from graphlens.errors import InputError
 
 if TYPE_CHECKING:
     from graphlens.analysis.arrays import Array
+    from graphlens.model.hooked_encoder import HookedEncoder
     from graphlens.model.hooked_transformer import HookedTransformer
+
+    TextModel: TypeAlias = "HookedTransformer | HookedEncoder"
 
 _IDS = re.compile(r"\s*\d+(?:[\s,]+\d+)*\s*")
 
 
-def tokens_of(model: HookedTransformer, what: str, text: str, bos: bool | None, ids: bool = False) -> Array:
+def tokens_of(model: TextModel, what: str, text: str, bos: bool | None, ids: bool = False) -> Array:
     """A text as tokens [1, p]; for a model without tokenizer the ids that it spells.
 
     Args:
@@ -31,7 +34,14 @@ def tokens_of(model: HookedTransformer, what: str, text: str, bos: bool | None, 
         InputError: For a text that spells no ids where it must, and for ``bos`` with ids.
     """
     if model.tokenizer is not None and not ids:
-        return model.to_tokens(text, prepend_bos=bos, truncate=False)
+        if not model.runner.config.is_encoder:
+            return np.asarray(model.runner.text.padded(text, bos, truncate=False))
+        if bos is not None:
+            raise InputError(
+                f"--{'bos' if bos else 'no-bos'}: an encoder's tokenizer puts special tokens of its own around a text. Leave "
+                "it out, or give ids (--ids)."
+            )
+        return np.asarray([model.runner.text.encode(text, None, truncate=False)], np.int64)
     if not _IDS.fullmatch(text):
         if ids:
             raise InputError(
@@ -46,7 +56,7 @@ def tokens_of(model: HookedTransformer, what: str, text: str, bos: bool | None, 
     return np.asarray([[int(part) for part in re.findall(r"\d+", text)]], np.int64)
 
 
-def texts_of(model: HookedTransformer, ids: Sequence[int] | Array) -> list[str]:
+def texts_of(model: TextModel, ids: Sequence[int] | Array) -> list[str]:
     """The text of each token; its id for a model without tokenizer.
 
     Args:
@@ -58,7 +68,7 @@ def texts_of(model: HookedTransformer, ids: Sequence[int] | Array) -> list[str]:
     return cast("list[str]", model.to_str_tokens(np.asarray(ids)))
 
 
-def text_of(model: HookedTransformer, ids: Sequence[int] | Array) -> str:
+def text_of(model: TextModel, ids: Sequence[int] | Array) -> str:
     """The text of tokens together; their ids for a model without tokenizer.
 
     Args:
@@ -68,7 +78,7 @@ def text_of(model: HookedTransformer, ids: Sequence[int] | Array) -> str:
     return " ".join(texts_of(model, ids)) if model.tokenizer is None else str(model.to_string(ids))
 
 
-def answer_of(model: HookedTransformer, what: str, token: str, ids: bool = False) -> str | int:
+def answer_of(model: TextModel, what: str, token: str, ids: bool = False) -> str | int:
     """An answer as a metric takes it: its text, or its id for a model without tokenizer.
 
     Args:

@@ -139,7 +139,14 @@ class Intervention(AtHook):
         return tuple(hashable(getattr(self, field)) for field in FIELDS)
 
     def chosen(self, field: SelectionField | None) -> Chosen:
-        """What a field selects, in its plain form; None, for all, where ``field`` is None."""
+        """What a field selects, in its plain form.
+
+        Args:
+            field: "heads", "positions", "dims" or "batch"; None for an axis that no field selects from.
+
+        Returns:
+            An int, a slice, a list of ints, a boolean mask, of positions also "prompt" or "generated"; None for all.
+        """
         return None if field is None else cast("Chosen", getattr(self, field))
 
     def at(self, hook: str, strict: bool = True) -> Self:

@@ -194,6 +194,9 @@ def act_patch_sites(
         name: The rest of the function's name ("resid_pre", "attn_head_out_all_pos").
         labels: What to call an axis's entries in the result: ``{"pos": model.to_str_tokens(prompt)}``.
 
+    Returns:
+        The sites, with the axes of that function's result.
+
     Raises:
         InputError: For a name that is none.
     """
@@ -365,10 +368,18 @@ def _every(name: str, what: str, grids: Sequence[str]) -> ActPatchEvery:
     every.__name__ = every.__qualname__ = f"get_act_patch_{name}_every"
     every.__doc__ = f"""Patches {what}. TransformerLens: the same name.
 
-    Arguments and errors are those of ``get_act_patch_resid_pre``.
+    Args:
+        model: The model.
+        corrupted_tokens: Tokens [b, p] or text, as ``forward`` takes them.
+        clean_cache: The clean run's cache.
+        metric: A function of logits [b, p, V] to a number, or one of graphlens.metrics.
 
     Returns:
-        float32 [{len(grids)}, {", ".join(axes)}].
+        The metric of each patched run, float32 [{len(grids)}, {", ".join(axes)}].
+
+    Raises:
+        UnknownHookPoint: Where the cache lacks a hook point.
+        InputError: For what does not fit the model, the prompts or each other, and where heads share keys and values.
     """
     return every
 

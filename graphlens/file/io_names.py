@@ -62,5 +62,11 @@ def gradient_output(hook: str) -> str:
 
     >>> gradient_output("blocks.0.hook_resid_pre")
     'blocks.0.hook_resid_pre_grad'
+
+    Args:
+        hook: The hook point's name.
+
+    Returns:
+        The name; a hook name is never one.
     """
     return f"{hook}_grad"

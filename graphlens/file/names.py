@@ -352,10 +352,8 @@ def match_glob(names: Sequence[str], pattern: str) -> list[str]:
 
 _ATTN = ("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores")
 _MLP = ("pre", "post", "mid", "pre_linear")
-_NAME_ALIASES = {
-    "attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v", "mlp_pre": "pre",
-    "mlp_mid": "mid", "mlp_post": "post",
-}  # fmt: skip
+_NAME_ALIASES = {"attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v", "mlp_pre": "pre",
+                 "mlp_mid": "mid", "mlp_post": "post"}  # fmt: skip
 _LAYER_TYPES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
 
 
@@ -373,6 +371,12 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         name: A full name, which is handed back, or the end of one, which may carry its layer and sublayer.
         layer: The layer; ``scale`` and ``normalized`` without one are those of the final norm.
         layer_type: The sublayer, e.g. ``"attn"``, ``"mlp"`` or ``"ln1"``.
+
+    Returns:
+        The full name. Nothing says that a model has such a hook point.
+
+    Raises:
+        UnknownHookPoint: For what is no text.
     """
     if not isinstance(name, str) or not isinstance(layer_type, (str, NoneType)):
         raise UnknownHookPoint(
@@ -391,5 +395,5 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         layer_type = "mlp"
     elif name in ("scale", "normalized") and layer is None:
         layer_type = "ln_final"
-    full = f"{layer_type}.hook_{name}" if layer_type else f"hook_{name}"
+    full = (f"{layer_type}." if layer_type else "") + f"hook_{name}"
     return full if layer is None else in_block(layer, full)

@@ -24,6 +24,9 @@ def override_or_use_default_value(default_flag: DefaultT, override: DefaultT | N
     Args:
         default_flag: The default.
         override: What was asked for; None for nothing.
+
+    Returns:
+        ``override``, unless it is None: then ``default_flag``.
     """
     return default_flag if override is None else override
 

@@ -54,7 +54,12 @@ class LensHandle:
     user_hook: HookFunction | None = None
 
     def goes(self, including_permanent: bool, level: int | None) -> bool:
-        """True if a reset with these arguments removes the hook."""
+        """True if a reset with these arguments removes the hook.
+
+        Args:
+            including_permanent: True removes permanent hooks too.
+            level: The depth of the ``with`` block whose hooks go; None for all.
+        """
         return including_permanent or (not self.is_permanent and level in (None, self.context_level))
 
 
@@ -94,7 +99,14 @@ class HookPoint(nn.Module, metaclass=ABCMeta):  # type: ignore[misc]
         self.hook_conversion: Conversion | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The tensor itself."""
+        """The tensor itself.
+
+        Args:
+            x: The tensor, of any shape.
+
+        Returns:
+            The same object; hooks of the module see it, and may replace it.
+        """
         return x
 
     def add_hook(

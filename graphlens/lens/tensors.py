@@ -72,6 +72,9 @@ def remove_batch_dim(tensor: ArrayT) -> ArrayT:
 
     Args:
         tensor: An array or a tensor with one axis at least.
+
+    Returns:
+        [...] of [1, ...], over the same memory; otherwise the tensor itself.
     """
     found: ArrayT = tensor[0] if tensor.shape[0] == 1 else tensor
     return found
@@ -94,6 +97,9 @@ def is_square(x: torch.Tensor) -> bool:
 
     Args:
         x: An array or a tensor.
+
+    Returns:
+        False for what has another number of axes than two.
     """
     return bool(x.ndim == 2 and x.shape[0] == x.shape[1])
 
@@ -103,6 +109,9 @@ def is_lower_triangular(x: torch.Tensor) -> bool:
 
     Args:
         x: An array or a tensor.
+
+    Returns:
+        False for what is no square matrix.
     """
     return is_square(x) and not np.triu(as_array(x), 1).any()
 
@@ -202,6 +211,9 @@ def filter_dict_by_prefix(dictionary: Mapping[str, ValueT], prefix: str) -> dict
     Args:
         dictionary: What to look through, a state dict say.
         prefix: Where to look; a dot follows it in the keys, whether it ends with one or not.
+
+    Returns:
+        A new dictionary, in the same order; empty where no key begins so.
     """
     start = prefix if prefix.endswith(".") else f"{prefix}."
     return {key[len(start) :]: value for key, value in dictionary.items() if key.startswith(start)}
@@ -213,6 +225,9 @@ def get_nested_attr(obj: object, attr_str: str) -> object:
     Args:
         obj: Where to begin.
         attr_str: Names with dots between them.
+
+    Returns:
+        The last of them.
 
     Raises:
         AttributeError: One of them is not there.
@@ -242,5 +257,8 @@ def is_library_available(name: str) -> bool:
 
     Args:
         name: The name that it is imported by.
+
+    Returns:
+        False where there is none of that name.
     """
     return name in sys.modules or importlib.util.find_spec(name) is not None

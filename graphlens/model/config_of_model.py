@@ -129,7 +129,11 @@ class FollowsModel:
         object.__setattr__(self, "_model", weakref.ref(stated))
 
     def follows(self, stated: Stated) -> bool:
-        """True if this is the config of that model."""
+        """True if this is the config of that model.
+
+        Args:
+            stated: The part of a model that says what it is.
+        """
         with contextlib.suppress(AttributeError):
             return object.__getattribute__(self, "_model")() is stated
         return False

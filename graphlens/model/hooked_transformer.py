@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
-from graphlens.analysis import numerics
 from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.slices import SliceInput
@@ -145,12 +144,6 @@ class HookedTransformer(
         ).result  # fmt: skip
 
     __call__ = forward
-
-    def loss_fn(
-        self, logits: ArrayT, tokens: ArrayInput, attention_mask: ArrayInput | None = None, per_token: bool = False
-    ) -> ArrayT:
-        """The next-token loss of logits [b, p, V]: forward's own (see utils.lm_cross_entropy_loss)."""
-        return numerics.lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
 
     @overload
     def run_with_cache(

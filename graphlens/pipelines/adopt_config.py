@@ -14,6 +14,7 @@ from graphlens.file.folder import CONFIG_FILE, user_path
 from graphlens.file.manifest import Json
 from graphlens.file.model_config import ModelConfig
 from graphlens.file.names import in_block
+from graphlens.file.private_paths import public_name
 from graphlens.surgery.adopted.hooks import Seen, laid_out
 from graphlens.surgery.match.records import Match, Number
 
@@ -235,7 +236,7 @@ def _ensure_agrees(facts: Mapping[str, Number], stated: Stated, original: Path) 
 def _name(stated: Stated | None, original: Path) -> str:
     said = None if stated is None else stated.data.get("_name_or_path")
     if isinstance(said, str) and said:
-        return said
+        return public_name(said)
     return original.stem if original.stem != "model" else original.resolve().parent.name
 
 

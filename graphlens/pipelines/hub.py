@@ -52,6 +52,9 @@ def embedded_model(name: str = EMBEDDED[0]) -> Path:
     Args:
         name: "tiny-gpt2" or "tiny-llama".
 
+    Returns:
+        The folder, with model.onnx and the checkpoint that it was exported from.
+
     Raises:
         InputError: There is no such embedded model.
         ExportError: The installation lacks it.

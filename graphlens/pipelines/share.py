@@ -9,12 +9,14 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from graphlens.engine.engine import Engine
 from graphlens.errors import ExportError, InputError
-from graphlens.file.folder import copy_settings, new_folder, refuse_occupied, user_path
+from graphlens.file.folder import SETTINGS, copy_settings, new_folder, refuse_occupied, user_path
 from graphlens.file.manifest import Manifest
+from graphlens.file.private_paths import public_name, remove_private_paths
 from graphlens.pipelines.with_weights import as_file
 
 CARD = "README.md"
@@ -29,7 +31,7 @@ def save_hooked(
     card: str | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Writes an open model as a hooked folder with a model card.
+    """Writes an open model as a hooked folder with a model card. Settings that name a path on this machine are left out.
 
     Args:
         engine: The open model; weights that were set are written as they are now.
@@ -47,6 +49,7 @@ def save_hooked(
         ModelFileError: The model's files were replaced since it was opened.
     """
     from graphlens import surgery
+    from graphlens.surgery.graph import write_manifest
 
     if active:
         raise InputError(
@@ -56,9 +59,17 @@ def save_hooked(
     refuse_occupied(user_path(out))
     with as_file(engine, out) as path, new_folder(out) as stage:
         model = surgery.load(path)
+        manifest = surgery.read_manifest(model)
+        name = public_name(manifest.config.model_name)
+        if name != manifest.config.model_name:  # of a file that was adopted with a config that names a path
+            manifest = replace(manifest, config=replace(manifest.config, model_name=name))
+            write_manifest(model, manifest)
         surgery.save(model, stage)
         copy_settings(engine.folder, stage)
-        text = card_of(surgery.read_manifest(model), repo_id) if card is None else card
+        for file in SETTINGS:
+            if file.endswith(".json") and (stage / file).is_file():
+                remove_private_paths(stage / file)
+        text = card_of(manifest, repo_id) if card is None else card
         (stage / CARD).write_text(text, encoding="utf-8")
     return user_path(out)
 

@@ -160,6 +160,9 @@ def names_graphlens(file: Path) -> bool:
     Args:
         file: The file.
 
+    Returns:
+        False for a file that another program wrote.
+
     Raises:
         ModelFileError: It cannot be read.
     """

@@ -77,6 +77,9 @@ def drift(result: Drift) -> Report:
 
     Args:
         result: What ``graphlens.drift`` gave.
+
+    Returns:
+        A page of maps by role and layer, and a table of all sites.
     """
     metric = result.metric
     columns = ["hook point", "fresh", "relative", "cosine", "SNR (dB)"]

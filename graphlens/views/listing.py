@@ -27,6 +27,9 @@ def table(
         title: The line above it.
         says: What a reader should know.
 
+    Returns:
+        The view: ``.save("table.html")`` writes it, a notebook shows it.
+
     Raises:
         InputError: For a row of another length, and for more rows than a page holds.
     """
@@ -66,6 +69,12 @@ def activations(cache: Mapping[str, object], *, title: str = "Activations") -> V
     Args:
         cache: An ActivationCache, or a dictionary of arrays.
         title: The line above it.
+
+    Returns:
+        The view, a row for each activation. Statistics are over finite entries, computed in float64.
+
+    Raises:
+        InputError: For more activations than a page holds.
     """
     total = sum(int(getattr(value, "nbytes", 0)) for value in cache.values())
     measured = total <= MOST_BYTES
@@ -115,6 +124,12 @@ def hook_points(entries: Mapping[str, tuple[str, str]], *, title: str = "Hook po
     Args:
         entries: (shape, dtype) by hook name.
         title: The line above it.
+
+    Returns:
+        The view, a row for each hook point.
+
+    Raises:
+        InputError: For more than a page holds.
     """
     rows = [[name, shape, dtype] for name, (shape, dtype) in entries.items()]
     return table(["hook point", "shape", "dtype"], rows, title=title)
@@ -126,6 +141,9 @@ def settings(fields: Mapping[str, object], *, title: str = "Configuration") -> V
     Args:
         fields: Values by name.
         title: The line above it.
+
+    Returns:
+        The view, a row for each value; what is no number or text is shown as Python writes it.
     """
     shown = [
         [name, value if isinstance(value, int | float | str) else None if value is None else repr(value)]

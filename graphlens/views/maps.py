@@ -136,6 +136,9 @@ def bars(
         title: The line above it.
         says: What a reader should know.
 
+    Returns:
+        The view, with the values in float64.
+
     Raises:
         InputError: For a result of several axes, and for another order.
     """

@@ -52,7 +52,17 @@ class View:
         return Report((self,), self.title)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes a page of this view alone: see ``Report.save``."""
+        """Writes a page of this view alone.
+
+        Args:
+            path: Where; ".html" is added where it has no ending.
+
+        Returns:
+            The path written.
+
+        Raises:
+            InputError: As ``Report.save``.
+        """
         return self.report().save(path)
 
     def _repr_html_(self) -> str:

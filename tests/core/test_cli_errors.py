@@ -286,7 +286,7 @@ def test_a_defect_is_called_one_and_exits_with_70(
     def faulty(*_: object, **__: object) -> None:
         raise kind("oh no [/]")
 
-    monkeypatch.setattr("graphlens.cli.run.open_model", faulty)
+    monkeypatch.setattr("graphlens.cli.run.open_any", faulty)
     done = graphlens("run", tiny_folder, "Hi", defect=True)
     said = sentence(done.stderr)
     assert done.returncode == 70
@@ -307,7 +307,7 @@ def test_too_little_memory_is_no_defect(tiny_folder: Path, monkeypatch: pytest.M
     def faulty(*_: object, **__: object) -> None:
         raise MemoryError("10 GB")
 
-    monkeypatch.setattr("graphlens.cli.run.open_model", faulty)
+    monkeypatch.setattr("graphlens.cli.run.open_any", faulty)
     assert "not enough memory" in refused("run", tiny_folder, "Hi")
 
 

@@ -20,6 +20,7 @@ from graphlens import Ablate, ExportError, HookedTransformer, InputError, embedd
 from graphlens.deploy import bake_model, write_drivable, write_stripped
 from graphlens.file.version import __version__
 from graphlens.pipelines.share import card_of
+from graphlens.surgery.graph import write_manifest
 
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 
@@ -130,6 +131,58 @@ def test_a_hub_that_refuses(
     with pytest.raises(kind, match=said):
         tiny.push_to_hub("a/b/c")
     assert not hub.kept.exists()
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["/home/secret/runs/small", "~/secret/small", "C:\\\\secret\\\\small", "../secret/small", "a/secret/small"],
+)
+@pytest.mark.parametrize("adopt", [False, True])
+def test_nothing_that_is_saved_tells_a_path_of_this_machine(
+    secret: str, adopt: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "in"
+    if adopt:
+        write_stripped(embedded_model(), folder)
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(embedded_model() / name, folder / name)
+    else:
+        shutil.copytree(embedded_model(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    said = {"_name_or_path": secret, "part": {"_name_or_path": secret, "kept": 1}, "repo_path": "user/name"}
+    (folder / "config.json").write_text(json.dumps(config | said))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_file": f"{secret}/tokenizer.json", "extra_special_tokens": {"sign": "/home/"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+
+    model = HookedTransformer.from_onnx(folder / "model.onnx", "cpu", adopt=adopt)
+    out = model.save_pretrained(tmp_path / "out")
+    assert [file.name for file in out.iterdir() if b"secret" in file.read_bytes()] == []
+    told = json.loads((out / "config.json").read_text())
+    assert told == config | {"part": {"kept": 1}, "repo_path": "user/name"}
+    del tokenizer["tokenizer_file"]
+    assert json.loads((out / "tokenizer_config.json").read_text()) == tokenizer  # a token that looks like a path stays
+    again = HookedTransformer.from_onnx(out, "cpu")
+    np.testing.assert_array_equal(again(PROMPT), model(PROMPT))
+    if adopt:
+        assert again.cfg.model_name == "small"
+
+
+def test_settings_without_paths_are_saved_to_the_byte(tiny: HookedTransformer, tmp_path: Path) -> None:
+    out = tiny.save_pretrained(tmp_path / "out")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (embedded_model() / name).read_bytes()
+
+
+def test_a_name_that_is_a_path_in_a_file_adopted_before_is_not_passed_on(tmp_path: Path) -> None:
+    hooked = surgery.load(embedded_model())
+    manifest = surgery.read_manifest(hooked)
+    write_manifest(hooked, replace(manifest, config=replace(manifest.config, model_name="/home/secret/small")))
+    surgery.save(hooked, tmp_path / "in")
+    out = HookedTransformer.from_onnx(tmp_path / "in", "cpu").save_pretrained(tmp_path / "out")
+    assert [file.name for file in out.iterdir() if b"secret" in file.read_bytes()] == []
+    assert HookedTransformer.from_onnx(out, "cpu").cfg.model_name == "small"
 
 
 def test_a_card_says_what_the_model_is(tiny: HookedTransformer, tmp_path: Path) -> None:

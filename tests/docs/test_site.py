@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tools.site import checks, reference, staging
+from tools.site import checks, notebooks, reference, staging
 
 POLICY = '<meta http-equiv="Content-Security-Policy" content="default-src \'self\'">'
 HOMES = {"docs/a.md": "a.md", "docs/adr/1.md": "adr/1.md", "README.md": "index.md", "docs/t/x.py": "t/x.md"}
@@ -149,3 +150,17 @@ def test_a_page_without_a_policy_and_a_stylesheet_that_fetches_are_found(tmp_pat
         "index.html: has no policy that forbids other machines",
         "a.css: fetches https://example.org/x.png",
     ]
+
+
+@pytest.mark.parametrize(("html", "frames"), [("", 0), (" \n", 0), ("<b>1</b>", 1)])
+def test_progress_that_was_taken_away_leaves_no_empty_frame(tmp_path: Path, html: str, frames: int) -> None:
+    item = _Item(output_type="display_data", data={"text/html": html, "text/plain": "<Progress>"})
+    shown = notebooks.output_of(item, "x-0-0", tmp_path)
+    assert shown.count("<iframe") == frames == len(list(tmp_path.iterdir()))
+
+
+class _Item(SimpleNamespace):
+    """An output as nbformat has it: its fields are attributes, and are also got by name."""
+
+    def get(self, name: str, default: object = None) -> object:
+        return getattr(self, name, default)

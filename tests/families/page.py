@@ -102,6 +102,8 @@ def page(measured: Sequence[Measured], made_by: str) -> str:
         "",
         f"This page is written by `python -m tests.families --all --table docs/models.md`, {made_by}.",
         "[families.md](families.md) shows how to add an architecture of your own.",
+        "",
+        "![The largest differences of each architecture from transformers and TransformerLens 3.9](pictures/models.svg)",
     ]
     for family in families():
         own = [found for found in measured if found.architecture == family.architecture]

@@ -22,6 +22,8 @@ absent, what was there before, or whole and right; the second run must end well,
 
 `{command}` wrote this page, with Python {python} on {system}: {killed:,} kills, {failures} failures, {seconds:.0f} s.
 
+![What was found after a kill, job by job: nothing, what was there before, or what was to be there](pictures/faults.svg)
+
 """
 
 

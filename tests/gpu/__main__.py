@@ -45,6 +45,8 @@ is tested on the CPU against itself (`tests/core/test_gpu_rows.py`). Times: [ben
 Products are computed in float32: graphlens switches off TensorFloat-32, which ONNX Runtime uses by default and which keeps 10 of
 a float32's 23 bits. Runs with Python hooks are made on the CPU, with a warning: on a GPU they gave wrong numbers
 ([ADR 3](adr/0003-python-hooks-in-one-gated-session.md)). Interventions say most edits as data, and run on the GPU.
+
+![Differences between the GPU and the CPU, each beside what is allowed](pictures/gpu.svg)
 """
 HOOK = "blocks.1.attn.hook_z"
 

@@ -20,6 +20,8 @@ changed byte of a graph or of weights must be refused.
 
 {what}. Every case has a name: `python -m tests.hostile --case NAME` plays it again.
 
+![How the cases of each group ended: errors that name what is wrong, and right numbers](pictures/hostile.svg)
+
 """
 
 

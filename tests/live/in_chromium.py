@@ -509,3 +509,85 @@ def test_other_tokens_than_pythons_are_told(browser: Browser, sites: tuple[Path,
     ready: Any = page.value("window.graphlens.ready")
     assert "do not trust it for this model" in ready["distrust"] == error(page)
     page.close()
+
+
+# What a page is told before its own script runs.
+COUNTED = """
+  window.compiled = 0;
+  for (const name of ["instantiate", "compile", "instantiateStreaming"]) {
+    const own = WebAssembly[name];
+    WebAssembly[name] = (...given) => { window.compiled += 1; return own.apply(WebAssembly, given); };
+  }
+"""
+SLOW = """
+  const post = Worker.prototype.postMessage;
+  Worker.prototype.postMessage = function (message, ...more) {
+    setTimeout(() => post.call(this, message, ...more), message.job === "open" ? 1300 : 0);
+  };
+  window.said = [];
+  addEventListener("DOMContentLoaded", () => new MutationObserver(() => said.push(document.getElementById("status").textContent))
+    .observe(document.getElementById("status"), { childList: true }));
+"""
+NO_WORKER = "window.Worker = class { constructor() { throw new DOMException('not here', 'SecurityError'); } };"
+ENDED = """
+  const post = Worker.prototype.postMessage;
+  Worker.prototype.postMessage = function (message, ...more) {
+    if (message.job === "run") setTimeout(() => this.onerror(new ErrorEvent("error")), 50);
+    else post.call(this, message, ...more);
+  };
+"""
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a page of tiny-gpt2 in one file on the disk."""
+    file = tmp_path_factory.mktemp("single") / "page.html"
+    write_page_file(graphlens.embedded_model(), file, prompt=PROMPT, runtime=RUNTIME, announce=lambda _: None)
+    return file.as_uri()
+
+
+def told(browser: Browser, address: str, script: str) -> Page:
+    """A page that runs a script of the test's before its own."""
+    page = browser.open("about:blank")
+    page.send("Page.addScriptToEvaluateOnNewDocument", source=script)
+    page.go(address)
+    return page
+
+
+@pytest.mark.parametrize("form", ["folder", "one file"])
+def test_the_model_opens_and_runs_in_a_thread_of_its_own(
+    form: str, browser: Browser, sites: tuple[Path, str], single: str, models: dict[str, HookedTransformer]
+) -> None:
+    """The page itself compiles nothing, so it answers; while the model opens it counts the seconds."""
+    address = f"{sites[1]}/tiny-gpt2/" if form == "folder" else single
+    page = told(browser, address, COUNTED + SLOW)
+    ready: Any = page.value("window.graphlens.ready")
+    assert page.value("window.graphlens.inWorker") is True
+    assert page.value("window.compiled") == 0
+    assert "Opening the model: 1 s" in page.value("window.said")  # type: ignore[operator]
+    assert ready["worst"] < CLOSE
+    logits = np.asarray(page.value(f"window.graphlens.run({json.dumps(PROMPT)}).then((run) => [...run.logits])"))
+    np.testing.assert_allclose(logits, models["tiny-gpt2"](PROMPT).ravel(), atol=CLOSE)
+    assert page.faults() == []
+    page.close()
+
+
+def test_a_browser_without_such_threads_runs_the_model_in_the_page(
+    browser: Browser, single: str, models: dict[str, HookedTransformer]
+) -> None:
+    page = told(browser, single, COUNTED + NO_WORKER)
+    ready: Any = page.value("window.graphlens.ready")
+    assert page.value("window.graphlens.inWorker") is False
+    assert page.value("window.compiled") > 0  # type: ignore[operator]
+    assert ready["worst"] < CLOSE
+    logits = np.asarray(page.value(f"window.graphlens.run({json.dumps(PROMPT)}).then((run) => [...run.logits])"))
+    np.testing.assert_allclose(logits, models["tiny-gpt2"](PROMPT).ravel(), atol=CLOSE)
+    assert page.faults() == []
+    page.close()
+
+
+def test_a_thread_that_ends_is_told(browser: Browser, sites: tuple[Path, str]) -> None:
+    page = told(browser, f"{sites[1]}/tiny-gpt2/", ENDED)
+    page.value("window.graphlens.ready.catch(() => {})")
+    assert "The thread that runs the model ended. Load the page again." in error(page)
+    page.close()

@@ -85,7 +85,7 @@ def test_a_folder_has_the_page_and_all_that_it_asks_for(tmp_path: Path) -> None:
     assert (out / "page.js").read_text() == assemble.script()
     assert settings["bos"] == 0
     assert policy_of(text).startswith(
-        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; connect-src"
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src blob:; style-src 'self'; connect-src"
     )
     assert "unsafe-inline" not in text
     assert said[-1].endswith("MB written")

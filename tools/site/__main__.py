@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tools.site.checks import faults
+from tools.site.checks import faults, without_pictures
 from tools.site.notebooks import add_tutorials
 from tools.site.reference import add_reference
-from tools.site.staging import ROOT, Stage, write_settings
+from tools.site.staging import ROOT, Stage, wants_picture, write_settings
 from tools.site.visit import visited
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -48,6 +48,9 @@ def build(out: Path, run: bool) -> list[str]:
             return [*said, f"zensical ended with {done.returncode}"]
         built = stage.folder / "site"
         found = faults(built)
+        # What a tutorial shows is there only where it was run.
+        shown = [page for page in stage.pages if wants_picture(page) and (run or not page.startswith("tutorials/"))]
+        found += without_pictures(built, shown)
         if run:
             tutorials = [page.removesuffix(".md") + "/" for page in stage.pages if page.startswith("tutorials/")]
             found += visited(built, ["", "start/", "speed/", "api/model/", *tutorials], word="residual")

@@ -1,8 +1,9 @@
-"""What must hold of a built site: nothing is fetched from another machine, no link is dead, every page forbids the former."""
+"""What must hold of a built site: nothing is fetched from elsewhere, no link is dead, each page that explains has a picture."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -19,13 +20,14 @@ POLICY = "default-src 'self'"
 
 
 class Page(HTMLParser):
-    """What a page fetches, what it links to, which anchors it has, and its policy of contents."""
+    """What a page fetches, what it links to, which anchors and pictures it has, and its policy of contents."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.fetched: list[str] = []
         self.links: list[str] = []
         self.anchors: set[str] = set()
+        self.pictures: list[tuple[str, str]] = []
         self.policy = ""
         self._style = False
         self.feed(text)
@@ -41,6 +43,10 @@ class Page(HTMLParser):
                 )
             if name == "style":
                 self.fetched += IN_STYLE.findall(value)
+        if tag == "img":
+            self.pictures.append((given.get("src", ""), given.get("alt", "")))
+        elif tag == "iframe":  # what a tutorial's cell showed
+            self.pictures.append((given.get("src", ""), given.get("title", "")))
         if tag == "a" and "href" in given:
             self.links.append(given["href"])
         self.anchors |= {given[name] for name in ("id", "name") if given.get(name)}
@@ -81,6 +87,26 @@ def faults(site: Path) -> list[str]:
         name = path.relative_to(site).as_posix()
         addresses = IN_STYLE.findall(path.read_text(encoding="utf-8"))
         found += [f"{name}: fetches {address}" for address in addresses if is_elsewhere(address)]
+    return found
+
+
+def without_pictures(site: Path, pages: Iterable[str]) -> list[str]:
+    """Which pages show no picture, and which pictures have no words for those who do not see them.
+
+    Args:
+        site: The built site.
+        pages: The pages that must have one, as the stage names them: "drift.md".
+
+    Returns:
+        A line for each page or picture.
+    """
+    found = []
+    for name in pages:
+        path = site / ("index.html" if name == "index.md" else f"{name.removesuffix('.md')}/index.html")
+        shown = Page(path.read_text(encoding="utf-8")).pictures
+        if not shown:
+            found.append(f"{name}: shows no picture")
+        found += [f"{name}: no words stand for the picture {source}" for source, words in shown if not words.strip()]
     return found
 
 

@@ -106,6 +106,8 @@ def output_of(item: Any, name: str, files: Path) -> str:
             fenced(item.text) if item.name == "stdout" else ""
         )  # warnings of other libraries differ from machine to machine
     data = item.get("data", {})
+    if not data.get("text/html", "x").strip():
+        return ""  # progress, which is taken away when it is done
     if "text/html" in data:
         page = files / f"{name}.html"
         frame = Frame(data["text/html"])

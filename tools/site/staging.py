@@ -137,6 +137,11 @@ def _normal(path: str) -> str:
     return "/".join(parts)
 
 
+def wants_picture(page: str) -> bool:
+    """True of pages that explain or measure; not of the reference of code, of decisions and of what is kept for the record."""
+    return not page.startswith(("api/", "adr/", "cards/")) and page not in ("contributing.md", "changelog.md")
+
+
 Menu = list[dict[str, "str | Menu"]]
 
 

@@ -219,7 +219,17 @@ class Activations(Mapping[str, ArrayT]):
         self.model.border.toggle_autodiff(checked_number(mode, "mode", bool))
 
     def to(self, device: object) -> Self:
-        """This cache: activations are always on the CPU. Raises InputError for any other device."""
+        """This cache: activations are always on the CPU.
+
+        Args:
+            device: "cpu" or torch's device of it.
+
+        Returns:
+            The cache itself.
+
+        Raises:
+            InputError: For any other device.
+        """
         if str(device) not in ("cpu", "cpu:0"):
             raise InputError(f"the activations are on the CPU and stay there: cannot move them to {str(device)!r}.")
         return self

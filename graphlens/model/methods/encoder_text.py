@@ -40,11 +40,21 @@ class EncoderTextMethods(TextMethods[ArrayT]):
         return to_user(tokens), to_user(np.zeros_like(tokens)), to_user(mask)
 
     def test_prompt(self, *args: object, **options: object) -> NoReturn:
-        """Refused: an encoder does not continue a prompt. Raises InputError."""
+        """Refused: an encoder does not continue a prompt. Raises InputError.
+
+        Args:
+            *args: What a decoder's takes.
+            **options: The same by name.
+        """
         raise InputError("test_prompt is for decoders. For a masked token: model(text, return_type='predictions').")
 
     def generate(self, *args: object, **options: object) -> NoReturn:
-        """Refused: an encoder does not generate. Raises InputError."""
+        """Refused: an encoder does not generate. Raises InputError.
+
+        Args:
+            *args: What a decoder's takes.
+            **options: The same by name.
+        """
         raise InputError(
             "an encoder does not generate: its tokens attend to later ones, which would have to be there. For a masked token: "
             "model(text, return_type='predictions')."
@@ -53,11 +63,21 @@ class EncoderTextMethods(TextMethods[ArrayT]):
     generate_stream = generate
 
     def input_to_embed(self, *args: object, **options: object) -> NoReturn:
-        """Refused: an encoder's runs begin with types of tokens too. Raises InputError."""
+        """Refused: an encoder's runs begin with types of tokens too. Raises InputError.
+
+        Args:
+            *args: What a decoder's takes.
+            **options: The same by name.
+        """
         raise InputError(
             "input_to_embed is for decoders. The embeddings of an encoder are in its cache: hook_full_embed."
         )
 
     def sample_datapoint(self, *args: object, **options: object) -> NoReturn:
-        """Refused, as TransformerLens's encoder has no such method. Raises InputError."""
+        """Refused, as TransformerLens's encoder has no such method. Raises InputError.
+
+        Args:
+            *args: What a decoder's takes.
+            **options: The same by name.
+        """
         raise InputError("sample_datapoint is for decoders: draw from your data set yourself.")

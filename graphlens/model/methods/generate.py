@@ -1,4 +1,4 @@
-"""The methods of HookedTransformer that generate."""
+"""The methods of HookedTransformer that are about next tokens: generation, and the loss of logits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, cast
 
 import numpy as np
 
+from graphlens.analysis import numerics
 from graphlens.analysis.arrays import ArrayInput, ArrayT, UserArray
 from graphlens.errors import InputError, checked_number, is_one_of, warn
 from graphlens.model.generate import Generation, Options, gathered, holds_text
@@ -20,9 +21,28 @@ _RETURN_TYPES = ("input", "str", "tokens", "embeds")
 
 
 class GenerateMethods(Generic[ArrayT]):
-    """The part of HookedTransformer that generates."""
+    """The part of HookedTransformer that generates, and says how well next tokens were foreseen."""
 
     runner: Runner[ArrayT]
+
+    def loss_fn(
+        self, logits: ArrayT, tokens: ArrayInput, attention_mask: ArrayInput | None = None, per_token: bool = False
+    ) -> ArrayT:
+        """The next-token loss of logits, as ``forward`` computes it. TransformerLens: the same name.
+
+        Args:
+            logits: Float [b, p, V].
+            tokens: The token ids that ran, int [b, p].
+            attention_mask: Int [b, p], 1 at real tokens; None where all are.
+            per_token: True gives the loss of each next token instead of their mean.
+
+        Returns:
+            In nats, of the logits' dtype: the mean, a scalar; with ``per_token`` [b, p-1], 0 where a mask leaves a token out.
+
+        Raises:
+            InputError: For shapes that do not fit, and for a mean over no token at all.
+        """
+        return numerics.lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
 
     def generate(
         self,

@@ -8,10 +8,11 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 
-_SCRIPTS = ("edits.js", "model.js", "page.js")  # in an order in which none uses a later one while it loads
+_SCRIPTS = ("edits.js", "engine.js", "model.js", "page.js")  # in an order in which none uses a later one while it loads
+_WORKER = ("engine.js", "worker.js")
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./[a-z]+\.js";\n', re.MULTILINE)
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _CHUNK = 6_000_000  # bytes of a packed file in one script element: a multiple of 3, so that base64 adds nothing between
@@ -19,8 +20,13 @@ PAGE_FILE, STYLE_FILE, SCRIPT_FILE = "index.html", "page.css", "page.js"
 
 
 def script() -> str:
-    """The page's own script: its modules in one, which imports nothing."""
-    parts = (_IMPORT.sub("", _asset(name)) for name in _SCRIPTS)
+    """The page's own script: its modules in one, which imports nothing, and before them the text of its worker."""
+    return f"const WORKER = {in_script_text(_joined(_WORKER))};\n{_joined(_SCRIPTS)}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Modules in one, which imports nothing."""
+    parts = (_IMPORT.sub("", _asset(name)) for name in names)
     return "\n".join(re.sub(r"^export ", "", part, flags=re.MULTILINE) for part in parts)
 
 
@@ -49,7 +55,7 @@ def linked_page(settings: Mapping[str, object], title: str, version: str, licenc
         title,
         version,
         licences,
-        policy="script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; connect-src 'self'",
+        policy="script-src 'self' 'wasm-unsafe-eval'; worker-src blob:; style-src 'self'; connect-src 'self'",
         style=f'<link rel="stylesheet" href="{STYLE_FILE}">',
         script=f'<script type="module" src="{SCRIPT_FILE}"></script>',
     )
@@ -81,7 +87,8 @@ def single_page(
         title,
         version,
         licences,
-        policy=f"script-src {_digest(own)} blob: 'wasm-unsafe-eval'; style-src {_digest(look)}",  # and nothing is fetched
+        # And nothing is fetched.
+        policy=f"script-src {_digest(own)} blob: 'wasm-unsafe-eval'; worker-src blob:; style-src {_digest(look)}",
         style=f"<style>{look}</style>",
         script=f'<script type="module">{own}</script>',
     )
@@ -101,6 +108,11 @@ def in_script(data: Mapping[str, object]) -> str:
     >>> in_script({"a": "</script>"})
     '{"a":"\\\\u003c/script\\\\u003e"}'
     """
+    return in_script_text(data)
+
+
+def in_script_text(data: object) -> str:
+    """JSON of anything, a text say, that may stand in a script element: see ``in_script``."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII: U+2028 and its like are escaped too
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -1,5 +1,6 @@
 // The model in the page: its files, its tokenizer, and runs of it with edits.
 import { PageError, gate } from "./edits.js";
+import { importModule, openSession, runSession } from "./engine.js";
 
 const LENS_BUDGET = 3e8; // multiplications for a lens at every token; beyond it only the selected token has one
 const PATTERN_BUDGET = 2e6; // numbers of attention patterns for all layers at once; beyond it one layer is shown,
@@ -24,16 +25,10 @@ export function openFiles(settings, progress) {
     return received(answer, settings.sizes[name], (done) => progress(name, done));
   };
   const bytes = (name) => (names.has(name) ? embedded(name) : fetched(name));
-  const module = async (name) => {
-    if (!names.has(name)) return import(new URL(name, document.baseURI).href);
-    const url = URL.createObjectURL(new Blob([await embedded(name)], { type: "text/javascript" }));
-    try {
-      return await import(url);
-    } finally {
-      URL.revokeObjectURL(url);
-    }
-  };
-  return { bytes, module, json: async (name) => JSON.parse(new TextDecoder().decode(await bytes(name))) };
+  /** A module as what importModule takes: its text where the page holds it, its address elsewhere. */
+  const source = async (name) => (names.has(name) ? embedded(name) : new URL(name, document.baseURI).href);
+  const module = async (name) => importModule(await source(name));
+  return { bytes, source, module, json: async (name) => JSON.parse(new TextDecoder().decode(await bytes(name))) };
 }
 
 function decoded(text) {
@@ -72,31 +67,89 @@ export async function openModel(settings, progress) {
     tokenizer = new Tokenizer(await files.json("model/tokenizer.json"), await files.json("model/tokenizer_config.json"));
   }
   progress("Reading ONNX Runtime");
-  const ort = await files.module("runtime/ort.wasm.bundle.min.mjs");
-  ort.env.wasm.numThreads = 1; // more would need headers that a plain file server does not send
-  ort.env.wasm.wasmBinary = (await files.bytes("runtime/ort-wasm-simd-threaded.wasm")).buffer;
-  const graph = await files.bytes("model/model.onnx");
-  const externalData = [];
-  for (const path of settings.weights) externalData.push({ path, data: await files.bytes(`model/${path}`) });
-  progress("Opening the model: the page does not answer meanwhile");
+  const session = await openThread(files);
+  const given = { wasm: await files.bytes("runtime/ort-wasm-simd-threaded.wasm"), graph: await files.bytes("model/model.onnx"), weights: [] };
+  for (const path of settings.weights) given.weights.push({ path, data: await files.bytes(`model/${path}`) });
+  const started = performance.now();
+  const told = () => progress(`Opening the model: ${((performance.now() - started) / 1000).toFixed(0)} s`);
+  const clock = setInterval(told, 500);
+  if (session.inWorker) told();
+  else progress("Opening the model: the page does not answer meanwhile");
   await new Promise((shown) => { setTimeout(shown, 50); }); // so that this is seen
-  // A graph with QuantizeLinear computes what is written, as in Python; 3: errors only.
-  const options = { externalData, logSeverityLevel: 3, extra: { session: { disable_quant_qdq: "1" } } };
-  const session = await ort.InferenceSession.create(graph, options);
-  return new Model(settings, ort, session, tokenizer);
+  try {
+    await session.open(given);
+  } finally {
+    clearInterval(clock);
+  }
+  return new Model(settings, session, tokenizer);
+}
+
+/** What opens and runs the session: a worker, or the page itself where the browser gives it none (as some do for files). */
+async function openThread(files) {
+  const name = "runtime/ort.wasm.bundle.min.mjs";
+  try {
+    const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
+    const thread = new Thread(new Worker(url));
+    await thread.ask("load", await files.source(name));
+    URL.revokeObjectURL(url);
+    return thread;
+  } catch {
+    const ort = await files.module(name);
+    let session = null;
+    return {
+      inWorker: false,
+      open: async (given) => { session = await openSession(ort, given); },
+      run: (feeds, outputs) => runSession(ort, session, feeds, outputs),
+    };
+  }
+}
+
+/** A session in a worker. */
+class Thread {
+  constructor(worker) {
+    Object.assign(this, { worker, inWorker: true, asked: new Map(), last: 0 });
+    worker.onmessage = ({ data: { id, found, error } }) => {
+      const [done, failed] = this.asked.get(id);
+      this.asked.delete(id);
+      if (error === undefined) done(found);
+      else failed(new Error(error));
+    };
+    worker.onerror = worker.onmessageerror = (event) => {
+      event.preventDefault?.();
+      for (const [, failed] of this.asked.values()) failed(new Error(event.message || "The thread that runs the model ended. Load the page again."));
+      this.asked.clear();
+    };
+  }
+
+  ask(job, given, sent = []) {
+    return new Promise((done, failed) => {
+      this.last += 1;
+      this.asked.set(this.last, [done, failed]);
+      this.worker.postMessage({ id: this.last, job, given }, sent);
+    });
+  }
+
+  /** Hands the files over: they are not copied, and gone here. */
+  open(given) {
+    return this.ask("open", given, [given.wasm, given.graph, ...given.weights.map(({ data }) => data)].map(({ buffer }) => buffer));
+  }
+
+  run(feeds, outputs) {
+    return this.ask("run", { feeds, outputs });
+  }
 }
 
 export class Model {
-  constructor(settings, ort, session, tokenizer) {
-    Object.assign(this, { settings, ort, session, tokenizer });
+  constructor(settings, session, tokenizer) {
+    Object.assign(this, { settings, session, tokenizer });
     this.waiting = Promise.resolve();
     this.neutral = {};
     for (const name of Object.keys(settings.hooks)) {
       const ones = settings.hooks[name].axes.map(() => 1);
-      this.neutral[`${name}/scale`] = new ort.Tensor("float32", Float32Array.of(1), ones);
-      this.neutral[`${name}/add`] = new ort.Tensor("float32", Float32Array.of(0), ones);
-      this.neutral[`${name}/where`] = new ort.Tensor("bool", Uint8Array.of(0), ones);
-      this.neutral[`${name}/patch`] = new ort.Tensor("float32", Float32Array.of(0), ones);
+      this.neutral[`${name}/scale`] = { type: "float32", data: Float32Array.of(1), dims: ones };
+      this.neutral[`${name}/add`] = { type: "float32", data: Float32Array.of(0), dims: ones };
+      this.neutral[`${name}/where`] = { type: "bool", data: Uint8Array.of(0), dims: ones };
+      this.neutral[`${name}/patch`] = { type: "float32", data: Float32Array.of(0), dims: ones };
     }
   }
 
@@ -159,21 +212,21 @@ export class Model {
   }
 
   async runNow(ids, edits, { layers = [], captures = [], lensAt = [ids.length - 1] }) {
-    const { ort, settings } = this;
+    const { settings } = this;
     const started = performance.now();
-    const feeds = { input_ids: new ort.Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]), ...this.neutral };
+    const feeds = { input_ids: { type: "int64", data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] }, ...this.neutral };
     const byHook = Map.groupBy ? Map.groupBy(edits, (edit) => edit.hook) : grouped(edits);
     for (const [name, some] of byHook) {
       const { sizes, ...parts } = gate(some, settings.hooks[name], ids.length);
       for (const [part, data] of Object.entries(parts)) {
-        if (data) feeds[`${name}/${part}`] = new ort.Tensor(part === "where" ? "bool" : "float32", data, sizes);
+        if (data) feeds[`${name}/${part}`] = { type: part === "where" ? "bool" : "float32", data, dims: sizes };
       }
     }
     const outputs = ["logits"];
     for (const layer of layers) outputs.push(settings.outputs[settings.patterns[layer]]);
     for (const name of captures) outputs.push(settings.outputs[name]);
     if (settings.lens) {
-      feeds["lens/positions"] = new ort.Tensor("int64", BigInt64Array.from(lensAt, BigInt), [lensAt.length]);
+      feeds["lens/positions"] = { type: "int64", data: BigInt64Array.from(lensAt, BigInt), dims: [lensAt.length] };
       outputs.push("lens/probabilities", "lens/tokens");
     }
     const results = await this.session.run(feeds, [...new Set(outputs)]);

@@ -500,6 +500,7 @@ window.graphlens = {
   ready: start(),
   settings,
   label,
+  get inWorker() { return model.session.inWorker; },
   get busy() { return busy > 0; },
   get edits() { return writeEdits(active()); },
   async run(prompt, edits = [], wanted = {}) {
