@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from graphlens.experiments.drift import drift
     from graphlens.experiments.harvest import harvest
+    from graphlens.experiments.pairs import sweep_pairs
     from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
@@ -90,6 +91,7 @@ _HOMES = {
     "LogitDiff": "graphlens.analysis.metrics",
     "process_weights": "graphlens.surgery",
     "sweep": "graphlens.experiments.sweep",
+    "sweep_pairs": "graphlens.experiments.pairs",
     **dict.fromkeys(
         (
             "ExportError",
@@ -147,6 +149,7 @@ __all__ = [
     "harvest",
     "process_weights",
     "sweep",
+    "sweep_pairs",
     "write_adapter",
     "write_drivable",
 ]

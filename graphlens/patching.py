@@ -6,6 +6,7 @@ from graphlens.analysis.drift_result import Drifted, DriftResult
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, grid
 from graphlens.analysis.sources import Cache, Mean, Noise, Zero
+from graphlens.analysis.summary import EffectSummary
 from graphlens.experiments.act_patch import (
     act_patch_sites,
     generic_activation_patch,
@@ -29,6 +30,7 @@ from graphlens.experiments.act_patch import (
     get_act_patch_resid_pre,
     make_df_from_ranges,
 )
+from graphlens.experiments.pairs import sweep_pairs
 from graphlens.experiments.patch_setters import (
     layer_head_dest_src_pos_pattern_patch_setter,
     layer_head_pattern_patch_setter,
@@ -44,6 +46,7 @@ __all__ = [
     "Cache",
     "DriftResult",
     "Drifted",
+    "EffectSummary",
     "Mean",
     "Noise",
     "Site",
@@ -80,4 +83,5 @@ __all__ = [
     "make_df_from_ranges",
     "path_patch",
     "sweep",
+    "sweep_pairs",
 ]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import xarray
     from rich.table import Table
 
+    from graphlens.analysis.summary import EffectSummary
     from graphlens.views.pages import View
 
 # A metric without a patch: not known, a number, or an array over the axes "metric" and "batch".
@@ -194,6 +195,25 @@ class SweepResult:
         """The labels of the value at a flat index."""
         indices = np.unravel_index(at, self.shape)
         return {axis: self.labels[axis][int(i)] for axis, i in zip(self.axes, indices, strict=True)}
+
+    def summary(self, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> EffectSummary:
+        """The mean effect at each place over the prompts of a sweep with reduction="none", and how sure it is.
+
+        Args:
+            confidence: Of the bootstrap interval of the mean, between 0 and 1.
+            resamples: How many means are drawn for it, and how many patterns of signs for the p-values.
+            seed: Of the draws.
+
+        Returns:
+            An EffectSummary: ``mean``, ``standard_error``, ``low``, ``high`` and ``p_value``, each a SweepResult without the axis
+            "batch".
+
+        Raises:
+            InputError: Without that axis, for places that are not done, and for numbers out of range.
+        """
+        from graphlens.analysis.summary import summarise
+
+        return summarise(self, confidence, resamples, seed)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """The values as a table of pandas.

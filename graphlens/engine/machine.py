@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from graphlens.file.version import __version__
-from graphlens.runtime.sessions import version
+from graphlens.runtime.sessions import threads, version
 
 
 def processor() -> str:
@@ -24,7 +24,9 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """The cores that this process may use: ONNX Runtime splits a matrix product into as many parts."""
+    """The cores that a run may use: ONNX Runtime splits a matrix product into as many parts."""
+    if threads():
+        return threads()
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

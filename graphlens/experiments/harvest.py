@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,8 @@ from graphlens.experiments.harvest_planning import (
     said_of_machine,
     said_of_model,
 )
-from graphlens.experiments.harvest_shard import statistics, write_shard
+from graphlens.experiments.harvest_shard import shard_elsewhere, statistics, write_shard
+from graphlens.experiments.on_ray import Workers
 from graphlens.file.corpora import Corpus
 from graphlens.file.folder import make_folder, refuse_occupied, user_path, write_whole, writing
 from graphlens.file.harvest_files import (
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 256_000_000  # of activations, at most
 _LEAST, _MOST = 1024, 65_536  # tokens of a shard, unless told otherwise
-ENGINES = ("local",)
+ENGINES = ("local", "ray")
 _FOLDED = "folded"  # in the file of statistics: how many shards are in it
 
 
@@ -65,6 +66,9 @@ def harvest(
     out: str | os.PathLike[str],
     *,
     engine: str = "local",
+    workers: int | None = None,
+    threads: int = 1,
+    allow_mixed: bool = False,
     resume: bool = False,
     dtype: str = "float32",
     reduce: Iterable[object] | object = (),
@@ -95,7 +99,11 @@ def harvest(
         names: A hook name, a shell pattern ("*.hook_resid_post"), a list of these, a function name -> bool, or None for all hook
             points that have floats for each token.
         out: The folder to write: absent or empty, unless ``resume``.
-        engine: "local": in this process.
+        engine: "local": in this process; "ray": in the workers of a Ray cluster (extra ``ray``), which must see ``out`` and the
+            model under the same paths. See docs/scale.md.
+        workers: How many of Ray's workers; None for as many as its cores allow. The bytes are the same for any number.
+        threads: How many threads each of them computes with.
+        allow_mixed: True lets machines take part that differ in processor, ONNX Runtime or packages, whose last bits may differ.
         resume: True goes on with the harvest in ``out``; shards that are not what was written are made again. Begins one where
             there is none.
         dtype: What is written: "float32", "float16" or "bfloat16".
@@ -128,7 +136,8 @@ def harvest(
         ExportError: ``out`` is not empty, the disk has no room, or it cannot be written to.
     """
     if not is_one_of(engine, ENGINES):
-        raise InputError(f"engine={engine!r}: there is 'local'.")
+        raise InputError(f"engine={engine!r}: there are 'local' and 'ray'.")
+    spread = Workers(workers, threads, allow_mixed) if engine == "ray" else None
     if not is_one_of(dtype, DTYPES):
         raise InputError(f"dtype={dtype!r}: a harvest is written in {', '.join(DTYPES)}.")
     if not is_one_of(too_long, ("split", "cut", "refuse")):
@@ -167,7 +176,7 @@ def harvest(
         projected=digest_of_directions(directions),
         layout=layout,
         corpus={},
-        environment=said_of_machine(runner),
+        environment=said_of_machine(runner) | ({} if spread is None else {"cores": spread.threads}),
         shards=(),
     )
     count = _shard_tokens(plan) if shard_tokens is None else checked_number(shard_tokens, "shard_tokens", least=1)
@@ -184,7 +193,7 @@ def harvest(
         if not resume:
             refuse_occupied(folder)
         plan = _begun(folder, plan, runner, corpus, column, options, directions)
-    _run_all(folder, plan, runner, verbose)
+    _run_all(folder, plan, model, verbose, spread)
     return Harvest(folder)
 
 
@@ -248,8 +257,10 @@ def _resumed(
     return plan
 
 
-def _run_all(folder: Path, plan: HarvestPlan, runner: Runner[ArrayT], verbose: bool) -> None:
-    """Writes every shard that is missing or damaged, in order, and ends the harvest."""
+def _run_all(
+    folder: Path, plan: HarvestPlan, model: HookedTransformer[ArrayT], verbose: bool, spread: Workers | None
+) -> None:
+    """Writes every shard that is missing or damaged, and ends the harvest. Statistics are put together in the shards' order."""
     wrong = {index for index, _ in damaged(folder, plan, recorded(folder, plan))}
     state, folded = statistics(plan), 0
     if plan.reductions:
@@ -263,11 +274,14 @@ def _run_all(folder: Path, plan: HarvestPlan, runner: Runner[ArrayT], verbose: b
     ensure_room(folder, plan, sorted(wrong))
     total = sum(plan.shards[index][3] for index in wrong)
     with steps("Harvesting", total, "tokens") if verbose else nullcontext() as progress:
+        done: Callable[[int], None] = (lambda count: None) if progress is None else progress.advance
+        if spread is not None and wrong:
+            for _, count in spread.spread(model, shard_elsewhere, [(str(folder), index) for index in sorted(wrong)]):
+                done(count)
+            wrong = set()
         for index in range(len(plan.shards)):
             if index in wrong:
-                write_shard(
-                    folder, plan, index, runner, done=(lambda count: None) if progress is None else progress.advance
-                )
+                write_shard(folder, plan, index, model.runner, done=done)
             if plan.reductions and index >= folded:
                 found = read_results(folder / partial_file(index))
                 if found is None:

@@ -20,6 +20,7 @@ from graphlens.file.harvest_files import (
     ShardWriter,
     partial_file,
     read_corpus,
+    read_plan,
     read_results,
     write_results,
     writing_shard,
@@ -28,6 +29,7 @@ from graphlens.file.harvest_layout import Batch
 from graphlens.file.harvest_plan import HarvestPlan
 
 if TYPE_CHECKING:
+    from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.runner import Runner
 
 _CAST = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -74,6 +76,22 @@ def write_shard(
             done(len(batch.source))
         if plan.reductions:
             write_results(folder / partial_file(index), found.arrays())
+
+
+def shard_elsewhere(model: HookedTransformer[ArrayT], item: tuple[str, int]) -> int:
+    """Writes one shard of a harvest, in whichever process this is called.
+
+    Args:
+        model: The model of the plan.
+        item: (the harvest's folder, which shard).
+
+    Returns:
+        How many tokens were kept.
+    """
+    folder = Path(item[0])
+    plan = read_plan(folder)
+    write_shard(folder, plan, item[1], model.runner)
+    return plan.shards[item[1]][3]
 
 
 def _run(

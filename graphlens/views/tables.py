@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -59,4 +59,26 @@ def result_table(result: Labelled, most_rows: int, most_columns: int) -> Table:
     for at, row, _ in zip(indices, rows, range(most_rows), strict=False):
         cells = [shown(result.labels[axis][i]) for axis, i in zip(leading, at, strict=True)]
         table.add_row(*map(Text, cells), *(Text(number(value)) for value in row[:most_columns]))
+    return table
+
+
+def effects_table(
+    title: str, axes: Sequence[str], effects: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]
+) -> Table:
+    """A table of mean effects with their intervals.
+
+    Args:
+        title: What it is headed by.
+        axes: The axes of the places.
+        effects: ({axis: label}, {"mean", "low", "high", "p_value"}) of each place.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left")
+    for axis in axes:
+        table.add_column(Text(axis), overflow="ellipsis", no_wrap=True)
+    for name in ("mean", "interval", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for labels, figures in effects:
+        interval = f"{number(figures['low'])} to {number(figures['high'])}"
+        cells = [number(figures["mean"]), interval, number(figures["p_value"])]
+        table.add_row(*(Text(shown(labels[axis])) for axis in axes), *map(Text, cells))
     return table

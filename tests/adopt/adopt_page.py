@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -65,7 +66,10 @@ def page(cells: Sequence[Cell]) -> str:
         if name not in ROUTES or family not in FAMILIES:
             continue
         if cell.absent:
-            refused.setdefault(" ".join(cell.absent.split())[:240], []).append(f"{SHOWN[family]}: {ROUTES[name].said}")
+            said = re.sub(
+                r"\S*/(?=[\w.-]+\.onnx\b)", "", " ".join(cell.absent.split())
+            )  # without the folder of the files
+            refused.setdefault(said[:240], []).append(f"{SHOWN[family]}: {ROUTES[name].said}")
         elif not cell.right:
             more = f" ({len(cell.failures)} such lines)" if len(cell.failures) > 1 else ""
             short.append(f"- {SHOWN[family]}, {ROUTES[name].said}: {' '.join(cell.failures[0].split())[:300]}{more}")

@@ -26,6 +26,7 @@ FIXTURES = (
     ("small-llama", "genai-fp32"),
     ("small-llama", "genai-int4"),
     ("small-gemma2", "genai-fp32"),
+    ("small-gemma2", "genai-int4"),
 )
 
 

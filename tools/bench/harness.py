@@ -176,11 +176,16 @@ def against_floor(label: str, ours: Sequence[float], floor: Sequence[float], lim
 
 def floor_session(model: Standin) -> Any:
     """The floor: a plain onnxruntime.InferenceSession, defaults but for its warnings, on the stripped file."""
+    return bare_session(model.stripped)
+
+
+def bare_session(graph: Path) -> Any:
+    """A plain onnxruntime.InferenceSession, defaults but for its warnings."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
-    return onnxruntime.InferenceSession(str(model.stripped), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 class Shape(Protocol):

@@ -77,6 +77,11 @@ class Standin:
         """The graph without hooks, weights hardlinked beside it."""
         return self._once("stripped", _strip, self.hooked) / "model.onnx"
 
+    @cached_property
+    def by_hand(self) -> Path:
+        """A graph without hooks that was written by hand: see ``tools/bench/by_hand.py``."""
+        return self._once("by-hand", _by_hand, self.checkpoint) / "model.onnx"
+
     def made(self, kind: str, function: Callable[..., None], *arguments: Any) -> Path:
         """A folder with another file of the hooked one, which ``function(hooked, folder, *arguments)`` writes, once.
 
@@ -213,3 +218,9 @@ def _read_config(hooked: str) -> dict[str, int]:
 
     config = surgery.read_manifest(surgery.load(hooked, verify=False)).config
     return {"n_layers": config.n_layers, "n_ctx": config.n_ctx, "d_model": config.d_model, "d_vocab": config.d_vocab}
+
+
+def _by_hand(checkpoint: str, folder: str) -> None:
+    from tools.bench.by_hand import write_by_hand
+
+    write_by_hand(checkpoint, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -101,7 +102,10 @@ class _Weights:
             self.found[name] = _weight(source, table.times, cut=cut, permute=(1, 0))
             return
         rows = source.shape[-2]
-        if source.shape[-1] != (self._wires.shape(self._model.blocks[0].pre) or (0,))[-1]:  # widened by a matrix
+        width, block = (self._wires.shape(self._model.blocks[0].pre) or (0,))[-1], None
+        if source.quantised is not None:  # rows may be filled up to whole blocks
+            block = source.quantised.block
+        if source.shape[-1] != (width if block is None else -(-width // block) * block):  # widened by a matrix
             return
         shape = None if len(source.shape) == 2 else source.shape[-2:]
         self.found[name] = _weight(source, table.times, cut=(0, offset, rows) if offset else None, shape=shape)
@@ -328,4 +332,5 @@ def _packed_rows(source: Stored, node: ir.Node) -> Stored | None:
     bits = attributes["bits"].as_int() if "bits" in attributes else 4
     block = attributes["block_size"].as_int() if "block_size" in attributes else 128
     quantised = Quantised(names[0], names[1] if len(names) > 1 else None, 0, bits, block)
-    return Stored(source.tensor, (source.shape[0], source.shape[1] * 8 // bits), quantised)
+    columns = math.prod(source.shape[1:]) * 8 // bits  # shared with the unembedding, they may lie block by block
+    return Stored(source.tensor, (source.shape[0], columns), quantised)
