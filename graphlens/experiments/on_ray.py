@@ -32,8 +32,8 @@ class Workers:
     Args:
         count: How many; None for as many as the cluster's cores allow.
         threads: How many threads each computes with.
-        allow_mixed: True takes part of the work to machines with another processor, ONNX Runtime or package version, whose results
-            may differ in their last bits.
+        allow_mixed: True takes part of the work to machines with another processor, ONNX Runtime or package version, whose
+            results may differ in their last bits.
 
     Raises:
         InputError: For numbers out of range.
@@ -113,8 +113,8 @@ class _Worker:
         limit_threads(threads)
         apart = [] if allow_mixed else _differences(wanted, computing())
         self._refused = InputError(
-            f"a worker's machine is not like the one that asks ({'; '.join(apart)}), so that its results may differ in their last "
-            "bits. Keep it out, or pass allow_mixed=True."
+            f"a worker's machine is not like the one that asks ({'; '.join(apart)}), so that its results may differ in their "
+            "last bits. Keep it out, or pass allow_mixed=True."
         )
         self._model = None if apart else pickle.loads(model)
         self._job = pickle.loads(job)

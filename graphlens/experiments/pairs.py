@@ -69,7 +69,8 @@ def sweep_pairs(
         source: "clean", or any other source of ``sweep``: "zero", "mean", "noise". With those the clean prompts only give the
             clean baseline.
         batch_size: How many pairs are run at once, at most.
-        engine: "local", or "ray": in the workers of a Ray cluster (extra ``ray``). The values are the same for any number of workers.
+        engine: "local", or "ray": in the workers of a Ray cluster (extra ``ray``). The values are the same for any number of
+            workers.
         workers: How many of Ray's workers; None for as many as its cores allow.
         threads: How many threads each of them computes with.
         allow_mixed: True lets machines take part that differ in processor, ONNX Runtime or packages.
