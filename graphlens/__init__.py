@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphlens import views as views
     from graphlens.analysis.cache.activation_cache import ActivationCache
     from graphlens.analysis.factored_matrix import FactoredMatrix
+    from graphlens.analysis.harvest import Harvest
     from graphlens.analysis.metrics import LogitDiff
     from graphlens.edits.kinds import Ablate, Patch, Scale, Steer
     from graphlens.errors import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphlens.experiments.drift import drift
+    from graphlens.experiments.harvest import harvest
     from graphlens.experiments.pairs import sweep_pairs
     from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
@@ -77,6 +79,8 @@ _HOMES = {
     "export_model": "graphlens.pipelines.export",
     "expose": "graphlens.pipelines.expose",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
+    "harvest": "graphlens.experiments.harvest",
+    "Harvest": "graphlens.analysis.harvest",
     **{
         f"{prefix}KeyValueCache{suffix}": "graphlens.model.kv_cache"
         for prefix in ("", "HookedTransformer", "TransformerLens")
@@ -111,6 +115,7 @@ __all__ = [
     "ExportError",
     "FactoredMatrix",
     "GraphlensError",
+    "Harvest",
     "HookPoint",
     "HookResultError",
     "HookedEncoder",
@@ -141,6 +146,7 @@ __all__ = [
     "export_model",
     "expose",
     "get_act_name",
+    "harvest",
     "process_weights",
     "sweep",
     "sweep_pairs",

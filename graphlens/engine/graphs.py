@@ -51,6 +51,7 @@ STEPS = (
     Step(("gates",), lambda graph, plan: surgery.with_gates(graph, dict(plan.gates))),
     Step(("gradients", "seed"), lambda graph, plan: surgery.differentiate(graph, plan.gradients, seed=plan.seed)),
     Step(("python",), lambda graph, plan: surgery.with_python_gates(graph)),
+    Step(("reads",), lambda graph, plan: surgery.ending_with(graph, plan.reads)),
 )
 
 
@@ -172,5 +173,7 @@ class Graphs:
         Args:
             plan: The plan.
         """
-        whole = plan.stop is None and not plan.gradients and not plan.python and UNEMBEDDED in self._plain_hooks
+        whole = (
+            plan.stop is None and not (plan.gradients or plan.python or plan.reads) and UNEMBEDDED in self._plain_hooks
+        )
         return whole and bool(plan.gates) and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)

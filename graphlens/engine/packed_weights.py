@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.engine.machine import processor
 from graphlens.errors import ExportError, InputError, ModelFileError, RunError
 from graphlens.file.digests import digest_of, fresh_digest
 from graphlens.file.folder import MODEL_FILE, cache_root, staged_folder, write_whole
@@ -90,7 +91,7 @@ def packed_folder(model: Path) -> Path:
     The folder's name is a digest of the graph file (which holds the fingerprints of its weights), of ONNX Runtime's
     version and of the processor.
     """
-    digest = hashlib.sha256(json.dumps([FORMAT, version(), platform.machine(), _processor()]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, version(), platform.machine(), processor()]).encode())
     digest.update(digest_of(model).encode())
     return cache_root() / "packed" / digest.hexdigest()[:24]
 
@@ -248,12 +249,3 @@ def _evict(root: Path, room: int) -> None:
             return
         remove_whole(folder)
         del sizes[folder]
-
-
-def _processor() -> str:
-    """The processor's model and features, which decide the packed layout."""
-    wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in wanted}))
-    return platform.processor()

@@ -51,6 +51,7 @@ class Plan:
         seed: What the gradients start from: "dense", "sparse" or "loss".
         python: True for a graph that can call Python at every hook point: see ``surgery.with_python_gates``.
         bare: True for a graph whose hook points are no outputs, so that ONNX Runtime can fuse more of it.
+        reads: The hook points that alone are outputs, in firing order: what only later values need does not run. Empty for all.
         body: True for a graph that ends where the unembedding begins. The engine sets it, never a run.
     """
 
@@ -64,6 +65,7 @@ class Plan:
     seed: str = DENSE
     python: bool = False
     bare: bool = False
+    reads: tuple[str, ...] = ()
     body: bool = False
 
     @property
@@ -73,10 +75,10 @@ class Plan:
 
     @property
     def ungated(self) -> Self:
-        """The same plan without gates, Python calls and ``bare``, none of which adds or removes a hook point."""
-        if not (self.gates or self.python or self.bare):
+        """The same plan without gates, Python calls, ``bare`` and ``reads``, none of which adds or removes a hook point."""
+        if not (self.gates or self.python or self.bare or self.reads):
             return self
-        return replace(self, gates=(), python=False, bare=False)
+        return replace(self, gates=(), python=False, bare=False, reads=())
 
     def serves(self, other: Self) -> bool:
         """Whether a run of another plan can use this one's session, leaving some gates of it unfed.

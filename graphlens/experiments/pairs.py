@@ -15,7 +15,8 @@ from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import SourceInput
 from graphlens.analysis.summary import EffectSummary, summarise
-from graphlens.errors import InputError, checked_number
+from graphlens.errors import InputError, checked_number, is_one_of
+from graphlens.experiments.on_ray import Workers
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS
 from graphlens.experiments.sweep import sweep
 from graphlens.model.text import is_text
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 MetricT = TypeVar("MetricT", bound=Metric)
 LOGITS = "unembed.hook_out"
+_Metrics: TypeAlias = Metric | list[Metric] | dict[str, Metric]
+# A batch of pairs: which they are, their clean and corrupted tokens [b, p], and how they are measured.
+_Item: TypeAlias = tuple[list[int], Array, Array, Sites, _Metrics, SourceInput, int]
 # Texts, or the token ids of each prompt, as a list of them or an array [n, p].
 Prompts: TypeAlias = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[ArrayInput] | ArrayInput
 
@@ -39,6 +43,10 @@ def sweep_pairs(
     *,
     source: SourceInput = "clean",
     batch_size: int = 16,
+    engine: str = "local",
+    workers: int | None = None,
+    threads: int = 1,
+    allow_mixed: bool = False,
     per_example: bool = False,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -61,6 +69,11 @@ def sweep_pairs(
         source: "clean", or any other source of ``sweep``: "zero", "mean", "noise". With those the clean prompts only give the
             clean baseline.
         batch_size: How many pairs are run at once, at most.
+        engine: "local", or "ray": in the workers of a Ray cluster (extra ``ray``). The values are the same for any number of
+            workers.
+        workers: How many of Ray's workers; None for as many as its cores allow.
+        threads: How many threads each of them computes with.
+        allow_mixed: True lets machines take part that differ in processor, ONNX Runtime or packages.
         per_example: True keeps each pair's values: ``summary.examples``.
         confidence: Of the bootstrap interval, between 0 and 1.
         resamples: How many means are drawn for it, and how many patterns of signs for the p-values.
@@ -78,6 +91,9 @@ def sweep_pairs(
     """
     places, batch_size = listed(sites), checked_number(batch_size, "batch_size", least=1)
     per_example = checked_number(per_example, "per_example", bool)
+    if not is_one_of(engine, ("local", "ray")):
+        raise InputError(f"engine={engine!r}: there are 'local' and 'ray'.")
+    spread = Workers(workers, threads, allow_mixed) if engine == "ray" else None
     given = [_prompts(model, prompts, prepend_bos) for prompts in (clean, corrupted)]
     if len(given[0]) != len(given[1]):
         raise InputError(
@@ -91,20 +107,36 @@ def sweep_pairs(
                 "position of the other prompt, so that both need as many."
             )
     measured = _Measured(model, metric, len(pairs))
-    hooks = list(dict.fromkeys(site.hook for site in places.sites))
+    batches = list(_batches([len(one) for one, _ in pairs], batch_size))
+    items: list[_Item] = []
+    for rows in batches:
+        here, there = (np.stack([pairs[row][side] for row in rows]) for side in (0, 1))
+        items.append((rows, here, there, places, measured(rows), source, max_batch_tokens))
+    parts = _done(model, items) if spread is None else (part for _, part in spread.spread(model, _sweep_of, items))
     found: dict[int, SweepResult] = {}
     with steps("Patching", len(pairs)) if verbose else nullcontext() as progress:
-        for rows in _batches([len(one) for one, _ in pairs], batch_size):
-            here, there = (np.stack([pairs[row][side] for row in rows]) for side in (0, 1))
-            values = source
-            if isinstance(source, str) and source == "clean":
-                _, values = model.run_with_cache(here, names_filter=[*hooks, LOGITS])
-            part = sweep(model, there, places, values, measured(rows), max_batch_tokens=max_batch_tokens, verbose=False)
+        for rows, part in parts:
             for column, row in enumerate(rows):
                 found[row] = part.sel(batch=column)
             if progress is not None:
                 progress.advance(len(rows))
     return summarise(_joined([found[row] for row in range(len(pairs))]), confidence, resamples, seed, per_example)
+
+
+def _done(model: HookedTransformer[ArrayT], items: Iterable[_Item]) -> Iterator[tuple[list[int], SweepResult]]:
+    """The sweeps of some batches, one after the other."""
+    for item in items:
+        yield _sweep_of(model, item)
+
+
+def _sweep_of(model: HookedTransformer[ArrayT], item: _Item) -> tuple[list[int], SweepResult]:
+    """The sweep of one batch of pairs, and which pairs they are."""
+    rows, clean, corrupted, places, metric, source, max_batch_tokens = item
+    values = source
+    if isinstance(source, str) and source == "clean":
+        hooks = list(dict.fromkeys(site.hook for site in places.sites))
+        _, values = model.run_with_cache(clean, names_filter=[*hooks, LOGITS])
+    return rows, sweep(model, corrupted, places, values, metric, max_batch_tokens=max_batch_tokens, verbose=False)
 
 
 class _Measured:
@@ -140,7 +172,7 @@ class _Measured:
             raise InputError("metric is an empty list.")
         self._metrics = bound
 
-    def __call__(self, rows: Sequence[int]) -> Metric | list[Metric] | dict[str, Metric]:
+    def __call__(self, rows: Sequence[int]) -> _Metrics:
         """The metrics of some prompts, as ``sweep`` takes them."""
         found = [(name, _of_rows(metric, rows)) for name, metric in self._metrics]
         if self._named:

@@ -253,13 +253,14 @@ class Runner(Generic[ArrayT]):
         """
         return self._reader.whole_prompts(self.flags.names, input, **forward_options)
 
-    def run(self, request: Request, fetch: Sequence[str] = (), output: bool = True) -> Ran:
+    def run(self, request: Request, fetch: Sequence[str] = (), output: bool = True, only: bool = False) -> Ran:
         """Runs a request once with what is active, and extends its KV cache.
 
         Args:
             request: The run.
             fetch: The hook points whose activations are wanted.
             output: False leaves out the logits (or the residual stream, where the run stops early).
+            only: True for a graph that ends with what is fetched: for many runs that fetch the same. Needs ``output=False``.
 
         Returns:
             The output and the activations.
@@ -274,6 +275,8 @@ class Runner(Generic[ArrayT]):
         plan, edits = self.edits.gates(request.plan, request.window, elsewhere=alone)
         if request.bare and not callbacks:
             plan = replace(plan, bare=True)
+        if only:
+            plan = replace(plan, reads=tuple(fetch))
         results = self.engine.run(request.feeds, fetch, callbacks, output, plan, edits)
         if request.cache is not None:
             mask = np.ones(request.shape, np.int64) if request.mask is None else request.mask

@@ -58,39 +58,49 @@ def spinner(message: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def steps(message: str, total: int) -> Iterator[Steps]:
+def steps(message: str, total: int, unit: str = "") -> Iterator[Steps]:
     """Shows a progress bar on a terminal or in a notebook while the ``with`` block runs.
 
     Args:
         message: The text beside it.
         total: The number of steps.
+        unit: What a step is, in the plural ("tokens"): how many of them pass in a second is shown then.
 
     Yields:
         The handle whose ``advance()`` counts one step.
     """
     kind = notebook()
     if kind is not None:
-        with _in_notebook(kind, message, total) as update:
+        with _in_notebook(kind, message, total, unit) as update:
             yield Steps(update)
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn, Task
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """How many steps pass in a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s", style="progress.data.speed")
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    columns = (*Progress.get_default_columns(), *([Speed()] if unit else []))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(escape(message), total=total)
         yield Steps(lambda done: progress.update(task, completed=done))
 
 
 @contextlib.contextmanager
-def _in_notebook(kind: str, message: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def _in_notebook(kind: str, message: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
     """A bar in a notebook that vanishes at the end of the ``with`` block; in Jupyter an error leaves it as it was.
 
     Args:
         kind: "jupyter" or "marimo".
         message: The text beside it.
         total: The number of steps; None where it is not known.
+        unit: What a step is, where how many pass in a second is shown.
 
     Yields:
         What shows that so many steps are done.
@@ -119,13 +129,13 @@ def _in_notebook(kind: str, message: str, total: int | None) -> Iterator[Callabl
         now = time.monotonic()
         if now - last >= _EVERY or done == total:
             last = now
-            handle.update(display.HTML(_picture(message, done, total, now - start)))
+            handle.update(display.HTML(_picture(message, done, total, now - start, unit)))
 
     yield update
     handle.update(display.HTML(""))
 
 
-def _picture(message: str, done: int, total: int | None, seconds: float) -> str:
+def _picture(message: str, done: int, total: int | None, seconds: float, unit: str = "") -> str:
     """A bar as HTML."""
     bar = (
         f'<progress max="{total}" value="{done}"></progress> {done:,} of {total:,}'
@@ -133,7 +143,8 @@ def _picture(message: str, done: int, total: int | None, seconds: float) -> str:
         else "<progress></progress>"
     )
     left = f", about {seconds / done * (total - done):.0f} s left" if total and 0 < done < total else ""
-    return f"<div>{html.escape(message)} {bar}{left}</div>"
+    speed = f", {done / seconds:,.0f} {html.escape(unit)}/s" if unit and seconds > 0 else ""
+    return f"<div>{html.escape(message)} {bar}{speed}{left}</div>"
 
 
 def note(message: str) -> None:

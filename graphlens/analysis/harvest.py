@@ -1,0 +1,361 @@
+"""A finished harvest, opened: its activations by token, mapped from disk, in order or shuffled, and what was computed of them."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from graphlens.analysis.arrays import Array
+from graphlens.analysis.harvest_batches import batches
+from graphlens.analysis.reductions import Statistics, reduction_of
+from graphlens.errors import InputError, InputIndexError, InputKeyError, ModelFileError
+from graphlens.file.folder import user_path
+from graphlens.file.harvest_files import (
+    DOCUMENTS,
+    FINISHED,
+    POSITIONS,
+    REDUCED,
+    TOKENS,
+    damaged,
+    read_finished,
+    read_plan,
+    read_results,
+    shard_file,
+)
+from graphlens.file.safetensors import SafetensorsFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_OPEN = 256  # shards that stay mapped: a process may map only so many files
+_NAMED = 8  # hook points that an error names
+
+
+class Column:
+    """One array of a harvest over all its tokens, read where it is asked for.
+
+    Args:
+        harvest: The harvest.
+        name: A hook point, or "tokens", "documents" or "positions".
+        shape: The axes of one token's entry.
+        dtype: The dtype.
+
+    Attributes:
+        name: See above.
+        shape: All axes, tokens first.
+        dtype: See above; bfloat16 is that of the package ml_dtypes.
+    """
+
+    def __init__(self, harvest: Harvest, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+        self._harvest, self.name, self.dtype = harvest, name, dtype
+        self.shape = (len(harvest), *shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    def __repr__(self) -> str:
+        return f"Column({self.name!r}, {list(self.shape)}, {self.dtype})"
+
+    def __getitem__(self, key: int | slice | Sequence[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Array:
+        """The entries of some tokens.
+
+        Args:
+            key: A token's place, a slice, or an array of places or of bools.
+
+        Returns:
+            [*shape] for one place, else [tokens, *shape]. A stretch inside one shard is a read-only view of the file.
+
+        Raises:
+            InputIndexError: A place is outside the harvest.
+        """
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step == 1:
+                return self._stretch(start, max(stop, start))
+            return self._at(np.arange(start, stop, step))
+        places = np.asarray(key)
+        if places.dtype == bool:
+            if places.shape != (len(self),):
+                raise InputIndexError(f"{self.name}: a mask has one entry for each of the {len(self):,} tokens.")
+            return self._at(np.flatnonzero(places))
+        if places.size == 0:
+            places = places.astype(np.int64)
+        if places.dtype.kind not in "iu" or places.ndim > 1:
+            raise InputIndexError(
+                f"{self.name}: index it with a whole number, a slice, or one axis of either or of bools."
+            )
+        where = np.atleast_1d(places).astype(np.int64)
+        where = np.where(where < 0, where + len(self), where)
+        if where.size and (where.min() < 0 or where.max() >= len(self)):
+            raise InputIndexError(f"{self.name}: there are {len(self):,} tokens, and {key!r:.60} is outside.")
+        found = self._at(where)
+        return found if places.ndim else found[0]
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return np.asarray(self[:], dtype)
+
+    def _stretch(self, start: int, stop: int) -> Array:
+        """The entries of neighbouring tokens."""
+        parts = [
+            self._harvest.shard(shard)[self.name][first:last] for shard, first, last in self._harvest.spans(start, stop)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:]), self.dtype)
+
+    def _at(self, places: npt.NDArray[np.int64]) -> Array:
+        """The entries of tokens anywhere."""
+        found = np.empty((len(places), *self.shape[1:]), self.dtype)
+        shards = self._harvest.shard_of(places)
+        for shard in np.unique(shards):
+            mine = np.flatnonzero(shards == shard)
+            found[mine] = self._harvest.shard(int(shard))[self.name][places[mine] - self._harvest.starts[shard]]
+        return found
+
+
+class Harvest:
+    """A finished harvest, opened without reading it: ``len(h)`` tokens, ``h[hook][a:b]`` their activations [tokens, ...].
+
+    Args:
+        out: Its folder.
+
+    Attributes:
+        path: Its folder.
+        plan: What it was made of.
+        names: The hook points, in firing order.
+        starts: int64 [shards + 1], the first token of each shard, and the number of all.
+
+    Raises:
+        ModelFileError: It is no harvest, or one that is not finished.
+    """
+
+    def __init__(self, out: str | os.PathLike[str]) -> None:
+        self.path: Path = user_path(out)
+        self.plan = read_plan(self.path)
+        self._digests = read_finished(self.path)
+        if self._digests is None or len(self._digests) != len(self.plan.shards):
+            raise ModelFileError(
+                f"{self.path}: this harvest is not finished ({FINISHED} is missing or damaged). Go on with it: resume=True, or "
+                "graphlens harvest --resume."
+            )
+        self.names = self.plan.names
+        self.starts = np.asarray([*(shard[2] for shard in self.plan.shards), self.plan.tokens], np.int64)
+        self._open: OrderedDict[int, dict[str, Array]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self.plan.tokens
+
+    def __repr__(self) -> str:
+        kept = f"{len(self.names)} hook points in {self.plan.dtype}" if self.plan.written else "no activations"
+        return f"Harvest({str(self.path)!r}, {len(self):,} tokens, {kept}, {len(self.plan.shards)} shards)"
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    # What it holds
+
+    def __getitem__(self, name: str) -> Column:
+        """The activations of one hook point.
+
+        Args:
+            name: The hook point.
+
+        Raises:
+            InputKeyError: It was not harvested, or its activations were not written.
+        """
+        if name not in self.names:
+            shown = f"{', '.join(self.names[:_NAMED])}{', ...' if len(self.names) > _NAMED else ''}"
+            raise InputKeyError(f"{name!r} was not harvested. This harvest has {shown}.")
+        if not self.plan.written:
+            raise InputKeyError(
+                f"{name!r}: this harvest holds statistics alone (h.reduced). Harvest again with keep=True."
+            )
+        return Column(self, name, self.plan.shapes[name], _dtype(self.plan.dtype))
+
+    @property
+    def tokens(self) -> Column:
+        """int32 [tokens], the id of each."""
+        return Column(self, TOKENS, (), np.dtype(np.int32))
+
+    @property
+    def documents(self) -> Column:
+        """int64 [tokens], the place in the corpus of each token's document."""
+        return Column(self, DOCUMENTS, (), np.dtype(np.int64))
+
+    @property
+    def positions(self) -> Column:
+        """int32 [tokens], the place of each in the row that was run, from 0."""
+        return Column(self, POSITIONS, (), np.dtype(np.int32))
+
+    @property
+    def n_documents(self) -> int:
+        """The documents of the corpus, those included of which no token is kept."""
+        return int(str(self.plan.corpus["documents"]))
+
+    @cached_property
+    def reduced(self) -> Mapping[str, Mapping[str, Array]]:
+        """What was computed on the way: hook point -> statistic -> array.
+
+        The statistics are "mean", "variance" and "covariance" (float32), "quantiles" [q, ...], "top_values" and "top_tokens"
+        [k, ...]; the last are places in this harvest, -1 where there are fewer tokens.
+
+        Raises:
+            InputError: The harvest was made without ``reduce``.
+            ModelFileError: Their file is missing or damaged.
+        """
+        if not self.plan.reductions:
+            raise InputError(f"{self.path}: this harvest was made without reduce=, and has no statistics.")
+        arrays = read_results(self.path / REDUCED)
+        if arrays is None:
+            raise ModelFileError(f"{self.path / REDUCED}: missing or damaged. Resume the harvest: it is made again.")
+        kinds = [reduction_of(spec) for spec in self.plan.reductions]
+        found = Statistics(kinds, {name: self.plan.width(name) for name in self.names})
+        found.restore(arrays)
+        return found.results(self.plan.shapes)
+
+    def verify(self) -> list[str]:
+        """Reads every byte, and tells which files are not what was written.
+
+        Returns:
+            A sentence for each that is missing or damaged: none where all are sound. Resuming the harvest makes them again.
+        """
+        wrong = damaged(self.path, self.plan, self._digests or [])
+        found = [f"{shard_file(index)}: {why}" for index, why in wrong]
+        if self.plan.reductions and read_results(self.path / REDUCED) is None:
+            found.append(f"{REDUCED}: missing or damaged")
+        return found
+
+    # Shards
+
+    def shard(self, index: int) -> Mapping[str, Array]:
+        """The arrays of one shard, mapped read-only.
+
+        Args:
+            index: Which.
+
+        Returns:
+            Hook points, "tokens", "documents" and "positions" -> [tokens, ...].
+
+        Raises:
+            ModelFileError: Its file is missing, or not as long as it was.
+        """
+        found = self._open.get(index)
+        if found is None:
+            file = SafetensorsFile(self.path / shard_file(index))
+            found = {name: file.array(name) for name in file.entries}
+            if self.plan.dtype == "bfloat16":
+                found |= {name: found[name].view(ml_dtypes.bfloat16) for name in self.names if name in found}
+            if any(len(array) != self.plan.shards[index][3] for array in found.values()):
+                raise ModelFileError(
+                    f"{file.path}: not the shard that the plan tells of. Resume the harvest: it is made again."
+                )
+            self._open[index] = found
+            while len(self._open) > _OPEN:
+                self._open.popitem(last=False)
+        else:
+            self._open.move_to_end(index)
+        return found
+
+    def shard_of(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The shard that each token lies in."""
+        return np.searchsorted(self.starts, places, side="right").astype(np.int64) - 1
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The parts of a stretch of tokens: (shard, first token in it, the one behind the last)."""
+        while start < stop:
+            index = int(self.shard_of(np.asarray([start]))[0])
+            base, end = int(self.starts[index]), min(int(self.starts[index + 1]), stop)
+            yield index, start - base, end - base
+            start = end
+
+    # Reading all of it
+
+    def batches(
+        self,
+        size: int,
+        names: str | Sequence[str] | None = None,
+        *,
+        seed: int | None = 0,
+        drop_last: bool = False,
+        buffer_bytes: int = 256_000_000,
+    ) -> Iterator[dict[str, Array]]:
+        """All tokens once, shuffled across shards, in batches.
+
+        Neighbouring tokens are read together: a buffer is filled with short stretches from everywhere, its tokens are mixed, and
+        batches are cut from it. A small harvest is one buffer, and so shuffled completely.
+
+        Args:
+            size: Tokens of a batch.
+            names: Which hook points, or also "tokens", "documents", "positions"; by default all hook points.
+            seed: Decides the order; None keeps that of the corpus.
+            drop_last: True leaves out a last batch that is not full.
+            buffer_bytes: How much is mixed at once. Memory holds about twice that.
+
+        Yields:
+            Name -> [size, ...].
+
+        Raises:
+            InputKeyError: One of the names was not harvested.
+        """
+        asked = self.names if names is None else [names] if isinstance(names, str) else names
+        beside = {TOKENS: self.tokens, DOCUMENTS: self.documents, POSITIONS: self.positions}
+        columns = {name: beside[name] if name in beside else self[name] for name in asked}
+        return batches(
+            self, {name: (c.shape[1:], c.dtype) for name, c in columns.items()}, size, seed, drop_last, buffer_bytes
+        )
+
+    def direction(self, labels: npt.ArrayLike, name: str, *, by: str = "document") -> Array:
+        """The difference of means: where the activations of one kind of tokens are, seen from the others.
+
+        Args:
+            labels: bool, True for one kind and False for the other: one for each document, or for each token.
+            name: The hook point.
+            by: "document" or "token": what a label is of.
+
+        Returns:
+            float32 [*shape]: the mean at True less the mean at False.
+
+        Raises:
+            InputError: The labels are not so many bools, or no token is of one of the kinds.
+        """
+        if by not in ("document", "token"):
+            raise InputError(f"by={by!r}: a label is of a 'document' or a 'token'.")
+        count = self.n_documents if by == "document" else len(self)
+        given = np.asarray(labels)
+        if given.dtype.kind == "i" and np.isin(given, (0, 1)).all():
+            given = given.astype(bool)
+        if given.dtype != bool or given.shape != (count,):
+            raise InputError(
+                f"labels are True or False for each of the {count:,} {by}s, not {given.dtype} {list(given.shape)}."
+            )
+        column = self[name]
+        sums, counts = np.zeros((2, *column.shape[1:])), np.zeros(2, np.int64)
+        for index, start in enumerate(self.starts[:-1]):
+            part = self.shard(index)
+            which = given[part[DOCUMENTS]] if by == "document" else given[start : start + len(part[DOCUMENTS])]
+            for kind in (0, 1):
+                sums[kind] += part[name][which == kind].sum(0, dtype=np.float64)
+                counts[kind] += int((which == kind).sum())
+        if not counts.all():
+            raise InputError(
+                f"no token of this harvest has the label {bool(counts[0])}: there is nothing to compare with."
+            )
+        found: Array = (sums[1] / counts[1] - sums[0] / counts[0]).astype(np.float32)
+        return found
+
+
+def _dtype(name: str) -> np.dtype[np.generic]:
+    """The NumPy dtype of a harvest's."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)

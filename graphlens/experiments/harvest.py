@@ -1,0 +1,294 @@
+"""Harvests: the activations of a corpus at some hook points, or statistics of them, in a folder that a killed run resumes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from graphlens.analysis.arrays import Array, ArrayT
+from graphlens.analysis.harvest import Harvest
+from graphlens.analysis.reductions import reductions
+from graphlens.errors import ExportError, InputError, ModelFileError, checked_number, is_one_of
+from graphlens.experiments.harvest_corpus import Options, digest_of_corpus, take_in
+from graphlens.experiments.harvest_planning import (
+    Directions,
+    Names,
+    chosen,
+    digest_of_directions,
+    directions_of,
+    ensure_plain,
+    ensure_room,
+    said_of_machine,
+    said_of_model,
+)
+from graphlens.experiments.harvest_shard import shard_elsewhere, statistics, write_shard
+from graphlens.experiments.on_ray import Workers
+from graphlens.file.corpora import Corpus
+from graphlens.file.folder import make_folder, refuse_occupied, user_path, write_whole, writing
+from graphlens.file.harvest_files import (
+    CORPUS,
+    DIRECTIONS,
+    PLAN,
+    REDUCED,
+    damaged,
+    finish,
+    partial_file,
+    read_plan,
+    read_results,
+    recorded,
+    write_results,
+)
+from graphlens.file.harvest_layout import Layout, TooLong
+from graphlens.file.harvest_plan import DTYPES, SIZES, HarvestPlan
+from graphlens.file.leftovers import remove_stale
+from graphlens.views.progress import steps
+
+if TYPE_CHECKING:
+    from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.runner import Runner
+
+SHARD_BYTES = 256_000_000  # of activations, at most
+_LEAST, _MOST = 1024, 65_536  # tokens of a shard, unless told otherwise
+ENGINES = ("local", "ray")
+_FOLDED = "folded"  # in the file of statistics: how many shards are in it
+
+
+def harvest(
+    model: HookedTransformer[ArrayT],
+    corpus: Corpus | None,
+    names: Names,
+    out: str | os.PathLike[str],
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    threads: int = 1,
+    allow_mixed: bool = False,
+    resume: bool = False,
+    dtype: str = "float32",
+    reduce: Iterable[object] | object = (),
+    keep: bool | None = None,
+    project: Directions | None = None,
+    column: str | None = None,
+    context: int | None = None,
+    pack: bool = False,
+    too_long: TooLong = "split",
+    prepend_bos: bool | None = None,
+    keep_bos: bool = True,
+    keep_pad: bool = False,
+    positions: Literal["all", "last"] = "all",
+    batch_tokens: int = 2048,
+    shard_tokens: int | None = None,
+    verbose: bool = True,
+) -> Harvest:
+    """The activations of a corpus at some hook points, written to a folder; or statistics of them, without the activations.
+
+    The graph that runs ends with the last hook point asked for. What is run together, and where a shard ends, is written down
+    before the first run, so a harvest that was stopped (Ctrl-C, a full disk, a killed process) and resumed ends in the same bytes
+    as one that was not, on that machine.
+
+    Args:
+        model: The model, without active hooks or interventions. Flags that are set and weights that were set count.
+        corpus: The path of a file (.txt, a document a line; .jsonl; .parquet; .npy) or of a saved dataset, a list of texts, token
+            ids [n, p] or rows of them, or a dataset: see docs/harvest.md. None, with ``resume``, trusts that it is the same.
+        names: A hook name, a shell pattern ("*.hook_resid_post"), a list of these, a function name -> bool, or None for all hook
+            points that have floats for each token.
+        out: The folder to write: absent or empty, unless ``resume``.
+        engine: "local": in this process; "ray": in the workers of a Ray cluster (extra ``ray``), which must see ``out`` and the
+            model under the same paths. See docs/scale.md.
+        workers: How many of Ray's workers; None for as many as its cores allow. The bytes are the same for any number.
+        threads: How many threads each of them computes with.
+        allow_mixed: True lets machines take part that differ in processor, ONNX Runtime or packages, whose last bits may differ.
+        resume: True goes on with the harvest in ``out``; shards that are not what was written are made again. Begins one where
+            there is none.
+        dtype: What is written: "float32", "float16" or "bfloat16".
+        reduce: What to compute on the way: "mean", "variance", "covariance", "quantiles", "top", or objects of
+            graphlens.analysis.reductions (``Quantiles(q)``, ``Top(k)``). See ``Harvest.reduced``.
+        keep: Whether activations are written; None writes them where ``reduce`` is empty.
+        project: Directions [k, *shape], for all hook points or by hook name: activations become their k products with them.
+        column: The column of texts or ids in a corpus with columns; by default text, input_ids or tokens.
+        context: The most tokens of a row; by default the model's ``n_ctx``.
+        pack: True fills each row with document after document, which see the ones before them. Otherwise a document is run alone,
+            its row padded.
+        too_long: What happens to a document that does not fit a row: "split" runs its parts as rows of their own, "cut" drops
+            what goes beyond, "refuse" raises.
+        prepend_bos: Whether each document, and each row that begins inside one, gets a BOS token; None does so for text where the
+            model does, and not for ids.
+        keep_bos: False drops the positions of BOS tokens.
+        keep_pad: True keeps padding too: each row then gives ``context`` tokens.
+        positions: "last" keeps the last token of each document alone.
+        batch_tokens: The most tokens of a run, padding included.
+        shard_tokens: The most tokens that are run for a shard; by default what makes 256 MB, and at most 65,536.
+        verbose: Whether a terminal shows a progress bar, with tokens a second and the time left.
+
+    Returns:
+        The harvest, opened.
+
+    Raises:
+        UnknownHookPoint: ``names`` match nothing.
+        InputError: For options that do not fit, a corpus that cannot be read or holds no token, or an active hook or
+            intervention; with ``resume``, for another corpus, model, machine or option than before, which it names.
+        ExportError: ``out`` is not empty, the disk has no room, or it cannot be written to.
+    """
+    if not is_one_of(engine, ENGINES):
+        raise InputError(f"engine={engine!r}: there are 'local' and 'ray'.")
+    spread = Workers(workers, threads, allow_mixed) if engine == "ray" else None
+    if not is_one_of(dtype, DTYPES):
+        raise InputError(f"dtype={dtype!r}: a harvest is written in {', '.join(DTYPES)}.")
+    if not is_one_of(too_long, ("split", "cut", "refuse")):
+        raise InputError(f"too_long={too_long!r}: it is 'split', 'cut' or 'refuse'.")
+    if not is_one_of(positions, ("all", "last")):
+        raise InputError(f"positions={positions!r}: it is 'all' or 'last'.")
+    if keep_pad and positions == "last":
+        raise InputError("keep_pad keeps positions that positions='last' drops: choose one of the two.")
+    runner = model.runner
+    ensure_plain(runner)
+    shapes = chosen(runner, names)
+    directions = {} if project is None else directions_of(project, shapes)
+    kinds = reductions(reduce)
+    written = not kinds if keep is None else keep
+    if not written and not kinds:
+        raise InputError("keep=False without reduce leaves nothing to harvest. Name statistics with reduce=.")
+    n_ctx = runner.config.n_ctx
+    options = Options(None if context is None else checked_number(context, "context", least=1, most=n_ctx), prepend_bos)
+    shapes = {name: (len(directions[name]),) if directions else shape for name, shape in shapes.items()}
+    layout = Layout(
+        context=n_ctx,
+        pack=checked_number(pack, "pack", bool),
+        too_long=too_long,
+        keep_bos=checked_number(keep_bos, "keep_bos", bool),
+        keep_pad=checked_number(keep_pad, "keep_pad", bool),
+        last_only=positions == "last",
+        batch_tokens=checked_number(batch_tokens, "batch_tokens", least=1),
+    )
+    plan = HarvestPlan(
+        model=said_of_model(runner),
+        names=tuple(shapes),
+        shapes=shapes,
+        dtype=dtype,
+        written=written,
+        reductions=tuple(kind.spec() for kind in kinds),
+        projected=digest_of_directions(directions),
+        layout=layout,
+        corpus={},
+        environment=said_of_machine(runner) | ({} if spread is None else {"cores": spread.threads}),
+        shards=(),
+    )
+    count = _shard_tokens(plan) if shard_tokens is None else checked_number(shard_tokens, "shard_tokens", least=1)
+    plan = replace(plan, layout=replace(layout, shard_tokens=count))
+    folder = user_path(out)
+    begun = (folder / PLAN).is_file()
+    if begun and not resume:
+        raise ExportError(
+            f"{folder}: a harvest is there already. Pass resume=True to go on with it, or choose another folder."
+        )
+    if begun:
+        plan = _resumed(folder, plan, runner, corpus, column, options)
+    else:
+        if not resume:
+            refuse_occupied(folder)
+        plan = _begun(folder, plan, runner, corpus, column, options, directions)
+    _run_all(folder, plan, model, verbose, spread)
+    return Harvest(folder)
+
+
+def _shard_tokens(plan: HarvestPlan) -> int:
+    """How many tokens a shard has: what makes SHARD_BYTES, within limits."""
+    each = sum(map(plan.width, plan.names)) * SIZES[plan.dtype] if plan.written else 0
+    return _MOST if not each else min(max(SHARD_BYTES // each, _LEAST), _MOST)
+
+
+def _begun(
+    folder: Path,
+    plan: HarvestPlan,
+    runner: Runner[ArrayT],
+    corpus: Corpus | None,
+    column: str | None,
+    options: Options,
+    directions: dict[str, Array],
+) -> HarvestPlan:
+    """A new harvest's plan, written to its folder after its corpus."""
+    if corpus is None:
+        raise InputError("corpus=None: name a corpus. Only a harvest that is resumed has one already.")
+    make_folder(folder)
+    remove_stale(folder)
+    there = [path.name for path in folder.iterdir() if path.name not in (DIRECTIONS, CORPUS)]
+    if there:  # those two are of a harvest that was stopped before it had a plan
+        raise ExportError(f"{folder}: exists and is not empty. Choose another folder.")
+    laid, said = take_in(folder, corpus, column, runner, plan.layout, options)
+    shards = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in laid.shards())
+    plan = replace(plan, layout=laid.layout, corpus=said, shards=shards)
+    if not plan.tokens:
+        raise InputError("no position of this corpus is kept: keep_bos=False drops all there are.")
+    ensure_room(folder, plan, range(len(shards)))
+    if directions:
+        write_results(folder / DIRECTIONS, directions)
+    with writing(folder / PLAN):
+        write_whole(folder / PLAN, plan.to_json().encode())
+    return plan
+
+
+def _resumed(
+    folder: Path,
+    asked: HarvestPlan,
+    runner: Runner[ArrayT],
+    corpus: Corpus | None,
+    column: str | None,
+    options: Options,
+) -> HarvestPlan:
+    """The plan of a harvest that is there, if it is the one that is asked for."""
+    remove_stale(folder)
+    plan = read_plan(folder)
+    said, kind = dict(plan.corpus), plan.corpus.get("kind")
+    if corpus is not None:
+        said["digest"], said["documents"], kind = digest_of_corpus(corpus, column)
+        said["kind"] = kind
+    layout = options.layout(asked.layout, runner, "ids" if kind == "ids" else "text")
+    apart = plan.differences(replace(asked, layout=layout, corpus=said, shards=plan.shards))
+    if apart:
+        raise InputError(
+            f"{folder}: this harvest was begun otherwise: {'; '.join(apart)}. Resume it so, or choose another folder."
+        )
+    return plan
+
+
+def _run_all(
+    folder: Path, plan: HarvestPlan, model: HookedTransformer[ArrayT], verbose: bool, spread: Workers | None
+) -> None:
+    """Writes every shard that is missing or damaged, and ends the harvest. Statistics are put together in the shards' order."""
+    wrong = {index for index, _ in damaged(folder, plan, recorded(folder, plan))}
+    state, folded = statistics(plan), 0
+    if plan.reductions:
+        stored = read_results(folder / REDUCED)
+        if stored is not None:
+            folded = int(stored.pop(_FOLDED)[0])
+            state.restore(stored)
+        wrong |= {
+            index for index in range(folded, len(plan.shards)) if read_results(folder / partial_file(index)) is None
+        }
+    ensure_room(folder, plan, sorted(wrong))
+    total = sum(plan.shards[index][3] for index in wrong)
+    with steps("Harvesting", total, "tokens") if verbose else nullcontext() as progress:
+        done: Callable[[int], None] = (lambda count: None) if progress is None else progress.advance
+        if spread is not None and wrong:
+            for _, count in spread.spread(model, shard_elsewhere, [(str(folder), index) for index in sorted(wrong)]):
+                done(count)
+            wrong = set()
+        for index in range(len(plan.shards)):
+            if index in wrong:
+                write_shard(folder, plan, index, model.runner, done=done)
+            if plan.reductions and index >= folded:
+                found = read_results(folder / partial_file(index))
+                if found is None:
+                    raise ModelFileError(
+                        f"{folder / partial_file(index)}: damaged since it was written. Resume the harvest."
+                    )
+                state.merge(found)
+                write_results(folder / REDUCED, {**state.arrays(), _FOLDED: np.asarray([index + 1], np.int64)})
+            (folder / partial_file(index)).unlink(missing_ok=True)
+    finish(folder, plan)

@@ -1,0 +1,154 @@
+"""Jobs of an experiment in the workers of a Ray cluster: how many, what each may use, and which machines may take part.
+
+What this module alone knows: Ray. A job is a function of a model and an item, given the same wherever it runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from graphlens.engine.machine import computing
+from graphlens.errors import GraphlensError, InputError, RunError, RuntimeUnavailable, checked_number
+from graphlens.runtime.sessions import limit_threads
+
+if TYPE_CHECKING:
+    from graphlens.model.hooked_transformer import HookedTransformer
+
+Job: TypeAlias = "Callable[[HookedTransformer[Any], Any], Any]"
+Said: TypeAlias = "Mapping[str, str | int]"
+_CORES = 0.5  # of Ray's, asked for each worker: its threads are more often waiting for one another than at work
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a job.
+
+    Args:
+        count: How many; None for as many as the cluster's cores allow.
+        threads: How many threads each computes with.
+        allow_mixed: True takes part of the work to machines with another processor, ONNX Runtime or package version, whose
+            results may differ in their last bits.
+
+    Raises:
+        InputError: For numbers out of range.
+        RuntimeUnavailable: Without Ray.
+    """
+
+    count: int | None = None
+    threads: int = 1
+    allow_mixed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count is not None:
+            checked_number(self.count, "workers", least=1)
+        checked_number(self.threads, "threads", least=1)
+        checked_number(self.allow_mixed, "allow_mixed", bool)
+        if importlib.util.find_spec("ray") is None:
+            raise RuntimeUnavailable("engine='ray' needs Ray: pip install 'graphlens-onnx[ray]'.")
+
+    def said_of_each(self) -> dict[str, str | int]:
+        """What ``computing()`` says in each worker, if its machine is like this one."""
+        return {**computing(), "cores": self.threads}
+
+    def spread(self, model: HookedTransformer[Any], job: Job, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Does a job for each item, in workers that open the model once each.
+
+        A worker that dies is replaced, and what it had begun is done again.
+
+        Args:
+            model: The model. It is opened by its path, which every machine must have.
+            job: A function of a module: (model, item) -> result. Both are pickled.
+            items: What to do it for.
+
+        Yields:
+            (item, its result), as they are done.
+
+        Raises:
+            InputError: A machine is not like this one, which names what differs.
+            GraphlensError: What the job raises.
+            RunError: Ray could not do it.
+        """
+        active = model.runner.active()
+        if active.hooks or active.interventions:
+            what = "a Python hook" if active.hooks else "an intervention"
+            raise InputError(
+                f"{what} is active, and Ray's workers open the model without: take it off, or bake it into a model of its own "
+                "(graphlens.bake_model with keep_hooks)."
+            )
+        import ray
+        import ray.data
+
+        if not ray.is_initialized():
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        _quiet(ray.data)
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        most = min(len(items), self.count or max(1, cores // self.threads))
+        given = (pickle.dumps(model), pickle.dumps(job), self.threads, self.said_of_each(), self.allow_mixed)
+        rows = [{"item": pickle.dumps(item)} for item in items]
+        work = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Worker,
+            fn_constructor_args=given,
+            batch_size=1,
+            num_cpus=_CORES,
+            compute=ray.data.ActorPoolStrategy(size=most),
+        )
+        try:
+            for row in work.iter_rows():
+                yield pickle.loads(row["item"]), _result(row["result"])
+        except ray.exceptions.RayError as error:
+            raise RunError(f"Ray could not finish: {str(error).strip().splitlines()[-1]:.300}") from error
+
+
+class _Worker:
+    """A worker: its model, opened for the threads that it has."""
+
+    def __init__(self, model: bytes, job: bytes, threads: int, wanted: Said, allow_mixed: bool) -> None:
+        limit_threads(threads)
+        apart = [] if allow_mixed else _differences(wanted, computing())
+        self._refused = InputError(
+            f"a worker's machine is not like the one that asks ({'; '.join(apart)}), so that its results may differ in their "
+            "last bits. Keep it out, or pass allow_mixed=True."
+        )
+        self._model = None if apart else pickle.loads(model)
+        self._job = pickle.loads(job)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        results = []
+        for item in batch["item"]:
+            try:
+                if self._model is None:
+                    raise self._refused
+                results.append(pickle.dumps((self._job(self._model, pickle.loads(item)), None)))
+            except GraphlensError as error:  # Ray would try it again, and show a traceback
+                results.append(pickle.dumps((None, error)))
+        return {"item": batch["item"], "result": results}
+
+
+def _differences(wanted: Said, found: Said) -> list[str]:
+    """What two machines do not have in common."""
+    names = dict.fromkeys([*wanted, *found])
+    return [
+        f"{name} {found.get(name)}, not {wanted.get(name)}" for name in names if wanted.get(name) != found.get(name)
+    ]
+
+
+def _result(pickled: bytes) -> Any:
+    result, error = pickle.loads(pickled)
+    if error is not None:
+        raise error
+    return result
+
+
+def _quiet(data: Any) -> None:
+    """No bars and reports of Ray's: graphlens shows its own."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
