@@ -12,10 +12,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from graphlens.analysis import harvest_exits
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.harvest_batches import batches
+from graphlens.analysis.harvest_column import Column
 from graphlens.analysis.reductions import Statistics, reduction_of
-from graphlens.errors import InputError, InputIndexError, InputKeyError, ModelFileError
+from graphlens.errors import InputError, InputKeyError, ModelFileError
 from graphlens.file.folder import user_path
 from graphlens.file.harvest_files import (
     DOCUMENTS,
@@ -34,95 +36,11 @@ from graphlens.file.safetensors import SafetensorsFile
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import datasets
+    import pyarrow as pa
+
 _OPEN = 256  # shards that stay mapped: a process may map only so many files
 _NAMED = 8  # hook points that an error names
-
-
-class Column:
-    """One array of a harvest over all its tokens, read where it is asked for.
-
-    Args:
-        harvest: The harvest.
-        name: A hook point, or "tokens", "documents" or "positions".
-        shape: The axes of one token's entry.
-        dtype: The dtype.
-
-    Attributes:
-        name: See above.
-        shape: All axes, tokens first.
-        dtype: See above; bfloat16 is that of the package ml_dtypes.
-    """
-
-    def __init__(self, harvest: Harvest, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
-        self._harvest, self.name, self.dtype = harvest, name, dtype
-        self.shape = (len(harvest), *shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return len(self.shape)
-
-    def __repr__(self) -> str:
-        return f"Column({self.name!r}, {list(self.shape)}, {self.dtype})"
-
-    def __getitem__(self, key: int | slice | Sequence[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> Array:
-        """The entries of some tokens.
-
-        Args:
-            key: A token's place, a slice, or an array of places or of bools.
-
-        Returns:
-            [*shape] for one place, else [tokens, *shape]. A stretch inside one shard is a read-only view of the file.
-
-        Raises:
-            InputIndexError: A place is outside the harvest.
-        """
-        if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            if step == 1:
-                return self._stretch(start, max(stop, start))
-            return self._at(np.arange(start, stop, step))
-        places = np.asarray(key)
-        if places.dtype == bool:
-            if places.shape != (len(self),):
-                raise InputIndexError(f"{self.name}: a mask has one entry for each of the {len(self):,} tokens.")
-            return self._at(np.flatnonzero(places))
-        if places.size == 0:
-            places = places.astype(np.int64)
-        if places.dtype.kind not in "iu" or places.ndim > 1:
-            raise InputIndexError(
-                f"{self.name}: index it with a whole number, a slice, or one axis of either or of bools."
-            )
-        where = np.atleast_1d(places).astype(np.int64)
-        where = np.where(where < 0, where + len(self), where)
-        if where.size and (where.min() < 0 or where.max() >= len(self)):
-            raise InputIndexError(f"{self.name}: there are {len(self):,} tokens, and {key!r:.60} is outside.")
-        found = self._at(where)
-        return found if places.ndim else found[0]
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        return np.asarray(self[:], dtype)
-
-    def _stretch(self, start: int, stop: int) -> Array:
-        """The entries of neighbouring tokens."""
-        parts = [
-            self._harvest.shard(shard)[self.name][first:last] for shard, first, last in self._harvest.spans(start, stop)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:]), self.dtype)
-
-    def _at(self, places: npt.NDArray[np.int64]) -> Array:
-        """The entries of tokens anywhere."""
-        found = np.empty((len(places), *self.shape[1:]), self.dtype)
-        shards = self._harvest.shard_of(places)
-        for shard in np.unique(shards):
-            mine = np.flatnonzero(shards == shard)
-            found[mine] = self._harvest.shard(int(shard))[self.name][places[mine] - self._harvest.starts[shard]]
-        return found
 
 
 class Harvest:
@@ -161,6 +79,9 @@ class Harvest:
         kept = f"{len(self.names)} hook points in {self.plan.dtype}" if self.plan.written else "no activations"
         return f"Harvest({str(self.path)!r}, {len(self):,} tokens, {kept}, {len(self.plan.shards)} shards)"
 
+    def __reduce__(self) -> tuple[type[Harvest], tuple[str]]:
+        return Harvest, (str(self.path),)  # another process maps the files itself
+
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
@@ -183,6 +104,18 @@ class Harvest:
                 f"{name!r}: this harvest holds statistics alone (h.reduced). Harvest again with keep=True."
             )
         return Column(self, name, self.plan.shapes[name], _dtype(self.plan.dtype))
+
+    def column(self, name: str) -> Column:
+        """An array by its name: a hook point, or "tokens", "documents" or "positions".
+
+        Args:
+            name: Its name.
+
+        Raises:
+            InputKeyError: There is none.
+        """
+        beside = {TOKENS: self.tokens, DOCUMENTS: self.documents, POSITIONS: self.positions}
+        return beside[name] if name in beside else self[name]
 
     @property
     def tokens(self) -> Column:
@@ -268,18 +201,6 @@ class Harvest:
             self._open.move_to_end(index)
         return found
 
-    def shard_of(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The shard that each token lies in."""
-        return np.searchsorted(self.starts, places, side="right").astype(np.int64) - 1
-
-    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """The parts of a stretch of tokens: (shard, first token in it, the one behind the last)."""
-        while start < stop:
-            index = int(self.shard_of(np.asarray([start]))[0])
-            base, end = int(self.starts[index]), min(int(self.starts[index + 1]), stop)
-            yield index, start - base, end - base
-            start = end
-
     # Reading all of it
 
     def batches(
@@ -310,11 +231,56 @@ class Harvest:
             InputKeyError: One of the names was not harvested.
         """
         asked = self.names if names is None else [names] if isinstance(names, str) else names
-        beside = {TOKENS: self.tokens, DOCUMENTS: self.documents, POSITIONS: self.positions}
-        columns = {name: beside[name] if name in beside else self[name] for name in asked}
+        columns = {name: self.column(name) for name in asked}
         return batches(
             self, {name: (c.shape[1:], c.dtype) for name, c in columns.items()}, size, seed, drop_last, buffer_bytes
         )
+
+    def to_arrow(self, names: str | Sequence[str] | None = None) -> pa.Table:
+        """A table of all tokens over the mapped files, for Polars (``pl.from_arrow``), DuckDB and others.
+
+        Args:
+            names: Its columns: hook points, "tokens", "documents", "positions"; by default all of these.
+
+        Returns:
+            A pyarrow.Table. Activations are lists of fixed size. Nothing is copied, except bfloat16, which becomes float32.
+
+        Raises:
+            RuntimeUnavailable: Without the package pyarrow.
+        """
+        return harvest_exits.to_arrow(self, names)
+
+    def to_datasets(self, names: str | Sequence[str] | None = None) -> datasets.Dataset:
+        """The same as a Hugging Face dataset.
+
+        Args:
+            names: See ``to_arrow``.
+
+        Raises:
+            RuntimeUnavailable: Without the package datasets.
+        """
+        return harvest_exits.to_datasets(self, names)
+
+    def to_torch(self, names: str | Sequence[str] | None = None) -> harvest_exits.TokenDataset:
+        """The same as a dataset by place for ``torch.utils.data.DataLoader``, whose batches are dicts of tensors.
+
+        Args:
+            names: See ``to_arrow``. Bfloat16 becomes float32.
+        """
+        return harvest_exits.TokenDataset(self, names)
+
+    def save_saelens(self, folder: str | os.PathLike[str], name: str) -> None:
+        """Writes one hook point as SAELens's cached activations: a saved dataset with a row for each ``context`` tokens.
+
+        Args:
+            folder: The folder to write: absent, or empty.
+            name: The hook point. Bfloat16 becomes float32.
+
+        Raises:
+            InputError: Rows have different lengths: harvest with ``pack=True`` or ``keep_pad=True``.
+            RuntimeUnavailable: Without the package datasets.
+        """
+        harvest_exits.save_saelens(self, folder, name)
 
     def direction(self, labels: npt.ArrayLike, name: str, *, by: str = "document") -> Array:
         """The difference of means: where the activations of one kind of tokens are, seen from the others.

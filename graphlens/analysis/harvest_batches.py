@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from graphlens.analysis.arrays import Array
+from graphlens.analysis.harvest_column import Sharded
 from graphlens.errors import checked_number
 
 _STRETCH = 256_000  # bytes that are read at once, about
 _PARTS = 64  # stretches that a buffer holds at least, so that it mixes tokens from everywhere
-
-
-class Sharded(Protocol):
-    """What has arrays in shards."""
-
-    @property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """int64 [shards + 1], the first row of each, and the number of all."""
-
-    def shard(self, index: int) -> Mapping[str, Array]:
-        """The arrays of one shard."""
 
 
 def batches(

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphlens.cli import adopt, deploy, drift, export, foreign, page, patch, report, run
+from graphlens.cli import adopt, deploy, drift, export, foreign, harvest, page, patch, report, run
 from graphlens.cli.options import say
 from graphlens.cli.words import in_words_of_commands
 from graphlens.errors import GraphlensError
@@ -63,6 +63,7 @@ for command in (
     foreign.expose,
     run.hooks,
     run.cache,
+    harvest.harvest,
     run.run,
     patch.patch,
     patch.attribute,
@@ -78,6 +79,7 @@ for command in (
     deploy.seal,
 ):
     app.command()(command)
+app.command("harvest-check")(harvest.harvest_check)
 app.command("edits-schema")(deploy.edits_schema)
 app.command("cache-clear")(export.cache_clear)
 

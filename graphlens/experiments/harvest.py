@@ -14,7 +14,7 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.harvest import Harvest
 from graphlens.analysis.reductions import reductions
-from graphlens.errors import ExportError, InputError, ModelFileError, checked_number, is_one_of
+from graphlens.errors import ExportError, GraphlensError, InputError, ModelFileError, checked_number, is_one_of
 from graphlens.experiments.harvest_corpus import Options, digest_of_corpus, take_in
 from graphlens.experiments.harvest_planning import (
     Directions,
@@ -220,16 +220,21 @@ def _begun(
     there = [path.name for path in folder.iterdir() if path.name not in (DIRECTIONS, CORPUS)]
     if there:  # those two are of a harvest that was stopped before it had a plan
         raise ExportError(f"{folder}: exists and is not empty. Choose another folder.")
-    laid, said = take_in(folder, corpus, column, runner, plan.layout, options)
-    shards = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in laid.shards())
-    plan = replace(plan, layout=laid.layout, corpus=said, shards=shards)
-    if not plan.tokens:
-        raise InputError("no position of this corpus is kept: keep_bos=False drops all there are.")
-    ensure_room(folder, plan, range(len(shards)))
-    if directions:
-        write_results(folder / DIRECTIONS, directions)
-    with writing(folder / PLAN):
-        write_whole(folder / PLAN, plan.to_json().encode())
+    try:
+        laid, said = take_in(folder, corpus, column, runner, plan.layout, options)
+        shards = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in laid.shards())
+        plan = replace(plan, layout=laid.layout, corpus=said, shards=shards)
+        if not plan.tokens:
+            raise InputError("no position of this corpus is kept: keep_bos=False drops all there are.")
+        ensure_room(folder, plan, range(len(shards)))
+        if directions:
+            write_results(folder / DIRECTIONS, directions)
+        with writing(folder / PLAN):
+            write_whole(folder / PLAN, plan.to_json().encode())
+    except GraphlensError:
+        for name in (CORPUS, DIRECTIONS):
+            (folder / name).unlink(missing_ok=True)
+        raise
     return plan
 
 
