@@ -49,6 +49,9 @@ class Runnable(Protocol):
     feedable: frozenset[str]
     readable: frozenset[str]
 
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None) -> list[Array]:
+        """Runs, and returns the outputs as arrays. See ``Session.run``."""
+
     def run_on_device(
         self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
     ) -> list[DeviceValue]:
@@ -148,6 +151,16 @@ class Chain:
         self.inputs, self.feedable = first.inputs, first.feedable
         self.outputs = [*last.outputs, *first.outputs]
         self.readable = frozenset(self.outputs)
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None) -> list[Array]:
+        """Runs, and returns the outputs as arrays.
+
+        Args:
+            outputs: See ``run_on_device``, as for what follows.
+            feeds: See there.
+            on_start: See there.
+        """
+        return [value.numpy() for value in self.run_on_device(outputs, feeds, on_start)]
 
     def run_on_device(
         self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
@@ -282,7 +295,7 @@ def open_session(
     else:
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN)
     if weights:
-        options.add_external_initializers(list(weights), [_initializer(array) for array in weights.values()])
+        options.add_external_initializers(list(weights), [as_device_value(array) for array in weights.values()])
     name = name or str(model if isinstance(model, Path) else folder or "a graph")
     try:
         if custom_ops is not None:
@@ -295,8 +308,12 @@ def open_session(
     return Session(session, weights or {}, name)
 
 
-def _initializer(array: Array) -> DeviceValue:
-    """A weight over the array's memory; uint16 words are bfloat16, which NumPy lacks."""
+def as_device_value(array: Array) -> DeviceValue:
+    """A value over an array's memory, which must live as long. uint16 words are bfloat16, which NumPy lacks.
+
+    Args:
+        array: A contiguous array.
+    """
     values = onnxruntime().OrtValue
     if array.dtype == np.uint16:
         bfloat16: DeviceValue = values.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
