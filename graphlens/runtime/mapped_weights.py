@@ -43,6 +43,23 @@ class Place:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+class _File:
+    """A file that is mapped, and open for as long as anything uses it.
+
+    Attributes:
+        map: The mapping.
+        number: The open file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        self.map = mmap.mmap(self.number, 0, access=mmap.ACCESS_READ)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self.number)
+
+
 class MappedWeights:
     """The weights of one model, as ONNX Runtime can be fed with them. Nothing is read before a run reads it.
 
@@ -53,10 +70,7 @@ class MappedWeights:
 
     def __init__(self, places: Mapping[str, Place], held: Mapping[str, Array]) -> None:
         self._places = {name: place for name, place in places.items() if name not in held and place.size}
-        self._files = {file: file.open("rb") for file in {place.file for place in self._places.values()}}
-        self._maps = {
-            file: mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) for file, opened in self._files.items()
-        }
+        self._files = {file: _File(file) for file in {place.file for place in self._places.values()}}
         empty = {name: np.zeros(place.shape, place.dtype) for name, place in places.items() if not place.size}
         mapped = {name: self._array(place) for name, place in self._places.items()}
         # The arrays are kept because the values alias their memory.
@@ -65,7 +79,7 @@ class MappedWeights:
 
     def _array(self, place: Place) -> Array:
         count = math.prod(place.shape)
-        return np.frombuffer(self._maps[place.file], place.dtype, count, place.offset).reshape(place.shape)
+        return np.frombuffer(self._files[place.file].map, place.dtype, count, place.offset).reshape(place.shape)
 
     def beside(self, held: Mapping[str, Array]) -> Self:
         """These weights and some that are in memory.
@@ -108,7 +122,7 @@ class MappedWeights:
     def _ask_for(self, places: Iterable[Place]) -> None:
         with contextlib.suppress(OSError):  # a file system that takes no advice
             for place in places:
-                file = self._files[place.file].fileno()
+                file = self._files[place.file].number
                 for start in range(place.offset, place.offset + place.size, _AHEAD):
                     length = min(_AHEAD, place.offset + place.size - start)
                     os.posix_fadvise(file, start, length, os.POSIX_FADV_WILLNEED)
@@ -124,4 +138,4 @@ class MappedWeights:
         for place in (self._places[name] for name in names if name in self._places):
             start = place.offset // mmap.PAGESIZE * mmap.PAGESIZE
             with contextlib.suppress(OSError):
-                self._maps[place.file].madvise(mmap.MADV_DONTNEED, start, place.offset + place.size - start)
+                self._files[place.file].map.madvise(mmap.MADV_DONTNEED, start, place.offset + place.size - start)

@@ -48,6 +48,9 @@ class Staged:
         outputs: The outputs of the whole graph, in order.
         every: True where each run goes through all stages, whatever is asked for: one may call Python.
         name: The graph, as errors name it.
+
+    Attributes:
+        stages: See above.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Staged:
         every: bool,
         name: str,
     ) -> None:
-        self._stages, self._weights, self._every, self._name = stages, weights, every, name
+        self.stages, self._weights, self._every, self._name = stages, weights, every, name
         self.providers = stages[0].session.providers
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.feedable, self.readable = frozenset((*inputs, *optional)), frozenset(outputs)
@@ -103,7 +106,7 @@ class Staged:
                 self._weights.read_ahead(self._whole[place])
             if turn + 1 < len(plan):
                 self._weights.read_ahead(self._whole[plan[turn + 1][0]])
-            stage = self._stages[place]
+            stage = self.stages[place]
             given = {mine: values[name] for mine, name in stage.inputs.items() if name in values}
             given |= {mine: self._weights.value(name) for mine, name in stage.weights.items()}
             try:
@@ -129,8 +132,8 @@ class Staged:
     def _planned(self, outputs: Set[str]) -> list[tuple[int, list[str], list[str]]]:
         """The stages that run: (its place, the outputs wanted of it, what it reads), in order."""
         needed, plan = set(outputs), list[tuple[int, list[str], list[str]]]()
-        for place in reversed(range(len(self._stages))):
-            stage = self._stages[place]
+        for place in reversed(range(len(self.stages))):
+            stage = self.stages[place]
             wanted = [name for name in stage.outputs if name in needed]
             if self._every and not wanted and stage.outputs:
                 wanted = [next(iter(stage.outputs))]
