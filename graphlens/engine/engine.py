@@ -18,7 +18,7 @@ from graphlens.engine.max_memory import checked_memory, opener
 from graphlens.engine.opened_files import OpenedFiles
 from graphlens.engine.plan import Gates, Plan, sorts
 from graphlens.engine.results import Results, ensure_readable
-from graphlens.engine.session_pool import POOL
+from graphlens.engine.session_pool import POOL, LatelyUsed
 from graphlens.errors import InputError, checked_number
 from graphlens.file.folder import converted_weights, model_path
 from graphlens.file.io_names import LOGITS, PRESENT
@@ -103,7 +103,7 @@ class Engine:
         self._opener = opener(self.path, self._file_model, self.asked, self._size, contents, self.max_memory)
         self._graphs = Graphs(model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
-        self._parts: dict[object, Runnable] = {}
+        self._parts = LatelyUsed()
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints = Footprints(self._graphs.hooks, self.manifest.config)  # no circle
         self._lock = threading.RLock()
@@ -325,7 +325,7 @@ class Engine:
             return session
 
     def part(self, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = ()) -> Runnable:
-        """A session that computes some values of the plain graph from others, kept once it is open.
+        """A session that computes some values of the plain graph from others. A bounded number stays open.
 
         Args:
             inputs: Names of hook points or other values. See ``surgery.cut``.
@@ -335,20 +335,21 @@ class Engine:
         Raises:
             InputError: The outputs need more of the model than the inputs.
         """
-        key = (tuple(inputs), tuple(outputs), tuple(also))
+
+        def build() -> Runnable:
+            from graphlens import surgery
+
+            piece, frontier = surgery.cut(self._model, inputs, outputs, also)
+            if frontier:
+                raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
+            part = self._opener.open(piece, self._packed(make=True), one_of_many=True)
+            self.files.ensure_unchanged()
+            self.sessions_built += 1
+            return part
+
         with self._lock:
             self.files.ensure_not_written_over()
-            if key not in self._parts:
-                from graphlens import surgery
-
-                piece, frontier = surgery.cut(self._model, inputs, outputs, also)
-                if frontier:
-                    raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
-                part = self._opener.open(piece, self._packed(make=True), one_of_many=True)
-                self.files.ensure_unchanged()
-                self._parts[key] = part
-                self.sessions_built += 1
-            return self._parts[key]
+            return self._parts.get((tuple(inputs), tuple(outputs), tuple(also)), build)
 
     # Opening sessions
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from graphlens.runtime import threads
 from graphlens.runtime.ort_errors import opening_failed, ort_errors, run_failed
 from graphlens.runtime.providers import (
     CPU,
@@ -255,7 +256,7 @@ def open_session(
         folder: Where the external data of a graph given as bytes lies.
         custom_ops: The library with the graph's custom operators. graphlens alone chooses it: a model never names one. Such a
             graph runs on the CPU, whatever was asked for: on a GPU, runs with Python hooks gave wrong numbers (docs/gpu.md).
-        one_of_many: True for sessions that take turns. They share one memory arena, and their idle threads sleep.
+        one_of_many: True for sessions that take turns. They share one memory arena, and their idle threads sleep and are few.
         name: The graph, as errors name it; by default its file or folder.
         weights: What some initializers of the graph, whose data lie in files, hold instead: shaped and typed as they
             are, bfloat16 as uint16 words.
@@ -292,6 +293,7 @@ def open_session(
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = threads.of_each()
     else:
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN)
     if weights:

@@ -6,7 +6,6 @@ import copy
 import gc
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +33,13 @@ def weights_of(name: str) -> int:
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def both(request: pytest.FixtureRequest) -> Iterator[tuple[HookedTransformer, HookedTransformer]]:
+def both(request: pytest.FixtureRequest) -> tuple[HookedTransformer, HookedTransformer]:
     """(the model opened whole, the model that runs block by block)."""
     name = request.param
     whole = MODEL if name == NAMES[0] else HookedTransformer.from_onnx(folder(name), "cpu")
     streamed = HookedTransformer.from_onnx(folder(name), "cpu", max_memory=weights_of(name))
     streamed.runner.engine.max_sessions = 48
-    yield whole, streamed
+    return whole, streamed
 
 
 def close(one: object, other: object) -> None:
@@ -287,7 +286,7 @@ def test_how_memory_is_asked_for(given: str | float | None, size: int | None) ->
     "given", ["", "many", "4 XB", "-1GB", 0, -5, True, float("nan"), float("inf"), "1e9", [4], b"4GB"]
 )
 def test_what_is_no_amount_of_memory(given: object) -> None:
-    with pytest.raises(InputError, match="max_memory=.*give a number of bytes, or text such as '4GB'"):
+    with pytest.raises(InputError, match=r"max_memory=.*give a number of bytes, or text such as '4GB'"):
         HookedTransformer.from_onnx(folder(NAMES[0]), "cpu", max_memory=given)  # type: ignore[arg-type]
 
 
