@@ -32,7 +32,7 @@ from graphlens.runtime.types import Array
 
 if TYPE_CHECKING:
     from graphlens.engine.engine import Engine
-    from graphlens.runtime import Session
+    from graphlens.runtime.sessions import Runnable
 
 # Why blocks of a foreign graph are not cut: a mask that it makes of the number of tokens would be another one in a piece.
 WHOLE_BLOCKS = "its masks and positions are computed inside its blocks, which only run as a whole"
@@ -201,7 +201,7 @@ class BlockPieces:
 
     # Running them
 
-    def _attention(self, layer: int) -> Session:
+    def _attention(self, layer: int) -> Runnable:
         """The piece from queries, keys and values to z."""
         return self._engine.part(self.layout.compared(layer), [in_block(layer, Z)], _SEEN)
 
@@ -229,7 +229,7 @@ class BlockPieces:
             parts.append([result[0] for result in session.run(session.outputs, feeds)])
         return [_joined(column) for column in zip(*parts, strict=True)]
 
-    def _attend(self, session: Session, given: Mapping[str, Array], seen: Mapping[str, Array]) -> Array:
+    def _attend(self, session: Runnable, given: Mapping[str, Array], seen: Mapping[str, Array]) -> Array:
         """Runs a piece that ends in hook_z on arrays [rows, ...]; a mask of one row belongs to every row."""
         first, *_, values = given.values()
         # Every row holds a whole sequence of keys and values, however few queries it has.

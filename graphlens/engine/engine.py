@@ -14,11 +14,11 @@ from graphlens.engine.block_pieces import Proof
 from graphlens.engine.collecting import uncollected
 from graphlens.engine.feeding import ensure_heeded, gate_feeds, run_with_callbacks, without_idle_inputs
 from graphlens.engine.footprint import Footprints
+from graphlens.engine.max_memory import checked_memory, opener
 from graphlens.engine.opened_files import OpenedFiles
-from graphlens.engine.opener import Opener
 from graphlens.engine.plan import Gates, Plan, sorts
 from graphlens.engine.results import Results, ensure_readable
-from graphlens.engine.session_pool import POOL
+from graphlens.engine.session_pool import POOL, LatelyUsed
 from graphlens.errors import InputError, checked_number
 from graphlens.file.folder import converted_weights, model_path
 from graphlens.file.io_names import LOGITS, PRESENT
@@ -27,7 +27,7 @@ from graphlens.file.names import UNEMBEDDED, split_name
 from graphlens.file.safetensors import WeightStore
 from graphlens.runtime.operators import callback_library
 from graphlens.runtime.providers import CPU, Providers
-from graphlens.runtime.sessions import Chain, Runnable, Session
+from graphlens.runtime.sessions import Chain, Runnable
 from graphlens.runtime.types import Array, Callback, DeviceValue, Feed
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Engine:
         path: A hooked folder, or its graph file.
         providers: The execution providers to ask for. See ``choose_providers``.
         n_ctx: How many tokens a run may have; by default what the export set, at most what the model was trained for.
+        max_memory: Bytes that the weights may take in memory, or text such as "4GB"; None for no limit. See ``opener``.
 
     Attributes:
         path: The graph file.
@@ -62,11 +63,17 @@ class Engine:
 
     Raises:
         ModelFileError: The file is damaged, unsafe or no hooked file.
-        InputError: ``n_ctx`` is not between 1 and what the model was trained for.
+        InputError: For an ``n_ctx`` beyond what the model was trained for, and for a ``max_memory`` that is none.
     """
 
     @uncollected
-    def __init__(self, path: str | os.PathLike[str], providers: Providers = None, n_ctx: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        providers: Providers = None,
+        n_ctx: int | None = None,
+        max_memory: str | float | None = None,
+    ) -> None:
         from graphlens import surgery
 
         found = model_path(path)
@@ -74,15 +81,12 @@ class Engine:
         self.folder = found.parent.resolve()
         self.path = self.folder / found.name
         self.asked = tuple(providers) if isinstance(providers, (list, tuple)) else providers
-        self.files = OpenedFiles(self.path)
+        self.max_memory, self.files = checked_memory(max_memory), OpenedFiles(self.path)
         self._file_model = surgery.load(self.path)
         self.manifest: Manifest = surgery.read_manifest(self._file_model)
         self.files.add(self.manifest)
         if n_ctx is not None:
-            config = self.manifest.config
-            if not 1 <= (n_ctx := checked_number(n_ctx, "n_ctx")) <= (config.n_ctx_trained or config.n_ctx):
-                raise InputError(f"n_ctx={n_ctx}: this model {config.lengths}.")
-            self.manifest = replace(self.manifest, config=replace(config, n_ctx=n_ctx))
+            self.manifest = self.manifest.with_length(n_ctx)
         self._size = sum(file.size for file in self.manifest.files.values())
         self.held_limit = max(self._size, SMALL)
         self.weights: Mapping[str, Array] = WeightStore(self.folder, self.manifest.weights, self.files.ensure_unchanged)
@@ -96,10 +100,10 @@ class Engine:
 
         self._model = model
         self.proof, self.sessions_built = Proof(), 0
-        self._opener = Opener(self.path, self._file_model, self.asked, self._size, contents)
+        self._opener = opener(self.path, self._file_model, self.asked, self._size, contents, self.max_memory)
         self._graphs = Graphs(model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
-        self._parts: dict[tuple[tuple[str, ...], ...], Session] = {}
+        self._parts = LatelyUsed()
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints = Footprints(self._graphs.hooks, self.manifest.config)  # no circle
         self._lock = threading.RLock()
@@ -221,7 +225,8 @@ class Engine:
         plan = self._serving(self._leanest(plan, feeds, fetch, bool(callbacks)))
         session = self.session(plan)
         present = [name for name in session.outputs if name.startswith(PRESENT)] if plan.past else []
-        values = self._values(plan, fetch)
+        hooks = self.hooks(plan) if fetch else {}
+        values = {name: hooks[name].value for name in fetch}
         wanted = dict.fromkeys([plan.result, *values.values()] if output else values.values())
         ensure_readable(session, wanted, self.path)
         feeds = without_idle_inputs({**feeds, **gates}, session)
@@ -239,13 +244,6 @@ class Engine:
             {name: found[name] for name in present},
             self._graphs.straight_through(plan),
         )
-
-    def _values(self, plan: Plan, fetch: Sequence[str]) -> dict[str, str]:
-        """Hook point -> the value of a plan's graph that holds its activation."""
-        if not fetch:
-            return {}
-        hooks = self.hooks(plan)
-        return {name: hooks[name].value for name in fetch}
 
     def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], calls: bool) -> Plan:
         """The plan with what callbacks need, and without hook points as outputs where a run is better off so."""
@@ -326,8 +324,8 @@ class Engine:
             self._sessions.move_to_end(plan)
             return session
 
-    def part(self, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = ()) -> Session:
-        """A session that computes some values of the plain graph from others, kept once it is open.
+    def part(self, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = ()) -> Runnable:
+        """A session that computes some values of the plain graph from others. A bounded number stays open.
 
         Args:
             inputs: Names of hook points or other values. See ``surgery.cut``.
@@ -337,20 +335,21 @@ class Engine:
         Raises:
             InputError: The outputs need more of the model than the inputs.
         """
-        key = (tuple(inputs), tuple(outputs), tuple(also))
+
+        def build() -> Runnable:
+            from graphlens import surgery
+
+            piece, frontier = surgery.cut(self._model, inputs, outputs, also)
+            if frontier:
+                raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
+            part = self._opener.open(piece, self._packed(make=True), one_of_many=True)
+            self.files.ensure_unchanged()
+            self.sessions_built += 1
+            return part
+
         with self._lock:
             self.files.ensure_not_written_over()
-            if key not in self._parts:
-                from graphlens import surgery
-
-                piece, frontier = surgery.cut(self._model, inputs, outputs, also)
-                if frontier:
-                    raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
-                part = self._opener.open(piece, self._packed(make=True), one_of_many=True)
-                self.files.ensure_unchanged()
-                self._parts[key] = part
-                self.sessions_built += 1
-            return self._parts[key]
+            return self._parts.get((tuple(inputs), tuple(outputs), tuple(also)), build)
 
     # Opening sessions
 
@@ -364,7 +363,7 @@ class Engine:
             return session
 
         self.files.ensure_unchanged()
-        return POOL.get((str(self.path), self.files.version, self.identity, self.asked, plan), build)
+        return POOL.get((str(self.path), self.files.version, self.identity, self.asked, self.max_memory, plan), build)
 
     def _build(self, plan: Plan) -> Runnable:
         """Opens the session of a plan."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from graphlens.errors import ModelFileError
 from graphlens.runtime.providers import CPU, Providers, choose_providers
-from graphlens.runtime.sessions import Session, open_session
+from graphlens.runtime.sessions import Runnable, open_session
 from graphlens.runtime.types import Array
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Opener:
         packed: packed_weights.Packed | None,
         custom_ops: str | None = None,
         one_of_many: bool = False,
-    ) -> Session:
+    ) -> Runnable:
         """Opens a session over a graph. Packed weights that ONNX Runtime refuses are removed and done without.
 
         Args:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+from graphlens.runtime import threads
 from graphlens.runtime.sessions import Runnable
 
 
@@ -31,6 +33,27 @@ class SessionPool:
             if session is None:
                 session = self._sessions[key] = build()
             return session
+
+
+class LatelyUsed:
+    """A bounded number of open sessions by key: those used longest ago go first. Not safe for several threads at once."""
+
+    def __init__(self) -> None:
+        self._sessions: OrderedDict[Hashable, Runnable] = OrderedDict()
+
+    def get(self, key: Hashable, build: Callable[[], Runnable]) -> Runnable:
+        """The session of a key.
+
+        Args:
+            key: What tells sessions apart.
+            build: Opens the session where it is not open.
+        """
+        if key not in self._sessions:
+            self._sessions[key] = build()
+            while len(self._sessions) > threads.most_sessions():
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(key)
+        return self._sessions[key]
 
 
 # A second session over the same file would hold its weights a second time.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
+from graphlens.errors import InputError, checked_number
 from graphlens.file.adopted import Adopted, adopted_from
 from graphlens.file.manifest_format import FORMAT_VERSION, known_format, malformed
 from graphlens.file.model_config import ModelConfig as ModelConfig
@@ -147,6 +148,20 @@ class Manifest:
     def with_files(self, files: Mapping[str, WeightFile]) -> Self:
         """The same manifest with other weights files."""
         return replace(self, files=dict(files))
+
+    def with_length(self, n_ctx: int) -> Self:
+        """The same manifest for runs of another length.
+
+        Args:
+            n_ctx: How many tokens a run may have.
+
+        Raises:
+            InputError: It is not between 1 and what the model was trained for.
+        """
+        config = self.config
+        if not 1 <= (n_ctx := checked_number(n_ctx, "n_ctx")) <= (config.n_ctx_trained or config.n_ctx):
+            raise InputError(f"n_ctx={n_ctx}: this model {config.lengths}.")
+        return replace(self, config=replace(config, n_ctx=n_ctx))
 
     @property
     def keeps_past(self) -> bool:

@@ -64,4 +64,4 @@ def processed(engine: Engine, steps: Sequence[str], booted: tuple[str, str | Non
             f"this model computes in {dtype}, and weights are processed in float32: boot it by its name, or in float32."
         )
     folder = cached_export(name, revision=revision, dtype=dtype, processing=steps)
-    return Engine(folder, engine.asked, engine.manifest.config.n_ctx)
+    return Engine(folder, engine.asked, engine.manifest.config.n_ctx, engine.max_memory)

@@ -108,7 +108,7 @@ class Runner(Generic[ArrayT]):
         return other
 
     def __reduce__(self) -> tuple[object, ...]:
-        asked = (self.engine.path, self.engine.asked, self.config.n_ctx)
+        asked = (self.engine.path, self.engine.asked, self.config.n_ctx, self.engine.max_memory)
         text = (self.border, self.text.tokenizer, self.text.default_prepend_bos)
         weights = {name: np.array(value) for name, value in self.engine.replaced.items()}
         return _opened, (asked, self.engine.files.identity, text, self.text.default_padding_side, self.flags, weights)

@@ -215,7 +215,9 @@ def _process(model: Weighted[ArrayT], given: Mapping[str, ArrayInput], asked: tu
 
     now = model.runner.engine
     path = model._made.base or now.path
-    base = now.with_weights({}) if path == now.path else Engine(path, now.asked, now.manifest.config.n_ctx)
+    base = (
+        now.with_weights({}) if path == now.path else Engine(path, now.asked, now.manifest.config.n_ctx, now.max_memory)
+    )
     steps, notes = steps_for(base.manifest, asked)
     for sentence in notes:
         warn(sentence)
@@ -226,7 +228,7 @@ def _process(model: Weighted[ArrayT], given: Mapping[str, ArrayInput], asked: tu
     if dtype != base.manifest.config.dtype:
         folder = converted_export(folder, dtype)
     state = processed_state(_filled(model.runner.weights, Weights(base), given), steps, base.manifest.config)
-    engine = base if folder == base.folder else Engine(folder, now.asked, now.manifest.config.n_ctx)
+    engine = base if folder == base.folder else Engine(folder, now.asked, now.manifest.config.n_ctx, now.max_memory)
     new = _with_all(engine, state, "fold_ln" in steps)
     new.max_sessions = now.max_sessions
     model.runner.use(new)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from graphlens.runtime import threads
 from graphlens.runtime.ort_errors import opening_failed, ort_errors, run_failed
 from graphlens.runtime.providers import (
     CPU,
@@ -64,6 +65,9 @@ class Runnable(Protocol):
     outputs: list[str]
     feedable: frozenset[str]
     readable: frozenset[str]
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None) -> list[Array]:
+        """Runs, and returns the outputs as arrays. See ``Session.run``."""
 
     def run_on_device(
         self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
@@ -165,6 +169,16 @@ class Chain:
         self.outputs = [*last.outputs, *first.outputs]
         self.readable = frozenset(self.outputs)
 
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None) -> list[Array]:
+        """Runs, and returns the outputs as arrays.
+
+        Args:
+            outputs: See ``run_on_device``, as for what follows.
+            feeds: See there.
+            on_start: See there.
+        """
+        return [value.numpy() for value in self.run_on_device(outputs, feeds, on_start)]
+
     def run_on_device(
         self, outputs: Sequence[str], feeds: Mapping[str, Feed], on_start: OnStart | None = None
     ) -> list[DeviceValue]:
@@ -259,7 +273,7 @@ def open_session(
         folder: Where the external data of a graph given as bytes lies.
         custom_ops: The library with the graph's custom operators. graphlens alone chooses it: a model never names one. Such a
             graph runs on the CPU, whatever was asked for: on a GPU, runs with Python hooks gave wrong numbers (docs/gpu.md).
-        one_of_many: True for sessions that take turns. They share one memory arena, and their idle threads sleep.
+        one_of_many: True for sessions that take turns. They share one memory arena, and their idle threads sleep and are few.
         name: The graph, as errors name it; by default its file or folder.
         weights: What some initializers of the graph, whose data lie in files, hold instead: shaped and typed as they
             are, bfloat16 as uint16 words.
@@ -296,10 +310,11 @@ def open_session(
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = threads.of_each()
     else:
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN)
     if weights:
-        options.add_external_initializers(list(weights), [_initializer(array) for array in weights.values()])
+        options.add_external_initializers(list(weights), [as_device_value(array) for array in weights.values()])
     name = name or str(model if isinstance(model, Path) else folder or "a graph")
     try:
         if custom_ops is not None:
@@ -312,8 +327,12 @@ def open_session(
     return Session(session, weights or {}, name)
 
 
-def _initializer(array: Array) -> DeviceValue:
-    """A weight over the array's memory; uint16 words are bfloat16, which NumPy lacks."""
+def as_device_value(array: Array) -> DeviceValue:
+    """A value over an array's memory, which must live as long. uint16 words are bfloat16, which NumPy lacks.
+
+    Args:
+        array: A contiguous array.
+    """
     values = onnxruntime().OrtValue
     if array.dtype == np.uint16:
         bfloat16: DeviceValue = values.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)

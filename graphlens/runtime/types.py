@@ -84,6 +84,7 @@ class SessionOptions(Protocol):
 
     log_severity_level: int
     optimized_model_filepath: str
+    intra_op_num_threads: int
     graph_optimization_level: object
     enable_cpu_mem_arena: bool
     enable_mem_pattern: bool

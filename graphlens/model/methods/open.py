@@ -226,6 +226,7 @@ class OpenMethods(Generic[ArrayT]):
         tokenizer: Any = None,
         n_ctx: int | None = None,
         adopt: bool = False,
+        max_memory: str | float | None = None,
     ) -> Self:
         """Opens a hooked folder or ``model.onnx``.
 
@@ -238,10 +239,12 @@ class OpenMethods(Generic[ArrayT]):
             n_ctx: The longest input: lower than the file says, or higher, up to what the model was trained for.
             adopt: True takes an ONNX file that another program exported: see ``graphlens.adopt``. What is made of it stays in
                 the cache folder.
+            max_memory: Bytes, or text such as "4GB". A model that would take more is run block by block, its weights left in
+                the file: see docs/large-models.md.
 
         Raises:
             ModelFileError: When the file is damaged, altered or not hooked, or cannot be adopted.
-            InputError: For another padding side or ``n_ctx``.
+            InputError: For another padding side, ``n_ctx`` or ``max_memory``.
         """
         if not is_one_of(default_padding_side, ("left", "right", None)):
             raise InputError(f"default_padding_side must be 'left' or 'right', not {default_padding_side!r}.")
@@ -250,7 +253,7 @@ class OpenMethods(Generic[ArrayT]):
 
             path = adopted_export(path)
         with spinner(f"Opening {path}"):
-            engine = Engine(path, providers, n_ctx)
+            engine = Engine(path, providers, n_ctx, max_memory)
             return cls(
                 engine, tokenizer, default_padding_side=default_padding_side, default_prepend_bos=default_prepend_bos
             )
@@ -277,6 +280,7 @@ class OpenMethods(Generic[ArrayT]):
         revision: str | None = None,
         token: str | bool | None = None,
         providers: Providers = None,
+        max_memory: str | float | None = None,
         **unsupported: Any,
     ) -> Self:
         """Opens a model by name or folder, its weights processed. TransformerLens: the same name.
@@ -304,6 +308,7 @@ class OpenMethods(Generic[ArrayT]):
             revision: huggingface_hub's.
             token: huggingface_hub's.
             providers: ONNX Runtime's provider names; see from_onnx.
+            max_memory: See from_onnx.
             **unsupported: TransformerLens's other arguments, at the values that ask for nothing.
 
         Raises:
@@ -341,6 +346,7 @@ class OpenMethods(Generic[ArrayT]):
             default_padding_side=default_padding_side,
             tokenizer=tokenizer,
             n_ctx=n_ctx,
+            max_memory=max_memory,
         )
 
     @classmethod

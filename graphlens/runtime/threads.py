@@ -1,0 +1,29 @@
+"""How many threads sessions have that take turns: each has its own, which sleep while another session runs.
+
+An idle thread costs some 70 kB, and there is one session for every piece of a block that a sweep enters at. On 64 cores those
+of a model of 12 blocks would come to 4,000 threads.
+"""
+
+from __future__ import annotations
+
+import os
+
+MOST_EACH = 16  # threads of a session that takes turns; what it computes at once is a block's piece
+MOST_IDLE = 1024  # threads of all pieces of a model together
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def of_each() -> int:
+    """How many threads a session that takes turns asks for; 0 where ONNX Runtime's own choice is no more than may be."""
+    return MOST_EACH if cores() > MOST_EACH else 0
+
+
+def most_sessions() -> int:
+    """How many pieces of a model stay open: their threads come to at most ``MOST_IDLE``. Each has the caller's besides."""
+    return max(8, MOST_IDLE // max(1, min(cores(), MOST_EACH) - 1))
