@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import platform
 from pathlib import Path
 
 import numpy as np
 
 from graphlens.file.version import __version__
-from graphlens.runtime.sessions import threads, version
+from graphlens.runtime import threads
+from graphlens.runtime.sessions import version
 
 
 def processor() -> str:
@@ -25,11 +25,16 @@ def processor() -> str:
 
 def cores() -> int:
     """The cores that a run may use: ONNX Runtime splits a matrix product into as many parts."""
-    if threads():
-        return threads()
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return threads.limited() or threads.cores()
+
+
+def limit_threads(count: int) -> None:
+    """Has the models that this process opens from now on compute with so many threads.
+
+    Args:
+        count: How many; 0 for ONNX Runtime's own choice, the machine's cores.
+    """
+    threads.limit(count)
 
 
 def computing() -> dict[str, str | int]:

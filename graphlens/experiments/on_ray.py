@@ -11,16 +11,19 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from graphlens.engine.machine import computing
+from graphlens.analysis.arrays import ArrayT
+from graphlens.engine.machine import computing, limit_threads
 from graphlens.errors import GraphlensError, InputError, RunError, RuntimeUnavailable, checked_number
-from graphlens.runtime.sessions import limit_threads
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
 
-Job: TypeAlias = "Callable[[HookedTransformer[Any], Any], Any]"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Rows: TypeAlias = Mapping[str, Sequence[bytes]]
 Said: TypeAlias = "Mapping[str, str | int]"
 _CORES = 0.5  # of Ray's, asked for each worker: its threads are more often waiting for one another than at work
 
@@ -56,7 +59,12 @@ class Workers:
         """What ``computing()`` says in each worker, if its machine is like this one."""
         return {**computing(), "cores": self.threads}
 
-    def spread(self, model: HookedTransformer[Any], job: Job, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    def spread(
+        self,
+        model: HookedTransformer[ArrayT],
+        job: Callable[[HookedTransformer[ArrayT], Item], Result],
+        items: Sequence[Item],
+    ) -> Iterator[tuple[Item, Result]]:
         """Does a job for each item, in workers that open the model once each.
 
         A worker that dies is replaced, and what it had begun is done again.
@@ -101,7 +109,10 @@ class Workers:
         )
         try:
             for row in work.iter_rows():
-                yield pickle.loads(row["item"]), _result(row["result"])
+                result, error = cast("tuple[Result, GraphlensError | None]", pickle.loads(row["result"]))
+                if error is not None:
+                    raise error
+                yield cast("Item", pickle.loads(row["item"])), result
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray could not finish: {str(error).strip().splitlines()[-1]:.300}") from error
 
@@ -119,7 +130,7 @@ class _Worker:
         self._model = None if apart else pickle.loads(model)
         self._job = pickle.loads(job)
 
-    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    def __call__(self, batch: Rows) -> Rows:
         results = []
         for item in batch["item"]:
             try:
@@ -139,14 +150,7 @@ def _differences(wanted: Said, found: Said) -> list[str]:
     ]
 
 
-def _result(pickled: bytes) -> Any:
-    result, error = pickle.loads(pickled)
-    if error is not None:
-        raise error
-    return result
-
-
-def _quiet(data: Any) -> None:
+def _quiet(data: ModuleType) -> None:
     """No bars and reports of Ray's: graphlens shows its own."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = data.DataContext.get_current()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array
-from graphlens.analysis.metric import Metric, Normalised
+from graphlens.analysis.metric import Metric
+from graphlens.analysis.normalised_metric import Normalised
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import SourceInput

@@ -31,22 +31,6 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 # Microseconds that a session's threads wait for more work before they sleep. Between the operators of a run it is always
 # enough; ONNX Runtime's own tens of milliseconds would take a core from whatever session runs next.
 _SPIN = "200"
-_threads = 0  # of a session; 0 leaves it to ONNX Runtime
-
-
-def limit_threads(count: int) -> None:
-    """Has the sessions that this process opens from now on compute with so many threads each, the calling one included.
-
-    Args:
-        count: How many; 0 for ONNX Runtime's own choice, the machine's cores.
-    """
-    global _threads
-    _threads = count
-
-
-def threads() -> int:
-    """How many threads the sessions that are opened now compute with; 0 where ONNX Runtime chooses."""
-    return _threads
 
 
 class Runnable(Protocol):
@@ -237,7 +221,7 @@ def _options() -> SessionOptions:
     options: SessionOptions = onnxruntime().SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
-    options.intra_op_num_threads = _threads
+    options.intra_op_num_threads = threads.limited()
     return options
 
 

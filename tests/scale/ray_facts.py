@@ -17,11 +17,11 @@ import numpy as np
 
 import graphlens
 from graphlens import HookedTransformer
+from graphlens.engine.machine import limit_threads
 from graphlens.errors import GraphlensError
 from graphlens.experiments.on_ray import Workers
 from graphlens.metrics import LogitDiff
 from graphlens.patching import grid
-from graphlens.runtime.sessions import limit_threads
 
 CORPUS = [
     f"When {one} and {other} went to the store on day {day}, {one} gave a drink to" + " Mary" * (day % 5)

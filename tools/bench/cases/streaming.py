@@ -123,8 +123,8 @@ def run(setup: Setup) -> Findings:
         "cold: nothing of them was cached" if cold < 1 else f"NOT all cold: up to {cold:,.0f} MB of them were cached"
     )
     notes = (
-        f"Weights {model.weights_bytes / 1e6:,.1f} MB, max_memory half of what the model needs. The file's pages are dropped before "
-        f"the measured run (posix_fadvise), which follows a first one; reads were {reads}.",
+        f"Weights {model.weights_bytes / 1e6:,.1f} MB, max_memory half of what the model needs. The file's pages are dropped "
+        f"before the measured run (posix_fadvise), which follows a first one; reads were {reads}.",
         "The disk's own read speed is that of the same files in blocks of 4 MB, dropped before, in a process of its own. A "
         "virtual disk may be cached by its host.",
     )
