@@ -89,7 +89,6 @@ class SessionOptions(Protocol):
     enable_cpu_mem_arena: bool
     enable_mem_pattern: bool
     execution_order: object
-    intra_op_num_threads: int
 
     def add_session_config_entry(self, key: str, value: str) -> None:
         """Sets one of the settings that have no attribute."""
