@@ -81,7 +81,7 @@ def test_what_is_no_corpus(model: HookedTransformer, tmp_path: Path, corpus: Any
         ({"names": lambda name: False}, "matches none"),
         ({"names": ["blocks.0.attn.hook_pattern"]}, "a harvest takes hook points with floats for each token"),
         ({"names": "*.hook_pattern"}, "hold no floats for each token"),
-        ({"engine": "slurm"}, "there is 'local'"),
+        ({"engine": "slurm"}, "there are 'local' and 'ray'"),
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"too_long": "wrap"}, "too_long='wrap'"),
         ({"positions": "first"}, "positions='first'"),
