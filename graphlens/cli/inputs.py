@@ -50,10 +50,14 @@ def open_any(model: str, provider: str | None = None, tokenizer: str | None = No
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.hooked_vit import HookedViT
     from graphlens.pipelines.cache import cached_export
+    from graphlens.views.progress import spinner
 
     other = tokenizer_of(tokenizer)
     path = user_path(place_of(model))
-    engine = Engine(path if is_hooked(path) else cached_export(model, processing=()), provider)
+    if not is_hooked(path):
+        path = cached_export(model, processing=())
+    with spinner(f"Opening {path}"):
+        engine = Engine(path, provider)
     config = engine.manifest.config
     if config.is_vision:
         if other is not None:

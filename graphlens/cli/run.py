@@ -17,14 +17,12 @@ from graphlens.cli.options import (
     Strict,
     Tokenizer,
     ensure_writable,
-    is_hooked,
     open_model,
-    place_of,
     print_json,
 )
 from graphlens.cli.token_text import text_of, texts_of, tokens_of
 from graphlens.errors import InputError
-from graphlens.file.folder import replacing, user_path
+from graphlens.file.folder import replacing
 
 if TYPE_CHECKING:
     from graphlens.analysis.arrays import Array
@@ -68,16 +66,7 @@ def hooks(model: Model, as_json: Json = False) -> None:
     """
     from rich.console import Console
 
-    from graphlens.engine.engine import Engine
-    from graphlens.model.hooked_encoder import HookedEncoder
-    from graphlens.model.hooked_transformer import HookedTransformer
-    from graphlens.model.hooked_vit import HookedViT
-
-    path = user_path(place_of(model))
-    engine = Engine(path) if is_hooked(path) else open_model(model).runner.engine
-    config = engine.manifest.config
-    kind = HookedViT if config.is_vision else HookedEncoder if config.is_encoder else HookedTransformer
-    points = kind(engine).hook_points()
+    points = open_any(model).hook_points()
     if as_json:
         print_json({name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in points.items()})
     else:

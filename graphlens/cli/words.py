@@ -23,7 +23,7 @@ SAID: Mapping[str, str] = {
         "give token ids (--ids), or a tokenizer (--tokenizer FOLDER)"
     ),
     r" There is stack_activation\('resid_pre'\), and stack_head_results\.": "",
-    r"open it with graphlens\.\w+\.": "this command takes decoders, and graphlens hooks takes all kinds.",
+    r"open it with graphlens\.\w+\.": "this command takes decoders; graphlens hooks, cache, run and report take all kinds.",
     r"Open it with graphlens\.HookedEncoder\.": "It is used as it is.",
     r"run it with return_type=None and read hook points \(run_with_cache\), or stop at a layer\.": (
         "graphlens hooks and graphlens cache read its hook points."

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file
 
@@ -40,6 +41,23 @@ def test_the_folders_hold_the_same_files_of_at_most_4_megabytes(folder: Path) ->
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(files) == {path.name for path in embedded_model().iterdir()}
     assert sum(files.values()) <= 4_000_000
+
+
+def test_viewers_show_which_node_computes_which_hook_point(folder: Path) -> None:
+    """In the files themselves, as in what graphlens writes: Netron shows a node's metadata."""
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    told = {
+        name: node.output
+        for node in graph.node
+        for each in node.metadata_props
+        if each.key == "hook"
+        for name in each.value.split(", ")
+    }
+    hooks = HookedTransformer.from_onnx(folder, "cpu").runner.engine.manifest.hooks
+    computed = {value for node in graph.node for value in node.output}
+    assert told.keys() == {name for name, entry in hooks.items() if entry.value in computed}
+    assert all(hooks[name].value in outputs for name, outputs in told.items())
+    assert "blocks.3.attn.hook_z" in told
 
 
 def test_the_embedded_models_read_the_same_tokens(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 from collections.abc import Callable
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 import graphlens
 import graphlens.torch
 from graphlens import Ablate, HookedEncoder, InputError, Patch, Steer, attribution, metrics, patching, surgery
 from graphlens.export.checkpoint import supported_family
 from graphlens.export.families import families
+from tests.command_line import graphlens as command
 from tests.families.comparing import SHAPES, TOLERANCE, edit_of, padding, prompt, read, relative
 from tests.families.encoders import ENCODERS, PAD, TYPES, checkpoint_of, config_of, hooked_of, lens_of, word_pieces
 
@@ -280,6 +283,23 @@ def edits() -> list[Any]:
         Steer("blocks.1.hook_resid_post", vector(40)),
         Steer("blocks.2.hook_normalized_resid_post", vector(40)),
     ]
+
+
+def test_commands_take_an_encoders_checkpoint(families_root: Path, encoder: Any, tmp_path: Path) -> None:
+    """Exported as HookedEncoder exports it, its tokenizer's special tokens around the text."""
+    out, text = tmp_path / "acts.safetensors", "the cat [MASK] on the mat ."
+    done = command("cache", checkpoint_of("bert", families_root), text, "-o", out)
+    assert done.returncode == 0, done.stderr
+    found, model = load_file(out), encoder("bert")
+    _, cache = model.run_with_cache(text)
+    assert found.keys() == {"tokens", *cache}
+    np.testing.assert_array_equal(found["tokens"], model.to_tokens(text)[0])
+    for name in cache:
+        np.testing.assert_allclose(found[name], cache[name], atol=1e-6)
+    told = json.loads(command("run", checkpoint_of("bert", families_root), text, "--top", "1", "--json").stdout)
+    assert told["masked"][0]["likely"][0]["token"] == model(text, return_type="predictions")
+    points = json.loads(command("hooks", checkpoint_of("bert", families_root), "--json").stdout)
+    assert points.keys() == model.hook_points().keys()
 
 
 @pytest.mark.parametrize("keep_hooks", [False, True])

@@ -29,6 +29,22 @@ def test_it_is_this_version_with_addresses_and_classifiers(metadata: ProjectMeta
     assert {f"Programming Language :: Python :: {version}" for version in pythons} <= set(metadata.core.classifiers)
 
 
+def test_the_repositorys_address_stands_in_one_table(metadata: ProjectMetadata[PluginManager]) -> None:
+    """A repository that moves is one table of pyproject.toml to change: nothing else spells its address."""
+    base = metadata.core.urls["Repository"].rstrip("/")
+    assert all(url == base or url.startswith(f"{base}/") for url in metadata.core.urls.values())
+    place = base.partition("://")[2]
+    folders = ("graphlens", "docs", "tools", "tests", "models")
+    files = [*ROOT.glob("*.*"), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
+    texts = {".md", ".py", ".toml", ".js", ".html", ".json", ".svg", ".css", ".txt"}
+    spelt = [
+        file.relative_to(ROOT).as_posix()
+        for file in files
+        if file.suffix in texts and "node_modules" not in file.parts and place in file.read_text(encoding="utf-8")
+    ]
+    assert spelt == ["pyproject.toml"]
+
+
 def test_every_link_of_the_readme_is_absolute_and_leads_to_a_file(metadata: ProjectMetadata[PluginManager]) -> None:
     shown = metadata.core.readme
     assert not LINK.search(shown)
