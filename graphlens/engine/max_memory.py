@@ -69,7 +69,7 @@ def opener(
         One whose sessions run stage by stage where the weights would take more than that, else one that opens them whole.
 
     Raises:
-        InputError: A GPU was asked for, or there is a weight of a kind that cannot be fed.
+        InputError: A GPU was asked for, or the model has operators or weights that cannot be fed.
         RuntimeUnavailable: A provider that was asked for is not there.
     """
     if max_memory is None or _COPIES * weights * (2 if _is_bfloat16(model) else 1) <= max_memory:

@@ -44,6 +44,12 @@ class StreamingOpener(Opener):
         super().__init__(path, model, providers, weights, contents)
         if self.asked_providers[0] != CPU:
             raise InputError("max_memory is for runs on the CPU: leave it out, or ask for providers='cpu'.")
+        foreign = sorted({node.op_type for node in model.graph if node.domain})
+        if foreign:
+            raise InputError(
+                f"max_memory: {path} has operators that are not ONNX's ({', '.join(foreign)}), which compute otherwise when "
+                "their weights are fed: open it without."
+            )
         self._most = max_memory
         self._mapped = MappedWeights(_places(model), contents)
         note(
@@ -78,9 +84,12 @@ class StreamingOpener(Opener):
         """
         from graphlens.surgery.stages import stages
 
-        name = f"a block of {self._path}"
+        name = f"a graph made of {self._path}" if graph is not self._model else str(self._path)
         found = stages(graph)
-        weights = self._mapped.beside(_inline(graph, (key for stage in found for key in stage.weights.values())))
+        wanted = {key for stage in found for key in stage.weights.values()}
+        weights = self._mapped
+        if not weights.has(wanted):  # some lie in the graph, or were set
+            weights = MappedWeights(_places(graph), {**_inline(graph, wanted), **self._contents})
         largest = max(found, key=lambda stage: weights.size(_whole(stage)))
         if (need := weights.size(_whole(largest))) > self._most:
             raise InputError(

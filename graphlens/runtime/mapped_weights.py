@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import mmap
 import os
@@ -11,7 +10,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -81,17 +79,13 @@ class MappedWeights:
         count = math.prod(place.shape)
         return np.frombuffer(self._files[place.file].map, place.dtype, count, place.offset).reshape(place.shape)
 
-    def beside(self, held: Mapping[str, Array]) -> Self:
-        """These weights and some that are in memory.
+    def has(self, names: Iterable[str]) -> bool:
+        """True if all of some weights are here.
 
         Args:
-            held: The weights, by initializer; those that are there already stay as they are.
+            names: The initializers.
         """
-        other = copy.copy(self)
-        new = {name: array for name, array in held.items() if name not in self._arrays}
-        other._arrays = {**self._arrays, **new}
-        other._values = {**self._values, **{name: as_device_value(array) for name, array in new.items()}}
-        return other
+        return self._values.keys() >= set(names)
 
     def value(self, name: str) -> DeviceValue:
         """A weight, over the mapped file.

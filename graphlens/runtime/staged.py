@@ -9,6 +9,7 @@ import numpy as np
 
 from graphlens.errors import RunError
 from graphlens.runtime.mapped_weights import MappedWeights
+from graphlens.runtime.ort_errors import run_failed
 from graphlens.runtime.sessions import OnStart, Session, as_device_value
 from graphlens.runtime.types import Array, DeviceValue, Feed
 
@@ -111,6 +112,10 @@ class Staged:
             given |= {mine: self._weights.value(name) for mine, name in stage.weights.items()}
             try:
                 found = stage.session.run_on_device([stage.outputs[name] for name in wanted], given, on_start)
+            except RunError as error:
+                if not isinstance(error.__cause__, Exception):
+                    raise
+                raise run_failed(error.__cause__, self._name, feeds) from error.__cause__
             finally:
                 del given
                 self._weights.let_go(stage.weights.values())

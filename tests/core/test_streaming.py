@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import gzip
 import pickle
 import threading
 from pathlib import Path
@@ -220,6 +221,14 @@ def test_weights_that_are_set_are_those_that_are_run(both: Both) -> None:
     assert isinstance(models[1].runner.engine.session(Plan()), Staged)
 
 
+def test_an_embedding_that_is_set_apart_from_the_unembedding(both: Both) -> None:
+    models = [copy.deepcopy(model) for model in both]
+    for model in models:
+        model.set_weights({"embed.W_E": np.asarray(model.W_E) * 0.5})
+    close(models[1](TOKENS), models[0](TOKENS))
+    assert np.abs(models[0](TOKENS) - both[0](TOKENS)).max() > 1e-3
+
+
 def test_a_pickled_model_stays_within_its_memory(both: Both) -> None:
     whole, streamed = both
     other = pickle.loads(pickle.dumps(streamed))
@@ -294,6 +303,22 @@ def test_too_little_memory_for_one_block_is_said() -> None:
     model = HookedTransformer.from_onnx(folder(NAMES[0]), "cpu", max_memory=1000)
     with pytest.raises(InputError, match=r"too little for .*: one block, or the unembedding, has [0-9]+ MB of weights"):
         model(TOKENS)
+
+
+def test_a_run_that_fails_names_the_model_and_the_prompt(both: Both) -> None:
+    session = both[1].runner.engine.session(Plan())
+    with pytest.raises(RunError, match=r"model\.onnx: ONNX Runtime could not run it with input_ids \[2, 7\]"):
+        session.run(["logits"], {"input_ids": np.full((2, 7), 10**6)})
+
+
+def test_operators_that_are_not_onnxs_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    committed = Path(__file__).parents[1] / "adopt" / "committed" / "small-llama.genai-int4.onnx.gz"
+    file.write_bytes(gzip.decompress(committed.read_bytes()))
+    folder = graphlens.adopt(file, tmp_path / "adopted").folder
+    assert folder is not None
+    with pytest.raises(InputError, match=r"operators that are not ONNX's \(.*MatMulNBits.*\)"):
+        HookedTransformer.from_onnx(folder, "cpu", max_memory=20_000)
 
 
 def test_a_missing_or_unknown_input_is_refused(both: Both) -> None:

@@ -183,7 +183,8 @@ def rows(workdir: Path, shape: Shape = LARGE, limit: int = 2_500_000_000) -> lis
         {"what": "of it in no file, MB", "figure": found.peak_anonymous / 1e6, "limit": limit / 1e6},
         {"what": f"seconds for {ROWS} x {LENGTH} tokens", "figure": min(found.seconds), "limit": None},
     ]
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in memory if line.startswith("MemAvailable:"))
     if available > 3 * size:
         run_limited(folder, None, workdir / "whole.npz", runs=1)
         apart = largest_difference(workdir / "whole.npz", workdir / "streamed.npz")

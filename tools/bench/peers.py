@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -233,11 +233,12 @@ def time_rows(label: str, found: Compared, limits: Mapping[str, float] | None = 
     ]
 
 
-def memory_rows(label: str, peaks: Mapping[str, int], limited: Iterable[str] = ()) -> list[Row]:
-    """A row for every peer: graphlens's peak memory against its own; ``limited``: those it should not exceed."""
+def memory_rows(label: str, peaks: Mapping[str, int], limits: Mapping[str, float] | None = None) -> list[Row]:
+    """A row for every peer: graphlens's peak memory against its own; ``limits``: what ours may be of a peer's."""
     rows, mine = [], peaks[OURS.name]
     for name, theirs in peaks.items():
         if name != OURS.name:
-            target = Target(mine / theirs, 1.0, "x", name) if name in limited else None
+            limit = (limits or {}).get(name)
+            target = None if limit is None else Target(mine / theirs, limit, "x", name)
             rows.append(Row(f"{label}, peak memory of a process, {name}", "MB", [mine / 1e6], [theirs / 1e6], target))
     return rows

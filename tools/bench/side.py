@@ -37,12 +37,11 @@ def run_work(
     work: str,
     sizes: Sequence[tuple[int, int]],
     limits: Mapping[str, float] | None = None,
-    memory_below: Sequence[str] = (),
+    memory_limits: Mapping[str, float] | None = None,
 ) -> Findings:
     """A work at each size (batch, length): milliseconds against every peer, and peak memory at the last size.
 
-    ``limits``: what our time may be of a peer's, at the first size. ``memory_below``: peers whose peak ours should stay
-    under.
+    ``limits``: what our time may be of a peer's, at the first size. ``memory_limits``: what our peak may be of a peer's.
     """
     rows: list[Row] = []
     notes: list[str] = []
@@ -62,7 +61,7 @@ def run_work(
         label = f"b{batch} s{length}"
         rows += time_rows(label, found, limits if size == sizes[0] else None)
         if size == sizes[-1]:
-            rows += memory_rows(label, found.peaks, memory_below)
+            rows += memory_rows(label, found.peaks, memory_limits)
         notes += [note for note in found.notes if note not in notes]
         agreed += [f"{label}: {note}" for note in found.agreed]
     peak = "Peak memory is that of the whole process: libraries, weights, the first call and every measured one."

@@ -23,7 +23,7 @@ OUTSIDE = {
 # nowhere comes at the end of "How to".
 HOW_TO = (
     *("interventions", "patching", "attribution", "pages", "live-page", "adopting", "drift", "drivable", "gpu"),
-    *("families", "configs", "encoders", "vision"),
+    *("families", "configs", "encoders", "vision", "large-models"),
 )
 COMING_FROM = ("transformerlens", "transformerlens4")
 REFERENCE = ("hooked-file", "edits", "models", "operators", "parity", "adopted-files")

@@ -26,7 +26,7 @@ def run(setup: Setup) -> Findings:
         job = Job("full_cache", str(setup.model.checkpoint), str(setup.model.hooked), tokens=ids)
         found = compare(dict.fromkeys((OURS, LENS_9, LENS_4), job), setup.repeats, setup.workdir, warmup=2)
         label = f"b{batch} s{length}"
-        memory += memory_rows(label, found.first_peaks, (LENS_4.name,))
+        memory += memory_rows(label, found.first_peaks, {LENS_4.name: 1.0})
         times += time_rows(label, found, LIMITS if size == sizes[0] else None)
         notes += [note for note in found.notes if note not in notes]
         agreed += [f"{label}: {note}" for note in found.agreed]

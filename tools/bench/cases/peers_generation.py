@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from tools.bench.harness import Case, Findings, Setup
+from tools.bench.peers import LENS_4
 from tools.bench.side import run_work
 
 
 def run(setup: Setup) -> Findings:
     """Milliseconds for a prompt of 16 tokens and 20 new ones, and peak memory of each process."""
-    return run_work(setup, "generation", setup.sizes()[:1])
+    return run_work(setup, "generation", setup.sizes()[:1], memory_limits={LENS_4.name: 1.0})
 
 
 CASE = Case(run, repeats=7)
