@@ -121,13 +121,8 @@ def run(setup: Setup) -> Findings:
     cold = max(of("cold", "cached") + of("cold, one token", "cached"))
     reads = "cold" if cold < 0.01 * model.weights_bytes / 1e6 else "NOT all cold"
     notes = (
-<<<<<<< HEAD
-        f"Weights {model.weights_bytes / 1e6:,.1f} MB, max_memory half of what the model needs. The file's pages are dropped "
-        f"before the measured run (posix_fadvise), which follows a first one; reads were {reads}.",
-=======
         f"Weights {model.weights_bytes / 1e6:,.1f} MB, which is what max_memory is. The file's pages are dropped before the "
         f"measured run (posix_fadvise), which follows a first one; reads were {reads}: at most {cold:,.1f} MB were cached.",
->>>>>>> lb
         "The disk's own read speed is that of the same files in blocks of 4 MB, dropped before, in a process of its own. A "
         "virtual disk may be cached by its host.",
     )
