@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphlens import HookedTransformer
+from graphlens import HookedEncoder, HookedTransformer
 from graphlens.export.checkpoint import read_checkpoint
 from graphlens.export.families import Family, families
+from tests.families import encoders
 from tests.families.comparing import Difference, against_lens, against_transformers, prompt
 from tests.families.exports import checkpoint_of, hooked_of, reference_of
 from tests.families.lens import lens_of
@@ -69,6 +70,25 @@ def measure(name: str, root: Path) -> Measured:
         by_hooks=by_hooks.share,
         lens=None if lens is None else lens.share,
         worst=_worst(found for found in (logits, by_hooks, lens) if found is not None),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def measure_encoder(name: str, root: Path) -> Measured:
+    """The same of an encoder."""
+    started = time.perf_counter()
+    ours, theirs = HookedEncoder.from_onnx(encoders.hooked_of(name, root), "cpu"), encoders.reference_of(name, root)
+    logits = _worst(encoders.against_transformers(name, ours, theirs))
+    by_hooks = _worst(encoders.against_torch_hooks(name, ours, theirs))
+    lens = _worst(encoders.against_lens(ours, encoders.lens_of(theirs)))
+    return Measured(
+        name=name,
+        architecture=read_checkpoint(encoders.checkpoint_of(name, root)).family.architecture,
+        hooks=len(ours.hook_points()),
+        logits=logits.share,
+        by_hooks=by_hooks.share,
+        lens=lens.share,
+        worst=_worst((logits, by_hooks, lens)),
         seconds=time.perf_counter() - started,
     )
 

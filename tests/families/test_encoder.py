@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.numpy import load_file
 
 import graphlens
@@ -22,8 +21,24 @@ from graphlens import Ablate, HookedEncoder, InputError, Patch, Steer, attributi
 from graphlens.export.checkpoint import supported_family
 from graphlens.export.families import families
 from tests.command_line import graphlens as command
-from tests.families.comparing import SHAPES, TOLERANCE, edit_of, padding, prompt, read, relative
-from tests.families.encoders import ENCODERS, PAD, TYPES, checkpoint_of, config_of, hooked_of, lens_of, word_pieces
+from tests.families.comparing import SHAPES, TOLERANCE, prompt, read, relative
+from tests.families.encoders import (
+    ENCODERS,
+    TYPES,
+    against_lens,
+    against_torch_hooks,
+    against_transformers,
+    checkpoint_of,
+    config_of,
+    edited,
+    hooked_of,
+    inputs,
+    lens_of,
+    reference_of,
+    tensors,
+    transformers_logits,
+    word_pieces,
+)
 
 Folders = Callable[[str], Path]
 EFFECT = metrics.LogitDiff(3, 5, position=4)
@@ -41,31 +56,7 @@ def encoder(encoder_folder: Folders) -> Callable[[str], HookedEncoder]:
 
 @pytest.fixture(scope="session")
 def reference(families_root: Path) -> Callable[[str], Any]:
-    def load(name: str) -> Any:
-        model = transformers.AutoModelForMaskedLM.from_pretrained(
-            checkpoint_of(name, families_root), dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        )
-        return model.eval().requires_grad_(False)
-
-    return load
-
-
-def inputs(side: str = "right") -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(tokens of which none is PAD, their types and which of them are real)."""
-    real = padding(side)
-    types = np.random.default_rng(1).integers(0, TYPES, real.shape)
-    return prompt(101, *real.shape) % 99 + 2, {"token_type_ids": types, "one_zero_attention_mask": real}
-
-
-def tensors(options: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in options.items()}
-
-
-def transformers_logits(model: Any, tokens: np.ndarray, options: dict[str, np.ndarray]) -> np.ndarray:
-    types, mask = (options.get(name) for name in ("token_type_ids", "one_zero_attention_mask"))
-    given = {"token_type_ids": types, "attention_mask": mask}
-    known = {name: torch.from_numpy(array) for name, array in given.items() if array is not None}
-    return np.asarray(model(torch.from_numpy(tokens), **known).logits)
+    return lambda name: reference_of(name, families_root)
 
 
 # Beside transformers
@@ -73,44 +64,17 @@ def transformers_logits(model: Any, tokens: np.ndarray, options: dict[str, np.nd
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_logits_are_transformers(name: str, encoder: Any, reference: Any) -> None:
-    ours, theirs = encoder(name), reference(name)
-    cases: list[tuple[np.ndarray, dict[str, np.ndarray]]] = [(prompt(101, *shape) % 99 + 2, {}) for shape in SHAPES]
-    for side in ("left", "right"):
-        tokens, options = inputs(side)
-        real = options["one_zero_attention_mask"]
-        # With PADs where the padding is, which RoBERTa's positions leave out, and with other tokens there.
-        cases += [(tokens, options), (np.where(real == 1, tokens, PAD[name]), options)]
-    for tokens, options in cases:
-        expected = transformers_logits(theirs, tokens, options)
-        assert relative(ours(tokens, **options), expected, "logits") <= TOLERANCE
+    found = list(against_transformers(name, encoder(name), reference(name)))
+    assert len(found) == len(SHAPES) + 4
+    assert all(difference.share <= TOLERANCE for difference in found), found
 
 
+@pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_roberta_counts_positions_without_pad(side: str, encoder: Any, reference: Any) -> None:
-    model, tokens = reference("roberta"), inputs(side)[0]
-    tokens[padding(side) == 0] = PAD["roberta"]
-    tokens[0, 4] = PAD["roberta"]  # inside a text too
-    kept: dict[str, torch.Tensor] = {}
-    places = {
-        "embed.hook_pos_embed": model.roberta.embeddings.position_embeddings,
-        "hook_full_embed": model.roberta.embeddings,
-    }
-    for layer, block in enumerate(model.roberta.encoder.layer):
-        places[f"blocks.{layer}.hook_normalized_resid_post"] = block
-        places[f"blocks.{layer}.hook_attn_out"] = block.attention.output.dense
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
-            kept[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    for name, module in places.items():
-        module.register_forward_hook(keep(name))
-    model(torch.from_numpy(tokens), attention_mask=torch.from_numpy(padding(side)))
-    _, cache = encoder("roberta").run_with_cache(tokens, one_zero_attention_mask=padding(side))
-    found = list(read(cache, {name: value.numpy() for name, value in kept.items()}))
-    assert len(found) == len(places)
+def test_activations_are_transformers(name: str, side: str, encoder: Any, reference: Any) -> None:
+    """RoBERTa counts positions without PAD, inside a text too."""
+    found = list(against_torch_hooks(name, encoder(name), reference(name), side))
+    assert len(found) == 2 + 2 * 3
     assert all(difference.share <= TOLERANCE for difference in found), found
 
 
@@ -136,27 +100,10 @@ def test_other_precisions(dtype: str, allowed: float, encoder_folder: Folders, r
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_hook_point_is_transformerlenss(name: str, encoder: Any, reference: Any) -> None:
-    ours, lens = encoder(name), lens_of(reference(name))
-    tokens, options = inputs("left")
-    logits, cache = ours.run_with_cache(tokens, **options)
-    expected, lens_cache = lens.run_with_cache(torch.from_numpy(tokens), **tensors(options))
-    assert relative(logits, expected, "logits") <= TOLERANCE
-    assert list(cache) == list(lens_cache) == list(ours.hook_points())
-    found = list(read(cache, {hook: value.numpy() for hook, value in lens_cache.items()}))
+    ours = encoder(name)
+    found = list(against_lens(ours, lens_of(reference(name))))
+    assert len(found) == 1 + 2 * len(ours.hook_points())
     assert all(difference.share <= TOLERANCE for difference in found), found
-    for hook in lens_cache:
-        assert edited(ours, lens, hook, tokens, options) <= TOLERANCE, hook
-
-
-def edited(ours: HookedEncoder, lens: Any, name: str, tokens: np.ndarray, options: dict[str, np.ndarray]) -> float:
-    """How far our logits are from TransformerLens's, with the same edit at a hook point."""
-
-    def edit(activation: torch.Tensor, hook: Any) -> torch.Tensor:
-        return torch.from_numpy(edit_of(name, activation.numpy()))
-
-    found = ours.run_with_hooks(tokens, fwd_hooks=[(name, lambda array, hook: edit_of(name, array))], **options)
-    expected = lens.run_with_hooks(torch.from_numpy(tokens), fwd_hooks=[(name, edit)], **tensors(options))
-    return relative(found, expected, name)
 
 
 @pytest.mark.parametrize("flag", ["use_split_qkv_input", "use_attn_result", "use_hook_mlp_in"])
