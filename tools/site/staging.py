@@ -22,8 +22,8 @@ OUTSIDE = {
 # The menu, but for what fills itself: tutorials, reference pages, benchmarks, decisions. A page of docs/ that is named
 # nowhere comes at the end of "How to".
 HOW_TO = (
-    *("interventions", "patching", "attribution", "pages", "live-page", "adopting", "drift", "drivable", "gpu"),
-    *("families", "configs", "encoders", "vision"),
+    *("interventions", "patching", "attribution", "harvest", "pages", "live-page", "adopting", "drift"),
+    *("drivable", "gpu", "families", "configs", "encoders", "vision"),
 )
 COMING_FROM = ("transformerlens", "transformerlens4")
 REFERENCE = ("hooked-file", "edits", "models", "operators", "parity", "adopted-files")
