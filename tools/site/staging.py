@@ -35,7 +35,7 @@ SHORT = {
     "benchmarks-configs.md": "Models from a config",
     "benchmarks-pages.md": "Pages",
 }
-TRUST = ("security", "hostile", "faults")
+TRUST = ("security", "hostile", "faults", "scale-tests")
 
 
 @dataclass
