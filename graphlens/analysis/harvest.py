@@ -222,7 +222,7 @@ class Harvest:
             names: Which hook points, or also "tokens", "documents", "positions"; by default all hook points.
             seed: Decides the order; None keeps that of the corpus.
             drop_last: True leaves out a last batch that is not full.
-            buffer_bytes: How much is mixed at once. Memory holds about twice that.
+            buffer_bytes: How much is mixed at once, and about what memory holds.
 
         Yields:
             Name -> [size, ...].

@@ -65,44 +65,33 @@ def _batches(
     stretches: npt.NDArray[np.int64],
     random: np.random.Generator | None,
 ) -> Iterator[dict[str, Array]]:
-    left = {name: np.empty((0, *shape), dtype) for name, (shape, dtype) in columns.items()}
-    ends = np.cumsum(stretches[:, 2] - stretches[:, 1])
-    at = 0
+    counts = stretches[:, 2] - stretches[:, 1]
+    ends = np.cumsum(counts)
+    most = int(min(held + counts.max(initial=0), ends[-1] if len(ends) else 0)) + size
+    # One buffer for all: fresh memory for each would cost as much as filling it.
+    buffer = {name: np.empty((most, *shape), dtype) for name, (shape, dtype) in columns.items()}
+    left = at = 0
     while at < len(stretches):
         before = int(ends[at - 1]) if at else 0
         until = max(at + 1, int(np.searchsorted(ends, before + held, side="right")))
-        left = _filled(source, columns, left, stretches[at:until], int(ends[until - 1]) - before, random)
-        at = until
-        whole = len(next(iter(left.values()))) // size * size
+        for name, array in buffer.items():
+            _fill(array[left:], source, name, stretches[at:until])
+        count, at = left + int(ends[until - 1]) - before, until
+        order = np.arange(count) if random is None else random.permutation(count)
+        whole = count // size * size
         for first in range(0, whole, size):
-            yield {name: array[first : first + size] for name, array in left.items()}
-        left = {name: array[whole:].copy() for name, array in left.items()}
-    if not drop_last and len(next(iter(left.values()))):
-        yield left
+            # Clipping lets NumPy write into the batch at once; every place is inside.
+            yield {name: np.take(array, order[first : first + size], 0, mode="clip") for name, array in buffer.items()}
+        left = count - whole
+        for array in buffer.values():
+            array[:left] = array[order[whole:]]
+    if left and not drop_last:
+        yield {name: array[:left].copy() for name, array in buffer.items()}
 
 
-def _filled(
-    source: Sharded,
-    columns: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]],
-    left: Mapping[str, Array],
-    stretches: npt.NDArray[np.int64],
-    count: int,
-    random: np.random.Generator | None,
-) -> dict[str, Array]:
-    """What was left of the last buffer, and the rows of some stretches behind it, mixed."""
-    old = len(next(iter(left.values())))
-    order = np.arange(old, old + count) if random is None else old + random.permutation(count)
-    found = {}
-    for name, (shape, dtype) in columns.items():
-        array = np.empty((old + count, *shape), dtype)
-        array[:old] = left[name]
-        done = 0
-        for shard, first, last in stretches.tolist():
-            part = source.shard(shard)[name][first:last]
-            if random is None:
-                array[old + done : old + done + len(part)] = part
-            else:
-                array[order[done : done + len(part)]] = part
-            done += len(part)
-        found[name] = array
-    return found
+def _fill(room: Array, source: Sharded, name: str, stretches: npt.NDArray[np.int64]) -> None:
+    """Copies stretches of an array, one behind the other."""
+    done = 0
+    for shard, first, last in stretches.tolist():
+        room[done : done + last - first] = source.shard(shard)[name][first:last]
+        done += last - first

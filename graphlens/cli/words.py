@@ -48,6 +48,11 @@ SAID: Mapping[str, str] = {
     r"Pass tokenizer=, or put": "Give one with --tokenizer, or put",
     r" or pass token=\.": ", and try again.",
     r": log in, or pass token=\)": ": log in with hf auth login)",
+    r"Pass resume=True to go on with it, or choose": "--resume goes on with it; or choose",
+    r"Go on with it: resume=True, or graphlens harvest --resume\.": "graphlens harvest --resume goes on with it.",
+    r"name one with column=\.": "name one with --column.",
+    r"\(too_long='split' or 'cut'\), or raise context\.": "(--too-long split or cut), or raise --context.",
+    r"Leave it out, or use pack=True\.": "Leave it out, or use --pack.",
     r"use 'cpu', 'cuda', or a list of ONNX Runtime provider names\.": "it is 'cpu' or 'cuda'.",
 }
 

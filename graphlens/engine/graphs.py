@@ -51,7 +51,7 @@ STEPS = (
     Step(("gates",), lambda graph, plan: surgery.with_gates(graph, dict(plan.gates))),
     Step(("gradients", "seed"), lambda graph, plan: surgery.differentiate(graph, plan.gradients, seed=plan.seed)),
     Step(("python",), lambda graph, plan: surgery.with_python_gates(graph)),
-    Step(("reads",), lambda graph, plan: surgery.ending_with(graph, plan.reads)),
+    Step(("reads",), lambda graph, plan: surgery.prune(graph, plan.reads)),
 )
 
 

@@ -1,1 +1,1 @@
-"""A hooked folder as data: names of hook points and graph inputs, manifest, weights, tokenizer, safe writing."""
+"""A hooked folder as data: hook points, graph inputs, manifest, weights, tokenizer, safe writing; corpora and harvests too."""

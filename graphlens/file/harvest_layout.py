@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -68,28 +69,39 @@ class Layout:
             InputError: A document is too long, and ``too_long`` is "refuse".
         """
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        segments: list[tuple[int, int, int, int, int]] = []
-        rows: list[int] = []
         front, free = int(self.bos is not None), 0
+        if self.too_long == "refuse" and lengths.max(initial=0) > self.room:
+            document = int(np.argmax(lengths > self.room))
+            raise InputError(
+                f"document {document} has {lengths[document] + front:,} tokens, and a row holds {self.context:,}: split it or "
+                "cut it (too_long='split' or 'cut'), or raise context."
+            )
+        if self.too_long == "cut":
+            lengths = np.minimum(lengths, self.room)
+        if not self.pack:
+            return self._apart(lengths, starts)
+        segments, rows, count = array("q"), array("q"), 0  # flat: a corpus may have millions of documents
         for document, length in enumerate(lengths.tolist()):
-            if length > self.room and self.too_long != "split":
-                if self.too_long == "refuse":
-                    raise InputError(
-                        f"document {document} has {length + front:,} tokens, and a row holds {self.context:,}: split it or "
-                        "cut it (too_long='split' or 'cut'), or raise context."
-                    )
-                length = self.room
             done, begins = 0, int(starts[document])
             while done < length:
-                if not self.pack or free <= front:
-                    rows.append(len(segments))
+                if free <= front:
+                    rows.append(count)
                     free = self.context
-                count = min(length - done, free - front)
-                segments.append((document, begins + done, count, int(not done), int(done + count == length)))
-                done += count
-                free -= count + front
-        rows.append(len(segments))
+                some = min(length - done, free - front)
+                segments.extend((document, begins + done, some, int(not done), int(done + some == length)))
+                count, done, free = count + 1, done + some, free - some - front
+        rows.append(count)
         return np.asarray(segments, np.int64).reshape(-1, 5), np.asarray(rows, np.int64)
+
+    def _apart(self, lengths: Ints, starts: Ints) -> tuple[Ints, Ints]:
+        """``rows`` where each document has rows of its own: each segment is a row."""
+        parts = -(-lengths // self.room)
+        documents = np.repeat(np.arange(len(lengths)), parts)
+        part = np.arange(len(documents)) - np.repeat(np.cumsum(parts) - parts, parts)
+        counts = np.minimum(lengths[documents] - part * self.room, self.room)
+        first, last = part == 0, part == parts[documents] - 1
+        segments = np.stack([documents, starts[documents] + part * self.room, counts, first, last], 1)
+        return segments.astype(np.int64), np.arange(len(documents) + 1, dtype=np.int64)
 
 
 @dataclass(frozen=True)

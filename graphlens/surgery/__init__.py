@@ -12,7 +12,7 @@ from graphlens.surgery.files import check, load, load_plain, names_graphlens, sa
 from graphlens.surgery.fingerprint import fingerprint
 from graphlens.surgery.gates import gate_input, with_gates, without_gates
 from graphlens.surgery.graph import NotHooked, ensure_hooks_resolve, read_manifest
-from graphlens.surgery.outputs import ending_with, expose, keep_results, prune, strip, without_logits
+from graphlens.surgery.outputs import expose, keep_results, prune, strip, without_logits
 from graphlens.surgery.python_gates import with_python_gates
 from graphlens.surgery.segments import first_layers, segment, with_past
 from graphlens.surgery.splice import splice
@@ -49,7 +49,6 @@ __all__ = [
     "check_graph",
     "cut",
     "differentiate",
-    "ending_with",
     "ensure_hooks_resolve",
     "expose",
     "fingerprint",

@@ -140,24 +140,6 @@ def keep_results(model: ir.Model) -> ir.Model:
     return ensure_hooks_resolve(model)
 
 
-def ending_with(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A copy that returns some hook points and nothing else, so that what only later values need does not run.
-
-    Unlike ``prune`` it keeps all its nodes, and so its whole hook map: a session leaves out those that no output needs.
-
-    Args:
-        model: A hooked model.
-        names: Names of hook points, or ``logits``.
-
-    Returns:
-        The copy.
-
-    Raises:
-        UnknownHookPoint: The model has no hook point of that name.
-    """
-    return ensure_hooks_resolve(_returning(model, _resolve(model, names)))
-
-
 def without_logits(model: ir.Model) -> ir.Model:
     """A copy that stops where the unembedding begins: what that reads is an output in place of ``logits``.
 

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,19 @@ def test_progress_names_paths_that_look_like_markup_as_they_are(monkeypatch: pyt
     written = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
     assert "Reading a[red] and b[/red]" in written
     assert "d[red] and e[/red]" in written
+
+
+def test_progress_tells_how_many_pass_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    for unit, told in (("tokens", True), ("", False)):
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.steps("Harvesting", 30, unit) as bar:
+            for _ in range(3):
+                bar.advance(10)
+                time.sleep(0.01)
+        assert bool(re.search(r"\d[\d,]* tokens/s", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()))) == told
 
 
 def test_only_parts_of_a_whole_are_summed_and_only_finite_ones() -> None:

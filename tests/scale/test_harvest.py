@@ -248,14 +248,24 @@ def test_the_same_from_every_kind_of_corpus(gpt2: HookedTransformer, tmp_path: P
 
 
 def test_only_what_is_asked_for_runs(gpt2: HookedTransformer) -> None:
-    from graphlens import surgery
     from graphlens.engine.plan import Plan
 
-    model = surgery.load(gpt2.runner.engine.path)
-    cut = surgery.ending_with(model, ["blocks.1.attn.hook_z"])
-    assert [value.name for value in cut.graph.outputs] == ["blocks.1.attn.hook_z"]
-    session = gpt2.runner.engine.session(Plan(reads=("blocks.1.attn.hook_z",)))
-    assert list(session.outputs) == ["blocks.1.attn.hook_z"]
+    name, tokens = "blocks.1.attn.hook_z", np.asarray([[3, 1, 4]])
+    request = gpt2.runner.request(tokens)
+    ran = gpt2.runner.run(request, [name], output=False, only=True)
+    plan = Plan(reads=(name,))
+    engine = gpt2.runner.engine
+    assert plan in engine.open_sessions
+    assert list(engine.session(plan).outputs) == [name]
+    later = [
+        hook for hook in engine.hooks(plan) if hook.startswith(("blocks.2", "blocks.3", "blocks.1.mlp", "unembed"))
+    ]
+    assert later == []  # their nodes are not in the graph
+    assert np.array_equal(ran.values[name], gpt2.run_with_cache(tokens)[1][name])
+    with gpt2.intervene(graphlens.Scale("blocks.0.attn.hook_z", 2.0, heads=1)):
+        edited = gpt2.runner.run(request, [name], output=False, only=True).values[name]
+        close(edited, gpt2.run_with_cache(tokens)[1][name])
+    assert not np.allclose(edited, ran.values[name])
 
 
 def test_directions_are_differences_of_means(gpt2: HookedTransformer, tmp_path: Path) -> None:

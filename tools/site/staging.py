@@ -22,8 +22,8 @@ OUTSIDE = {
 # The menu, but for what fills itself: tutorials, reference pages, benchmarks, decisions. A page of docs/ that is named
 # nowhere comes at the end of "How to".
 HOW_TO = (
-    *("interventions", "patching", "attribution", "pages", "live-page", "adopting", "drift", "drivable", "gpu"),
-    *("families", "configs", "encoders", "vision", "large-models"),
+    *("interventions", "patching", "attribution", "harvest", "scale", "pages", "live-page", "adopting"),
+    *("drift", "drivable", "gpu", "families", "configs", "encoders", "vision", "large-models"),
 )
 COMING_FROM = ("transformerlens", "transformerlens4")
 REFERENCE = ("hooked-file", "edits", "models", "operators", "parity", "adopted-files")
@@ -35,7 +35,7 @@ SHORT = {
     "benchmarks-configs.md": "Models from a config",
     "benchmarks-pages.md": "Pages",
 }
-TRUST = ("security", "hostile", "faults")
+TRUST = ("security", "hostile", "faults", "scale-tests")
 
 
 @dataclass
