@@ -369,7 +369,7 @@ class Engine:
         """Opens the session of a plan."""
         library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
         packed = self._packed(make=plan != Plan())
-        if packed is not None and self._graphs.ends_plainly(plan):
+        if packed is not None and (plan.gates or plan.past) and self._graphs.ends_alike(plan):
             return self._with_shared_end(plan, packed)
         return self._opener.open(self._graphs.graph(plan), packed, library)
 
