@@ -17,7 +17,7 @@ from graphlens.engine.footprint import Footprints
 from graphlens.engine.max_memory import checked_memory, opener
 from graphlens.engine.opened_files import OpenedFiles
 from graphlens.engine.plan import Gates, Plan, sorts
-from graphlens.engine.results import Results, ensure_readable
+from graphlens.engine.results import LAST, Results, ensure_readable
 from graphlens.engine.session_pool import POOL, LatelyUsed
 from graphlens.errors import InputError, checked_number
 from graphlens.file.folder import converted_weights, model_path
@@ -200,7 +200,7 @@ class Engine:
         feeds: Mapping[str, Feed],
         fetch: Sequence[str],
         callbacks: Mapping[str, Callback] | None = None,
-        output: bool = True,
+        output: bool | str = True,
         plan: Plan | None = None,
         edits: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> Results:
@@ -210,7 +210,7 @@ class Engine:
             feeds: Arrays by input name, or what an earlier run left on its device.
             fetch: The hook points whose activations are wanted. Each comes as it is after its own callback.
             callbacks: Functions activation -> activation by hook point, called in firing order as the run passes them.
-            output: True to get the logits, or the residual where the plan stops early.
+            output: True to get the logits, or the residual where the plan stops early; LAST where those of the last position do.
             plan: What kind of graph to run; by default the file's own.
             edits: The arrays of the plan's gates: firing -> part -> array (see ``edits.gate.compose``). A part left out
                 changes nothing. An edit applies before the callback at the same hook point.
@@ -220,16 +220,17 @@ class Engine:
             Exception: Whatever a callback raised.
         """
         plan = plan or Plan()
-        ensure_heeded(feeds, self.manifest, plan.stop is None and (output or bool(plan.gradients)))
-        gates = gate_feeds(edits, plan.gates) if edits else {}
+        ensure_heeded(feeds, self.manifest, plan.stop is None and bool(output or plan.gradients))
         plan = self._serving(self._leanest(plan, feeds, fetch, bool(callbacks)))
         session = self.session(plan)
+        if output == LAST and isinstance(session, Chain):
+            session = session.of_last_position()
         present = [name for name in session.outputs if name.startswith(PRESENT)] if plan.past else []
         hooks = self.hooks(plan) if fetch else {}
         values = {name: hooks[name].value for name in fetch}
         wanted = dict.fromkeys([plan.result, *values.values()] if output else values.values())
         ensure_readable(session, wanted, self.path)
-        feeds = without_idle_inputs({**feeds, **gates}, session)
+        feeds = without_idle_inputs({**feeds, **gate_feeds(edits or {}, plan.gates)}, session)
         asked = [*wanted, *(name for name in present if name not in wanted)]
         found: dict[str, DeviceValue] = {}
         if callbacks:
@@ -369,7 +370,7 @@ class Engine:
         """Opens the session of a plan."""
         library = callback_library() if plan.python else None  # it says so when the package for Python hooks is missing
         packed = self._packed(make=plan != Plan())
-        if packed is not None and self._graphs.ends_plainly(plan):
+        if packed is not None and (plan.gates or plan.past) and self._graphs.ends_alike(plan):
             return self._with_shared_end(plan, packed)
         return self._opener.open(self._graphs.graph(plan), packed, library)
 

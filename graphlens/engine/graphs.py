@@ -173,7 +173,15 @@ class Graphs:
         Args:
             plan: The plan.
         """
+        return bool(plan.gates) and self.ends_alike(plan)
+
+    def ends_alike(self, plan: Plan) -> bool:
+        """True if a plan's graph ends with the unembedding exactly as the file's own graph does.
+
+        Args:
+            plan: The plan.
+        """
         whole = (
             plan.stop is None and not (plan.gradients or plan.python or plan.reads) and UNEMBEDDED in self._plain_hooks
         )
-        return whole and bool(plan.gates) and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)
+        return whole and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)

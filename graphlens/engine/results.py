@@ -10,6 +10,8 @@ from graphlens.errors import InputError
 from graphlens.runtime.sessions import Runnable
 from graphlens.runtime.types import Array, DeviceValue
 
+LAST = "last"  # the output of a run of which only the last position is read: it may come alone
+
 
 @dataclass(frozen=True)
 class Results:

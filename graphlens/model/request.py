@@ -102,7 +102,7 @@ class Request:
         owner: The model that the cache belongs to from now on.
         shape: (b, p).
         window: Where the tokens lie in their sequences, for edits by position.
-        bare: True if no activation is read, so that more of the graph may be fused.
+        bare: True if no activation is read, and of the logits only those of the last position.
         alone: True for a part of the model that is called by itself: hooks and interventions elsewhere are none of its own.
     """
 

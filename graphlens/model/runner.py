@@ -14,6 +14,7 @@ from graphlens.analysis.metric import Metric
 from graphlens.edits.kinds import Intervention, checked
 from graphlens.engine.engine import Engine
 from graphlens.engine.plan import Plan
+from graphlens.engine.results import LAST
 from graphlens.errors import InputError, warn
 from graphlens.file.io_names import gradient_output
 from graphlens.file.manifest import ModelConfig
@@ -277,7 +278,8 @@ class Runner(Generic[ArrayT]):
             plan = replace(plan, bare=True)
         if only:
             plan = replace(plan, reads=tuple(fetch))
-        results = self.engine.run(request.feeds, fetch, callbacks, output, plan, edits)
+        which = LAST if output and request.bare and not request.alone else output
+        results = self.engine.run(request.feeds, fetch, callbacks, which, plan, edits)
         if request.cache is not None:
             mask = np.ones(request.shape, np.int64) if request.mask is None else request.mask
             owner = (request.owner,) if request.owner else ()  # the cache of a generation belongs to nobody else

@@ -144,10 +144,11 @@ class Chain:
         first: Takes the inputs.
         last: Runs only when one of its outputs is wanted. It has one input.
         between: The output of ``first`` that ``last`` is fed with.
+        only_last: True feeds ``last`` with the last position alone of [batch, position, ...].
     """
 
-    def __init__(self, first: Runnable, last: Runnable, between: str) -> None:
-        self._first, self._last, self._between = first, last, between
+    def __init__(self, first: Runnable, last: Runnable, between: str, only_last: bool = False) -> None:
+        self._first, self._last, self._between, self._only_last = first, last, between, only_last
         self.providers = first.providers
         self.inputs, self.feedable = first.inputs, first.feedable
         self.outputs = [*last.outputs, *first.outputs]
@@ -181,9 +182,14 @@ class Chain:
         asked = list(dict.fromkeys([*early, *([self._between] if late else [])]))
         found = dict(zip(asked, self._first.run_on_device(asked, feeds, on_start), strict=True))
         if late:
-            given = {self._last.inputs[0]: found[self._between]}
+            whole = found[self._between]
+            given: dict[str, Feed] = {self._last.inputs[0]: whole.numpy()[:, -1:] if self._only_last else whole}
             found.update(zip(late, self._last.run_on_device(late, given, on_start), strict=True))
         return [found[name] for name in outputs]
+
+    def of_last_position(self) -> Chain:
+        """The same sessions, of which ``last`` computes the last position alone: logits [batch, 1, tokens]."""
+        return Chain(self._first, self._last, self._between, only_last=True)
 
 
 def version() -> str:

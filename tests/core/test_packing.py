@@ -328,3 +328,43 @@ def test_a_full_check_reads_every_packed_byte(cache: Path, tiny_copy: Path, toke
     done = graphlens_command("check", tiny_copy, "--full")
     assert done.returncode == 0, done.stderr
     assert "as it was written" in sentence(done.stdout)
+
+
+@pytest.mark.parametrize("edits", [[], [Scale("unembed.hook_in", 0.5)], [Ablate("blocks.1.attn.hook_z", heads=2)]])
+def test_a_generation_computes_the_logits_of_the_last_position_alone(
+    edits: list[graphlens.Intervention],
+    cache: Path,
+    tiny_copy: Path,
+    tokens: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRAPHLENS_PACKED_LIMIT", "0")
+    options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "return_type": "tokens", "verbose": False}
+    plain = opened(tiny_copy)
+    with plain.intervene(edits):
+        expected = plain.generate(tokens, 5, **options)
+    forget_sessions(monkeypatch)
+    monkeypatch.delenv("GRAPHLENS_PACKED_LIMIT")
+    model = opened(tiny_copy)
+    shapes: list[tuple[int, ...]] = []
+    run = engine.Engine.run
+
+    def noted(self: engine.Engine, *arguments: Any) -> Any:
+        ran = run(self, *arguments)
+        shapes.append(ran.output.shape)
+        return ran
+
+    monkeypatch.setattr(engine.Engine, "run", noted)
+    with model.intervene(edits):
+        found = model.generate(tokens, 5, **options)
+        np.testing.assert_array_equal(found, expected)
+        assert shapes == [(len(tokens), 1, model.cfg.d_vocab)] * 5
+        sessions = [model.runner.engine.session(plan) for plan in model.runner.engine.open_sessions if plan.past]
+        assert len(sessions) == 1
+        assert isinstance(sessions[0], Chain)
+        # Whoever runs with a cache of their own gets every position's.
+        past = graphlens.KeyValueCache.init_cache(model.cfg, batch_size=len(tokens))
+        logits = model(tokens, past_kv_cache=past)
+    assert logits.shape == (*tokens.shape, model.cfg.d_vocab)
+    with plain.intervene(edits):
+        np.testing.assert_allclose(logits, plain(tokens), rtol=1e-5, atol=1e-5)
