@@ -5,6 +5,7 @@ A test draws them again and compares; where numbers of a run are in them, to a s
 
 from __future__ import annotations
 
+import itertools
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -386,7 +387,73 @@ def bridge_names() -> str:
     )
 
 
+def harvest() -> str:
+    """Documents as rows of runs, and the shards that their tokens are written to: those of a real harvest."""
+    import graphlens
+
+    texts = (CLEAN, "John saw Mary", "When Mary went to the school, John gave a book to Mary", "Tom and Anna")
+    with tempfile.TemporaryDirectory() as folder:
+        found = graphlens.harvest(
+            _model(),
+            list(texts),
+            HOOK,
+            Path(folder) / "out",
+            context=12,
+            batch_tokens=24,
+            shard_tokens=24,
+            verbose=False,
+        )
+        documents, starts = found.documents[:], list(found.starts)
+    fills = ("blue", "orange", "grey", "pale")
+    parts = [text(30, 28, "A harvest: each token of the corpus gives one row of a shard", "head")]
+    parts += [
+        f'<rect class="{fills[at]}" x="30" y="{44 + 20 * at}" width="12" height="12"/>'
+        + text(50, 54 + 20 * at, words, "mono")
+        for at, words in enumerate(texts)
+    ]
+    top = 144
+    for shard, (start, stop) in enumerate(itertools.pairwise(starts)):
+        y = top + 34 * shard
+        parts.append(text(30, y + 15, f"shard-{shard:06}.safetensors", "mono"))
+        parts += [
+            rect(240 + 21 * (token - start), y, 18, 20, fills[int(documents[token])]) for token in range(start, stop)
+        ]
+    high = top + 34 * (len(starts) - 1) + 40
+    parts.append(
+        text(30, high - 22, f"{HOOK} [token, 4, 32] in each, with the token's id, document and position", "says")
+    )
+    return drawing(high, "The tokens of four documents, and the shards of a harvest that they are written to", parts)
+
+
+def window() -> str:
+    """A model that runs block by block: the blocks of the real file, and those that are in memory while one runs."""
+    model = _model()
+    blocks = range(model.cfg.n_layers)
+    sizes = [
+        sum(value.nbytes for name, value in model.state_dict().items() if name.startswith(f"blocks.{layer}."))
+        for layer in blocks
+    ]
+    parts = [text(30, 28, "max_memory: the weights stay in the file, and a window of blocks is in memory", "head")]
+    wide, running = 150, 1
+    for layer in blocks:
+        x = 60 + (wide + 30) * layer
+        state = {running: "runs", running + 1: "is read ahead"}.get(layer, "on the disk")
+        parts.append(
+            box(x, 60, wide, f"blocks.{layer}", f"{sizes[layer] / 1e6:.2f} MB", "hot" if state == "runs" else "box")
+        )
+        parts.append(text(x + wide / 2, 122, state, "says", "middle"))
+        if layer:
+            parts.append(line(x - 28, 80, x - 4, 80, tip=True))
+    parts.append(line(60 + (wide + 30) * running, 138, 60 + (wide + 30) * (running + 2) - 30, 138, "bar"))
+    parts.append(
+        text(60 + (wide + 30) * running, 156, "in memory at once; one session runs all blocks that are alike", "says")
+    )
+    return drawing(176, "Blocks of a model: one runs, the next is read ahead, the others stay on the disk", parts)
+
+
 DIAGRAMS: dict[str, Callable[[], str]] = {
+    "harvest.svg": harvest,
+    "large-models.svg": window,
     "drivable.svg": gate,
     "edits.svg": edits,
     "interventions.svg": kinds,

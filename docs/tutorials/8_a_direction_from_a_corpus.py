@@ -11,6 +11,8 @@
 #
 # A harvest is the activations of many texts, in a folder. Here it tells where a model keeps the answer "Mary": at which layer,
 # and in which direction.
+#
+# ![The tokens of four documents, and the shards of a harvest that they are written to](../pictures/harvest.svg)
 
 # %%
 import numpy as np

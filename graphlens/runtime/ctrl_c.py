@@ -43,7 +43,6 @@ class _Watcher:
         os.set_blocking(self._out, False)
         os.set_blocking(self._in, False)
         self._pipe = _identity(self._in)
-        self._written = _waiting_for(self._out)
         # Of this kind because a signal's handler may make a run while the main thread holds it.
         self._reading = threading.RLock()
         threading.Thread(target=self._read, name="graphlens-ctrl-c", daemon=True).start()
@@ -74,8 +73,7 @@ class _Watcher:
     def settle(self) -> None:
         """Sees to it that what has been written until now stops no run that begins later."""
         with self._reading:  # and so behind the thread, if that is at it
-            if self._written.poll(0):  # quicker than to try to read
-                self._take()
+            self._take()
         self.settled = True
 
     def close(self) -> None:
