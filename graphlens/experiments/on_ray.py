@@ -94,6 +94,7 @@ class Workers:
 
         if not ray.is_initialized():
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
         _quiet(ray.data)
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
