@@ -283,6 +283,7 @@ def _run_all(
         if spread is not None and wrong:
             for _, count in spread.spread(model, shard_elsewhere, [(str(folder), index) for index in sorted(wrong)]):
                 done(count)
+            remove_stale(folder)  # of a worker that was killed
             wrong = set()
         for index in range(len(plan.shards)):
             if index in wrong:

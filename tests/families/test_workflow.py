@@ -47,6 +47,7 @@ def test_a_folder_goes_through_readme(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
     save([Ablate("blocks.1.attn.hook_z", heads=1)], tmp_path / "edits.json")
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in (CLEAN, CORRUPTED)))
     monkeypatch.setattr("graphlens.pipelines.page.runtime_files", lambda *_: PROGRAMS)  # not from npm, over a network
     printed: dict[str, str] = {}
     outs = {"patch": "patched", "attribute": "attributed"}  # README's two write into folders of one name
