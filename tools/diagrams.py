@@ -273,7 +273,8 @@ def families() -> str:
     """How a file for a family serves the one forward."""
     from graphlens.export.families.family import families as registered
 
-    names = sorted(each.architecture for each in registered())
+    # Without those that somebody has registered in this process.
+    names = sorted(each.architecture for each in registered() if each.spec.__module__.startswith("graphlens."))
     parts = [
         text(14, 24, "One forward for all families: a family says what its config means, and nothing else", "head")
     ]
