@@ -14,7 +14,7 @@ from graphlens.analysis.metric import Metric
 from graphlens.analysis.normalised_metric import Normalised
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, listed
-from graphlens.analysis.sources import SourceInput
+from graphlens.analysis.sources import Cache, Mean, SourceInput, as_source
 from graphlens.analysis.summary import EffectSummary, summarise
 from graphlens.errors import InputError, checked_number, is_one_of
 from graphlens.experiments.on_ray import Workers
@@ -67,8 +67,8 @@ def sweep_pairs(
         sites: See ``sweep``. Positions count from the start, negative ones from the end, in prompts of any length.
         metric: One of graphlens.metrics, or several as a list or by name. What it holds for each prompt (the tokens of a
             LogitDiff, say) has n entries. Each prompt has a value of its own, whatever its ``reduction``.
-        source: "clean", or any other source of ``sweep``: "zero", "mean", "noise". With those the clean prompts only give the
-            clean baseline.
+        source: "clean", or any other source of ``sweep``: "zero", "mean", "noise". "mean" is that of the prompts that are run
+            together, and so takes pairs of one length, no more than ``batch_size``; what "noise" draws depends on it too.
         batch_size: How many pairs are run at once, at most.
         engine: "local", or "ray": in the workers of a Ray cluster (extra ``ray``). The values are the same for any number of
             workers.
@@ -109,6 +109,17 @@ def sweep_pairs(
             )
     measured = _Measured(model, metric, len(pairs))
     batches = list(_batches([len(one) for one, _ in pairs], batch_size))
+    given_source = None if isinstance(source, str) and source == "clean" else as_source(source)
+    if isinstance(given_source, Cache):
+        raise InputError(
+            "a cache holds the rows of one run, and pairs are run in batches of their own: give the prompts that it is of as "
+            "clean, and leave source out."
+        )
+    if isinstance(given_source, Mean) and len(batches) > 1:
+        raise InputError(
+            f"source='mean' is the mean of the prompts that are run together, and these are run in {len(batches)} batches, "
+            "each with another mean. Raise batch_size, for pairs of one length, or pass a source with the mean of your data."
+        )
     items: list[_Item] = []
     for rows in batches:
         here, there = (np.stack([pairs[row][side] for row in rows]) for side in (0, 1))

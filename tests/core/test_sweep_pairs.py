@@ -87,6 +87,49 @@ def test_several_metrics_normalised_ones_and_other_sources() -> None:
     np.testing.assert_allclose(ablated.examples.values, zeroed, rtol=0, atol=1e-4)
 
 
+def test_a_mean_is_of_all_pairs_or_refused() -> None:
+    """A mean over a batch would be another one for each batch size, without a word."""
+    same = [row for row, length in enumerate(LENGTHS) if length == 5]
+    clean, corrupted = ([tokens[row] for row in same] for tokens in (CLEAN, CORRUPTED))
+    metric = LogitDiff(CORRECT[same], WRONG[same])
+    options: dict[str, Any] = {"source": "mean", "per_example": True, "verbose": False}
+    with pytest.raises(InputError, match="2 batches"):
+        sweep_pairs(MODEL, clean, corrupted, SITES, metric, batch_size=2, **options)
+    found = sweep_pairs(MODEL, clean, corrupted, SITES, metric, **options).examples
+    assert found is not None
+    each = LogitDiff(CORRECT[same], WRONG[same], reduction="none")
+    together = sweep(MODEL, np.stack(corrupted), SITES, "mean", each, verbose=False)
+    np.testing.assert_allclose(found.values, together.values, rtol=0, atol=1e-5)
+
+
+def test_a_cache_of_as_many_rows_as_a_batch_is_refused() -> None:
+    """Its rows would fit every batch, and be those of other prompts in all but one."""
+    same = [row for row, length in enumerate(LENGTHS) if length == 5]
+    clean, corrupted = ([tokens[row] for row in same] for tokens in (CLEAN, CORRUPTED))
+    _, cache = MODEL.run_with_cache(np.stack(clean[:2]))
+    metric = LogitDiff(CORRECT[same], WRONG[same])
+    with pytest.raises(InputError, match="a cache holds the rows of one run"):
+        sweep_pairs(MODEL, clean, corrupted, SITES, metric, source=cache, batch_size=2, verbose=False)
+
+
+def test_as_many_pairs_as_heads_and_positions() -> None:
+    """Where all sizes are one, an axis taken for another would fit."""
+    count = CFG.n_heads
+    rng = np.random.default_rng(8)
+    clean, corrupted = rng.integers(0, CFG.d_vocab, (2, count, count))
+    correct, wrong = rng.integers(0, CFG.d_vocab, (2, count))
+    places = rng.integers(0, count, count)
+    sites = grid("z", ("layer", "head", "pos"), {"layer": [1], "head": range(count), "pos": range(count)})
+    metric = LogitDiff(correct, wrong, position=places)
+    found = sweep_pairs(MODEL, clean, corrupted, sites, metric, batch_size=2, per_example=True, verbose=False).examples
+    assert found is not None
+    for row in range(count):
+        _, cache = MODEL.run_with_cache(clean[row][None])
+        own = LogitDiff(int(correct[row]), int(wrong[row]), position=int(places[row]))
+        alone = sweep(MODEL, corrupted[row][None], sites, cache, own, verbose=False).values
+        np.testing.assert_allclose(found.values[..., row], alone, rtol=0, atol=1e-4)
+
+
 def test_text_goes_in_pairs_too() -> None:
     from graphlens import HookedTransformer
 
