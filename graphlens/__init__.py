@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graphlens.analysis.harvest import Harvest
     from graphlens.analysis.metrics import LogitDiff
     from graphlens.edits.kinds import Ablate, Patch, Scale, Steer
+    from graphlens.edits.sae import Sae
     from graphlens.errors import (
         ExportError,
         GraphlensError,
@@ -90,6 +91,7 @@ _HOMES = {
     "get_act_name": "graphlens.file.names",
     "LogitDiff": "graphlens.analysis.metrics",
     "process_weights": "graphlens.surgery",
+    "Sae": "graphlens.edits.sae",
     "sweep": "graphlens.experiments.sweep",
     "sweep_pairs": "graphlens.experiments.pairs",
     **dict.fromkeys(
@@ -132,6 +134,7 @@ __all__ = [
     "Patch",
     "RunError",
     "RuntimeUnavailable",
+    "Sae",
     "Scale",
     "StateDictError",
     "Steer",
