@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from graphlens.errors import InputTypeError, UnknownHookPoint
 from graphlens.file.bridge import has_normed_embeddings, inside, is_bridges, outside
+from graphlens.file.sae_config import HOOKS as SAE_HOOKS
 
 if TYPE_CHECKING:
     from graphlens.file.manifest import ModelConfig
@@ -113,10 +114,11 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
     "head.hook_in": ("batch", "d_model"),  # of a classifier of images, which reads one token
     "head.hook_out": ("batch", "d_vocab"),
 }
+FEATURES = "d_sae"  # the features of an SAE; the hook map says how many they are
 # The name of every axis that an activation can have.
 AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
-)
+) | {FEATURES}
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")  # what the residual stream begins as the sum of, where a model has them
 # Weights by their names in a decoder and in an encoder.
 TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E", "embed.W_tokens")
@@ -177,6 +179,9 @@ def canonical(name: str, names: Collection[str] = ()) -> str:
         names: The model's hook points in firing order: what some names mean depends on the architecture.
     """
     layer, rest = split_name(name)
+    if is_of_sae(name):
+        host, _, last = name.rpartition(".")
+        return f"{canonical(host, names)}.{last}"
     if not is_bridges(rest, layer is not None):
         return name
     if layer is None:
@@ -201,7 +206,16 @@ def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
         n_layers: The number of blocks of the model.
     """
     wanted = set(names)
-    return [name for name in all_names(n_layers) if name in wanted]
+    of_saes: dict[str, list[str]] = {}  # the hook point where an SAE stands -> the SAE's own, in their order
+    for name in sorted(wanted, key=lambda name: SAE_HOOKS.index(name.rpartition(".")[2]) if is_of_sae(name) else 0):
+        if is_of_sae(name):
+            of_saes.setdefault(name.rpartition(".")[0], []).append(name)
+    return [one for name in all_names(n_layers) for one in ([name] * (name in wanted) + of_saes.get(name, []))]
+
+
+def is_of_sae(name: str) -> bool:
+    """True for the name of a hook point that an SAE brings."""
+    return name.rpartition(".")[2] in SAE_HOOKS
 
 
 def axes_of(name: str, count: int | None = None) -> Axes:
@@ -260,6 +274,9 @@ def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookP
         n_layers: The number of its blocks.
     """
     layer, rest = split_name(name)
+    if is_of_sae(name) and name.rpartition(".")[0] in names:
+        error = " with its error term (use_error_term=True)" if name.endswith("_error") else ""
+        return UnknownHookPoint(f"{name!r} exists only while an SAE stands there{error}: model.add_sae(sae) puts one there.")
     if rest in FLAGGED and (layer is None) == (rest == "hook_tokens") and (layer or 0) < n_layers:
         return UnknownHookPoint(
             f"{name!r} exists only while the flag {FLAGGED[rest]!r} is set: call model.set_{FLAGGED[rest]}(True) first."

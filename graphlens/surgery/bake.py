@@ -84,7 +84,7 @@ def bake(
         by_hook, folded = fold(model, manifest, by_hook)
     model = add_past(model) if with_past else without_past(model)
     edits = {
-        name: _edit(by_hook[hook], manifest.hooks[name], sizes, with_past)
+        name: _edit(by_hook[hook], manifest.hooks[name], manifest.hooks[name].sizes(sizes), with_past)
         for name in names
         for hook in [name.partition("@")[0]]
         if hook in by_hook
