@@ -14,8 +14,9 @@ from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array
 from graphlens.engine.machine import computing
 from graphlens.errors import ExportError, InputError, InputShapeError
 from graphlens.file.harvest_plan import HarvestPlan
+from graphlens.file.hook_patterns import match_glob
 from graphlens.file.manifest import HookEntry, Json
-from graphlens.file.names import NamesFilter, axis_sizes, match_glob, select
+from graphlens.file.names import NamesFilter, axis_sizes, select
 
 if TYPE_CHECKING:
     from graphlens.model.runner import Runner

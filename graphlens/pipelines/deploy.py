@@ -15,8 +15,9 @@ from graphlens.edits.parts import PARTS
 from graphlens.errors import InputError
 from graphlens.file.copies import Announce, Placed, ensure_room, place
 from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_folder, replacing, user_path, writing
+from graphlens.file.hook_patterns import match_glob
 from graphlens.file.manifest import METADATA_KEY, Manifest
-from graphlens.file.names import FLAGGED, all_names, axis_sizes, canonical, match_glob, select, split_name
+from graphlens.file.names import FLAGGED, all_names, axis_sizes, canonical, select, split_name
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.file.written import EDITS_KEY, MADE_KEY
 from graphlens.file.written import GATES_KEY as GATES_KEY

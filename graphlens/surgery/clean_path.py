@@ -54,9 +54,7 @@ def _copied(graph: ir.Graph, start: ir.Value, end: ir.Value) -> tuple[list[ir.No
         inputs = [None if value is None else copies.get(value, value) for value in node.inputs]
         outputs = [ir.Value(name=f"{o.name}/clean", shape=o.shape, type=o.type) for o in node.outputs]
         attributes = dict(node.attributes).values()
-        nodes.append(
-            ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"{node.name}/clean")
-        )
+        nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=f"{node.name}/clean"))
         copies.update(zip(node.outputs, outputs, strict=True))
     last = end.producer()
     if nodes and last is not None:

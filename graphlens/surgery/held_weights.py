@@ -28,7 +28,9 @@ def beside(model: ir.Model, folder: Path) -> tuple[ir.Model, list[Path]]:
         return model, []
     model = model.clone()
     for file, tensors in found.items():
-        entries = {name: TensorEntry("F32", tensor.held.shape, 0, tensor.held.nbytes) for name, tensor in tensors.items()}
+        entries = {
+            name: TensorEntry("F32", tensor.held.shape, 0, tensor.held.nbytes) for name, tensor in tensors.items()
+        }
         write_safetensors(folder / file, entries, [tensor.held for tensor in tensors.values()])
         for name, entry in SafetensorsFile(folder / file).entries.items():
             bind(model.graph.initializers[name], folder / file, entry)

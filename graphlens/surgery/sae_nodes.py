@@ -227,7 +227,9 @@ class SaeNodes:
         if cfg.rescale_acts_by_decoder_norm:
             pre = op("Mul", [pre, self._nodes.constant(self._norms(), "norms")], wide)
         assert cfg.k is not None, "the settings were checked"
-        values, places = self._nodes.tape.op_multi_out("TopK", [pre, self._nodes.integers(cfg.k)], {"axis": -1}, num_outputs=2)
+        values, places = self._nodes.tape.op_multi_out(
+            "TopK", [pre, self._nodes.integers(cfg.k)], {"axis": -1}, num_outputs=2
+        )
         for value, dtype in ((values, _FLOAT), (places, ir.DataType.INT64)):
             value.shape, value.type = ir.Shape(self._wide(cfg.k)), ir.TensorType(dtype)
         rectified = op("Relu", [values], self._wide(cfg.k))

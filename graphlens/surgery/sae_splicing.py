@@ -139,7 +139,9 @@ def place_of(one: SplicedSae, hooks: Mapping[str, HookEntry], manifest: Manifest
                 f"model{'' if cfg.model_name is None else f' ({cfg.model_name})'} or for another hook point."
             )
     if f"{writes}.{INPUT}" in hooks:
-        raise InputError(f"an SAE stands at {writes!r} already: take it away first (reset_saes), or open the plain model.")
+        raise InputError(
+            f"an SAE stands at {writes!r} already: take it away first (reset_saes), or open the plain model."
+        )
     if names.index(reads) > names.index(writes):
         raise InputError(f"this transcoder reads {reads!r}, which comes after {writes!r} that it stands for.")
     return Place(reads, writes)
@@ -185,7 +187,12 @@ class _Splice:
         return self._manifest.with_hooks(self._hooks(entries, str(original.name), str(found[OUTPUT].name)))
 
     def _op(
-        self, op_type: str, inputs: Sequence[ir.Value], shape: ir.Shape | Shape | None, dtype: ir.DataType = _FLOAT, **attributes: int
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        shape: ir.Shape | Shape | None,
+        dtype: ir.DataType = _FLOAT,
+        **attributes: int,
     ) -> ir.Value:
         assert shape is not None, "that of a hook point"
         return self._nodes.op(op_type, inputs, tuple(shape), dtype, **attributes)
@@ -238,7 +245,9 @@ class _Splice:
         mask = self._op("Cast", [most], most.shape, _BOOL, to=int(_BOOL))
         more = len(original.shape) - 3
         if more:
-            mask = self._op("Unsqueeze", [mask, self._nodes.integers(*range(3, 3 + more))], (*lead, 1, *[1] * more), _BOOL)
+            mask = self._op(
+                "Unsqueeze", [mask, self._nodes.integers(*range(3, 3 + more))], (*lead, 1, *[1] * more), _BOOL
+            )
         return mask
 
     def _entries(self, found: Collection[str]) -> dict[str, HookEntry]:

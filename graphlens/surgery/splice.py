@@ -168,7 +168,9 @@ def splice(model: ir.Model, edits: Mapping[str, Edit], changing: bool = True) ->
         old_name = hooks[name].value
         old = values[old_name]
         sharers = [other for other in names if hooks[other].value == old_name]
-        readers = tuple(use for use in old.uses() if use.node not in unreached)  # taken first: the edit's own nodes must keep reading the old value
+        readers = tuple(
+            use for use in old.uses() if use.node not in unreached
+        )  # taken first: the edit's own nodes must keep reading the old value
         scope = Scope(model.graph, name, taken, manifest.adopted is not None)
         new = scope._edited(old, edits[name])
         if new is old:
