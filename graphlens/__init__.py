@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphlens.analysis.factored_matrix import FactoredMatrix
     from graphlens.analysis.harvest import Harvest
     from graphlens.analysis.metrics import LogitDiff
+    from graphlens.edits.cross_layer import CrossLayerTranscoder
     from graphlens.edits.kinds import Ablate, Patch, Scale, Steer
     from graphlens.edits.sae import Sae
     from graphlens.errors import (
@@ -75,6 +76,7 @@ _HOMES = {
     "HookedViT": "graphlens.model.hooked_vit",
     "adopt": "graphlens.pipelines.adopt",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
+    "CrossLayerTranscoder": "graphlens.edits.cross_layer",
     "drift": "graphlens.experiments.drift",
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
@@ -114,6 +116,7 @@ _HOMES = {
 __all__ = [
     "Ablate",
     "ActivationCache",
+    "CrossLayerTranscoder",
     "ExportError",
     "FactoredMatrix",
     "GraphlensError",

@@ -10,17 +10,21 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from graphlens.edits.sae_forward import Forward
-from graphlens.edits.selection import Tensor, of_tensor
-from graphlens.errors import InputError, InputShapeError, checked_number
+from graphlens.edits.numbers import numbers_of
+from graphlens.edits.sae_arrays import SaeArrays
+from graphlens.errors import InputError, InputShapeError, ModelFileError, checked_number, warn
 from graphlens.file.digests import digest_of
+from graphlens.file.folder import new_folder, user_path
 from graphlens.file.sae_config import HOOKS as HOOKS
 from graphlens.file.sae_config import SaeConfig as SaeConfig
+from graphlens.file.sae_folders import Asked, read_folder
+from graphlens.file.sae_hub import fetched
+from graphlens.file.sae_saelens import write
 from graphlens.file.safetensors import Array, TensorEntry
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ class Settings(TypedDict, total=False):
     metadata: Mapping[str, Json]
 
 
-class Sae:
+class Sae(SaeArrays):
     """A sparse autoencoder or a transcoder: a dictionary of features of one hook point's activations.
 
     Args:
@@ -68,11 +72,9 @@ class Sae:
         files: Mapping[str, tuple[Path, TensorEntry]] | None = None,
         features: tuple[int, ...] | None = None,
     ) -> None:
-        _ensure_fit(cfg, weights)
-        self.cfg, self.features = cfg, features
-        self.weights: Mapping[str, Array] = MappingProxyType({name: _read_only(weights[name]) for name in cfg.shapes})
+        super().__init__(cfg, weights)
+        self.features = features
         self.files = MappingProxyType(dict(files or {}))
-        self._forward = Forward(cfg, self.weights)
         self._wider: tuple[Sae, str] | None = None
 
     @classmethod
@@ -119,7 +121,7 @@ class Sae:
             "W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold, "b_gate": b_gate,
             "b_mag": b_mag, "r_mag": r_mag, "W_skip": W_skip,
         }  # fmt: skip
-        weights = {name: _numbers(value, name) for name, value in given.items() if value is not None}
+        weights = {name: numbers_of(value, name) for name, value in given.items() if value is not None}
         for name in ("W_enc", "W_dec"):
             if weights[name].ndim != 2:
                 raise InputShapeError(f"{name}: a matrix is wanted, not an array of shape {list(weights[name].shape)}.")
@@ -130,18 +132,110 @@ class Sae:
         return cls(cfg, weights)
 
     @classmethod
-    def from_folder(cls, path: str | os.PathLike[str]) -> Self:
-        """Not there yet."""
-        raise NotImplementedError
+    def from_folder(
+        cls,
+        path: str | os.PathLike[str],
+        hook: str | None = None,
+        hook_out: str | None = None,
+        model_name: str | None = None,
+    ) -> Self:
+        """Opens the SAE in a folder. No pickle is read; weights in float32 are mapped, not loaded.
+
+        Args:
+            path: A folder in SAELens's layout, Gemma Scope's, sparsify's or dictionary_learning's.
+            hook: The hook point that it reads, in place of what the files say; needed where they say none.
+            hook_out: The hook point that a transcoder stands for, likewise.
+            model_name: The model that it was trained on, likewise.
+
+        Returns:
+            The SAE.
+
+        Raises:
+            ModelFileError: There is no SAE that can be read, or a file is damaged, or holds NaN.
+        """
+        folder = user_path(path)
+        stored = read_folder(folder, Asked(hook, hook_out, model_name))
+        try:
+            return cls(stored.cfg, stored.weights, stored.files)
+        except InputError as error:
+            raise ModelFileError(f"{folder}: {error}") from error
 
     @classmethod
-    def from_pretrained(cls, release: str, sae_id: str) -> Self:
-        """Not there yet."""
-        raise NotImplementedError
+    def from_pretrained(
+        cls,
+        release: str,
+        sae_id: str,
+        hook: str | None = None,
+        hook_out: str | None = None,
+        model_name: str | None = None,
+        norm_scaling_factor: float | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Opens an SAE of the Hugging Face hub, downloaded unless it is in the hub's cache.
+
+        Args:
+            release: The repository: "owner/name".
+            sae_id: The SAE's folder in it, "." for the repository itself.
+            hook: The hook point that it reads, in place of what the files say; needed where they say none.
+            hook_out: The hook point that a transcoder stands for, likewise.
+            model_name: The model that it was trained on, likewise.
+            norm_scaling_factor: What activations are multiplied by for an SAE with
+                ``normalize_activations="expected_average_only_in"``; see ``with_norm_folded``.
+            revision: The hub's branch, tag or commit.
+            token: The hub's access token, or True for the one of the last login.
+            cache_dir: The hub's cache folder.
+
+        Returns:
+            The SAE.
+
+        Raises:
+            InputError: ``release`` is no repository: SAELens's names of releases are not known here.
+            ModelFileError: There is no SAE there that can be read, or the hub cannot be reached and nothing is cached.
+        """
+        made = cls.from_folder(fetched(release, sae_id, revision, token, cache_dir), hook, hook_out, model_name)
+        if norm_scaling_factor is not None:
+            return made.with_norm_folded(norm_scaling_factor)
+        if made.cfg.normalize_activations == "expected_average_only_in":
+            warn(
+                f"{release} {sae_id}: this SAE was trained on activations times a factor that its files do not tell. Pass "
+                "norm_scaling_factor=, unless it is in the weights already."
+            )
+        return made
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Not there yet."""
-        raise NotImplementedError
+        """Writes the SAE in SAELens's layout, which opens it: ``cfg.json`` and ``sae_weights.safetensors``.
+
+        Args:
+            folder: The folder to make: absent, or empty.
+
+        Raises:
+            ExportError: It is not empty, or cannot be written.
+        """
+        with new_folder(folder) as stage:
+            write(stage, self.cfg, self.weights)
+
+    def with_norm_folded(self, factor: float) -> Self:
+        """The SAE of activations as the model has them, where it was trained on these times a factor.
+
+        Args:
+            factor: The factor, by which the average norm of the activations became the square root of their width.
+
+        Returns:
+            An SAE with other ``W_enc``, ``W_dec`` and ``b_dec``, and nothing to normalise.
+
+        Raises:
+            InputError: It is no positive number, or the SAE normalises in another way.
+        """
+        by = np.float32(checked_number(factor, "norm_scaling_factor", float, least=1e-12))
+        if self.cfg.normalize_activations not in ("none", "expected_average_only_in") or self.cfg.is_transcoder:
+            raise InputError(
+                f"norm_scaling_factor: the SAE normalises by {self.cfg.normalize_activations!r}, and takes no factor."
+            )
+        weights = {**self.weights, "W_enc": self.W_enc * by, "W_dec": self.W_dec / by, "b_dec": self.b_dec / by}
+        kept = {name: place for name, place in self.files.items() if name not in ("W_enc", "W_dec", "b_dec")}
+        return type(self)(replace(self.cfg, normalize_activations="none"), weights, kept)
 
     def key(self) -> str:
         """A digest of the settings and of every byte of the weights: equal for equal SAEs that lie in the same way.
@@ -209,102 +303,3 @@ class Sae:
         return {"W_enc": (False, True), "W_dec": (True, False), "b_dec": (False,), "W_skip": (False, False)}.get(
             name, (True,)
         )
-
-    @property
-    def W_enc(self) -> Array:  # noqa: N802
-        """The encoder, [d_in, d_sae]."""
-        return self.weights["W_enc"]
-
-    @property
-    def W_dec(self) -> Array:  # noqa: N802
-        """The decoder, [d_sae, d_out]."""
-        return self.weights["W_dec"]
-
-    @property
-    def b_enc(self) -> Array | None:
-        """The encoder's bias, [d_sae]; None for a gated SAE."""
-        return self.weights.get("b_enc")
-
-    @property
-    def b_dec(self) -> Array:
-        """The decoder's bias, [d_out]."""
-        return self.weights["b_dec"]
-
-    @property
-    def threshold(self) -> Array | None:
-        """What a jumprelu's features must exceed, [d_sae]; None for others."""
-        return self.weights.get("threshold")
-
-    def values(self, x: npt.ArrayLike, error_term: bool = False) -> dict[str, Array]:
-        """The value at each of its hook points.
-
-        Args:
-            x: The activations that it reads, [..., d_in]; [..., head, d_head] with ``reshape_activations="hook_z"``.
-            error_term: True adds what it does not reconstruct to its output.
-
-        Returns:
-            A name of ``HOOKS`` -> its value, float32; "hook_sae_error" with an error term only.
-
-        Raises:
-            InputError: The activations have another width.
-        """
-        return self._forward.values(self._activations(x), error_term)
-
-    def encode(self, x: npt.ArrayLike) -> Array:
-        """The features of activations."""
-        read = self._activations(x)
-        return self._forward.post(*self._forward.pre(self._forward.joined(read)))
-
-    def decode(self, features: npt.ArrayLike) -> Array:
-        """What features stand for."""
-        return self._forward.decoded(_numbers(features, "features"))
-
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """The reconstruction of activations."""
-        return self.values(x)["hook_sae_output"]
-
-    def _activations(self, x: npt.ArrayLike) -> Array:
-        """What a user gave to be read, checked."""
-        read = _numbers(x, "x")
-        axes = 2 if self.cfg.reshape_activations == "hook_z" else 1
-        if read.ndim < axes or int(np.prod(read.shape[-axes:])) != self.cfg.d_in:
-            wanted = "[..., head, d_head] with head x d_head" if axes == 2 else "[..., d_in] with d_in"
-            raise InputShapeError(
-                f"x: activations of shape {list(read.shape)}, where {wanted} = {self.cfg.d_in} is wanted."
-            )
-        return read
-
-
-def _numbers(value: npt.ArrayLike, what: str) -> Array:
-    """An array or a tensor of torch as a float32 array of its own."""
-    if hasattr(value, "detach"):
-        value = of_tensor(cast(Tensor, value), what)
-    try:
-        return np.array(value, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: an array of numbers is wanted ({error}).") from error
-
-
-def _read_only(array: Array) -> Array:
-    """A view that cannot be written into."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def _ensure_fit(cfg: SaeConfig, weights: Mapping[str, Array]) -> None:
-    """Raises InputError unless the weights are those that the settings ask for."""
-    shapes = cfg.shapes
-    if absent := [name for name in shapes if name not in weights]:
-        raise InputError(f"{', '.join(absent)}: a {cfg.architecture} SAE needs it, and it is not there.")
-    if extra := [name for name in weights if name not in shapes]:
-        raise InputError(f"{', '.join(extra)}: a {cfg.architecture} SAE has no such weight.")
-    for name, shape in shapes.items():
-        array = weights[name]
-        if array.shape != shape:
-            raise InputShapeError(
-                f"{name}: its shape is {list(array.shape)}, and that of a {cfg.architecture} SAE of {cfg.d_sae} features of "
-                f"activations of width {cfg.d_in} is {list(shape)}."
-            )
-        if np.isnan(array.min()) or (name != "threshold" and not np.isfinite(max(array.max(), -array.min()))):
-            raise InputError(f"{name}: it holds NaN or infinity. The file is damaged, or the training failed.")

@@ -74,6 +74,17 @@ class Forward:
                 return self._largest(pre)
         return rectified
 
+    def encoded(self, x: Array) -> Array:
+        """The features of what the SAE reads.
+
+        Args:
+            x: The activations, as ``joined`` takes them.
+
+        Returns:
+            float32[..., d_sae].
+        """
+        return self.post(*self.pre(self.joined(x)))
+
     def decoded(self, features: Array) -> Array:
         """``hook_sae_recons``: what features stand for, before any normalisation is undone.
 

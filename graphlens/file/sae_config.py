@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from graphlens.errors import InputError, checked_number, is_one_of
+import numpy as np
+
+from graphlens.errors import InputError, InputShapeError, checked_number, is_one_of
+from graphlens.file.safetensors import Array
 
 if TYPE_CHECKING:
     from graphlens.file.manifest import Json
@@ -166,3 +169,29 @@ class SaeConfig:
     def plain(self) -> dict[str, Json]:
         """The settings alone, without ``metadata``, as JSON has them."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "metadata"}
+
+
+def ensure_fit(cfg: SaeConfig, weights: Mapping[str, Array]) -> None:
+    """Makes sure that weights are those that settings ask for.
+
+    Args:
+        cfg: The settings.
+        weights: The weights.
+
+    Raises:
+        InputError: Weights are absent or too many, have other shapes, or hold NaN.
+    """
+    shapes = cfg.shapes
+    if absent := [name for name in shapes if name not in weights]:
+        raise InputError(f"{', '.join(absent)}: a {cfg.architecture} SAE needs it, and it is not there.")
+    if extra := [name for name in weights if name not in shapes]:
+        raise InputError(f"{', '.join(extra)}: a {cfg.architecture} SAE has no such weight.")
+    for name, shape in shapes.items():
+        array = weights[name]
+        if array.shape != shape:
+            raise InputShapeError(
+                f"{name}: its shape is {list(array.shape)}, and that of a {cfg.architecture} SAE of {cfg.d_sae} features of "
+                f"activations of width {cfg.d_in} is {list(shape)}."
+            )
+        if np.isnan(array.min()) or (name != "threshold" and not np.isfinite(max(array.max(), -array.min()))):
+            raise InputError(f"{name}: it holds NaN or infinity. The file is damaged, or the training failed.")
