@@ -335,8 +335,8 @@ def _ensure_without_tokens(plan: Plan, start: int) -> None:
     for one in plan.saes:
         if one.excluded and (split_name(one.writes)[0] or 0) >= start:
             raise InputError(
-                f"start_at_layer={start}: the SAE at {one.hook!r} is left out at some tokens (exclude_special_tokens), and this run "
-                "reads none. Attach it without, or start from the tokens."
+                f"start_at_layer={start}: the SAE at {one.hook!r} is left out at some tokens (exclude_special_tokens), and this "
+                "run reads none. Attach it without, or start from the tokens."
             )
 
 

@@ -269,7 +269,7 @@ class SaeMethods(Generic[ArrayT]):
             tokenizer = self.runner.text.tokenizer
             if tokenizer is None:
                 raise InputError(
-                    "exclude_special_tokens=True: this model has no tokenizer that knows special tokens. Pass a list of their ids."
+                    "exclude_special_tokens=True: this model has no tokenizer that knows special tokens. Pass their ids."
                 )
             ids: Mapping[str, int | None] = {name: getattr(tokenizer, name, None) for name in _SPECIAL}
             found = [index for index in ids.values() if index is not None]
