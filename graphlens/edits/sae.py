@@ -237,6 +237,12 @@ class Sae(SaeArrays):
         kept = {name: place for name, place in self.files.items() if name not in ("W_enc", "W_dec", "b_dec")}
         return type(self)(replace(self.cfg, normalize_activations="none"), weights, kept)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.cfg, dict(self.weights), dict(self.files), self.features)
+
     def key(self) -> str:
         """A digest of the settings and of every byte of the weights: equal for equal SAEs that lie in the same way.
 

@@ -166,6 +166,9 @@ class SaeConfig:
         }
         return {name: of.get(name, (self.d_sae,)) for name in ("W_enc", "W_dec", "b_dec", *WEIGHTS[self.architecture])}
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.plain().values(), dict(self.metadata))
+
     def plain(self) -> dict[str, Json]:
         """The settings alone, without ``metadata``, as JSON has them."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "metadata"}

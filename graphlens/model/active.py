@@ -52,6 +52,11 @@ class Active:
         """True if no hook and no intervention is active, so that runs are the plain model's."""
         return not self.interventions and not self.hooks
 
+    @property
+    def of_file(self) -> bool:
+        """True if besides there is no SAE, so that runs are those of the file's own graph."""
+        return self.plain and not self.saes
+
     def key(self) -> tuple[object, ...]:
         """All of it in plain values: equal for equal states, so that a digest of it tells sweeps apart."""
         found = (self.flags, tuple(item.as_key() for item in self.interventions), self.hooks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from typing import Self
 
 from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.model.per_thread import Block, PerThread
@@ -13,11 +14,18 @@ _changing = threading.RLock()
 
 
 class AttachedSaes:
-    """The SAEs of one model, by the hook point that each reads. A copy has those that were added, not those of blocks."""
+    """The SAEs of one model, by the hook point that each reads. A copy has those that are there in this thread, as added.
 
-    def __init__(self) -> None:
-        self._added: Mapping[str, SplicedSae] = {}
+    Args:
+        added: Those that are there for every thread.
+    """
+
+    def __init__(self, added: Mapping[str, SplicedSae] | None = None) -> None:
+        self._added: Mapping[str, SplicedSae] = added or {}
         self._blocks: PerThread[tuple[SplicedSae, ...]] = PerThread(())
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Mapping[str, SplicedSae]]]:
+        return type(self), (self.by_hook,)
 
     @property
     def by_hook(self) -> dict[str, SplicedSae]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphlens.file.copies import ensure_room
+from graphlens.file.folder import replacing
 from graphlens.file.held import HeldTensor, held
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.file.stored import bind
@@ -27,11 +29,14 @@ def beside(model: ir.Model, folder: Path) -> tuple[ir.Model, list[Path]]:
     if not found:
         return model, []
     model = model.clone()
+    ensure_room(folder, sum(tensor.held.nbytes for tensors in found.values() for tensor in tensors.values()))
     for file, tensors in found.items():
         entries = {
             name: TensorEntry("F32", tensor.held.shape, 0, tensor.held.nbytes) for name, tensor in tensors.items()
         }
-        write_safetensors(folder / file, entries, [tensor.held for tensor in tensors.values()])
+        with replacing(folder / file) as made:
+            made.unlink(missing_ok=True)
+            write_safetensors(made, entries, [tensor.held for tensor in tensors.values()])
         for name, entry in SafetensorsFile(folder / file).entries.items():
             bind(model.graph.initializers[name], folder / file, entry)
     return model, [folder / file for file in found]
