@@ -20,10 +20,10 @@ from graphlens.edits.sae_arrays import SaeArrays
 from graphlens.errors import InputError, InputShapeError, ModelFileError, checked_number, warn
 from graphlens.file.digests import digest_of
 from graphlens.file.folder import new_folder, user_path
-from graphlens.file.sae_config import HOOKS as HOOKS
 from graphlens.file.sae_config import SaeConfig as SaeConfig
 from graphlens.file.sae_folders import Asked, read_folder
 from graphlens.file.sae_hub import fetched
+from graphlens.file.sae_names import HOOKS as HOOKS
 from graphlens.file.sae_saelens import write
 from graphlens.file.safetensors import Array, TensorEntry
 

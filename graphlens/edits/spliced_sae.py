@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from graphlens.edits.sae import Sae
 from graphlens.errors import InputTypeError, checked_number
 
-ERROR, INPUT, OUTPUT = "hook_sae_error", "hook_sae_input", "hook_sae_output"
-EDITABLE = ("hook_sae_input", "hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons")
-"""The hook points of an SAE whose edits its error term must not see."""
+if TYPE_CHECKING:
+    from graphlens.edits.sae import Sae
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class SplicedSae:
             InputTypeError: (a TypeError) What is given is no Sae.
             InputError: A token's id is no whole number.
         """
+        from graphlens.edits.sae import Sae  # here: every plan knows this record, and few runs have an SAE
+
         if not isinstance(sae, Sae):
             raise InputTypeError(
                 f"an SAE is a graphlens.Sae, not a {type(sae).__name__}: open it with Sae.from_folder or Sae.from_pretrained."

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from graphlens import surgery
-from graphlens.edits.spliced_sae import OUTPUT
 from graphlens.engine.plan import Plan, hook_point
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import UNEMBEDDED
+from graphlens.file.sae_names import OUTPUT
 
 _AFTER_BODY = ("unembed.hook_out", f"{UNEMBEDDED}.hook_sae")  # what is changed there is changed after the body
 _NOTHING = Plan()  # asks for the file's own graph

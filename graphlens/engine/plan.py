@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.file.io_names import DENSE, LOGITS, RESIDUAL_OUT
 from graphlens.file.names import split_name
+
+if TYPE_CHECKING:
+    from graphlens.edits.spliced_sae import SplicedSae
 
 # The gates of a graph: hook names, each with the kinds of change that are its inputs. All firings of a hook point are
 # there, next to one another.

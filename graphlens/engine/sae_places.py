@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from graphlens.edits.spliced_sae import SplicedSae
-from graphlens.engine.plan import Plan
 from graphlens.errors import InputError
 
 if TYPE_CHECKING:
+    from graphlens.edits.spliced_sae import SplicedSae
     from graphlens.engine.engine import Engine
+    from graphlens.engine.plan import Plan
 
 
 def ensure_fit(engine: Engine, plan: Plan, saes: Iterable[SplicedSae]) -> None:

@@ -149,7 +149,7 @@ def said_of_model(runner: Runner[ArrayT]) -> dict[str, Json]:
         "flags": list(runner.flags.names),
     }
     saes = runner.flags.saes.now
-    told = {one.writes: [one.key, one.error_term, list(one.excluded)] for one in saes}
+    told: dict[str, Json] = {one.writes: [one.key, one.error_term, [*one.excluded]] for one in saes}
     return {**said, "saes": told} if told else said
 
 

@@ -15,15 +15,6 @@ from graphlens.file.safetensors import Array
 if TYPE_CHECKING:
     from graphlens.file.manifest import Json
 
-HOOKS = (
-    "hook_sae_input",
-    "hook_sae_acts_pre",
-    "hook_sae_acts_post",
-    "hook_sae_recons",
-    "hook_sae_error",
-    "hook_sae_output",
-)
-"""The hook points of an SAE, as SAELens names them, in the order in which they have values."""
 NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
 SHAPES = ("none", "hook_z")
 # Architecture -> the weights that it has beside W_enc, W_dec and b_dec.

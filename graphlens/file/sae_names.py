@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from graphlens.file.sae_config import HOOKS
-
+HOOKS = (
+    "hook_sae_input",
+    "hook_sae_acts_pre",
+    "hook_sae_acts_post",
+    "hook_sae_recons",
+    "hook_sae_error",
+    "hook_sae_output",
+)
+"""The hook points of an SAE, as SAELens names them, in the order in which they have values."""
+INPUT, ERROR, OUTPUT = HOOKS[0], HOOKS[4], HOOKS[5]
+EDITABLE = HOOKS[:4]
+"""Those whose edits its error term must not see."""
 FEATURES = "d_sae"  # the axis of an SAE's features; the hook map says how many they are
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from graphlens.edits.spliced_sae import EDITABLE, ERROR
+from graphlens.file.sae_names import EDITABLE, ERROR
 
 CLEAN = "sae/clean"  # under an SAE's hook point: the value that the error is taken of
 

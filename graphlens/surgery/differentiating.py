@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from graphlens.edits.spliced_sae import ERROR
 from graphlens.errors import InputError, warn
 from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import unknown_hook
+from graphlens.file.sae_names import ERROR
 from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
 from graphlens.surgery.ranks import fill_in
 from graphlens.surgery.rules import Builder, Gradient, Rule, rule_of

@@ -17,7 +17,7 @@ from graphlens.surgery.graph import Attribute, install, numbered
 _EPSILON = 1e-5  # of the normalisation "layer_norm"
 _INLINE = 1 << 10  # bytes of a weight that goes into the graph itself
 _FLOAT = ir.DataType.FLOAT
-Shape = Sequence[int | ir.SymbolicDim]
+Sizes = Sequence[int | ir.SymbolicDim]
 
 
 class Nodes:
@@ -36,7 +36,7 @@ class Nodes:
         self,
         op_type: str,
         inputs: Sequence[ir.Value],
-        shape: Shape,
+        shape: Sizes,
         dtype: ir.DataType = _FLOAT,
         **attributes: Attribute,
     ) -> ir.Value:
@@ -113,7 +113,7 @@ class SaeNodes:
     def __init__(self, nodes: Nodes, cfg: SaeConfig, weights: Mapping[str, Array]) -> None:
         self._nodes, self._cfg, self._weights = nodes, cfg, weights
         self._made: dict[str, ir.Value] = {}
-        self._lead: Shape = ()
+        self._lead: Sizes = ()
 
     def coded(self, x: ir.Value) -> Coded:
         """The SAE of a value.
@@ -131,7 +131,7 @@ class SaeNodes:
         if joins:
             read = op("Reshape", [x, self._nodes.integers(*[0] * len(self._lead), -1)], self._wide(cfg.d_in))
         else:
-            read = op("Identity", [x], x.shape)
+            read = op("Identity", [x], tuple(x.shape))
         scaled, scale, shift = self._normalised(read)
         if cfg.apply_b_dec_to_input:
             scaled = op("Sub", [scaled, self._weight("b_dec")], self._wide(cfg.d_in))
@@ -152,7 +152,7 @@ class SaeNodes:
             if joins:
                 parts = tuple(x.shape)[-2:]
                 sizes = self._nodes.integers(*[0] * len(self._lead), *(int(str(size)) for size in parts))
-                made = op("Reshape", [made, sizes], x.shape)
+                made = op("Reshape", [made, sizes], tuple(x.shape))
         found = {
             "hook_sae_input": read,
             "hook_sae_acts_pre": pre,
@@ -161,7 +161,7 @@ class SaeNodes:
         }
         return Coded(found, made)
 
-    def _wide(self, size: int) -> Shape:
+    def _wide(self, size: int) -> Sizes:
         return (*self._lead, size)
 
     def _weight(self, name: str) -> ir.Value:

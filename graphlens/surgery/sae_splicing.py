@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from graphlens.edits.sae import Sae
-from graphlens.edits.spliced_sae import ERROR, INPUT, OUTPUT, SplicedSae
+from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.errors import InputError
 from graphlens.file.io_names import INPUT_IDS
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import axis_sizes, canonical, unknown_hook
+from graphlens.file.sae_names import ERROR, FEATURES, INPUT, OUTPUT
 from graphlens.surgery.clean_path import CLEAN
 from graphlens.surgery.graph import finish, let_read, read_manifest, values_by_name
-from graphlens.surgery.sae_nodes import Nodes, SaeNodes, Shape
+from graphlens.surgery.sae_nodes import Nodes, SaeNodes, Sizes
+
+if TYPE_CHECKING:
+    from graphlens.edits.sae import Sae
 
 _TOKENS = ("batch", "pos")
 _BOOL, _FLOAT, _INT32 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32
@@ -190,7 +194,7 @@ class _Splice:
         self,
         op_type: str,
         inputs: Sequence[ir.Value],
-        shape: ir.Shape | Shape | None,
+        shape: ir.Shape | Sizes | None,
         dtype: ir.DataType = _FLOAT,
         **attributes: int,
     ) -> ir.Value:
@@ -256,7 +260,7 @@ class _Splice:
         read, written = hooks[self._place.reads].axes, hooks[self._place.writes].axes
         lead = read[: -2 if cfg.reshape_activations == "hook_z" else -1]
         joined = (*lead, "d_queries") if len(lead) < len(read) - 1 else read
-        features = (*lead, "d_sae")
+        features = (*lead, FEATURES)
         axes = {
             INPUT: joined,
             "hook_sae_acts_pre": features,

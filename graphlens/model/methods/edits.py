@@ -241,7 +241,7 @@ class EditMethods(Generic[ArrayT]):
         layout: str = "plain",
         link: bool = False,
     ) -> Path:
-        """Writes this model, its SAEs, the weights that were set and the interventions inside: a file that runs without graphlens.
+        """Writes this model, its SAEs, weights that were set and the interventions inside: a file that runs without graphlens.
 
         Args:
             interventions: One Ablate, Patch, Steer or Scale, several, or none (``[]``).

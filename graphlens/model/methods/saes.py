@@ -12,15 +12,15 @@ from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.engine.plan import Plan
 from graphlens.engine.sae_places import ensure_fit
 from graphlens.errors import InputError, checked_number, warn
-from graphlens.model.forward import CacheOptions, HookOptions
 from graphlens.model.per_thread import Block
-from graphlens.model.request import ForwardOptions, Output
-from graphlens.model.runner import Runner
-from graphlens.model.text import Input
 
 if TYPE_CHECKING:
     from graphlens.analysis.cache.activation_cache import ActivationCache
+    from graphlens.model.forward import CacheOptions, HookOptions
     from graphlens.model.hooked_transformer import HookedTransformer
+    from graphlens.model.request import ForwardOptions, Output
+    from graphlens.model.runner import Runner
+    from graphlens.model.text import Input
 
 # Tokens that stand for no text, by the names that tokenizers have for them; those of a chat are none of them, as in SAELens.
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id")
