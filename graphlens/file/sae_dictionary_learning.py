@@ -88,6 +88,7 @@ def _read(folder: Path, asked: Asked) -> StoredSae:
             d_in,
             d_sae,
             hook,
+            hook_out=asked.hook_out,  # refused: none of these is a transcoder
             k=whole_in(trainer, "k") if architecture == "topk" else None,
             apply_b_dec_to_input=takes,
             model_name=asked.model_name or (text_in(trainer, "lm_name") or "").split("/")[-1] or None,

@@ -40,14 +40,20 @@ def _renamed(name: str) -> str:
 
 
 def _config(
-    folder: Path, asked: Asked, weights: dict[str, Array], hook: str, model: str | None, embedding: bool
+    folder: Path,
+    asked: Asked,
+    weights: dict[str, Array],
+    hook: str,
+    model: str | None,
+    context: int | None = _CONTEXT,
+    transcoder: bool = False,
 ) -> SaeConfig:
     """The settings of one of Gemma Scope's, by its hook and its arrays."""
     encoder, decoder = weights.get("W_enc"), weights.get("W_dec")
     if encoder is None or decoder is None or encoder.ndim != 2 or decoder.ndim != 2:
         raise ModelFileError(f"{folder}: an encoder W_enc and a decoder W_dec are wanted, two matrices.")
     (d_in, d_sae), d_out = encoder.shape, decoder.shape[1]
-    transcoder = asked.hook_out is not None or "ln2" in hook
+    transcoder = transcoder or asked.hook_out is not None
     architecture = "jumprelu"
     if transcoder:
         architecture = "jumprelu_skip_transcoder" if "W_skip" in weights else "jumprelu_transcoder"
@@ -61,7 +67,7 @@ def _config(
         apply_b_dec_to_input=False,
         reshape_activations="hook_z" if hook.endswith("hook_z") else "none",
         model_name=asked.model_name or model,
-        context_size=None if embedding else _CONTEXT,
+        context_size=context,
         prepend_bos=True,
     )
 
@@ -79,7 +85,8 @@ def _read_npz(folder: Path, asked: Asked) -> StoredSae:
     if hook is None:
         raise unknown_hook(folder, "a path like gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")
     model = f"gemma-2-{named['size']}{'-it' if named['tuned'] == 'it' else ''}" if named else None
-    cfg = _config(folder, asked, weights, hook, model, embedding)
+    transcoder = named is not None and named["kind"] == "transcoders"
+    cfg = _config(folder, asked, weights, hook, model, None if embedding else _CONTEXT, transcoder)
     if embedding:  # trained on what Gemma multiplies its embeddings by
         scale = np.float32(cfg.d_in**0.5)
         weights = {**weights, "W_enc": weights["W_enc"] / scale, "W_dec": weights["W_dec"] * scale}
@@ -104,7 +111,7 @@ def _read_safetensors(folder: Path, asked: Asked) -> StoredSae:
     if "affine_skip_connection" in tensors.names:
         tensors.take("W_skip", "affine_skip_connection")
     model = text_in(said, "model_name")
-    return tensors.stored(_config(folder, asked, tensors.weights, asked.hook or f"blocks.{layer}.{part}", model, False))
+    return tensors.stored(_config(folder, asked, tensors.weights, asked.hook or f"blocks.{layer}.{part}", model))
 
 
 LAYOUT = register(Layout("Gemma Scope", (_NPZ,), (), _read_npz))

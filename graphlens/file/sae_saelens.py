@@ -82,7 +82,7 @@ def config_of(said: Mapping[str, Json], asked: Asked) -> tuple[SaeConfig, str]:
             _size(d_in, "d_in"),
             _size(whole_in(said, "d_sae"), "d_sae"),
             hook or "",
-            hook_out=(asked.hook_out or text_in(about, "hook_name_out")) if transcoder else None,
+            hook_out=asked.hook_out or (text_in(about, "hook_name_out") if transcoder else None),
             d_out=d_out if transcoder and d_out != d_in else None,
             k=k if topk or named.startswith(_KEEPING) else None,
             apply_b_dec_to_input=takes if isinstance(takes, bool) else True,
