@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from graphlens.edits.kinds import Intervention
-from graphlens.edits.sae import Sae
 from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.file.names import FLAGGED, canonical, split_name
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Saes = Sae | SplicedSae | Iterable[Sae | SplicedSae]
+    from graphlens.edits.sae import Sae
+
+Saes: TypeAlias = "Sae | SplicedSae | Iterable[Sae | SplicedSae]"
 """SAEs as a user gives them: a plain one is put in without an error term."""
 
 
@@ -46,6 +47,6 @@ def grown(graph: ir.Model, flags: Iterable[str], saes: Saes = ()) -> ir.Model:
     from graphlens import surgery
 
     graph = surgery.with_flagged(graph, flags)
-    given = [saes] if isinstance(saes, (Sae, SplicedSae)) else list(saes)
+    given = saes if isinstance(saes, Iterable) else [saes]
     records = [one if isinstance(one, SplicedSae) else SplicedSae.of(one) for one in given]
     return surgery.with_saes(graph, records) if records else graph

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, Literal, Self, Unpack, cast, overload
 
 from graphlens.analysis.arrays import ArrayT
-from graphlens.edits.sae import Sae
 from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.engine.plan import Plan
 from graphlens.engine.sae_places import ensure_fit
@@ -16,6 +15,7 @@ from graphlens.model.per_thread import Block
 
 if TYPE_CHECKING:
     from graphlens.analysis.cache.activation_cache import ActivationCache
+    from graphlens.edits.sae import Sae
     from graphlens.model.forward import CacheOptions, HookOptions
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.request import ForwardOptions, Output
@@ -99,7 +99,7 @@ class SaeMethods(Generic[ArrayT]):
             UnknownHookPoint: See there.
             InputError: See there.
         """
-        found = self._checked([saes] if isinstance(saes, Sae) else saes, use_error_term, exclude_special_tokens)
+        found = self._checked(saes if isinstance(saes, Sequence) else [saes], use_error_term, exclude_special_tokens)
         stay = not checked_number(reset_saes_end, "reset_saes_end", bool)
         if stay:
             self.runner.flags.saes.add(found)
