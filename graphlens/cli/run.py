@@ -96,7 +96,7 @@ def cache(
     from safetensors import SafetensorError
     from safetensors.numpy import save, save_file
 
-    from graphlens.file.names import match_glob
+    from graphlens.file.hook_patterns import match_glob
 
     target = ensure_writable(out, "the activations")
     opened = open_any(model, provider, tokenizer)

@@ -93,7 +93,7 @@ def check(items: Sequence[Intervention], entries: Iterable[HookEntry], sizes: Ma
             if entry.dtype.startswith("int"):
                 _check_integers(item, entry, sizes)
             _check_fields(item, entry.axes)
-            _check_along(item, entry.axes, sizes)
+            _check_along(item, entry.axes, entry.sizes(sizes))
     patches = [item.selection for item in items if item.is_activation]
     if len(patches) > len(set(patches)):
         warn(f"two patches of the same elements at {items[0].hook!r}: the later one wins.")
@@ -149,7 +149,7 @@ def compose(
     Raises:
         InputError: For positions or batch entries that are not there, and operands that do not fit.
     """
-    axes = [_axis(name, sizes, window) for name in entry.axes]
+    axes = [_axis(name, entry.sizes(sizes), window) for name in entry.axes]
     change = Change()
     for item in items:
         found = _placed(item, entry, axes, window)

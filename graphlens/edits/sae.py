@@ -20,10 +20,10 @@ from graphlens.edits.sae_arrays import SaeArrays
 from graphlens.errors import InputError, InputShapeError, ModelFileError, checked_number, warn
 from graphlens.file.digests import digest_of
 from graphlens.file.folder import new_folder, user_path
-from graphlens.file.sae_config import HOOKS as HOOKS
 from graphlens.file.sae_config import SaeConfig as SaeConfig
 from graphlens.file.sae_folders import Asked, read_folder
 from graphlens.file.sae_hub import fetched
+from graphlens.file.sae_names import HOOKS as HOOKS
 from graphlens.file.sae_saelens import write
 from graphlens.file.safetensors import Array, TensorEntry
 
@@ -236,6 +236,12 @@ class Sae(SaeArrays):
         weights = {**self.weights, "W_enc": self.W_enc * by, "W_dec": self.W_dec / by, "b_dec": self.b_dec / by}
         kept = {name: place for name, place in self.files.items() if name not in ("W_enc", "W_dec", "b_dec")}
         return type(self)(replace(self.cfg, normalize_activations="none"), weights, kept)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.cfg, dict(self.weights), dict(self.files), self.features)
 
     def key(self) -> str:
         """A digest of the settings and of every byte of the weights: equal for equal SAEs that lie in the same way.

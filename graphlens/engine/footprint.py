@@ -38,7 +38,7 @@ class Footprint:
         """
         per_token = per_pair = 0
         for entry in {entry.value: entry for entry in entries}.values():
-            size = math.prod(sizes.get(axis, 1) for axis in entry.axes) * np.dtype(entry.dtype).itemsize
+            size = math.prod(entry.sizes(sizes).get(axis, 1) for axis in entry.axes) * np.dtype(entry.dtype).itemsize
             if "key_pos" in entry.axes:
                 per_pair += size
             else:

@@ -14,7 +14,9 @@ from graphlens import surgery
 from graphlens.engine.plan import Plan, hook_point
 from graphlens.file.manifest import HookEntry
 from graphlens.file.names import UNEMBEDDED
+from graphlens.file.sae_names import OUTPUT
 
+_AFTER_BODY = ("unembed.hook_out", f"{UNEMBEDDED}.hook_sae")  # what is changed there is changed after the body
 _NOTHING = Plan()  # asks for the file's own graph
 
 
@@ -43,6 +45,7 @@ class Step:
 # result is kept and used for all of them.
 STEPS = (
     Step(("flags",), lambda graph, plan: surgery.with_flagged(graph, plan.flags)),
+    Step(("saes",), lambda graph, plan: surgery.with_saes(graph, plan.saes)),
     Step(("start", "stop"), lambda graph, plan: surgery.segment(graph, plan.start, plan.stop)),
     Step(("past",), lambda graph, plan: surgery.with_past(graph)),
     Step(("part",), lambda graph, plan: surgery.part_alone(graph, plan.start or 0, plan.part)),
@@ -184,4 +187,5 @@ class Graphs:
         whole = (
             plan.stop is None and not (plan.gradients or plan.python or plan.reads) and UNEMBEDDED in self._plain_hooks
         )
-        return whole and not any(name.startswith("unembed.hook_out") for name, _ in plan.gates)
+        hooks = [*(name for name, _ in plan.gates), *(f"{one.writes}.{OUTPUT}" for one in plan.saes)]
+        return whole and not any(name.startswith(_AFTER_BODY) for name in hooks)

@@ -81,16 +81,19 @@ class Opener:
             ModelFileError: ONNX Runtime refuses the graph.
             RunError: There is not enough memory.
         """
+        from graphlens.file.held import held_arrays
+
         name = f"a graph made of {self._path}" if graph is not self._model else str(self._path)
+        elsewhere = held_arrays(graph)
         bound = None if packed is None else packed.bind(graph)
         if packed is not None and bound is not None:
             from graphlens.engine import packed_weights
 
             try:
-                return open_session(bound, self._providers, packed.folder, custom_ops, one_of_many, name)
+                return open_session(bound, self._providers, packed.folder, custom_ops, one_of_many, name, elsewhere)
             except ModelFileError:  # whatever is wrong with the copy, the file itself can still be opened
                 packed_weights.discard(packed)
-        there = {key: content for key, content in self._contents.items() if key in graph.graph.initializers}
+        there = {key: content for key, content in self._contents.items() if key in graph.graph.initializers} | elsewhere
         if graph is self._model:
             return open_session(self._path, self._providers, None, None, False, name, there)
         import onnx_ir as ir

@@ -63,6 +63,7 @@ class Packed:
         """
         import onnx_ir as ir
 
+        from graphlens.file.held import HeldTensor
         from graphlens.surgery.files import mapped
 
         tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
@@ -73,6 +74,8 @@ class Packed:
             entries = self.weights.get(initializer.name)
             if entries is None:
                 tensor = tensors[initializer.name]
+                if isinstance(tensor, HeldTensor):  # sessions are given it
+                    continue
                 if not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > _SMALL:
                     return None
                 initializer.CopyFrom(ir.to_proto(mapped(tensor)))  # what is not worth packing goes into the graph

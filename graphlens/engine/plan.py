@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from graphlens.file.io_names import DENSE, LOGITS, RESIDUAL_OUT
 from graphlens.file.names import split_name
+
+if TYPE_CHECKING:
+    from graphlens.edits.spliced_sae import SplicedSae
 
 # The gates of a graph: hook names, each with the kinds of change that are its inputs. All firings of a hook point are
 # there, next to one another.
@@ -41,6 +44,7 @@ class Plan:
     Attributes:
         flags: The flags that are set, sorted (``use_attn_result``, say). Each adds hook points: see
             ``surgery.with_flagged``.
+        saes: The SAEs that the model runs with: see ``surgery.with_saes``.
         start: The first block that runs, fed with the residual before it. None starts from the tokens.
         stop: The block before which the run ends, with the residual as its result. None runs to the logits.
         past: True for a graph with a KV cache: see ``surgery.with_past``.
@@ -56,6 +60,7 @@ class Plan:
     """
 
     flags: tuple[str, ...] = ()
+    saes: tuple[SplicedSae, ...] = ()
     start: int | None = None
     stop: int | None = None
     past: bool = False

@@ -128,8 +128,14 @@ def _inline(graph: ir.Model, weights: Iterable[str]) -> dict[str, Array]:
     """Those of some weights that lie in the graph itself."""
     import onnx_ir as ir
 
+    from graphlens.file.held import HeldTensor
+
     tensors = {name: graph.graph.initializers[name].const_value for name in weights}
-    return {name: t.numpy() for name, t in tensors.items() if t is not None and not isinstance(t, ir.ExternalTensor)}
+    return {
+        name: t.numpy()
+        for name, t in tensors.items()
+        if t is not None and (isinstance(t, HeldTensor) or not isinstance(t, ir.ExternalTensor))
+    }
 
 
 def _whole(stage: Stage) -> list[str]:

@@ -185,8 +185,10 @@ class ResidualGraph:
                 f"{runner.config.model_name} normalises its residual stream after each sublayer, so the stream is not the sum of "
                 "what its components write, and they have no edges."
             )
-        if not runner.active().plain:
-            raise InputError("edges are of the plain model: leave the hooks() or intervene() block first.")
+        if not runner.active().of_file:
+            raise InputError(
+                "edges are of the plain model: leave the hooks(), intervene() or saes() block first, or call reset_saes()."
+            )
         config, source = runner.config, Cache(cache)
         layers, layout = range(config.n_layers), BlockLayout.of(runner.engine)
         heads = HeadsWritten(runner.weights, config, layout)

@@ -215,7 +215,7 @@ def resolved_sites(runner: Runner[ArrayT], sites: Sequence[Site]) -> list[Site]:
         name = known[site.hook]
         site = site if name == site.hook else Site(name, None, site.position, site.head, site.dims)
         entry = entries[name]
-        if not _plainly_there(site, entry.axes, sizes):
+        if not _plainly_there(site, entry.axes, entry.sizes(sizes)):
             value = 0 if entry.dtype.startswith("int") else 0.0  # any number: the source's are checked later
             gate.check([site.patch(value)], [entry], sizes)
         found.append(site)

@@ -14,8 +14,9 @@ from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array
 from graphlens.engine.machine import computing
 from graphlens.errors import ExportError, InputError, InputShapeError
 from graphlens.file.harvest_plan import HarvestPlan
+from graphlens.file.hook_patterns import match_glob
 from graphlens.file.manifest import HookEntry, Json
-from graphlens.file.names import NamesFilter, axis_sizes, match_glob, select
+from graphlens.file.names import NamesFilter, axis_sizes, select
 
 if TYPE_CHECKING:
     from graphlens.model.runner import Runner
@@ -85,7 +86,11 @@ def chosen(runner: Runner[ArrayT], names: Names) -> dict[str, tuple[int, ...]]:
             f"{loose[0]!r} and the others that match hold no floats for each token, so there is nothing to harvest."
         )
     sizes = axis_sizes(runner.config)
-    return {name: tuple(sizes[axis] for axis in entries[name].axes[2:]) for name in known if name in wanted}
+    return {
+        name: tuple(entries[name].sizes(sizes)[axis] for axis in entries[name].axes[2:])
+        for name in known
+        if name in wanted
+    }
 
 
 def _per_token(entry: HookEntry) -> bool:
@@ -138,7 +143,14 @@ def digest_of_directions(directions: Mapping[str, Array]) -> str:
 
 def said_of_model(runner: Runner[ArrayT]) -> dict[str, Json]:
     """What a plan says of the model."""
-    return {"name": runner.config.model_name, "identity": runner.identity, "flags": list(runner.flags.names)}
+    said: dict[str, Json] = {
+        "name": runner.config.model_name,
+        "identity": runner.identity,
+        "flags": list(runner.flags.names),
+    }
+    saes = runner.flags.saes.now
+    told: dict[str, Json] = {one.writes: [one.key, one.error_term, [*one.excluded]] for one in saes}
+    return {**said, "saes": told} if told else said
 
 
 def said_of_machine(runner: Runner[ArrayT]) -> dict[str, Json]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +66,8 @@ class LaterRuns:
         adopted = run.runner.engine.manifest.adopted
         self._together = max(1, fit) if adopted is None or adopted.apart else 1
         self._base: Array | None = None
+        # What is known of the file is not known of it with SAEs.
+        self._starts: dict[int, bool] | None = {} if run.runner.active().saes else None
 
     def steps(self, sites: Sequence[int]) -> Iterator[Done]:
         """The values of each metric at some sites: (their indices, for each metric [site] or [site, b]).
@@ -111,7 +113,7 @@ class LaterRuns:
     def _from(self, layer: int) -> Request:
         """The corrupted run from a block on, where that gives the same; else the whole one."""
         run, runner = self._run, self._run.runner
-        known: Mapping[int, bool] = runner.engine.proof.starts
+        known = runner.engine.proof.starts if self._starts is None else self._starts
         residual = run.activations.get(in_block(layer, RESID_PRE))
         if residual is None or not starts_later(runner) or known.get(layer) is False:
             return run.request
@@ -119,9 +121,9 @@ class LaterRuns:
         try:
             begun = runner.request(runner.border.to_user(residual), start_at_layer=layer, **options)
             if layer not in known:
-                runner.engine.proof.starts[layer] = self._gives_the_same(begun)
+                known[layer] = self._gives_the_same(begun)
         except GraphlensError as error:
-            runner.engine.proof.starts[layer] = False
+            known[layer] = False
             self._notes.append(f"from block {layer} on it does not run alone ({error})")
             return run.request
         if not known[layer]:

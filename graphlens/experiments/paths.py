@@ -134,8 +134,10 @@ def start_paths(
         InputError: For sites that cannot be senders or receivers, and for a model that does not come apart into blocks.
     """
     request = runner.whole_prompts(corrupted, **forward_options)
-    if not runner.active().plain:
-        raise InputError("path patching runs the plain model: leave the hooks() or intervene() block first.")
+    if not runner.active().of_file:
+        raise InputError(
+            "path patching runs the plain model: leave the hooks(), intervene() or saes() block first, or call reset_saes()."
+        )
     begins = [_one_of(site, SENDERS, "a sender") for site in resolved_sites(runner, senders)]
     ends = None
     if receivers is not None:

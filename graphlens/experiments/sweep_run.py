@@ -101,7 +101,9 @@ def start_sweep(
     request = runner.whole_prompts(corrupted, **forward_options)
     found = resolved_sites(runner, sites)
     quick, notes = _quick_hooks(runner, found, recompute)
-    later = recompute and runner.engine.manifest.adopted is not None and runner.active().plain
+    active = runner.active()
+    whole_blocks = runner.engine.manifest.adopted is not None or bool(active.saes)
+    later = recompute and whole_blocks and active.plain
     keep = [*kept_for(runner, quick), *(needed_later(runner, found) if later else [])]
     run = CorruptedRun.of(runner, request, found, source, metrics, keep)
     return Sweeper(
@@ -127,6 +129,8 @@ def _quick_hooks(runner: Runner[ArrayT], sites: Sequence[Site], recompute: bool)
         return [], ["recompute=False"]
     if not runner.active().plain:
         return [], ["hooks or interventions are active, which only whole runs honour"]
+    if runner.active().saes:
+        return [], ["SAEs are attached, so each patch takes a run from its block on"]
     if runner.engine.manifest.adopted is not None:
         return [], [f"this model was adopted: {WHOLE_BLOCKS}, so each patch takes a run from its block on"]
     if not runner.config.is_causal:

@@ -47,11 +47,21 @@ class HookEntry:
         value: The name of the graph value that carries the activation.
         axes: The activation's axes by name; see ``names.axes_of``.
         dtype: The activation's NumPy dtype.
+        width: The size of its last axis, where the model's own sizes do not tell it: the features of an SAE.
     """
 
     value: str
     axes: tuple[str, ...]
     dtype: str
+    width: int | None = None
+
+    def sizes(self, of_model: Mapping[str, int]) -> Mapping[str, int]:
+        """The sizes of those axes that are the same in every run.
+
+        Args:
+            of_model: Those that the model has: see ``names.axis_sizes``.
+        """
+        return of_model if self.width is None else {**of_model, self.axes[-1]: self.width}
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,11 @@ class WeightView:
     times: float | None = None
     plus: float | None = None
     quantised: Quantisation | None = None
+
+
+def _without_none(entry: dict[str, Json]) -> dict[str, Json]:
+    """A hook point as a manifest holds it: with its width, which format 5 brought, only where it has one."""
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 # What format 3 brought. A file that needs none of it is written in format 2, which older versions open too.
@@ -180,7 +195,9 @@ class Manifest:
 
     @property
     def needed_format(self) -> int:
-        """The oldest format that can say what this manifest says, of those that are still written: 2, 3 or 4."""
+        """The oldest format that can say what this manifest says, of those that are still written: 2 to 5."""
+        if any(entry.width is not None for entry in self.hooks.values()):
+            return 5
         if self.adopted is not None or any(view.quantised is not None for view in self.weights.values()):
             return 4
         weights = any(_told(view).keys() & set(_VIEW_SINCE_3) for view in self.weights.values())
@@ -190,7 +207,8 @@ class Manifest:
         """The manifest as compact JSON, in the oldest format that holds it; the same manifest always gives the same bytes."""
         weights = {name: _told(view) for name, view in self.weights.items()}
         # Each graph that is made gets one: asdict, which copies deeply, would take as long as the rest of making it.
-        hooks, files = ({name: vars(entry) for name, entry in every.items()} for every in (self.hooks, self.files))
+        hooks = {name: _without_none(vars(entry)) for name, entry in self.hooks.items()}
+        files = {name: vars(entry) for name, entry in self.files.items()}
         changed = {"config": _stored(self.config), "hooks": hooks, "weights": weights, "files": files}
         whole = {**vars(self), **changed, "format_version": self.needed_format}
         adopted = whole.pop("adopted")
@@ -242,6 +260,8 @@ class Manifest:
         for name, entry in self.hooks.items():
             if not all(isinstance(axis, str) for axis in entry.axes):
                 raise ValueError(f"the axes of {name!r} are {entry.axes!r}, not names")
+            if entry.width is not None and not 1 <= entry.width <= _LARGEST:
+                raise ValueError(f"the width of {name!r} is {entry.width}")
             if entry.dtype not in DTYPES:
                 raise ValueError(f"{name!r} has the dtype {entry.dtype!r}")
         if (config := self.config).dtype not in DTYPES:

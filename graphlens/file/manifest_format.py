@@ -7,7 +7,7 @@ from typing import Any
 
 from graphlens.errors import ModelFileError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 def ensure_known_format(text: str, where: str) -> None:

@@ -6,7 +6,6 @@ Names and shapes follow ``HookedTransformer`` of TransformerLens 3.9.
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import NoneType
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from graphlens.errors import InputTypeError, UnknownHookPoint
 from graphlens.file.bridge import has_normed_embeddings, inside, is_bridges, outside
+from graphlens.file.sae_names import FEATURES, host_of, is_of_sae, with_saes
 
 if TYPE_CHECKING:
     from graphlens.file.manifest import ModelConfig
@@ -116,7 +116,7 @@ AFTER_BLOCKS: Mapping[str, Axes] = {
 # The name of every axis that an activation can have.
 AXES = frozenset(
     axis for table in (BEFORE_BLOCKS, BLOCK, AFTER_BLOCKS, _OF_ALL_HEADS) for axes in table.values() for axis in axes
-)
+) | {FEATURES}
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")  # what the residual stream begins as the sum of, where a model has them
 # Weights by their names in a decoder and in an encoder.
 TOKEN_EMBEDDINGS = ("embed.W_E", "embed.embed.W_E", "embed.W_tokens")
@@ -177,6 +177,8 @@ def canonical(name: str, names: Collection[str] = ()) -> str:
         names: The model's hook points in firing order: what some names mean depends on the architecture.
     """
     layer, rest = split_name(name)
+    if is_of_sae(name):
+        return f"{canonical(host_of(name), names)}{name.removeprefix(host_of(name))}"
     if not is_bridges(rest, layer is not None):
         return name
     if layer is None:
@@ -201,7 +203,7 @@ def firing_order(names: Iterable[str], n_layers: int) -> list[str]:
         n_layers: The number of blocks of the model.
     """
     wanted = set(names)
-    return [name for name in all_names(n_layers) if name in wanted]
+    return with_saes(all_names(n_layers), wanted)
 
 
 def axes_of(name: str, count: int | None = None) -> Axes:
@@ -260,6 +262,11 @@ def unknown_hook(name: str, names: Sequence[str], n_layers: int) -> UnknownHookP
         n_layers: The number of its blocks.
     """
     layer, rest = split_name(name)
+    if is_of_sae(name) and host_of(name) in names:
+        error = " with its error term (use_error_term=True)" if name.endswith("_error") else ""
+        return UnknownHookPoint(
+            f"{name!r} exists only while an SAE stands there{error}: model.add_sae(sae) puts one there."
+        )
     if rest in FLAGGED and (layer is None) == (rest == "hook_tokens") and (layer or 0) < n_layers:
         return UnknownHookPoint(
             f"{name!r} exists only while the flag {FLAGGED[rest]!r} is set: call model.set_{FLAGGED[rest]}(True) first."
@@ -330,24 +337,6 @@ def select(names: Sequence[str], names_filter: NamesFilter, n_layers: int) -> li
             raise unknown_hook(name, names, n_layers)
     picked_names = set(wanted)
     return [name for name in names if name in picked_names]
-
-
-def match_glob(names: Sequence[str], pattern: str) -> list[str]:
-    """The names that a shell-style pattern matches.
-
-    Args:
-        names: The names of a model's hook points.
-        pattern: ``*``, ``?`` and ``[...]`` as in a shell, except that ``*`` also matches dots.
-
-    Raises:
-        UnknownHookPoint: It matches none.
-    """
-    picked = fnmatch.filter(names, pattern)
-    if not picked:
-        near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.3)
-        hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
-        raise UnknownHookPoint(f"The pattern {pattern!r} matches no hook point of this model.{hint}")
-    return picked
 
 
 _ATTN = ("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores")

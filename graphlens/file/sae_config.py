@@ -15,15 +15,6 @@ from graphlens.file.safetensors import Array
 if TYPE_CHECKING:
     from graphlens.file.manifest import Json
 
-HOOKS = (
-    "hook_sae_input",
-    "hook_sae_acts_pre",
-    "hook_sae_acts_post",
-    "hook_sae_recons",
-    "hook_sae_error",
-    "hook_sae_output",
-)
-"""The hook points of an SAE, as SAELens names them, in the order in which they have values."""
 NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
 SHAPES = ("none", "hook_z")
 # Architecture -> the weights that it has beside W_enc, W_dec and b_dec.
@@ -165,6 +156,9 @@ class SaeConfig:
             "W_skip": (self.width_out, self.d_in),
         }
         return {name: of.get(name, (self.d_sae,)) for name in ("W_enc", "W_dec", "b_dec", *WEIGHTS[self.architecture])}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.plain().values(), dict(self.metadata))
 
     def plain(self) -> dict[str, Json]:
         """The settings alone, without ``metadata``, as JSON has them."""

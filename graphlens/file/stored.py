@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphlens.file.held import HeldTensor
 from graphlens.file.manifest import Manifest, WeightView
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry
 
@@ -36,7 +37,7 @@ def in_files(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
         An initializer, and the tensor that says where its data lie.
     """
     for value in list(model.graph.initializers.values()):
-        if isinstance(value.const_value, ir.ExternalTensor):
+        if isinstance(value.const_value, ir.ExternalTensor) and not isinstance(value.const_value, HeldTensor):
             yield value, value.const_value
 
 

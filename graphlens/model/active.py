@@ -39,20 +39,28 @@ class Active:
         flags: The flags that are set, sorted.
         interventions: The interventions of the ``with`` blocks around, outer ones first.
         hooks: Where forward hooks are, and the functions' names.
+        saes: Where SAEs are, which, and how.
     """
 
     flags: tuple[str, ...]
     interventions: tuple[Intervention, ...]
     hooks: tuple[tuple[str, str], ...]
+    saes: tuple[tuple[object, ...], ...] = ()
 
     @property
     def plain(self) -> bool:
         """True if no hook and no intervention is active, so that runs are the plain model's."""
         return not self.interventions and not self.hooks
 
+    @property
+    def of_file(self) -> bool:
+        """True if besides there is no SAE, so that runs are those of the file's own graph."""
+        return self.plain and not self.saes
+
     def key(self) -> tuple[object, ...]:
         """All of it in plain values: equal for equal states, so that a digest of it tells sweeps apart."""
-        return self.flags, tuple(item.as_key() for item in self.interventions), self.hooks
+        found = (self.flags, tuple(item.as_key() for item in self.interventions), self.hooks)
+        return (*found, self.saes) if self.saes else found
 
 
 class ActiveEdits:

@@ -10,6 +10,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, UserArray, as_array
 from graphlens.edits.gate import Window
+from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, InputTypeError
 from graphlens.file.io_names import (
@@ -196,6 +197,12 @@ class _Call(Generic[ArrayT]):
         return tuple(flag for flag in self.runner.flags.names if flag in _FLAGS[self.part])
 
     @property
+    def saes(self) -> tuple[SplicedSae, ...]:
+        """The SAEs that stand inside the part."""
+        inside = block_name(self.layer) if self.part == WHOLE_BLOCK else in_block(self.layer, self.part)
+        return tuple(one for one in self.runner.flags.saes.now if one.writes.startswith(f"{inside}."))
+
+    @property
     def name(self) -> str:
         """The part's TransformerLens name."""
         return block_name(self.layer) if self.part == WHOLE_BLOCK else in_block(self.layer, self.part)
@@ -268,7 +275,7 @@ class _Call(Generic[ArrayT]):
             window = Window(batch, past, new, past + new, past or new)
         elif mask is not None:
             fed[ATTENTION_MASK] = mask
-        plan = Plan(self.flags, self.layer, self.layer + 1, past=held is not None, part=self.part)
+        plan = Plan(self.flags, self.saes, self.layer, self.layer + 1, past=held is not None, part=self.part)
         request = Request(plan, fed, None, mask, mask, held, "", (batch, new), window, bare=True, alone=True)
         ran = runner.run(request)
         output = ran.logits if shape is None else ran.logits.reshape(shape)

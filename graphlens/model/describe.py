@@ -35,15 +35,17 @@ def config(runner: Runner[ArrayT]) -> HookedTransformerConfig:
 
 
 def hook_points(runner: Runner[ArrayT]) -> HookPointInfo:
-    """Every hook point that there is with the flags that are set now: name -> (shape, dtype).
+    """Every hook point that there is with the flags that are set now and the SAEs: name -> (shape, dtype).
 
     Args:
         runner: Runs the model.
     """
-    sizes = {axis: str(size) for axis, size in axis_sizes(runner.config).items()}
+    sizes = axis_sizes(runner.config)
     info, entries = HookPointInfo(), runner.engine.hooks(runner.plan())
     for name in runner.names():
-        info[name] = (f"[{', '.join(sizes.get(axis, axis) for axis in entries[name].axes)}]", entries[name].dtype)
+        entry = entries[name]
+        known = entry.sizes(sizes)
+        info[name] = (f"[{', '.join(str(known.get(axis, axis)) for axis in entry.axes)}]", entry.dtype)
     return info
 
 

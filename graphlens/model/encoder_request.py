@@ -87,11 +87,11 @@ class EncoderText(Text[ArrayT]):
 class EncoderReader(Reader[ArrayT]):
     """Reads the arguments of an encoder's ``forward`` into requests."""
 
-    def request(self, flags: tuple[str, ...], input: Input[ArrayT], *given: object, **options: object) -> Request:
+    def request(self, base: Plan, input: Input[ArrayT], *given: object, **options: object) -> Request:
         """The request of a call of ``forward``.
 
         Args:
-            flags: The flags that are set, sorted.
+            base: The plan of whole runs: which flags are set, and which SAEs there are.
             input: See ``HookedEncoder.forward``.
             *given: Its arguments after ``return_type``.
             **options: The same by name; ``attention_mask`` is another name of ``one_zero_attention_mask``.
@@ -123,20 +123,20 @@ class EncoderReader(Reader[ArrayT]):
             feeds[ATTENTION_MASK] = mask
         if options.get("token_type_ids") is not None:
             feeds[TOKEN_TYPE_IDS] = self._types(options["token_type_ids"], shape)
-        return Request(Plan(flags), feeds, tokens, mask, real, None, "", shape, Window.whole(*shape))
+        return Request(base, feeds, tokens, mask, real, None, "", shape, Window.whole(*shape))
 
-    def whole_prompts(self, flags: tuple[str, ...], input: Input[ArrayT], **forward_options: object) -> Request:
+    def whole_prompts(self, base: Plan, input: Input[ArrayT], **forward_options: object) -> Request:
         """A request over whole prompts: an encoder has no others.
 
         Args:
-            flags: The flags that are set, sorted.
+            base: The plan of whole runs: which flags are set, and which SAEs there are.
             input: Text or tokens [b, p].
             **forward_options: The arguments of ``forward`` by name.
 
         Raises:
             InputError: What ``request`` raises.
         """
-        return self.request(flags, input, **forward_options)
+        return self.request(base, input, **forward_options)
 
     def _types(self, given: object, shape: tuple[int, int]) -> Tokens:
         """The types of tokens as int64 [b, p]. Raises InputError for others than there are."""

@@ -1,17 +1,24 @@
-"""Which of a model's flags are set, and which of them may be."""
+"""What a model's graph has besides its file's: which flags are set, and which SAEs it runs with."""
 
 from __future__ import annotations
 
+from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, checked_number
+from graphlens.model.attached_saes import AttachedSaes
 
 _EXCLUDE_EACH_OTHER = {"use_attn_in": "use_split_qkv_input", "use_split_qkv_input": "use_attn_in"}
 
 
 class Flags:
-    """The flags that are set: each adds hook points to the graph."""
+    """The flags that are set, and the SAEs that are attached: each adds hook points to the graph.
+
+    Attributes:
+        saes: The SAEs.
+    """
 
     def __init__(self) -> None:
         self._on: set[str] = set()
+        self.saes = AttachedSaes()
 
     def set(self, flag: str, on: bool) -> None:
         """Sets or unsets a flag.
@@ -32,3 +39,7 @@ class Flags:
     def names(self) -> tuple[str, ...]:
         """The flags that are set, sorted."""
         return tuple(sorted(self._on))
+
+    def plan(self) -> Plan:
+        """The plan of whole runs with all of it."""
+        return Plan(self.names, self.saes.now)

@@ -19,6 +19,8 @@ from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.generate import GenerateMethods
 from graphlens.model.methods.open import OpenMethods
+from graphlens.model.methods.sae_runs import SaeRunMethods
+from graphlens.model.methods.saes import SaeMethods
 from graphlens.model.methods.text import TextMethods
 from graphlens.model.methods.weights import WeightMethods
 from graphlens.model.request import OUTPUT_ARGUMENTS, ForwardOptions, Output, check_arguments
@@ -30,7 +32,13 @@ if TYPE_CHECKING:
 
 
 class HookedTransformer(
-    OpenMethods[ArrayT], EditMethods[ArrayT], TextMethods[ArrayT], WeightMethods[ArrayT], GenerateMethods[ArrayT]
+    OpenMethods[ArrayT],
+    EditMethods[ArrayT],
+    SaeMethods[ArrayT],
+    SaeRunMethods[ArrayT],
+    TextMethods[ArrayT],
+    WeightMethods[ArrayT],
+    GenerateMethods[ArrayT],
 ):
     """A hooked model: run it, read any activation, edit any activation.
 

@@ -14,7 +14,7 @@ from graphlens.edits.gate import Window
 from graphlens.engine.plan import Plan
 from graphlens.errors import InputError, called, checked_number
 from graphlens.file.io_names import ATTENTION_MASK, INPUT_IDS, RESIDUAL_IN
-from graphlens.file.names import in_block
+from graphlens.file.names import in_block, split_name
 from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.limits import longest
 from graphlens.model.text import Input, Text, Tokens, is_text
@@ -171,13 +171,11 @@ class Reader(Generic[ArrayT]):
         """Which model this is, whatever it is called: see ``Engine``."""
         return self._engine.identity
 
-    def request(
-        self, flags: tuple[str, ...], input: Input[ArrayT], *forward_args: Any, **forward_options: Any
-    ) -> Request:
+    def request(self, base: Plan, input: Input[ArrayT], *forward_args: Any, **forward_options: Any) -> Request:
         """The request of a call of ``forward``.
 
         Args:
-            flags: The flags that are set, sorted.
+            base: The plan of whole runs: which flags are set, and which SAEs there are.
             input: See ``HookedTransformer.forward``.
             *forward_args: Its arguments after ``loss_per_token``.
             **forward_options: The same by name.
@@ -187,11 +185,11 @@ class Reader(Generic[ArrayT]):
             TypeError: For arguments that ``forward`` does not have.
         """
         check_arguments(forward_args, forward_options)
-        return self._request(flags, input, *forward_args, **forward_options)
+        return self._request(base, input, *forward_args, **forward_options)
 
     def _request(
         self,
-        flags: tuple[str, ...],
+        base: Plan,
         input: Input[ArrayT],
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
@@ -225,7 +223,9 @@ class Reader(Generic[ArrayT]):
             real = mask if real is None else mask & real
         if shortformer_pos_embed is not None:
             self._ensure_own_positions(shortformer_pos_embed, shape, cached or mask is not None)
-        plan = Plan(flags, start, stop, past=cached)
+        plan = replace(base, start=start, stop=stop, past=cached)
+        if start is not None:
+            _ensure_without_tokens(base, start)
         window = Window.whole(*shape)
         if past_kv_cache is not None:
             if not isinstance(past_kv_cache, KeyValueCache):
@@ -243,14 +243,14 @@ class Reader(Generic[ArrayT]):
         owner = self.identity if cached else ""
         return Request(plan, feeds, ids, mask, real, past_kv_cache, owner, shape, window)
 
-    def whole_prompts(self, flags: tuple[str, ...], input: Input[ArrayT], **forward_options: Any) -> Request:
+    def whole_prompts(self, base: Plan, input: Input[ArrayT], **forward_options: Any) -> Request:
         """A request over whole prompts, as sweeps and gradients take them.
 
         Texts of different lengths are padded on the left unless told otherwise, so that the last position is each one's
         last token. Whatever padding is known of is masked.
 
         Args:
-            flags: The flags that are set, sorted.
+            base: The plan of whole runs: which flags are set, and which SAEs there are.
             input: Text or tokens [b, p].
             **forward_options: The arguments of ``forward`` by name.
 
@@ -261,7 +261,7 @@ class Reader(Generic[ArrayT]):
         said = forward_options.get("attention_mask") is not None or forward_options.get("padding_side") is not None
         if is_text(input) and not said:
             forward_options["padding_side"] = "left"
-        request = self.request(flags, input, **forward_options)
+        request = self.request(base, input, **forward_options)
         if request.tokens is None or request.plan.stop is not None or request.cache is not None:
             raise InputError("a sweep runs whole prompts: without start_at_layer, stop_at_layer and past_kv_cache.")
         if request.real is None:
@@ -328,6 +328,16 @@ class Reader(Generic[ArrayT]):
         if residual.shape[1] > cfg.n_ctx:
             raise InputError(f"{residual.shape[1]} positions, and {longest(cfg)}.")
         return residual
+
+
+def _ensure_without_tokens(plan: Plan, start: int) -> None:
+    """Raises InputError for a run from a residual stream on, which sees no tokens, with an SAE that is left out at some."""
+    for one in plan.saes:
+        if one.excluded and (split_name(one.writes)[0] or 0) >= start:
+            raise InputError(
+                f"start_at_layer={start}: the SAE at {one.hook!r} is left out at some tokens (exclude_special_tokens), and this "
+                "run reads none. Attach it without, or start from the tokens."
+            )
 
 
 def checked_mask(attention_mask: object, shape: tuple[int, int], cache: object = None) -> Tokens:

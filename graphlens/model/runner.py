@@ -53,7 +53,7 @@ class Runner(Generic[ArrayT]):
         border: See above.
         text: Its tokens and text.
         weights: Its weights by name.
-        flags: Which flagged hook points there are.
+        flags: Which flagged hook points and SAEs there are.
         hooks: Its Python hooks.
         edits: Its interventions.
     """
@@ -146,8 +146,8 @@ class Runner(Generic[ArrayT]):
         return self._reader.identity
 
     def plan(self) -> Plan:
-        """The plan of whole runs with the flags that are set, without what else is active."""
-        return Plan(self.flags.names)
+        """The plan of whole runs with the flags that are set and the SAEs, without what else is active."""
+        return self.flags.plan()
 
     def names(self) -> list[str]:
         """The hook points there are now, in firing order."""
@@ -208,7 +208,8 @@ class Runner(Generic[ArrayT]):
     def active(self) -> Active:
         """What is active in this thread beside the plain model."""
         hooks = tuple((hook.name, getattr(hook.user_hook, "__qualname__", "")) for hook in self.hooks.active())
-        return Active(self.flags.names, self.edits.items, hooks)
+        saes = tuple((one.writes, one.key, one.error_term, one.excluded, one.beside) for one in self.flags.saes.now)
+        return Active(self.flags.names, self.edits.items, hooks, saes)
 
     def editing(self, interventions: Interventions, strict: bool = True) -> Block[None]:
         """Adds interventions to every run inside the ``with`` block; see HookedTransformer.intervene.
@@ -240,7 +241,7 @@ class Runner(Generic[ArrayT]):
         Raises:
             InputError: For arguments that do not fit the model or each other.
         """
-        return self._reader.request(self.flags.names, input, *forward_args, **forward_options)
+        return self._reader.request(self.plan(), input, *forward_args, **forward_options)
 
     def whole_prompts(self, input: Input[ArrayT], **forward_options: Any) -> Request:
         """A request over whole prompts, as gradients and experiments take them.
@@ -252,7 +253,7 @@ class Runner(Generic[ArrayT]):
         Raises:
             InputError: For a run over some layers only or with a KV cache, and what ``request`` raises.
         """
-        return self._reader.whole_prompts(self.flags.names, input, **forward_options)
+        return self._reader.whole_prompts(self.plan(), input, **forward_options)
 
     def run(self, request: Request, fetch: Sequence[str] = (), output: bool = True, only: bool = False) -> Ran:
         """Runs a request once with what is active, and extends its KV cache.

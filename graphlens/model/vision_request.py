@@ -18,11 +18,11 @@ from graphlens.model.text import Input
 class VisionReader(Reader[ArrayT]):
     """Reads the arguments of a vision model's ``forward`` into requests."""
 
-    def request(self, flags: tuple[str, ...], input: Input[ArrayT], *given: object, **options: object) -> Request:
+    def request(self, base: Plan, input: Input[ArrayT], *given: object, **options: object) -> Request:
         """The request of a call of ``forward``.
 
         Args:
-            flags: The flags that are set, sorted.
+            base: The plan of whole runs: which flags are set, and which SAEs there are.
             input: Images, float [b, channels, height, width] or one [channels, height, width].
             *given: None: a run over images has no other arguments.
             **options: None.
@@ -36,20 +36,20 @@ class VisionReader(Reader[ArrayT]):
             raise TypeError(f"{called()[0]}() does not take {what} here: a run of a vision model has its images alone.")
         pixels = self._pixels(input)
         shape = (len(pixels), self._engine.manifest.config.n_ctx)
-        return Request(Plan(flags), {PIXELS: pixels}, None, None, None, None, "", shape, Window.whole(*shape))
+        return Request(base, {PIXELS: pixels}, None, None, None, None, "", shape, Window.whole(*shape))
 
-    def whole_prompts(self, flags: tuple[str, ...], input: Input[ArrayT], **forward_options: object) -> Request:
+    def whole_prompts(self, base: Plan, input: Input[ArrayT], **forward_options: object) -> Request:
         """The same: a run over images is always whole.
 
         Args:
-            flags: The flags that are set, sorted.
+            base: The plan of whole runs: which flags are set, and which SAEs there are.
             input: See ``request``.
             **forward_options: See there.
 
         Raises:
             InputError: What ``request`` raises.
         """
-        return self.request(flags, input, **forward_options)
+        return self.request(base, input, **forward_options)
 
     def _pixels(self, input: object) -> Array:
         """Images as the graph takes them, float32 [b, channels, height, width]."""

@@ -15,11 +15,13 @@ from graphlens.edits.parts import PARTS
 from graphlens.errors import InputError
 from graphlens.file.copies import Announce, Placed, ensure_room, place
 from graphlens.file.folder import MODEL_FILE, copy_settings, model_path, new_folder, replacing, user_path, writing
+from graphlens.file.hook_patterns import match_glob
 from graphlens.file.manifest import METADATA_KEY, Manifest
-from graphlens.file.names import FLAGGED, all_names, axis_sizes, canonical, match_glob, select, split_name
+from graphlens.file.names import all_names, axis_sizes, select
 from graphlens.file.safetensors import SafetensorsFile, TensorEntry, write_safetensors
 from graphlens.file.written import EDITS_KEY, MADE_KEY
 from graphlens.file.written import GATES_KEY as GATES_KEY
+from graphlens.pipelines.grown import Saes, flags_for, flags_of, grown
 from graphlens.pipelines.runtimes import write_genai_config, write_transformersjs
 from graphlens.views.progress import note
 
@@ -42,6 +44,7 @@ def bake_model(
     self_contained: bool = False,
     layout: str = "plain",
     flags: Sequence[str] = (),
+    saes: Saes = (),
     link: bool = False,
     announce: Announce = note,
 ) -> Path:
@@ -60,6 +63,7 @@ def bake_model(
         layout: "plain", or "transformersjs" for ``onnx/model.onnx`` with the weights inside (from 2 GB on in
             ``onnx/model.onnx_data``).
         flags: Flags whose hook points are inserted besides.
+        saes: SAEs to put into the model: its weights file gets theirs beside it. A ``SplicedSae`` tells of an error term.
         link: True hardlinks the weights, where the file system can, instead of copying them. onnx.load refuses such a
             folder, and so do the tools that use it.
         announce: Called with lines of text for people: what is copied, and how much was written.
@@ -79,7 +83,7 @@ def bake_model(
     _check_link(link, self_contained)
     items = checked(interventions)
     source = model_path(model)
-    graph = surgery.with_flagged(surgery.load(source), {*flags, *_flags_of(items)})
+    graph = grown(surgery.load(source), {*flags, *flags_of(items)}, saes)
     baked, folded = surgery.bake(graph, items, with_past=with_past, keep_hooks=keep_hooks)
     manifest = surgery.read_manifest(graph)
     return _write(
@@ -105,6 +109,7 @@ def write_drivable(
     with_past: bool = False,
     keep_hooks: bool = False,
     self_contained: bool = False,
+    saes: Saes = (),
     link: bool = False,
     announce: Announce = note,
 ) -> list[str]:
@@ -123,6 +128,7 @@ def write_drivable(
         with_past: As in bake_model.
         keep_hooks: As in bake_model.
         self_contained: As in bake_model.
+        saes: As in bake_model. Their hook points may be among the gates.
         link: As in bake_model.
         announce: As in bake_model.
 
@@ -147,7 +153,7 @@ def write_drivable(
     missing = [pattern for pattern in patterns if not fnmatch.filter(list(plain.hooks), pattern)]
     possible = all_names(plain.config.n_layers)
     flagged = (name for pattern in missing for name in fnmatch.filter(possible, pattern))
-    graph = surgery.with_flagged(graph, _flags_for(flagged))
+    graph = grown(graph, flags_for(flagged), saes)
     manifest = surgery.read_manifest(graph)
     names = [name for name in manifest.hooks if "@" not in name]
     chosen = {name for pattern in patterns for name in match_glob(names, pattern)}
@@ -241,7 +247,7 @@ def write_adapter(
 
     items = checked(interventions)
     graph = surgery.load(model)
-    manifest = surgery.read_manifest(surgery.with_flagged(graph, _flags_of(items)))
+    manifest = surgery.read_manifest(grown(graph, flags_of(items)))
     layers, sizes = manifest.config.n_layers, axis_sizes(manifest.config)
     by_hook: dict[str, list[Intervention]] = {}
     for item in items:
@@ -278,17 +284,6 @@ def _check_link(link: bool, self_contained: bool) -> None:
         raise InputError(
             "self_contained copies the weights, as is the default now, and link hardlinks them: choose one."
         )
-
-
-def _flags_for(hooks: Iterable[str]) -> set[str]:
-    """The flags that hook points need."""
-    names = (split_name(hook)[1] for hook in hooks)
-    return {FLAGGED[name] for name in names if name in FLAGGED}
-
-
-def _flags_of(items: Sequence[Intervention]) -> set[str]:
-    """The flags that the hook points of interventions need."""
-    return _flags_for(canonical(item.hook) for item in items)
 
 
 def _without_hooks(model: ir.Model) -> ir.Model:
@@ -330,14 +325,18 @@ def _write(
     """
     if METADATA_KEY not in model.metadata_props and not {EDITS_KEY, GATES_KEY} & model.metadata_props.keys():
         model.metadata_props[MADE_KEY] = "plain"
+    from graphlens.surgery.held_weights import beside
+
     with new_folder(out) as stage:
         copy_settings(source, stage)
         if folded:
             _write_folded(model, folded, source, stage)
+        model, brought = beside(model, stage)
         placed = Placed(0, {})
         if layout == "transformersjs":
             write_transformersjs(model, stage)
-            (stage / EDITED_FILE).unlink(missing_ok=True)  # its tensors are in the graph now
+            for file in (stage / EDITED_FILE, *brought):  # their tensors are in the graph now
+                file.unlink(missing_ok=True)
         else:
             if decoder is not None:
                 write_genai_config(decoder, stage)

@@ -220,7 +220,7 @@ class _Page:
         hooks: Json = {
             name: {
                 "axes": list(manifest.hooks[name].axes),
-                "sizes": [fixed[axis] for axis in manifest.hooks[name].axes],
+                "sizes": [manifest.hooks[name].sizes(fixed)[axis] for axis in manifest.hooks[name].axes],
             }
             for name in graph.gates
         }

@@ -272,7 +272,7 @@ def _check_shapes(engine: Engine, values: Mapping[str, Array], length: int) -> N
     tokens = _BATCH * length
     sizes |= {TOKENS: tokens, QUERIES: tokens * sizes["head_index"], KEYS: tokens * sizes["key_value_head_index"]}
     for name, entry in engine.manifest.hooks.items():
-        expected = tuple(sizes[axis] for axis in entry.axes)
+        expected = tuple(entry.sizes(sizes)[axis] for axis in entry.axes)
         if values[name].shape != expected or str(values[name].dtype) != entry.dtype:
             raise VerificationError(
                 f"{name!r} has shape {list(values[name].shape)} and dtype {values[name].dtype}, not {list(expected)} "

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphlens.surgery.graphsurgeon import from_graphsurgeon, to_graphsurgeon
     from graphlens.surgery.lone_part import part_alone
     from graphlens.surgery.process import process_weights
+    from graphlens.surgery.sae_splicing import with_sae, with_saes
     from graphlens.surgery.unfusing.expand import unfuse
 
 # What opening a model needs none of is imported where it is asked for. No module may have the name of one of these functions:
@@ -39,6 +40,8 @@ _HOMES = {
     "to_graphsurgeon": "graphsurgeon",
     "unfuse": "unfusing.expand",
     "with_flagged": "flagged",
+    "with_sae": "sae_splicing",
+    "with_saes": "sae_splicing",
 }
 
 __all__ = [
@@ -77,6 +80,8 @@ __all__ = [
     "with_gates",
     "with_past",
     "with_python_gates",
+    "with_sae",
+    "with_saes",
     "without_gates",
     "without_logits",
 ]

@@ -30,6 +30,7 @@ from graphlens.errors import InputError
 from graphlens.file.io_names import ATTENTION_MASK
 from graphlens.file.manifest import METADATA_KEY, HookEntry
 from graphlens.file.names import JOINT_AXES, axis_sizes, select
+from graphlens.file.sae_names import is_of_sae
 from graphlens.file.written import EDITS_KEY
 from graphlens.surgery.adopted.past import without_past
 from graphlens.surgery.fold import Folded, fold
@@ -80,11 +81,12 @@ def bake(
     for hook, some in by_hook.items():
         gate.check(some, gate.firings(hook, manifest.hooks).values(), sizes)
     folded: Folded = {}
-    if not keep_hooks:
+    # Where an SAE stands, what is added before it is not what is added behind it.
+    if not keep_hooks and not any(map(is_of_sae, names)):
         by_hook, folded = fold(model, manifest, by_hook)
     model = add_past(model) if with_past else without_past(model)
     edits = {
-        name: _edit(by_hook[hook], manifest.hooks[name], sizes, with_past)
+        name: _edit(by_hook[hook], manifest.hooks[name], manifest.hooks[name].sizes(sizes), with_past)
         for name in names
         for hook in [name.partition("@")[0]]
         if hook in by_hook

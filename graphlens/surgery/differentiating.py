@@ -12,6 +12,7 @@ from graphlens.errors import InputError, warn
 from graphlens.file.io_names import DENSE, LOGITS, SEED, SEEDS, gradient_output
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import unknown_hook
+from graphlens.file.sae_names import ERROR
 from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
 from graphlens.surgery.ranks import fill_in
 from graphlens.surgery.rules import Builder, Gradient, Rule, rule_of
@@ -68,7 +69,8 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     assert result.type is not None
     b = Builder(result.type.dtype)
     end, given = add_seed(b, model, manifest, result, seed, set(targets.values()))
-    backward = _Backward(b, graph, set(targets.values()), _nearest(manifest.hooks, graph))
+    constants = {values[entry.value] for name, entry in manifest.hooks.items() if name.endswith(f".{ERROR}")}
+    backward = _Backward(b, graph, set(targets.values()), constants, _nearest(manifest.hooks, graph))
     found = backward.run(end, given)
     named: dict[ir.Value, str] = {}
     entries = dict(manifest.hooks)
@@ -114,7 +116,7 @@ def _apart(model: ir.Model, manifest: Manifest) -> ir.Model:
     for name, entry in manifest.hooks.items():
         first.setdefault(entry.value, name)
     read = [name for value, name in first.items() if _is_read_backward(values[value].producer())]
-    return splice(model, {name: lambda value, scope: scope.op("Identity", [value]) for name in read})
+    return splice(model, {name: lambda value, scope: scope.op("Identity", [value]) for name in read}, changing=False)
 
 
 def _is_read_backward(node: ir.Node | None) -> bool:
@@ -148,8 +150,16 @@ class _Backward:
     returned, and edited for all that is computed from it.
     """
 
-    def __init__(self, b: Builder, graph: ir.Graph, targets: set[ir.Value], nearest: dict[ir.Node, str]) -> None:
+    def __init__(
+        self,
+        b: Builder,
+        graph: ir.Graph,
+        targets: set[ir.Value],
+        constants: set[ir.Value],
+        nearest: dict[ir.Node, str],
+    ) -> None:
         self._b, self._graph, self._targets, self._nearest = b, graph, targets, nearest
+        self._constants = constants  # what no gradient passes, though it is computed: the error terms of SAEs
         self.rounded: dict[str, int] = {}  # operator that a gradient went straight through -> how many of its nodes
         self._pending: dict[ir.Value, list[Gradient]] = {}
         self._found: dict[ir.Value, Gradient] = {}
@@ -159,12 +169,14 @@ class _Backward:
         reached = set(self._targets)
         for node in self._graph:
             if any(value in reached for value in node.inputs):
-                reached.update(node.outputs)
+                reached.update(value for value in node.outputs if value not in self._constants)
         if end in reached:
             self._pending[end] = [Gradient(seed)]
         for node in reversed(list(self._graph)):
             arrived = [self._total(output) for output in node.outputs]
             needs = [value is not None and value in reached for value in node.inputs]
+            if not self._constants.isdisjoint(node.outputs):
+                continue
             if not any(arrived) or not any(needs):
                 continue
             found = self._rule(node)

@@ -23,8 +23,9 @@ from graphlens.file.leftovers import locked, provisional, remove, remove_stale
 from graphlens.file.manifest import METADATA_KEY, SEALED_SINCE, Manifest
 from graphlens.file.manifest_format import ensure_known_format
 from graphlens.file.stored import in_files, path_of
-from graphlens.surgery.fingerprint import verify_weights
+from graphlens.surgery.fingerprint import fingerprint, verify_weights
 from graphlens.surgery.graph import ensure_hooks_resolve, manifest_in, read_manifest, write_manifest
+from graphlens.surgery.held_weights import beside
 from graphlens.surgery.labels import without_labels, write_labels
 from graphlens.surgery.placement import ensure_placed
 from graphlens.surgery.seal import KEY, is_sealed, sealed_bytes
@@ -242,6 +243,9 @@ def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False, seal
     with writing(target), contextlib.ExitStack() as undo:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
+        model, brought = _with_held(model, folder)
+        for file in brought:
+            undo.callback(_remove_unless_named, file, target)
         files = {
             name: source
             for name, source in sorted(weights_files(model).items())
@@ -264,6 +268,17 @@ def save(model: ir.Model, path: str | os.PathLike[str], link: bool = False, seal
     for other in aside.values():
         _remove_unless_named(folder / other, target)
     return target
+
+
+def _with_held(model: ir.Model, folder: Path) -> tuple[ir.Model, list[Path]]:
+    """(the model with what it holds elsewhere in files of a folder, these files); its manifest names them."""
+    made, files = beside(model, folder)
+    if files and METADATA_KEY in made.metadata_props:
+        manifest = read_manifest(made)
+        write_manifest(
+            made, manifest.with_files({**manifest.files, **{file.name: fingerprint(file) for file in files}})
+        )
+    return made, files
 
 
 def _is_in_place(source: Path, target: Path, link: bool) -> bool:

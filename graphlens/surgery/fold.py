@@ -138,7 +138,7 @@ def affine(items: Sequence[Intervention], entry: HookEntry, manifest: Manifest) 
     Raises:
         InputError: For an operand that does not fit the hook point.
     """
-    sizes, field_of = axis_sizes(manifest.config), selected_by(entry.axes)
+    sizes, field_of = entry.sizes(axis_sizes(manifest.config)), selected_by(entry.axes)
     dynamic = [index for index, name in enumerate(entry.axes) if name not in sizes]
     for item in items:
         shape = aligned(item, entry.axes).shape

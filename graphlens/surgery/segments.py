@@ -35,6 +35,7 @@ from graphlens.surgery.graph import (
     values_by_name,
 )
 from graphlens.surgery.inputs import head_from_residual, head_with_past
+from graphlens.surgery.sae_splicing import carried_on
 from graphlens.surgery.token_sizes import TokenSizes, take_sizes_of
 
 
@@ -103,7 +104,7 @@ def _residual_value(manifest: Manifest, layer: int) -> str:
         raise InputError(
             f"{manifest.config.model_name} has no hook point {name!r}, so it cannot start or stop at layer {layer}."
         )
-    return manifest.hooks[name].value
+    return carried_on(manifest.hooks, name)
 
 
 def _stop_at(graph: ir.Graph, residual: ir.Value) -> ir.Value:
@@ -205,7 +206,7 @@ def with_past(model: ir.Model) -> ir.Model:
         # Keys are kept as they are compared: rotated, where positions rotate them.
         names = {"key": rotated if rotated in manifest.hooks else keys, "value": in_block(layer, "attn.hook_v")}
         for part, name in names.items():
-            _remember(graph, _used(values[manifest.hooks[name].value]), layer, part)
+            _remember(graph, _used(values[carried_on(manifest.hooks, name)]), layer, part)
     drop_unused(model)
     return ensure_hooks_resolve(model, "the graph with past")
 

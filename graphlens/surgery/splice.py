@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.file.names import unknown_hook
+from graphlens.surgery.clean_path import keep_clean
 from graphlens.surgery.graph import (
     Attribute,
     finish,
@@ -133,7 +134,7 @@ Edit = Callable[[ir.Value, Scope], ir.Value]
 """Makes the new value of a hook point from the old one, in a scope that takes the new nodes."""
 
 
-def splice(model: ir.Model, edits: Mapping[str, Edit]) -> ir.Model:
+def splice(model: ir.Model, edits: Mapping[str, Edit], changing: bool = True) -> ir.Model:
     """A copy in which hook points carry what an edit makes of them.
 
     All readers of a hook point, and its output, see the new value. Of hook points that share a value (a block's
@@ -144,6 +145,8 @@ def splice(model: ir.Model, edits: Mapping[str, Edit]) -> ir.Model:
         model: A hooked model.
         edits: Hook name -> ``edit(value, scope)``, which returns the new value. One that returns ``value`` itself
             changes nothing.
+        changing: False for edits that put nodes there and leave every number as it is. Others do not reach what the error
+            term of an SAE is computed from.
 
     Returns:
         The copy.
@@ -159,11 +162,15 @@ def splice(model: ir.Model, edits: Mapping[str, Edit]) -> ir.Model:
     model = model.clone()
     values, taken = values_by_name(model), _names(model.graph)
     hooks = dict(manifest.hooks)
+    carried = {name: entry.value for name, entry in hooks.items()}
+    unreached = keep_clean(model, values, carried, edits) if changing else set()
     for name in [name for name in names if name in edits]:
         old_name = hooks[name].value
         old = values[old_name]
         sharers = [other for other in names if hooks[other].value == old_name]
-        readers = tuple(old.uses())  # taken first: the edit's own nodes must keep reading the old value
+        readers = tuple(
+            use for use in old.uses() if use.node not in unreached
+        )  # taken first: the edit's own nodes must keep reading the old value
         scope = Scope(model.graph, name, taken, manifest.adopted is not None)
         new = scope._edited(old, edits[name])
         if new is old:

@@ -39,7 +39,7 @@ HEAVY: dict[str, tuple[str, ...]] = {  # packages that only these places may imp
         "graphlens.surgery",
         "graphlens.engine",
         "graphlens.pipelines",
-        *("graphlens.file.firing", "graphlens.file.stored"),
+        *("graphlens.file.firing", "graphlens.file.held", "graphlens.file.stored"),
     ),
 }
 LAYOUT_OF = f"graphlens.{LAYOUT}"

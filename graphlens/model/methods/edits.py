@@ -241,7 +241,7 @@ class EditMethods(Generic[ArrayT]):
         layout: str = "plain",
         link: bool = False,
     ) -> Path:
-        """Writes this model, with the weights that were set and the interventions inside: a file that runs without graphlens.
+        """Writes this model, its SAEs, weights that were set and the interventions inside: a file that runs without graphlens.
 
         Args:
             interventions: One Ablate, Patch, Steer or Scale, several, or none (``[]``).
@@ -273,6 +273,7 @@ class EditMethods(Generic[ArrayT]):
                 layout=layout,
                 link=link,
                 flags=self.runner.flags.names,
+                saes=self.runner.flags.saes.now,
             )
 
     @property
