@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphlens.analysis.factored_matrix import FactoredMatrix
     from graphlens.analysis.harvest import Harvest
     from graphlens.analysis.metrics import LogitDiff
+    from graphlens.analysis.probe import Probe
     from graphlens.edits.kinds import Ablate, Patch, Scale, Steer
     from graphlens.errors import (
         ExportError,
@@ -89,6 +90,7 @@ _HOMES = {
     **dict.fromkeys(("Ablate", "Patch", "Steer", "Scale"), "graphlens.edits.kinds"),
     "get_act_name": "graphlens.file.names",
     "LogitDiff": "graphlens.analysis.metrics",
+    "Probe": "graphlens.analysis.probe",
     "process_weights": "graphlens.surgery",
     "sweep": "graphlens.experiments.sweep",
     "sweep_pairs": "graphlens.experiments.pairs",
@@ -130,6 +132,7 @@ __all__ = [
     "LogitDiff",
     "ModelFileError",
     "Patch",
+    "Probe",
     "RunError",
     "RuntimeUnavailable",
     "Scale",

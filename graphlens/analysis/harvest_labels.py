@@ -98,11 +98,11 @@ def labelled(harvest: Harvest, labels: Labels, by: str) -> Labelled:
     if callable(labels):
         marks = np.full(count, UNSAID, np.int8)
         for start, record in records(harvest):
-            said, where = labels(record), f"the label of document {record.document}"
+            said, where = labels(record), f" of document {record.document}"
             if by == "document":
-                marks[record.document] = _one(said, where)
+                marks[record.document] = _one(said, f"the label{where}")
             elif said is not None:
-                marks[start : start + len(record.tokens)] = _many(said, len(record.tokens), f"token of {where[13:]}")
+                marks[start : start + len(record.tokens)] = _many(said, len(record.tokens), by, where)
         return Labelled(harvest, by, marks)
     return Labelled(harvest, by, _many(labels, count, by))
 
@@ -157,18 +157,20 @@ def _one(said: object, what: str) -> int:
     return int(plain)
 
 
-def _many(labels: object, count: int, of: str) -> Marks:
-    """The marks of an array or list."""
+def _many(labels: object, count: int, of: str, where: str = "") -> Marks:
+    """The marks of an array or list, of all documents or tokens, or those that ``where`` says."""
     given = as_array(cast("ArrayInput", labels))
     if given.dtype == object and given.shape == (count,):
-        return np.asarray([_one(said, f"the label of {of} {place}") for place, said in enumerate(given)], np.int8)
+        return np.asarray(
+            [_one(said, f"the label of {of} {place}{where}") for place, said in enumerate(given)], np.int8
+        )
     if given.dtype.kind in "iu" and np.isin(given, (0, 1)).all():
         given = given.astype(bool)
     if given.dtype.kind == "f" and np.isnan(given).any():
         raise InputError(f"labels hold NaN: a label is True or False, and None leaves a {of} out.")
     if given.dtype != bool or given.shape != (count,):
         raise InputError(
-            f"labels are True or False for each of the {count:,} {of}s, not {given.dtype} {list(given.shape)}. Of several "
-            "kinds, compare one with the others: labels == kind."
+            f"labels are True or False for each of the {count:,} {of}s{where}, not {given.dtype} {list(given.shape)}. "
+            "Of several kinds, compare one with the others: labels == kind."
         )
     return given.astype(np.int8)
