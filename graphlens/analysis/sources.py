@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard, cast
 
 import numpy as np
 
@@ -161,6 +161,11 @@ class HarvestMean:
             raise InputTypeError(f"HarvestMean takes a graphlens.Harvest, not {type(self.harvest).__name__}.")
         if not is_one_of(self.by, (None, "position")):
             raise InputError(f"by={self.by!r}: a mean is over all tokens (None), or that of each 'position'.")
+
+    @property
+    def processing(self) -> tuple[str, ...]:
+        """How the weights of the harvest's model were processed."""
+        return tuple(map(str, cast("Sequence[str]", self.harvest.plan.model["processing"])))
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
         """The mean of the hook point's activations.

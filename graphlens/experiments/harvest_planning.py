@@ -138,7 +138,12 @@ def digest_of_directions(directions: Mapping[str, Array]) -> str:
 
 def said_of_model(runner: Runner[ArrayT]) -> dict[str, Json]:
     """What a plan says of the model."""
-    return {"name": runner.config.model_name, "identity": runner.identity, "flags": list(runner.flags.names)}
+    return {
+        "name": runner.config.model_name,
+        "identity": runner.identity,
+        "processing": list(runner.engine.manifest.processing),  # a sweep asks whether its means are of such weights
+        "flags": list(runner.flags.names),
+    }
 
 
 def said_of_machine(runner: Runner[ArrayT]) -> dict[str, Json]:

@@ -10,6 +10,7 @@ import pytest
 
 from graphlens import Harvest, HookedTransformer, InputError, Patch, Steer, harvest, sweep
 from graphlens.analysis.harvest_labels import Record, records
+from graphlens.attribution import attribution_patch
 from graphlens.metrics import LogitDiff
 from graphlens.patching import HarvestMean, Site, sweep_pairs
 from tests.scale.harvests import LAST, rows
@@ -127,6 +128,7 @@ TEXTS = [
     "Tom gave Anna a ball",
 ]
 METRIC = LogitDiff(" Mary", " John", reduction="none")
+LINEAR = LogitDiff(" Mary", " John")
 SITES = [Site("z", 1, head=2), Site("resid_post", 3, position=-1), Site("z", 1)]
 
 
@@ -159,6 +161,8 @@ def test_a_sweep_with_its_means_is_one_with_means_of_a_cache(
     theirs = sweep(model, text, SITES, means, METRIC, verbose=False)
     np.testing.assert_allclose(ours.values, theirs.values, atol=2e-5)
     assert np.abs(ours.values - ours.against("corrupted")).max() > 0.1  # it does something
+    estimates = [attribution_patch(model, text, SITES, source, LINEAR) for source in (HarvestMean(of_texts, by), means)]
+    np.testing.assert_allclose(estimates[0].values, estimates[1].values, atol=2e-5)
     patched = of_texts.mean(Z, by=by) if by is None else of_texts.mean(Z, by=by)[: tokens.shape[1]]
     logits = model.run_with_interventions(text, Patch(Z, patched))
     np.testing.assert_allclose(ours.values[2], METRIC.bound(model.to_single_token)(logits), atol=2e-5)
@@ -190,6 +194,9 @@ def test_means_that_do_not_fit_are_refused(model: HookedTransformer, of_texts: H
     assert "was not harvested" in refused(HarvestMean(of_texts), site=Site("z", 0))
     longer = TEXTS[0] + " Mary. " + TEXTS[0]
     assert "has no mean for each of" in refused(HarvestMean(of_texts, "position"), longer)
+    processed = HookedTransformer.from_pretrained("tiny-gpt2")
+    with pytest.raises(InputError, match="this harvest was made by a model with other weight processing"):
+        sweep(processed, TEXTS[0], SITES[0], HarvestMean(of_texts), METRIC, verbose=False)
     narrow = harvest(model, TEXTS, Z, tmp_path / "n", project=np.ones((3, 4, 32)), verbose=False)
     assert "the harvest holds [3] for each token, and this model gives [4, 32]" in refused(HarvestMean(narrow))
     with pytest.raises(InputError, match=r"takes a graphlens\.Harvest, not dict"):
