@@ -20,7 +20,7 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 # The group that each token of a shard belongs to, integers [tokens] from 0; less than 0 for none.
 Groups: TypeAlias = Callable[[int], Array]
-_PIECE = 16_000_000  # bytes of float64 that are held at once
+PIECE_BYTES = 16_000_000  # bytes of float64 that are held at once
 
 
 def pieces(harvest: Harvest, hook: str, groups: Groups) -> Iterator[tuple[Doubles, Ints, Ints]]:
@@ -40,7 +40,7 @@ def pieces(harvest: Harvest, hook: str, groups: Groups) -> Iterator[tuple[Double
     """
     harvest[hook]  # raises where it was not harvested
     width = harvest.plan.width(hook)
-    rows = max(1, _PIECE // (8 * max(width, 1)))
+    rows = max(1, PIECE_BYTES // (8 * max(width, 1)))
     for index in range(len(harvest.plan.shards)):
         shard, group = harvest.shard(index), groups(index)
         places = np.flatnonzero(group >= 0)
@@ -104,6 +104,7 @@ def by_position(harvest: Harvest) -> tuple[Groups, int]:
 
 def mean(harvest: Harvest, hook: str, labels: Labels | None, by: str | None) -> Array:
     """See ``Harvest.mean``."""
+    groups: Groups
     if labels is not None:
         groups, count = labelled(harvest, labels, "document" if by is None else by).of_shard, 2
     elif not is_one_of(by, (None, "position")):

@@ -17,7 +17,7 @@ Pieces: TypeAlias = Callable[[], Iterator[tuple[Doubles, npt.NDArray[np.int64]]]
 
 FITTED = ("logistic", "ridge")
 _NEAR = 1e-9  # the largest entry of the gradient of a mean loss at which an optimum is reached
-_STEPS = 200  # passes over the data at most; ten are usual
+MOST_PASSES = 200  # passes over the data at most; ten are usual
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def fit(pieces: Pieces, width: int, kind: str, l2: float) -> tuple[Doubles, floa
     mean, deviation = _moments(pieces, width)
     weights = np.zeros(width + 1)
     here = _objective(pieces, mean, deviation, weights, kind, l2)
-    for _ in range(_STEPS):
+    for _ in range(MOST_PASSES):
         if np.abs(here.gradient).max() <= _NEAR:
             found: Doubles = weights[:-1] / deviation
             return found, float(weights[-1] - found @ mean)

@@ -110,7 +110,7 @@ def test_a_plane_between_the_kinds_and_numbers_that_never_change() -> None:
 
 
 def test_weights_that_do_not_settle_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphlens.analysis.probe_fit._STEPS", 2)
+    monkeypatch.setattr("graphlens.analysis.probe_fit.MOST_PASSES", 2)
     values, labels = data()
     with pytest.raises(InputError, match="Raise l2"):
         fit(pieces(values, labels), values.shape[1], "logistic", 1e-6)
