@@ -146,6 +146,15 @@ def test_all_right_is_not_certain() -> None:
     assert found.auc_interval[1] == 1
 
 
+def test_both_labels_count_for_the_area() -> None:
+    values, labels = np.arange(30.0), np.arange(30) % 5 > 1  # 18 and 12, and of these many in the wrong order
+    found = score(values, labels, np.arange(30), np.arange(30), 0.95)
+    assert found.auc_interval == pytest.approx(interval(found.auc, lambda a: area_variance(a, 18, 12), Z))
+    halves = np.arange(30) // 15  # two units, each with both labels: 2 observations of either
+    wide = score(values, labels, halves, halves, 0.95)
+    assert wide.auc_interval == pytest.approx(interval(found.auc, lambda a: area_variance(a, 2, 2), Z), abs=0.01)
+
+
 def test_tokens_of_one_document_are_one_observation() -> None:
     random = np.random.default_rng(5)
     values, labels = random.standard_normal(30), random.random(30) < 0.5

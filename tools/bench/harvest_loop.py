@@ -15,7 +15,7 @@ def wanted(layers: int) -> dict[str, tuple[list[str], int | None]]:
     middle = layers // 2
     return {
         "all resid_post": ([f"blocks.{layer}.hook_resid_post" for layer in range(layers)], None),
-        f"resid_pre of layer {middle}": ([f"blocks.{middle}.hook_resid_pre"], middle),
+        f"resid_post of layer {middle - 1}": ([f"blocks.{middle - 1}.hook_resid_post"], middle),
     }
 
 
