@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphlens.analysis.factored_matrix import FactoredMatrix
     from graphlens.analysis.harvest import Harvest
     from graphlens.analysis.metrics import LogitDiff
+    from graphlens.analysis.probe import Probe
     from graphlens.edits.cross_layer import CrossLayerTranscoder
     from graphlens.edits.kinds import Ablate, Patch, Scale, Steer
     from graphlens.edits.sae import Sae
@@ -92,6 +93,7 @@ _HOMES = {
     **dict.fromkeys(("Ablate", "Patch", "Steer", "Scale"), "graphlens.edits.kinds"),
     "get_act_name": "graphlens.file.names",
     "LogitDiff": "graphlens.analysis.metrics",
+    "Probe": "graphlens.analysis.probe",
     "process_weights": "graphlens.surgery",
     "Sae": "graphlens.edits.sae",
     "sweep": "graphlens.experiments.sweep",
@@ -135,6 +137,7 @@ __all__ = [
     "LogitDiff",
     "ModelFileError",
     "Patch",
+    "Probe",
     "RunError",
     "RuntimeUnavailable",
     "Sae",

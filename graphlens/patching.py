@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphlens.analysis.drift_result import Drifted, DriftResult
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, grid
-from graphlens.analysis.sources import Cache, Mean, Noise, Zero
+from graphlens.analysis.sources import Cache, HarvestMean, Mean, Noise, Zero
 from graphlens.analysis.summary import EffectSummary
 from graphlens.experiments.act_patch import (
     act_patch_sites,
@@ -47,6 +47,7 @@ __all__ = [
     "DriftResult",
     "Drifted",
     "EffectSummary",
+    "HarvestMean",
     "Mean",
     "Noise",
     "Site",

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from graphlens.analysis import harvest_exits
-from graphlens.analysis.arrays import Array
+from graphlens.analysis.arrays import Array, ArrayInput
 from graphlens.analysis.harvest_batches import batches
 from graphlens.analysis.harvest_column import Column
+from graphlens.analysis.harvest_labels import Labels
+from graphlens.analysis.harvest_means import direction, mean
+from graphlens.analysis.probe import Probe, probe
 from graphlens.analysis.reductions import Statistics, reduction_of
 from graphlens.errors import InputError, InputKeyError, ModelFileError
 from graphlens.file.folder import user_path
@@ -282,44 +284,90 @@ class Harvest:
         """
         harvest_exits.save_saelens(self, folder, name)
 
-    def direction(self, labels: npt.ArrayLike, name: str, *, by: str = "document") -> Array:
-        """The difference of means: where the activations of one kind of tokens are, seen from the others.
+    # What is computed of all of it
+
+    def mean(self, hook: str, labels: Labels | None = None, *, by: str | None = None) -> Array:
+        """The mean activation: what mean ablation puts in its place, ``Patch(hook, h.mean(hook))``.
+
+        A sweep takes it by ``graphlens.patching.HarvestMean(h)``. Memory holds a piece of the activations, not all.
 
         Args:
-            labels: bool, True for one kind and False for the other: one for each document, or for each token.
-            name: The hook point.
+            hook: The hook point.
+            labels: The mean of the tokens labelled True alone, as for ``direction``; None for all tokens.
+            by: "position" for the mean at each place in the row that was run. With labels, what a label is of: "document" (None
+                means that) or "token".
+
+        Returns:
+            float32 [*shape]; by position [positions, *shape], NaN at a position of which no token was kept.
+
+        Raises:
+            InputKeyError: The hook point was not harvested.
+            InputError: The labels are not so many bools, none is True, or ``by`` is something else.
+        """
+        return mean(self, hook, labels, by)
+
+    def direction(self, labels: Labels, hook: str, *, by: str = "document", unit: bool = False) -> Array:
+        """The difference of means: where the activations of one kind of tokens are, seen from the others.
+
+        The mass-mean direction of Marks and Tegmark (2023), "The Geometry of Truth". Memory holds a piece of the activations.
+
+        Args:
+            labels: True for one kind, False for the other, None for what is left out: an array or list with one for each document
+                or token, a mapping from documents or tokens, or a function of each document's Record (``document``, ``tokens``,
+                ``positions``), which gives its label, or by token one for each of its tokens.
+            hook: The hook point.
             by: "document" or "token": what a label is of.
+            unit: True for length 1.
 
         Returns:
             float32 [*shape]: the mean at True less the mean at False.
 
         Raises:
-            InputError: The labels are not so many bools, or no token is of one of the kinds.
+            InputKeyError: The hook point was not harvested.
+            InputError: The labels are not so many bools, no token is of one of the kinds, or an activation is not finite.
         """
-        if by not in ("document", "token"):
-            raise InputError(f"by={by!r}: a label is of a 'document' or a 'token'.")
-        count = self.n_documents if by == "document" else len(self)
-        given = np.asarray(labels)
-        if given.dtype.kind == "i" and np.isin(given, (0, 1)).all():
-            given = given.astype(bool)
-        if given.dtype != bool or given.shape != (count,):
-            raise InputError(
-                f"labels are True or False for each of the {count:,} {by}s, not {given.dtype} {list(given.shape)}."
-            )
-        column = self[name]
-        sums, counts = np.zeros((2, *column.shape[1:])), np.zeros(2, np.int64)
-        for index, start in enumerate(self.starts[:-1]):
-            part = self.shard(index)
-            which = given[part[DOCUMENTS]] if by == "document" else given[start : start + len(part[DOCUMENTS])]
-            for kind in (0, 1):
-                sums[kind] += part[name][which == kind].sum(0, dtype=np.float64)
-                counts[kind] += int((which == kind).sum())
-        if not counts.all():
-            raise InputError(
-                f"no token of this harvest has the label {bool(counts[0])}: there is nothing to compare with."
-            )
-        found: Array = (sums[1] / counts[1] - sums[0] / counts[0]).astype(np.float32)
-        return found
+        return direction(self, labels, hook, by, unit)
+
+    def probe(
+        self,
+        labels: Labels,
+        hook: str,
+        *,
+        by: str = "document",
+        kind: str = "logistic",
+        l2: float = 0.01,
+        test: float = 0.2,
+        groups: ArrayInput | None = None,
+        seed: int = 0,
+        confidence: float = 0.95,
+    ) -> Probe:
+        """What a linear probe can read off the activations, tried on documents that it was not made of.
+
+        Whole documents are held out, a share of those of each label. Memory holds a piece of the activations, two matrices
+        [width, width], and a number for each labelled token: a harvest may be larger.
+
+        Args:
+            labels: See ``direction``.
+            hook: The hook point.
+            by: "document" or "token": what a label is of.
+            kind: "logistic" or "ridge" regression on activations scaled to standard deviation 1, or "mean": along the difference
+                of means, from halfway between them.
+            l2: How strongly large weights are held down, 1e-8 or more: mean loss + l2 / 2 * |w|^2. On n tokens scikit-learn calls
+                it C = 1 / (l2 n), or alpha = l2 n. Of no effect on "mean".
+            test: The share of documents that is held out, 0.01 to 0.99.
+            groups: A number or text for each document: those with the same one (a template, a name, a source) stay on one side.
+                With ``pack=True`` documents of one row see one another: what that tells, a group keeps out.
+            seed: Decides which documents are held out.
+            confidence: Of the intervals, between 0 and 1.
+
+        Returns:
+            The probe: ``direction``, ``bias``, ``accuracy``, ``auc``, ``held_out``, ``predict(activations)``.
+
+        Raises:
+            InputKeyError: The hook point was not harvested.
+            InputError: The labels are not so many bools, one kind is missing in one of the parts, or an activation is not finite.
+        """
+        return probe(self, labels, hook, by, kind, l2, test, groups, seed, confidence)
 
 
 def _dtype(name: str) -> np.dtype[np.generic]:

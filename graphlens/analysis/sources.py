@@ -1,16 +1,19 @@
-"""What a sweep puts in an activation's place: another run's, zero, its mean, or itself with noise."""
+"""What a sweep puts in an activation's place: another run's, zero, its mean, a harvest's, or itself with noise."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeGuard
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard, cast
 
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayInput, as_array, working
-from graphlens.errors import InputError, UnknownHookPoint, checked_number
+from graphlens.errors import InputError, InputTypeError, UnknownHookPoint, checked_number, is_one_of
+
+if TYPE_CHECKING:
+    from graphlens.analysis.harvest import Harvest
 
 
 class Source(Protocol):
@@ -140,6 +143,66 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class HarvestMean:
+    """Mean ablation with the means of a harvest: of many texts, and so the same for any prompts, one at a time or many.
+
+    Attributes:
+        harvest: The harvest, with activations or made with ``reduce="mean"``.
+        by: None for the mean of all its tokens, or "position" for the mean at each place in a row. A prompt's places count from
+            its first token, padding left out.
+    """
+
+    harvest: Harvest
+    by: str | None = None
+    _known: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.harvest, "mean") or not hasattr(self.harvest, "plan"):
+            raise InputTypeError(f"HarvestMean takes a graphlens.Harvest, not {type(self.harvest).__name__}.")
+        if not is_one_of(self.by, (None, "position")):
+            raise InputError(f"by={self.by!r}: a mean is over all tokens (None), or that of each 'position'.")
+
+    @property
+    def processing(self) -> tuple[str, ...]:
+        """How the weights of the harvest's model were processed."""
+        return tuple(map(str, cast("Sequence[str]", self.harvest.plan.model["processing"])))
+
+    def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
+        """The mean of the hook point's activations.
+
+        Args:
+            hook: The hook point's name.
+            corrupted: The activation of the run that is patched, [b, p, ...].
+            mask: Int [b, p], 1 at real tokens; None where all are.
+
+        Returns:
+            [1, 1, ...]; by position [1 or b, p, ...].
+
+        Raises:
+            InputKeyError: The hook point was not harvested.
+            InputError: The harvest is of a model of another shape, or has no mean for one of the positions.
+        """
+        if hook not in self._known:  # a sweep over many prompts asks again and again
+            self._known[hook] = self.harvest.mean(hook, by=self.by)
+        mean = self._known[hook]
+        inner = mean.shape if self.by is None else mean.shape[1:]
+        if inner != corrupted.shape[2:]:
+            raise InputError(
+                f"{hook!r}: the harvest holds {list(inner)} for each token, and this model gives {list(corrupted.shape[2:])}."
+            )
+        if self.by is None:
+            return mean[None, None].astype(corrupted.dtype)
+        places = np.arange(corrupted.shape[1])[None] if mask is None else np.maximum(mask.cumsum(1) - 1, 0)
+        most = int(places.max()) + 1
+        if most > len(mean) or not np.isfinite(mean[np.unique(places)]).all():
+            raise InputError(
+                f"{hook!r}: the harvest has no mean for each of {most} positions. Harvest texts as long, keep_bos=True and "
+                "positions='all', or take the mean of all tokens: by=None."
+            )
+        return np.asarray(mean[places].astype(corrupted.dtype))
+
+
+@dataclass(frozen=True)
 class Noise:
     """The activation plus Gaussian noise, as in causal tracing (Meng et al. 2022, which takes ``scale`` 3 at the embeddings).
 
@@ -254,6 +317,8 @@ def as_source(source: SourceInput) -> Source:
         return Cache(source)
     if _is_source(source):
         return source
+    if hasattr(source, "plan") and hasattr(source, "mean"):
+        raise InputError("a harvest is many activations of each hook point: give its means, HarvestMean(harvest).")
     raise InputError(
         f"a source is a cache of activations, 'zero', 'mean', 'noise' or Noise(...), not {type(source).__name__}."
     )

@@ -146,6 +146,7 @@ def said_of_model(runner: Runner[ArrayT]) -> dict[str, Json]:
     said: dict[str, Json] = {
         "name": runner.config.model_name,
         "identity": runner.identity,
+        "processing": list(runner.engine.manifest.processing),  # a sweep asks whether its means are of such weights
         "flags": list(runner.flags.names),
     }
     saes = runner.flags.saes.now

@@ -16,7 +16,7 @@ from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.result import SweepResult, saved_files
 from graphlens.analysis.sites import Site, Sites, listed
-from graphlens.analysis.sources import Source, as_source
+from graphlens.analysis.sources import HarvestMean, Source, as_source
 from graphlens.errors import InputError, checked_number
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS
 from graphlens.experiments.sweep_metrics import Measure
@@ -98,19 +98,25 @@ def sweep(
 
 
 def check_processing(cfg: HookedTransformerConfig, source: object) -> None:
-    """Refuses a cache of a model whose weights were processed in another way.
+    """Refuses activations of a model whose weights were processed in another way.
 
     Args:
         cfg: The configuration of the model that is patched.
-        source: Where patched values come from; only a cache that knows its model is checked.
+        source: Where patched values come from; only a cache that knows its model, and means of a harvest, are checked.
 
     Raises:
         InputError: If the two were processed differently, so that their activations mean different things.
     """
-    others = getattr(getattr(source, "model", None), "cfg", None)
-    if others is not None and getattr(others, "processing", cfg.processing) != cfg.processing:
+    if isinstance(source, HarvestMean):
+        what, theirs = "harvest", source.processing
+    else:
+        what, theirs = (
+            "cache",
+            getattr(getattr(getattr(source, "model", None), "cfg", None), "processing", cfg.processing),
+        )
+    if tuple(theirs) != tuple(cfg.processing):
         raise InputError(
-            f"this cache was made by a model with other weight processing ({_said(others.processing)}) than this one "
+            f"this {what} was made by a model with other weight processing ({_said(theirs)}) than this one "
             f"({_said(cfg.processing)}): its activations mean something else. Make it with this model."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -81,4 +82,62 @@ def effects_table(
         interval = f"{number(figures['low'])} to {number(figures['high'])}"
         cells = [number(figures["mean"]), interval, number(figures["p_value"])]
         table.add_row(*(Text(shown(labels[axis])) for axis in axes), *map(Text, cells))
+    return table
+
+
+class Scored(Protocol):
+    """How well a probe tells some tokens; a ProbeScore is one."""
+
+    @property
+    def accuracy(self) -> float:
+        """The share of tokens it is right about."""
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """(low, high)."""
+
+    @property
+    def auc(self) -> float:
+        """The area under the ROC curve."""
+
+    @property
+    def auc_interval(self) -> tuple[float, float]:
+        """(low, high)."""
+
+    @property
+    def majority(self) -> float:
+        """The accuracy of always answering what is more frequent."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it was asked about."""
+
+    @property
+    def documents(self) -> int:
+        """How many documents they are of."""
+
+
+def probe_table(title: str, parts: Mapping[str, Scored]) -> Table:
+    """A table of how well a probe does.
+
+    Args:
+        title: What it is headed by.
+        parts: The scores by the name of the part of the data.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left")
+    table.add_column("")
+    for name in parts:
+        table.add_column(name, justify="right")
+    scores = list(parts.values())
+    rows = {
+        "accuracy": [number(one.accuracy) for one in scores],
+        "  interval": [" to ".join(map(number, one.accuracy_interval)) for one in scores],
+        "  of the commoner label": [number(one.majority) for one in scores],
+        "area under the curve": [number(one.auc) for one in scores],
+        "  interval ": [" to ".join(map(number, one.auc_interval)) for one in scores],
+        "tokens": [f"{one.tokens:,}" for one in scores],
+        "documents": [f"{one.documents:,}" for one in scores],
+    }
+    for name, cells in rows.items():
+        table.add_row(Text(name), *map(Text, cells))
     return table

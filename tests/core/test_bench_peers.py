@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from graphlens import Patch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # tools is no part of the package
 
-from tools.bench import peers, sweep_rows, sweeps  # noqa: E402
+from tools.bench import harvest_loop, peers, sweep_rows, sweeps  # noqa: E402
 from tools.bench.environments import Environment  # noqa: E402
 from tools.bench.workers.protocol import Job  # noqa: E402
 
@@ -138,6 +139,25 @@ def test_a_worker_measures_on_demand(tiny_folder: Path, tmp_path: Path) -> None:
     assert min(times) > 0
     assert found.peaks[peers.FLOOR.name] >= found.first_peaks[peers.FLOOR.name] > 0
     assert len(found.checks[peers.FLOOR.name]["logits"]) == 8
+
+
+def test_a_harvest_is_measured_at_every_batch_size(tiny_folder: Path, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 101, (11, 6))
+    job = Job("harvest", "", str(tiny_folder), [str(tmp_path / "work")], tokens=ids.tolist())
+    model = graphlens.HookedTransformer.from_onnx(tiny_folder)
+    _, cache = model.run_with_cache(ids)
+    with ExitStack() as stack:
+        workers, _ = peers.start({peers.OURS: job}, tmp_path, stack)
+        worker = workers[peers.OURS.name]
+        for label, (names, stop) in harvest_loop.wanted(model.cfg.n_layers).items():
+            for batch in harvest_loop.BATCHES:
+                at = harvest_loop.label_of(label, batch)
+                assert worker.measure(at) > 0
+                for name in names:
+                    assert stop is None or name == f"blocks.{stop - 1}.hook_resid_post"
+                    found = worker.check[f"{at}: {name}"]
+                    np.testing.assert_allclose(found, cache[name][-1, -1, :8], rtol=2e-3, atol=1e-3)
+    assert not peers.LENS_9.can("harvest")
 
 
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:

@@ -43,11 +43,11 @@ class Peer:
         return work.partition(":")[0] in self.works
 
 
-OURS = Peer("graphlens", None, "ours", (*_SINGLE, "full_cache", "sweep"))
+OURS = Peer("graphlens", None, "ours", (*_SINGLE, "full_cache", "sweep", "harvest"))
 FLOOR = Peer("plain ONNX Runtime", None, "bare", (*_SINGLE, "sweep"))
 HUGGING = Peer("transformers", TRANSFORMERS, "hugging", _SINGLE)
 LENS_9 = Peer("TransformerLens 3.9", NINE, "lens", (*_SINGLE, "full_cache", "sweep"))
-LENS_4 = Peer("TransformerLens 4.3", FOUR, "lens", (*_SINGLE, "full_cache", "sweep"))
+LENS_4 = Peer("TransformerLens 4.3", FOUR, "lens", (*_SINGLE, "full_cache", "sweep", "harvest"))
 NNSIGHT = Peer("nnsight", FOUR, "with_nnsight", ("forward", "filtered_cache", "one_hook", "edit", "generation"))
 PEERS = (FLOOR, HUGGING, LENS_9, LENS_4, NNSIGHT)
 

@@ -82,7 +82,32 @@ def _indices(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return list(product(*(range(size) for size in shape)))
 
 
-def prepare(job: Job) -> Work:
+def _harvest(model: Any, job: Job) -> dict[str, Work]:
+    """The loop that people write: a run, the activations in float16, a file."""
+    import torch
+
+    from tools.bench.harvest_loop import works
+
+    ids = torch.tensor(job.tokens)
+
+    def run(names: list[str], stop: int | None, batch: int, folder: Path) -> Any:
+        folder.mkdir()
+        options = {} if stop is None else {"stop_at_layer": stop}
+        for first in range(0, len(ids), batch):
+            with torch.inference_mode():
+                _, cache = model.run_with_cache(
+                    ids[first : first + batch], names_filter=lambda name: name in names, **options
+                )
+            torch.save({name: cache[name].half() for name in names}, folder / f"{first:06d}.pt")
+        return sorted(folder.iterdir())
+
+    def read(found: Any) -> dict[str, Any]:
+        return {name: array[-1, -1, :8].tolist() for name, array in torch.load(found[-1]).items()}
+
+    return works(model.cfg.n_layers, job.files[0], run, read)
+
+
+def prepare(job: Job) -> Work | dict[str, Work]:
     """Every work."""
     import torch
 
@@ -92,6 +117,8 @@ def prepare(job: Job) -> Work:
     model = _open(job.checkpoint)
     if job.work.startswith("sweep:"):
         return _sweep(model, job, job.work.removeprefix("sweep:"))
+    if job.work == "harvest":
+        return _harvest(model, job)
     hook_z, last = f"blocks.{job.layer}.attn.hook_z", f"blocks.{model.cfg.n_layers - 1}.hook_resid_pre"
 
     def scale(z: Any, hook: Any) -> Any:

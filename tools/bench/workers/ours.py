@@ -22,7 +22,29 @@ def _sweep(model: Any, job: Job, kind: str) -> Work:
     return Work(work, lambda values: {"values": np.asarray(values).tolist()})
 
 
-def prepare(job: Job) -> Work:
+def _harvest(model: Any, job: Job) -> dict[str, Work]:
+    from pathlib import Path
+
+    import numpy as np
+
+    from graphlens import harvest
+    from tools.bench.harvest_loop import works
+
+    ids = np.array(job.tokens)
+
+    def run(names: list[str], stop: int | None, batch: int, folder: Path) -> Any:
+        length = ids.shape[1]
+        return harvest(
+            model, ids, names, folder, dtype="float16", batch_tokens=batch * length, context=length, verbose=False
+        )
+
+    def read(found: Any) -> dict[str, Any]:
+        return {name: found[name][-1][:8].tolist() for name in found.names}
+
+    return works(model.cfg.n_layers, job.files[0], run, read)
+
+
+def prepare(job: Job) -> Work | dict[str, Work]:
     """Every work."""
     import numpy as np
 
@@ -41,6 +63,8 @@ def prepare(job: Job) -> Work:
     model = HookedTransformer.from_onnx(job.hooked, "cpu")
     if job.work.startswith("sweep:"):
         return _sweep(model, job, job.work.removeprefix("sweep:"))
+    if job.work == "harvest":
+        return _harvest(model, job)
     hook_z, last = f"blocks.{job.layer}.attn.hook_z", f"blocks.{model.cfg.n_layers - 1}.hook_resid_pre"
     ablation = Ablate(hook_z, heads=0)
 
