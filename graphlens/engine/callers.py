@@ -1,4 +1,4 @@
-"""Which hook points of a graph may call Python: all, all but the norms', or those alone that run after run calls."""
+"""Which hook points of a graph may call Python: all, or those alone that run after run calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from graphlens.engine.plan import Plan, hook_point
 if TYPE_CHECKING:
     from graphlens.engine.graphs import Graphs
 
-_NORMS = (".hook_scale", ".hook_normalized")
 # Seconds, measured on a server's core: what a hook point that may call Python costs a run that does not call it, and what
 # opening a session costs, for each byte of its weights (packed before) and besides.
 _IDLE, _PER_BYTE, _OPENING = 12e-6, 0.5e-9, 0.02
@@ -42,7 +41,7 @@ class Callers:
 
     A graph for any hook point serves every set of them; each hook point that may call and does not takes some microseconds,
     and copies its activation. So a set gets a graph of its own once its runs have lost as much time as opening that takes.
-    The hook points of norms are apart: where none of them may call, a norm can be one operator. Safe to use from several threads.
+    The gates that go do nothing, so its numbers are the same to the bit. Safe to use from several threads.
 
     Args:
         graphs: The graphs of a model.
@@ -83,6 +82,4 @@ class Callers:
         plan = replace(plan, python=True, bare=bare)
         firings = [one.name for some in self._graphs.firings(plan.ungated).values() for one in some]
         alone = tuple(name for name in firings if hook_point(name) in called)
-        rest = tuple(name for name in firings if not hook_point(name).endswith(_NORMS))
-        shared = replace(plan, calls=rest) if alone and set(alone) <= set(rest) else plan
-        return _Set(shared, replace(plan, calls=alone), _IDLE * len(shared.calls or firings))
+        return _Set(plan, replace(plan, calls=alone), _IDLE * (len(firings) - len(alone)))

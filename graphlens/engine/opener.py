@@ -81,11 +81,7 @@ class Opener:
             ModelFileError: ONNX Runtime refuses the graph.
             RunError: There is not enough memory.
         """
-        from graphlens.surgery.fused_norms import with_fused_norms
-
         name = f"a graph made of {self._path}" if graph is not self._model else str(self._path)
-        if self.asked_providers == [CPU]:  # elsewhere nobody has measured it
-            graph = with_fused_norms(graph)
         bound = None if packed is None else packed.bind(graph)
         if packed is not None and bound is not None:
             from graphlens.engine import packed_weights
