@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from graphlens.engine.block_pieces import Proof
+from graphlens.engine.callers import Callers
 from graphlens.engine.collecting import uncollected
 from graphlens.engine.feeding import ensure_heeded, gate_feeds, run_with_callbacks, without_idle_inputs
 from graphlens.engine.footprint import Footprints
@@ -106,6 +107,7 @@ class Engine:
         self._parts = LatelyUsed()
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints = Footprints(self._graphs.hooks, self.manifest.config)  # no circle
+        self._callers = Callers(self._graphs, self._size)
         self._lock = threading.RLock()
         self.max_sessions = MAX_SESSIONS
 
@@ -221,7 +223,7 @@ class Engine:
         """
         plan = plan or Plan()
         ensure_heeded(feeds, self.manifest, plan.stop is None and bool(output or plan.gradients))
-        plan = self._serving(self._leanest(plan, feeds, fetch, bool(callbacks)))
+        plan = self._serving(self._leanest(plan, feeds, fetch, callbacks or ()))
         session = self.session(plan)
         if output == LAST and isinstance(session, Chain):
             session = session.of_last_position()
@@ -246,16 +248,16 @@ class Engine:
             self._graphs.straight_through(plan),
         )
 
-    def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], calls: bool) -> Plan:
+    def _leanest(self, plan: Plan, feeds: Mapping[str, Feed], fetch: Sequence[str], called: Collection[str]) -> Plan:
         """The plan with what callbacks need, and without hook points as outputs where a run is better off so."""
-        python = plan.python or calls
-        bare = plan.bare
+        python, bare = bool(plan.python or called), plan.bare
         if not (bare or fetch or plan.gradients):
-            # Edited runs mostly read nothing. Others do with a second session, where activations take more than that. In
-            # adopted graphs ONNX Runtime then fuses again what was expanded.
+            # Edited runs mostly read nothing; in adopted graphs ONNX Runtime then fuses again what was expanded.
             lean = bool(plan.gates) or self.manifest.adopted is not None
             bare = (lean and not python) or self._footprints.of_run(plan, feeds) > self.held_limit
-        return plan if (python, bare) == (plan.python, plan.bare) else replace(plan, python=python, bare=bare)
+        if called:
+            return self._callers.chosen(plan, bare, called)
+        return plan if bare == plan.bare else replace(plan, bare=bare)
 
     # Which session serves a plan
 
@@ -393,8 +395,6 @@ class Engine:
     def _packed(self, make: bool) -> packed_weights.Packed | None:
         """The packed weights that sessions share. They are made for the second session: the first works without."""
         found = self._opener.packed()
-        if found is None and make:
-            found = self._opener.pack()
-            if found is not None:  # the plain session holds a copy of its own: it is opened again when it is needed
-                self._sessions.pop(Plan(), None)
+        if found is None and make and (found := self._opener.pack()) is not None:
+            self._sessions.pop(Plan(), None)  # it holds a copy of its own: it is opened again when it is needed
         return found

@@ -53,7 +53,7 @@ STEPS = (
     Step(("body",), lambda graph, plan: surgery.without_logits(graph)),
     Step(("gates",), lambda graph, plan: surgery.with_gates(graph, dict(plan.gates))),
     Step(("gradients", "seed"), lambda graph, plan: surgery.differentiate(graph, plan.gradients, seed=plan.seed)),
-    Step(("python",), lambda graph, plan: surgery.with_python_gates(graph)),
+    Step(("python", "calls"), lambda graph, plan: surgery.with_python_gates(graph, plan.calls or None)),
     Step(("reads",), lambda graph, plan: surgery.prune(graph, plan.reads)),
 )
 

@@ -53,7 +53,8 @@ class Plan:
         gates: Which kinds of change are inputs of the graph, and at which hook points: see ``surgery.with_gates``.
         gradients: The hook points whose gradients are outputs too: see ``surgery.differentiate``.
         seed: What the gradients start from: "dense", "sparse" or "loss".
-        python: True for a graph that can call Python at every hook point: see ``surgery.with_python_gates``.
+        python: True for a graph that can call Python at hook points: see ``surgery.with_python_gates``.
+        calls: The firings of hook points that alone can; empty for all. See ``engine.callers``.
         bare: True for a graph whose hook points are no outputs, so that ONNX Runtime can fuse more of it.
         reads: The hook points that alone are outputs, in firing order: what only later values need does not run. Empty for all.
         body: True for a graph that ends where the unembedding begins. The engine sets it, never a run.
@@ -69,6 +70,7 @@ class Plan:
     gradients: tuple[str, ...] = ()
     seed: str = DENSE
     python: bool = False
+    calls: tuple[str, ...] = ()
     bare: bool = False
     reads: tuple[str, ...] = ()
     body: bool = False
@@ -83,7 +85,7 @@ class Plan:
         """The same plan without gates, Python calls, ``bare`` and ``reads``, none of which adds or removes a hook point."""
         if not (self.gates or self.python or self.bare or self.reads):
             return self
-        return replace(self, gates=(), python=False, bare=False, reads=())
+        return replace(self, gates=(), python=False, calls=(), bare=False, reads=())
 
     def serves(self, other: Self) -> bool:
         """Whether a run of another plan can use this one's session, leaving some gates of it unfed.
