@@ -34,8 +34,9 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphlens.experiments.drift import drift
+    from graphlens.experiments.drift_prompts import drift_prompts
     from graphlens.experiments.harvest import harvest
-    from graphlens.experiments.pairs import sweep_pairs
+    from graphlens.experiments.pairs import attribution_pairs, sweep_pairs
     from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
@@ -75,6 +76,7 @@ _HOMES = {
     "adopt": "graphlens.pipelines.adopt",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "drift": "graphlens.experiments.drift",
+    "drift_prompts": "graphlens.experiments.drift_prompts",
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
     "expose": "graphlens.pipelines.expose",
@@ -91,7 +93,7 @@ _HOMES = {
     "LogitDiff": "graphlens.analysis.metrics",
     "process_weights": "graphlens.surgery",
     "sweep": "graphlens.experiments.sweep",
-    "sweep_pairs": "graphlens.experiments.pairs",
+    **dict.fromkeys(("attribution_pairs", "sweep_pairs"), "graphlens.experiments.pairs"),
     **dict.fromkeys(
         (
             "ExportError",
@@ -140,8 +142,10 @@ __all__ = [
     "UnknownHookPoint",
     "VerificationError",
     "adopt",
+    "attribution_pairs",
     "bake_model",
     "drift",
+    "drift_prompts",
     "embedded_model",
     "export_model",
     "expose",
