@@ -91,8 +91,8 @@ class Workers:
             GraphlensError: What the job raises.
             RunError: Ray could not do it.
         """
-        for model in opened if isinstance(opened, tuple) else (opened,):
-            _ensure_plain(model)
+        for each in opened if isinstance(opened, tuple) else (opened,):
+            _ensure_plain(each)
         import ray
         import ray.data
 
@@ -143,9 +143,9 @@ def workers_of(engine: str, workers: int | None, threads: int, allow_mixed: bool
     return Workers(workers, threads, allow_mixed) if engine == "ray" else None
 
 
-def _ensure_plain(model: object) -> None:
+def _ensure_plain(opened: object) -> None:
     """Raises InputError where something is active that a worker would not have."""
-    active = cast("HookedTransformer[Array]", model).runner.active()
+    active = cast("HookedTransformer[Array]", opened).runner.active()
     if active.hooks or active.interventions:
         what = "a Python hook" if active.hooks else "an intervention"
         raise InputError(

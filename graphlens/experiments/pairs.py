@@ -91,7 +91,7 @@ def sweep_pairs(
         InputError: For pairs of different lengths, other numbers of prompts, and what ``sweep`` refuses.
     """
     spread, kept = workers_of(engine, workers, threads, allow_mixed), checked_number(per_example, "per_example", bool)
-    work = _Work(_sweep_of, source, max_batch_tokens, batch_size, prepend_bos, "Patching")
+    work: _Work[ArrayT] = _Work(_sweep_of, source, max_batch_tokens, batch_size, prepend_bos, "Patching")
     found = work.over(model, clean, corrupted, sites, metric, spread, verbose)
     return summarise(found, confidence, resamples, seed, kept)
 
@@ -149,7 +149,7 @@ def attribution_pairs(
         InputError: For pairs of different lengths, other numbers of prompts, and what ``attribution_patch`` refuses.
     """
     spread, kept = workers_of(engine, workers, threads, allow_mixed), checked_number(per_example, "per_example", bool)
-    work = _Work(_estimate_of, source, checked_steps(steps), batch_size, prepend_bos, "Estimating")
+    work: _Work[ArrayT] = _Work(_estimate_of, source, checked_steps(steps), batch_size, prepend_bos, "Estimating")
     found = work.over(model, clean, corrupted, sites, metric, spread, verbose)
     return summarise(found, confidence, resamples, seed, kept)
 

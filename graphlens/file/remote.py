@@ -214,7 +214,8 @@ def _make_room(folder: Path, size: int) -> None:
                 f"{folder}: {size / 1e9:,.2f} GB are to be fetched, and the disk of the cache has no room for them. Free some, "
                 "or set GRAPHLENS_CACHE to another disk."
             )
-        files.pop(0).unlink(missing_ok=True)  # who has it mapped keeps it
+        with contextlib.suppress(OSError):  # where a file that is mapped cannot be removed
+            files.pop(0).unlink()
 
 
 def _used(path: Path) -> float:
