@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -138,7 +139,8 @@ class RemoteFolder(HarvestFolder):
         self._system, self._root = filesystem(url)
         self._sealed: dict[str, tuple[str, int]] = {}
 
-    def at(self, name: str) -> str:  # noqa: D102
+    def at(self, name: str) -> str:
+        """An object in words: its URL."""
         return f"{self.place}/{name}"
 
     def _key(self, name: str) -> str:
@@ -152,10 +154,11 @@ class RemoteFolder(HarvestFolder):
     def tidy(self) -> None:
         """Does nothing: an object that is not whole is not there."""
 
-    def make(self) -> None:  # noqa: D102 - there are no folders; a bucket that is missing is found by the first write
-        return
+    def make(self) -> None:
+        """Does nothing: there are no folders, and a bucket that is missing is found by the first write."""
 
-    def names(self) -> list[str]:  # noqa: D102
+    def names(self) -> list[str]:
+        """What lies there. Raises InputError where that cannot be asked."""
         try:
             with failing(str(self)):
                 found = self._system.ls(self._root, detail=False)
@@ -166,43 +169,49 @@ class RemoteFolder(HarvestFolder):
         names = {str(path).rstrip("/").rpartition("/")[2] for path in found if str(path).rstrip("/") != self._root}
         return sorted(names - {""})
 
-    def refuse_occupied(self) -> None:  # noqa: D102
+    def refuse_occupied(self) -> None:
+        """Raises ExportError where there is any object."""
         if self.names():
             raise ExportError(f"{self}: there are objects already. Choose another place.")
 
-    def has(self, name: str) -> bool:  # noqa: D102
+    def has(self, name: str) -> bool:
+        """True if there is such an object. Raises InputError where that cannot be asked."""
         try:
             with failing(self.at(name)):
                 return bool(self._system.isfile(self._key(name)))
         except OSError as error:
             raise InputError(f"{self.at(name)}: cannot be looked for ({error.strerror or error}).") from error
 
-    def read(self, name: str) -> bytes:  # noqa: D102
+    def read(self, name: str) -> bytes:
+        """An object's content. Raises OSError, FileNotFoundError where there is none."""
         with failing(self.at(name)):
             return bytes(self._system.cat_file(self._key(name)))
 
-    def write(self, name: str, data: bytes) -> None:  # noqa: D102
+    def write(self, name: str, data: bytes) -> None:
+        """Puts an object, in the place of one that is there. Raises OSError."""
         with failing(self.at(name)):
             self._system.pipe_file(self._key(name), data)
 
-    def remove(self, name: str) -> None:  # noqa: D102
+    def remove(self, name: str) -> None:
+        """Removes an object, if there is one. Raises OSError."""
         with failing(self.at(name)), contextlib.suppress(FileNotFoundError):
             self._system.rm_file(self._key(name))
 
     @contextlib.contextmanager
-    def becoming(self, name: str) -> Iterator[Path]:  # noqa: D102
+    def becoming(self, name: str) -> Iterator[Path]:
+        """A new file of this machine that is put as an object at the end, unless there was an error. Raises OSError."""
         with self.beside(name) as partial:
             yield partial
             self._sealed[name] = fresh_digest(partial), partial.stat().st_size
             with failing(self.at(name)):
                 self._system.put_file(str(partial), self._key(name))
 
-    def sealed(self, name: str) -> tuple[str, int]:  # noqa: D102
+    def sealed(self, name: str) -> tuple[str, int]:
+        """The SHA-256 and the size of what was put."""
         return self._sealed[name]
 
-    def digest(self, name: str) -> str:  # noqa: D102
-        import hashlib
-
+    def digest(self, name: str) -> str:
+        """The SHA-256 of an object, every byte of which is fetched. Raises ModelFileError where it cannot be."""
         digest = hashlib.sha256()
         try:
             with failing(self.at(name)), self._system.open(self._key(name), "rb") as file:
@@ -212,7 +221,8 @@ class RemoteFolder(HarvestFolder):
             raise ModelFileError(f"{self.at(name)}: cannot be read ({error.strerror or error}).") from error
         return digest.hexdigest()
 
-    def mapped(self, name: str, digest: str | None = None) -> Path:  # noqa: D102
+    def mapped(self, name: str, digest: str | None = None) -> Path:
+        """A file of the cache with the content of an object. Raises ModelFileError where it cannot be had, or is another."""
         if digest is not None:
             return fetched_content(self.at(name), digest)
         try:
@@ -221,17 +231,20 @@ class RemoteFolder(HarvestFolder):
             raise ModelFileError(str(error)) from error
 
     @contextlib.contextmanager
-    def beside(self, name: str) -> Iterator[Path]:  # noqa: D102
+    def beside(self, name: str) -> Iterator[Path]:
+        """A new file of the cache for what is needed for a while."""
         partial = partial_of(scratch() / name)
         try:
             yield partial
         finally:
             partial.unlink(missing_ok=True)
 
-    def room(self) -> tuple[int, bool]:  # noqa: D102
+    def room(self) -> tuple[int, bool]:
+        """(free bytes of the cache's disk, False: a shard at a time lies there)."""
         return shutil.disk_usage(scratch()).free, False
 
-    def size(self) -> int:  # noqa: D102
+    def size(self) -> int:
+        """Bytes of all objects. Raises OSError."""
         with failing(str(self)):
             return sum(int(item["size"] or 0) for item in self._system.ls(self._root, detail=True))
 

@@ -99,7 +99,7 @@ def in_s3(root: Path) -> str:
         for shard in range(shards):
             out = f"{bucket}/killed-{shard}"
             running = subprocess.Popen(child(code, root / "cache", out, "{}"), cwd=REPOSITORY)
-            while record_file(shard) not in s3.content(out) and running.poll() is None:
+            while record_file(shard) not in s3.names(out) and running.poll() is None:
                 time.sleep(0.005)
             running.kill()
             kills += running.wait() < 0

@@ -67,6 +67,12 @@ def system_of(url: str):  # type: ignore[no-untyped-def]  # fsspec has no types
     return url_to_fs(url, use_listings_cache=False, skip_instance_cache=url.startswith("s3:"))
 
 
+def names(url: str) -> set[str]:
+    """The objects below a URL, by name: also while somebody writes there."""
+    system, root = system_of(url)
+    return {path.removeprefix(f"{root}/") for path in system.find(root)}
+
+
 def content(url: str) -> dict[str, str]:
     """The digest of each object below a URL, by its name."""
     system, root = system_of(url)
