@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -12,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 import graphlens
 from graphlens.engine.machine import cores
-from graphlens.file.harvest_files import record_file
 from tests.scale import s3, streaming_check
 from tests.scale.harvests import LAST, REPOSITORY, content, harvested, killed_at, rows
 from tools.bench.environments import TORCH, Environment
@@ -72,40 +73,28 @@ def saelens(root: Path, python: Path) -> str:
     return f"{count} tokens read by ActivationsStore: the same numbers and ids"
 
 
-def child(code: str, cache: Path, *arguments: str) -> list[str]:
-    """How a child of this interpreter is started in the repository with a cache of its own."""
-    environment = ["env", f"PYTHONPATH={REPOSITORY}", f"GRAPHLENS_CACHE={cache}"]
-    return [*environment, sys.executable, "-c", code, *arguments]
-
-
-def in_s3(root: Path) -> str:
+def in_s3(count: int, root: Path) -> str:
     """Harvests to S3: by one process, by Ray's workers, and by some that are killed. Raises AssertionError for other bytes."""
     assert not s3.missing(), f"the package {s3.missing()} is missing"
-    shards = len(harvested(root / "for-s3").plan.shards)
-    whole = content(root / "for-s3")
-    code = "import sys; from tests.scale.test_remote import made; made(sys.argv[1], **eval(sys.argv[2]))"
+    harvested(root / "for-s3")
+    whole, cache = content(root / "for-s3"), root / "cache"
     with s3.server() as bucket:
-
-        def ended(out: str, options: str) -> None:
-            done = subprocess.run(
-                child(code, root / "cache", out, options), cwd=REPOSITORY, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
-            assert s3.content(out) == whole, out
-
-        ended(f"{bucket}/here", "{}")
-        ended(f"{bucket}/ray", repr({"engine": "ray", "workers": 2, "threads": cores()}))
-        kills = 0
-        for shard in range(shards):
-            out = f"{bucket}/killed-{shard}"
-            running = subprocess.Popen(child(code, root / "cache", out, "{}"), cwd=REPOSITORY)
-            while record_file(shard) not in s3.names(out) and running.poll() is None:
-                time.sleep(0.005)
-            running.kill()
-            kills += running.wait() < 0
-            ended(out, repr({"resume": True}))
-    assert kills, "none was killed before it ended"
-    return f"{shards} shards by one process, by Ray's workers, and with {kills} kills on the way: the same bytes"
+        requests = s3.killed_at(-1, f"{bucket}/here", cache)
+        assert s3.content(f"{bucket}/here") == whole, "one process gave other bytes"
+        for at in sorted({int(at) for at in np.linspace(0, requests - 1, count)}):
+            s3.killed_at(at, f"{bucket}/at{at}", cache)
+            with mock.patch.dict(os.environ, GRAPHLENS_CACHE=str(cache)):
+                harvested(f"{bucket}/at{at}", resume=True)
+            assert s3.content(f"{bucket}/at{at}") == whole, f"killed before request {at}, it ended in other bytes"
+        code = f"from tests.scale.harvests import harvested; harvested('{bucket}/ray', {{}})"
+        code = code.format(f"engine='ray', workers=2, threads={cores()}")
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GRAPHLENS_CACHE": str(cache)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert s3.content(f"{bucket}/ray") == whole, "Ray's workers gave other bytes"
+    return f"one process, Ray's workers, {count} kills among {requests} requests: the same bytes"
 
 
 def on_two_nodes(root: Path) -> str:
@@ -141,7 +130,7 @@ def main() -> None:
         works: dict[str, Callable[[], str]] = {"killed and resumed": lambda: kills(MOMENTS if asked.all else FEW, root)}
         if asked.all:
             works["a node of two dies"] = lambda: on_two_nodes(root)
-            works["in S3"] = lambda: in_s3(root)
+            works["in S3"] = lambda: in_s3(MOMENTS, root)
             works["larger than memory"] = lambda: larger_than_memory(root)
         if asked.all or asked.saelens:
             works["opened by SAELens"] = lambda: saelens(root, asked.saelens or SAELENS.python(asked.work or root))

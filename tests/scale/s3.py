@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from unittest import mock
+
+from tests.scale.harvests import REPOSITORY, harvested
 
 BUCKET = "s3://harvests"
 
@@ -67,12 +71,6 @@ def system_of(url: str):  # type: ignore[no-untyped-def]  # fsspec has no types
     return url_to_fs(url, use_listings_cache=False, skip_instance_cache=url.startswith("s3:"))
 
 
-def names(url: str) -> set[str]:
-    """The objects below a URL, by name: also while somebody writes there."""
-    system, root = system_of(url)
-    return {path.removeprefix(f"{root}/") for path in system.find(root)}
-
-
 def content(url: str) -> dict[str, str]:
     """The digest of each object below a URL, by its name."""
     system, root = system_of(url)
@@ -80,3 +78,37 @@ def content(url: str) -> dict[str, str]:
         path.removeprefix(f"{root}/"): hashlib.sha256(system.cat_file(path)).hexdigest()
         for path in sorted(system.find(root))
     }
+
+
+def killed_at(request: int, out: str, cache: Path) -> int:
+    """Harvests to S3 in a process that is killed right before a request that writes or removes an object.
+
+    ``request``: Which; -1 for none. Returns how many there were before the end.
+    """
+    code = f"from tests.scale.s3 import play; play({request}, {out!r})"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GRAPHLENS_CACHE": str(cache)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert done.returncode == (0 if request < 0 else -signal.SIGKILL), (request, done.stderr[-3000:])
+    return int(done.stdout) if request < 0 else request
+
+
+def play(request: int, out: str) -> None:
+    """What ``killed_at`` runs in a process of its own."""
+    from graphlens.file.remote import filesystem
+
+    system, seen = filesystem(out)[0], 0  # fsspec gives the same object to whoever asks for it
+
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            nonlocal seen
+            if seen == request:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen += 1
+            return real(*arguments)
+
+        return call
+
+    for name in ("pipe_file", "put_file", "rm_file"):
+        setattr(system, name, counted(getattr(system, name)))
+    harvested(out)
+    print(seen)

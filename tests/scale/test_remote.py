@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +19,7 @@ from graphlens import Harvest, HookedTransformer, harvest
 from graphlens.file import harvest_files, remote
 from graphlens.file.corpora import documents
 from tests.scale import s3
-from tests.scale.harvests import KILLED, NAMES, REPOSITORY, harvested, rows
+from tests.scale.harvests import KILLED, NAMES, harvested, rows
 from tests.scale.harvests import content as files_of
 
 pytest.importorskip("fsspec", reason="the extra remote is not installed")
@@ -139,25 +135,21 @@ def test_a_damaged_object_is_named_and_made_again(place: str, whole: Path) -> No
 
 
 def test_killed_in_s3_it_leaves_whole_objects(bucket: str, whole: Path, tmp_path: Path) -> None:
-    out = f"{bucket}/{tmp_path.name}/killed"
-    code = f"from tests.scale.test_remote import made; made({out!r})"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GRAPHLENS_CACHE": str(tmp_path / "cache")}
-    running = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env=environment)
-    while (shard := f"{harvest_files.record_file(1)}") not in s3.content(out):
-        assert running.poll() is None, f"it ended before {shard} was there"
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    system, root = s3.system_of(out)
-    there = s3.content(out)
-    records = [name for name in there if name.startswith("shard-") and name.endswith(".json")]
-    assert len(records) >= 2
-    for name in records:
-        said = json.loads(system.cat_file(f"{root}/{name}"))["sha256"]
-        assert there[name.replace(".json", ".safetensors")] == said
-    assert "finished.json" not in s3.content(out)
-    made(out, resume=True)
-    assert s3.content(out) == files_of(whole)
+    root = f"{bucket}/{tmp_path.name}"
+    count = s3.killed_at(-1, f"{root}/counted", tmp_path / "cache")
+    assert s3.content(f"{root}/counted") == files_of(whole)
+    system, _ = s3.system_of(root)
+    for request in (count // 3, count - 2):
+        out = f"{root}/at{request}"
+        s3.killed_at(request, out, tmp_path / "cache")
+        there = s3.content(out)
+        assert there != files_of(whole)
+        for name in there:
+            if name.startswith("shard-") and name.endswith(".json"):
+                said = json.loads(system.cat_file(f"{out}/{name}"))["sha256"]
+                assert there[name.replace(".json", ".safetensors")] == said
+        made(out, resume=True)
+        assert s3.content(out) == files_of(whole)
 
 
 # Corpora
