@@ -59,3 +59,47 @@ def of_a_token(
         read=blocks * (passed + weights / run_tokens) * FLOAT,
         written=harvested + BESIDE,
     )
+
+
+@dataclass(frozen=True)
+class Published:
+    """The sizes of a model that is not at hand."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    d_mlp: int
+    key_heads: int = 0
+    gated: bool = False
+
+
+GPT2_SMALL = Published(12, 768, 12, 64, 3072)
+LLAMA_8B = Published(32, 4096, 32, 128, 14336, key_heads=8, gated=True)
+# What a core of the machine of docs/benchmarks-scale.md does in a second, rounded; and what an H100 is taken to do of products.
+CORE = {"products": 100e9, "functions": 2e9, "read": 25e9, "written": 0.55e9}
+H100 = {"float32": 67e12 / 2, "float16": 989e12 * 2 / 5}
+TOKENS = 1e9
+# What is harvested -> sizes, blocks, tokens of a row, hook points.
+ON_PAPER = {
+    "GPT-2 small, resid_pre of layer 6": (GPT2_SMALL, 6, 128, 1),
+    "GPT-2 small, all resid_post": (GPT2_SMALL, 12, 128, 12),
+    "Llama-3 8B, resid_post of layer 15": (LLAMA_8B, 16, 1024, 1),
+    "Llama-3 8B, all resid_post": (LLAMA_8B, 32, 1024, 32),
+}
+
+
+def main() -> None:
+    """Prints what a billion tokens cost on paper, written in float16: docs/scale.md has it."""
+    for label, (sizes, blocks, context, hooks) in ON_PAPER.items():
+        each = of_a_token(sizes, blocks, context, 2048, hooks * sizes.d_model * 2, sizes.key_heads, sizes.gated)
+        seconds = each.seconds(CORE)
+        gpu = ", ".join(f"{TOKENS * each.products / rate / 3600:.1f} h in {name}" for name, rate in H100.items())
+        print(
+            f"{label}, rows of {context}: {1 / seconds:,.1f} tokens/s a core, {TOKENS * seconds / 3600:,.0f} core hours; an H100 "
+            f"{gpu}; {TOKENS * each.written / 1e12:,.1f} TB"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -68,6 +68,7 @@ def _measured(
         ),
         (session("MatMul", ["x"], w=random.standard_normal((4 * width, width), np.float32)), {"x": wide}, 4 * width**2),
     ]
+    other = wide[::-1].copy()
     gelu, add = session("Gelu", ["x"]), session("Add", ["x", "z"])
 
     def seconds(work, times):  # type: ignore[no-untyped-def]
@@ -84,9 +85,9 @@ def _measured(
         # As often as blocks have them: four products of the model's width, and one each of the MLP's.
         spent = [seconds(lambda s=s, f=f: s.run(None, f), 4) for s, f, _ in products]
         done = sum(times * 2 * count * size for times, (_, _, size) in zip((4, 1, 1), products, strict=True))
-        passing = seconds(lambda: add.run(None, {"x": narrow, "z": narrow}), 8)
+        passing = seconds(lambda: add.run(None, {"x": wide, "z": other}), 4)  # more than caches hold
         function = seconds(lambda: gelu.run(None, {"x": wide}), 4)
-        read = 3 * narrow.nbytes / passing
+        read = 3 * wide.nbytes / passing
         return {
             "products": done / (4 * spent[0] + spent[1] + spent[2]),
             "functions": wide.size / max(function - 2 * wide.nbytes / read, function / 10),
