@@ -37,6 +37,9 @@ def harvest(
         bool, flag("--resume", help="Go on with the harvest in FOLDER, and make damaged shards again.")
     ] = False,
     engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="What runs it.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="With --engine ray: how many workers.")
+    ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="float32|float16|bfloat16", help="What activations are written in.")
     ] = "float32",
@@ -88,6 +91,7 @@ def harvest(
         names,
         out,
         engine=engine,
+        workers=workers,
         resume=resume,
         dtype=dtype,
         reduce=[_statistic(word) for word in reduce or []],

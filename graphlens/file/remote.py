@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_CUT_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _CHUNK = 1 << 22
 _MARGIN = 64_000_000  # bytes that are left free on the cache's disk
 # What the packages behind fsspec raise that is no OSError: (module, class), looked up in those that are loaded.
@@ -67,6 +68,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         InputError: It is no path.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
+    if isinstance(path, Path) and (found := _CUT_URL.match(str(text))):
+        raise InputError(f"{text}: pathlib has taken a slash of {found[1]}:// away. Pass the URL as text.")
     return user_path(text.removeprefix("file://") if isinstance(text, str) else text)
 
 

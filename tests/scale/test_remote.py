@@ -237,3 +237,5 @@ def test_a_file_url_is_a_path(tmp_path: Path, whole: Path) -> None:
     made(f"file://{tmp_path}/h")
     assert files_of(tmp_path / "h") == files_of(whole)
     assert Harvest(f"file://{tmp_path}/h").path == tmp_path / "h"
+    with pytest.raises(graphlens.InputError, match="pathlib has taken a slash of s3:// away"):
+        Harvest(Path("s3://bucket/acts"))
