@@ -37,8 +37,9 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphlens.experiments.drift import drift
+    from graphlens.experiments.drift_prompts import drift_prompts
     from graphlens.experiments.harvest import harvest
-    from graphlens.experiments.pairs import sweep_pairs
+    from graphlens.experiments.pairs import attribution_pairs, sweep_pairs
     from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
@@ -79,6 +80,7 @@ _HOMES = {
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "CrossLayerTranscoder": "graphlens.edits.cross_layer",
     "drift": "graphlens.experiments.drift",
+    "drift_prompts": "graphlens.experiments.drift_prompts",
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
     "expose": "graphlens.pipelines.expose",
@@ -97,7 +99,7 @@ _HOMES = {
     "process_weights": "graphlens.surgery",
     "Sae": "graphlens.edits.sae",
     "sweep": "graphlens.experiments.sweep",
-    "sweep_pairs": "graphlens.experiments.pairs",
+    **dict.fromkeys(("attribution_pairs", "sweep_pairs"), "graphlens.experiments.pairs"),
     **dict.fromkeys(
         (
             "ExportError",
@@ -149,8 +151,10 @@ __all__ = [
     "UnknownHookPoint",
     "VerificationError",
     "adopt",
+    "attribution_pairs",
     "bake_model",
     "drift",
+    "drift_prompts",
     "embedded_model",
     "export_model",
     "expose",

@@ -86,8 +86,57 @@ def counted(name: str, axes: Sequence[str], reference: Array, real: Bools | None
     return None
 
 
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What the figures of an activation are made of. Those of several batches add up.
+
+    Attributes:
+        products: float64 [3, heads], or one column without heads: sums over squares of the reference, over its products with
+            the error, and over squares of the error. Of integers none.
+        differing: Of integers, how many differ.
+        compared: Of integers, how many there are.
+        by_head: Whether there are heads.
+    """
+
+    products: Array
+    differing: int = 0
+    compared: int = 0
+    by_head: bool = False
+
+    def __add__(self, other: Sums) -> Sums:
+        """The sums of both."""
+        products = self.products + other.products
+        return Sums(products, self.differing + other.differing, self.compared + other.compared, self.by_head)
+
+    @property
+    def apart(self) -> Apart:
+        """The figures. Nothing counting, both activations are taken to be equal."""
+        if not self.products.size:
+            return Apart(self.differing / self.compared if self.compared else 0.0, math.nan)
+        square, error = self.products[0], self.products[2]
+        total, along, off = (float(each.sum()) for each in self.products)
+        heads = zip(error, square, strict=True) if self.by_head else ()
+        return Apart(
+            _relative(off, total),
+            _cosine(total, along, off),
+            tuple(_relative(float(e), float(s)) for e, s in heads),
+        )
+
+
 def apart(reference: Array, other: Array, where: Bools | None = None, heads: int | None = None) -> Apart:
-    """How far an activation is from its reference.
+    """How far an activation is from its reference: the figures of ``sums``.
+
+    Args:
+        reference: The reference.
+        other: The activation, of the same shape.
+        where: Which entries count; see ``sums``.
+        heads: The axis of heads; see there.
+    """
+    return sums(reference, other, where, heads).apart
+
+
+def sums(reference: Array, other: Array, where: Bools | None = None, heads: int | None = None) -> Sums:
+    """How far an activation is from its reference, as sums.
 
     Args:
         reference: The reference.
@@ -96,28 +145,22 @@ def apart(reference: Array, other: Array, where: Bools | None = None, heads: int
         heads: The axis of heads, which is not the first; None without one.
 
     Returns:
-        The figures. Nothing counting, both are taken to be equal.
+        The sums.
     """
     if reference.dtype.kind in "iub":
         differs = np.asarray(reference != other)
         seen = differs if where is None else differs[np.broadcast_to(where, differs.shape)]
-        return Apart(float(seen.mean()) if seen.size else 0.0, math.nan)
+        return Sums(np.zeros((3, 0)), int(seen.sum()), seen.size)
     count = 1 if heads is None else reference.shape[heads]
-    sums = np.zeros((3, count))
+    total = np.zeros((3, count))
     for part in _parts(reference):
         mine, theirs = reference[part], other[part]
         here: Bools | None = None if where is None else np.broadcast_to(where, reference.shape)[part]
         found = _sums(mine, theirs, here, heads, np.float64 if mine.dtype == np.float64 else np.float32)
         if not np.isfinite(found).all():  # squares beyond float32: masked scores that one model does not mask, say
             found = _sums(mine, theirs, here, heads, np.float64)
-        sums += found
-    square, error = sums[0], sums[2]
-    total, along, off = (float(each.sum()) for each in sums)
-    return Apart(
-        _relative(off, total),
-        _cosine(total, along, off),
-        () if heads is None else tuple(_relative(float(e), float(s)) for e, s in zip(error, square, strict=True)),
-    )
+        total += found
+    return Sums(total, by_head=heads is not None)
 
 
 def _parts(array: Array) -> Iterator[slice]:

@@ -20,7 +20,6 @@ from graphlens.analysis.harvest_means import direction, mean
 from graphlens.analysis.probe import Probe, probe
 from graphlens.analysis.reductions import Statistics, reduction_of
 from graphlens.errors import InputError, InputKeyError, ModelFileError
-from graphlens.file.folder import user_path
 from graphlens.file.harvest_files import (
     DOCUMENTS,
     FINISHED,
@@ -33,6 +32,7 @@ from graphlens.file.harvest_files import (
     read_results,
     shard_file,
 )
+from graphlens.file.harvest_folder import folder_of
 from graphlens.file.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     import datasets
     import pyarrow as pa
+    import ray.data
 
 _OPEN = 256  # shards that stay mapped: a process may map only so many files
 _NAMED = 8  # hook points that an error names
@@ -49,10 +50,10 @@ class Harvest:
     """A finished harvest, opened without reading it: ``len(h)`` tokens, ``h[hook][a:b]`` their activations [tokens, ...].
 
     Args:
-        out: Its folder.
+        out: Its folder, or the URL that it was harvested to, whose shards are fetched to the cache folder when they are read.
 
     Attributes:
-        path: Its folder.
+        path: Its folder; text for a URL.
         plan: What it was made of.
         names: The hook points, in firing order.
         starts: int64 [shards + 1], the first token of each shard, and the number of all.
@@ -62,9 +63,10 @@ class Harvest:
     """
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
-        self.path: Path = user_path(out)
-        self.plan = read_plan(self.path)
-        self._digests = read_finished(self.path)
+        self._folder = folder_of(out)
+        self.path: Path | str = self._folder.place
+        self.plan = read_plan(self._folder)
+        self._digests = read_finished(self._folder)
         if self._digests is None or len(self._digests) != len(self.plan.shards):
             raise ModelFileError(
                 f"{self.path}: this harvest is not finished ({FINISHED} is missing or damaged). Go on with it: resume=True, or "
@@ -82,7 +84,7 @@ class Harvest:
         return f"Harvest({str(self.path)!r}, {len(self):,} tokens, {kept}, {len(self.plan.shards)} shards)"
 
     def __reduce__(self) -> tuple[type[Harvest], tuple[str]]:
-        return Harvest, (str(self.path),)  # another process maps the files itself
+        return Harvest, (self._folder.everywhere,)  # another process maps the files itself
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -139,6 +141,11 @@ class Harvest:
         """The documents of the corpus, those included of which no token is kept."""
         return int(str(self.plan.corpus["documents"]))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        return self._folder.size()
+
     @cached_property
     def reduced(self) -> Mapping[str, Mapping[str, Array]]:
         """What was computed on the way: hook point -> statistic -> array.
@@ -152,9 +159,11 @@ class Harvest:
         """
         if not self.plan.reductions:
             raise InputError(f"{self.path}: this harvest was made without reduce=, and has no statistics.")
-        arrays = read_results(self.path / REDUCED)
+        arrays = read_results(self._folder, REDUCED)
         if arrays is None:
-            raise ModelFileError(f"{self.path / REDUCED}: missing or damaged. Resume the harvest: it is made again.")
+            raise ModelFileError(
+                f"{self._folder.at(REDUCED)}: missing or damaged. Resume the harvest: it is made again."
+            )
         kinds = [reduction_of(spec) for spec in self.plan.reductions]
         found = Statistics(kinds, {name: self.plan.width(name) for name in self.names})
         found.restore(arrays)
@@ -166,9 +175,9 @@ class Harvest:
         Returns:
             A sentence for each that is missing or damaged: none where all are sound. Resuming the harvest makes them again.
         """
-        wrong = damaged(self.path, self.plan, self._digests or [])
+        wrong = damaged(self._folder, self.plan, self._digests or [])
         found = [f"{shard_file(index)}: {why}" for index, why in wrong]
-        if self.plan.reductions and read_results(self.path / REDUCED) is None:
+        if self.plan.reductions and read_results(self._folder, REDUCED) is None:
             found.append(f"{REDUCED}: missing or damaged")
         return found
 
@@ -188,13 +197,15 @@ class Harvest:
         """
         found = self._open.get(index)
         if found is None:
-            file = SafetensorsFile(self.path / shard_file(index))
+            digest = None if self._digests is None else self._digests[index]
+            file = SafetensorsFile(self._folder.mapped(shard_file(index), digest))
             found = {name: file.array(name) for name in file.entries}
             if self.plan.dtype == "bfloat16":
                 found |= {name: found[name].view(ml_dtypes.bfloat16) for name in self.names if name in found}
             if any(len(array) != self.plan.shards[index][3] for array in found.values()):
                 raise ModelFileError(
-                    f"{file.path}: not the shard that the plan tells of. Resume the harvest: it is made again."
+                    f"{self._folder.at(shard_file(index))}: not the shard that the plan tells of. Resume the harvest: it is "
+                    "made again."
                 )
             self._open[index] = found
             while len(self._open) > _OPEN:
@@ -270,6 +281,19 @@ class Harvest:
             names: See ``to_arrow``. Bfloat16 becomes float32.
         """
         return harvest_exits.TokenDataset(self, names)
+
+    def to_ray(self, names: str | Sequence[str] | None = None) -> ray.data.Dataset:
+        """The same as a Ray Data dataset, a block or more for each shard, read by Ray's workers where they are needed.
+
+        Every machine of the cluster must see the harvest: a shared path, or a URL.
+
+        Args:
+            names: See ``to_arrow``. Bfloat16 becomes float32.
+
+        Raises:
+            RuntimeUnavailable: Without Ray.
+        """
+        return harvest_exits.to_ray(self, names)
 
     def save_saelens(self, folder: str | os.PathLike[str], name: str) -> None:
         """Writes one hook point as SAELens's cached activations: a saved dataset with a row for each ``context`` tokens.

@@ -16,6 +16,7 @@ from graphlens.file.harvest_files import DOCUMENTS, POSITIONS, TOKENS
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+    import ray.data
 
     from graphlens.analysis.harvest import Harvest
 
@@ -69,6 +70,23 @@ def to_datasets(harvest: Harvest, names: str | Sequence[str] | None = None) -> d
     except ImportError as error:
         raise RuntimeUnavailable("Hugging Face datasets need the package datasets: pip install datasets.") from error
     return Dataset(InMemoryTable(to_arrow(harvest, names)))
+
+
+def to_ray(harvest: Harvest, names: str | Sequence[str] | None = None) -> ray.data.Dataset:
+    """See ``Harvest.to_ray``."""
+    asked, count = _columns(harvest, names), len(harvest.plan.shards)
+    try:
+        import ray.data
+    except ImportError as error:
+        raise RuntimeUnavailable("Ray Data needs Ray: pip install 'graphlens-onnx[ray]'.") from error
+    shards = ray.data.range(count, override_num_blocks=count)
+    return shards.map_batches(_read_shard, batch_size=1, fn_kwargs={"harvest": harvest, "names": asked})
+
+
+def _read_shard(batch: Mapping[str, Array], harvest: Harvest, names: Sequence[str]) -> dict[str, Array]:
+    """The arrays of one shard, in whichever process this is called."""
+    shard = harvest.shard(int(batch["id"][0]))
+    return {name: np.array(_readable(shard[name])) for name in names}
 
 
 class TokenDataset:

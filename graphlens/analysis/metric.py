@@ -224,7 +224,7 @@ class Metric(Record):
         return False
 
     def slopes(self, logits: ArrayInput) -> Array:
-        """The derivative of the mean over the prompts with respect to the logits.
+        """The derivative of the mean over the prompts with respect to the logits; with reduction "none", of each one's value.
 
         Args:
             logits: float [b, n, k or V], as ``of`` takes them.
@@ -233,11 +233,11 @@ class Metric(Record):
             float64, of the logits' shape.
 
         Raises:
-            InputError: With reduction "none", which gives no single number to differentiate.
+            InputError: The metric has no derivative.
         """
-        if self.reduction != "mean":
-            raise InputError(f"{self!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
         scores = as_array(logits).astype(np.float64)
+        if self.reduction == "none":
+            return self._slopes(scores)
         share = 1 / len(scores) if self._shares is None else self._shares[:, None, None]
         return self._slopes(scores) * share
 

@@ -112,9 +112,10 @@ class Normalised(Metric):
         return self.metric.linear
 
     def slopes(self, logits: ArrayInput) -> Array:
-        """The derivative of the normalised value. Raises InputError without both baselines."""
+        """The derivative of the normalised value, or of each prompt's. Raises InputError without both baselines."""
         _, difference = self._baselines()
-        found: Array = self.metric.slopes(logits) / difference
+        each = np.asarray(difference)
+        found: Array = self.metric.slopes(logits) / (each[:, None, None] if each.ndim else each)
         return found
 
     def reduced(self, values: Array) -> Array:

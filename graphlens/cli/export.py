@@ -93,8 +93,8 @@ def process(
 
 
 def cache_clear() -> None:
-    """Delete what is in the cache folder (GRAPHLENS_CACHE): exports that from_pretrained made, packed weights, digests, and
-    the programs of live pages.
+    """Delete what is in the cache folder (GRAPHLENS_CACHE): exports that from_pretrained made, packed weights, digests,
+    the programs of live pages, and files fetched from URLs.
 
     Example: [bold]graphlens cache-clear[/]
     """
@@ -102,6 +102,6 @@ def cache_clear() -> None:
     from graphlens.file.leftovers import clear
 
     hardlinked = " (hardlinked weights free nothing while the original stays)"
-    for name, remark in (("hooked", hardlinked), ("packed", ""), ("digests", ""), ("npm", "")):
+    for name, remark in (("hooked", hardlinked), ("packed", ""), ("digests", ""), ("npm", ""), ("remote", "")):
         folder = cache_root() / name
         typer.echo(f"{folder}: removed {clear(folder) / 1e6:,.1f} MB{remark}.")

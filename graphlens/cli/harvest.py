@@ -24,7 +24,9 @@ def harvest(
             help="Files: .txt (a document a line), .jsonl, .parquet, .npy with token ids; or a saved dataset's folder.",
         ),
     ],
-    out: Annotated[str, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")],
+    out: Annotated[
+        str, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write, or a URL: s3://bucket/acts.")
+    ],
     names: Annotated[
         list[str],
         typer.Option(
@@ -34,7 +36,10 @@ def harvest(
     resume: Annotated[
         bool, flag("--resume", help="Go on with the harvest in FOLDER, and make damaged shards again.")
     ] = False,
-    engine: Annotated[str, typer.Option("--engine", metavar="local", help="What runs it.")] = "local",
+    engine: Annotated[str, typer.Option("--engine", metavar="local|ray", help="What runs it.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="With --engine ray: how many workers.")
+    ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="float32|float16|bfloat16", help="What activations are written in.")
     ] = "float32",
@@ -78,13 +83,15 @@ def harvest(
     Example: [bold]graphlens harvest tiny-gpt2 corpus.txt --names "*.hook_resid_post" --dtype float16 -o acts[/]
     """
     from graphlens.experiments.harvest import harvest as made
+    from graphlens.file.remote import Url, url_of
 
     found = made(
         open_model(model, provider, tokenizer),
-        corpus[0] if len(corpus) == 1 else [Path(file) for file in corpus],
+        corpus[0] if len(corpus) == 1 else [Url(file) if url_of(file) else Path(file) for file in corpus],
         names,
         out,
         engine=engine,
+        workers=workers,
         resume=resume,
         dtype=dtype,
         reduce=[_statistic(word) for word in reduce or []],
@@ -103,9 +110,10 @@ def harvest(
     if as_json:
         print_json(_told(found))
         return
-    size = sum(file.stat().st_size for file in found.path.iterdir() if file.is_file())
     what = f"{len(found.names)} hook points" if found.plan.written else f"statistics of {len(found.names)} hook points"
-    typer.echo(f"{len(found):,} tokens, {what} -> {found.path} ({size / 1e6:,.1f} MB, {len(found.plan.shards)} shards)")
+    typer.echo(
+        f"{len(found):,} tokens, {what} -> {found.path} ({found.nbytes / 1e6:,.1f} MB, {len(found.plan.shards)} shards)"
+    )
 
 
 def _told(found: Harvest) -> dict[str, object]:

@@ -19,6 +19,7 @@ from graphlens.experiments.sweep import check_processing, collect
 from graphlens.experiments.sweep_metrics import Measure
 from graphlens.experiments.sweep_run import Done, SweepRun
 from graphlens.file.io_names import gradient_output
+from graphlens.file.names import JOINT_AXES
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
@@ -50,7 +51,8 @@ def attribution_patch(
         corrupted_tokens: See ``sweep``, as for ``sites`` and ``source``.
         sites: See there.
         source: See there.
-        metric: See there; it needs a derivative (see ``model.gradients``) and the mean over the batch.
+        metric: See there; it needs a derivative (see ``model.gradients``). With reduction="none" each prompt has an estimate
+            of its own, as far as what is active keeps prompts apart.
         steps: 0 takes the gradient at the corrupted run; else the mean of that many gradients on the straight way to
             the patched activation of the whole hook point, at midpoints (integrated gradients: Sundararajan et al.
             2017), a forward and backward each for every hook point.
@@ -217,7 +219,9 @@ def _estimates(run: CorruptedRun, steps: int, rounded: dict[str, int]) -> Iterat
                 gradient = at_once[place][hook]
             else:
                 gradient = _averaged(run, hook, hooks, metric, steps, rounded)
-            rows.append(_sums(run, by_hook[hook], _apart(run, hook).astype(np.float64) * gradient) + corrupted[place])
+            product = _apart(run, hook).astype(np.float64) * gradient
+            each = isinstance(metric, Metric) and metric.reduction == "none"
+            rows.append(_sums(run, by_hook[hook], product, each) + corrupted[place])
         yield by_hook[hook], rows
 
 
@@ -233,10 +237,8 @@ def _gradients(
 
     With several copies of the prompts in the run it is that of the metric of each copy, one below the other.
     """
-    if isinstance(metric, Metric) and metric.reduction != "mean":
-        raise InputError(f"{metric!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
     runner, request = run.runner, run.request
-    seed = runner.seed(request, metric)
+    seed = runner.seed(request, metric, each=True)
     if copies > 1:
         request, seed = request.repeated(copies), seed.repeated(copies)
     ran = runner.run_backward(request, seed, hooks, graph_of=graph_of)
@@ -276,33 +278,50 @@ def _apart(run: CorruptedRun, hook: str) -> Array:
         return np.where(run.changed(hook), run.patched[hook] - run.activations[hook], 0)
 
 
-def _sums(run: CorruptedRun, indices: Sequence[int], product: Array) -> Array:
-    """The sum of a product, shaped like the activation, over each of some sites of one hook point."""
+def _sums(run: CorruptedRun, indices: Sequence[int], product: Array, each: bool) -> Array:
+    """The sum of a product, shaped like the activation, over each of some sites of one hook point: [site].
+
+    With ``each`` it is that of each prompt: [site, b].
+    """
     axes = run.entry(run.sites[indices[0]].hook).axes
+    if each and axes[0] in JOINT_AXES:
+        if run.batch > 1:
+            raise InputError(
+                f"{run.sites[indices[0]].hook!r} has prompts and positions in one axis, so that no prompt has an estimate of "
+                "its own: take reduction='mean', or one prompt at a time."
+            )
+        return _sums(run, indices, product, False)[:, None]
+    whole_rows = slice(None) if each else 0
     fields = gate.selected_by(axes)
     folded: dict[tuple[int, ...], Array] = {}
 
     def summed(rest: tuple[int, ...]) -> Array:
         """The product summed over axes of which a site takes all: once for all sites."""
+        rest = tuple(axis for axis in rest if axis or not each)
         if rest not in folded:
             folded[rest] = product.sum(rest, keepdims=True, dtype=np.float64)
         return folded[rest]
 
-    found = []
+    found: list[Array] = []
     for index in indices:
         site = run.sites[index]
         at = _plain_index(site, [fields.get(axis) for axis in axes], product.shape)
         if at is not None:  # most sites are one position or one head: no mask is needed
             rest = tuple(axis for axis, place in enumerate(at) if place is None)
-            found.append(float(summed(rest)[tuple(0 if place is None else place for place in at)]))
+            places = (whole_rows, *(0 if place is None else place for place in at[1:]))
+            found.append(np.asarray(summed(rest)[places]))
             continue
         chosen = run.chosen(site)
         if chosen is None:
-            found.append(0.0)
+            found.append(np.zeros(run.batch if each else ()))
             continue
         whole = summed(tuple(axis for axis, size in enumerate(chosen.shape) if size == 1))
-        found.append(float(whole[np.broadcast_to(chosen, whole.shape)].sum()))
-    return np.asarray(found)
+        chosen = np.broadcast_to(chosen, whole.shape)
+        if each:
+            found.append(np.where(chosen, whole, 0).reshape(run.batch, -1).sum(1))
+        else:
+            found.append(np.asarray(whole[chosen].sum()))
+    return np.stack(found)
 
 
 def _plain_index(site: Site, fields: Sequence[str | None], shape: Sequence[int]) -> list[int | None] | None:

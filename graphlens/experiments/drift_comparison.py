@@ -9,7 +9,7 @@ from typing import Generic
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT
-from graphlens.analysis.drift_figures import Apart, Bools, apart, counted
+from graphlens.analysis.drift_figures import Bools, Sums, apart, counted, sums
 from graphlens.analysis.drift_result import Drifted, DriftResult
 from graphlens.errors import InputError
 from graphlens.experiments.drift_run import ENDS, LOGITS, OtherT, Progress, Side, step_of
@@ -38,6 +38,27 @@ class Kept:
     end: str
     residuals: dict[int, Array]
     real: Bools | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found, as sums: those of several batches of prompts add up.
+
+    Attributes:
+        every: Hook point -> all error.
+        fresh: Hook point -> the error that its step adds.
+        logits: That of the logits, or of what counts in their place.
+    """
+
+    every: dict[str, Sums]
+    fresh: dict[str, Sums]
+    logits: Sums
+
+    def __add__(self, other: Compared) -> Compared:
+        """The sums over the prompts of both."""
+        every = {name: found + other.every[name] for name, found in self.every.items()}
+        fresh = {name: found + other.fresh[name] for name, found in self.fresh.items()}
+        return Compared(every, fresh, self.logits + other.logits)
 
 
 class Comparison(Generic[ArrayT, OtherT]):
@@ -70,8 +91,8 @@ class Comparison(Generic[ArrayT, OtherT]):
         # The reference's activations, until both other runs have seen them: activation, what counts, how many are to come.
         self._stored: dict[Firing, tuple[Array, Bools | None]] = {}
         self._left: dict[Firing, int] = {}
-        self._all: dict[str, Apart] = {}
-        self._fresh: dict[str, Apart] = {}
+        self._all: dict[str, Sums] = {}
+        self._fresh: dict[str, Sums] = {}
         self._ends: list[Array] = []
         self._residuals: dict[int, Array] = {}
         self._mended: Array | None = None
@@ -148,7 +169,7 @@ class Comparison(Generic[ArrayT, OtherT]):
         if self._keep and name == self._unembedded:
             self._mended = activation.copy()
         if n == 0:
-            self._all[name] = apart(reference, activation, seen, self._right.heads(name))
+            self._all[name] = sums(reference, activation, seen, self._right.heads(name))
         return activation
 
     def _force(self, firing: Firing, activation: Array) -> Array:
@@ -156,7 +177,7 @@ class Comparison(Generic[ArrayT, OtherT]):
         name, n = firing
         reference, seen = self._taken(firing, activation)
         if n == 0:
-            self._fresh[name] = apart(reference, activation, seen, self._right.heads(name))
+            self._fresh[name] = sums(reference, activation, seen, self._right.heads(name))
         if self._mended is not None and name == self._unembedded:
             self._mended -= activation - reference.astype(activation.dtype)
         return put_in(reference, activation, seen)
@@ -181,8 +202,19 @@ class Comparison(Generic[ArrayT, OtherT]):
         right, wrong = self._ends
         return Kept(right, wrong, self._mended, self._end, self._residuals, self._right.real)
 
-    def result(self) -> DriftResult:
-        """The figures, after ``run``."""
+    def compared(self) -> Compared:
+        """What was found, after ``run``."""
+        return Compared(self._all, self._fresh, self._of_logits())
+
+    def result(self, found: Compared | None = None, shape: tuple[int, int] | None = None) -> DriftResult:
+        """The figures.
+
+        Args:
+            found: What was found, of other prompts too; None for what this comparison did, after ``run``.
+            shape: How many prompts that were, and how many positions; None for this comparison's.
+        """
+        found = self.compared() if found is None else found
+        every, fresh = ({hook: each.apart for hook, each in side.items()} for side in (found.every, found.fresh))
         names = [side.runner.config.model_name for side in (self._right, self._wrong)]
         if names[0] == names[1]:
             folders = [side.runner.engine.folder.name for side in (self._right, self._wrong)]
@@ -193,34 +225,34 @@ class Comparison(Generic[ArrayT, OtherT]):
         sites = tuple(
             Drifted(
                 name,
-                self._all[name].relative,
-                self._all[name].cosine,
-                self._fresh[name].relative,
-                self._all[name].heads,
-                self._fresh[name].heads,
+                every[name].relative,
+                every[name].cosine,
+                fresh[name].relative,
+                every[name].heads,
+                fresh[name].heads,
                 nodes=tuple(nodes.get(name, ())),
             )
             for name in order
         )
         return DriftResult(
             sites,
-            self._of_logits(),
+            found.logits.apart.relative,
             names[0],
             names[1],
             tuple(name for name in self._right.names if name not in shared),
             tuple(name for name in self._wrong.names if name not in shared),
-            self._right.request.shape,
+            self._right.request.shape if shape is None else shape,
             notes=()
             if self._end == LOGITS
             else (f"one of the models gives no logits: {self._end} counts in their place.",),
         )
 
-    def _of_logits(self) -> float:
-        """The relative error of the logits."""
+    def _of_logits(self) -> Sums:
+        """The error of the logits."""
         if not self._ends:
-            return self._all[self._unembedded or self._end].relative
+            return self._all[self._unembedded or self._end]
         right, wrong = self._ends
-        return logits_apart(right, wrong, self._right.real)
+        return sums(right, wrong, _seen(right, self._right.real))
 
 
 def logits_apart(right: Array, wrong: Array, real: Bools | None) -> float:
@@ -231,8 +263,12 @@ def logits_apart(right: Array, wrong: Array, real: Bools | None) -> float:
         wrong: The other model's.
         real: bool [b, p], or None for all.
     """
-    seen = real[..., None] if real is not None and right.ndim == 3 and right.shape[:2] == real.shape else None
-    return apart(right, wrong, seen).relative
+    return apart(right, wrong, _seen(right, real)).relative
+
+
+def _seen(logits: Array, real: Bools | None) -> Bools | None:
+    """Which logits are of real tokens."""
+    return real[..., None] if real is not None and logits.ndim == 3 and logits.shape[:2] == real.shape else None
 
 
 def put_in(reference: Array, activation: Array, seen: Bools | None) -> Array:

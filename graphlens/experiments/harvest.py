@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,10 +26,10 @@ from graphlens.experiments.harvest_planning import (
     said_of_machine,
     said_of_model,
 )
-from graphlens.experiments.harvest_shard import shard_elsewhere, statistics, write_shard
-from graphlens.experiments.on_ray import Workers
+from graphlens.experiments.harvest_shard import digest_of_plan, shard_elsewhere, statistics, write_shard
+from graphlens.experiments.on_ray import Workers, workers_of
 from graphlens.file.corpora import Corpus
-from graphlens.file.folder import make_folder, refuse_occupied, user_path, write_whole, writing
+from graphlens.file.folder import writing
 from graphlens.file.harvest_files import (
     CORPUS,
     DIRECTIONS,
@@ -44,9 +43,9 @@ from graphlens.file.harvest_files import (
     recorded,
     write_results,
 )
+from graphlens.file.harvest_folder import HarvestFolder, folder_of
 from graphlens.file.harvest_layout import Layout, TooLong
 from graphlens.file.harvest_plan import DTYPES, SIZES, HarvestPlan
-from graphlens.file.leftovers import remove_stale
 from graphlens.views.progress import steps
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 256_000_000  # of activations, at most
 _LEAST, _MOST = 1024, 65_536  # tokens of a shard, unless told otherwise
-ENGINES = ("local", "ray")
 _FOLDED = "folded"  # in the file of statistics: how many shards are in it
 
 
@@ -94,11 +92,12 @@ def harvest(
 
     Args:
         model: The model, without active hooks or interventions. Flags that are set and weights that were set count.
-        corpus: The path of a file (.txt, a document a line; .jsonl; .parquet; .npy) or of a saved dataset, a list of texts, token
-            ids [n, p] or rows of them, or a dataset: see docs/harvest.md. None, with ``resume``, trusts that it is the same.
+        corpus: The path or URL of a file (.txt, a document a line; .jsonl; .parquet; .npy), the path of a saved dataset, a list
+            of texts, token ids [n, p] or rows of them, or a dataset: see docs/harvest.md. None, with ``resume``, trusts that it
+            is the same.
         names: A hook name, a shell pattern ("*.hook_resid_post"), a list of these, a function name -> bool, or None for all hook
             points that have floats for each token.
-        out: The folder to write: absent or empty, unless ``resume``.
+        out: The folder to write: absent or empty, unless ``resume``. Or a URL (extra ``remote``): "s3://bucket/acts".
         engine: "local": in this process; "ray": in the workers of a Ray cluster (extra ``ray``), which must see ``out`` and the
             model under the same paths. See docs/scale.md.
         workers: How many of Ray's workers; None for as many as its cores allow. The bytes are the same for any number.
@@ -135,9 +134,7 @@ def harvest(
             intervention; with ``resume``, for another corpus, model, machine or option than before, which it names.
         ExportError: ``out`` is not empty, the disk has no room, or it cannot be written to.
     """
-    if not is_one_of(engine, ENGINES):
-        raise InputError(f"engine={engine!r}: there are 'local' and 'ray'.")
-    spread = Workers(workers, threads, allow_mixed) if engine == "ray" else None
+    spread = workers_of(engine, workers, threads, allow_mixed)
     if not is_one_of(dtype, DTYPES):
         raise InputError(f"dtype={dtype!r}: a harvest is written in {', '.join(DTYPES)}.")
     if not is_one_of(too_long, ("split", "cut", "refuse")):
@@ -181,8 +178,8 @@ def harvest(
     )
     count = _shard_tokens(plan) if shard_tokens is None else checked_number(shard_tokens, "shard_tokens", least=1)
     plan = replace(plan, layout=replace(layout, shard_tokens=count))
-    folder = user_path(out)
-    begun = (folder / PLAN).is_file()
+    folder = folder_of(out)
+    begun = folder.has(PLAN)
     if begun and not resume:
         raise ExportError(
             f"{folder}: a harvest is there already. Pass resume=True to go on with it, or choose another folder."
@@ -191,10 +188,10 @@ def harvest(
         plan = _resumed(folder, plan, runner, corpus, column, options)
     else:
         if not resume:
-            refuse_occupied(folder)
+            folder.refuse_occupied()
         plan = _begun(folder, plan, runner, corpus, column, options, directions)
     _run_all(folder, plan, model, verbose, spread)
-    return Harvest(folder)
+    return Harvest(folder.place)
 
 
 def _shard_tokens(plan: HarvestPlan) -> int:
@@ -204,7 +201,7 @@ def _shard_tokens(plan: HarvestPlan) -> int:
 
 
 def _begun(
-    folder: Path,
+    folder: HarvestFolder,
     plan: HarvestPlan,
     runner: Runner[ArrayT],
     corpus: Corpus | None,
@@ -215,9 +212,9 @@ def _begun(
     """A new harvest's plan, written to its folder after its corpus."""
     if corpus is None:
         raise InputError("corpus=None: name a corpus. Only a harvest that is resumed has one already.")
-    make_folder(folder)
-    remove_stale(folder)
-    there = [path.name for path in folder.iterdir() if path.name not in (DIRECTIONS, CORPUS)]
+    folder.make()
+    folder.tidy()
+    there = [name for name in folder.names() if name not in (DIRECTIONS, CORPUS)]
     if there:  # those two are of a harvest that was stopped before it had a plan
         raise ExportError(f"{folder}: exists and is not empty. Choose another folder.")
     try:
@@ -228,18 +225,19 @@ def _begun(
             raise InputError("no position of this corpus is kept: keep_bos=False drops all there are.")
         ensure_room(folder, plan, range(len(shards)))
         if directions:
-            write_results(folder / DIRECTIONS, directions)
-        with writing(folder / PLAN):
-            write_whole(folder / PLAN, plan.to_json().encode())
+            write_results(folder, DIRECTIONS, directions)
+        with writing(folder.at(PLAN)):
+            folder.write(PLAN, plan.to_json().encode())
     except GraphlensError:
         for name in (CORPUS, DIRECTIONS):
-            (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # of a place that cannot be written
+                folder.remove(name)
         raise
     return plan
 
 
 def _resumed(
-    folder: Path,
+    folder: HarvestFolder,
     asked: HarvestPlan,
     runner: Runner[ArrayT],
     corpus: Corpus | None,
@@ -247,7 +245,7 @@ def _resumed(
     options: Options,
 ) -> HarvestPlan:
     """The plan of a harvest that is there, if it is the one that is asked for."""
-    remove_stale(folder)
+    folder.tidy()
     plan = read_plan(folder)
     said, kind = dict(plan.corpus), plan.corpus.get("kind")
     if corpus is not None:
@@ -263,38 +261,41 @@ def _resumed(
 
 
 def _run_all(
-    folder: Path, plan: HarvestPlan, model: HookedTransformer[ArrayT], verbose: bool, spread: Workers | None
+    folder: HarvestFolder, plan: HarvestPlan, model: HookedTransformer[ArrayT], verbose: bool, spread: Workers | None
 ) -> None:
     """Writes every shard that is missing or damaged, and ends the harvest. Statistics are put together in the shards' order."""
     wrong = {index for index, _ in damaged(folder, plan, recorded(folder, plan))}
     state, folded = statistics(plan), 0
     if plan.reductions:
-        stored = read_results(folder / REDUCED)
+        stored = read_results(folder, REDUCED)
         if stored is not None:
             folded = int(stored.pop(_FOLDED)[0])
             state.restore(stored)
         wrong |= {
-            index for index in range(folded, len(plan.shards)) if read_results(folder / partial_file(index)) is None
+            index for index in range(folded, len(plan.shards)) if read_results(folder, partial_file(index)) is None
         }
     ensure_room(folder, plan, sorted(wrong))
     total = sum(plan.shards[index][3] for index in wrong)
     with steps("Harvesting", total, "tokens") if verbose else nullcontext() as progress:
         done: Callable[[int], None] = (lambda count: None) if progress is None else progress.advance
         if spread is not None and wrong:
-            for _, count in spread.spread(model, shard_elsewhere, [(str(folder), index) for index in sorted(wrong)]):
+            digest = digest_of_plan(plan)
+            items = [(folder.everywhere, index, digest) for index in sorted(wrong)]
+            for _, count in spread.spread(model, shard_elsewhere, items):
                 done(count)
-            remove_stale(folder)  # of a worker that was killed
+            folder.tidy()  # of a worker that was killed
             wrong = set()
         for index in range(len(plan.shards)):
             if index in wrong:
                 write_shard(folder, plan, index, model.runner, done=done)
             if plan.reductions and index >= folded:
-                found = read_results(folder / partial_file(index))
+                found = read_results(folder, partial_file(index))
                 if found is None:
                     raise ModelFileError(
-                        f"{folder / partial_file(index)}: damaged since it was written. Resume the harvest."
+                        f"{folder.at(partial_file(index))}: damaged since it was written. Resume the harvest."
                     )
                 state.merge(found)
-                write_results(folder / REDUCED, {**state.arrays(), _FOLDED: np.asarray([index + 1], np.int64)})
-            (folder / partial_file(index)).unlink(missing_ok=True)
+                write_results(folder, REDUCED, {**state.arrays(), _FOLDED: np.asarray([index + 1], np.int64)})
+            if plan.reductions:
+                folder.remove(partial_file(index))
     finish(folder, plan)

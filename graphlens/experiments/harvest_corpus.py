@@ -6,7 +6,6 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,8 +15,8 @@ from graphlens.errors import InputError, InputTypeError
 from graphlens.file.corpora import Corpus, Document, documents
 from graphlens.file.folder import writing
 from graphlens.file.harvest_files import read_corpus, write_corpus
+from graphlens.file.harvest_folder import HarvestFolder
 from graphlens.file.harvest_layout import Ints, Laid, Layout
-from graphlens.file.leftovers import partial_of
 from graphlens.file.manifest import Json
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def digest_of_corpus(corpus: Corpus, column: str | None) -> tuple[str, int, Kind
 
 
 def take_in(
-    folder: Path, corpus: Corpus, column: str | None, runner: Runner[ArrayT], layout: Layout, options: Options
+    folder: HarvestFolder, corpus: Corpus, column: str | None, runner: Runner[ArrayT], layout: Layout, options: Options
 ) -> tuple[Laid, dict[str, Json]]:
     """Reads a corpus into a harvest's folder, as token ids laid out in rows.
 
@@ -130,25 +129,21 @@ def take_in(
         ExportError: It cannot be written.
     """
     digest, lengths, kind = hashlib.sha256(), array("q"), None
-    raw = partial_of(folder / "ids")
-    with writing(raw):
-        try:
-            with raw.open("xb") as file:
-                for document in _hashed(documents(corpus, column), digest.update):
-                    if kind is None:
-                        kind = _kind(document)
-                        layout = options.layout(layout, runner, kind)
-                    ids = _ids(document, len(lengths), runner)
-                    lengths.append(len(ids))
-                    file.write(ids.astype(np.int32).tobytes())
-            sizes: Ints = np.asarray(lengths, np.int64)
-            total = int(sizes.sum())
-            if kind is None or not total:
-                raise InputError(f"the corpus is empty: its {len(lengths)} documents hold no token.")
-            segments, rows = layout.rows(sizes)
-            write_corpus(folder, np.memmap(raw, np.int32, "r"), segments, rows, sizes)
-        finally:
-            raw.unlink(missing_ok=True)
+    with folder.beside("ids") as raw, writing(raw):
+        with raw.open("xb") as file:
+            for document in _hashed(documents(corpus, column), digest.update):
+                if kind is None:
+                    kind = _kind(document)
+                    layout = options.layout(layout, runner, kind)
+                ids = _ids(document, len(lengths), runner)
+                lengths.append(len(ids))
+                file.write(ids.astype(np.int32).tobytes())
+        sizes: Ints = np.asarray(lengths, np.int64)
+        total = int(sizes.sum())
+        if kind is None or not total:
+            raise InputError(f"the corpus is empty: its {len(lengths)} documents hold no token.")
+        segments, rows = layout.rows(sizes)
+        write_corpus(folder, np.memmap(raw, np.int32, "r"), segments, rows, sizes)
     said: dict[str, Json] = {
         "digest": digest.hexdigest(),
         "kind": kind,

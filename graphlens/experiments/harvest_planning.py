@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array
 from graphlens.engine.machine import computing
 from graphlens.errors import ExportError, InputError, InputShapeError
+from graphlens.file.harvest_folder import HarvestFolder
 from graphlens.file.harvest_plan import HarvestPlan
 from graphlens.file.hook_patterns import match_glob
 from graphlens.file.manifest import HookEntry, Json
@@ -159,7 +158,7 @@ def said_of_machine(runner: Runner[ArrayT]) -> dict[str, Json]:
     return {**computing(), "providers": list(runner.engine.providers)}
 
 
-def ensure_room(folder: Path, plan: HarvestPlan, left: Sequence[int]) -> None:
+def ensure_room(folder: HarvestFolder, plan: HarvestPlan, left: Sequence[int]) -> None:
     """Raises ExportError where the disk has no room for the shards that are left to write.
 
     Args:
@@ -167,9 +166,15 @@ def ensure_room(folder: Path, plan: HarvestPlan, left: Sequence[int]) -> None:
         plan: Its plan.
         left: Which shards.
     """
-    wanted = sum(plan.shards[index][3] for index in left) * plan.token_bytes
-    free = shutil.disk_usage(folder).free
+    free, at_once = folder.room()
+    tokens = [plan.shards[index][3] for index in left]
+    wanted = (sum(tokens) if at_once else max(tokens, default=0)) * plan.token_bytes
     if wanted + _MARGIN > free and left:
+        if not at_once:
+            raise ExportError(
+                f"{folder}: a shard of {wanted / 1e9:,.2f} GB is written to the cache's disk before it is put there, and "
+                f"{free / 1e9:,.2f} GB are free. Free some, set GRAPHLENS_CACHE to another disk, or lower shard_tokens."
+            )
         raise ExportError(
             f"{folder}: this harvest writes {wanted / 1e9:,.2f} GB more ({plan.token_bytes:,} bytes a token), and "
             f"{free / 1e9:,.2f} GB are free there. Free some, choose fewer hook points or float16, or reduce."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ml_dtypes
@@ -11,7 +12,7 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.reductions import Statistics, reduction_of
-from graphlens.errors import InputError
+from graphlens.errors import InputError, ModelFileError
 from graphlens.file.harvest_files import (
     DIRECTIONS,
     DOCUMENTS,
@@ -25,6 +26,7 @@ from graphlens.file.harvest_files import (
     write_results,
     writing_shard,
 )
+from graphlens.file.harvest_folder import HarvestFolder, folder_of
 from graphlens.file.harvest_layout import Batch
 from graphlens.file.harvest_plan import HarvestPlan
 
@@ -32,7 +34,18 @@ if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
     from graphlens.model.runner import Runner
 
+# What a machine needs besides the model, in words.
+_SHARED = "Give an out that all machines share: a shared file system under one path, or a URL such as s3://bucket/acts."
 _CAST = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def digest_of_plan(plan: HarvestPlan) -> str:
+    """What tells a plan from any other.
+
+    Args:
+        plan: The plan.
+    """
+    return hashlib.sha256(plan.to_json().encode()).hexdigest()
 
 
 def statistics(plan: HarvestPlan) -> Statistics:
@@ -45,7 +58,7 @@ def statistics(plan: HarvestPlan) -> Statistics:
 
 
 def write_shard(
-    folder: Path,
+    folder: HarvestFolder,
     plan: HarvestPlan,
     index: int,
     runner: Runner[ArrayT],
@@ -66,7 +79,7 @@ def write_shard(
     """
     first, last, start, _ = plan.shards[index]
     shard = read_corpus(folder, plan.layout).shard(first, last)
-    directions = (read_results(folder / DIRECTIONS) or {}) if plan.projected else {}
+    directions = (read_results(folder, DIRECTIONS) or {}) if plan.projected else {}
     found = statistics(plan)
     with writing_shard(folder, plan, index) as writer:
         for name, column in ((TOKENS, shard.tokens), (DOCUMENTS, shard.documents), (POSITIONS, shard.positions)):
@@ -75,21 +88,29 @@ def write_shard(
             _run(plan, batch, runner, directions, found, start, writer)
             done(len(batch.source))
         if plan.reductions:
-            write_results(folder / partial_file(index), found.arrays())
+            write_results(folder, partial_file(index), found.arrays())
 
 
-def shard_elsewhere(model: HookedTransformer[ArrayT], item: tuple[str, int]) -> int:
+def shard_elsewhere(model: HookedTransformer[ArrayT], item: tuple[str, int, str]) -> int:
     """Writes one shard of a harvest, in whichever process this is called.
 
     Args:
         model: The model of the plan.
-        item: (the harvest's folder, which shard).
+        item: (the harvest's folder, which shard, the digest of its plan).
 
     Returns:
         How many tokens were kept.
+
+    Raises:
+        ModelFileError: This machine does not see that folder, or another one under its path.
     """
-    folder = Path(item[0])
-    plan = read_plan(folder)
+    folder = folder_of(item[0])
+    try:
+        plan = read_plan(folder)
+    except ModelFileError as error:
+        raise ModelFileError(f"node {platform.node()} does not see the harvest: {error} {_SHARED}") from error
+    if digest_of_plan(plan) != item[2]:
+        raise ModelFileError(f"node {platform.node()} sees another harvest at {folder}. {_SHARED}")
     write_shard(folder, plan, item[1], model.runner)
     return plan.shards[item[1]][3]
 

@@ -9,18 +9,29 @@ import importlib.util
 import logging
 import os
 import pickle
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from graphlens.analysis.arrays import ArrayT
+from graphlens.analysis.arrays import Array
 from graphlens.engine.machine import computing, limit_threads
-from graphlens.errors import GraphlensError, InputError, RunError, RuntimeUnavailable, checked_number
+from graphlens.errors import (
+    GraphlensError,
+    InputError,
+    ModelFileError,
+    RunError,
+    RuntimeUnavailable,
+    checked_number,
+    is_one_of,
+)
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
 
+# What a worker opens: a model, or a tuple of several.
+Opened = TypeVar("Opened")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Rows: TypeAlias = Mapping[str, Sequence[bytes]]
@@ -60,18 +71,15 @@ class Workers:
         return {**computing(), "cores": self.threads}
 
     def spread(
-        self,
-        model: HookedTransformer[ArrayT],
-        job: Callable[[HookedTransformer[ArrayT], Item], Result],
-        items: Sequence[Item],
+        self, opened: Opened, job: Callable[[Opened, Item], Result], items: Sequence[Item]
     ) -> Iterator[tuple[Item, Result]]:
         """Does a job for each item, in workers that open the model once each.
 
         A worker that dies is replaced, and what it had begun is done again.
 
         Args:
-            model: The model. It is opened by its path, which every machine must have.
-            job: A function of a module: (model, item) -> result. Both are pickled.
+            opened: The model, or a tuple of models. Each is opened by its path, which every machine must have.
+            job: A function of a module: (model or models, item) -> result. Both are pickled.
             items: What to do it for.
 
         Yields:
@@ -79,16 +87,12 @@ class Workers:
 
         Raises:
             InputError: A machine is not like this one, which names what differs.
+            ModelFileError: A machine does not have the model, or has another one, under its path.
             GraphlensError: What the job raises.
             RunError: Ray could not do it.
         """
-        active = model.runner.active()
-        if active.hooks or active.interventions:
-            what = "a Python hook" if active.hooks else "an intervention"
-            raise InputError(
-                f"{what} is active, and Ray's workers open the model without: take it off, or bake it into a model of its own "
-                "(graphlens.bake_model with keep_hooks)."
-            )
+        for each in opened if isinstance(opened, tuple) else (opened,):
+            _ensure_plain(each)
         import ray
         import ray.data
 
@@ -99,7 +103,7 @@ class Workers:
         _quiet(ray.data)
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         most = min(len(items), self.count or max(1, cores // self.threads))
-        given = (pickle.dumps(model), pickle.dumps(job), self.threads, self.said_of_each(), self.allow_mixed)
+        given = (pickle.dumps(opened), pickle.dumps(job), self.threads, self.said_of_each(), self.allow_mixed)
         rows = [{"item": pickle.dumps(item)} for item in items]
         work = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Worker,
@@ -118,26 +122,68 @@ class Workers:
             raise RunError(f"Ray could not finish: {str(error).strip().splitlines()[-1]:.300}") from error
 
 
+def workers_of(engine: str, workers: int | None, threads: int, allow_mixed: bool) -> Workers | None:
+    """The workers of an experiment as a user asks for them.
+
+    Args:
+        engine: "local" or "ray".
+        workers: See ``Workers``.
+        threads: See there.
+        allow_mixed: See there.
+
+    Returns:
+        The workers; None for "local".
+
+    Raises:
+        InputError: For another engine, and numbers out of range.
+        RuntimeUnavailable: Without Ray.
+    """
+    if not is_one_of(engine, ("local", "ray")):
+        raise InputError(f"engine={engine!r}: there are 'local' and 'ray'.")
+    return Workers(workers, threads, allow_mixed) if engine == "ray" else None
+
+
+def _ensure_plain(opened: object) -> None:
+    """Raises InputError where something is active that a worker would not have."""
+    active = cast("HookedTransformer[Array]", opened).runner.active()
+    if active.hooks or active.interventions:
+        what = "a Python hook" if active.hooks else "an intervention"
+        raise InputError(
+            f"{what} is active, and Ray's workers open the model without: take it off, or bake it into a model of its own "
+            "(graphlens.bake_model with keep_hooks)."
+        )
+
+
 class _Worker:
     """A worker: its model, opened for the threads that it has."""
 
-    def __init__(self, model: bytes, job: bytes, threads: int, wanted: Said, allow_mixed: bool) -> None:
+    def __init__(self, opened: bytes, job: bytes, threads: int, wanted: Said, allow_mixed: bool) -> None:
         limit_threads(threads)
+        self._opened: object = None
+        self._refused: GraphlensError | None = None  # raised here, Ray would begin the worker again and again
         apart = [] if allow_mixed else _differences(wanted, computing())
-        self._refused = InputError(
-            f"a worker's machine is not like the one that asks ({'; '.join(apart)}), so that its results may differ in their "
-            "last bits. Keep it out, or pass allow_mixed=True."
-        )
-        self._model = None if apart else pickle.loads(model)
+        if apart:
+            self._refused = InputError(
+                f"a worker's machine is not like the one that asks ({'; '.join(apart)}), so that its results may differ in "
+                "their last bits. Keep it out, or pass allow_mixed=True."
+            )
+        else:
+            try:
+                self._opened = pickle.loads(opened)
+            except ModelFileError as error:
+                self._refused = ModelFileError(
+                    f"node {platform.node()} cannot open the model: {error} Ray's workers open it by its path, under which "
+                    "every machine must have the same files."
+                )
         self._job = pickle.loads(job)
 
     def __call__(self, batch: Rows) -> Rows:
         results = []
         for item in batch["item"]:
             try:
-                if self._model is None:
+                if self._refused is not None:
                     raise self._refused
-                results.append(pickle.dumps((self._job(self._model, pickle.loads(item)), None)))
+                results.append(pickle.dumps((self._job(self._opened, pickle.loads(item)), None)))
             except GraphlensError as error:  # Ray would try it again, and show a traceback
                 results.append(pickle.dumps((None, error)))
         return {"item": batch["item"], "result": results}

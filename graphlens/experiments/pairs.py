@@ -1,27 +1,29 @@
-"""A sweep over a data set of clean and corrupted prompts: batch after batch, each pair with a value of its own."""
+"""Patches over a data set of clean and corrupted prompts, run or estimated batch after batch: each pair has its own value."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array
+from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.metric import Metric
 from graphlens.analysis.normalised_metric import Normalised
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import Cache, Mean, SourceInput, as_source
 from graphlens.analysis.summary import EffectSummary, summarise
-from graphlens.errors import InputError, checked_number, is_one_of
-from graphlens.experiments.on_ray import Workers
+from graphlens.errors import InputError, checked_number
+from graphlens.experiments.attribution import attribution_patch, checked_steps
+from graphlens.experiments.on_ray import Workers, workers_of
+from graphlens.experiments.prompt_batches import Prompts, alike, prompts_of
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS
 from graphlens.experiments.sweep import sweep
-from graphlens.model.text import is_text
-from graphlens.views.progress import steps
+from graphlens.views.progress import steps as steps_shown
 
 if TYPE_CHECKING:
     from graphlens.model.hooked_transformer import HookedTransformer
@@ -31,8 +33,6 @@ LOGITS = "unembed.hook_out"
 _Metrics: TypeAlias = Metric | list[Metric] | dict[str, Metric]
 # A batch of pairs: which they are, their clean and corrupted tokens [b, p], and how they are measured.
 _Item: TypeAlias = tuple[list[int], Array, Array, Sites, _Metrics, SourceInput, int]
-# Texts, or the token ids of each prompt, as a list of them or an array [n, p].
-Prompts: TypeAlias = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[ArrayInput] | ArrayInput
 
 
 def sweep_pairs(
@@ -90,65 +90,174 @@ def sweep_pairs(
         UnknownHookPoint: For a hook point that is not there.
         InputError: For pairs of different lengths, other numbers of prompts, and what ``sweep`` refuses.
     """
-    places, batch_size = listed(sites), checked_number(batch_size, "batch_size", least=1)
-    per_example = checked_number(per_example, "per_example", bool)
-    if not is_one_of(engine, ("local", "ray")):
-        raise InputError(f"engine={engine!r}: there are 'local' and 'ray'.")
-    spread = Workers(workers, threads, allow_mixed) if engine == "ray" else None
-    given = [_prompts(model, prompts, prepend_bos) for prompts in (clean, corrupted)]
-    if len(given[0]) != len(given[1]):
-        raise InputError(
-            f"there are {len(given[0])} clean prompts and {len(given[1])} corrupted ones: they go in pairs."
-        )
-    pairs = list(zip(*given, strict=True))
-    for index, (one, other) in enumerate(pairs):
-        if len(one) != len(other):
+    spread, kept = workers_of(engine, workers, threads, allow_mixed), checked_number(per_example, "per_example", bool)
+    work: _Work[ArrayT] = _Work(_sweep_of, source, max_batch_tokens, batch_size, prepend_bos, "Patching")
+    found = work.over(model, clean, corrupted, sites, metric, spread, verbose)
+    return summarise(found, confidence, resamples, seed, kept)
+
+
+def attribution_pairs(
+    model: HookedTransformer[ArrayT],
+    clean: Prompts,
+    corrupted: Prompts,
+    sites: Iterable[Site] | Site | Sites,
+    metric: Metric | Iterable[Metric] | Mapping[str, Metric],
+    *,
+    source: SourceInput = "clean",
+    steps: int = 0,
+    batch_size: int = 16,
+    engine: str = "local",
+    workers: int | None = None,
+    threads: int = 1,
+    allow_mixed: bool = False,
+    per_example: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    verbose: bool = True,
+) -> EffectSummary:
+    """Estimates what ``sweep_pairs`` would find, from a forward and a backward of each batch (attribution patching).
+
+    How good such an estimate is, and where it is poor: see ``attribution_patch``.
+
+    Args:
+        model: The model.
+        clean: See ``sweep_pairs``, as for all that is not named here.
+        corrupted: See there.
+        sites: See there.
+        metric: See there; it needs a derivative.
+        source: See there.
+        steps: How many gradients are averaged on the way to the patched activation; 0 takes the one at the corrupted run.
+        batch_size: See there.
+        engine: See there.
+        workers: See there.
+        threads: See there.
+        allow_mixed: See there.
+        per_example: See there.
+        confidence: See there.
+        resamples: See there.
+        seed: See there.
+        prepend_bos: See there.
+        verbose: See there.
+
+    Returns:
+        The mean estimated effect at each site with its standard error, bootstrap interval and p-value.
+
+    Raises:
+        UnknownHookPoint: For a hook point that is not there.
+        InputError: For pairs of different lengths, other numbers of prompts, and what ``attribution_patch`` refuses.
+    """
+    spread, kept = workers_of(engine, workers, threads, allow_mixed), checked_number(per_example, "per_example", bool)
+    work: _Work[ArrayT] = _Work(_estimate_of, source, checked_steps(steps), batch_size, prepend_bos, "Estimating")
+    found = work.over(model, clean, corrupted, sites, metric, spread, verbose)
+    return summarise(found, confidence, resamples, seed, kept)
+
+
+@dataclass(frozen=True)
+class _Work(Generic[ArrayT]):
+    """What is done with every batch of pairs.
+
+    Attributes:
+        job: (model, batch) -> which pairs it is of, and its result.
+        source: Where patched values come from.
+        number: What the job takes besides: the tokens of a run, or the gradients to average.
+        batch_size: How many pairs are run at once, at most.
+        prepend_bos: Whether texts get a BOS token.
+        doing: What a progress bar says.
+    """
+
+    job: Callable[[HookedTransformer[ArrayT], _Item], tuple[list[int], SweepResult]]
+    source: SourceInput
+    number: int
+    batch_size: int
+    prepend_bos: bool | None
+    doing: str
+
+    def over(
+        self,
+        model: HookedTransformer[ArrayT],
+        clean: Prompts,
+        corrupted: Prompts,
+        sites: Iterable[Site] | Site | Sites,
+        metric: object,
+        spread: Workers | None,
+        verbose: bool,
+    ) -> SweepResult:
+        """The results of all pairs side by side, along a last axis "batch"."""
+        items = self._items(model, clean, corrupted, listed(sites), metric)
+        if spread is None:
+            parts = (self.job(model, item) for item in items)
+        else:
+            parts = (part for _, part in spread.spread(model, self.job, items))
+        found: dict[int, SweepResult] = {}
+        count = sum(len(rows) for rows, *_ in items)
+        with steps_shown(self.doing, count) if verbose else nullcontext() as progress:
+            for rows, part in parts:
+                for column, row in enumerate(rows):
+                    found[row] = part.sel(batch=column)
+                if progress is not None:
+                    progress.advance(len(rows))
+        return _joined([found[row] for row in range(count)])
+
+    def _items(
+        self, model: HookedTransformer[ArrayT], clean: Prompts, corrupted: Prompts, places: Sites, metric: object
+    ) -> list[_Item]:
+        """The batches, once everything is checked."""
+        batch_size = checked_number(self.batch_size, "batch_size", least=1)
+        given = [prompts_of(model, prompts, self.prepend_bos) for prompts in (clean, corrupted)]
+        if len(given[0]) != len(given[1]):
             raise InputError(
-                f"pair {index} has {len(one)} clean tokens and {len(other)} corrupted ones: an activation goes to the same "
-                "position of the other prompt, so that both need as many."
+                f"there are {len(given[0])} clean prompts and {len(given[1])} corrupted ones: they go in pairs."
             )
-    measured = _Measured(model, metric, len(pairs))
-    batches = list(_batches([len(one) for one, _ in pairs], batch_size))
-    given_source = None if isinstance(source, str) and source == "clean" else as_source(source)
-    if isinstance(given_source, Cache):
-        raise InputError(
-            "a cache holds the rows of one run, and pairs are run in batches of their own: give the prompts that it is of as "
-            "clean, and leave source out."
-        )
-    if isinstance(given_source, Mean) and len(batches) > 1:
-        raise InputError(
-            f"source='mean' is the mean of the prompts that are run together, and these are run in {len(batches)} batches, "
-            "each with another mean. Raise batch_size, for pairs of one length, or pass a source with the mean of your data."
-        )
-    items: list[_Item] = []
-    for rows in batches:
-        here, there = (np.stack([pairs[row][side] for row in rows]) for side in (0, 1))
-        items.append((rows, here, there, places, measured(rows), source, max_batch_tokens))
-    parts = _done(model, items) if spread is None else (part for _, part in spread.spread(model, _sweep_of, items))
-    found: dict[int, SweepResult] = {}
-    with steps("Patching", len(pairs)) if verbose else nullcontext() as progress:
-        for rows, part in parts:
-            for column, row in enumerate(rows):
-                found[row] = part.sel(batch=column)
-            if progress is not None:
-                progress.advance(len(rows))
-    return summarise(_joined([found[row] for row in range(len(pairs))]), confidence, resamples, seed, per_example)
-
-
-def _done(model: HookedTransformer[ArrayT], items: Iterable[_Item]) -> Iterator[tuple[list[int], SweepResult]]:
-    """The sweeps of some batches, one after the other."""
-    for item in items:
-        yield _sweep_of(model, item)
+        pairs = list(zip(*given, strict=True))
+        for index, (one, other) in enumerate(pairs):
+            if len(one) != len(other):
+                raise InputError(
+                    f"pair {index} has {len(one)} clean tokens and {len(other)} corrupted ones: an activation goes to the same "
+                    "position of the other prompt, so that both need as many."
+                )
+        measured = _Measured(model, metric, len(pairs))
+        batches = list(alike([len(one) for one, _ in pairs], batch_size))
+        source = None if isinstance(self.source, str) and self.source == "clean" else as_source(self.source)
+        if isinstance(source, Cache):
+            raise InputError(
+                "a cache holds the rows of one run, and pairs are run in batches of their own: give the prompts that it is of "
+                "as clean, and leave source out."
+            )
+        if isinstance(source, Mean) and len(batches) > 1:
+            raise InputError(
+                f"source='mean' is the mean of the prompts that are run together, and these are run in {len(batches)} batches, "
+                "each with another mean. Raise batch_size, for pairs of one length, or pass a source with the mean of your "
+                "data."
+            )
+        items: list[_Item] = []
+        for rows in batches:
+            here, there = (np.stack([pairs[row][side] for row in rows]) for side in (0, 1))
+            items.append((rows, here, there, places, measured(rows), self.source, self.number))
+        return items
 
 
 def _sweep_of(model: HookedTransformer[ArrayT], item: _Item) -> tuple[list[int], SweepResult]:
     """The sweep of one batch of pairs, and which pairs they are."""
-    rows, clean, corrupted, places, metric, source, max_batch_tokens = item
-    values = source
-    if isinstance(source, str) and source == "clean":
-        hooks = list(dict.fromkeys(site.hook for site in places.sites))
-        _, values = model.run_with_cache(clean, names_filter=[*hooks, LOGITS])
-    return rows, sweep(model, corrupted, places, values, metric, max_batch_tokens=max_batch_tokens, verbose=False)
+    rows, _, corrupted, places, metric, _, most = item
+    return rows, sweep(model, corrupted, places, _values(model, item), metric, max_batch_tokens=most, verbose=False)
+
+
+def _estimate_of(model: HookedTransformer[ArrayT], item: _Item) -> tuple[list[int], SweepResult]:
+    """The estimates of one batch of pairs, and which pairs they are."""
+    rows, _, corrupted, places, metric, _, count = item
+    found = attribution_patch(model, corrupted, places, _values(model, item), metric, steps=count, verbose=False)
+    return rows, found
+
+
+def _values(model: HookedTransformer[ArrayT], item: _Item) -> object:
+    """Where the patched values of a batch come from: its clean run, unless another source was named."""
+    _, clean, _, places, _, source, _ = item
+    if not (isinstance(source, str) and source == "clean"):
+        return source
+    hooks = list(dict.fromkeys(site.hook for site in places.sites))
+    return model.run_with_cache(clean, names_filter=[*hooks, LOGITS])[1]
 
 
 class _Measured:
@@ -220,34 +329,6 @@ def _of_rows(metric: MetricT, rows: Sequence[int]) -> MetricT:
         metric = dataclasses.replace(metric, metric=_of_rows(metric.metric, rows))
     taken = {name: value[list(rows)] for name, value in _arrays(metric).items()}
     return dataclasses.replace(metric, **taken) if taken else metric
-
-
-def _prompts(model: HookedTransformer[ArrayT], prompts: Prompts, prepend_bos: bool | None) -> list[Array]:
-    """Each prompt's token ids."""
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if is_text(prompts):
-        return [as_array(model.to_tokens(text, prepend_bos, truncate=False))[0] for text in prompts]
-    rows = list(cast("Iterable[ArrayInput]", prompts))
-    if not rows:
-        raise InputError("the list of prompts is empty.")
-    found = [as_array(row) for row in rows]
-    for index, row in enumerate(found):
-        if row.ndim != 1 or row.dtype.kind not in "iu" or not row.size:
-            raise InputError(
-                f"prompt {index} is {row.dtype}{list(row.shape)}: a prompt is text or a list of token ids, and all are of one "
-                "kind."
-            )
-    return found
-
-
-def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Pairs of one length together, at most so many at once."""
-    alike: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        alike.setdefault(length, []).append(row)
-    for rows in alike.values():
-        yield from (rows[start : start + most] for start in range(0, len(rows), most))
 
 
 def _joined(parts: Sequence[SweepResult]) -> SweepResult:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from graphlens.errors import InputError, RuntimeUnavailable
-from graphlens.file.folder import user_path
+from graphlens.file.remote import fetched, local_path, url_of
 
 Ids = npt.NDArray[np.int64]
 Document: TypeAlias = "str | Ids"
@@ -30,7 +30,7 @@ def documents(corpus: Corpus, column: str | None = None) -> Iterator[Document]:
     """The documents of a corpus, in its order. Nothing is read before the first is asked for.
 
     Args:
-        corpus: The path of a .txt file (a document a line), .jsonl, .parquet or .npy file, or of a folder that
+        corpus: The path or URL of a .txt file (a document a line), .jsonl, .parquet or .npy file, or of a folder that
             ``Dataset.save_to_disk`` wrote; a list of ``Path`` objects for several of them; a list of texts; token ids, as an
             array [n, p] or a list of rows; a Hugging Face dataset, or any iterable of texts, ids or rows with columns.
         column: The column of texts or token ids, where there are columns; by default "text", "input_ids" or "tokens".
@@ -43,7 +43,7 @@ def documents(corpus: Corpus, column: str | None = None) -> Iterator[Document]:
         RuntimeUnavailable: The package that reads such a corpus is not installed.
     """
     if isinstance(corpus, (str, os.PathLike)):
-        yield from _of_path(user_path(corpus), column)
+        yield from _of_place(corpus, column)
         return
     if isinstance(corpus, Mapping):
         raise InputError(
@@ -65,7 +65,7 @@ def documents(corpus: Corpus, column: str | None = None) -> Iterator[Document]:
         ) from error
     for number, row in enumerate(rows):
         if isinstance(row, os.PathLike):
-            yield from _of_path(user_path(row), column)
+            yield from _of_place(row, column)
         elif isinstance(row, Mapping):
             yield _document(
                 row[_column(column, list(row), f"row {number} of the corpus")], f"row {number} of the corpus"
@@ -121,6 +121,14 @@ def _column(asked: str | None, names: Iterable[str] | None, where: str) -> str:
     return asked
 
 
+def _of_place(place: str | os.PathLike[str], column: str | None) -> Iterator[Document]:
+    """The documents of a path or URL."""
+    url = url_of(place)
+    if url is not None and PurePosixPath(url).suffix.lower() not in _READERS:
+        raise InputError(f"{url}: files that hold a corpus end in {ENDINGS}.")
+    yield from _of_path(local_path(place) if url is None else fetched(url), column)
+
+
 def _of_path(path: Path, column: str | None) -> Iterator[Document]:
     """The documents of a file or saved dataset."""
     if path.is_dir():
@@ -131,15 +139,14 @@ def _of_path(path: Path, column: str | None) -> Iterator[Document]:
             f"{path}: no such file. A corpus is a file ({ENDINGS}), a saved dataset, or a list of texts: [text] for one."
         )
     ending = path.suffix.lower()
-    readers = {".txt": _of_text, ".jsonl": _of_jsonl, ".ndjson": _of_jsonl, ".parquet": _of_parquet, ".npy": _of_array}
-    if ending not in readers:
+    if ending not in _READERS:
         raise InputError(
             f"{path}: files that hold a corpus end in {ENDINGS}. Rename it, or pass its documents as a list."
         )
     if ending in (".txt", ".npy") and column is not None:
         raise InputError(f"{path}: there are no columns in such a file; leave column={column!r} out.")
     try:
-        yield from readers[ending](path, column)
+        yield from _READERS[ending](path, column)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
@@ -216,3 +223,12 @@ def _of_array(path: Path, column: str | None) -> Iterator[Document]:
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not an array that can be read ({error}).") from error
     yield from documents(array)
+
+
+_READERS: Mapping[str, Callable[[Path, str | None], Iterator[Document]]] = {
+    ".txt": _of_text,
+    ".jsonl": _of_jsonl,
+    ".ndjson": _of_jsonl,
+    ".parquet": _of_parquet,
+    ".npy": _of_array,
+}

@@ -232,7 +232,7 @@ def to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(target: Path) -> Iterator[None]:
+def writing(target: Path | str) -> Iterator[None]:
     """Turns a failure to write, inside the ``with`` block, into an error that says what to do.
 
     Args:

@@ -15,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from graphlens.errors import ModelFileError
-from graphlens.file.digests import fresh_digest
-from graphlens.file.folder import to_disk, write_whole, writing
+from graphlens.file.folder import writing
+from graphlens.file.harvest_folder import HarvestFolder
 from graphlens.file.harvest_layout import Ints, Laid, Layout
 from graphlens.file.harvest_plan import DTYPES, SIZES, HarvestPlan
-from graphlens.file.inside import read_regular
-from graphlens.file.leftovers import partial_of
 from graphlens.file.safetensors import Array, SafetensorsFile, TensorEntry, write_safetensors
 
 PLAN, CORPUS, FINISHED, DIRECTIONS, REDUCED = (
@@ -50,7 +48,7 @@ def partial_file(index: int) -> str:
     return f"shard-{index:06d}.reduced.safetensors"
 
 
-def read_plan(folder: Path) -> HarvestPlan:
+def read_plan(folder: HarvestFolder) -> HarvestPlan:
     """The plan of a harvest.
 
     Args:
@@ -59,9 +57,9 @@ def read_plan(folder: Path) -> HarvestPlan:
     Raises:
         ModelFileError: There is none, or it is damaged.
     """
-    place = folder / PLAN
+    place = folder.at(PLAN)
     try:
-        return HarvestPlan.from_json(read_regular(place), str(place))
+        return HarvestPlan.from_json(folder.read(PLAN), place)
     except FileNotFoundError as error:
         raise ModelFileError(
             f"{place}: no such file, so {folder} is no harvest. Make one: graphlens harvest."
@@ -73,7 +71,7 @@ def read_plan(folder: Path) -> HarvestPlan:
 # The corpus
 
 
-def write_corpus(folder: Path, ids: npt.NDArray[np.int32], segments: Ints, rows: Ints, lengths: Ints) -> None:
+def write_corpus(folder: HarvestFolder, ids: npt.NDArray[np.int32], segments: Ints, rows: Ints, lengths: Ints) -> None:
     """Writes a laid out corpus.
 
     Args:
@@ -86,11 +84,11 @@ def write_corpus(folder: Path, ids: npt.NDArray[np.int32], segments: Ints, rows:
     arrays: dict[str, Array] = {"ids": ids, "segments": segments, "rows": rows, "lengths": lengths}
     words = {np.dtype(np.int32): "I32", np.dtype(np.int64): "I64"}
     entries = {name: TensorEntry(words[a.dtype], a.shape, 0, a.nbytes) for name, a in arrays.items()}
-    with _becoming(folder / CORPUS) as partial:
+    with writing(folder.at(CORPUS)), folder.becoming(CORPUS) as partial:
         write_safetensors(partial, entries, arrays.values())
 
 
-def read_corpus(folder: Path, layout: Layout) -> Laid:
+def read_corpus(folder: HarvestFolder, layout: Layout) -> Laid:
     """The corpus of a harvest, laid out in rows; its tokens are mapped.
 
     Args:
@@ -100,7 +98,7 @@ def read_corpus(folder: Path, layout: Layout) -> Laid:
     Raises:
         ModelFileError: The file is missing or damaged.
     """
-    file = SafetensorsFile(folder / CORPUS)
+    file = SafetensorsFile(folder.mapped(CORPUS))
     return Laid(layout, file.array("ids"), file.array("segments"), file.array("rows"))
 
 
@@ -178,7 +176,7 @@ def _alignment(dtype: str) -> int:
 
 
 @contextlib.contextmanager
-def writing_shard(folder: Path, plan: HarvestPlan, index: int) -> Iterator[ShardWriter]:
+def writing_shard(folder: HarvestFolder, plan: HarvestPlan, index: int) -> Iterator[ShardWriter]:
     """The file of a shard, which takes its place whole at the end of the ``with`` block, or vanishes on an error.
 
     Args:
@@ -192,33 +190,19 @@ def writing_shard(folder: Path, plan: HarvestPlan, index: int) -> Iterator[Shard
     Raises:
         ExportError: It cannot be written; a full disk, say.
     """
-    place = folder / shard_file(index)
-    with _becoming(place) as partial:
+    name = shard_file(index)
+    with writing(folder.at(name)), folder.becoming(name) as partial:
         writer = ShardWriter(partial, plan, index)
         try:
             yield writer
         finally:
             writer.close()
-    with writing(place):
-        said = json.dumps({"sha256": fresh_digest(place), "size": place.stat().st_size})
-        write_whole(folder / record_file(index), said.encode())
+    with writing(folder.at(name)):
+        digest, size = folder.sealed(name)
+        folder.write(record_file(index), json.dumps({"sha256": digest, "size": size}).encode())
 
 
-@contextlib.contextmanager
-def _becoming(place: Path) -> Iterator[Path]:
-    """A new file that becomes another at the end, whole, or vanishes on an error."""
-    partial = partial_of(place)
-    with writing(place):
-        try:
-            yield partial
-            to_disk(partial)
-            os.replace(partial, place)
-            to_disk(place.parent)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def recorded(folder: Path, plan: HarvestPlan) -> list[str | None]:
+def recorded(folder: HarvestFolder, plan: HarvestPlan) -> list[str | None]:
     """The digest that each shard had when it was written; None for those that are not done.
 
     Args:
@@ -231,29 +215,29 @@ def recorded(folder: Path, plan: HarvestPlan) -> list[str | None]:
     return [_record(folder, index) for index in range(len(plan.shards))]
 
 
-def _record(folder: Path, index: int) -> str | None:
+def _record(folder: HarvestFolder, index: int) -> str | None:
     """The digest in the record of one shard; None where there is none that can be read."""
     try:
-        return str(json.loads(read_regular(folder / record_file(index)))["sha256"])
+        return str(json.loads(folder.read(record_file(index)))["sha256"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def read_finished(folder: Path) -> list[str] | None:
+def read_finished(folder: HarvestFolder) -> list[str] | None:
     """The digests of all shards of a harvest that was finished; None for one that was not.
 
     Args:
         folder: Its folder.
     """
     try:
-        return [str(digest) for digest in json.loads(read_regular(folder / FINISHED))["shards"]]
+        return [str(digest) for digest in json.loads(folder.read(FINISHED))["shards"]]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def finish(folder: Path, plan: HarvestPlan) -> None:
+def finish(folder: HarvestFolder, plan: HarvestPlan) -> None:
     """Writes that a harvest is finished, with the digest of every shard, and removes what was needed until then.
 
     Args:
@@ -261,24 +245,28 @@ def finish(folder: Path, plan: HarvestPlan) -> None:
         plan: Its plan.
 
     Raises:
-        ModelFileError: A shard of a finished harvest was made again, and came out otherwise.
+        ModelFileError: A shard is not there, or one of a finished harvest was made again and came out otherwise.
         ExportError: It cannot be written.
     """
     digests = recorded(folder, plan)
+    if None in digests:
+        raise ModelFileError(
+            f"{folder.at(shard_file(digests.index(None)))}: written and not there. Whoever wrote it sees another {folder}."
+        )
     for index, digest in enumerate(digests):
         if (now := _record(folder, index)) not in (None, digest):
             raise ModelFileError(
-                f"{folder / shard_file(index)}: made again, it has other bytes ({now:.12}... and not {digest:.12}...). This "
+                f"{folder.at(shard_file(index))}: made again, it has other bytes ({now:.12}... and not {digest:.12}...). This "
                 "machine has changed in a way that the plan does not hold: harvest into another folder."
             )
-    with writing(folder / FINISHED):
+    with writing(folder.at(FINISHED)):
         text = json.dumps({"tokens": plan.tokens, "shards": digests}, indent=1) + "\n"
-        write_whole(folder / FINISHED, text.encode())
+        folder.write(FINISHED, text.encode())
         for index in range(len(plan.shards)):
-            (folder / record_file(index)).unlink(missing_ok=True)
+            folder.remove(record_file(index))
 
 
-def damaged(folder: Path, plan: HarvestPlan, digests: Sequence[str | None]) -> Iterator[tuple[int, str]]:
+def damaged(folder: HarvestFolder, plan: HarvestPlan, digests: Sequence[str | None]) -> Iterator[tuple[int, str]]:
     """The shards that are missing or are not what was written, with what is wrong.
 
     Args:
@@ -287,23 +275,24 @@ def damaged(folder: Path, plan: HarvestPlan, digests: Sequence[str | None]) -> I
         digests: What ``recorded`` gave. Every byte of the shards that have one is read.
     """
     for index, digest in enumerate(digests):
-        place = folder / shard_file(index)
+        name = shard_file(index)
         if digest is None:
             yield index, "not written yet"
-        elif not place.is_file():
+        elif not folder.has(name):
             yield index, "missing"
-        elif fresh_digest(place) != digest:
+        elif folder.digest(name) != digest:
             yield index, "other bytes than were written"
 
 
 # What was computed on the way
 
 
-def write_results(place: Path, arrays: Mapping[str, Array]) -> None:
+def write_results(folder: HarvestFolder, name: str, arrays: Mapping[str, Array]) -> None:
     """Writes partial results with a digest of them.
 
     Args:
-        place: The file; one that is there is replaced.
+        folder: The harvest's folder.
+        name: The file; one that is there is replaced.
         arrays: The arrays by name: float64, float32, int64 or uint32.
 
     Raises:
@@ -311,23 +300,24 @@ def write_results(place: Path, arrays: Mapping[str, Array]) -> None:
     """
     from safetensors.numpy import save
 
-    plain = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    plain = {key: np.ascontiguousarray(array) for key, array in sorted(arrays.items())}
     sealed = {**plain, _DIGEST: np.frombuffer(_sealed(plain), np.uint8)}
-    with writing(place):
-        write_whole(place, save(sealed))
+    with writing(folder.at(name)):
+        folder.write(name, save(sealed))
 
 
-def read_results(place: Path) -> dict[str, Array] | None:
+def read_results(folder: HarvestFolder, name: str) -> dict[str, Array] | None:
     """What ``write_results`` wrote; None where there is no such file, or it is damaged.
 
     Args:
-        place: The file.
+        folder: The harvest's folder.
+        name: The file.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        found = load(read_regular(place))
+        found = load(folder.read(name))
     except (OSError, SafetensorError, ModelFileError, ValueError, KeyError):
         return None
     digest = found.pop(_DIGEST, None)

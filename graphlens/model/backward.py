@@ -107,7 +107,7 @@ def differentiable(engine: Engine, plan: Plan) -> set[str]:
     return {name for name in entries if entries[name].dtype.startswith("float")} - several
 
 
-def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated[ArrayT]) -> Seed:
+def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated[ArrayT], each: bool = False) -> Seed:
     """The gradient of a metric with respect to the logits of a run.
 
     A metric whose derivative depends on the logits takes a forward first, with what is active.
@@ -116,6 +116,7 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
         runner: Runs the model.
         request: The run.
         metric: One of graphlens.metrics with a mean over the batch, or an object with ``gradient(logits)``.
+        each: True takes a metric with a number for each prompt too, and gives each one's own gradient in its row.
 
     Returns:
         A sparse seed for a metric that reads some tokens only, else a dense one.
@@ -127,6 +128,8 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
     dtype, width = np.dtype(runner.config.dtype), runner.config.d_vocab_out
     if not isinstance(metric, Metric):
         return Seed.dense(_own_gradient(runner, request, metric, (batch, length, width)).astype(dtype))
+    if not each:
+        _ensure_one(metric)
     metric = runner.bound(metric, request.mask)
     metric.check(width)
     needs = metric.needs(batch, length)
@@ -146,6 +149,12 @@ def metric_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated
     return Seed.dense(dense)
 
 
+def _ensure_one(metric: Metric) -> None:
+    """Raises InputError for a metric that is not one number."""
+    if metric.reduction != "mean":
+        raise InputError(f"{metric!r} is a number for each prompt; a gradient is of one: reduction='mean'.")
+
+
 def class_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated[ArrayT]) -> Seed:
     """The gradient of a metric with respect to the class logits [b, C] of a run over images.
 
@@ -162,6 +171,7 @@ def class_seed(runner: Runner[ArrayT], request: Request, metric: Differentiated[
     dtype = np.dtype(runner.config.dtype)
     if not isinstance(metric, Metric):
         return Seed.dense(_own_gradient(runner, request, metric, (batch, classes)).astype(dtype))
+    _ensure_one(metric)
     metric = runner.bound(metric, None)
     metric.check(classes)
     needs = metric.needs(batch, 1)

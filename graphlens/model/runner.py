@@ -109,7 +109,7 @@ class Runner(Generic[ArrayT]):
         return other
 
     def __reduce__(self) -> tuple[object, ...]:
-        asked = (self.engine.path, self.engine.asked, self.config.n_ctx, self.engine.max_memory)
+        asked = (self.engine.path.absolute(), self.engine.asked, self.config.n_ctx, self.engine.max_memory)
         text = (self.border, self.text.tokenizer, self.text.default_prepend_bos)
         weights = {name: np.array(value) for name, value in self.engine.replaced.items()}
         return _opened, (asked, self.engine.files.identity, text, self.text.default_padding_side, self.flags, weights)
@@ -363,17 +363,18 @@ class Runner(Generic[ArrayT]):
         possible = self.differentiable(request.plan)
         return self.run_backward(request, seed, [name for name in wrt if name in possible], fetch, output=True)
 
-    def seed(self, request: Request, metric: Differentiated[ArrayT]) -> Seed:
+    def seed(self, request: Request, metric: Differentiated[ArrayT], each: bool = False) -> Seed:
         """The gradient of a metric with respect to the logits of a run; see ``backward.metric_seed``.
 
         Args:
             request: The run.
             metric: One of graphlens.metrics with a mean over the batch, or an object with ``gradient(logits)``.
+            each: True takes a number for each prompt too: each row has its own prompt's gradient.
 
         Raises:
             InputError: For a metric without a derivative, or one that does not fit the run.
         """
-        return backward.metric_seed(self, request, metric)
+        return backward.metric_seed(self, request, metric, each)
 
     def differentiable(self, plan: Plan) -> set[str]:
         """The hook points that have one gradient in runs of a plan."""

@@ -270,7 +270,7 @@ def test_bad_input(model: HookedTransformer, cache: Any) -> None:
     with pytest.raises(InputError, match="has no derivative"):
         attribution_patch(model, CORRUPTED, site, cache, lambda logits: float(logits.sum()))
     with pytest.raises(InputError, match="reduction='mean'"):
-        attribution_patch(model, CORRUPTED, site, cache, LogitDiff(5, 7, reduction="none"))
+        model.gradients(CORRUPTED, LogitDiff(5, 7, reduction="none"), "blocks.1.attn.hook_z")
     with pytest.raises(InputError, match="steps=-1"):
         attribution_patch(model, CORRUPTED, site, cache, METRIC, steps=-1)
     with pytest.raises(InputError, match="empty"):

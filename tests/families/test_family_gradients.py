@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from graphlens import HookedTransformer
+from graphlens import HookedTransformer, InputError
 from graphlens.attribution import attribution_patch
 from graphlens.export.checkpoint import read_checkpoint
 from graphlens.metrics import KLDivergence, LogitDiff
@@ -187,6 +187,33 @@ def test_attribution_is_the_first_order_of_a_patch(name: str, family_model: Mode
     wanted, found = (result.values - result.against() for result in (effect, estimate))
     # What is left is of second order, and float32's noise in a difference of logits.
     np.testing.assert_allclose(found, wanted, atol=2e-2 * np.abs(wanted).max() + 2e-6)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_each_prompt_has_its_own_estimate(name: str, family_model: Model) -> None:
+    """That of a run of it alone; refused where prompts and positions are one axis, unless there is one prompt."""
+    model, metric = family_model(name), LogitDiff(7, 60, reduction="none")
+    _, source = model.run_with_cache(TOKENS[::-1].copy())
+    joint = [site for site in sites_of(model) if site.hook.endswith("q_norm.hook_normalized")]
+    joint = joint if model.cfg.use_qk_norm and np.asarray(source[joint[0].hook]).ndim == 2 else []
+    sites = [site for site in sites_of(model) if site not in joint]
+    found = attribution_patch(model, TOKENS, sites, source, metric, verbose=False)
+    for row in range(len(TOKENS)):
+        own = {site.hook: np.asarray(source[site.hook])[row : row + 1] for site in sites}
+        alone = attribution_patch(model, TOKENS[row : row + 1], sites, own, LogitDiff(7, 60), verbose=False)
+        wanted = alone.values - alone.against()
+        np.testing.assert_allclose(
+            found.values[:, row] - found.against()[..., row], wanted, atol=1e-4 * np.abs(wanted).max() + 1e-6
+        )
+    for site in joint:
+        with pytest.raises(InputError, match="prompts and positions in one axis"):
+            attribution_patch(model, TOKENS, site, source, metric, verbose=False)
+        _, one = model.run_with_cache(TOKENS[1:2])
+        each, mean = (
+            attribution_patch(model, TOKENS[:1], site, one, chosen, verbose=False).values
+            for chosen in (metric, LogitDiff(7, 60))
+        )
+        assert np.array_equal(each[:, 0], mean)
 
 
 @pytest.mark.parametrize("name", CHOSEN)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,32 +10,16 @@ import pytest
 
 from tests.faults.harness import Faults, names
 from tests.faults.jobs import ABSENT, JOBS, NEW
+from tests.tmpfs import leave, mounted
 
-FILLER = "filler"
 SIZE = 24 << 20
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own in memory."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "tmpfs", str(place)], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"file systems cannot be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def leave(disk: Path, size: int) -> Path:
-    """Fills a disk until so many bytes are free."""
-    filler = disk / FILLER
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(disk).free - size, 1))
-    assert shutil.disk_usage(disk).free <= size + 4096
-    return filler
+    with mounted(tmp_path / "disk", SIZE) as place:
+        yield place
 
 
 def used(disk: Path, action: Callable[[], object]) -> int:

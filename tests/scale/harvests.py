@@ -42,10 +42,10 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def harvested(out: Path, resume: bool = False) -> graphlens.Harvest:
+def harvested(out: Path | str, resume: bool = False, **options: Any) -> graphlens.Harvest:
     """The harvest that is killed, made in this process."""
     model = graphlens.HookedTransformer.from_pretrained_no_processing("tiny-gpt2")
-    return graphlens.harvest(model, rows(), NAMES, out, resume=resume, **KILLED)
+    return graphlens.harvest(model, rows(), NAMES, out, resume=resume, **{**KILLED, **options})
 
 
 def killed_at(event: int, out: Path) -> int:

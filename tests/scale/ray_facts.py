@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -72,6 +73,78 @@ def kill_one(out: Path, killed: list[int]) -> None:
     killed.append(pid)
 
 
+def fresh(model: HookedTransformer) -> HookedTransformer:
+    """The model as a worker has it: opened with one thread."""
+    limit_threads(1)
+    try:
+        return HookedTransformer.from_onnx(model.runner.engine.path)
+    finally:
+        limit_threads(0)
+
+
+def estimates(model: HookedTransformer, given: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """How far estimates on Ray are from those of one process."""
+    there = graphlens.attribution_pairs(model, *given, engine="ray", workers=2, **options)
+    here = graphlens.attribution_pairs(fresh(model), *given, **options)
+    assert here.examples is not None
+    assert there.examples is not None
+    return {
+        "estimates apart": float(np.abs(here.examples.values - there.examples.values).max()),
+        "estimates scale": float(np.abs(here.examples.values).max()),
+    }
+
+
+def drifts(model: HookedTransformer, prompts: list[str]) -> dict[str, Any]:
+    """Whether a drift on Ray has the figures of one process, all bits of them."""
+    others = []
+    for each in (model, fresh(model)):
+        other = HookedTransformer.from_onnx(model.runner.engine.path) if each is model else fresh(model)
+        other.set_weights({"blocks.1.attn.W_O": np.asarray(model.W_O[1]) * 1.01})
+        others.append((each, other))
+    prompts = [*prompts, "Anna", "Tom and Anna and Mary"]
+    options: dict[str, Any] = {"batch_size": 2, "verbose": False}
+    there = graphlens.drift_prompts(*others[0], prompts, engine="ray", workers=2, **options)
+    here = graphlens.drift_prompts(*others[1], prompts, **options)
+    figures = [[(s.hook, s.relative, s.fresh, s.heads, s.fresh_heads) for s in each.sites] for each in (here, there)]
+    others[0][1].add_hook("blocks.0.hook_resid_pre", lambda value, hook: None)
+    hooked = said(lambda: graphlens.drift_prompts(*others[0], prompts, engine="ray", **options))
+    return {
+        "drift equal": figures[0] == figures[1] and here.logits == there.logits,
+        "drift": here.logits,
+        "drift hooked": hooked,
+    }
+
+
+def without_the_model(folder: Path) -> str:
+    """What is said where a worker finds no model under the path that this process opened it by."""
+    source = HookedTransformer.from_pretrained("tiny-gpt2").runner.engine.path.parent
+    here = folder / "model-here"
+    shutil.copytree(source, here)
+    model = HookedTransformer.from_onnx(here)
+    here.rename(folder / "model-there")
+    return said(lambda: graphlens.drift_prompts(model, model, ["a text"], engine="ray", workers=1, verbose=False))
+
+
+def as_ray_data(made: graphlens.Harvest) -> dict[str, Any]:
+    """What Ray Data gives of a harvest."""
+    names = ["blocks.1.attn.hook_z", "tokens"]
+    data = made.to_ray(names)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for batch in data.iter_batches(batch_size=37, batch_format="numpy"):
+        for name in names:
+            columns[name].append(batch[name])
+    read = {name: np.concatenate(parts) for name, parts in columns.items()}
+    order = np.lexsort((read["blocks.1.attn.hook_z"][:, 0, 0], read["tokens"]))  # blocks come in any order
+    z, tokens = made["blocks.1.attn.hook_z"][:], made.tokens[:]
+    wanted = np.lexsort((z[:, 0, 0], tokens))
+    return {
+        "ray data": bool(np.array_equal(read["blocks.1.attn.hook_z"][order], z[wanted])),
+        "ray tokens": bool(np.array_equal(read["tokens"][order], tokens[wanted])),
+        "ray count": [int(data.count()), len(made)],
+        "ray columns": list(data.schema().names),
+    }
+
+
 def local(folder: Path) -> dict[str, Any]:
     """A harvest in one process with one thread."""
     limit_threads(1)
@@ -111,14 +184,15 @@ def on_ray(folder: Path) -> dict[str, Any]:
     sites = grid("z", ("layer", "head"), {"layer": range(2), "head": range(model.cfg.n_heads)})
     options: dict[str, Any] = {"batch_size": 2, "per_example": True, "verbose": False}
     there = graphlens.sweep_pairs(model, clean, corrupted, sites, metric, engine="ray", workers=2, **options)
-    limit_threads(1)
-    fresh = HookedTransformer.from_onnx(model.runner.engine.path)
-    here = graphlens.sweep_pairs(fresh, clean, corrupted, sites, metric, **options)
-    limit_threads(0)
+    here = graphlens.sweep_pairs(fresh(model), clean, corrupted, sites, metric, **options)
     assert here.examples is not None
     assert there.examples is not None
     facts["sweep apart"] = float(np.abs(here.examples.values - there.examples.values).max())
     facts["sweep scale"] = float(np.abs(here.examples.values).max())
+    facts |= estimates(model, (clean, corrupted, sites, metric), options) | drifts(model, clean)
+    facts["elsewhere"] = without_the_model(folder)
+    made = graphlens.Harvest(folder / "1")
+    facts |= as_ray_data(made)
 
     real = Workers.said_of_each
     Workers.said_of_each = lambda self: {**real(self), "onnxruntime": "0.9"}  # type: ignore[method-assign]

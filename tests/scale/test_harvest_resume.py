@@ -16,6 +16,7 @@ import graphlens
 from graphlens import HookedTransformer, harvest
 from graphlens.experiments import harvest_shard
 from graphlens.file import harvest_files
+from graphlens.file.harvest_folder import folder_of
 from tests.scale.harvests import KILLED, LAST, NAMES, content, harvested, killed_at, rows
 
 
@@ -57,9 +58,10 @@ def test_shards_may_be_made_in_any_order(whole: Path, tmp_path: Path, model: Hoo
     out.mkdir()
     for name in (harvest_files.PLAN, harvest_files.CORPUS):
         shutil.copy(whole / name, out)
-    plan = harvest_files.read_plan(out)
+    folder = folder_of(out)
+    plan = harvest_files.read_plan(folder)
     for index in reversed(range(len(plan.shards))):
-        harvest_shard.write_shard(out, plan, index, model.runner)
+        harvest_shard.write_shard(folder, plan, index, model.runner)
     harvested(out, resume=True)
     assert content(out) == content(whole)
 
@@ -207,7 +209,7 @@ def test_a_harvest_is_not_written_over(whole: Path, tmp_path: Path, model: Hooke
 
 
 def test_a_plan_is_read_as_it_was_written(whole: Path) -> None:
-    plan = harvest_files.read_plan(whole)
+    plan = harvest_files.read_plan(folder_of(whole))
     assert plan.to_json() == (whole / "harvest.json").read_text()
     assert plan.differences(plan) == []
     assert plan.differences(dataclasses.replace(plan, dtype="float32")) == ['dtype was "float16" and is "float32"']

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from graphlens import HookedTransformer, harvest
-from graphlens.errors import InputError, RuntimeUnavailable
+from graphlens.errors import InputError, ModelFileError, RuntimeUnavailable
 from graphlens.experiments import on_ray
+from graphlens.experiments.harvest_shard import shard_elsewhere
 
 
 def facts_of(kind: str) -> dict[str, Any]:
@@ -47,6 +50,40 @@ def test_a_worker_was_killed_and_shards_were_missing(facts: dict[str, Any]) -> N
 def test_a_sweep_over_pairs_gives_the_values_of_one_process(facts: dict[str, Any]) -> None:
     assert facts["sweep apart"] == 0
     assert facts["sweep scale"] > 0.1
+
+
+def test_estimates_over_pairs_are_those_of_one_process(facts: dict[str, Any]) -> None:
+    assert facts["estimates apart"] == 0
+    assert facts["estimates scale"] > 0.1
+
+
+def test_a_drift_over_prompts_has_the_figures_of_one_process(facts: dict[str, Any]) -> None:
+    assert facts["drift equal"]
+    assert facts["drift"] > 1e-4
+    assert facts["drift hooked"].startswith("InputError: a Python hook is active")
+
+
+def test_a_worker_without_the_model_names_its_node_and_the_path(facts: dict[str, Any]) -> None:
+    assert facts["elsewhere"].startswith(f"ModelFileError: node {platform.node()} cannot open the model: ")
+    assert "model-here" in facts["elsewhere"]
+    assert "under which every machine must have the same files" in facts["elsewhere"]
+
+
+def test_ray_data_has_the_tokens_of_the_harvest(facts: dict[str, Any]) -> None:
+    assert facts["ray data"]
+    assert facts["ray tokens"]
+    assert facts["ray count"][0] == facts["ray count"][1] > 100
+    assert facts["ray columns"] == ["blocks.1.attn.hook_z", "tokens"]
+
+
+def test_a_node_without_the_harvests_folder_is_named(tmp_path: Path) -> None:
+    model = HookedTransformer.from_pretrained("tiny-gpt2")
+    with pytest.raises(ModelFileError, match=f"node {platform.node()} does not see the harvest: .*nowhere"):
+        shard_elsewhere(model, (str(tmp_path / "nowhere"), 0, "0" * 64))
+    out = tmp_path / "h"
+    harvest(model, ["a text"], "*resid_post", out, verbose=False)
+    with pytest.raises(ModelFileError, match=f"node {platform.node()} sees another harvest at "):
+        shard_elsewhere(model, (str(out), 0, "0" * 64))
 
 
 def test_another_machine_is_refused_unless_it_is_allowed(facts: dict[str, Any]) -> None:
