@@ -15,7 +15,7 @@ from tools.bench.children import run_child
 from tools.bench.harness import Case, Findings, Row, Setup, Target
 
 CONTEXT, BATCH, ROWS = 128, 16, 48  # tokens of a row; rows of a run; rows of a harvest
-RAY_ROWS = 384  # of a harvest by workers, which open the model first
+RAY_ROWS = 512  # of a harvest by workers, which open the model first
 CLOSE = 0.15  # how far the model may be from what is measured
 LEAST = 0.85  # of the tokens a second of one process
 THREADS = (1, 2)
