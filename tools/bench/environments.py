@@ -61,6 +61,7 @@ TRANSFORMERS = Environment("peers-transformers", ("transformers>=5.0", TORCH), (
 NINE = Environment(
     "peers-transformer-lens-3.9", ("transformer-lens==3.9.0", TORCH), (("transformer-lens", "3.9."), ("torch", ""))
 )
+SAELENS = Environment("peers-sae-lens-6.54", ("sae-lens==6.54.*", TORCH))
 # nnsight and TransformerLens 4.3 resolve to the same torch and transformers. From transformers 5.24 on, GPT-2's blocks
 # call the KV cache another name, which TransformerLens 4.3.0 passes over: it then generates as if without a prompt.
 FOUR = Environment("peers-transformer-lens-4.3", ("transformer-lens==4.3.*", "nnsight", "transformers==5.23.*", TORCH))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tools.bench.environments import FOUR, NINE, TRANSFORMERS, Environment, NoEnvironment
+from tools.bench.environments import FOUR, NINE, SAELENS, TRANSFORMERS, Environment, NoEnvironment
 from tools.bench.harness import Row, Target, against_floor, rounds
 from tools.bench.workers.protocol import Job
 
@@ -43,12 +43,13 @@ class Peer:
         return work.partition(":")[0] in self.works
 
 
-OURS = Peer("graphlens", None, "ours", (*_SINGLE, "full_cache", "sweep", "harvest"))
+OURS = Peer("graphlens", None, "ours", (*_SINGLE, "full_cache", "sweep", "harvest", "saes"))
 FLOOR = Peer("plain ONNX Runtime", None, "bare", (*_SINGLE, "sweep"))
 HUGGING = Peer("transformers", TRANSFORMERS, "hugging", _SINGLE)
 LENS_9 = Peer("TransformerLens 3.9", NINE, "lens", (*_SINGLE, "full_cache", "sweep"))
 LENS_4 = Peer("TransformerLens 4.3", FOUR, "lens", (*_SINGLE, "full_cache", "sweep", "harvest"))
 NNSIGHT = Peer("nnsight", FOUR, "with_nnsight", ("forward", "filtered_cache", "one_hook", "edit", "generation"))
+SAE_LENS = Peer("SAELens 6.54", SAELENS, "with_sae_lens", ("saes",))
 PEERS = (FLOOR, HUGGING, LENS_9, LENS_4, NNSIGHT)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tools.bench.harness import timed, wait_quiet
 from tools.bench.workers.protocol import Job, Work, peak_bytes
 
-_PACKAGES = ("onnxruntime", "transformer-lens", "nnsight", "transformers", "torch", "numpy")
+_PACKAGES = ("onnxruntime", "transformer-lens", "nnsight", "sae-lens", "transformers", "torch", "numpy")
 
 
 def _versions() -> dict[str, str]:

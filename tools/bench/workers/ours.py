@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tools.bench.workers.protocol import Job, Work, logits_check, opened_twice
+from tools.bench.workers.protocol import Job, Work, logits_check, opened_twice, sae_check
 
 
 def _sweep(model: Any, job: Job, kind: str) -> Work:
@@ -44,6 +44,24 @@ def _harvest(model: Any, job: Job) -> dict[str, Work]:
     return works(model.cfg.n_layers, job.files[0], run, read)
 
 
+def _saes(model: Any, job: Job) -> dict[str, Work]:
+    import numpy as np
+
+    from graphlens import Sae
+
+    ids, saes = np.array(job.tokens), [Sae.from_folder(folder) for folder in job.files]
+
+    def read(error_term: bool) -> Any:
+        return model.run_with_cache_with_saes(
+            ids, saes=saes, use_error_term=error_term, names_filter=lambda name: name.endswith("hook_sae_acts_post")
+        )
+
+    return {
+        "with error terms": Work(partial(read, True), sae_check),
+        "without": Work(partial(read, False), sae_check),
+    }
+
+
 def prepare(job: Job) -> Work | dict[str, Work]:
     """Every work."""
     import numpy as np
@@ -65,6 +83,8 @@ def prepare(job: Job) -> Work | dict[str, Work]:
         return _sweep(model, job, job.work.removeprefix("sweep:"))
     if job.work == "harvest":
         return _harvest(model, job)
+    if job.work == "saes":
+        return _saes(model, job)
     hook_z, last = f"blocks.{job.layer}.attn.hook_z", f"blocks.{model.cfg.n_layers - 1}.hook_resid_pre"
     ablation = Ablate(hook_z, heads=0)
 

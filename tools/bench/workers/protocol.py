@@ -76,6 +76,14 @@ def logits_check(logits: Any) -> dict[str, Any]:
     return {"logits": logits[0, -1, :8].tolist()}
 
 
+def sae_check(result: Any) -> dict[str, Any]:
+    """The first logits of the last position, and how active the features of the first SAE are there. ``result``: (logits
+    [b, p, V], a cache of features alone)."""
+    logits, cache = result
+    first = cache[min(cache.keys())][0, -1]
+    return {**logits_check(logits), "features": [float(first.sum()), float(first.max())]}
+
+
 def opened_twice(open_one: Callable[[int], Any], run: Callable[[Any], Any]) -> Work:
     """The work "two_variants": ``open_one(head)`` opens the model with that head ablated, ``run`` gives its logits.
 
