@@ -13,6 +13,7 @@ import numpy.typing as npt
 from graphlens.analysis.arrays import ArrayInput, as_array
 from graphlens.errors import InputError, InputTypeError, is_one_of
 from graphlens.file.harvest_files import DOCUMENTS, POSITIONS, TOKENS
+from graphlens.file.harvest_layout import PADDING
 
 if TYPE_CHECKING:
     from graphlens.analysis.harvest import Harvest
@@ -63,10 +64,10 @@ class Labelled:
             index: Which shard.
         """
         documents = self.harvest.shard(index)[DOCUMENTS]
-        if self.by == "document":
-            return self.marks[documents]
         start = int(self.harvest.starts[index])
-        return self.marks[start : start + len(documents)]
+        found = self.marks[documents] if self.by == "document" else self.marks[start : start + len(documents)]
+        # Padding behind several documents is of none.
+        return np.where(documents == PADDING, np.int8(UNSAID), found)
 
     def by_document(self) -> Ints:
         """int64 [2, documents]: how many tokens of each document are labelled False, and how many True."""
@@ -116,7 +117,7 @@ def records(harvest: Harvest) -> Iterator[tuple[int, Record]]:
     names = (DOCUMENTS, TOKENS, POSITIONS)
     parts: list[list[npt.NDArray[np.int64]]] = []  # of the document that is being read: it may go on in the next shard
     start = place = 0
-    current = -1
+    current = PADDING
 
     def made() -> tuple[int, Record]:
         tokens, positions = (np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
@@ -129,12 +130,12 @@ def records(harvest: Harvest) -> Iterator[tuple[int, Record]]:
             if first == last:
                 continue
             if int(documents[first]) != current:
-                if parts:
+                if parts and current != PADDING:
                     yield made()
                 current, start, parts = int(documents[first]), place, []
             parts.append([tokens[first:last], positions[first:last]])
             place += last - first
-    if parts:
+    if parts and current != PADDING:
         yield made()
 
 

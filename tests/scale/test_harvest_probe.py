@@ -89,6 +89,22 @@ def test_a_record_is_a_whole_document(made: Harvest) -> None:
         assert made.documents[start] == record.document
 
 
+def test_padding_of_several_documents_has_no_label(model: HookedTransformer, tmp_path: Path) -> None:
+    given = [[5, 6, 7], [8, 9], [10, 11, 12], [13]]
+    found = harvest(model, given, LAST, tmp_path / "h", context=7, pack=True, keep_pad=True, verbose=False)
+    documents = found.documents[:]
+    assert (documents == -1).sum() == 5
+    values = found[LAST][:].astype(np.float64)
+    labels = np.asarray([True, False, False, True])  # -1 would be the last one's
+    wanted = values[np.isin(documents, [0, 3])].mean(0) - values[np.isin(documents, [1, 2])].mean(0)
+    np.testing.assert_allclose(found.direction(labels, LAST), wanted, atol=1e-5)
+    np.testing.assert_allclose(found.direction(lambda record: bool(labels[record.document]), LAST), wanted, atol=1e-5)
+    by_token = np.isin(documents, [0, 3, -1])
+    np.testing.assert_allclose(found.direction(by_token, LAST, by="token"), wanted, atol=1e-5)
+    assert [record.document for _, record in records(found)] == [0, 1, 2, 3]
+    assert found.probe(labels, LAST, test=0.5).held_out.documents == 2
+
+
 def test_a_direction_of_length_1(made: Harvest) -> None:
     plain, unit = made.direction(LABELS, Z), made.direction(LABELS, Z, unit=True)
     assert unit.shape == plain.shape == made[Z].shape[1:]
