@@ -6,7 +6,7 @@ These functions are methods: ``HookedTransformer`` takes them in by their names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Unpack
 
 from graphlens.analysis.arrays import ArrayT
 
@@ -15,38 +15,8 @@ if TYPE_CHECKING:
     from graphlens.edits.sae import Sae
     from graphlens.model.forward import CacheOptions, HookOptions
     from graphlens.model.hooked_transformer import HookedTransformer
-    from graphlens.model.request import ForwardOptions, Output
+    from graphlens.model.request import ForwardOptions
     from graphlens.model.text import Input
-
-
-@overload
-def run_with_saes(
-    self: HookedTransformer[ArrayT],
-    input: Input[ArrayT],
-    return_type: Literal["logits", "loss"] = "logits",
-    loss_per_token: bool = False,
-    *,
-    saes: Sae | Sequence[Sae] = (),
-    reset_saes_end: bool = True,
-    use_error_term: bool | None = None,
-    exclude_special_tokens: bool | Sequence[int] = False,
-    **options: Unpack[ForwardOptions[ArrayT]],
-) -> ArrayT: ...
-
-
-@overload
-def run_with_saes(
-    self: HookedTransformer[ArrayT],
-    input: Input[ArrayT],
-    return_type: str | None,
-    loss_per_token: bool = False,
-    *,
-    saes: Sae | Sequence[Sae] = (),
-    reset_saes_end: bool = True,
-    use_error_term: bool | None = None,
-    exclude_special_tokens: bool | Sequence[int] = False,
-    **options: Unpack[ForwardOptions[ArrayT]],
-) -> ArrayT | Output[ArrayT] | None: ...
 
 
 def run_with_saes(
@@ -60,7 +30,7 @@ def run_with_saes(
     use_error_term: bool | None = None,
     exclude_special_tokens: bool | Sequence[int] = False,
     **options: Unpack[ForwardOptions[ArrayT]],
-) -> ArrayT | Output[ArrayT] | None:
+) -> ArrayT:
     """Runs the model once with SAEs. SAELens: the same name.
 
     Args:
@@ -81,7 +51,7 @@ def run_with_saes(
         InputError: See there; and what ``forward`` raises.
     """
     with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
-        found: ArrayT | Output[ArrayT] | None = self.forward(input, return_type, loss_per_token, **options)
+        found: ArrayT = self.forward(input, return_type, loss_per_token, **options)
         return found
 
 
