@@ -6,7 +6,7 @@ These functions are methods: ``HookedTransformer`` takes them in by their names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, cast
 
 from graphlens.analysis.arrays import ArrayT
 
@@ -51,8 +51,7 @@ def run_with_saes(
         InputError: See there; and what ``forward`` raises.
     """
     with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
-        found: ArrayT = self.forward(input, return_type, loss_per_token, **options)
-        return found
+        return cast(ArrayT, self.forward(input, return_type, loss_per_token, **options))
 
 
 def run_with_cache_with_saes(
