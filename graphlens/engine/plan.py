@@ -53,6 +53,8 @@ class Plan:
         gates: Which kinds of change are inputs of the graph, and at which hook points: see ``surgery.with_gates``.
         gradients: The hook points whose gradients are outputs too: see ``surgery.differentiate``.
         seed: What the gradients start from: "dense", "sparse" or "loss".
+        of: What is differentiated: the logits or a hook point.
+        held: The hook points that gradients take for constants.
         python: True for a graph that can call Python at every hook point: see ``surgery.with_python_gates``.
         bare: True for a graph whose hook points are no outputs, so that ONNX Runtime can fuse more of it.
         reads: The hook points that alone are outputs, in firing order: what only later values need does not run. Empty for all.
@@ -68,6 +70,8 @@ class Plan:
     gates: Gates = ()
     gradients: tuple[str, ...] = ()
     seed: str = DENSE
+    of: str = LOGITS
+    held: tuple[str, ...] = ()
     python: bool = False
     bare: bool = False
     reads: tuple[str, ...] = ()
