@@ -13,7 +13,7 @@ import numpy as np
 from graphlens.analysis import graph_files
 from graphlens.analysis.arrays import Array
 from graphlens.analysis.influence import Edges, influence, kept
-from graphlens.errors import InputError, checked_number
+from graphlens.errors import checked_number
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -73,7 +73,9 @@ def plain(graph: AttributionGraph, slug: str | None = None, scan: str | None = N
     ranks = cumulated(graph.influence) if graph.ranks is None else graph.ranks
     names = [_name(graph, each) for each in range(len(graph.nodes))]
     thresholds = {name: said[name] for name in ("node_threshold", "edge_threshold") if name in said}
-    settings = {name: said[name] for name in ("max_n_logits", "desired_logit_prob", "max_feature_nodes") if name in said}
+    settings = {
+        name: said[name] for name in ("max_n_logits", "desired_logit_prob", "max_feature_nodes") if name in said
+    }
     metadata: dict[str, Json] = {
         "slug": slug,
         "scan": str(said.get("model", "")) if scan is None else scan,

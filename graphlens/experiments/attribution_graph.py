@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from graphlens.model.text import Input
 
 _CHUNK = 256  # targets whose effects are computed before the next ones are chosen by influence
-_ADDS_UP = 1e-2  # what a target reads and what arrives there differ by at most, as a share of the largest that one reads
+_ADDS_UP = (
+    1e-2  # what a target reads and what arrives there differ by at most, as a share of the largest that one reads
+)
 
 
 def attribution_graph(
@@ -67,8 +69,8 @@ def attribution_graph(
 
     Raises:
         UnknownHookPoint: The model lacks a hook point of a transcoder.
-        InputError: A block has no transcoder or two, an SAE is no transcoder of an MLP or of another model's width, there are several
-            prompts, something is active in the model, or the model is not linear with these held.
+        InputError: A block has no transcoder or two, an SAE is no transcoder of an MLP or of another model's width, there are
+            several prompts, something is active in the model, or the model is not linear with these held.
     """
     most = checked_number(max_features, "max_features", least=1)
     logits = checked_number(max_n_logits, "max_n_logits", least=1)
@@ -121,13 +123,13 @@ def _by_block(runner: Runner[ArrayT], saes: Sequence[Sae]) -> list[Sae]:
         cfg, writes = sae.cfg, canonical(sae.cfg.writes, names)
         if not cfg.is_transcoder or writes not in wanted:
             raise InputError(
-                f"the SAE of {cfg.architecture!r} at {cfg.writes!r} is no transcoder of an MLP of this model: these read what an MLP "
-                f"reads and write {wanted[0]!r} to {wanted[-1]!r}."
+                f"the SAE of {cfg.architecture!r} at {cfg.writes!r} is no transcoder of an MLP of this model: these read "
+                f"what an MLP reads and write {wanted[0]!r} to {wanted[-1]!r}."
             )
         if cfg.normalize_activations not in ("none", "expected_average_only_in"):
             raise InputError(
-                f"the transcoder at {cfg.writes!r} normalises what it reads (normalize_activations={cfg.normalize_activations!r}), so "
-                "its features are no linear functions of it."
+                f"the transcoder at {cfg.writes!r} normalises what it reads ({cfg.normalize_activations!r}), so its features are "
+                "no linear functions of it."
             )
         if writes in found:
             raise InputError(f"two transcoders write {writes!r}: give one for each block.")
@@ -139,7 +141,9 @@ def _by_block(runner: Runner[ArrayT], saes: Sequence[Sae]) -> list[Sae]:
             "one for each."
         )
     if UNEMBEDDED not in names or EMBEDDED not in names:
-        raise InputError(f"this file has no hook point {UNEMBEDDED!r} or {EMBEDDED!r}, where the graph begins and ends.")
+        raise InputError(
+            f"this file has no hook point {UNEMBEDDED!r} or {EMBEDDED!r}, where the graph begins and ends."
+        )
     return [found[name] for name in wanted]
 
 
@@ -175,7 +179,7 @@ class _Found:
 
 
 class _Search(Generic[ArrayT]):
-    """The effects on every target; where there are more features than wanted, on those of most influence, as far as is known yet."""
+    """The effects on every target; of more features than wanted on those of most influence, as far as is known yet."""
 
     def __init__(self, frozen: FrozenModel[ArrayT], logits: _Logits, most: int, verbose: bool) -> None:
         self._frozen, self._logits, self._verbose = frozen, logits, verbose
@@ -240,7 +244,9 @@ def _assembled(
     chosen, active, length, blocks = found.features, len(frozen.features), frozen.length, len(frozen.saes)
     part = frozen.features.part(chosen)
     ids = frozen.request.need_tokens()[0]
-    columns = zip(part.layers.tolist(), part.positions.tolist(), part.numbers.tolist(), part.values.tolist(), strict=True)
+    columns = zip(
+        part.layers.tolist(), part.positions.tolist(), part.numbers.tolist(), part.values.tolist(), strict=True
+    )
     nodes = [GraphNode(FEATURE, *each) for each in columns]
     norms = np.linalg.norm(frozen.errors, axis=-1)
     nodes += [GraphNode(ERROR, k, p, -1, float(norms[k, p])) for k in range(blocks) for p in range(length)]
@@ -284,8 +290,8 @@ def _assembled(
     apart, largest = np.nanmax(np.abs(graph.gaps)), np.nanmax(np.abs(readings))
     if not apart <= _ADDS_UP * max(1.0, largest):
         raise InputError(
-            f"the effects do not add up to what features read ({apart:.1e} off, of up to {largest:.1e}): this model does more than "
-            "products and sums between its MLPs, with attention patterns and norms held, or computes in too few bits."
+            f"the effects do not add up to what features read ({apart:.1e} off, of up to {largest:.1e}): this model does more "
+            "than products and sums between its MLPs, with attention patterns and norms held, or computes in too few bits."
         )
     return graph
 

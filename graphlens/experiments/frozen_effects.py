@@ -81,7 +81,12 @@ class FrozenModel(Generic[ArrayT]):
 
     @classmethod
     def of(
-        cls, runner: Runner[ArrayT], request: Request, saes: Sequence[Sae], writes: Sequence[str], without: Sequence[int]
+        cls,
+        runner: Runner[ArrayT],
+        request: Request,
+        saes: Sequence[Sae],
+        writes: Sequence[str],
+        without: Sequence[int],
     ) -> FrozenModel[ArrayT]:
         """Runs the prompt.
 

@@ -14,7 +14,11 @@ from graphlens.surgery.graph import finish, read_manifest, values_by_name
 
 
 def cut(
-    model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = (), sizes_by_name: bool = False
+    model: ir.Model,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    also: Sequence[str] = (),
+    sizes_by_name: bool = False,
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """The piece of a model that computes some values from others.
 

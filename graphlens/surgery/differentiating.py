@@ -74,9 +74,7 @@ def differentiate(
     b = Builder(result.type.dtype)
     end, given = add_seed(b, model, manifest, result, seed, set(targets.values()))
     constants = {
-        values[entry.value]
-        for name, entry in manifest.hooks.items()
-        if name.endswith(f".{ERROR}") or name in fixed
+        values[entry.value] for name, entry in manifest.hooks.items() if name.endswith(f".{ERROR}") or name in fixed
     }
     backward = _Backward(b, graph, set(targets.values()), constants, _nearest(manifest.hooks, graph))
     found = backward.run(end, given)
@@ -170,7 +168,9 @@ class _Backward:
         nearest: dict[ir.Node, str],
     ) -> None:
         self._b, self._graph, self._targets, self._nearest = b, graph, targets, nearest
-        self._constants = constants  # what no gradient passes, though it is computed: the error terms of SAEs, what is held
+        self._constants = (
+            constants  # what no gradient passes, though it is computed: the error terms of SAEs, what is held
+        )
         self.rounded: dict[str, int] = {}  # operator that a gradient went straight through -> how many of its nodes
         self._pending: dict[ir.Value, list[Gradient]] = {}
         self._found: dict[ir.Value, Gradient] = {}

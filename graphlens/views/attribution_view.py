@@ -70,9 +70,7 @@ class Graph(Protocol):
         """What a node is called."""
 
 
-def attribution(
-    graph: Graph, *, nodes: int = 60, title: str = "Attribution graph", says: tuple[str, ...] = ()
-) -> View:
+def attribution(graph: Graph, *, nodes: int = 60, title: str = "Attribution graph", says: tuple[str, ...] = ()) -> View:
     """Draws an attribution graph: ``views.attribution(attribution_graph(...).prune())``.
 
     Args:
