@@ -126,6 +126,11 @@ def test_no_file_is_fetched_that_no_layout_has(tmp_path: Path, monkeypatch: pyte
             "c",
             "no folder 'c'. Folders with an SAE: 'a', 'b'",
         ),
+        (
+            ["W_enc_0.safetensors", "W_dec_0.safetensors"],
+            ".",
+            "these are cross-layer transcoders.*CrossLayerTranscoder",
+        ),
         (["README.md"], "c", "No folder in it holds an SAE"),
     ],
 )
