@@ -31,14 +31,14 @@ class GraphNode(NamedTuple):
         kind: "feature", "error", "token" or "logit".
         layer: The block of a feature or an error; -1 for a token, the number of blocks for a logit.
         position: Which token of the prompt, from 0.
-        index: Which feature of its transcoder; the id of a token or of a logit's token; -1 for an error.
+        number: Which feature of its transcoder; the id of a token or of a logit's token; -1 for an error.
         value: A feature's activation; a logit's probability; the norm of an error or of a token's embedding.
     """
 
     kind: str
     layer: int
     position: int
-    index: int
+    number: int
     value: float
 
 
@@ -109,9 +109,9 @@ class AttributionGraph:
         Args:
             node: Its place in ``nodes``.
         """
-        kind, layer, position, index, _ = self.nodes[node]
+        kind, layer, position, number, _ = self.nodes[node]
         if kind == FEATURE:
-            return f"L{layer}F{index}@{position}"
+            return f"L{layer}F{number}@{position}"
         if kind == ERROR:
             return f"L{layer} error@{position}"
         return f"{self.outputs[node]!r}@{position}" if kind == TOKEN else f"logit {self.outputs[node]!r}"
@@ -147,7 +147,7 @@ class AttributionGraph:
             edges: bool[edge]; none of them begins or ends at another node.
         """
         places = np.cumsum(nodes, dtype=np.int32) - 1
-        chosen = np.flatnonzero(nodes)
+        chosen: list[int] = np.flatnonzero(nodes).tolist()
         return replace(
             self,
             nodes=tuple(self.nodes[each] for each in chosen),

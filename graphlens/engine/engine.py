@@ -331,7 +331,7 @@ class Engine:
             inputs: Names of hook points or other values. See ``surgery.cut``.
             outputs: Names of hook points or other values.
             also: Names of values that may be inputs besides, where they are needed.
-            plan: The plan of the graph; that of the file's own by default.
+            plan: The plan of the graph, for a piece of one batch and one length; that of the file's own graph by default.
 
         Raises:
             InputError: The outputs need more of the model than the inputs.
@@ -340,8 +340,7 @@ class Engine:
         def build() -> Runnable:
             from graphlens import surgery
 
-            of = plan or Plan()
-            piece, frontier = surgery.cut(self._graphs.graph(of), inputs, outputs, also, bool(of.gradients))
+            piece, frontier = surgery.cut(self._graphs.graph(plan or Plan()), inputs, outputs, also, plan is not None)
             if frontier:
                 raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
             part = self._opener.open(piece, self._packed(make=True), one_of_many=True)

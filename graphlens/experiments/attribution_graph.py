@@ -274,7 +274,7 @@ def _assembled(
     for values, of in ((readings, frozen.values), (biases, zero)):
         last = np.asarray(of[UNEMBEDDED][0, -1], np.float64)
         values[first:] = logits.directions.astype(np.float64) @ last + logits.constants
-    outputs = ["" if node.kind in (FEATURE, ERROR) else _text(runner, [node.index]) for node in nodes]
+    outputs = ["" if node.kind in (FEATURE, ERROR) else _text(runner, [node.number]) for node in nodes]
     graph = AttributionGraph(
         tokens=tuple(_text(runner, [each]) for each in ids.tolist()),
         nodes=tuple(nodes),

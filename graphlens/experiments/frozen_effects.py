@@ -107,8 +107,8 @@ class FrozenModel(Generic[ArrayT]):
             decoded = [values[f"{name}.{RECONS}"][0, at] - sae.b_dec for name, sae in zip(writes, saes, strict=True)]
             errors[:, at] += np.stack(decoded)
             posts[:, at] = 0
-        layers, positions, numbers = np.nonzero(posts)
-        found = Features(*(each.astype(np.int32) for each in (layers, positions, numbers)), posts[posts != 0])
+        layers, positions, numbers = (each.astype(np.int32) for each in np.nonzero(posts))
+        found = Features(layers, positions, numbers, posts[posts != 0])
         logits = ran.logits[0, -1].astype(np.float64)
         return cls(runner, request, saes, writes, values, logits, errors, found, held)
 

@@ -181,7 +181,7 @@ def test_edges_are_torchs_gradients_of_the_frozen_model(case: int) -> None:
     logits = [at for at in targets if graph.nodes[at].kind == "logit"]
     for at in [*random.choice(targets, 12, replace=False), *logits[:3]]:
         node = graph.nodes[at]
-        expected = frozen.effects(node.layer, node.position, node.index)
+        expected = frozen.effects(node.layer, node.position, node.number)
         here = np.flatnonzero(graph.targets == at)
         found = {tuple(graph.nodes[graph.sources[i]][:4]): float(graph.weights[i]) for i in here}
         largest = max(map(abs, expected.values()))
@@ -202,9 +202,9 @@ def test_effects_and_biases_sum_to_what_each_target_reads(case: int) -> None:
     checked = 0
     for at, node in enumerate(graph.nodes):
         if node.kind == "feature":
-            expected = cache[f"blocks.{node.layer}.hook_mlp_out.hook_sae_acts_pre"][0, node.position, node.index]
+            expected = cache[f"blocks.{node.layer}.hook_mlp_out.hook_sae_acts_pre"][0, node.position, node.number]
         elif node.kind == "logit":
-            expected = last[node.index] - last.mean()
+            expected = last[node.number] - last.mean()
         else:
             assert np.isnan(graph.readings[at])
             continue
@@ -225,7 +225,7 @@ def test_logits_are_the_likeliest_until_their_probability_is_had() -> None:
         graph = attribution_graph(model, saes, TOKENS, desired_logit_prob=share, max_n_logits=most, verbose=False)
         found = [node for node in graph.nodes if node.kind == "logit"]
         count = min(most, int((np.cumsum(chances[order]) < share).sum()) + 1)
-        assert [node.index for node in found] == order[:count].tolist()
+        assert [node.number for node in found] == order[:count].tolist()
         np.testing.assert_allclose([node.value for node in found], chances[order[:count]], rtol=1e-4)
 
 
@@ -361,10 +361,10 @@ def test_the_file_is_what_neuronpedia_reads(tmp_path: Path) -> None:
     for node, record in zip(graph.nodes, text["nodes"], strict=True):
         assert record["ctx_idx"] == node.position
         if node.kind == "feature":
-            assert record["node_id"] == f"{node.layer}_{node.index}_{node.position}"
+            assert record["node_id"] == f"{node.layer}_{node.number}_{node.position}"
             whole = int(((8 * record["feature"] + 1) ** 0.5 - 1) // 2)  # Cantor's pairing undone
             index = record["feature"] - whole * (whole + 1) // 2
-            assert (whole - index, index) == (node.layer, node.index)
+            assert (whole - index, index) == (node.layer, node.number)
             assert record["activation"] == pytest.approx(node.value)
     assert sum(record["is_target_logit"] for record in text["nodes"]) == 1
     ranks = [record["influence"] for record in text["nodes"] if record["influence"] is not None]
@@ -454,4 +454,4 @@ def test_the_torch_face_gives_the_same_graph() -> None:
     found, expected = attribution_graph(model, transcoders("transcoder"), TOKENS, verbose=False), graph_of(0)
     assert found.nodes == expected.nodes
     np.testing.assert_array_equal(found.weights, expected.weights)
-    assert max(node.index for node in found.nodes if node.kind == "logit") < VOCABULARY
+    assert max(node.number for node in found.nodes if node.kind == "logit") < VOCABULARY

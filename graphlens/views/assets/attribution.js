@@ -10,7 +10,7 @@ kinds.attribution = (host, view) => {
   let picked = ends.filter((node) => node.kind === "logit").sort((a, b) => values[b.index] - values[a.index])[0]?.index ?? null;
   const box = el("div", { class: "scroll" });
   const list = el("div", { class: "tall" });
-  const STEP = 15, ROW = 46, LEFT = 46, MOST = 40; // MOST: edges of a node that are drawn and listed, on either side
+  const STEP = 15, ACROSS = 5, LEFT = 46, FOOT = 34, MOST = 40; // MOST: edges of a node that are drawn and listed, on either side
   const byWeight = (edges) => edges.sort((a, b) => Math.abs(weights[b]) - Math.abs(weights[a])).slice(0, MOST);
   const what = { feature: "activation", error: "norm", token: "norm", logit: "probability" };
   function draw() {
@@ -22,21 +22,28 @@ kinds.attribution = (host, view) => {
       const key = `${node.position} ${node.layer}`;
       cells.set(key, [...(cells.get(key) ?? []), node]);
     }
-    const widths = view.tokens.map((text, p) => Math.max(4, Math.min(9, shown(text).length * 0.6), ...rows.map((row) => (cells.get(`${p} ${row}`) ?? []).length)) * STEP + 12);
+    const widths = view.tokens.map((text, p) => Math.max(2, Math.min(7, shown(text).length * 0.5), ...rows.map((row) => Math.min(ACROSS, (cells.get(`${p} ${row}`) ?? []).length))) * STEP + 12);
     const starts = widths.map((_, p) => LEFT + widths.slice(0, p).reduce((a, b) => a + b, 0));
-    const [width, height] = [LEFT + widths.reduce((a, b) => a + b, 0) + 10, rows.length * ROW + 34];
+    const lines = rows.map((row) => Math.max(...view.tokens.map((_, p) => Math.ceil((cells.get(`${p} ${row}`) ?? []).length / ACROSS)), 1));
+    const heights = lines.map((count) => count * STEP + 34);
+    const [width, height] = [LEFT + widths.reduce((a, b) => a + b, 0) + 10, heights.reduce((a, b) => a + b, FOOT)];
+    const middles = rows.map((_, r) => height - FOOT - heights.slice(0, r).reduce((a, b) => a + b, 0) - heights[r] / 2);
     const place = new Map();
     for (const cell of cells.values()) {
-      cell.forEach((node, i) => place.set(node.index, {
-        x: starts[node.position] + widths[node.position] / 2 + (i - (cell.length - 1) / 2) * STEP,
-        y: height - 34 - ROW / 2 - rows.indexOf(node.layer) * ROW,
-      }));
+      cell.forEach((node, i) => {
+        const [line, deep] = [Math.floor(i / ACROSS), Math.ceil(cell.length / ACROSS)];
+        const many = Math.min(ACROSS, cell.length - line * ACROSS);
+        place.set(node.index, {
+          x: starts[node.position] + widths[node.position] / 2 + ((i % ACROSS) - (many - 1) / 2) * STEP,
+          y: middles[rows.indexOf(node.layer)] + (line - (deep - 1) / 2) * STEP,
+        });
+      });
     }
     const near = (edges) => byWeight(edges.filter((i) => shows.has(sources[i]) && shows.has(targets[i])));
     const edges = picked === null ? [] : [...near(into[picked]), ...near(outOf[picked])];
     const strongest = Math.max(...edges.map((i) => Math.abs(weights[i])), 0) || 1;
     const name = (i) => `${nodes[sources[i]].label} → ${nodes[targets[i]].label}`;
-    const lines = edges.map((i) => {
+    const paths = edges.map((i) => {
       const [a, b] = [place.get(sources[i]), place.get(targets[i])];
       const bend = (a.y - b.y) / 2;
       return svg("path", {
@@ -58,9 +65,9 @@ kinds.attribution = (host, view) => {
       return mark;
     });
     const blocks = nodes.reduce((most, node) => Math.max(most, node.layer), 0);
-    const layers = rows.map((row, r) => svg("text", { class: "layer", x: LEFT - 8, y: height - 34 - ROW / 2 - r * ROW }, row < 0 ? "token" : row === blocks ? "logit" : `L${row}`));
+    const layers = rows.map((row, r) => svg("text", { class: "layer", x: LEFT - 8, y: middles[r] }, row < 0 ? "token" : row === blocks ? "logit" : `L${row}`));
     const texts = view.tokens.map((text, p) => svg("text", { class: "word", x: starts[p] + widths[p] / 2, y: height - 14 }, shown(text).slice(0, 14)));
-    box.replaceChildren(svg("svg", { class: "graph attribution", viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `${drawn.length} nodes of ${nodes.length}` }, ...lines, ...layers, ...texts, ...marks));
+    box.replaceChildren(svg("svg", { class: "graph attribution", viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": `${drawn.length} nodes of ${nodes.length}` }, ...paths, ...layers, ...texts, ...marks));
     const rowsOf = (head, some, other) => some.length === 0 ? [] : [el("table", { class: "rows" },
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, head), el("th", { scope: "col", class: "number" }, "effect"))),
       el("tbody", {}, ...some.map((i) => el("tr", {}, el("td", {}, shown(nodes[other[i]].label)), el("td", { class: "number", "data-value": weights[i], "data-label": name(i) }, long(weights[i]))))))];
