@@ -35,11 +35,11 @@ up to {tolerance:.0e} is allowed. The last column is the other way: SAELens open
 IN_MODELS = """
 ## In models
 
-Each line is an SAE in a random transformer of odd sizes, for `graphlens` and for SAELens's HookedSAETransformer on TransformerLens 3.9:
-the values at its hook points, the logits, the logits with features ablated and the reconstruction scaled, and the gradients of a logit
-difference at its hook points. A third of the lines leave the SAE out at two tokens. Up to {values:.0e} is allowed, and {gradients:.0e} of
-the largest value for gradients. SAELens's wrapper leaves a transcoder's skip out, so what depends on it is not compared here; it is
-compared with torch in `tests/saes/test_sae_splicing.py`.
+Each line is an SAE in a random transformer of odd sizes, for `graphlens` and for SAELens's HookedSAETransformer on
+TransformerLens 3.9: the values at its hook points, the logits, the logits with features ablated and the reconstruction
+scaled, and the gradients of a logit difference at its hook points. A third of the lines leave the SAE out at two tokens. Up
+to {values:.0e} is allowed, and {gradients:.0e} of the largest value for gradients. SAELens's wrapper leaves a transcoder's
+skip out, so what depends on it is not compared here; it is compared with torch in `tests/saes/test_sae_splicing.py`.
 
 """
 # SAELens has no transcoder with topk: it refuses what graphlens writes of one.
