@@ -238,5 +238,6 @@ class AttributionGraph:
         return in_notebook(self)
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{int(self.of_kind(kind).sum())} {kind}s" for kind in KINDS)
-        return f"AttributionGraph({counts}; {len(self.weights):,} edges)"
+        counts = [(int(self.of_kind(kind).sum()), kind) for kind in KINDS]
+        said = ", ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for count, kind in counts)
+        return f"AttributionGraph({said}; {len(self.weights):,} edges)"

@@ -11,7 +11,6 @@ import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.attribution_graph import ERROR, FEATURE, LOGIT, TOKEN, AttributionGraph, GraphNode
-from graphlens.analysis.influence import Edges, influence
 from graphlens.edits.sae import Sae
 from graphlens.engine.block_layout import MLP_OUT
 from graphlens.errors import InputError, InputTypeError, checked_number, warn
@@ -185,51 +184,57 @@ class _Search(Generic[ArrayT]):
         self._frozen, self._logits, self._verbose = frozen, logits, verbose
         self._active = len(frozen.features)
         self._most = min(most, self._active)
-        self._rows: dict[int, Array] = {}
+        self._chosen: list[int] = []  # features, in the order of the rows
+        self._first = len(logits.ids)  # the row of the first of them: those of logits come before
+        self._rows = np.zeros((self._first + self._most, frozen.sources), np.float32)
 
     def done(self) -> _Found:
         """Computes them."""
-        frozen, count = self._frozen, len(self._logits.ids)
+        frozen = self._frozen
         if self._most < self._active:
             warn(
                 f"{self._active:,} features are active in this prompt, and the graph has the {self._most:,} of most influence "
                 f"(max_features={self._most}): what the others add is in its others. A shorter prompt has fewer."
             )
-        ends = np.full(count, frozen.length - 1)
-        last = frozen.effects(len(frozen.saes), ends, self._logits.directions)
-        self._of_logits = [*last]
+        ends = np.full(self._first, frozen.length - 1)
+        self._rows[: self._first] = frozen.effects(len(frozen.saes), ends, self._logits.directions)
         with steps("Effects", self._most, "features") if self._verbose else nullcontext() as progress:
-            while len(self._rows) < self._most:
+            while len(self._chosen) < self._most:
                 chosen = self._next()
                 layers = frozen.features.layers[chosen]
-                for layer in np.unique(layers):
+                for layer in np.unique(layers).tolist():
                     some = chosen[layers == layer]
                     part = frozen.features.part(some)
                     directions = np.asarray(frozen.saes[layer].W_enc[:, part.numbers].T, np.float32)
-                    rows = frozen.effects(int(layer), part.positions, directions)
-                    self._rows.update(zip(some.tolist(), rows, strict=True))
+                    start = self._first + len(self._chosen)
+                    self._rows[start : start + len(some)] = frozen.effects(layer, part.positions, directions)
+                    self._chosen += some.tolist()
                     if progress is not None:
                         progress.advance(len(some))
-        features = np.asarray(sorted(self._rows), np.int64)
-        return _Found(features, [*(self._rows[each] for each in features.tolist()), *self._of_logits])
+        order = np.argsort(self._chosen)
+        rows = [*(self._rows[self._first + each] for each in order.tolist()), *self._rows[: self._first]]
+        return _Found(np.asarray(self._chosen, np.int64)[order], rows)
 
     def _next(self) -> Array:
         """The features whose effects are computed next."""
+        count = min(_CHUNK, self._most - len(self._chosen))
         if self._most == self._active:
-            return np.arange(self._active)
-        done = np.zeros(self._active, bool)
-        known = np.asarray(list(self._rows), np.int64)
-        done[known] = True
-        total = self._frozen.sources
-        rows = np.stack([*self._rows.values(), *self._of_logits])
-        targets, sources = np.nonzero(rows)
-        places = np.concatenate([known, total + np.arange(len(self._of_logits))])
-        start = np.zeros(total + len(self._of_logits))
-        start[total:] = self._logits.probabilities
-        scores = influence(Edges(len(start), sources, places[targets], rows[targets, sources]), start)[: self._active]
-        order = np.argsort(-scores, kind="stable")
-        waiting = order[~done[order]]
-        return waiting[: min(_CHUNK, self._most - len(self._rows))]
+            return np.arange(len(self._chosen), len(self._chosen) + count)
+        known = self._first + len(self._chosen)
+        sizes = np.concatenate([np.abs(self._rows[at : at + _CHUNK]).sum(1) for at in range(0, known, _CHUNK)])[:known]
+        scores, reached = np.zeros(self._active), np.zeros(known)
+        reached[: self._first] = self._logits.probabilities
+        while reached.any():  # a step of every way from the logits: there are no circles
+            by_size = np.divide(reached, sizes, out=np.zeros(known), where=sizes > 0).astype(np.float32)
+            arriving = np.zeros(self._frozen.sources, np.float32)
+            for at in range(0, known, _CHUNK):
+                rows = self._rows[at : min(at + _CHUNK, known)]
+                arriving += by_size[at : at + len(rows)] @ np.abs(rows)
+            scores += arriving[: self._active]
+            reached = np.zeros(known)
+            reached[self._first :] = arriving[self._chosen]
+        scores[self._chosen] = -1.0
+        return np.argsort(-scores, kind="stable")[:count]
 
 
 def _assembled(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic
 
 import numpy as np
@@ -11,11 +11,13 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.edits.kinds import Ablate, Patch
 from graphlens.edits.sae import Sae
+from graphlens.errors import InputError
 from graphlens.file.io_names import SEED, gradient_output
 from graphlens.file.names import UNEMBEDDED
 from graphlens.file.sae_names import ERROR, HOOKS, INPUT, OUTPUT
 
 if TYPE_CHECKING:
+    from graphlens.engine.plan import Plan
     from graphlens.model.request import Request
     from graphlens.model.runner import Runner
 
@@ -78,6 +80,7 @@ class FrozenModel(Generic[ArrayT]):
     errors: Array
     features: Features
     held: tuple[str, ...]
+    _whole: set[int] = field(default_factory=set)  # blocks whose backward pass does not run alone
 
     @classmethod
     def of(
@@ -167,13 +170,25 @@ class FrozenModel(Generic[ArrayT]):
         of = self.read_by(layer)
         held = (*self.held, *(f"{name}.{POST}" for name in self.writes))
         plan = replace(self.request.plan, gradients=below, of=of, held=held)
-        engine = self.runner.engine
-        session = engine.part([SEED], [gradient_output(name) for name in below], self.held, plan)
-        dtype = engine.hooks(self.request.plan)[of].dtype
+        dtype = self.runner.engine.hooks(self.request.plan)[of].dtype
         seed = np.zeros((len(positions), self.length, directions.shape[1]), dtype)
         seed[np.arange(len(positions)), positions] = directions
-        feeds = {SEED: seed, **{name: self.values[name] for name in self.held if name in session.inputs}}
-        return [np.asarray(each, np.float32) for each in session.run(session.outputs, feeds)]
+        return [np.asarray(each, np.float32) for each in self._backward(layer, plan, seed)]
+
+    def _backward(self, layer: int, plan: Plan, seed: Array) -> Sequence[Array]:
+        """The gradients of a plan: of its backward pass alone, where that can be cut out, and of the whole graph elsewhere."""
+        engine, names = self.runner.engine, [gradient_output(name) for name in plan.gradients]
+        if layer not in self._whole:
+            try:
+                session = engine.part([SEED], names, self.held, plan)
+            except InputError:  # a graph from elsewhere does not tell all of its sizes
+                self._whole.add(layer)
+            else:
+                feeds = {name: self.values[name] for name in self.held if name in session.inputs}
+                return session.run(names, {SEED: seed, **feeds})
+        copies = self.request.repeated(len(seed))
+        found = engine.run({**copies.feeds, SEED: seed}, names, output=False, plan=plan).values
+        return [found[name] for name in names]
 
     def _spread(self, layer: int, gradients: Sequence[Array], into: Array) -> None:
         """Multiplies gradients by what each source writes, and puts the effects in their places."""
