@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphlens import transformer_lens as transformer_lens
     from graphlens import utils as utils
     from graphlens import views as views
+    from graphlens.analysis.attribution_graph import AttributionGraph
     from graphlens.analysis.cache.activation_cache import ActivationCache
     from graphlens.analysis.factored_matrix import FactoredMatrix
     from graphlens.analysis.harvest import Harvest
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         UnknownHookPoint,
         VerificationError,
     )
+    from graphlens.experiments.attribution_graph import attribution_graph
     from graphlens.experiments.drift import drift
     from graphlens.experiments.drift_prompts import drift_prompts
     from graphlens.experiments.harvest import harvest
@@ -71,12 +73,14 @@ _DOORS = (
 _HOMES = {
     "__version__": "graphlens.file.version",
     "ActivationCache": "graphlens.analysis.cache.activation_cache",
+    "AttributionGraph": "graphlens.analysis.attribution_graph",
     "HookPoint": "graphlens.model.hook_point",
     "HookedEncoder": "graphlens.model.hooked_encoder",
     "HookedTransformer": "graphlens.model.hooked_transformer",
     "HookedTransformerConfig": "graphlens.model.config",
     "HookedViT": "graphlens.model.hooked_vit",
     "adopt": "graphlens.pipelines.adopt",
+    "attribution_graph": "graphlens.experiments.attribution_graph",
     **dict.fromkeys(("bake_model", "write_adapter", "write_drivable"), "graphlens.pipelines.deploy"),
     "CrossLayerTranscoder": "graphlens.edits.cross_layer",
     "drift": "graphlens.experiments.drift",
@@ -120,6 +124,7 @@ _HOMES = {
 __all__ = [
     "Ablate",
     "ActivationCache",
+    "AttributionGraph",
     "CrossLayerTranscoder",
     "ExportError",
     "FactoredMatrix",
@@ -151,6 +156,7 @@ __all__ = [
     "UnknownHookPoint",
     "VerificationError",
     "adopt",
+    "attribution_graph",
     "attribution_pairs",
     "bake_model",
     "drift",

@@ -1,14 +1,19 @@
-"""Attribution: estimates of patches and of edges from gradients, circuits, and what components write to the logits."""
+"""Attribution: estimates of patches and edges from gradients, circuits, attribution graphs, what components write to logits."""
 
 from __future__ import annotations
 
+from graphlens.analysis.attribution_graph import AttributionGraph, GraphNode
 from graphlens.analysis.compare import Comparison, circuit, compare_with_sweep
 from graphlens.experiments.attribution import attribution_patch, direct_logit_attribution
+from graphlens.experiments.attribution_graph import attribution_graph
 from graphlens.experiments.circuits import edge_attribution, faithfulness
 from graphlens.experiments.pairs import attribution_pairs
 
 __all__ = [
+    "AttributionGraph",
     "Comparison",
+    "GraphNode",
+    "attribution_graph",
     "attribution_pairs",
     "attribution_patch",
     "circuit",

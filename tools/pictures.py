@@ -89,6 +89,31 @@ def direct() -> View:
     return views.bars(found, name="logit of Mary - logit of John", title="What each component writes")
 
 
+def attribution_graph() -> View:
+    """What makes the answer, with the neurons of tiny-gpt2's MLPs as features: docs/attribution-graphs.md."""
+    import numpy as np
+
+    import graphlens
+    from graphlens import Sae
+
+    saes = []
+    for layer in range(model().cfg.n_layers):
+        mlp, norm = model().blocks[layer].mlp, model().blocks[layer].ln2
+        saes.append(
+            Sae.from_arrays(
+                np.asarray(norm.w)[:, None] * mlp.W_in,
+                mlp.b_in + np.asarray(norm.b) @ mlp.W_in,
+                mlp.W_out,
+                mlp.b_out,
+                f"blocks.{layer}.ln2.hook_normalized",
+                "jumprelu_transcoder",
+                threshold=np.ones(mlp.b_in.shape, np.float32),
+                hook_out=f"blocks.{layer}.hook_mlp_out",
+            )
+        )
+    return graphlens.attribution_graph(model(), saes, CLEAN, without_features_at=[0], verbose=False).prune().view()
+
+
 def drift() -> View:
     """Where the int8 file of tiny-llama leaves the float one."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -123,6 +148,7 @@ PICTURES: dict[str, tuple[Callable[[], View], int, Callable[[Page], None] | None
     "heads.png": (heads, 560, None),
     "direct.png": (direct, 620, None),
     "drift.png": (drift, 1000, None),
+    "attribution-graph.png": (attribution_graph, 1240, None),
 }
 
 # One layer, from below: the residual stream in the middle, attention on the left, the MLP on the right.

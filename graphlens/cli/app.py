@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphlens.cli import adopt, deploy, drift, export, foreign, harvest, page, patch, report, run
+from graphlens.cli import adopt, deploy, drift, export, foreign, graph, harvest, page, patch, report, run
 from graphlens.cli.options import say
 from graphlens.cli.words import in_words_of_commands
 from graphlens.errors import GraphlensError
@@ -67,6 +67,7 @@ for command in (
     run.run,
     patch.patch,
     patch.attribute,
+    graph.graph,
     drift.drift,
     report.report,
     run.generate,

@@ -89,26 +89,23 @@ class Engine:
         if n_ctx is not None:
             self.manifest = self.manifest.with_length(n_ctx)
         self._size = sum(file.size for file in self.manifest.files.values())
-        self.held_limit = max(self._size, SMALL)
         self.weights: Mapping[str, Array] = WeightStore(self.folder, self.manifest.weights, self.files.ensure_unchanged)
         self.replaced: Mapping[str, Array] = {}
-        self.identity = self.files.identity
+        self.identity, self.held_limit = self.files.identity, max(self._size, SMALL)
         self._start(self._file_model, {})
 
     def _start(self, model: ir.Model, contents: Mapping[str, Array]) -> None:
         """Begins without a session, over a graph whose initializers may hold something else than the file."""
         from graphlens.engine.graphs import Graphs
 
-        self._model = model
-        self.proof, self.sessions_built = Proof(), 0
+        self._model, self.proof, self.sessions_built = model, Proof(), 0
         self._opener = opener(self.path, self._file_model, self.asked, self._size, contents, self.max_memory)
         self._graphs = Graphs(model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
-        self._parts = LatelyUsed()
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints = Footprints(self._graphs.hooks, self.manifest.config)  # no circle
         self._callers = Callers(self._graphs, self._size)
-        self._lock = threading.RLock()
+        self._parts, self._lock = LatelyUsed(), threading.RLock()
         self.max_sessions = MAX_SESSIONS
 
     def with_weights(self, given: Mapping[str, Array]) -> Engine:
@@ -327,13 +324,16 @@ class Engine:
             self._sessions.move_to_end(plan)
             return session
 
-    def part(self, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = ()) -> Runnable:
-        """A session that computes some values of the plain graph from others. A bounded number stays open.
+    def part(
+        self, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = (), plan: Plan | None = None
+    ) -> Runnable:
+        """A session that computes some values of a graph from others. A bounded number stays open.
 
         Args:
             inputs: Names of hook points or other values. See ``surgery.cut``.
             outputs: Names of hook points or other values.
             also: Names of values that may be inputs besides, where they are needed.
+            plan: The plan of the graph, for a piece of one batch and one length; that of the file's own graph by default.
 
         Raises:
             InputError: The outputs need more of the model than the inputs.
@@ -342,7 +342,7 @@ class Engine:
         def build() -> Runnable:
             from graphlens import surgery
 
-            piece, frontier = surgery.cut(self._model, inputs, outputs, also)
+            piece, frontier = surgery.cut(self._graphs.graph(plan or Plan()), inputs, outputs, also, plan is not None)
             if frontier:
                 raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
             part = self._opener.open(piece, self._packed(make=True), one_of_many=True)
@@ -352,7 +352,7 @@ class Engine:
 
         with self._lock:
             self.files.ensure_not_written_over()
-            return self._parts.get((tuple(inputs), tuple(outputs), tuple(also)), build)
+            return self._parts.get((tuple(inputs), tuple(outputs), tuple(also), plan or Plan()), build)
 
     # Opening sessions
 

@@ -52,7 +52,10 @@ STEPS = (
     Step(("bare",), lambda graph, plan: surgery.keep_results(graph)),
     Step(("body",), lambda graph, plan: surgery.without_logits(graph)),
     Step(("gates",), lambda graph, plan: surgery.with_gates(graph, dict(plan.gates))),
-    Step(("gradients", "seed"), lambda graph, plan: surgery.differentiate(graph, plan.gradients, seed=plan.seed)),
+    Step(
+        ("gradients", "seed", "of", "held"),
+        lambda graph, plan: surgery.differentiate(graph, plan.gradients, plan.of, plan.seed, plan.held),
+    ),
     Step(("python", "calls"), lambda graph, plan: surgery.with_python_gates(graph, plan.calls or None)),
     Step(("reads",), lambda graph, plan: surgery.prune(graph, plan.reads)),
 )

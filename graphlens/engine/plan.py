@@ -53,6 +53,8 @@ class Plan:
         gates: Which kinds of change are inputs of the graph, and at which hook points: see ``surgery.with_gates``.
         gradients: The hook points whose gradients are outputs too: see ``surgery.differentiate``.
         seed: What the gradients start from: "dense", "sparse" or "loss".
+        of: What is differentiated: the logits or a hook point.
+        held: The hook points that gradients take for constants.
         python: True for a graph that can call Python at hook points: see ``surgery.with_python_gates``.
         calls: The firings of hook points that alone can; empty for all. See ``engine.callers``.
         bare: True for a graph whose hook points are no outputs, so that ONNX Runtime can fuse more of it.
@@ -69,6 +71,8 @@ class Plan:
     gates: Gates = ()
     gradients: tuple[str, ...] = ()
     seed: str = DENSE
+    of: str = LOGITS
+    held: tuple[str, ...] = ()
     python: bool = False
     calls: tuple[str, ...] = ()
     bare: bool = False

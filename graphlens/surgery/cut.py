@@ -14,7 +14,11 @@ from graphlens.surgery.graph import finish, read_manifest, values_by_name
 
 
 def cut(
-    model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], also: Sequence[str] = ()
+    model: ir.Model,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    also: Sequence[str] = (),
+    sizes_by_name: bool = False,
 ) -> tuple[ir.Model, tuple[str, ...]]:
     """The piece of a model that computes some values from others.
 
@@ -28,6 +32,8 @@ def cut(
         outputs: Names of hook points or of other values (``logits``, say) to compute.
         also: Names of values that may be inputs besides (``positions``, say). Those that the piece does not need, and those
             that the model lacks, are left out.
+        sizes_by_name: True if sizes that have one name in the model are one size in the piece too. Nothing is then computed for
+            its shape alone.
 
     Returns:
         (the piece, its frontier). The frontier holds the names of further values that the piece needs and that do not
@@ -44,7 +50,7 @@ def cut(
     starts = {name: _resolve(name, values, manifest) for name in inputs}
     ends = {name: _resolve(name, values, manifest) for name in outputs}
     optional = {name: values[name] for name in also if name in values}
-    piece = _Piece(model, {**starts, **optional})
+    piece = _Piece(model, {**starts, **optional}, sizes_by_name)
     reached = _reached(starts.values())
     for name, value in ends.items():
         if value not in reached:
@@ -63,7 +69,7 @@ def cut(
         if result.name != name and list(ends.values()).count(value) == 1 and not result.is_graph_input():
             result.name = name
     found = ir.Model(graph, ir_version=model.ir_version, metadata_props=dict(model.metadata_props))
-    new_names = {value.name: copy.name for value, copy in piece.copies.items()}
+    new_names = {value.name: copy.name for value, copy in piece.copies.items() if copy not in piece.unread(optional)}
     hooks = {n: h for n, h in manifest.hooks.items() if h.value in new_names}
     hooks = {n: replace(h, value=str(new_names[h.value])) for n, h in hooks.items()}
     frontier = tuple(str(value.name) for value in piece.frontier)
@@ -95,8 +101,8 @@ def _reached(starts: Iterable[ir.Value]) -> set[ir.Value]:
 class _Piece:
     """Copies of the nodes between some values, collected from the outputs backwards."""
 
-    def __init__(self, model: ir.Model, starts: dict[str, ir.Value]) -> None:
-        self._starts = starts
+    def __init__(self, model: ir.Model, starts: dict[str, ir.Value], sizes_by_name: bool) -> None:
+        self._starts, self._sizes_by_name = starts, sizes_by_name
         self.reached = _reached(starts.values())
         self.copies: dict[ir.Value, ir.Value] = {}
         self.nodes: list[ir.Node] = []
@@ -110,8 +116,14 @@ class _Piece:
 
     def inputs(self, optional: Iterable[str]) -> list[ir.Value]:
         """The new inputs in the order asked for, each once; of those named ``optional`` only what the piece reads."""
-        unread = {name for name in optional if not self.copies[self._starts[name]].uses()}
-        return list(dict.fromkeys(self.copies[value] for name, value in self._starts.items() if name not in unread))
+        unread = self.unread(optional)
+        copies = dict.fromkeys(self.copies[value] for value in self._starts.values())
+        return [copy for copy in copies if copy not in unread]
+
+    def unread(self, optional: Iterable[str]) -> set[ir.Value]:
+        """The new inputs among those named ``optional`` that nothing in the piece reads."""
+        found = {self.copies[self._starts[name]] for name in optional}
+        return {copy for copy in found if not copy.uses()}
 
     def take(self, wanted: ir.Value) -> ir.Value:
         """The copy of a value, made with all it needs. Not recursive: a model is deeper than Python's stack."""
@@ -165,7 +177,7 @@ class _Piece:
             elif node is None:
                 self._fixed[at] = at.is_initializer() and not at.is_graph_input()
             elif node.op_type == "Shape":
-                self._fixed[at] = all(isinstance(d, int) or self._sized(str(d)) for d in _dims(node))
+                self._fixed[at] = all(isinstance(d, int) or self._factors(str(d)) for d in _dims(node))
             else:
                 others = [other for other in node.inputs if other is not None]
                 missing = [other for other in others if other not in self._fixed]
@@ -183,10 +195,25 @@ class _Piece:
                     return value, axis
         return None
 
+    def _factors(self, dim: str) -> list[tuple[ir.Value, int]]:
+        """The sizes of inputs whose product a symbolic size is, as it says itself ("sequence*batch"); none if that is unknown."""
+        found = [self._sized(each.strip()) for each in (dim.split("*") if self._sizes_by_name else [dim])]
+        known = [each for each in found if each is not None]
+        return known if len(known) == len(found) else []
+
+    def _size(self, source: ir.Value, axis: int, name: str) -> ir.Value:
+        """A size of an input, int64 [1]."""
+        attributes = [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + 1)]
+        part = ir.Value(name=name)
+        self.nodes.append(ir.Node("", "Shape", [self.copies[source]], attributes, outputs=[part], name=f"{name}/Shape"))
+        return part
+
     def _sizes_of_inputs(self, node: ir.Node) -> bool:
         """Copies a Shape of something outside the piece as the shape of an input; False where it is inside."""
         if node.inputs[0] in self.reached:
-            return False
+            known = all(isinstance(dim, int) or self._factors(str(dim)) for dim in _dims(node))
+            if not (self._sizes_by_name and known):
+                return False
         parts = []
         for index, dim in enumerate(_dims(node)):
             name = f"{node.outputs[0].name}/{index}"
@@ -194,14 +221,13 @@ class _Piece:
                 part = ir.Value(name=name, const_value=ir.tensor([dim], dtype=ir.DataType.INT64, name=name))
                 self.initializers[name] = part
             else:
-                found = self._sized(str(dim))
-                assert found is not None, "checked by _is_fixed"
-                source, axis = found
-                attributes = [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + 1)]
-                part = ir.Value(name=name)
-                self.nodes.append(
-                    ir.Node("", "Shape", [self.copies[source]], attributes, outputs=[part], name=f"{name}/Shape")
-                )
+                factors = self._factors(str(dim))
+                assert factors, "checked by _is_fixed"
+                part = self._size(*factors[0], name)
+                for number, (source, axis) in enumerate(factors[1:], 1):
+                    factor, product = self._size(source, axis, f"{name}/{number}"), ir.Value(name=f"{name}*{number}")
+                    self.nodes.append(ir.Node("", "Mul", [part, factor], outputs=[product], name=f"{name}/Mul{number}"))
+                    part = product
             parts.append(part)
         old = node.outputs[0]
         whole = ir.Value(name=old.name, type=old.type)

@@ -22,7 +22,9 @@ from graphlens.surgery.splice import splice
 _STRAIGHT_THROUGH = "graphlens.straight_through"  # among the metadata of a graph in memory
 
 
-def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: str = DENSE) -> ir.Model:
+def differentiate(
+    model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: str = DENSE, held: Iterable[str] = ()
+) -> ir.Model:
     """A copy that also returns the gradients with respect to hook points, as ``<hook>_grad``.
 
     What is differentiated is the sum of ``of`` times a seed, which a run feeds. Gradients have the shape and dtype of
@@ -45,6 +47,7 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
               [b, pos, vocabulary] is made.
             - ``"loss"`` (of logits): the seed is that of a sum over positions of ``gradient_seed`` [b, pos] times the
               cross-entropy of ``gradient_seed_tokens`` int64 [b, pos] there.
+        held: Hook points that gradients take for constants, as if nothing had computed them: attention patterns, say.
 
     Returns:
         The copy.
@@ -55,7 +58,8 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
             named); there is no such ``of`` or ``seed``; or the model is differentiated already.
     """
     manifest = read_manifest(model)
-    asked = _checked(manifest, wrt, of, seed)
+    fixed = tuple(held)
+    asked = _checked(manifest, wrt, of, seed, fixed)
     taken = {str(value.name) for value in model.graph.inputs}
     if SEED in taken or (of == LOGITS and LOGITS not in values_by_name(model)):
         why = "it is differentiated already" if SEED in taken else "it has no logits: name a hook point as of"
@@ -69,7 +73,9 @@ def differentiate(model: ir.Model, wrt: Iterable[str], of: str = LOGITS, seed: s
     assert result.type is not None
     b = Builder(result.type.dtype)
     end, given = add_seed(b, model, manifest, result, seed, set(targets.values()))
-    constants = {values[entry.value] for name, entry in manifest.hooks.items() if name.endswith(f".{ERROR}")}
+    constants = {
+        values[entry.value] for name, entry in manifest.hooks.items() if name.endswith(f".{ERROR}") or name in fixed
+    }
     backward = _Backward(b, graph, set(targets.values()), constants, _nearest(manifest.hooks, graph))
     found = backward.run(end, given)
     named: dict[ir.Value, str] = {}
@@ -125,7 +131,7 @@ def _is_read_backward(node: ir.Node | None) -> bool:
     return found is not None and found.reads_output
 
 
-def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str) -> list[str]:
+def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str, held: tuple[str, ...]) -> list[str]:
     """The hook points asked for, in firing order."""
     names = list(manifest.hooks)
     asked = {wrt} if isinstance(wrt, str) else set(wrt)
@@ -134,6 +140,9 @@ def _checked(manifest: Manifest, wrt: Iterable[str], of: str, seed: str) -> list
             raise unknown_hook(name, names, manifest.config.n_layers)
         if not manifest.hooks[name].dtype.startswith("float"):
             raise InputError(f"{name!r} holds {manifest.hooks[name].dtype}: there is no gradient with respect to it.")
+    for name in held:
+        if name not in manifest.hooks:
+            raise unknown_hook(name, names, manifest.config.n_layers)
     if not asked:
         raise InputError("no hook point was asked for: there is nothing to differentiate.")
     if seed not in SEEDS:
@@ -159,7 +168,9 @@ class _Backward:
         nearest: dict[ir.Node, str],
     ) -> None:
         self._b, self._graph, self._targets, self._nearest = b, graph, targets, nearest
-        self._constants = constants  # what no gradient passes, though it is computed: the error terms of SAEs
+        self._constants = (
+            constants  # what no gradient passes, though it is computed: the error terms of SAEs, what is held
+        )
         self.rounded: dict[str, int] = {}  # operator that a gradient went straight through -> how many of its nodes
         self._pending: dict[ir.Value, list[Gradient]] = {}
         self._found: dict[ir.Value, Gradient] = {}

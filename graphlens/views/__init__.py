@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from graphlens.views.attention_view import attention as attention
+    from graphlens.views.attribution_view import attribution as attribution
     from graphlens.views.circuit_graph import circuit as circuit
     from graphlens.views.drift_view import drift as drift
     from graphlens.views.lens_view import lens as lens
@@ -27,6 +28,7 @@ _HOMES = {
     "attention": "attention_view",
     "lens": "lens_view",
     "text": "text_view",
+    "attribution": "attribution_view",
     "circuit": "circuit_graph",
     "drift": "drift_view",
     "pick_head": "widget",

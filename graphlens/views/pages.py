@@ -19,7 +19,16 @@ from graphlens.file.folder import replacing, user_path
 from graphlens.views.encoded import Json, script_json
 
 LARGEST = 24_000_000  # bytes of a page's data: more makes a browser slow
-KINDS = ("attention", "heat", "lens", "text", "bars", "circuit", "table")  # of views that assets/ has a script for
+KINDS = (
+    "attention",
+    "heat",
+    "lens",
+    "text",
+    "bars",
+    "circuit",
+    "attribution",
+    "table",
+)  # of views that assets/ has a script for
 _ABOUT_A_PAGE = (
     "This page needs JavaScript to draw its views; their data is in it, and nothing is loaded from elsewhere."
 )

@@ -63,6 +63,22 @@ def result_table(result: Labelled, most_rows: int, most_columns: int) -> Table:
     return table
 
 
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | float]]) -> Table:
+    """A table of names and numbers.
+
+    Args:
+        title: What it is headed by.
+        columns: The names of the columns.
+        rows: A row each.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if place else "left", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(shown(value) if isinstance(value, str) else number(value)) for value in row))
+    return table
+
+
 def effects_table(
     title: str, axes: Sequence[str], effects: Sequence[tuple[Mapping[str, str], Mapping[str, float]]]
 ) -> Table:

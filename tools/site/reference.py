@@ -15,7 +15,7 @@ DOORS = {
     "graphlens": "What `from graphlens import ...` gives. The two large classes have pages of their own.",
     "patching": "Activation patching, sweeps, path patching. [How to](../patching.md).",
     "metrics": "What a sweep or a gradient measures of the logits.",
-    "attribution": "Attribution patching, edges, circuits. [How to](../attribution.md).",
+    "attribution": "Attribution patching, edges, circuits, attribution graphs. [How to](../attribution.md).",
     "interventions": "Edits as data, and the files that hold them. [How to](../interventions.md).",
     "deploy": "Files for those who run a model without graphlens. [How to](../drivable.md).",
     "surgery": "From hooked graph to hooked graph, on onnx-ir. Nothing here runs a model.",

@@ -22,8 +22,18 @@ OUTSIDE = {
 # The menu, but for what fills itself: tutorials, reference pages, benchmarks, decisions. A page of docs/ that is named
 # nowhere comes at the end of "How to".
 HOW_TO = (
-    *("interventions", "patching", "attribution", "harvest", "scale", "saes", "pages", "live-page", "adopting"),
-    *("drift", "drivable", "gpu", "families", "configs", "encoders", "vision", "large-models"),
+    *(
+        "interventions",
+        "patching",
+        "attribution",
+        "harvest",
+        "scale",
+        "saes",
+        "attribution-graphs",
+        "pages",
+        "live-page",
+    ),
+    *("adopting", "drift", "drivable", "gpu", "families", "configs", "encoders", "vision", "large-models"),
 )
 COMING_FROM = ("transformerlens", "transformerlens4")
 REFERENCE = ("hooked-file", "edits", "models", "operators", "parity", "adopted-files")
