@@ -70,7 +70,9 @@ def main() -> int:
         _export_elsewhere(module, foreign)
         graphlens.adopt(foreign, made / "model", config=checkpoint, tokenizer=checkpoint, announce=print)
         sae = _sae()
-        with_sae = surgery.with_sae(surgery.load(made / "model"), sae, error_term=True)  # which leaves every number as it was
+        with_sae = surgery.with_sae(
+            surgery.load(made / "model"), sae, error_term=True
+        )  # which leaves every number as it was
         surgery.save(with_sae, made / "model")
         model = graphlens.HookedTransformer.from_onnx(made / "model", "cpu")
         expected = _expected(module, model) | _features(module, sae)
