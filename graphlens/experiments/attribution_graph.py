@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Unpack
 
 import numpy as np
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from graphlens.model.runner import Runner
     from graphlens.model.text import Input
 
+# Flags with which a norm fires three times, and which change no number.
+_SPLITTING = ("use_split_qkv_input", "use_attn_in")
 _CHUNK = 256  # targets whose effects are computed before the next ones are chosen by influence
 _ADDS_UP = (
     1e-2  # what a target reads and what arrives there differ by at most, as a share of the largest that one reads
@@ -84,6 +86,8 @@ def attribution_graph(
     writes = [canonical(sae.cfg.writes, runner.engine.hook_names) for sae in ordered]
     with model.saes(ordered, use_error_term=True):
         request = runner.whole_prompts(prompt, **options)
+        flags = tuple(flag for flag in request.plan.flags if flag not in _SPLITTING)
+        request = replace(request, plan=replace(request.plan, flags=flags))
         if request.shape[0] != 1:
             raise InputError(f"an attribution graph is of one prompt, and there are {request.shape[0]}.")
         if request.mask is not None and not request.mask.all():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic
 import numpy as np
 
 from graphlens.analysis.arrays import Array, ArrayT
-from graphlens.edits.kinds import Ablate, Patch
+from graphlens.edits.kinds import Ablate, Patch, checked
 from graphlens.edits.sae import Sae
 from graphlens.errors import InputError
 from graphlens.file.io_names import SEED, gradient_output
@@ -142,7 +142,7 @@ class FrozenModel(Generic[ArrayT]):
         zeroed = [EMBEDDED, *(f"{name}.{each}" for name in self.writes for each in (POST, ERROR))]
         edits = [*(Patch(name, self.values[name]) for name in self.held), *(Ablate(name) for name in zeroed)]
         wanted = [*(f"{name}.{PRE}" for name in self.writes), UNEMBEDDED]
-        with self.runner.editing(edits):
+        with self.runner.edits.adding(checked(edits), self.request.plan, True):
             return self.runner.run(self.request, wanted, output=False).values
 
     def effects(self, layer: int, positions: Array, directions: Array) -> Array:

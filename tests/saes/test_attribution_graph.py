@@ -447,6 +447,16 @@ def test_a_prompt_of_one_token_has_a_graph() -> None:
     assert np.nanmax(np.abs(graph.gaps)) <= 1e-4 * float(np.nanmax(np.abs(graph.readings)))
 
 
+def test_flags_change_nothing() -> None:
+    model = odd_model.model()
+    model.set_use_split_qkv_input(True)
+    model.set_use_attn_result(True)
+    found = attribution_graph(model, transcoders("transcoder"), TOKENS, verbose=False)
+    assert [node[:4] for node in found.nodes] == [node[:4] for node in graph_of(0).nodes]
+    largest = float(np.abs(graph_of(0).weights).max())
+    np.testing.assert_allclose(dense(found), dense(graph_of(0)), rtol=0, atol=1e-5 * largest)
+
+
 def test_the_torch_face_gives_the_same_graph() -> None:
     from graphlens.torch import HookedTransformer
 
