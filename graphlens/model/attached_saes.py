@@ -35,6 +35,8 @@ class AttachedSaes:
     @property
     def now(self) -> tuple[SplicedSae, ...]:
         """The same in an order of their own, so that equal sets of SAEs make equal plans."""
+        if not (self._added or self._blocks.get()):  # every run asks
+            return ()
         return tuple(sorted(self.by_hook.values(), key=lambda one: (one.writes, one.hook)))
 
     def with_others(self, saes: Sequence[SplicedSae]) -> list[SplicedSae]:

@@ -77,7 +77,7 @@ def test_a_run_with_one_hook_looks_at_no_other_hook_point(tiny: HookedTransforme
         tiny.run_with_hooks([[1, 2, 3]], fwd_hooks=hooks)
     finally:
         sys.setprofile(None)
-    assert 0 < calls < 165  # a call for each of the 74 hook points would make it 226
+    assert 0 < calls < 170  # a call for each of the 74 hook points would make it 226
 
 
 def test_a_value_of_its_own_in_each_thread() -> None:
