@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from graphlens.experiments.drift import drift
     from graphlens.experiments.harvest import harvest
     from graphlens.experiments.pairs import sweep_pairs
+    from graphlens.experiments.sae_attribution import feature_attribution
     from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
@@ -81,6 +82,7 @@ _HOMES = {
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
     "expose": "graphlens.pipelines.expose",
+    "feature_attribution": "graphlens.experiments.sae_attribution",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
     "harvest": "graphlens.experiments.harvest",
     "Harvest": "graphlens.analysis.harvest",
@@ -151,6 +153,7 @@ __all__ = [
     "embedded_model",
     "export_model",
     "expose",
+    "feature_attribution",
     "get_act_name",
     "harvest",
     "process_weights",
