@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graphlens.cli.options import (
+    ErrorTerm,
     Hooked,
     KeepHooks,
     Layout,
     Link,
     Out,
+    SaeFolders,
     SelfContained,
     WithPast,
     ensure_new_folder,
@@ -20,6 +23,9 @@ from graphlens.cli.options import (
     print_json,
 )
 from graphlens.errors import InputError
+
+if TYPE_CHECKING:
+    from graphlens.edits.spliced_sae import SplicedSae
 
 
 def bake(
@@ -37,6 +43,8 @@ def bake(
     self_contained: SelfContained = False,
     layout: Layout = "plain",
     link: Link = False,
+    sae: SaeFolders = None,
+    error_term: ErrorTerm = False,
 ) -> None:
     """Write a model with interventions inside: a plain ONNX file that any ONNX Runtime runs.
 
@@ -54,10 +62,21 @@ def bake(
         keep_hooks=keep_hooks,
         self_contained=self_contained,
         layout=layout,
+        saes=_saes(sae, error_term),
         link=link,
         announce=typer.echo,
     )
     typer.echo(f"Wrote {folder}")
+
+
+def _saes(folders: list[Path] | None, error_term: bool) -> list[SplicedSae]:
+    """The SAEs of some folders."""
+    if not folders:
+        return []
+    from graphlens.edits.sae import Sae
+    from graphlens.edits.spliced_sae import SplicedSae
+
+    return [SplicedSae.of(Sae.from_folder(folder), error_term) for folder in folders]
 
 
 def edits_schema() -> None:
@@ -89,6 +108,8 @@ def drivable(
     keep_hooks: KeepHooks = False,
     self_contained: SelfContained = False,
     link: Link = False,
+    sae: SaeFolders = None,
+    error_term: ErrorTerm = False,
 ) -> None:
     """Write a model whose hook points can be changed through inputs, from any ONNX Runtime language.
 
@@ -106,6 +127,7 @@ def drivable(
         with_past=with_past,
         keep_hooks=keep_hooks,
         self_contained=self_contained,
+        saes=_saes(sae, error_term),
         link=link,
         announce=typer.echo,
     )

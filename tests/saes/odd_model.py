@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import tempfile
 from pathlib import Path
@@ -15,14 +16,14 @@ import graphlens
 from tests.saes.sae_cases import D_MLP, D_MODEL, HEADS, VOCABULARY
 
 TOKENS = np.random.default_rng(1).integers(1, VOCABULARY, (2, 6))
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []  # as long as the process
 
 
 @functools.cache
 def folder(family: str = "gpt2") -> Path:
     """The hooked folder."""
-    _KEPT.append(tempfile.TemporaryDirectory())
-    root = Path(_KEPT[-1].name)
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    root = Path(kept.name)
     torch.manual_seed(0)
     if family == "gpt2":
         model: Any = transformers.GPT2LMHeadModel(

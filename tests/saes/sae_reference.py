@@ -1,4 +1,4 @@
-"""SAEs in torch, written from the published formulas: what graphs with SAEs are compared with. Edits are functions by hook point."""
+"""SAEs in torch, from the published formulas: what graphs with SAEs are compared with. Edits are functions by hook point."""
 
 from __future__ import annotations
 

@@ -143,10 +143,10 @@ def test_gradients(odd: HookedTransformer, case: Case) -> None:
 
 
 def test_no_gradient_reaches_what_a_transcoder_stands_for(odd: HookedTransformer) -> None:
+    sae = made(hook=NORMED, hook_out=MLP_OUT, architecture="transcoder")
     for error_term in (False, True):
-        with odd.saes([made(hook=NORMED, hook_out=MLP_OUT, architecture="transcoder")], use_error_term=error_term):
-            with pytest.warns(UserWarning, match="does not depend"):
-                found = odd.gradients(TOKENS, LOGIT, names=[MLP_OUT])
+        with odd.saes(sae, use_error_term=error_term), pytest.warns(UserWarning, match="does not depend"):
+            found = odd.gradients(TOKENS, LOGIT, names=[MLP_OUT])
         assert not np.any(found[MLP_OUT])
 
 
@@ -219,11 +219,12 @@ def test_generation_and_parts_of_a_run(family: str) -> None:
     odd = model(family)
     sae = made(5, hook="blocks.0.hook_resid_post", architecture="jumprelu")
     feature = Scale("blocks.0.hook_resid_post.hook_sae_acts_post", 4.0, dims=[3])
-    plain = odd.generate(TOKENS, max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False)
+    greedy: Any = {"max_new_tokens": 8, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    plain = odd.generate(TOKENS, **greedy)
     for error_term in (False, True):
         with odd.saes(sae, use_error_term=error_term), odd.intervene(feature):
             whole = odd(TOKENS)
-            found = odd.generate(TOKENS, max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False)
+            found = odd.generate(TOKENS, **greedy)
             again = odd.generate(
                 TOKENS, max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False, use_past_kv_cache=False
             )
