@@ -24,6 +24,7 @@ from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.encoder_text import EncoderTextMethods
 from graphlens.model.methods.encoder_weights import EncoderWeightMethods
 from graphlens.model.methods.open import OpenMethods
+from graphlens.model.methods.saes import SaeMethods
 from graphlens.model.request import Request
 from graphlens.model.runner import Interventions
 from graphlens.model.text import Input
@@ -31,7 +32,13 @@ from graphlens.model.text import Input
 RETURN_TYPES = ("logits", "predictions", None)
 
 
-class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods[ArrayT], EncoderWeightMethods[ArrayT]):
+class HookedEncoder(
+    OpenMethods[ArrayT],
+    EditMethods[ArrayT],
+    SaeMethods[ArrayT],
+    EncoderTextMethods[ArrayT],
+    EncoderWeightMethods[ArrayT],
+):
     """A hooked encoder, TransformerLens's HookedEncoder: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained`` or ``from_onnx``. Tokens are integer arrays [b, p] or [p], nested lists, or strings, which the

@@ -19,6 +19,7 @@ from graphlens.model.kv_cache import KeyValueCache
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.generate import GenerateMethods
 from graphlens.model.methods.open import OpenMethods
+from graphlens.model.methods.sae_runs import SaeRunMethods
 from graphlens.model.methods.saes import SaeMethods
 from graphlens.model.methods.text import TextMethods
 from graphlens.model.methods.weights import WeightMethods
@@ -34,6 +35,7 @@ class HookedTransformer(
     OpenMethods[ArrayT],
     EditMethods[ArrayT],
     SaeMethods[ArrayT],
+    SaeRunMethods[ArrayT],
     TextMethods[ArrayT],
     WeightMethods[ArrayT],
     GenerateMethods[ArrayT],

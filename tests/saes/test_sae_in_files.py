@@ -1,4 +1,4 @@
-"""Files with SAEs inside: baked, drivable, saved and opened again, from Python and from the command line; all give the API's numbers."""
+"""Files with SAEs inside: baked, drivable, saved and opened again, also by commands; all give the API's numbers."""
 
 from __future__ import annotations
 
