@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graphlens.analysis.arrays import ArrayT
-from graphlens.edits.sae import Sae
 from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.errors import InputError, InputTypeError
 from graphlens.file.sae_names import ERROR, INPUT, OUTPUT
 
 if TYPE_CHECKING:
+    from graphlens.edits.sae import Sae
     from graphlens.model.hooked_transformer import HookedTransformer
 
 FEATURES, RECONS = "hook_sae_acts_post", "hook_sae_recons"
@@ -84,6 +84,8 @@ def in_run(
         UnknownHookPoint: The model lacks a hook point of an SAE's.
         InputError: No SAE is attached to a hook point, one does not fit the model, or none is given.
     """
+    from graphlens.edits.sae import Sae  # here: every sweep knows this module, and few have an SAE
+
     given: list[Sae | str] = [saes] if isinstance(saes, Sae | str) or not isinstance(saes, Sequence) else list(saes)
     wrong = [one for one in given if not isinstance(one, Sae | str)]
     if wrong:
