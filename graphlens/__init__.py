@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from graphlens.experiments.harvest import harvest
     from graphlens.experiments.pairs import sweep_pairs
     from graphlens.experiments.sae_attribution import feature_attribution
+    from graphlens.experiments.sae_scores import sae_scores
     from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
@@ -96,6 +97,7 @@ _HOMES = {
     "LogitDiff": "graphlens.analysis.metrics",
     "process_weights": "graphlens.surgery",
     "Sae": "graphlens.edits.sae",
+    "sae_scores": "graphlens.experiments.sae_scores",
     "sweep": "graphlens.experiments.sweep",
     "sweep_pairs": "graphlens.experiments.pairs",
     **dict.fromkeys(
@@ -157,6 +159,7 @@ __all__ = [
     "get_act_name",
     "harvest",
     "process_weights",
+    "sae_scores",
     "sweep",
     "sweep_pairs",
     "write_adapter",
