@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from graphlens.experiments.drift import drift
+    from graphlens.experiments.feature_search import feature_examples, feature_page
     from graphlens.experiments.harvest import harvest
     from graphlens.experiments.pairs import sweep_pairs
     from graphlens.experiments.sae_attribution import feature_attribution
@@ -83,6 +84,7 @@ _HOMES = {
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
     "expose": "graphlens.pipelines.expose",
+    **dict.fromkeys(("feature_examples", "feature_page"), "graphlens.experiments.feature_search"),
     "feature_attribution": "graphlens.experiments.sae_attribution",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
     "harvest": "graphlens.experiments.harvest",
@@ -156,6 +158,8 @@ __all__ = [
     "export_model",
     "expose",
     "feature_attribution",
+    "feature_examples",
+    "feature_page",
     "get_act_name",
     "harvest",
     "process_weights",

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphlens.cli import adopt, deploy, drift, export, foreign, harvest, page, patch, report, run
+from graphlens.cli import adopt, deploy, drift, export, features, foreign, harvest, page, patch, report, run
 from graphlens.cli.options import say
 from graphlens.cli.words import in_words_of_commands
 from graphlens.errors import GraphlensError
@@ -69,6 +69,7 @@ for command in (
     patch.attribute,
     drift.drift,
     report.report,
+    features.features,
     run.generate,
     export.process,
     deploy.bake,
