@@ -62,4 +62,4 @@ def test_without_a_number_the_rarest_are_taken(there: tuple[Path, Path], tmp_pat
 )
 def test_what_is_refused(there: tuple[Path, Path], tmp_path: Path, words: list[str], said: str) -> None:
     page = () if "-o" in words else ("-o", tmp_path / "page.html")
-    assert said in sentence(graphlens("features", "tiny-gpt2", *there, *words, *page))
+    assert said in sentence(graphlens("features", "tiny-gpt2", *there, *words, *page).stderr)

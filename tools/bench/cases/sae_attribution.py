@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tools.bench.harness import Case, Findings, Row, Setup, against_floor, rounds, timed
-from tools.bench.sweeps import LENGTH, random_prompts
+from tools.bench.sweeps import random_prompts
 
-FEATURES, FORWARDS, ABLATIONS, FASTER = 24_576, 4, 40, 2.0
+FEATURES, LENGTH, FORWARDS, ABLATIONS, FASTER = 24_576, 128, 4, 40, 2.0
 METHODS = ("direct", "patching", "integrated")
 
 
@@ -69,7 +69,10 @@ def run(setup: Setup) -> Findings:
     times = rounds(contenders, setup.repeats)
     size = f"{FEATURES:,} features x {tokens.shape[1]} tokens"
     rows: list[Row] = [
-        against_floor(f"{name}, {runs[name]} runs, {size}", times[name], times["forward"], None) for name in METHODS
+        against_floor(
+            f"{name} ({runs[name]} forward{'s' if runs[name] > 1 else ''}), {size}", times[name], times["forward"], None
+        )
+        for name in METHODS
     ]
     rows.append(
         against_floor(
