@@ -24,7 +24,6 @@ from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.encoder_text import EncoderTextMethods
 from graphlens.model.methods.encoder_weights import EncoderWeightMethods
 from graphlens.model.methods.open import OpenMethods
-from graphlens.model.methods.saes import SaeMethods
 from graphlens.model.request import Request
 from graphlens.model.runner import Interventions
 from graphlens.model.text import Input
@@ -35,7 +34,6 @@ RETURN_TYPES = ("logits", "predictions", None)
 class HookedEncoder(
     OpenMethods[ArrayT],
     EditMethods[ArrayT],
-    SaeMethods[ArrayT],
     EncoderTextMethods[ArrayT],
     EncoderWeightMethods[ArrayT],
 ):

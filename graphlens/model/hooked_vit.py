@@ -17,14 +17,13 @@ from graphlens.model.forward import Forwarded, asked_of, unbatched
 from graphlens.model.hook_calls import Hooks
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.open import OpenMethods
-from graphlens.model.methods.saes import SaeMethods
 from graphlens.model.methods.weights import WeightMethods
 from graphlens.model.runner import Interventions
 
 RETURN_TYPES = ("logits", "predictions", None)
 
 
-class HookedViT(OpenMethods[ArrayT], EditMethods[ArrayT], SaeMethods[ArrayT], WeightMethods[ArrayT]):
+class HookedViT(OpenMethods[ArrayT], EditMethods[ArrayT], WeightMethods[ArrayT]):
     """A hooked vision transformer: run it on images, read any activation, edit any activation.
 
     Made by ``from_onnx``, of a file that ``graphlens adopt`` wrote. Images are float arrays [b, channels, height, width],

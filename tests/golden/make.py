@@ -1,8 +1,8 @@
 """Makes the golden files of the formats that this version writes: ``python tests/golden/make.py``, once for each release.
 
-They are a hooked folder of a tiny random Gemma 3 of odd sizes (since format 4 adopted from a file that torch exported, since
-format 5 with an SAE in it and its error term; up to format 2: GPT-2), an edits file and a saved sweep, in a folder named after the three formats: ``1-1-1`` is format 1 of the
-manifest, of edits files and of sweep results.
+They are a hooked folder of a tiny random Gemma 3 of odd sizes (since format 4 adopted from a file that torch exported,
+since format 5 with an SAE in it and its error term; up to format 2: GPT-2), an edits file and a saved sweep, in a folder
+named after the three formats: ``1-1-1`` is format 1 of the manifest, of edits files and of sweep results.
 ``expected.safetensors`` holds what they must give, computed by transformers and torch hooks and not by graphlens. A folder
 that is there is never made again: later versions open what earlier ones wrote. Needs the extras [cpu,export].
 """
@@ -70,7 +70,9 @@ def main() -> int:
         _export_elsewhere(module, foreign)
         graphlens.adopt(foreign, made / "model", config=checkpoint, tokenizer=checkpoint, announce=print)
         sae = _sae()
-        with_sae = surgery.with_sae(surgery.load(made / "model"), sae, error_term=True)  # which leaves every number as it was
+        with_sae = surgery.with_sae(
+            surgery.load(made / "model"), sae, error_term=True
+        )  # which leaves every number as it was
         surgery.save(with_sae, made / "model")
         model = graphlens.HookedTransformer.from_onnx(made / "model", "cpu")
         expected = _expected(module, model) | _features(module, sae)
