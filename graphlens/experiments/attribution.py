@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from graphlens.model.runner import Runner
 
 _TOKENS_AT_ONCE = 256  # beyond so many a run takes twice the time for twice the tokens
+_MOST_TOKENS = 512  # where fewer runs count for more than their time: one of many features has a wide SAE in it
 
 
 def attribution_patch(
@@ -205,6 +206,31 @@ def _estimates(run: CorruptedRun, steps: int, rounded: dict[str, int]) -> Iterat
                 gradient = averaged_gradients(run, hook, hooks, metric, steps, rounded)
             rows.append(_sums(run, by_hook[hook], apart(run, hook).astype(np.float64) * gradient) + corrupted[place])
         yield by_hook[hook], rows
+
+
+def contributions(run: CorruptedRun, hooks: Sequence[str], steps: int, rounded: dict[str, int]) -> Mapping[str, Array]:
+    """What each number of some activations adds to a metric, as against what its source puts there, to first order.
+
+    Args:
+        run: The run, with what is compared with as its patches, and one metric.
+        hooks: The hook points.
+        steps: How many gradients are averaged on the way to the source; 0 for the one at the run.
+        rounded: Gets what the gradients passed as if it did not round.
+
+    Returns:
+        By hook point (activation - source) x gradient, float64, shaped like the activation.
+
+    Raises:
+        InputError: For a metric without a derivative, and where backward hooks are active.
+    """
+    refuse_backward_hooks(run.runner)
+    checked_steps(steps)
+    metric = run.measuring.metrics[0]
+    if not steps:
+        gradients = gradients_of(run, hooks, metric, rounded)
+    else:
+        gradients = {hook: averaged_gradients(run, hook, hooks, metric, steps, rounded, _MOST_TOKENS) for hook in hooks}
+    return {hook: -apart(run, hook).astype(np.float64) * gradients[hook] for hook in hooks}
 
 
 def gradients_of(

@@ -15,8 +15,8 @@ from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import SourceInput, as_source
 from graphlens.edits.kinds import Intervention, Scale, Steer
 from graphlens.errors import InputError
+from graphlens.experiments.attribution import contributions
 from graphlens.experiments.corrupted_run import CorruptedRun
-from graphlens.experiments.sae_attribution import contributions
 from graphlens.experiments.sae_in_run import InRun, in_run
 from graphlens.experiments.sweep import check_processing
 from graphlens.experiments.sweep_metrics import Measure, called

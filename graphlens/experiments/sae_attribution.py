@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
@@ -14,13 +14,7 @@ from graphlens.analysis.sites import Site
 from graphlens.analysis.sources import SourceInput, as_source
 from graphlens.engine.block_layout import ATTN_OUT, MLP_OUT, RESID_MID, RESID_POST, RESID_PRE, Z
 from graphlens.errors import InputError, checked_number, is_one_of
-from graphlens.experiments.attribution import (
-    apart,
-    averaged_gradients,
-    checked_steps,
-    gradients_of,
-    refuse_backward_hooks,
-)
+from graphlens.experiments.attribution import contributions
 from graphlens.experiments.corrupted_run import CorruptedRun
 from graphlens.experiments.logit_direction import LogitDirection, ensure_direct
 from graphlens.experiments.sae_in_run import InRun, in_run
@@ -37,7 +31,6 @@ if TYPE_CHECKING:
     from graphlens.model.text import Input
 
 METHODS = ("direct", "patching", "integrated")
-TOKENS_AT_ONCE = 512  # of one run of integrated gradients: several steps side by side, and no more features than fit
 _ADDED = (RESID_PRE, RESID_MID, RESID_POST, MLP_OUT, ATTN_OUT)
 _SAME = 1e-3  # of the largest number of a residual stream: what a block adds must sum to it
 
@@ -103,33 +96,6 @@ def feature_attribution(
                 metadata["straight_through"] = rounded
     labels = {"position": [str(p) for p in range(len(values))], "feature": [str(f) for f in one.numbers]}
     return SweepResult(values, ("position", "feature"), labels, {"corrupted": 0.0}, {**metadata, "metrics": [name]})
-
-
-def contributions(run: CorruptedRun, hooks: Sequence[str], steps: int, rounded: dict[str, int]) -> Mapping[str, Array]:
-    """What each number of some activations adds to a metric, as against what its source puts there, to first order.
-
-    Args:
-        run: The run, with what is compared with as its patches, and one metric.
-        hooks: The hook points.
-        steps: How many gradients are averaged on the way to the source; 0 for the one at the run.
-        rounded: Gets what the gradients passed as if it did not round.
-
-    Returns:
-        By hook point (activation - source) x gradient, float64, shaped like the activation.
-
-    Raises:
-        InputError: For a metric without a derivative, and where backward hooks are active.
-    """
-    refuse_backward_hooks(run.runner)
-    checked_steps(steps)
-    metric = run.measuring.metrics[0]
-    if not steps:
-        gradients = gradients_of(run, hooks, metric, rounded)
-    else:
-        gradients = {
-            hook: averaged_gradients(run, hook, hooks, metric, steps, rounded, TOKENS_AT_ONCE) for hook in hooks
-        }
-    return {hook: -apart(run, hook).astype(np.float64) * gradients[hook] for hook in hooks}
 
 
 def _direct(runner: Runner[ArrayT], request: Request, metric: Measure, one: InRun) -> tuple[Array, str]:
