@@ -45,8 +45,9 @@ skip out, so what depends on it is not compared here; it is compared with torch 
 SCORES = """
 ## Scores
 
-`graphlens.sae_scores` beside `get_downstream_reconstruction_metrics` and `get_sparsity_and_variance_metrics` of SAELens's evaluations,
-on the same tokens. Up to {tolerance:.0e} of max(1, the score) is allowed, {looser:.0e} for quotients of numbers that nearly cancel.
+`graphlens.sae_scores` beside `get_downstream_reconstruction_metrics` and `get_sparsity_and_variance_metrics` of SAELens's
+evaluations, on the same tokens. Up to {tolerance:.0e} of max(1, the score) is allowed, {looser:.0e} for quotients of numbers that
+nearly cancel; the last column is a share of that.
 
 """
 # SAELens has no transcoder with topk: it refuses what graphlens writes of one.
