@@ -40,8 +40,11 @@ if TYPE_CHECKING:
     from graphlens.experiments.attribution_graph import attribution_graph
     from graphlens.experiments.drift import drift
     from graphlens.experiments.drift_prompts import drift_prompts
+    from graphlens.experiments.feature_search import feature_examples, feature_page
     from graphlens.experiments.harvest import harvest
     from graphlens.experiments.pairs import attribution_pairs, sweep_pairs
+    from graphlens.experiments.sae_attribution import feature_attribution
+    from graphlens.experiments.sae_scores import sae_scores
     from graphlens.experiments.sweep import sweep
     from graphlens.file.names import get_act_name
     from graphlens.file.version import __version__ as __version__
@@ -88,6 +91,8 @@ _HOMES = {
     "embedded_model": "graphlens.pipelines.hub",
     "export_model": "graphlens.pipelines.export",
     "expose": "graphlens.pipelines.expose",
+    **dict.fromkeys(("feature_examples", "feature_page"), "graphlens.experiments.feature_search"),
+    "feature_attribution": "graphlens.experiments.sae_attribution",
     "FactoredMatrix": "graphlens.analysis.factored_matrix",
     "harvest": "graphlens.experiments.harvest",
     "Harvest": "graphlens.analysis.harvest",
@@ -102,6 +107,7 @@ _HOMES = {
     "Probe": "graphlens.analysis.probe",
     "process_weights": "graphlens.surgery",
     "Sae": "graphlens.edits.sae",
+    "sae_scores": "graphlens.experiments.sae_scores",
     "sweep": "graphlens.experiments.sweep",
     **dict.fromkeys(("attribution_pairs", "sweep_pairs"), "graphlens.experiments.pairs"),
     **dict.fromkeys(
@@ -164,9 +170,13 @@ __all__ = [
     "embedded_model",
     "export_model",
     "expose",
+    "feature_attribution",
+    "feature_examples",
+    "feature_page",
     "get_act_name",
     "harvest",
     "process_weights",
+    "sae_scores",
     "sweep",
     "sweep_pairs",
     "write_adapter",

@@ -30,6 +30,7 @@ from graphlens.experiments.act_patch import (
     get_act_patch_resid_pre,
     make_df_from_ranges,
 )
+from graphlens.experiments.feature_sweep import feature_sites
 from graphlens.experiments.pairs import sweep_pairs
 from graphlens.experiments.patch_setters import (
     layer_head_dest_src_pos_pattern_patch_setter,
@@ -55,6 +56,7 @@ __all__ = [
     "SweepResult",
     "Zero",
     "act_patch_sites",
+    "feature_sites",
     "generic_activation_patch",
     "get_act_patch_attn_head_all_pos_every",
     "get_act_patch_attn_head_by_pos_every",

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from graphlens.cli import adopt, deploy, drift, export, foreign, graph, harvest, page, patch, report, run
+from graphlens.cli import adopt, deploy, drift, export, features, foreign, graph, harvest, page, patch, report, run
 from graphlens.cli.options import say
 from graphlens.cli.words import in_words_of_commands
 from graphlens.errors import GraphlensError
@@ -70,6 +70,7 @@ for command in (
     graph.graph,
     drift.drift,
     report.report,
+    features.features,
     run.generate,
     export.process,
     deploy.bake,

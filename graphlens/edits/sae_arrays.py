@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -106,6 +107,25 @@ class SaeArrays:
         if given.shape[-1:] != (self.cfg.d_sae,):
             raise InputShapeError(f"features: shape {list(given.shape)}, where [..., {self.cfg.d_sae}] is wanted.")
         return as_given(self._forward.decoded(given), features)
+
+    @cached_property
+    def directions(self) -> Array:
+        """What an activation of 1 of each feature adds to ``hook_sae_recons``: float32 [d_sae, d_out].
+
+        It is ``W_dec``, with rows of norm 1 where ``rescale_acts_by_decoder_norm`` is set.
+        """
+        return self._forward.directions()
+
+    def output_scale(self, sae_input: Array) -> Array | None:
+        """What ``hook_sae_recons`` is multiplied by on its way out of the SAE, where it normalises what it reads.
+
+        Args:
+            sae_input: The values at ``hook_sae_input``, float32 [..., d_in].
+
+        Returns:
+            float32 [..., 1]; None for an SAE that multiplies by nothing.
+        """
+        return self._forward.scale(sae_input)
 
     def __call__(self, x: npt.ArrayLike) -> Array:
         """The reconstruction of activations, or what a transcoder writes.

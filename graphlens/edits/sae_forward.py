@@ -100,6 +100,22 @@ class Forward:
         made: Array = features @ self._weights["W_dec"] + self._weights["b_dec"]
         return made
 
+    def directions(self) -> Array:
+        """What an activation of 1 of each feature adds to ``hook_sae_recons``: float32[d_sae, d_out]."""
+        rows = self._weights["W_dec"]
+        return rows / self._norms()[:, None] if self.cfg.rescale_acts_by_decoder_norm else rows
+
+    def scale(self, joined: Array) -> Array | None:
+        """What the reconstruction is multiplied by where a normalisation is undone; None where it is left as it is.
+
+        Args:
+            joined: ``hook_sae_input``, float32[..., d_in].
+
+        Returns:
+            float32[..., 1].
+        """
+        return None if self.cfg.is_transcoder else self._normalised(joined)[1][0]
+
     def back(self, recons: Array, x: Array) -> Array:
         """The reconstruction in the scale and the shape of what was read.
 

@@ -15,6 +15,7 @@ from graphlens.analysis.sources import Source, as_source
 from graphlens.edits import gate
 from graphlens.errors import InputError, checked_number
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
+from graphlens.experiments.logit_direction import LogitDirection, ensure_direct
 from graphlens.experiments.sweep import check_processing, collect
 from graphlens.experiments.sweep_metrics import Measure
 from graphlens.experiments.sweep_run import Done, SweepRun
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from graphlens.model.runner import Runner
 
 _TOKENS_AT_ONCE = 256  # beyond so many a run takes twice the time for twice the tokens
+_MOST_TOKENS = 512  # where fewer runs count for more than their time: one of many features has a wide SAE in it
 
 
 def attribution_patch(
@@ -101,32 +103,17 @@ def direct_logit_attribution(
     Raises:
         InputError: For another metric, and for a run whose components do not sum to it.
     """
-    if not isinstance(metric, LogitDiff) or metric.reduction != "mean":
-        raise InputError(f"direct logit attribution is of a LogitDiff with a mean, not of {type(metric).__name__}.")
+    ensure_direct(metric)
     request = model.runner.whole_prompts(input, **forward_options)
     logits, cache = model.run_with_cache(request.need_tokens(), attention_mask=request.mask)
     plain = as_array(logits)
-    metric = model.runner.bound(metric, request.mask)
-    metric.check(plain.shape[-1])
-    needs = metric.needs(*plain.shape[:2])
-    assert needs.tokens is not None
-    assert needs.positions is not None
-    batch = plain.shape[0]
-    positions = np.broadcast_to(needs.positions, (batch, 1))[:, 0]
     stack, labels = cache.get_full_resid_decomposition(expand_neurons=False, return_labels=True)
-    components = np.asarray(stack)[:, np.arange(batch), positions].astype(np.float64)  # [n, b, D]
-    scale = np.asarray(cache["ln_final.hook_scale"])[np.arange(batch), positions].astype(np.float64)
-    w_u = np.asarray(model.W_U).T[needs.tokens].astype(np.float64)  # [b, 2, D]
-    direction = w_u[:, 0] - w_u[:, 1]
-    weight, bias = model.weights.get("ln_final.w"), model.weights.get("ln_final.b")
-    scaled = direction if weight is None else direction * np.asarray(weight, np.float64)
-    if model.runner.config.norm_centres("ln_final"):
-        components = components - components.mean(-1, keepdims=True)
-    values = (components / scale * scaled).sum(-1).mean(-1)
-    b_u = np.asarray(model.b_U, np.float64)[needs.tokens]
-    constant = b_u[:, 0] - b_u[:, 1] + (0 if bias is None else (direction * np.asarray(bias, np.float64)).sum(-1))
+    read = LogitDirection.of(model.runner, metric, request, np.asarray(cache["ln_final.hook_scale"]))
+    metric, batch = read.metric, np.arange(plain.shape[0])
+    components = np.asarray(stack)[:, batch, read.positions].astype(np.float64)  # [n, b, D]
+    values = (components * read.direction).sum(-1).mean(-1)
     names = list(labels)
-    values[names.index("bias")] += constant.mean()
+    values[names.index("bias")] += read.constant.mean()
     total = float(metric(plain))
     if abs(values.sum() - total) > 1e-2 * max(float(np.abs(values).max()), abs(total)):
         raise InputError(
@@ -211,21 +198,46 @@ def _estimates(run: CorruptedRun, steps: int, rounded: dict[str, int]) -> Iterat
     for index, site in enumerate(run.sites):
         by_hook.setdefault(site.hook, []).append(index)
     hooks, metrics, corrupted = list(by_hook), run.measuring.metrics, run.measuring.corrupted
-    at_once = [_gradients(run, hooks, metric, rounded) for metric in metrics] if not steps else None
+    at_once = [gradients_of(run, hooks, metric, rounded) for metric in metrics] if not steps else None
     for hook in hooks:
         rows = []
         for place, metric in enumerate(metrics):
             if at_once is not None:
                 gradient = at_once[place][hook]
             else:
-                gradient = _averaged(run, hook, hooks, metric, steps, rounded)
-            product = _apart(run, hook).astype(np.float64) * gradient
+                gradient = averaged_gradients(run, hook, hooks, metric, steps, rounded)
+            product = apart(run, hook).astype(np.float64) * gradient
             each = isinstance(metric, Metric) and metric.reduction == "none"
             rows.append(_sums(run, by_hook[hook], product, each) + corrupted[place])
         yield by_hook[hook], rows
 
 
-def _gradients(
+def contributions(run: CorruptedRun, hooks: Sequence[str], steps: int, rounded: dict[str, int]) -> Mapping[str, Array]:
+    """What each number of some activations adds to a metric, as against what its source puts there, to first order.
+
+    Args:
+        run: The run, with what is compared with as its patches, and one metric.
+        hooks: The hook points.
+        steps: How many gradients are averaged on the way to the source; 0 for the one at the run.
+        rounded: Gets what the gradients passed as if it did not round.
+
+    Returns:
+        By hook point (activation - source) x gradient, float64, shaped like the activation.
+
+    Raises:
+        InputError: For a metric without a derivative, and where backward hooks are active.
+    """
+    refuse_backward_hooks(run.runner)
+    checked_steps(steps)
+    metric = run.measuring.metrics[0]
+    if not steps:
+        gradients = gradients_of(run, hooks, metric, rounded)
+    else:
+        gradients = {hook: averaged_gradients(run, hook, hooks, metric, steps, rounded, _MOST_TOKENS) for hook in hooks}
+    return {hook: -apart(run, hook).astype(np.float64) * gradients[hook] for hook in hooks}
+
+
+def gradients_of(
     run: CorruptedRun,
     hooks: Sequence[str],
     metric: Measure,
@@ -235,7 +247,17 @@ def _gradients(
 ) -> dict[str, Array]:
     """The gradient of a metric with respect to hook points, in a run with what is active.
 
-    With several copies of the prompts in the run it is that of the metric of each copy, one below the other.
+    Args:
+        run: The corrupted run.
+        hooks: The hook points' own names.
+        metric: What is differentiated.
+        rounded: Gets what the gradients passed as if it did not round.
+        graph_of: Hook points whose gradients the graph has besides, so that runs for each of them share a session.
+        copies: How many times the prompts are in the run.
+
+    Returns:
+        The gradient by hook point; of several copies that of the metric of each, one below the other. A metric of one
+        number for each prompt is differentiated for each.
     """
     runner, request = run.runner, run.request
     seed = runner.seed(request, metric, each=True)
@@ -246,34 +268,57 @@ def _gradients(
     return {hook: ran.values[gradient_output(hook)] for hook in hooks}
 
 
-def _averaged(
-    run: CorruptedRun, hook: str, hooks: Sequence[str], metric: Measure, steps: int, rounded: dict[str, int]
+def averaged_gradients(
+    run: CorruptedRun,
+    hook: str,
+    hooks: Sequence[str],
+    metric: Measure,
+    steps: int,
+    rounded: dict[str, int],
+    tokens: int = _TOKENS_AT_ONCE,
 ) -> Array:
     """The mean of the gradients on the straight way from the corrupted activation to the patched one.
 
     All hook points share one graph, with a gate and a gradient at each: one session serves them all. It computes every
     gradient in every run, which several steps in one run more than make up for.
+
+    Args:
+        run: The corrupted run, with the patched activations.
+        hook: The hook point that is patched.
+        hooks: All that share the graph.
+        metric: What is differentiated.
+        steps: How many gradients, 1 or more.
+        rounded: Gets what they passed as if it did not round.
+        tokens: How many tokens a run has at most, where it may have several steps.
+
+    Returns:
+        float64, shaped like the activation.
     """
-    base, apart = run.activations[hook], _apart(run, hook)
-    total, at_once = np.zeros(base.shape), _steps_at_once(run, metric)
+    base, way = run.activations[hook], apart(run, hook)
+    total, at_once = np.zeros(base.shape), _steps_at_once(run, metric, tokens)
     for first in range(0, steps, at_once):
         some = range(first, min(first + at_once, steps))
-        values = [np.where(run.changed(hook), base + apart * ((step + 0.5) / steps), base) for step in some]
+        values = [np.where(run.changed(hook), base + way * ((step + 0.5) / steps), base) for step in some]
         patch = Site(hook).patch(np.concatenate(values).astype(base.dtype))
         with run.runner.edits.sharing(hooks), run.runner.editing(patch):
-            gradient = _gradients(run, [hook], metric, rounded, graph_of=hooks, copies=len(some))[hook]
+            gradient = gradients_of(run, [hook], metric, rounded, graph_of=hooks, copies=len(some))[hook]
         total += gradient.reshape(len(some), *base.shape).sum(0, dtype=np.float64)
     return total / steps
 
 
-def _steps_at_once(run: CorruptedRun, metric: Measure) -> int:
+def _steps_at_once(run: CorruptedRun, metric: Measure, tokens: int) -> int:
     """How many steps one run takes: one where it matters to hooks, interventions or the metric which rows it has."""
     alike = isinstance(metric, Metric) and metric.linear and run.runner.active().plain
-    return max(1, _TOKENS_AT_ONCE // (run.batch * run.length)) if alike else 1
+    return max(1, tokens // (run.batch * run.length)) if alike else 1
 
 
-def _apart(run: CorruptedRun, hook: str) -> Array:
-    """What the patch adds to the activation; 0 at masked scores, which are -inf in both runs."""
+def apart(run: CorruptedRun, hook: str) -> Array:
+    """What the patch adds to the activation of a hook point; 0 at masked scores, which are -inf in both runs.
+
+    Args:
+        run: The corrupted run.
+        hook: The hook point's own name.
+    """
     with np.errstate(invalid="ignore"):
         return np.where(run.changed(hook), run.patched[hook] - run.activations[hook], 0)
 

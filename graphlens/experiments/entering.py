@@ -143,6 +143,14 @@ class Entering:
         """(the corrupted activation from a position on [1, b, ...], the patched ones [variant, b, ...])."""
         whole = self._kept.activations[hook]
         place = (slice(None),) * axis + (slice(start, self._end),)
-        old, new = whole[place], np.broadcast_to(self._kept.patched[hook], whole.shape)[place]
-        edited = np.stack([np.where(np.broadcast_to(v.chosen, whole.shape)[place], new, old) for v in variants])
+        old = whole[place]
+        edited = np.stack(
+            [np.where(np.broadcast_to(v.chosen, whole.shape)[place], self._new(v, whole)[place], old) for v in variants]
+        )
         return old[None], edited.astype(old.dtype, copy=False)
+
+    def _new(self, variant: Variant, whole: Array) -> Array:
+        """What a variant puts in an activation's place."""
+        return np.broadcast_to(
+            self._kept.patched[variant.hook] if variant.made is None else variant.made(), whole.shape
+        )

@@ -96,12 +96,34 @@ def prove(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> Proof:
         return Proof(why)
     proof = run.runner.engine.proof
     if proof.why is None:
-        proof.why = _why_not(run, pieces, max_tokens)
-        proof.unembedding = "" if proof.why else _unembedding(run, pieces)
+        proof = _tried(run, pieces, max_tokens, _ENTRY, proof)
     return proof
 
 
-def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> str:
+def prove_from(run: CorruptedRun, pieces: BlockPieces, max_tokens: int, hook: str) -> Proof:
+    """Whether a model's pieces may be used from a hook point on, where what is before it is not the plain model's.
+
+    Args:
+        run: The corrupted run, which keeps what ``needed`` names for the hook point.
+        pieces: The model in pieces.
+        max_tokens: How many tokens are computed at once.
+        hook: The hook point.
+
+    Returns:
+        A record of this run alone, whose ``why`` is "" where they may be used.
+    """
+    why = why_not_apart(run)
+    return Proof(why) if why else _tried(run, pieces, max_tokens, hook, Proof())
+
+
+def _tried(run: CorruptedRun, pieces: BlockPieces, max_tokens: int, hook: str, proof: Proof) -> Proof:
+    """The record, filled in by trying."""
+    proof.why = _why_not(run, pieces, max_tokens, hook)
+    proof.unembedding = "" if proof.why else _unembedding(run, pieces)
+    return proof
+
+
+def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int, hook: str) -> str:
     """Why the blocks' pieces must not be used, found by sending the corrupted prompts through them; "" if they may."""
     if run.runner.config.normalises_residual:
         return "this model normalises its residual stream after each sublayer"
@@ -110,8 +132,8 @@ def _why_not(run: CorruptedRun, pieces: BlockPieces, max_tokens: int) -> str:
     if run.runner.config.positional_embedding_type == "shortformer":
         return "position embeddings are added inside its attention"
     start = run.length // 2
-    kept = Kept(run.activations, run.tokens, {_ENTRY: run.activations[_ENTRY]})
-    same = Variant(0, _ENTRY, np.zeros((1, 1, 1), bool), start)
+    kept = Kept(run.activations, run.tokens, {hook: run.activations[hook]})
+    same = Variant(0, hook, np.zeros((1,) * run.activations[hook].ndim, bool), start)
     try:
         whole = Recomputation(pieces, kept, None, max_tokens, run.runner.config.window_size)
         ((_, _, found),) = whole.last_residuals([same])

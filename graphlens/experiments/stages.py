@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -136,6 +136,7 @@ class Variant:
         chosen: bool, the patched elements; broadcasts to the activation.
         start: The first position that changes.
         stop: The position after the last one that changes there; None where all from the first on may.
+        made: Makes the patched activation, where it is this variant's alone; None where it is the one kept for all.
     """
 
     index: int
@@ -143,3 +144,4 @@ class Variant:
     chosen: Array
     start: int
     stop: int | None = None
+    made: Callable[[], Array] | None = None

@@ -15,6 +15,7 @@ from graphlens.engine.block_layout import BlockLayout
 from graphlens.engine.block_pieces import WHOLE_BLOCKS, BlockPieces
 from graphlens.errors import checked_number
 from graphlens.experiments.corrupted_run import CorruptedRun, resolved_sites
+from graphlens.experiments.feature_sweep import FeatureSweep, sae_of
 from graphlens.experiments.later_runs import LaterRuns, needed_later
 from graphlens.experiments.proof import needed_for_proof, prove, why_not_added
 from graphlens.experiments.readout import Readout
@@ -102,6 +103,11 @@ def start_sweep(
     found = resolved_sites(runner, sites)
     quick, notes = _quick_hooks(runner, found, recompute)
     active = runner.active()
+    if recompute and (one := sae_of(runner, found)) is not None:
+        features = FeatureSweep.of(runner, request, found, source, metrics, one, max_batch_tokens)
+        if not features.why:
+            return SweepRun.of(features.run, [], len(found), features.steps())
+        notes = [features.why]
     whole_blocks = runner.engine.manifest.adopted is not None or bool(active.saes)
     later = recompute and whole_blocks and active.plain
     keep = [*kept_for(runner, quick), *(needed_later(runner, found) if later else [])]

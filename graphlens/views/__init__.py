@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from graphlens.views.attribution_view import attribution as attribution
     from graphlens.views.circuit_graph import circuit as circuit
     from graphlens.views.drift_view import drift as drift
+    from graphlens.views.feature_view import feature as feature
     from graphlens.views.lens_view import lens as lens
     from graphlens.views.listing import activations as activations
     from graphlens.views.listing import hook_points as hook_points
@@ -31,6 +32,7 @@ _HOMES = {
     "attribution": "attribution_view",
     "circuit": "circuit_graph",
     "drift": "drift_view",
+    "feature": "feature_view",
     "pick_head": "widget",
     **dict.fromkeys(("heat", "bars"), "maps"),
     **dict.fromkeys(("table", "activations", "hook_points", "settings"), "listing"),

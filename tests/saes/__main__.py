@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from graphlens import Sae
-from tests.saes import splicing_check
+from tests.saes import scores_check, splicing_check
 from tests.saes.oracle_check import TOLERANCE, all_values, compared, farthest
 from tools.bench.environments import TORCH, Environment
 
@@ -40,6 +40,14 @@ TransformerLens 3.9: the values at its hook points, the logits, the logits with 
 scaled, and the gradients of a logit difference at its hook points. A third of the lines leave the SAE out at two tokens. Up
 to {values:.0e} is allowed, and {gradients:.0e} of the largest value for gradients. SAELens's wrapper leaves a transcoder's
 skip out, so what depends on it is not compared here; it is compared with torch in `tests/saes/test_sae_splicing.py`.
+
+"""
+SCORES = """
+## Scores
+
+`graphlens.sae_scores` beside `get_downstream_reconstruction_metrics` and `get_sparsity_and_variance_metrics` of SAELens's
+evaluations, on the same tokens. Up to {tolerance:.0e} of max(1, the score) is allowed, {looser:.0e} for quotients of numbers that
+nearly cancel; the last column is a share of that.
 
 """
 # SAELens has no transcoder with topk: it refuses what graphlens writes of one.
@@ -85,6 +93,18 @@ def in_models(root: Path, python: Path) -> tuple[list[str], int]:
     return lines, failures
 
 
+def scored(root: Path, python: Path) -> tuple[list[str], int]:
+    """(the lines of the table of scores, how many of them failed)."""
+    folder, lines, failures = root / "scores", [scores_check.HEAD], 0
+    folder.mkdir()
+    print(lines[0], flush=True)
+    for each in scores_check.compared(folder, lambda place: run(python, str(place), worker=scores_check.WORKER)):
+        failures += each.fails
+        lines.append(each.row())
+        print(lines[-1], flush=True)
+    return lines, failures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.saes", description=__doc__)
     parser.add_argument("--all", action="store_true", help="every layout and architecture; there is no less")
@@ -110,15 +130,26 @@ def main() -> None:
             lines.append(f"| {each.name} | `{each.oracle}` | {len(each.arrays)} | {each.farthest:.0e} | {opened} |")
             print(lines[-1], flush=True)
         models, more = in_models(root, python)
-        failures += more
-    print(f"{len(lines) + len(models) - 2 - failures} passed, {failures} failed")
+        scores, wrong = scored(root, python)
+        failures += more + wrong
+    print(f"{len(lines) + len(models) + len(scores) - 3 - failures} passed, {failures} failed")
     if asked.table:
         command = "python -m tests.saes --all --table docs/sae-tests.md"
         head = PAGE.format(
             command=command, python=platform.python_version(), system=platform.system(), tolerance=TOLERANCE
         )
         second = IN_MODELS.format(values=splicing_check.VALUES, gradients=splicing_check.GRADIENTS)
-        whole = head + "\n".join(lines) + "\n" + second + "\n".join(models) + "\n"
+        whole = (
+            head
+            + "\n".join(lines)
+            + "\n"
+            + second
+            + "\n".join(models)
+            + "\n"
+            + SCORES.format(tolerance=scores_check.TOLERANCE, looser=scores_check.LOOSER)
+            + "\n".join(scores)
+            + "\n"
+        )
         asked.table.write_text(whole, encoding="utf-8")
     sys.exit(failures > 0)
 
