@@ -25,12 +25,13 @@ gc.set_threshold(50_000, 20, 20)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Scripts for mypy to read (reveal_type is no function), and those that a test plays in processes of their own. Several files are
-# called conftest.py, and none has examples. TransformerLens 4 lives in an environment of its own.
+# called conftest.py, and none has examples. TransformerLens 4 and SAELens live in environments of their own.
 collect_ignore_glob = [
     "typing/*_script.py",
     "scripts/play*",
     "*/conftest.py",
     "transformerlens4/*.py",
+    "saes/*_oracle.py",
 ]
 
 

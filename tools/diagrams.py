@@ -452,8 +452,52 @@ def window() -> str:
     return drawing(176, "Blocks of a model: one runs, the next is read ahead, the others stay on the disk", parts)
 
 
+def sae() -> str:
+    """An SAE's hook points in the order in which they have values, with the shapes that a real one gives."""
+    from graphlens import Sae
+    from graphlens.edits.sae import HOOKS
+
+    model = _model()
+    width, features = model.cfg.d_model, 6 * model.cfg.d_model
+    random = np.random.default_rng(0)
+    made = Sae.from_arrays(
+        random.standard_normal((width, features)),
+        np.zeros(features),
+        random.standard_normal((features, width)),
+        np.zeros(width),
+        "blocks.2.hook_resid_post",
+    )
+    values = made.values(np.ones((1, len(model.to_str_tokens(CLEAN)), width)), error_term=True)
+    steps = {
+        "hook_sae_input": "what it reads",
+        "hook_sae_acts_pre": "W_enc, b_enc",
+        "hook_sae_acts_post": "the features",
+        "hook_sae_recons": "W_dec, b_dec",
+        "hook_sae_error": "read - recons",
+        "hook_sae_output": "recons + error",
+    }
+    assert tuple(steps) == HOOKS
+    parts = [text(14, 24, f"The hook points of an SAE at {made.cfg.hook}, and their values' shapes", "head")]
+    wide, gap = 168, 36
+    for at, (name, says) in enumerate(steps.items()):
+        row, column = divmod(at, 4)
+        x, y = 14 + column * (wide + gap), 44 + 96 * row
+        parts.append(box(x, y, wide, name, says, "hot" if name == "hook_sae_acts_post" else "box"))
+        parts.append(text(x + wide / 2, y + 56, str(list(values[name].shape)), "mono", "middle"))
+        if column:
+            parts.append(line(x - gap, y + 20, x - 2, y + 20, tip=True))
+    parts.append(
+        text(14 + 2 * (wide + gap), 44 + 96 + 18, "The error is what the features leave out of what was read:", "says")
+    )
+    parts.append(
+        text(14 + 2 * (wide + gap), 44 + 96 + 34, "with it, an SAE that nothing edits changes nothing.", "says")
+    )
+    return drawing(210, "The six hook points of an SAE, in order, each with the shape of its value", parts)
+
+
 DIAGRAMS: dict[str, Callable[[], str]] = {
     "harvest.svg": harvest,
+    "saes.svg": sae,
     "large-models.svg": window,
     "drivable.svg": gate,
     "edits.svg": edits,

@@ -94,11 +94,7 @@ class CrossLayerTranscoder:
         at, read = self._layer(layer), numbers_of(x, "x")
         if read.shape[-1:] != (self.d_in,):
             raise InputShapeError(f"x: activations of shape {list(read.shape)}, where [..., {self.d_in}] is wanted.")
-        weights = self._files.encoder(at)
-        if weights["W_enc"].shape != (self.d_in, self.d_sae):
-            raise ModelFileError(
-                f"layer {at}: its encoder is {list(weights['W_enc'].shape)}, and layer 0's {self.d_in} x {self.d_sae}."
-            )
+        weights = self._encoder(at)
         pre: Array = read @ weights["W_enc"] + weights["b_enc"]
         return pre * (pre > weights["threshold"]) if "threshold" in weights else np.maximum(pre, np.float32(0))
 
@@ -116,15 +112,29 @@ class CrossLayerTranscoder:
             ModelFileError: A file is damaged.
         """
         given = self._of_layers(features, "features", self.d_sae)
-        biases = [self._files.encoder(layer)["b_dec"] for layer in range(self.n_layers)]
+        biases = [self._encoder(layer)["b_dec"] for layer in range(self.n_layers)]
         made = np.stack([np.broadcast_to(bias, (*given.shape[1:-1], *bias.shape)) for bias in biases]).astype(
             np.float32
         )
         for layer in range(self.n_layers):
             decoder = self._files.decoder(layer)
+            self._ensure_like(layer, "decoder", (decoder.shape[2], decoder.shape[0]))
             for later in range(decoder.shape[1]):
                 made[layer + later] += given[layer] @ decoder[:, later]
         return made
+
+    def _encoder(self, layer: int) -> dict[str, Array]:
+        """The encoder of a layer, which must be as wide as the first one's."""
+        weights = self._files.encoder(layer)
+        self._ensure_like(layer, "encoder", weights["W_enc"].shape)
+        return weights
+
+    def _ensure_like(self, layer: int, what: str, sizes: tuple[int, ...]) -> None:
+        if sizes != (self.d_in, self.d_sae):
+            raise ModelFileError(
+                f"layer {layer}: its {what} is of {sizes[1]} features and width {sizes[0]}, and layer 0's of {self.d_sae} and "
+                f"{self.d_in}. One of the two files is another transcoder's."
+            )
 
     def _layer(self, layer: int) -> int:
         return checked_number(layer, "layer", least=-self.n_layers, most=self.n_layers - 1) % self.n_layers

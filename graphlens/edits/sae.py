@@ -267,7 +267,7 @@ class Sae(SaeArrays):
     def _digests(self) -> dict[str, str]:
         """The digests of the weights that lie in memory."""
         return {
-            name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+            name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
             for name, array in sorted(self.weights.items())
             if name not in self.files
         }

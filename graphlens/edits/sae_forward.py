@@ -159,7 +159,8 @@ class Forward:
 
     def _norms(self) -> Array:
         """The norm of each feature's row in ``W_dec``, [d_sae]."""
-        return np.linalg.norm(self._weights["W_dec"], axis=-1)
+        norms: Array = np.linalg.norm(self._weights["W_dec"], axis=-1)
+        return norms
 
     def _largest(self, pre: Array) -> Array:
         """The ``k`` largest of each token's pre-activations, rectified, the others 0. Of equals the first are kept."""

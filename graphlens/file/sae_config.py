@@ -134,7 +134,7 @@ class SaeConfig:
             return "jumprelu"
         if self.architecture == "gated":
             return "gated"
-        return "topk" if self.k is not None or self.architecture == "topk" else "relu"
+        return "topk" if self.architecture == "topk" or (self.is_transcoder and self.k is not None) else "relu"
 
     @property
     def writes(self) -> str:

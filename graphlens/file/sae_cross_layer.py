@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from graphlens.errors import ModelFileError
 from graphlens.file.inside import inside, read_regular
-from graphlens.file.sae_layouts import Asked, Layout, Tensors, register
+from graphlens.file.sae_layouts import Asked, Layout, Tensors
 from graphlens.file.safetensors import Array
 
 _CONFIG = "config.yaml"
@@ -81,11 +81,11 @@ class CrossLayerFiles:
         if f"threshold_{layer}" in tensors.names:
             tensors.take("threshold", f"threshold_{layer}")
         shapes = {name: array.shape for name, array in tensors.weights.items()}
-        if len(shapes["W_enc"]) != 2 or any(
-            shape != shapes["W_enc"][1:] for name, shape in shapes.items() if name in ("b_enc", "threshold")
-        ):
+        encoder = shapes["W_enc"]
+        wanted = {"b_dec": encoder[:1], "b_enc": encoder[1:], "threshold": encoder[1:]}
+        if len(encoder) != 2 or any(shapes.get(name, shape) != shape for name, shape in wanted.items()):
             raise ModelFileError(
-                f"{self.folder / _ENCODER.format(layer)}: its shapes do not fit one another: {shapes}."
+                f"{self.folder / _ENCODER.format(layer)}: its shapes do not fit one another: {shapes}. Fetch the file again."
             )
         return tensors.weights
 
@@ -117,4 +117,12 @@ def _refuse(folder: Path, asked: Asked) -> NoReturn:
     )
 
 
-LAYOUT = register(Layout("cross-layer transcoders", (_ENCODER.format(0), _DECODER.format(0)), (_CONFIG,), _refuse))
+LAYOUT = Layout(
+    "cross-layer transcoders",
+    (_ENCODER.format(0), _DECODER.format(0)),
+    (_CONFIG,),
+    _refuse,
+    "relu and jumprelu, by `graphlens.CrossLayerTranscoder` alone",
+    "`config.yaml`",
+    fetched=False,
+)

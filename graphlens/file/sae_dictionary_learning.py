@@ -9,7 +9,7 @@ import numpy as np
 
 from graphlens.errors import ModelFileError
 from graphlens.file.sae_config import WEIGHTS, SaeConfig
-from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, register, settings_of, text_in, whole_in
+from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in, whole_in
 from graphlens.file.sae_places import unknown_hook
 
 if TYPE_CHECKING:
@@ -98,4 +98,11 @@ def _read(folder: Path, asked: Asked) -> StoredSae:
     )
 
 
-LAYOUT = register(Layout("dictionary_learning", (_CONFIG, _FILE), (), _read))
+LAYOUT = Layout(
+    "dictionary_learning",
+    (_CONFIG, _FILE),
+    (),
+    _read,
+    ", ".join(f"`{name}`" for name in _CLASSES),
+    "`config.json`: its layer and its submodule",
+)

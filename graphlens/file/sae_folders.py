@@ -1,14 +1,17 @@
-"""Every layout of SAEs that graphlens ships, gathered: importing this registers them."""
+"""Every layout of SAEs that graphlens ships, registered in the order in which a folder is tried."""
 
 from __future__ import annotations
 
-from graphlens.file.sae_cross_layer import LAYOUT as CROSS_LAYER
-from graphlens.file.sae_dictionary_learning import LAYOUT as DICTIONARY_LEARNING
-from graphlens.file.sae_gemma_scope import LATER, LAYOUT
-from graphlens.file.sae_layouts import Asked, Layout, StoredSae, layouts, read_folder
-from graphlens.file.sae_saelens import LAYOUT as SAELENS
-from graphlens.file.sae_sparsify import LAYOUT as SPARSIFY
+from graphlens.file import sae_cross_layer, sae_dictionary_learning, sae_gemma_scope, sae_saelens, sae_sparsify
+from graphlens.file.sae_layouts import Asked, Layout, StoredSae, layouts, read_folder, register
 
-SHIPPED: tuple[Layout, ...] = (SAELENS, SPARSIFY, DICTIONARY_LEARNING, LAYOUT, LATER, CROSS_LAYER)
+SHIPPED: tuple[Layout, ...] = (
+    register(sae_saelens.LAYOUT),
+    register(sae_sparsify.LAYOUT),
+    register(sae_dictionary_learning.LAYOUT),
+    register(sae_gemma_scope.LAYOUT),
+    register(sae_gemma_scope.LATER),
+    register(sae_cross_layer.LAYOUT),
+)
 
 __all__ = ["SHIPPED", "Asked", "Layout", "StoredSae", "layouts", "read_folder"]

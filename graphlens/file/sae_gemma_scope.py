@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from graphlens.errors import ModelFileError
-from graphlens.file.inside import inside
+from graphlens.file.inside import inside, open_regular
 from graphlens.file.sae_config import SaeConfig
-from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, register, settings_of, text_in
+from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in
 from graphlens.file.sae_places import layer_in, repository_in, unknown_hook
 from graphlens.file.safetensors import Array
 
@@ -27,12 +27,20 @@ _PARTS = {"resid_post": "hook_resid_post", "attn_out": "attn.hook_z", "mlp_out":
 def _arrays(path: Path) -> dict[str, Array]:
     """The arrays of an npz file, float32, by SAELens's names. No pickle in it is opened."""
     try:
-        with np.load(inside(path.parent, path.name), allow_pickle=False) as file:
-            return {_renamed(name): np.asarray(file[name], np.float32) for name in file.files}
+        # NumPy itself leaves a file open that is no archive.
+        with open_regular(inside(path.parent, path.name)) as opened, zipfile.ZipFile(opened) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            return {_renamed(name.removesuffix(".npy")): _array(archive, name) for name in names}
     except ModelFileError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ModelFileError(f"{path}: it cannot be read as arrays ({error!s:.200}). Fetch the file again.") from error
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> Array:
+    """One array of an archive, float32."""
+    with archive.open(name) as member:
+        return np.asarray(np.lib.format.read_array(member, allow_pickle=False), np.float32)
 
 
 def _renamed(name: str) -> str:
@@ -114,5 +122,19 @@ def _read_safetensors(folder: Path, asked: Asked) -> StoredSae:
     return tensors.stored(_config(folder, asked, tensors.weights, asked.hook or f"blocks.{layer}.{part}", model))
 
 
-LAYOUT = register(Layout("Gemma Scope", (_NPZ,), (), _read_npz))
-LATER = register(Layout("Gemma Scope 2", (_CONFIG, _SAFETENSORS), (), _read_safetensors))
+LAYOUT = Layout(
+    "Gemma Scope",
+    (_NPZ,),
+    (),
+    _read_npz,
+    "jumprelu SAEs, of embeddings too, and jumprelu transcoders",
+    "the path: `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`",
+)
+LATER = Layout(
+    "Gemma Scope 2",
+    (_CONFIG, _SAFETENSORS),
+    (),
+    _read_safetensors,
+    "jumprelu SAEs; transcoders where `hook=` and `hook_out=` are given",
+    "the path: `resid_post/layer_12_width_16k_l0_medium`",
+)

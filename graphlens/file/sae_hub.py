@@ -67,7 +67,7 @@ def _checked(release: str, sae_id: str) -> PurePosixPath:
 
 def _patterns(folder: PurePosixPath) -> list[str]:
     """The files that are fetched: those that a layout may have."""
-    names = {name for layout in layouts() for name in (*layout.files, *layout.beside)}
+    names = {name for layout in layouts() if layout.fetched for name in (*layout.files, *layout.beside)}
     places = {folder.parent / name[3:] if name.startswith("../") else folder / name for name in names}
     return sorted(map(str, places))
 
@@ -83,7 +83,7 @@ def _not_there(release: str, folder: PurePosixPath, revision: str | None, token:
     inside = [name for name in there if PurePosixPath(name).is_relative_to(folder)]
     if inside:
         return f"{str(folder)!r}: {refusal(str(PurePosixPath(name).relative_to(folder)) for name in inside)}"
-    marks = {name for layout in layouts() for name in layout.files}
+    marks = {name for layout in layouts() if layout.fetched for name in layout.files if name != "config.json"}
     folders = sorted({str(PurePosixPath(name).parent) for name in there if PurePosixPath(name).name in marks})
     shown = ", ".join(map(repr, folders[:_MOST])) + (
         f" and {len(folders) - _MOST} more" if len(folders) > _MOST else ""

@@ -54,12 +54,18 @@ class Layout:
         files: The files that it is known by: all of them lie in the folder.
         beside: Further files that are read where they are there; "../" before those of the folder above.
         read: Reads a folder. It raises ModelFileError or InputError.
+        holds: What of the library's is read, for the documentation.
+        hook: What tells the hook point, for the documentation.
+        fetched: False for what is no SAE, and is not downloaded as one.
     """
 
     name: str
     files: tuple[str, ...]
     beside: tuple[str, ...]
     read: Callable[[Path, Asked], StoredSae]
+    holds: str = ""
+    hook: str = ""
+    fetched: bool = True
 
 
 _registered: dict[str, Layout] = {}
@@ -130,6 +136,9 @@ def refusal(names: Iterable[str]) -> str:
             f"trust it: safetensors.torch.save_file(torch.load({pickles[0]!r}, weights_only=True), "
             f"'{Path(pickles[0]).stem}.safetensors'); SAELens's SAE.save_model(folder) writes a folder that is read."
         )
+    for layout in layouts():
+        if not layout.fetched and set(layout.files) <= set(files):
+            return f"these are {layout.name}, which are no SAE of one hook point: {layout.holds}, of a local folder."
     return f"no SAE that can be read ({', '.join(files)[:200] or 'nothing in it'}). Folders hold: {_known()}."
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from graphlens.errors import InputError
 from graphlens.file.sae_config import WEIGHTS, SaeConfig
-from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, register, settings_of, text_in, whole_in
+from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in, whole_in
 from graphlens.file.safetensors import Array, TensorEntry, write_safetensors
 
 if TYPE_CHECKING:
@@ -202,4 +202,11 @@ def write(folder: Path, cfg: SaeConfig, weights: Mapping[str, Array]) -> None:
     write_safetensors(folder / FILE, entries, weights.values())
 
 
-LAYOUT = register(Layout("SAELens", (CONFIG, FILE), (), _read))
+LAYOUT = Layout(
+    "SAELens",
+    (CONFIG, FILE),
+    (),
+    _read,
+    "every architecture below; settings of its versions 2 to 6; checkpoints of its trainings, batchtopk and matryoshka too",
+    "`cfg.json`",
+)

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphlens.errors import ModelFileError
 from graphlens.file.sae_config import SaeConfig
-from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, register, settings_of, text_in, whole_in
+from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in, whole_in
 from graphlens.file.sae_places import layer_in, unknown_hook
 from graphlens.file.settings import read_settings
 
@@ -105,4 +105,11 @@ def _weights(tensors: Tensors, said: dict[str, Json]) -> None:
         )
 
 
-LAYOUT = register(Layout("sparsify", (_CONFIG, _FILE), (f"../{_ABOVE}",), _read))
+LAYOUT = Layout(
+    "sparsify",
+    (_CONFIG, _FILE),
+    (f"../{_ABOVE}",),
+    _read,
+    "topk SAEs, transcoders, skip transcoders",
+    "the folder's name: `layers.3`, `layers.3.mlp`, `h.3.mlp`, `embed_tokens`",
+)

@@ -26,6 +26,8 @@ Each line is an SAE in a layout that a library writes, opened by `graphlens.Sae`
 whole are compared with what that library makes of the same activations. An error counts in units of max(1, the largest value);
 up to {tolerance:.0e} is allowed. The last column is the other way: SAELens opens what `Sae.save` wrote of it.
 
+![The six hook points of an SAE, whose values are compared](pictures/saes.svg)
+
 `{command}` wrote this page, with Python {python} on {system}.
 
 """

@@ -74,10 +74,10 @@ def values_of(sae: SAE, x: torch.Tensor) -> dict[str, np.ndarray]:
     """What SAELens's own SAE makes of activations: each hook's value with the error term, encode, decode, and the whole."""
     transcoder = "transcoder" in sae.cfg.architecture()
     if not transcoder:
-        sae._use_error_term = True
+        sae.use_error_term = True
     _, cache = sae.run_with_cache(x)
     found = {name: cache[name].numpy() for name in HOOKS if name in cache}
-    sae._use_error_term = False
+    sae.use_error_term = False
     features = sae.encode(x)
     return {
         **found,

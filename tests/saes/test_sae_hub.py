@@ -105,7 +105,7 @@ def test_no_file_is_fetched_that_no_layout_has(tmp_path: Path, monkeypatch: pyte
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    sae = Sae.from_pretrained(REPO, "layers.3", revision="v1", token="hf_x")  # noqa: S106
+    sae = Sae.from_pretrained(REPO, "layers.3", revision="v1", token="hf_x")
     assert (sae.cfg.hook, sae.cfg.model_name) == ("blocks.3.hook_resid_post", "gpt2")
     assert (asked["name"], asked["revision"], asked["token"]) == (REPO, "v1", "hf_x")
     patterns = asked["allow_patterns"]
@@ -125,6 +125,11 @@ def test_no_file_is_fetched_that_no_layout_has(tmp_path: Path, monkeypatch: pyte
             ["a/cfg.json", "a/sae_weights.safetensors", "b/params.npz"],
             "c",
             "no folder 'c'. Folders with an SAE: 'a', 'b'",
+        ),
+        (
+            ["W_enc_0.safetensors", "W_dec_0.safetensors"],
+            ".",
+            "these are cross-layer transcoders.*CrossLayerTranscoder",
         ),
         (["README.md"], "c", "No folder in it holds an SAE"),
     ],

@@ -22,7 +22,7 @@ OUTSIDE = {
 # The menu, but for what fills itself: tutorials, reference pages, benchmarks, decisions. A page of docs/ that is named
 # nowhere comes at the end of "How to".
 HOW_TO = (
-    *("interventions", "patching", "attribution", "harvest", "scale", "pages", "live-page", "adopting"),
+    *("interventions", "patching", "attribution", "harvest", "scale", "saes", "pages", "live-page", "adopting"),
     *("drift", "drivable", "gpu", "families", "configs", "encoders", "vision", "large-models"),
 )
 COMING_FROM = ("transformerlens", "transformerlens4")
@@ -35,7 +35,7 @@ SHORT = {
     "benchmarks-configs.md": "Models from a config",
     "benchmarks-pages.md": "Pages",
 }
-TRUST = ("security", "hostile", "faults", "scale-tests")
+TRUST = ("security", "hostile", "faults", "scale-tests", "sae-tests")
 
 
 @dataclass
