@@ -271,7 +271,9 @@ def photograph_live(target: Path, runtime: Path | None) -> None:
                 raise RuntimeError(f"{target.name}: {faults}")
             end = 860  # prompt, edits, next token; not all below
             if saes:
-                end = int(str(page.value("Math.ceil(document.getElementById('features').getBoundingClientRect().bottom)")))
+                end = int(
+                    str(page.value("Math.ceil(document.getElementById('features').getBoundingClientRect().bottom)"))
+                )
             top = {"x": 0, "y": 0, "width": 1160, "height": end, "scale": 1}
             shot = page.send("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=top)
             target.write_bytes(base64.b64decode(str(shot["data"])))

@@ -42,7 +42,9 @@ class Figures:
     loss: float  # nats per token with it in the model
     ablated: float  # with zeros in place of what it stands for
     recovered: float  # (ablated - loss) / (ablated - intact)
-    features: list[tuple[int, float, list[str], list[str]]]  # number, share of tokens, what it writes for, where it is strongest
+    features: list[
+        tuple[int, float, list[str], list[str]]
+    ]  # number, share of tokens, what it writes for, where it is strongest
 
 
 class Measured:
@@ -126,7 +128,10 @@ class Measured:
         """For each name the feature that best tells that it comes next, and its F1 over prompts that end before a name."""
         ids, examples = sae_corpus.prompts(PROMPTS, SEED)
         ends = np.concatenate(
-            [self.model.run_with_cache(np.array([row]), names_filter=sae.cfg.hook)[1][sae.cfg.hook][:, -1] for row in ids]
+            [
+                self.model.run_with_cache(np.array([row]), names_filter=sae.cfg.hook)[1][sae.cfg.hook][:, -1]
+                for row in ids
+            ]
         )
         active, found = sae.encode(ends) > 0, {}
         for name in NAMES:
@@ -228,7 +233,9 @@ def main() -> int:
     every = [measured.figures(sae) for sae in measured.saes]
     fresh, path = render(measured, every), arguments.folder / "README.md"
     problems = [
-        f"{each.sae.cfg.writes} recovers {each.recovered:.3f}, less than {FLOOR}" for each in every if each.recovered < FLOOR
+        f"{each.sae.cfg.writes} recovers {each.recovered:.3f}, less than {FLOOR}"
+        for each in every
+        if each.recovered < FLOOR
     ]
     if arguments.check:
         problems += differences(path.read_text(encoding="utf-8"), fresh)

@@ -19,6 +19,7 @@ from graphlens.cli.options import (
     place_of,
     print_json,
 )
+from graphlens.cli.saes import ErrorTerm, Saes, spliced
 from graphlens.errors import InputError
 
 
@@ -37,6 +38,8 @@ def bake(
     self_contained: SelfContained = False,
     layout: Layout = "plain",
     link: Link = False,
+    sae: Saes = None,
+    error_term: ErrorTerm = False,
 ) -> None:
     """Write a model with interventions inside: a plain ONNX file that any ONNX Runtime runs.
 
@@ -54,6 +57,7 @@ def bake(
         keep_hooks=keep_hooks,
         self_contained=self_contained,
         layout=layout,
+        saes=spliced(sae, error_term),
         link=link,
         announce=typer.echo,
     )
@@ -89,6 +93,8 @@ def drivable(
     keep_hooks: KeepHooks = False,
     self_contained: SelfContained = False,
     link: Link = False,
+    sae: Saes = None,
+    error_term: ErrorTerm = False,
 ) -> None:
     """Write a model whose hook points can be changed through inputs, from any ONNX Runtime language.
 
@@ -106,6 +112,7 @@ def drivable(
         with_past=with_past,
         keep_hooks=keep_hooks,
         self_contained=self_contained,
+        saes=spliced(sae, error_term),
         link=link,
         announce=typer.echo,
     )

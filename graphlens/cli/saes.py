@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graphlens.cli.options import flag
 from graphlens.errors import InputError
 from graphlens.file.embedded import SAES
 from graphlens.file.folder import user_path
 
 if TYPE_CHECKING:
     from graphlens.edits.sae import Sae
+    from graphlens.edits.spliced_sae import SplicedSae
 
 Saes = Annotated[
     list[str] | None,
@@ -22,6 +25,25 @@ Saes = Annotated[
         "for several.",
     ),
 ]
+ErrorTerm = Annotated[bool, flag("--error-term", help="Add what the SAEs do not reconstruct to what they write.")]
+
+
+def spliced(names: Sequence[str] | None, error_term: bool) -> list[SplicedSae]:
+    """The SAEs that a user names, as they are put into a model.
+
+    Args:
+        names: Names; see ``sae_of``. None for no SAE.
+        error_term: True adds what they do not reconstruct.
+
+    Raises:
+        InputError: See ``sae_of``.
+        ModelFileError: See there.
+    """
+    if not names:
+        return []
+    from graphlens.edits.spliced_sae import SplicedSae
+
+    return [SplicedSae.of(sae_of(name), error_term) for name in names]
 
 
 def sae_of(name: str) -> Sae:

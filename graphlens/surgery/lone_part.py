@@ -10,7 +10,16 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from graphlens.errors import InputError
-from graphlens.file.io_names import ATTENTION, BODY_INPUTS, PART_INPUTS, PRESENT, RESIDUAL_IN, RESIDUAL_OUT, WHOLE_BLOCK
+from graphlens.file.io_names import (
+    ATTENTION,
+    BODY_INPUTS,
+    MLP,
+    PART_INPUTS,
+    PRESENT,
+    RESIDUAL_IN,
+    RESIDUAL_OUT,
+    WHOLE_BLOCK,
+)
 from graphlens.file.manifest import Manifest
 from graphlens.file.names import in_block
 from graphlens.file.stored import StoredWeights
@@ -55,6 +64,19 @@ def part_alone(model: ir.Model, layer: int, part: str) -> ir.Model:
     return work.finish(work.cut())
 
 
+def read_by_mlp(model: ir.Model, layer: int) -> ir.Value:
+    """The value that the matrices of a block's MLP read: after its norm, with the norm's weights.
+
+    Args:
+        model: A hooked model.
+        layer: The block.
+
+    Raises:
+        InputError: The block has no MLP, or it reads something else.
+    """
+    return _Part(model, read_manifest(model), layer, MLP).read()
+
+
 class _Part:
     """The part of a block, its model being rewritten in place."""
 
@@ -66,6 +88,10 @@ class _Part:
         if part != ATTENTION and len(parts) == 1:
             raise InputError(f"the blocks of {manifest.config.model_name} have no MLP.")
         self._lies: Sublayer = parts[0] if part == ATTENTION else parts[1]
+
+    def read(self) -> ir.Value:
+        """What the matrices of the MLP read."""
+        return self._read_at("")
 
     def cut(self) -> ir.Value:
         """Lets the part read inputs of its own. Returns what it gives."""

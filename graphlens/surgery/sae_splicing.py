@@ -14,7 +14,7 @@ from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.errors import InputError
 from graphlens.file.io_names import INPUT_IDS
 from graphlens.file.manifest import HookEntry, Manifest
-from graphlens.file.names import axis_sizes, canonical, unknown_hook
+from graphlens.file.names import RESIDUAL, axis_sizes, canonical, in_block, split_name, unknown_hook
 from graphlens.file.sae_names import ERROR, FEATURES, INPUT, OUTPUT
 from graphlens.surgery.clean_path import CLEAN
 from graphlens.surgery.graph import finish, let_read, read_manifest, values_by_name
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graphlens.edits.sae import Sae
 
 _TOKENS = ("batch", "pos")
+_PRE, _MLP_INPUT = "mlp.hook_pre", "mlp.hook_in"
 _BOOL, _FLOAT, _INT32 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32
 
 
@@ -33,6 +34,7 @@ def with_sae(
     error_term: bool = False,
     exclude_tokens: Iterable[int] | None = None,
     beside: bool = False,
+    features: Sequence[int] | None = None,
 ) -> ir.Model:
     """A copy with an SAE inside: what it makes of a hook point's activations goes on in their place.
 
@@ -47,6 +49,7 @@ def with_sae(
         error_term: True adds what it does not reconstruct, so that the model computes what it did.
         exclude_tokens: The ids of tokens at which it is left out.
         beside: True lets the model compute what it did: the SAE's hook points can only be read.
+        features: Only these features, in this order (``sae.only(features)``).
 
     Returns:
         The copy.
@@ -56,7 +59,8 @@ def with_sae(
         InputError: The widths differ, or an SAE is there already.
     """
     excluded = () if exclude_tokens is None else exclude_tokens
-    return with_saes(model, [SplicedSae.of(sae, error_term, excluded, beside)])
+    chosen = sae if features is None else sae.only(features)
+    return with_saes(model, [SplicedSae.of(chosen, error_term, excluded, beside)])
 
 
 def with_saes(model: ir.Model, saes: Sequence[SplicedSae]) -> ir.Model:
@@ -75,11 +79,43 @@ def with_saes(model: ir.Model, saes: Sequence[SplicedSae]) -> ir.Model:
     """
     model = model.clone()
     manifest = read_manifest(model)
+    manifest = manifest.with_hooks(_with_mlp_inputs(manifest.hooks, saes))
     order = {name: place for place, name in enumerate(manifest.hooks)}
     placed = [(place_of(one, manifest.hooks, manifest), one) for one in saes]
+    for name, entry in manifest.hooks.items():
+        if not entry.value:
+            manifest = manifest.with_hooks({**manifest.hooks, name: replace(entry, value=_read_by_mlp(model, name))})
     for place, one in sorted(placed, key=lambda pair: order[pair[0].writes]):
         manifest = _Splice(model, manifest, one, place).done()
     return finish(model, manifest, "the graph with SAEs")
+
+
+def _with_mlp_inputs(hooks: Mapping[str, HookEntry], saes: Iterable[SplicedSae]) -> dict[str, HookEntry]:
+    """Hook points, and what MLPs read where a transcoder asks for it: SAELens's ``mlp.hook_in``, which is none of a file's own.
+
+    It has no value yet.
+    """
+    asked = {canonical(one.hook, hooks) for one in saes} - hooks.keys()
+    found: dict[str, HookEntry] = {}
+    for name, entry in hooks.items():
+        layer, rest = split_name(name)
+        if layer is not None and rest == _PRE and (own := in_block(layer, _MLP_INPUT)) in asked:
+            found[own] = HookEntry("", RESIDUAL, entry.dtype)
+        found[name] = entry
+    return found
+
+
+def _read_by_mlp(model: ir.Model, name: str) -> str:
+    """The name of the value that is ``mlp.hook_in`` in a graph."""
+    from graphlens.surgery.lone_part import read_by_mlp
+
+    layer = split_name(name)[0]
+    assert layer is not None, "a hook point of a block"
+    value = read_by_mlp(model, layer)
+    pre = values_by_name(model)[read_manifest(model).hooks[in_block(layer, _PRE)].value]
+    if pre.is_graph_output() and not value.is_graph_output():  # as all hook points are, or none
+        model.graph.outputs.append(value)
+    return str(value.name)
 
 
 def carried_on(hooks: Mapping[str, HookEntry], name: str) -> str:
@@ -120,6 +156,7 @@ def place_of(one: SplicedSae, hooks: Mapping[str, HookEntry], manifest: Manifest
         InputError: The widths differ, an SAE is there already, the hook point is no activation of tokens, or the SAE writes
             before what it reads is there.
     """
+    hooks = _with_mlp_inputs(hooks, [one])
     names, cfg, config = list(hooks), one.sae.cfg, manifest.config
     reads, writes = (canonical(name, hooks) for name in (one.hook, one.writes))
     for name in (reads, writes):

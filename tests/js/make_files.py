@@ -90,6 +90,7 @@ def main(out: Path) -> None:
         "llama": _llama(out),
         "exposed": _exposed(out),
         "features": _features(out),
+        "sae": _sae(out, model, tokens),
     }
     (out / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
 
@@ -151,6 +152,26 @@ def _features(out: Path) -> dict[str, Any]:
         "widths": [sae.cfg.d_sae for sae in saes],
         "logits": {name: array.ravel().tolist() for name, array in {"plain": plain, **logits}.items()},
     }
+
+
+def _sae(out: Path, model: HookedTransformer, tokens: Any) -> dict[str, Any]:
+    """An SAE inside a baked file with an edit of features, and inside a drivable file whose features are inputs."""
+    rng, hook, width, features = np.random.default_rng(5), "blocks.2.hook_resid_post", model.cfg.d_model, 300
+    decoder = rng.standard_normal((features, width)).astype(np.float32) / 11
+    sae = Sae.from_arrays(decoder.T, np.zeros(features), decoder, np.zeros(width), hook, "topk", k=24)
+    inside, post = SplicedSae.of(sae, error_term=True), f"{hook}.hook_sae_acts_post"
+    scale = np.where(rng.random(features) < 0.3, 0, 1).astype(np.float32)
+    added = (rng.random(features) < 0.02).astype(np.float32) * 4
+    edits = [Scale(post, scale), Steer(post, added)]
+    bake_model(model.runner.engine.path, edits, out / "sae-baked", saes=inside)
+    write_drivable(
+        model.runner.engine.path, post, out / "sae-drivable", saes=inside, kinds=("scale", "add"), required=True
+    )
+    plain = model(tokens)
+    with model.saes(sae, use_error_term=True):
+        logits = model.run_with_interventions(tokens, edits)
+    assert np.abs(logits - plain).max() > 0.01, "the features do nothing"
+    return {"post": post, "scale": scale.tolist(), "add": added.tolist(), "logits": logits.ravel().tolist()}
 
 
 def _exposed(out: Path) -> dict[str, Any]:

@@ -77,6 +77,18 @@ test("an exposed file of another program gives values of several types", async (
   assert.deepEqual(Array.from(found.seen.data, Boolean), exposed.seen);
 });
 
+test("a file with an SAE inside gives Python's logits, its features baked or as inputs", async (t) => {
+  const { post, scale, add, logits: edited } = expected.sae;
+  const baked = await open("sae-baked");
+  assert.deepEqual(baked.outputNames, ["logits"]);
+  assertClose(t, (await baked.run({ input_ids })).logits.data, edited);
+  const drivable = await open("sae-drivable");
+  const whole = { ...neutral(drivable) };
+  assertClose(t, (await drivable.run({ input_ids, ...whole })).logits.data, logits.plain); // with its error term
+  const features = { [`${post}/scale`]: floats(scale, [1, 1, scale.length]), [`${post}/add`]: floats(add, [1, 1, add.length]) };
+  assertClose(t, (await drivable.run({ input_ids, ...whole, ...features })).logits.data, edited);
+});
+
 // Why JavaScript gets required gates. Where one of these fails, docs/drivable.md can be simpler.
 test("onnxruntime-node drops an optional gate without a word", async (t) => {
   const session = await open("tiny-drivable");

@@ -97,9 +97,9 @@ def same_features(page: Page, model: HookedTransformer, sae: Sae, edits: list[In
         assert abs(intact - values[0][feature]) <= CLOSE
         assert abs(after - values[1][feature]) <= CLOSE
     shown = {int(row[0]) for row in rows}
-    assert max([size[i] for i in range(len(size)) if i not in shown], default=0) <= min(
-        size[i] for i in shown
-    ) + 2 * CLOSE
+    assert (
+        max([size[i] for i in range(len(size)) if i not in shown], default=0) <= min(size[i] for i in shown) + 2 * CLOSE
+    )
     for token, (before, _, logit_before, logit) in table(page).items():
         assert abs(logit - logits[0, at, token]) <= CLOSE
         assert 0 <= before <= 1

@@ -116,9 +116,7 @@ def test_the_tokens_of_a_feature_are_those_that_its_row_raises(folder: Path) -> 
 def test_features_of_heads_have_no_tokens() -> None:
     rng = np.random.default_rng(0)
     enc, dec = rng.standard_normal((128, 9)), rng.standard_normal((9, 128))
-    sae = Sae.from_arrays(
-        enc, np.zeros(9), dec, np.zeros(128), "blocks.1.attn.hook_z", reshape_activations="hook_z"
-    )
+    sae = Sae.from_arrays(enc, np.zeros(9), dec, np.zeros(128), "blocks.1.attn.hook_z", reshape_activations="hook_z")
     assert feature_tokens(surgery.load(TINY), TINY, {sae.cfg.writes: sae}) == {}
 
 

@@ -28,7 +28,7 @@ up to {tolerance:.0e} is allowed. The last column is the other way: SAELens open
 
 ![The six hook points of an SAE, whose values are compared](pictures/saes.svg)
 
-`{command}` wrote this page, with Python {python} on {system}.
+`{command}` wrote this page, with sae-lens 6.54, eai-sparsify 1.3 and Python {python} on {system}.
 
 """
 # SAELens has no transcoder with topk: it refuses what graphlens writes of one.

@@ -1,4 +1,4 @@
-"""Run by an interpreter that has sae-lens (and eai-sparsify): writes SAEs of every layout, each with its own library's values.
+"""Run by an interpreter that has sae-lens and eai-sparsify: writes SAEs of every layout, each with its own library's values.
 
 ``make FOLDER`` writes them; ``golden FOLDER`` those few that lie in the repository (tests/saes/golden); ``open FOLDER`` lets
 SAELens's own loader open what graphlens wrote there, and writes its values beside it. Each SAE's folder gets a ``values.npz``,
@@ -325,11 +325,9 @@ def dictionary_made(root: Path) -> Iterator[Made]:
 
 @torch.no_grad()
 def sparsify_made(root: Path) -> Iterator[Made]:
-    """sparsify's own folders and values, where it is installed."""
-    try:
-        from sparsify import SparseCoder, SparseCoderConfig
-    except ImportError:
-        return
+    """sparsify's own folders and values."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
     for name, place, said in (
         ("sparsify-sae", "layers.2", {}),
         ("sparsify-wide", "layers.2.mlp", {"num_latents": D_SAE}),

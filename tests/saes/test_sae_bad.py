@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_sae_files import D_IN, D_SAE, HOOK, activations, arrays, standard
+from test_sae_files import D_IN, D_SAE, GOLDEN, HOOK, activations, arrays, standard
 
 import graphlens
 from graphlens import Sae
@@ -257,3 +258,40 @@ def test_a_config_is_checked_where_it_is_made() -> None:
     assert SaeConfig("standard", 3, 5, HOOK).shapes == {"W_enc": (3, 5), "W_dec": (5, 3), "b_dec": (3,), "b_enc": (5,)}
     with pytest.raises(graphlens.InputError, match="d_in must be"):
         SaeConfig("standard", 0, 5, HOOK)
+
+
+def changed_bytes(data: bytes, random: np.random.Generator, most: int) -> bytes:
+    """A file with a few bytes changed among its first ones, or cut, or with a stretch of it twice."""
+    kind, at = random.integers(4), int(random.integers(min(most, len(data))))
+    if kind == 0:
+        return data[:at]
+    if kind == 1:
+        return data[:at] + data[max(0, at - 9) :]
+    made = bytearray(data)
+    for place in random.integers(min(most, len(data)), size=int(random.integers(1, 4))):
+        made[place] = int(random.choice(list(b'0179-{}[]",:eE\x00\xff'))) if kind == 2 else int(random.integers(256))
+    return bytes(made)
+
+
+@pytest.mark.parametrize(("case", "file"), [("standard", 0), ("standard", 1), ("old-topk", 0), ("npz", 0)])
+def test_damaged_files_end_in_an_error_of_ours_or_in_an_sae(tmp_path: Path, case: str, file: int) -> None:
+    folder = tmp_path / "gemma-scope-2b-pt-res" / "layer_3"
+    folder.mkdir(parents=True)
+    if case == "npz":
+        np.savez_compressed(folder / "params.npz", **arrays("jumprelu"))
+    else:
+        for path in (GOLDEN / case).iterdir():
+            if path.name != "values.npz":
+                shutil.copyfile(path, folder / path.name)
+    path = sorted(folder.iterdir())[file]
+    whole, random, refused = path.read_bytes(), np.random.default_rng(file), list[str]()
+    for _ in range(150):
+        path.write_bytes(changed_bytes(whole, random, 10_000 if case == "npz" else 700))
+        try:
+            sae = Sae.from_folder(folder)
+        except graphlens.GraphlensError as error:
+            refused.append(str(error))
+        else:
+            assert {name: array.shape for name, array in sae.weights.items()} == sae.cfg.shapes
+    assert len(refused) > 30
+    assert max(map(len, refused)) < 1000

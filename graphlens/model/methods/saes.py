@@ -41,6 +41,7 @@ class SaeMethods(Generic[ArrayT]):
         sae: Sae,
         use_error_term: bool | None = None,
         exclude_special_tokens: bool | Sequence[int] = False,
+        features: Sequence[int] | None = None,
     ) -> None:
         """Attaches an SAE or a transcoder, for every thread, until ``reset_saes``. SAELens: the same name.
 
@@ -51,12 +52,15 @@ class SaeMethods(Generic[ArrayT]):
             use_error_term: True adds what it does not reconstruct to its output, so that the model computes what it did until a
                 feature is edited. None is False.
             exclude_special_tokens: True leaves it out at BOS, EOS, PAD and SEP; a list of token ids, at those.
+            features: Attaches these features alone, in this order (``sae.only(features)``): a wide SAE's others are then neither
+                in memory nor computed. With an error term the model still computes what it did.
 
         Raises:
             UnknownHookPoint: The model lacks a hook point of the SAE's.
             InputError: The SAE's width is not the activations', another SAE stands for the same hook point, or there is no
                 tokenizer that knows special tokens.
         """
+        sae = sae if features is None else sae.only(features)
         found = self._checked([sae], use_error_term, exclude_special_tokens)
         self.runner.flags.saes.add(found)
 
