@@ -2,8 +2,8 @@
 
 A ``.png`` is one view of a run of an embedded model, photographed in headless Chromium; a ``.svg`` is drawn, here, in
 ``tools/diagrams.py`` or, of a page's own table, in ``tools/page_charts.py``, and needs no browser. ``live.png`` is the live
-page with head 1.0 off, and ``features.png`` the one with a feature of an SAE clamped (``--runtime``: the npm packages that they run
-on, if they should not be fetched).
+page with head 1.0 off, and ``features.png`` the one with a feature of an SAE clamped (``--runtime``: the npm packages that they
+run on, if they should not be fetched).
 """
 
 from __future__ import annotations

@@ -184,8 +184,8 @@ Each folder is in SAELens's layout: `cfg.json` and `sae_weights.safetensors`, fl
 
 ## Figures
 
-All from `tools/sae_card.py`, which writes this file; `--check` recomputes them. They are of {ROWS} rows of {sae_corpus.ROW} tokens
-that the training did not have. Loss: nats per token; {measured.intact:.3f} without an SAE. Recovered: (ablated - loss) /
+All from `tools/sae_card.py`, which writes this file; `--check` recomputes them. They are of {ROWS} rows of {sae_corpus.ROW} \
+tokens that the training did not have. Loss: nats per token; {measured.intact:.3f} without an SAE. Recovered: (ablated - loss) /
 (ablated - {measured.intact:.3f}), ablated being the loss with zeros in place of what the SAE stands for. L0: features active at a
 token, mean. Explained: share of the variance. Dead: features that are active at none of the tokens.
 
@@ -197,15 +197,16 @@ With all {gone} transcoders in place of the MLPs the loss is {together:.3f}.
 
 ## Features
 
-Where each is strongest, the token in bold; at which share of tokens it is active; and the tokens that its decoder row raises most
-through the final norm and the unembedding. Chosen by a rule: those that write most, of those whose strongest places are one token.
+Where each is strongest, the token in bold; at which share of tokens it is active; and the tokens that its decoder row raises
+most through the final norm and the unembedding. Chosen by a rule: those that write most, of those whose strongest places are all
+one token.
 
 | SAE | feature | active | writes for | strongest at |
 |---|---|---|---|---|
 {features}
 
-The feature of `{resid.sae.cfg.writes}` that best tells which name comes next, at the end of {PROMPTS:,} prompts whose next word is
-a name. F1 is of "active" against "this name comes". Of {len(NAMES)} names {good} have a feature with 0.90 or more.
+The feature of `{resid.sae.cfg.writes}` that best tells which name comes next, at the end of {PROMPTS:,} prompts whose next \
+word is a name. F1 is of "active" against "this name comes". Of {len(NAMES)} names {good} have a feature with 0.90 or more.
 
 | name | feature | F1 |
 |---|---|---|
@@ -213,13 +214,13 @@ a name. F1 is of "active" against "this name comes". Of {len(NAMES)} names {good
 
 ## Training
 
-By `tools/train_saes.py`, from a harvest of {recipe.rows:,} rows of {sae_corpus.ROW} tokens, made as the model's own training text is:
+By `tools/train_saes.py`, from a harvest of {recipe.rows:,} rows of {sae_corpus.ROW} tokens, made as the model's training text:
 {recipe.steps:,} steps of Adam on {recipe.batch} tokens, peak rate {recipe.learning_rate}, seed {recipe.seed}. The SAE keeps the
 {recipe.k} largest features of each token. The transcoders kept {recipe.k} a token on average, the largest of each batch, and keep
 those above a threshold since. The residual stream's layer is the one in which single features best tell which name comes next.
 
-What they read and write has no mean over the width, which every norm of the model takes away. So they are as good for the model with
-processed weights (`HookedTransformer.from_pretrained`).
+What they read and write has no mean over the width, which every norm of the model takes away. So they are as good for the model
+with processed weights (`HookedTransformer.from_pretrained`).
 """
 
 

@@ -1,9 +1,10 @@
 """Train the embedded SAEs of tiny-gpt2 from a harvest and write them to ``models/tiny-gpt2-saes``.
 
-    python tools/train_saes.py [--steps N] [--seed S] [--acts FOLDER] [--out FOLDER]
+    python tools/train_saes.py [--seed S] [--acts FOLDER] [--only HOOK] [--out FOLDER]
 
-One is a topk SAE of the residual stream, after that block but the last whose features best tell which name comes next. The others are skip
-transcoders, one for each MLP: trained with a batch's largest features kept, they keep those above a threshold (jumprelu).
+One is a topk SAE of the residual stream, after that block but the last whose features best tell which name comes next. The
+others are skip transcoders, one for each MLP: trained with a batch's largest features kept, they keep those above a threshold
+(jumprelu).
 Everything is seeded: the same steps, seed, thread count and library versions on the same kind of machine give the same files.
 Needs torch; it takes some minutes on two cores, and prints how many. Afterwards ``python tools/sae_card.py`` writes the card.
 """
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,8 @@ class Recipe:
     d_sae: int = 512
     k: int = 16  # features that a token keeps; of a transcoder, on average
     batch: int = 512  # tokens
-    steps: int = 2500
+    steps: int = 2500  # for the SAE
+    transcoder_steps: int = 1500
     first_steps: int = 500  # for each layer's SAE, by which the layer is chosen
     learning_rate: float = 1e-3
     auxiliary: float = 1 / 32  # weight of what dead features reconstruct of the error
@@ -93,17 +96,17 @@ def centred(x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True)
 
 
-def train(recipe: Recipe, x: Tensor, y: Tensor | None = None, steps: int | None = None) -> Dictionary:
+def train(recipe: Recipe, steps: int, x: Tensor, y: Tensor | None = None) -> Dictionary:
     """A trained dictionary, of ``x`` [token, width] itself or, as a transcoder, of what it becomes, ``y``."""
     torch.manual_seed(recipe.seed)
-    count, transcoder, target = steps or recipe.steps, y is not None, x if y is None else y
+    transcoder, target = y is not None, x if y is None else y
     made = Dictionary(recipe, x, target, transcoder)
     optimizer = torch.optim.Adam(made.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.999))
     last = torch.zeros(recipe.d_sae)
     variance = float((target - target.mean(0)).square().sum(1).mean())
-    for step, places in enumerate(batches(recipe, len(x), count)):
+    for step, places in enumerate(batches(recipe, len(x), steps)):
         for group in optimizer.param_groups:  # a short warm-up, and a straight line down over the last third
-            group["lr"] = recipe.learning_rate * min((step + 1) / 50, 1.0, 3 * (count - step) / count)
+            group["lr"] = recipe.learning_rate * min((step + 1) / 50, 1.0, 3 * (steps - step) / steps)
         some, wanted = x[places], target[places]
         pre = made.pre(some)
         features = made.kept(pre)
@@ -121,7 +124,7 @@ def train(recipe: Recipe, x: Tensor, y: Tensor | None = None, steps: int | None 
         with torch.no_grad():
             last[(features > 0).any(0)] = step
             made.W_dec.copy_(torch.nn.functional.normalize(made.W_dec, dim=1))
-        if (step + 1) % 500 == 0 or step + 1 == count:
+        if (step + 1) % 500 == 0 or step + 1 == steps:
             share = error.square().sum(1).mean() / variance
             print(f"  step {step + 1}: {share:.4f} of the variance left, {int(dead.sum())} dead", flush=True)
     return made
@@ -191,14 +194,14 @@ def names_found(sae: Sae, model: HookedTransformer, recipe: Recipe) -> float:
 def main() -> None:
     """Train and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="(default: %(default)s)")
     parser.add_argument(
         "--acts", type=Path, help="folder of the harvest, which is kept and gone on with (default: none is)"
     )
+    parser.add_argument("--only", metavar="HOOK", help="train one: with --acts, several can be trained side by side")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write (default: the embedded one)")
     arguments = parser.parse_args()
-    recipe = Recipe(steps=arguments.steps, seed=arguments.seed)
+    recipe = Recipe(seed=arguments.seed)
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
@@ -220,29 +223,35 @@ def main() -> None:
         def scale_of(x: Tensor) -> float:
             return math.sqrt(x.shape[1]) / float((x - x.mean(0)).norm(dim=1).mean())
 
-        def sae_of(hook: str, steps: int) -> Sae:
+        def resid(layer: int, steps: int) -> Sae:
+            hook = f"blocks.{layer}.hook_resid_post"
             x = read(hook)
             scale = scale_of(x)
-            return as_sae(train(recipe, x * scale, steps=steps), recipe, hook, scale, x)
+            return as_sae(train(recipe, steps, x * scale), recipe, hook, scale, x)
 
-        scores = {}
-        for layer in layers[:-1]:  # after the last one no block is left that could read a feature
-            hook = f"blocks.{layer}.hook_resid_post"
-            scores[hook] = names_found(sae_of(hook, recipe.first_steps), model, recipe)
-            print(f"{hook}: names {scores[hook]:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
-        made = [sae_of(max(scores, key=scores.__getitem__), recipe.steps)]
-        print(f"{made[0].cfg.hook}: {time.perf_counter() - started:.0f} s", flush=True)
-        for layer in layers:
+        def transcoder(layer: int) -> Sae:
             hook, hook_out = f"blocks.{layer}.ln2.hook_normalized", f"blocks.{layer}.hook_mlp_out"
             x, y = read(hook), read(hook_out)
             scale = scale_of(y)
-            made.append(as_sae(train(recipe, x, y * scale), recipe, hook, scale, x, hook_out))
-            print(f"{hook_out}: {time.perf_counter() - started:.0f} s", flush=True)
-    for sae in made:
-        folder = arguments.out / sae.cfg.writes
-        shutil.rmtree(folder, ignore_errors=True)
-        sae.save(folder)
-    print(f"wrote {arguments.out}: {', '.join(sae.cfg.writes for sae in made)}")
+            return as_sae(train(recipe, recipe.transcoder_steps, x, y * scale), recipe, hook, scale, x, hook_out)
+
+        def chosen() -> int:
+            scores = {}
+            for layer in layers[:-1]:  # after the last one no block is left that could read a feature
+                scores[layer] = names_found(resid(layer, recipe.first_steps), model, recipe)
+                print(f"block {layer}: names {scores[layer]:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
+            return max(scores, key=scores.__getitem__)
+
+        makers = {f"blocks.{layer}.hook_mlp_out": partial(transcoder, layer) for layer in layers}
+        if arguments.only not in makers:
+            at = chosen() if arguments.only is None else int(arguments.only.split(".")[1])
+            makers[f"blocks.{at}.hook_resid_post"] = partial(resid, at, recipe.steps)
+        for hook, make in makers.items():
+            if arguments.only in (None, hook):
+                sae = make()
+                shutil.rmtree(arguments.out / hook, ignore_errors=True)
+                sae.save(arguments.out / hook)
+                print(f"wrote {arguments.out / hook}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -245,10 +245,10 @@ class _Page:
         reader = _Reader(tokenizer, config.default_prepend_bos, config.n_ctx, config.d_vocab)
         text, ids = reader.opening(prompt)
         fixed = {**sizes, "batch": 1, "pos": 0}
-        tokens: Mapping[str, Json] = {}
+        tokens: dict[str, list[list[int]]] = {}
         if given:
             standing = {canonical(one.cfg.writes, manifest.hooks): one for one in given}
-            tokens = feature_tokens(plain, source.parent, standing)
+            tokens.update(feature_tokens(plain, source.parent, standing))
         hooks: Json = {
             name: {
                 "axes": list(manifest.hooks[name].axes),

@@ -1,4 +1,4 @@
-"""A live page with SAEs, without a browser: its graph in plain ONNX Runtime is the model with the SAEs, and what it is told fits."""
+"""A live page with SAEs, without a browser: its graph in plain ONNX Runtime is the model with the SAEs, and what it is told."""
 
 from __future__ import annotations
 
@@ -153,9 +153,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
     wide = Sae.from_arrays(np.eye(64), np.zeros(64), np.eye(64), np.zeros(64), "blocks.1.hook_resid_post")
     with pytest.raises(InputError, match="d_in 64"):
         write_page(TINY, tmp_path / "site", saes=wide)
-    with pytest.raises(UnknownHookPoint, match="blocks.9.hook_resid_post"):
+    with pytest.raises(UnknownHookPoint, match=r"blocks\.9\.hook_resid_post"):
         write_page(TINY, tmp_path / "site", saes=random_sae("blocks.9.hook_resid_post", 15))
-    with pytest.raises(InputError, match="stands at"):
+    with pytest.raises(InputError, match="two SAEs would stand for"):
         write_page(TINY, tmp_path / "site", saes=[saes()[0], random_sae("blocks.3.hook_resid_post", 15)])
     with pytest.raises(InputError, match="77"):
         write_page(TINY, tmp_path / "site", saes=saes(), edits=Ablate(acts(saes()[0]), dims=77))

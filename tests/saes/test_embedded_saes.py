@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,9 @@ def test_there_is_an_sae_of_the_residual_stream_and_a_transcoder_for_each_mlp() 
 
 
 def test_one_that_there_is_not_is_named_with_those_that_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=f"no folder 'x'.*{NAMES[0]}"):
+    with pytest.raises(ModelFileError, match=rf"no folder 'x'.*{re.escape(NAMES[0])}"):
         Sae.from_pretrained(RELEASE, "x")
-    with pytest.raises(ModelFileError, match="no folder '../tiny-gpt2'"):
+    with pytest.raises(ModelFileError, match=r"no folder '\.\./tiny-gpt2'"):
         Sae.from_pretrained(RELEASE, "../tiny-gpt2")
     monkeypatch.setattr(embedded, "SAES", (RELEASE, "gone"))
     with pytest.raises(ExportError, match="'gone', which ships with graphlens, is missing"):
