@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 ANSWER, WRONG = " Mary", " John"
+STEERED = "When Peter and Rose went to the beach, Rose gave a drink to"
 SAE = "blocks.2.hook_resid_post"
-CLAMPED = (0, 0.0)  # the feature that the tutorial on features steers, and what it is set to
+CLAMPED = (59, 30.0)  # the feature that the tutorial on features steers, and what it is set to
 
 
 @cache
@@ -260,7 +261,13 @@ def photograph_live(target: Path, runtime: Path | None) -> None:
             saes = [Sae.from_pretrained("tiny-gpt2-saes", SAE)]
             edit = Patch(f"{SAE}.hook_sae_acts_post", CLAMPED[1], dims=CLAMPED[0], positions=-1)
         write_page(
-            embedded_model(), site, edits=[edit], prompt=CLEAN, saes=saes, runtime=runtime, announce=lambda _: None
+            embedded_model(),
+            site,
+            edits=[edit],
+            prompt=STEERED if saes else CLEAN,
+            saes=saes,
+            runtime=runtime,
+            announce=lambda _: None,
         )
         with serving(site) as address, Browser() as browser:
             page = browser.open(address, width=1160, height=860)

@@ -39,13 +39,14 @@ class Recipe:
 
     seed: int = 1
     rows: int = 4000
-    d_sae: int = 512
-    k: int = 16  # features that a token keeps; of a transcoder, on average
+    d_sae: int = 576
+    k: int = 8  # features that a token keeps
+    transcoder_d_sae: int = 512
+    transcoder_k: int = 24  # of a transcoder, on average
     batch: int = 512  # tokens
-    steps: int = 2500  # for the SAE
-    transcoder_steps: int = 1500
+    steps: int = 2500
     first_steps: int = 500  # for each layer's SAE, by which the layer is chosen
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     auxiliary: float = 1 / 32  # weight of what dead features reconstruct of the error
     k_auxiliary: int = 64
     dead_after: int = 100  # steps without being active
@@ -58,11 +59,13 @@ class Dictionary(torch.nn.Module):
 
     def __init__(self, recipe: Recipe, x: Tensor, y: Tensor, transcoder: bool) -> None:
         super().__init__()
-        width, self.k, self.transcoder = x.shape[1], recipe.k, transcoder
-        rows = torch.nn.functional.normalize(centred(torch.randn(recipe.d_sae, width)), dim=1)
+        width, self.transcoder = x.shape[1], transcoder
+        self.k = recipe.transcoder_k if transcoder else recipe.k
+        features = recipe.transcoder_d_sae if transcoder else recipe.d_sae
+        rows = torch.nn.functional.normalize(centred(torch.randn(features, width)), dim=1)
         self.W_dec = torch.nn.Parameter(rows)
         self.W_enc = torch.nn.Parameter(rows.T.clone())
-        self.b_enc = torch.nn.Parameter(torch.zeros(recipe.d_sae))
+        self.b_enc = torch.nn.Parameter(torch.zeros(features))
         self.b_dec = torch.nn.Parameter(y.mean(0))
         if transcoder:  # begins as the best linear map, so that features are for what is not linear
             mean = x.mean(0)
@@ -102,7 +105,7 @@ def train(recipe: Recipe, steps: int, x: Tensor, y: Tensor | None = None) -> Dic
     transcoder, target = y is not None, x if y is None else y
     made = Dictionary(recipe, x, target, transcoder)
     optimizer = torch.optim.Adam(made.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.999))
-    last = torch.zeros(recipe.d_sae)
+    last = torch.zeros(len(made.b_enc))
     variance = float((target - target.mean(0)).square().sum(1).mean())
     for step, places in enumerate(batches(recipe, len(x), steps)):
         for group in optimizer.param_groups:  # a short warm-up, and a straight line down over the last third
@@ -165,7 +168,7 @@ def as_sae(made: Dictionary, recipe: Recipe, hook: str, scale: float, x: Tensor,
         for some in x[: 64 * recipe.batch].split(recipe.batch):
             kept = made.kept(made.pre(some))
             least.append(float(kept[kept > 0].min()))
-        weights["threshold"] = torch.full((recipe.d_sae,), sum(least) / len(least)) / scale
+        weights["threshold"] = torch.full((len(made.b_enc),), sum(least) / len(least)) / scale
         weights["W_skip"] = centred(made.W_skip.T).T / scale
         weights["W_enc"] = weights["W_enc"] / scale
     weights["b_enc"] = weights["b_enc"] / scale
@@ -178,11 +181,15 @@ def as_sae(made: Dictionary, recipe: Recipe, hook: str, scale: float, x: Tensor,
 
 
 def names_found(sae: Sae, model: HookedTransformer, recipe: Recipe) -> float:
-    """How well single features tell which name comes next: the best feature's F1 for each name, their mean."""
+    """How well single features tell which name comes next: the best feature's F1 for each name, their mean.
+
+    A feature says that it does by an activation of more than half of its largest.
+    """
     ids, examples = sae_corpus.prompts(recipe.prompts, seed=recipe.seed + 2)
     with tempfile.TemporaryDirectory() as place:
         found = graphlens.harvest(model, ids, sae.cfg.hook, Path(place) / "ends", positions="last", verbose=False)
-        active = sae.encode(found[sae.cfg.hook][:]) > 0
+        features = sae.encode(found[sae.cfg.hook][:])
+    active = features > features.max(0) / 2
     best = []
     for name in {example.io for example in examples}:
         right = np.array([example.io == name for example in examples])
@@ -233,7 +240,7 @@ def main() -> None:
             hook, hook_out = f"blocks.{layer}.ln2.hook_normalized", f"blocks.{layer}.hook_mlp_out"
             x, y = read(hook), read(hook_out)
             scale = scale_of(y)
-            return as_sae(train(recipe, recipe.transcoder_steps, x, y * scale), recipe, hook, scale, x, hook_out)
+            return as_sae(train(recipe, recipe.steps, x, y * scale), recipe, hook, scale, x, hook_out)
 
         def chosen() -> int:
             scores = {}

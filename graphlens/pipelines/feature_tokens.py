@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
     from graphlens.edits.record import Array
     from graphlens.edits.sae import Sae
+    from graphlens.file.manifest import Json
 
 COUNT = 3  # tokens that are named of each feature
 _BUDGET = 1e12  # multiplications that it may take: half a minute
 _AT_ONCE = 256  # features
 
 
-def feature_tokens(model: ir.Model, folder: Path, saes: Mapping[str, Sae]) -> dict[str, list[list[int]]]:
+def feature_tokens(model: ir.Model, folder: Path, saes: Mapping[str, Sae]) -> dict[str, Json]:
     """The tokens that each feature raises most by itself, the first the most.
 
     What the blocks after the SAE make of a feature is left out, as in a logit lens.
@@ -66,10 +67,11 @@ def feature_tokens(model: ir.Model, folder: Path, saes: Mapping[str, Sae]) -> di
         return made
 
     nothing = logits(np.zeros((1, config.d_model)))
-    found: dict[str, list[list[int]]] = {}
+    found: dict[str, Json] = {}
     for hook, sae in chosen.items():
-        found[hook] = []
+        tokens: list[Json] = []
         for start in range(0, sae.cfg.d_sae, _AT_ONCE):
             raised = logits(sae.W_dec[start : start + _AT_ONCE]) - nothing
-            found[hook] += np.argsort(-raised, axis=-1, kind="stable")[:, :COUNT].tolist()
+            tokens += np.argsort(-raised, axis=-1, kind="stable")[:, :COUNT].tolist()
+        found[hook] = tokens
     return found

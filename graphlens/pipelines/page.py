@@ -245,7 +245,7 @@ class _Page:
         reader = _Reader(tokenizer, config.default_prepend_bos, config.n_ctx, config.d_vocab)
         text, ids = reader.opening(prompt)
         fixed = {**sizes, "batch": 1, "pos": 0}
-        tokens: dict[str, list[list[int]]] = {}
+        tokens: dict[str, Json] = {}
         if given:
             standing = {canonical(one.cfg.writes, manifest.hooks): one for one in given}
             tokens.update(feature_tokens(plain, source.parent, standing))

@@ -19,8 +19,9 @@ from graphlens import HookedTransformer, Patch, Sae, Scale, Steer
 from graphlens.interventions import Intervention, from_json
 from graphlens.pipelines.page import write_page, write_page_file
 from tests.command_line import graphlens as command
-from tests.live.in_chromium import CLOSE, PROMPT, RUNTIME, choose, error, fill, served, settle, table
+from tests.live.in_chromium import CLOSE, PROMPT, RUNTIME, choose, error, fill, settle, table
 from tools.browser import Browser, Page
+from tools.serving import serving
 
 RELEASE = "tiny-gpt2-saes"
 TRANSCODER = "blocks.1.hook_mlp_out"
@@ -58,8 +59,8 @@ def page(browser: Browser, saes: list[Sae], tmp_path_factory: pytest.TempPathFac
     write_page(
         graphlens.embedded_model(), root / "site", prompt=PROMPT, saes=saes, runtime=RUNTIME, announce=lambda _: None
     )
-    with served(root) as address:
-        found = browser.open(f"{address}/site/")
+    with serving(root / "site") as address:
+        found = browser.open(address)
         ready = found.value("window.graphlens.ready")
         assert isinstance(ready, dict)
         assert ready["distrust"] is None
