@@ -108,7 +108,8 @@ class Measured:
         for place in np.argsort(-features[:, feature], kind="stable"):
             row, at = divmod(int(place), sae_corpus.ROW)
             before, token = self.rows[row, max(0, at - BEFORE) : at], self.rows[row, at]
-            text = f"{self.text(before)}**{self.text([token]).strip()}**"
+            said = self.text([token])
+            text = f"{self.text(before)}{' ' * said.startswith(' ')}**{said.strip()}**"
             if text not in contexts:
                 contexts.append(text)
             if len(contexts) == STRONGEST:
@@ -186,9 +187,12 @@ Each folder is in SAELens's layout: `cfg.json` and `sae_weights.safetensors`, fl
 ## Figures
 
 All from `tools/sae_card.py`, which writes this file; `--check` recomputes them. They are of {ROWS} rows of {sae_corpus.ROW} \
-tokens that the training did not have. Loss: nats per token; {measured.intact:.3f} without an SAE. Recovered: (ablated - loss) /
-(ablated - {measured.intact:.3f}), ablated being the loss with zeros in place of what the SAE stands for. L0: features active at a
-token, mean. Explained: share of the variance. Dead: features that are active at none of the tokens.
+tokens that
+the training did not have.
+
+- Loss: nats per token; {measured.intact:.3f} without an SAE. Ablated: the loss with zeros in place of what the SAE stands for.
+- Recovered: (ablated - loss) / (ablated - {measured.intact:.3f}).
+- L0: features active at a token, mean. Explained: share of the variance. Dead: features that are active at none of the tokens.
 
 | stands for | architecture | L0 | explained | loss | ablated | recovered | dead |
 |---|---|---|---|---|---|---|---|
@@ -206,9 +210,10 @@ one token.
 |---|---|---|---|---|
 {features}
 
-The feature of `{resid.sae.cfg.writes}` that best tells which name comes next, at the end of {PROMPTS:,} prompts whose next \
-word is a name. F1 is of "its activation is more than half of its largest" against "this name comes".
-Of {len(NAMES)} names {good} have a feature with 0.90 or more.
+The feature of `{resid.sae.cfg.writes}` that best tells which name comes next, at the end of {PROMPTS:,} prompts whose
+next word is a name. F1 is of "its activation is more than half of its largest" against "this name comes". Of {len(NAMES)} \
+names {good} have
+a feature with 0.90 or more; most names share theirs with others.
 
 | name | feature | F1 |
 |---|---|---|
@@ -217,10 +222,11 @@ Of {len(NAMES)} names {good} have a feature with 0.90 or more.
 ## Training
 
 By `tools/train_saes.py`, from a harvest of {recipe.rows:,} rows of {sae_corpus.ROW} tokens, made as the model's training text:
-{recipe.steps:,} steps of Adam on {recipe.batch} tokens, peak rate {recipe.learning_rate}, seed {recipe.seed}. The SAE keeps the \
-{recipe.k} largest features of each
-token. The transcoders kept {recipe.transcoder_k} a token on average, the largest of each batch, and keep those above a threshold
-since. The residual stream's layer is the one in which single features best tell which name comes next.
+{recipe.steps:,} steps of Adam on {recipe.batch} tokens, peak rate {recipe.learning_rate}, seed {recipe.seed}. The SAE keeps the
+{recipe.k} largest features of each token. The transcoders kept {recipe.transcoder_k} a token on average, the largest \
+of each batch, and
+keep those above a threshold since. The residual stream's layer is that one, but for the last, in which single features best tell
+which name comes next.
 
 What they read and write has no mean over the width, which every norm of the model takes away. So they are as good for the model
 with processed weights (`HookedTransformer.from_pretrained`).

@@ -168,9 +168,11 @@ function describe({ edit, note }) {
   const feature = ofFeatures(edit.hook);
   if (feature && number !== null && edit.kind === "patch") what = `set to ${number}`;
   if (feature && number !== null && edit.kind === "steer") what = `+ ${Number((number * edit.coefficient).toPrecision(6))}`;
-  const where = ["heads", "positions", "dims", "batch"].filter((field) => edit[field] !== null);
+  const one = feature && Number.isInteger(edit.dims);
+  const at = one ? `feature ${edit.dims} at ${settings.features.find((each) => each.hook === edit.hook).at}` : edit.hook;
+  const where = ["heads", "positions", "dims", "batch"].filter((field) => edit[field] !== null && !(one && field === "dims"));
   const told = (value) => JSON.stringify(Object.hasOwn(Object(value), "slice") ? value.slice : value);
-  return [`${edit.hook} ${what}`, ...where.map((field) => `${feature && field === "dims" ? "feature" : field} ${told(edit[field])}`), ...(note ? [`from ${note}`] : [])].join(", ");
+  return [`${at} ${what}`, ...where.map((field) => `${feature && field === "dims" ? "features" : field} ${told(edit[field])}`), ...(note ? [`from ${note}`] : [])].join(", ");
 }
 
 /** Reads the files that the reader chose: edits, or vectors. */
