@@ -31,7 +31,12 @@ from graphlens.model.text import Input
 RETURN_TYPES = ("logits", "predictions", None)
 
 
-class HookedEncoder(OpenMethods[ArrayT], EditMethods[ArrayT], EncoderTextMethods[ArrayT], EncoderWeightMethods[ArrayT]):
+class HookedEncoder(
+    OpenMethods[ArrayT],
+    EditMethods[ArrayT],
+    EncoderTextMethods[ArrayT],
+    EncoderWeightMethods[ArrayT],
+):
     """A hooked encoder, TransformerLens's HookedEncoder: run it, read any activation, edit any activation.
 
     Made by ``from_pretrained`` or ``from_onnx``. Tokens are integer arrays [b, p] or [p], nested lists, or strings, which the

@@ -16,10 +16,10 @@ from graphlens.model.border import Border, NumpyBorder
 from graphlens.model.forward import CacheOptions, HookOptions, InterventionOptions, positions_of, run_forward, unbatched
 from graphlens.model.hook_calls import Hooks, pairs
 from graphlens.model.kv_cache import KeyValueCache
+from graphlens.model.methods import sae_runs
 from graphlens.model.methods.edits import EditMethods
 from graphlens.model.methods.generate import GenerateMethods
 from graphlens.model.methods.open import OpenMethods
-from graphlens.model.methods.saes import SaeMethods
 from graphlens.model.methods.text import TextMethods
 from graphlens.model.methods.weights import WeightMethods
 from graphlens.model.request import OUTPUT_ARGUMENTS, ForwardOptions, Output, check_arguments
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 class HookedTransformer(
     OpenMethods[ArrayT],
     EditMethods[ArrayT],
-    SaeMethods[ArrayT],
     TextMethods[ArrayT],
     WeightMethods[ArrayT],
     GenerateMethods[ArrayT],
@@ -303,6 +302,10 @@ class HookedTransformer(
             )
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self.forward(input, *forward_args, **forward_options)
+
+    run_with_saes = sae_runs.run_with_saes
+    run_with_cache_with_saes = sae_runs.run_with_cache_with_saes
+    run_with_hooks_with_saes = sae_runs.run_with_hooks_with_saes
 
     @overload
     def run_with_interventions(

@@ -1,8 +1,8 @@
 """Makes the golden files of the formats that this version writes: ``python tests/golden/make.py``, once for each release.
 
-They are a hooked folder of a tiny random Gemma 3 of odd sizes (format 4: adopted from a file that torch exported; up to
-format 2: GPT-2), an edits file and a saved sweep, in a folder named after the three formats: ``1-1-1`` is format 1 of the
-manifest, of edits files and of sweep results.
+They are a hooked folder of a tiny random Gemma 3 of odd sizes (since format 4 adopted from a file that torch exported,
+since format 5 with an SAE in it and its error term; up to format 2: GPT-2), an edits file and a saved sweep, in a folder
+named after the three formats: ``1-1-1`` is format 1 of the manifest, of edits files and of sweep results.
 ``expected.safetensors`` holds what they must give, computed by transformers and torch hooks and not by graphlens. A folder
 that is there is never made again: later versions open what earlier ones wrote. Needs the extras [cpu,export].
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     import transformers
 
-    from graphlens import HookedTransformer
+    from graphlens import HookedTransformer, Sae
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -57,7 +57,7 @@ def formats() -> str:
 def main() -> int:
     """Makes them; 1 if they are there already, or if what graphlens computes is not what transformers does."""
     import graphlens
-    from graphlens import interventions
+    from graphlens import interventions, surgery
 
     target = HERE / formats()
     if target.exists():
@@ -69,8 +69,13 @@ def main() -> int:
         foreign = Path(temporary) / "golden-gemma3.onnx"
         _export_elsewhere(module, foreign)
         graphlens.adopt(foreign, made / "model", config=checkpoint, tokenizer=checkpoint, announce=print)
+        sae = _sae()
+        with_sae = surgery.with_sae(
+            surgery.load(made / "model"), sae, error_term=True
+        )  # which leaves every number as it was
+        surgery.save(with_sae, made / "model")
         model = graphlens.HookedTransformer.from_onnx(made / "model", "cpu")
-        expected = _expected(module, model)
+        expected = _expected(module, model) | _features(module, sae)
         interventions.save(_edits(expected["steering"], expected["patch"]), made / "edits.json")
         _sweep(model, expected).save(made / "sweep.json")
         _write(made, expected)
@@ -243,6 +248,29 @@ def _expected(module: transformers.Gemma3ForCausalLM, model: HookedTransformer) 
     fast = model.runner.text.tokenizer.fast  # the tokenizers package's own
     ids = [0, *fast.encode(PROMPT, add_special_tokens=False).ids]
     return {**arrays, "steering": steering, "patch": patch, "prompt": np.asarray([ids])}
+
+
+def _sae() -> Sae:
+    """A random topk SAE of the residual after the second block, of more features than the model is wide."""
+    from graphlens import Sae
+
+    rng, width, features = np.random.default_rng(13), SIZES["hidden_size"], 67
+    encoder, decoder = rng.standard_normal((width, features)) / 6, rng.standard_normal((features, width)) / 6
+    biases = (rng.standard_normal(size) / 6 for size in (features, width))
+    return Sae.from_arrays(encoder, next(biases), decoder, next(biases), "blocks.1.hook_resid_post", "topk", k=9)
+
+
+def _features(module: transformers.Gemma3ForCausalLM, sae: Sae) -> dict[str, Array]:
+    """The features of the tokens of ``_expected``, by torch."""
+    import torch
+
+    tokens = torch.from_numpy(np.random.default_rng(7).integers(1, SIZES["vocab_size"], (2, 7)))
+    w = {name: torch.from_numpy(np.array(weight)) for name, weight in sae.weights.items()}
+    with torch.no_grad():
+        residual = module(tokens, output_hidden_states=True).hidden_states[2]
+        largest, places = ((residual - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).topk(9)
+        found = torch.zeros(2, 7, 67).scatter(-1, places, largest.relu())
+    return {"features/blocks.1.hook_resid_post.hook_sae_acts_post": found.numpy()}
 
 
 def _sweep(model: HookedTransformer, expected: dict[str, Array]) -> Any:

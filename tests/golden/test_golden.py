@@ -58,6 +58,16 @@ def test_a_folder_opens_and_gives_the_numbers_of_transformers(name: str) -> None
         close(cache[key.removeprefix("cache/")], right[key])
 
 
+@pytest.mark.parametrize("name", [name for name in RELEASES if int(name.partition("-")[0]) >= 5])
+def test_the_sae_inside_has_the_features_that_torch_gave(name: str) -> None:
+    right = expected(name)
+    kept = [key for key in right if key.startswith("features/")]
+    assert kept
+    _, cache = opened(name).run_with_cache(right["tokens"])
+    for key in kept:
+        close(cache[key.removeprefix("features/")], right[key])
+
+
 @release
 def test_a_text_has_the_tokens_that_it_had(name: str) -> None:
     np.testing.assert_array_equal(opened(name).to_tokens(str(made(name)["prompt"])), expected(name)["prompt"])
@@ -67,7 +77,8 @@ def test_a_text_has_the_tokens_that_it_had(name: str) -> None:
 def test_a_folder_passes_every_check(name: str) -> None:
     adopted = surgery.read_manifest(surgery.load(HERE / name / "model")).adopted is not None
     weights = "adopted.safetensors" if adopted else "model.safetensors"
-    assert surgery.check(HERE / name / "model").external_files == (weights,)
+    saes = sorted(path.name for path in (HERE / name / "model").glob("sae-*.safetensors"))
+    assert surgery.check(HERE / name / "model").external_files == (weights, *saes)
 
 
 @release

@@ -57,9 +57,11 @@ def run(model: HookedSAETransformer, case: dict[str, Any], folder: Path, tokens:
 
     kept: dict[str, torch.Tensor] = {}
 
-    def keep(value: torch.Tensor, hook: Any) -> None:
+    def keep(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value * 1  # the SAE's input is the hook point's very tensor, which may have readers besides
         value.retain_grad()
         kept[hook.name] = value
+        return value
 
     with model.saes([sae], **asked):
         found["edited"] = model.run_with_hooks(tokens, fwd_hooks=[(post, without), (f"{at}.hook_sae_recons", scaled)])

@@ -1,4 +1,4 @@
-"""Files with SAEs inside: baked, drivable, saved and opened again, from Python and from the command line; all give the API's numbers."""
+"""Files with SAEs inside: baked, drivable, saved and opened again, also by commands; all give the API's numbers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_hooked_files_have_the_hook_points(odd: HookedTransformer, tmp_path: Pat
         found, values = again.run_with_cache(TOKENS)
         close(found, logits)
         assert list(values) == list(cache)
-        for hook in values:
+        for hook in (hook for hook in values if not hook.endswith("hook_attn_scores")):  # masked ones are -inf
             close(values[hook], cache[hook])
         close(again.run_with_interventions(TOKENS, EDITS), edited)
         manifest = json.loads(surgery.load(tmp_path / place).metadata_props[METADATA_KEY])
@@ -107,9 +107,9 @@ def test_a_kv_cache_and_tokens_that_are_left_out(odd: HookedTransformer, tmp_pat
     sae = SAES["topk"]
     with odd.saes(sae, exclude_special_tokens=[special]):
         expected = odd(TOKENS)
-        odd.bake(Scale(POST, 3.0, dims=[4]), tmp_path / "past", with_past=True)
-        edited = odd.run_with_interventions(TOKENS, Scale(POST, 3.0, dims=[4]))
-    assert np.abs(expected - edited).max() > 0
+        odd.bake(Steer(POST, 3.0, dims=[4]), tmp_path / "past", with_past=True)
+        edited = odd.run_with_interventions(TOKENS, Steer(POST, 3.0, dims=[4]))
+    assert np.abs(expected - edited).max() > 1e-2
     session = opened(tmp_path / "past" / "model.onnx")
     shape = (2, odd.cfg.n_heads, 0, odd.cfg.d_head)
     past = {name.name: np.zeros(shape, np.float32) for name in session.get_inputs() if name.name.startswith("past")}

@@ -133,10 +133,10 @@ def test_weights_that_were_set_and_saes(odd: HookedTransformer) -> None:
     sae, name = made(1, hook=RESID), "blocks.2.mlp.b_out"
     with odd.saes(sae):
         before = odd(TOKENS)
-        odd.set_weights({name: odd.runner.weights[name] + 1})
+        odd.set_weights({name: odd.runner.weights[name] + np.arange(D_MODEL)})
         after = odd(TOKENS)
     other = model()
-    other.set_weights({name: other.runner.weights[name] + 1})
+    other.set_weights({name: other.runner.weights[name] + np.arange(D_MODEL)})
     assert np.array_equal(other.run_with_saes(TOKENS, saes=sae), after)
     assert np.abs(after - before).max() > 1e-3
 
@@ -189,7 +189,7 @@ def test_paths_and_edges_are_of_the_plain_model(odd: HookedTransformer) -> None:
         (made(1, hook=RESID, reshape_activations="hook_z"), InputError, "head, d_head"),
         (made(1, hook=MLP_OUT, hook_out=NORMED, architecture="transcoder"), InputError, "comes after"),
         (made(1, width_out=9, hook=NORMED, hook_out=MLP_OUT, architecture="transcoder"), InputError, "d_out 9"),
-        (made(1, hook=f"{RESID}.hook_sae_output"), UnknownHookPoint, ""),
+        (made(1, hook=f"{RESID}.hook_sae_output"), UnknownHookPoint, "only while an SAE stands there"),
     ],
 )
 def test_saes_that_do_not_fit(odd: HookedTransformer, sae: Sae, error: type[Exception], said: str) -> None:

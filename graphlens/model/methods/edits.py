@@ -14,6 +14,7 @@ from graphlens.model.config import HookPointInfo
 from graphlens.model.hook_calls import HookFunction, HookName, Hooks
 from graphlens.model.hooks import HookDict
 from graphlens.model.methods import root, torch_like
+from graphlens.model.methods import saes as sae_methods
 from graphlens.model.per_thread import Block
 from graphlens.model.runner import Interventions, Runner
 
@@ -209,6 +210,13 @@ class EditMethods(Generic[ArrayT]):
     float = torch_like.float
     double = torch_like.double
     bfloat16 = torch_like.bfloat16
+
+    # SAEs, as SAELens has them
+
+    add_sae = sae_methods.add_sae
+    reset_saes = sae_methods.reset_saes
+    acts_to_saes = property(sae_methods.acts_to_saes)
+    saes = sae_methods.saes
 
     # Interventions
 
