@@ -195,5 +195,7 @@ def test_one_file_has_the_features_and_opens_with_one_clamped(
     settle(page)
     same_features(page, model, saes[0], edits, model.to_tokens(PROMPT).shape[1] - 1)
     assert page.value("document.getElementById('sae-label').hidden") is True
-    assert f"feature 7 at {saes[0].cfg.writes} set to 12" in str(page.value("document.getElementById('edits').textContent"))
+    assert f"feature 7 at {saes[0].cfg.writes} set to 12" in str(
+        page.value("document.getElementById('edits').textContent")
+    )
     page.close()
