@@ -2,7 +2,8 @@
 
 A ``.png`` is one view of a run of an embedded model, photographed in headless Chromium; a ``.svg`` is drawn, here, in
 ``tools/diagrams.py`` or, of a page's own table, in ``tools/page_charts.py``, and needs no browser. ``live.png`` is the live
-page with head 1.0 off (``--runtime``: the npm packages that it runs on, if it should not fetch them).
+page with head 1.0 off, and ``features.png`` the one with a feature of an SAE clamped (``--runtime``: the npm packages that they
+run on, if they should not be fetched).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 ANSWER, WRONG = " Mary", " John"
+STEERED = "When Peter and Rose went to the beach, Rose gave a drink to"
+SAE = "blocks.2.hook_resid_post"
+CLAMPED = (59, 30.0)  # the feature that the tutorial on features steers, and what it is set to
 
 
 @cache
@@ -216,7 +220,8 @@ def hook_names() -> set[str]:
 
 # Picture -> what draws it.
 DRAWN: dict[str, Callable[[], str]] = {"block.svg": block, **DIAGRAMS, **CHARTS}
-NAMES = (*PICTURES, "live.png", *DRAWN)
+LIVE = ("live.png", "features.png")
+NAMES = (*PICTURES, *LIVE, *DRAWN)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -234,8 +239,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         if name in DRAWN:
             (asked.out / name).write_text(DRAWN[name](), encoding="utf-8")
-    if "live.png" in names:
-        photograph_live(asked.out / "live.png", asked.runtime)
+    for name in LIVE:
+        if name in names:
+            photograph_live(asked.out / name, asked.runtime)
     shots = [name for name in names if name in PICTURES]
     if shots:
         photograph(shots, asked.out)
@@ -267,16 +273,28 @@ def photograph(names: list[str], out: Path) -> None:
 
 
 def photograph_live(target: Path, runtime: Path | None) -> None:
-    """Makes the picture of the live page, in which head 1.0 is off."""
-    from graphlens import Ablate, embedded_model
+    """Makes a picture of the live page: head 1.0 is off, or a feature is clamped."""
+    from graphlens import Ablate, Patch, Sae, embedded_model
     from graphlens.pipelines.page import write_page
     from tools.browser import Browser
     from tools.serving import serving
 
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder) / "site"
-        edit = Ablate("blocks.1.attn.hook_z", heads=0)
-        write_page(embedded_model(), site, edits=[edit], prompt=CLEAN, runtime=runtime, announce=lambda _: None)
+        edit: Ablate | Patch = Ablate("blocks.1.attn.hook_z", heads=0)
+        saes = []
+        if target.name == "features.png":
+            saes = [Sae.from_pretrained("tiny-gpt2-saes", SAE)]
+            edit = Patch(f"{SAE}.hook_sae_acts_post", CLAMPED[1], dims=CLAMPED[0], positions=-1)
+        write_page(
+            embedded_model(),
+            site,
+            edits=[edit],
+            prompt=STEERED if saes else CLEAN,
+            saes=saes,
+            runtime=runtime,
+            announce=lambda _: None,
+        )
         with serving(site) as address, Browser() as browser:
             page = browser.open(address, width=1160, height=860)
             page.value("window.graphlens.ready")
@@ -284,7 +302,12 @@ def photograph_live(target: Path, runtime: Path | None) -> None:
             faults = page.faults() + [ask for ask in page.requests() if not ask.startswith(address)]
             if faults:
                 raise RuntimeError(f"{target.name}: {faults}")
-            top = {"x": 0, "y": 0, "width": 1160, "height": 860, "scale": 1}  # prompt, edits, next token; not all below
+            end = 860  # prompt, edits, next token; not all below
+            if saes:
+                end = int(
+                    str(page.value("Math.ceil(document.getElementById('features').getBoundingClientRect().bottom)"))
+                )
+            top = {"x": 0, "y": 0, "width": 1160, "height": end, "scale": 1}
             shot = page.send("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=top)
             target.write_bytes(base64.b64decode(str(shot["data"])))
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from graphlens.cli.options import (
-    ErrorTerm,
     Hooked,
     KeepHooks,
     Layout,
     Link,
     Out,
-    SaeFolders,
     SelfContained,
     WithPast,
     ensure_new_folder,
@@ -22,10 +19,8 @@ from graphlens.cli.options import (
     place_of,
     print_json,
 )
+from graphlens.cli.saes import ErrorTerm, Saes, spliced
 from graphlens.errors import InputError
-
-if TYPE_CHECKING:
-    from graphlens.edits.spliced_sae import SplicedSae
 
 
 def bake(
@@ -43,7 +38,7 @@ def bake(
     self_contained: SelfContained = False,
     layout: Layout = "plain",
     link: Link = False,
-    sae: SaeFolders = None,
+    sae: Saes = None,
     error_term: ErrorTerm = False,
 ) -> None:
     """Write a model with interventions inside: a plain ONNX file that any ONNX Runtime runs.
@@ -62,21 +57,11 @@ def bake(
         keep_hooks=keep_hooks,
         self_contained=self_contained,
         layout=layout,
-        saes=_saes(sae, error_term),
+        saes=spliced(sae, error_term),
         link=link,
         announce=typer.echo,
     )
     typer.echo(f"Wrote {folder}")
-
-
-def _saes(folders: list[Path] | None, error_term: bool) -> list[SplicedSae]:
-    """The SAEs of some folders."""
-    if not folders:
-        return []
-    from graphlens.edits.sae import Sae
-    from graphlens.edits.spliced_sae import SplicedSae
-
-    return [SplicedSae.of(Sae.from_folder(folder), error_term) for folder in folders]
 
 
 def edits_schema() -> None:
@@ -108,7 +93,7 @@ def drivable(
     keep_hooks: KeepHooks = False,
     self_contained: SelfContained = False,
     link: Link = False,
-    sae: SaeFolders = None,
+    sae: Saes = None,
     error_term: ErrorTerm = False,
 ) -> None:
     """Write a model whose hook points can be changed through inputs, from any ONNX Runtime language.
@@ -127,7 +112,7 @@ def drivable(
         with_past=with_past,
         keep_hooks=keep_hooks,
         self_contained=self_contained,
-        saes=_saes(sae, error_term),
+        saes=spliced(sae, error_term),
         link=link,
         announce=typer.echo,
     )

@@ -65,13 +65,6 @@ Results = Annotated[str, typer.Option("-o", "--out", metavar="FOLDER", help="The
 WithPast = Annotated[bool, flag("--with-past", help="Inputs and outputs for a KV cache.")]
 KeepHooks = Annotated[bool, flag("--keep-hooks", help="Keep the hook points as outputs.")]
 SelfContained = Annotated[bool, flag("--self-contained", help="Copy the weights: what is done anyway, without --link.")]
-SaeFolders = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--sae", metavar="FOLDER", help="An SAE to put into the model, as SAELens saves it; several times for several."
-    ),
-]
-ErrorTerm = Annotated[bool, flag("--error-term", help="Add what the SAEs do not reconstruct to what they write.")]
 Link = Annotated[
     bool, flag("--link", help="Hardlink the weights instead of copying them. onnx.load refuses such a folder.")
 ]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from graphlens.cli.options import Hooked, place_of
+from graphlens.cli.saes import Saes, sae_of
 from graphlens.errors import InputError
 
 
@@ -28,6 +29,7 @@ def page(
         str | None,
         typer.Option("--edits", metavar="FILE", help="Interventions as JSON, in force when the page opens."),
     ] = None,
+    sae: Saes = None,
     runtime: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +41,8 @@ def page(
 ) -> None:
     """Write a page in which a browser runs the model: switch heads off, patch, steer, and see the prediction change.
 
-    Nothing that is typed there leaves the browser. The page takes edits from "graphlens bake", and gives them.
+    Nothing that is typed there leaves the browser. The page takes edits from "graphlens bake", and gives them. With SAEs it shows
+    the features at each token, and changes them.
 
     Example: [bold]graphlens page tiny-gpt2 -o site[/], then [bold]python -m http.server -d site[/]
     """
@@ -50,9 +53,12 @@ def page(
         raise InputError("say where the page goes: -o FOLDER, or --single-file FILE; one of both.")
     source = place_of(model)
     given = () if edits is None else load(edits)
+    saes = [sae_of(each) for each in sae or ()]
     if out is not None:
-        folder = write_page(source, out, edits=given, prompt=prompt, runtime=runtime, announce=typer.echo)
+        folder = write_page(source, out, edits=given, prompt=prompt, saes=saes, runtime=runtime, announce=typer.echo)
         typer.echo(f"Wrote {folder}. To look at it: python -m http.server -d {folder}, then open http://localhost:8000")
     elif single_file is not None:
-        file = write_page_file(source, single_file, edits=given, prompt=prompt, runtime=runtime, announce=typer.echo)
+        file = write_page_file(
+            source, single_file, edits=given, prompt=prompt, saes=saes, runtime=runtime, announce=typer.echo
+        )
         typer.echo(f"Wrote {file}. To look at it, open it in a browser.")

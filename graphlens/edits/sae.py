@@ -173,10 +173,10 @@ class Sae(SaeArrays):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> Self:
-        """Opens an SAE of the Hugging Face hub, downloaded unless it is in the hub's cache.
+        """Opens an SAE of the Hugging Face hub, downloaded unless it is in the hub's cache; or one that ships with graphlens.
 
         Args:
-            release: The repository: "owner/name".
+            release: The repository: "owner/name". "tiny-gpt2-saes" are those of tiny-gpt2 that ship with graphlens.
             sae_id: The SAE's folder in it, "." for the repository itself.
             hook: The hook point that it reads, in place of what the files say; needed where they say none.
             hook_out: The hook point that a transcoder stands for, likewise.

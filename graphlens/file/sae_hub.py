@@ -1,11 +1,12 @@
-"""Where an SAE lies on the Hugging Face hub: a repository and a folder in it, of which only the files of an SAE are fetched."""
+"""Where an SAE of a release lies: a repository on the Hugging Face hub, or what ships with graphlens, and a folder in it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
 
-from graphlens.errors import InputError, ModelFileError
+from graphlens.errors import InputError, ModelFileError, is_one_of
+from graphlens.file.embedded import CARD, SAES, embedded_folder
 from graphlens.file.folder import user_path
 from graphlens.file.sae_layouts import layouts, refusal
 
@@ -19,10 +20,10 @@ def fetched(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """The local folder of an SAE on the hub, downloaded unless it is in the hub's cache.
+    """The local folder of an SAE on the hub, downloaded unless it is in the hub's cache; or of one that ships with graphlens.
 
     Args:
-        release: The repository, "owner/name".
+        release: The repository, "owner/name"; or a name of ``embedded.SAES``.
         sae_id: The SAE's folder in it; "." for the repository itself.
         revision: A branch, tag or commit.
         token: The hub's access token, or True for the one of the last login.
@@ -32,6 +33,8 @@ def fetched(
         InputError: ``release`` is no repository's name, or ``sae_id`` no folder's.
         ModelFileError: There is no such repository or no SAE there, or the hub cannot be reached and nothing is cached.
     """
+    if is_one_of(release, SAES):
+        return _embedded(release, sae_id)
     from huggingface_hub import errors, snapshot_download
 
     folder = _checked(release, sae_id)
@@ -46,6 +49,17 @@ def fetched(
     if not found.is_dir() or not any(found.iterdir()):
         raise ModelFileError(f"{release}: {_not_there(release, folder, revision, token)}")
     return found
+
+
+def _embedded(release: str, sae_id: str) -> Path:
+    """The folder of an SAE that ships with graphlens."""
+    root = embedded_folder(release, CARD)
+    there = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if not is_one_of(sae_id, there):
+        raise ModelFileError(
+            f"{release}: it has no folder {sae_id!r:.80}. Folders with an SAE: {', '.join(map(repr, there))}."
+        )
+    return root / sae_id
 
 
 def _checked(release: str, sae_id: str) -> PurePosixPath:

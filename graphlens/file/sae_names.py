@@ -13,7 +13,7 @@ HOOKS = (
     "hook_sae_output",
 )
 """The hook points of an SAE, as SAELens names them, in the order in which they have values."""
-INPUT, ERROR, OUTPUT = HOOKS[0], HOOKS[4], HOOKS[5]
+INPUT, ACTS, ERROR, OUTPUT = HOOKS[0], HOOKS[2], HOOKS[4], HOOKS[5]
 EDITABLE = HOOKS[:4]
 """Those whose edits its error term must not see."""
 FEATURES = "d_sae"  # the axis of an SAE's features; the hook map says how many they are

@@ -11,6 +11,7 @@ from graphlens.errors import ExportError, InputError, ModelFileError, is_one_of,
 from graphlens.export.checkpoint import ADAPTER_CONFIG, SHARD_INDEX, WEIGHTS_FILE, family_of, hf_config_of
 from graphlens.export.families import hub_name, nearest_names
 from graphlens.export.families.transformer_lens import is_old_format, settings_of
+from graphlens.file.embedded import MODELS, embedded_folder
 from graphlens.file.folder import CONFIG_FILE, MODEL_FILE, SETTINGS, TOKENIZER_FILES, user_path
 from graphlens.file.inside import read_regular
 from graphlens.file.manifest import Manifest
@@ -19,7 +20,7 @@ from graphlens.pipelines.from_config import read_config
 from graphlens.pipelines.lens_checkpoint import PTH_ENDING, converted, pth_of, settings_in
 from graphlens.views.progress import spinner
 
-EMBEDDED = ("tiny-gpt2", "tiny-llama")
+EMBEDDED = MODELS
 # The files of a checkpoint that are fetched.
 _CHECKPOINT = [*SETTINGS, "model*.safetensors", SHARD_INDEX]
 # Bytes of a model.onnx that is looked into: a hooked one holds no weights. GPT-2 small's has 2 MB.
@@ -59,15 +60,9 @@ def embedded_model(name: str = EMBEDDED[0]) -> Path:
         InputError: There is no such embedded model.
         ExportError: The installation lacks it.
     """
-    from importlib.resources import files
-
     if not is_one_of(name, EMBEDDED):
         raise InputError(f"{name!r:.60}: there is no such embedded model. There are {' and '.join(EMBEDDED)}.")
-    package = Path(str(files("graphlens"))).resolve()
-    for folder in (package / "models" / name, package.parent / "models" / name):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    raise ExportError(f"the embedded model {name!r} is missing from this installation; install graphlens again.")
+    return embedded_folder(name, CONFIG_FILE)
 
 
 def resolve(

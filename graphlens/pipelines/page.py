@@ -14,6 +14,7 @@ import numpy as np
 from graphlens.edits import gate
 from graphlens.edits.files import to_json
 from graphlens.edits.kinds import Intervention, checked
+from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.errors import ExportError, InputError
 from graphlens.file.copies import Announce, place
 from graphlens.file.folder import (
@@ -28,16 +29,20 @@ from graphlens.file.folder import (
 )
 from graphlens.file.io_names import INPUT_IDS, LOGITS
 from graphlens.file.manifest import METADATA_KEY, Json
-from graphlens.file.names import axis_sizes
+from graphlens.file.names import axis_sizes, canonical
+from graphlens.file.sae_names import host_of
 from graphlens.file.tokenizer import load_tokenizer
 from graphlens.file.version import __version__
 from graphlens.pipelines.deploy import GATES_KEY
+from graphlens.pipelines.feature_tokens import feature_tokens
+from graphlens.pipelines.grown import grown
 from graphlens.pipelines.page_runtime import RUNTIME, TOKENIZERS, runtime_files
 from graphlens.views.live import assemble
 from graphlens.views.progress import note, spinner
 
 if TYPE_CHECKING:
     from graphlens.edits.record import Array
+    from graphlens.edits.sae import Sae
     from graphlens.file.small_tokenizer import Tokenizer
     from graphlens.surgery.page_graph import PageGraph
 
@@ -59,6 +64,7 @@ def write_page(
     *,
     edits: Iterable[Intervention] | Intervention = (),
     prompt: str | None = None,
+    saes: Iterable[Sae] | Sae = (),
     runtime: str | os.PathLike[str] | None = None,
     announce: Announce = note,
 ) -> Path:
@@ -72,6 +78,8 @@ def write_page(
         out: The folder to make: absent, or empty.
         edits: Interventions that are in force when the page opens; none by default.
         prompt: The text that the page opens with. For a model without tokenizer: token ids, as text.
+        saes: SAEs whose features the page shows and edits. Each is put in with its error term, so that the model computes what
+            it did until a feature is edited.
         runtime: The folder ``node_modules`` with the npm packages that the page runs on. None takes them from the cache, and
             fetches them from npm where they are not there yet.
         announce: Called with lines of text for people.
@@ -81,31 +89,34 @@ def write_page(
 
     Raises:
         ExportError: If ``out`` is not empty or cannot be written, or the npm packages cannot be had.
-        InputError: For a model that a page cannot run, a prompt that does not fit it, and edits of what is no gate there.
+        InputError: For a model that a page cannot run, a prompt or SAE that does not fit it, and edits of what is no gate there.
         ModelFileError: If the hooked file is damaged.
     """
     from graphlens.surgery.files import weights_files, write_graph
+    from graphlens.surgery.held_weights import beside
 
     refuse_occupied(user_path(out))
-    made = _Page.of(model, checked(edits), prompt)
+    made = _Page.of(model, checked(edits), prompt, saes)
     programs = runtime_files(runtime, announce)
     with new_folder(out) as stage:
         for name in ("model", "runtime"):
             (stage / name).mkdir()
-        placed = place(weights_files(made.graph.model), stage / "model", announce=announce)
-        write_graph(made.graph.model, stage / "model" / MODEL_FILE, sealed=False)
+        graph, brought = beside(made.graph.model, stage / "model")
+        files = {name: path for name, path in weights_files(graph).items() if path not in brought}
+        placed = place(files, stage / "model", announce=announce)
+        write_graph(graph, stage / "model" / MODEL_FILE, sealed=False)
         for name, text in made.texts.items():
             (stage / name).write_text(text, encoding="utf-8")
         for name, key in _RUNTIME_FILES.items():
             (stage / name).write_bytes(programs[key])
         (stage / assemble.STYLE_FILE).write_text(assemble.style(), encoding="utf-8")
         (stage / assemble.SCRIPT_FILE).write_text(assemble.script(), encoding="utf-8")
-        files = [file for name in ("model", "runtime") for file in (stage / name).iterdir()]
-        sizes = {file.relative_to(stage).as_posix(): file.stat().st_size for file in files}
+        written = [file for name in ("model", "runtime") for file in (stage / name).iterdir()]
+        sizes = {file.relative_to(stage).as_posix(): file.stat().st_size for file in written}
         page = assemble.linked_page({**made.settings, "sizes": sizes}, made.title, __version__, _licences(programs))
         (stage / assemble.PAGE_FILE).write_text(page, encoding="utf-8")
-        written = placed.line(stage)
-    announce(written)
+        line = placed.line(stage)
+    announce(line)
     return user_path(out)
 
 
@@ -115,6 +126,7 @@ def write_page_file(
     *,
     edits: Iterable[Intervention] | Intervention = (),
     prompt: str | None = None,
+    saes: Iterable[Sae] | Sae = (),
     runtime: str | os.PathLike[str] | None = None,
     announce: Announce = note,
 ) -> Path:
@@ -125,6 +137,7 @@ def write_page_file(
         out: The file. One that is there is replaced.
         edits: As in write_page.
         prompt: As in write_page.
+        saes: As in write_page.
         runtime: As in write_page.
         announce: As in write_page.
 
@@ -137,22 +150,26 @@ def write_page_file(
         ModelFileError: If the hooked file is damaged.
     """
     from graphlens.surgery.files import weights_files, write_graph
+    from graphlens.surgery.held_weights import beside
 
     target = user_path(out)
     if target.is_dir():
         raise ExportError(f"{target}: is a folder. Name a file for the page: {target / 'page.html'}.")
-    made = _Page.of(model, checked(edits), prompt)
+    made = _Page.of(model, checked(edits), prompt, saes)
     programs = runtime_files(runtime, announce)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with working_folder(target.parent, "page") as stage:
-            write_graph(made.graph.model, stage / MODEL_FILE, sealed=False)
+            model_of_page, brought = beside(made.graph.model, stage)
+            write_graph(model_of_page, stage / MODEL_FILE, sealed=False)
             graph = (stage / MODEL_FILE).read_bytes()
+            arrays = {f"model/{path.name}": _giving(path.read_bytes()) for path in brought}
         contents: dict[str, Callable[[], bytes]] = {
             **{name: _giving(programs[key]) for name, key in _RUNTIME_FILES.items()},
             **{name: _giving(text.encode("utf-8")) for name, text in made.texts.items()},
             f"model/{MODEL_FILE}": _giving(graph),
             **{f"model/{name}": path.read_bytes for name, path in weights_files(made.graph.model).items()},
+            **arrays,
         }
         settings = {**made.settings, "sizes": {}}
         parts = assemble.single_page(settings, made.title, __version__, _licences(programs), contents)
@@ -185,17 +202,28 @@ class _Page:
     weights: int
 
     @classmethod
-    def of(cls, model: str | os.PathLike[str], edits: tuple[Intervention, ...], prompt: str | None) -> _Page:
+    def of(
+        cls,
+        model: str | os.PathLike[str],
+        edits: tuple[Intervention, ...],
+        prompt: str | None,
+        saes: Iterable[Sae] | Sae,
+    ) -> _Page:
         """The page of a model. Raises what write_page does, before anything is written."""
         from graphlens import surgery
+        from graphlens.file.held import held
         from graphlens.surgery.files import weights_files
         from graphlens.surgery.page_graph import page_graph
 
         source = model_path(model)
-        hooked = surgery.load(source)
+        given = list(saes) if isinstance(saes, Iterable) else [saes]
+        plain = surgery.load(source)
+        hooked = grown(plain, (), [SplicedSae.of(one, error_term=True) for one in given])
         manifest = surgery.read_manifest(hooked)
         config = manifest.config
+        brought = sorted({str(tensor.location) for _, tensor in held(hooked)})
         weights = sum(path.stat().st_size for path in weights_files(hooked).values())
+        weights += sum(tensor.held.nbytes for _, tensor in held(hooked))
         if weights > MOST_WEIGHTS:
             raise InputError(
                 f"{config.model_name} has {weights / 1e9:.1f} GB of weights, and a browser runs models of up to "
@@ -217,6 +245,10 @@ class _Page:
         reader = _Reader(tokenizer, config.default_prepend_bos, config.n_ctx, config.d_vocab)
         text, ids = reader.opening(prompt)
         fixed = {**sizes, "batch": 1, "pos": 0}
+        tokens: dict[str, Json] = {}
+        if given:
+            standing = {canonical(one.cfg.writes, manifest.hooks): one for one in given}
+            tokens.update(feature_tokens(plain, source.parent, standing))
         hooks: Json = {
             name: {
                 "axes": list(manifest.hooks[name].axes),
@@ -237,7 +269,10 @@ class _Page:
             "outputs": dict(graph.outputs),
             "lens": None if graph.lens is None else list(graph.lens),
             "no_lens": graph.no_lens,
-            "weights": list(weights_files(graph.model)),
+            "weights": [*weights_files(graph.model), *brought],
+            "features": [
+                {"hook": name, "at": host_of(name), "tokens": tokens.get(host_of(name))} for name in graph.features
+            ],
             "tokenizer": tokenizer is not None,
             "bos": reader.bos,
             "prompt": text,

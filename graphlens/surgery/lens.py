@@ -14,8 +14,10 @@ from onnx_ir.tape import Tape
 from graphlens.errors import InputError
 from graphlens.file.io_names import LOGITS
 from graphlens.file.names import in_block
+from graphlens.file.sae_names import OUTPUT
 from graphlens.surgery.cut import cut
 from graphlens.surgery.graph import finish, install, numbered, read_manifest, values_by_name
+from graphlens.surgery.sae_splicing import carried_on
 
 POSITIONS = "lens/positions"
 PROBABILITIES, TOKENS = "lens/probabilities", "lens/tokens"
@@ -37,7 +39,8 @@ def lens_rows(model: ir.Model) -> list[str]:
 def with_lens(model: ir.Model, count: int) -> ir.Model:
     """A copy of a decoder that also says what each layer would predict: ``ln_final`` and unembedding of its residual.
 
-    What the copy's gates do to the residual stream shows in the lens. The last row is the model's own prediction.
+    What the copy's gates do to the residual stream shows in the lens, those of an SAE's features too. The last row is the
+    model's own prediction.
 
     Args:
         model: A hooked decoder, with gates or without.
@@ -54,7 +57,8 @@ def with_lens(model: ir.Model, count: int) -> ir.Model:
     """
     model = model.clone()
     manifest, rows, values = read_manifest(model), lens_rows(model), values_by_name(model)
-    piece, frontier = cut(model, [rows[-1]], [LOGITS])
+    last = f"{rows[-1]}.{OUTPUT}"
+    piece, frontier = cut(model, [last if last in manifest.hooks else rows[-1]], [LOGITS])
     if frontier:
         raise InputError(
             f"{manifest.config.model_name} has no logit lens: what follows its last block reads {frontier[0]!r} besides the "
@@ -63,7 +67,7 @@ def with_lens(model: ir.Model, count: int) -> ir.Model:
     graph, tape = model.graph, Tape()
     positions = ir.Value(name=POSITIONS, shape=ir.Shape(["lens_positions"]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.append(positions)
-    found = [tape.op("Gather", [values[manifest.hooks[row].value], positions], {"axis": 1}) for row in rows]
+    found = [tape.op("Gather", [values[carried_on(manifest.hooks, row)], positions], {"axis": 1}) for row in rows]
     stream = tape.op("Concat", found, {"axis": 0})
     install(graph, tape, numbered("lens/rows/"))
     logits = _ending(graph, piece.graph, stream, values)

@@ -10,6 +10,7 @@ from graphlens.edits.parts import PARTS
 from graphlens.errors import InputError
 from graphlens.file.io_names import LOGITS
 from graphlens.file.names import in_block
+from graphlens.file.sae_names import ACTS
 from graphlens.surgery.adopted.past import without_past
 from graphlens.surgery.gates import with_gates
 from graphlens.surgery.graph import drop_unused, read_manifest, set_outputs, values_by_name
@@ -33,11 +34,12 @@ class PageGraph:
 
     Attributes:
         model: The graph, its manifest included. Its outputs are ``logits`` and those named below.
-        gates: The hook points that have gates, in firing order.
+        gates: The hook points that have gates, in firing order, and after them those of ``features``.
         patterns: The hook point of each block's attention patterns; None where a block has none.
         outputs: Hook point -> the output with its activation, for gates and patterns.
         lens: The hook points that the rows of the lens read; None for a model that has no lens.
         no_lens: Why it has none, as a sentence; "" where it has one.
+        features: The hook points with the features of the SAEs in the model, which are gates too.
     """
 
     model: ir.Model
@@ -46,6 +48,7 @@ class PageGraph:
     outputs: dict[str, str]
     lens: tuple[str, ...] | None
     no_lens: str = ""
+    features: tuple[str, ...] = ()
 
 
 def page_graph(model: ir.Model) -> PageGraph:
@@ -55,7 +58,7 @@ def page_graph(model: ir.Model) -> PageGraph:
         model: A hooked decoder whose activations are float32.
 
     Returns:
-        The graph: a copy with required gates at the hook points of EDITABLE, and with a logit lens.
+        The graph: a copy with required gates at the hook points of EDITABLE and at SAEs' features, and with a logit lens.
 
     Raises:
         InputError: The model is no decoder, or computes in another dtype.
@@ -69,7 +72,8 @@ def page_graph(model: ir.Model) -> PageGraph:
             "file of it that JavaScript can edit."
         )
     blocks = [[in_block(layer, name) for name in EDITABLE] for layer in range(config.n_layers)]
-    gates = tuple(name for block in blocks for name in block if name in manifest.hooks)
+    features = tuple(name for name in manifest.hooks if name.rpartition(".")[2] == ACTS)
+    gates = (*(name for block in blocks for name in block if name in manifest.hooks), *features)
     patterns = tuple(
         name if name in manifest.hooks else None
         for name in (in_block(layer, "attn.hook_pattern") for layer in range(config.n_layers))
@@ -89,7 +93,7 @@ def page_graph(model: ir.Model) -> PageGraph:
     ends = [] if lens is None else [PROBABILITIES, TOKENS]
     set_outputs(driven.graph, [values[name] for name in dict.fromkeys([LOGITS, *outputs.values(), *ends])])
     drop_unused(driven)
-    return PageGraph(driven, gates, patterns, outputs, None if lens is None else tuple(lens_rows(model)), why)
+    return PageGraph(driven, gates, patterns, outputs, None if lens is None else tuple(lens_rows(model)), why, features)
 
 
 def _lens(model: ir.Model) -> tuple[ir.Model | None, str]:

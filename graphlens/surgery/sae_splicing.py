@@ -82,6 +82,9 @@ def with_saes(model: ir.Model, saes: Sequence[SplicedSae]) -> ir.Model:
     manifest = manifest.with_hooks(_with_mlp_inputs(manifest.hooks, saes))
     order = {name: place for place, name in enumerate(manifest.hooks)}
     placed = [(place_of(one, manifest.hooks, manifest), one) for one in saes]
+    written = [place.writes for place, _ in placed]
+    if twice := [name for name in written if written.count(name) > 1]:
+        raise InputError(f"two SAEs would stand for {twice[0]!r}: give one of them.")
     for name, entry in manifest.hooks.items():
         if not entry.value:
             manifest = manifest.with_hooks({**manifest.hooks, name: replace(entry, value=_read_by_mlp(model, name))})

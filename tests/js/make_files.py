@@ -89,6 +89,7 @@ def main(out: Path) -> None:
         "runs": _runs(model, prompt, names),
         "llama": _llama(out),
         "exposed": _exposed(out),
+        "features": _features(out),
         "sae": _sae(out, model, tokens),
     }
     (out / "expected.json").write_text(json.dumps(expected), encoding="utf-8")
@@ -117,6 +118,40 @@ def _llama(out: Path) -> dict[str, Any]:
         generated = model.generate(prompt, NEW_TOKENS, **options)
     assert (generated != model.generate(prompt, NEW_TOKENS, **options)).any(), "edits change nothing generated"
     return {"prompt_tokens": prompt[0].tolist(), "generated": generated[0].tolist()}
+
+
+def _features(out: Path) -> dict[str, Any]:
+    """A drivable file whose gates are the features of an SAE and of a transcoder, a baked one, and the API's logits."""
+    source = embedded_model()
+    model = HookedTransformer.from_onnx(source, "cpu")
+    names = sorted(path.name for path in (source.parent / "tiny-gpt2-saes").iterdir() if path.is_dir())
+    resid, mlp = (next(name for name in names if name.endswith(end)) for end in ("resid_post", "mlp_out"))
+    saes = [Sae.from_pretrained("tiny-gpt2-saes", name) for name in (resid, mlp)]
+    for sae in saes:
+        model.add_sae(sae, use_error_term=True)
+    tokens = model.to_tokens(PROMPT)
+    at = tokens.shape[1] - 1
+    hooks = [f"{name}.hook_sae_acts_post" for name in (resid, mlp)]
+    plain, cache = model.run_with_cache(tokens)
+    strongest = [int(cache[hook][0, at].argmax()) for hook in hooks]
+    edits: dict[str, Any] = {
+        "scale": [Scale(hooks[0], 3.0, dims=strongest[0])],
+        "add": [Steer(hooks[1], 2.5, dims=strongest[1])],
+        "where": [Patch(hooks[0], 6.0, dims=strongest[0], positions=[3, at])],
+    }
+    edits["all"] = [*edits["scale"], *edits["add"]]
+    logits = {name: model.run_with_interventions(tokens, case) for name, case in edits.items()}
+    assert all(np.abs(found - plain).max() > 0.01 for found in logits.values())
+    spliced = [SplicedSae.of(sae, error_term=True) for sae in saes]
+    write_drivable(source, hooks, out / "features-js", required=True, saes=spliced)
+    bake_model(source, edits["all"], out / "features-baked", saes=spliced)
+    return {
+        "tokens": tokens[0].tolist(),
+        "hooks": hooks,
+        "strongest": strongest,
+        "widths": [sae.cfg.d_sae for sae in saes],
+        "logits": {name: array.ravel().tolist() for name, array in {"plain": plain, **logits}.items()},
+    }
 
 
 def _sae(out: Path, model: HookedTransformer, tokens: Any) -> dict[str, Any]:

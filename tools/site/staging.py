@@ -17,6 +17,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "models/tiny-gpt2/README.md": "cards/tiny-gpt2.md",
+    "models/tiny-gpt2-saes/README.md": "cards/tiny-gpt2-saes.md",
     "models/tiny-llama/README.md": "cards/tiny-llama.md",
 }
 # The menu, but for what fills itself: tutorials, reference pages, benchmarks, decisions. A page of docs/ that is named
@@ -172,13 +173,19 @@ def menu(pages: dict[str, str]) -> Menu:
         "Benchmarks": ["speed.md", *benchmarks],
         "Trust": [f"{name}.md" for name in TRUST],
         "Project": [
-            *("contributing.md", "changelog.md", "cards/tiny-gpt2.md", "cards/tiny-llama.md"),
+            *(
+                "contributing.md",
+                "changelog.md",
+                "cards/tiny-gpt2.md",
+                "cards/tiny-llama.md",
+                "cards/tiny-gpt2-saes.md",
+            ),
             *sorted(page for page in pages if page.startswith("adr/") and page != "adr/index.md"),
         ],
     }
     named = [page for names in sections.values() for page in names]
     sections["How to"] += [page for page in pages if page not in named and page != "adr/index.md"]
-    sections["Project"].insert(4, "adr/index.md")
+    sections["Project"].insert(5, "adr/index.md")
     listed = [page for names in sections.values() for page in names if page in pages]
     if sorted(listed) != sorted(pages):
         raise ValueError(f"these pages are in the menu twice: {sorted({p for p in listed if listed.count(p) > 1})}.")

@@ -13,10 +13,11 @@ const SITES = [
   ["hook_resid_post", "the residual stream after a layer"],
 ];
 const TOP = 10; // tokens in the table of predictions
+const FOUND = 20; // features in the table of what an SAE finds
 const LOOKED = 12; // tokens in the table of what a head looks at
 const PAUSE = 250; // milliseconds without a key before the model runs
 
-const state = { edits: [], at: null, shownAt: null, from: null, layer: 0, head: [0, 0], vectors: new Map(), intact: null, edited: null, other: null };
+const state = { edits: [], at: null, shownAt: null, from: null, layer: 0, head: [0, 0], sae: 0, vectors: new Map(), intact: null, edited: null, other: null };
 let model = null;
 let busy = 0; // actions that are waited for
 let asked = 0; // the newest run that was asked for: results of earlier ones are dropped
@@ -45,6 +46,8 @@ function said(text) {
 
 const hookAt = (layer, name) => `blocks.${layer}.${name}`;
 const has = (name) => Object.hasOwn(settings.hooks, name);
+const features = () => settings.features[state.sae]?.hook ?? null; // the hook point of those that are shown
+const ofFeatures = (hook) => settings.features.some((each) => each.hook === hook);
 const active = () => state.edits.filter((entry) => entry.on).map((entry) => entry.edit);
 
 /** Runs an action of the reader; what it refuses is shown. */
@@ -116,6 +119,14 @@ async function addEdit() {
   state.edits.push(made(record, note));
 }
 
+/** The edit that the form for features stands for. */
+function addClamp() {
+  const [hook, feature, kind] = [features(), Number($("feature").value), $("clamp-kind").value];
+  const record = { kind, hook, dims: feature, [{ patch: "value", steer: "vector", scale: "factor" }[kind]]: Number($("clamp-value").value) };
+  if ($("clamp-positions").value === "one") record.positions = state.at;
+  state.edits.push(made(record));
+}
+
 /** What the second prompt has at a hook point, for the selected part; and where it came from, for people. */
 async function patchFrom(hook, record) {
   const ids = model.tokens($("other").value);
@@ -154,9 +165,14 @@ function describe({ edit, note }) {
   if (edit.kind === "scale") what = `× ${number ?? "an array"}`;
   if (edit.kind === "ablate" && number !== 0) what = number === null ? "replaced" : `= ${number}`;
   if (edit.kind === "steer" && edit.coefficient !== 1) what = `steered × ${edit.coefficient}`;
-  const where = ["heads", "positions", "dims", "batch"].filter((field) => edit[field] !== null);
+  const feature = ofFeatures(edit.hook);
+  if (feature && number !== null && edit.kind === "patch") what = `set to ${number}`;
+  if (feature && number !== null && edit.kind === "steer") what = `+ ${Number((number * edit.coefficient).toPrecision(6))}`;
+  const one = feature && Number.isInteger(edit.dims);
+  const at = one ? `feature ${edit.dims} at ${settings.features.find((each) => each.hook === edit.hook).at}` : edit.hook;
+  const where = ["heads", "positions", "dims", "batch"].filter((field) => edit[field] !== null && !(one && field === "dims"));
   const told = (value) => JSON.stringify(Object.hasOwn(Object(value), "slice") ? value.slice : value);
-  return [`${edit.hook} ${what}`, ...where.map((field) => `${field} ${told(edit[field])}`), ...(note ? [`from ${note}`] : [])].join(", ");
+  return [`${at} ${what}`, ...where.map((field) => `${feature && field === "dims" ? "features" : field} ${told(edit[field])}`), ...(note ? [`from ${note}`] : [])].join(", ");
 }
 
 /** Reads the files that the reader chose: edits, or vectors. */
@@ -200,7 +216,7 @@ async function refresh() {
     ids = model.tokens($("prompt").value);
     if (state.at === null || state.at >= ids.length || state.follows) state.at = ids.length - 1;
     drawTokens("tokens", ids, state.at, (at) => { state.at = at; state.follows = at === ids.length - 1; return refresh(); });
-    const wanted = { layers: model.patternLayers(ids.length, state.layer), lensAt: model.lensPositions(ids.length, state.at) };
+    const wanted = { layers: model.patternLayers(ids.length, state.layer), lensAt: model.lensPositions(ids.length, state.at), captures: features() === null ? [] : [features()] };
     const key = JSON.stringify([ids, wanted]);
     $("status").textContent = "Running";
     const edits = active();
@@ -259,6 +275,7 @@ function drawEdits() {
 
 function draw() {
   drawNext();
+  drawFeatures();
   drawAttention();
   drawLens();
 }
@@ -286,6 +303,35 @@ function drawNext() {
     row.append(element("th", { scope: "row", className: "tok", textContent: shown(model.text(token)) }), ...cells.map((textContent) => element("td", { textContent })));
     return row;
   }));
+}
+
+function drawFeatures() {
+  if (features() === null) return;
+  const { hook, tokens } = settings.features[state.sae];
+  const count = settings.hooks[hook].sizes.at(-1);
+  const row = (run) => run.captures[hook].data.subarray(state.shownAt * count, (state.shownAt + 1) * count);
+  const [intact, edited] = [row(state.intact), row(state.edited)];
+  $("features-of").textContent = shown(model.text(state.intact.ids[state.shownAt]));
+  const size = intact.map((value, i) => Math.max(Math.abs(value), Math.abs(edited[i])));
+  const most = largest(size, FOUND).filter((feature) => size[feature] > 0);
+  const focused = document.activeElement?.dataset?.feature;
+  $("found-none").hidden = most.length > 0;
+  $("found").tBodies[0].replaceChildren(...most.map((feature) => {
+    const button = element("button", { type: "button", textContent: feature });
+    button.dataset.feature = feature;
+    button.setAttribute("aria-label", `Choose feature ${feature}`);
+    button.addEventListener("click", act(() => {
+      $("feature").value = feature;
+      $("clamp-value").focus();
+    }));
+    const change = edited[feature] - intact[feature];
+    const found = element("tr", { className: Math.abs(change) < 5e-5 ? "" : change > 0 ? "up" : "down" }, element("th", { scope: "row" }, button));
+    found.dataset.feature = feature;
+    found.append(...[intact[feature].toFixed(4), edited[feature].toFixed(4), signed(change)].map((textContent) => element("td", { textContent })));
+    found.append(element("td", { className: "tok", textContent: (tokens?.[feature] ?? []).map((token) => shown(model.text(token))).join(" ") }));
+    return found;
+  }));
+  if (focused !== undefined) $("found").querySelector(`button[data-feature="${focused}"]`)?.focus();
 }
 
 function colour(name) {
@@ -399,6 +445,19 @@ function drawSwitches() {
   }));
 }
 
+function drawSaes() {
+  $("features").hidden = !settings.features.length;
+  if (!settings.features.length) return;
+  $("sae").append(...settings.features.map(({ at }, value) => element("option", { value, textContent: at })));
+  $("sae-label").hidden = settings.features.length === 1;
+  fillClamp();
+  $("bake").textContent = "graphlens bake MODEL edits.json --sae SAE --error-term -o OUT";
+}
+
+function fillClamp() {
+  $("feature").max = settings.hooks[features()].sizes.at(-1) - 1;
+}
+
 function fillMaker() {
   const sites = SITES.filter(([name]) => Object.keys(settings.hooks).some((hook) => hook.endsWith(`.${name}`)));
   if (!$("make-site").options.length) {
@@ -425,6 +484,8 @@ function listen() {
   $("follow").addEventListener("input", later(act(() => { if (state.edited) drawNext(); })));
   $("make").addEventListener("change", fillMaker);
   $("make").addEventListener("submit", act(async () => { await addEdit(); await refresh(); }));
+  $("clamp").addEventListener("submit", act(async () => { addClamp(); await refresh(); }));
+  $("sae").addEventListener("change", act(() => { state.sae = Number($("sae").value); fillClamp(); return refresh(); }));
   $("layer").addEventListener("change", act(() => { state.layer = Number($("layer").value); return refresh(); }));
   $("clear").addEventListener("click", act(() => { state.edits = []; return refresh(); }));
   $("open").addEventListener("change", act(async () => { try { await openChosen($("open").files); } finally { $("open").value = ""; } await refresh(); }));
@@ -478,6 +539,7 @@ async function start() {
   const opened = performance.now() - started;
   fillMaker();
   drawSwitches();
+  drawSaes();
   listen();
   state.edits = readEdits(JSON.stringify(settings.edits), settings.hooks).map((edit) => ({ edit, on: true, note: "" }));
   $("prompt").value = settings.prompt;
