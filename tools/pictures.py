@@ -94,27 +94,12 @@ def direct() -> View:
 
 
 def attribution_graph() -> View:
-    """What makes the answer, with the neurons of tiny-gpt2's MLPs as features: docs/attribution-graphs.md."""
-    import numpy as np
-
+    """What makes the answer, by the transcoders that ship for tiny-gpt2: docs/attribution-graphs.md."""
     import graphlens
     from graphlens import Sae
 
-    saes = []
-    for layer in range(model().cfg.n_layers):
-        mlp, norm = model().blocks[layer].mlp, model().blocks[layer].ln2
-        saes.append(
-            Sae.from_arrays(
-                np.asarray(norm.w)[:, None] * mlp.W_in,
-                mlp.b_in + np.asarray(norm.b) @ mlp.W_in,
-                mlp.W_out,
-                mlp.b_out,
-                f"blocks.{layer}.ln2.hook_normalized",
-                "jumprelu_transcoder",
-                threshold=np.ones(mlp.b_in.shape, np.float32),
-                hook_out=f"blocks.{layer}.hook_mlp_out",
-            )
-        )
+    hooks = [f"blocks.{layer}.hook_mlp_out" for layer in range(model().cfg.n_layers)]
+    saes = [Sae.from_pretrained("tiny-gpt2-saes", hook) for hook in hooks]
     return graphlens.attribution_graph(model(), saes, CLEAN, without_features_at=[0], verbose=False).prune().view()
 
 

@@ -8,12 +8,18 @@ from typing import Annotated
 import typer
 
 from graphlens.cli.options import Model, Provider, Tokenizer, ensure_writable, open_model, say
+from graphlens.cli.saes import sae_of
 from graphlens.errors import InputError
 
 
 def features(
     model: Model,
-    sae: Annotated[str, typer.Argument(metavar="SAE", help="The SAE's folder, in a layout that graphlens.Sae reads.")],
+    sae: Annotated[
+        str,
+        typer.Argument(
+            metavar="SAE", help="The SAE's folder, tiny-gpt2-saes/ITS_HOOK, or OWNER/NAME/FOLDER on the hub."
+        ),
+    ],
     corpus: Annotated[
         str,
         typer.Argument(
@@ -45,17 +51,16 @@ def features(
 
     The BOS token is left out. A document longer than the model takes is cut at its end.
 
-    Example: [bold]graphlens features tiny-gpt2 my-sae texts.txt --feature 17 -o features.html[/]
+    Example: [bold]graphlens features tiny-gpt2 tiny-gpt2-saes/blocks.2.hook_resid_post texts.txt --feature 59 -o features.html[/]
     """
     import numpy as np
 
-    from graphlens.edits.sae import Sae
     from graphlens.experiments.feature_search import feature_examples, feature_page
     from graphlens.file.corpora import documents as documents_of
 
     target = ensure_writable(out, "the page")
     opened = open_model(model, provider, tokenizer)
-    found = Sae.from_folder(sae, hook)
+    found = sae_of(sae, hook)
     longest = opened.cfg.n_ctx
     rows = [
         opened.border.from_user(opened.to_tokens(each))[0, :longest] if isinstance(each, str) else each[:longest]

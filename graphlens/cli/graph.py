@@ -19,7 +19,9 @@ from graphlens.cli.options import (
     open_model,
     read_text,
 )
+from graphlens.cli.saes import sae_of
 from graphlens.errors import InputError
+from graphlens.file.embedded import CARD, SAES, embedded_folder
 from graphlens.file.folder import user_path
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ def graph(
         list[str],
         typer.Option(
             "--sae",
-            metavar="FOLDER",
-            help="A transcoder, or a folder of one for each layer; may be given several times.",
+            metavar="SAE",
+            help="A transcoder: its folder, or OWNER/NAME/FOLDER on the hub; or a folder of several, or tiny-gpt2-saes. "
+            "Several times for several.",
         ),
     ],
     out: Annotated[
@@ -63,7 +66,7 @@ def graph(
 
     Every MLP needs a transcoder. Attention patterns and norms are held as they are in the run.
 
-    Example: [bold]graphlens graph gpt2-hooked "The capital of France is" --sae transcoders -o graph.html[/]
+    Example: [bold]graphlens graph tiny-gpt2 "When John and Mary went to the" --sae tiny-gpt2-saes -o graph.html[/]
     """
     from graphlens.experiments.attribution_graph import attribution_graph
 
@@ -80,17 +83,18 @@ def graph(
 
 
 def _saes(names: list[str]) -> list[Sae]:
-    """The SAEs of folders, each of them one SAE's or one of several folders."""
+    """The SAEs that a user names: each name is one SAE's (see ``saes.sae_of``), or that of a folder of several."""
     from graphlens.edits.sae import Sae
 
-    found: list[Path] = []
+    found: list[Sae] = []
     for name in names:
-        folder = user_path(name)
-        if not folder.is_dir():
-            raise InputError(f"--sae {name}: there is no such folder.")
-        inner = sorted(each for each in folder.iterdir() if each.is_dir() and _is_sae(each))
-        found += [folder] if _is_sae(folder) or not inner else inner
-    return [Sae.from_folder(each) for each in found]
+        folder = embedded_folder(name, CARD) if name in SAES else user_path(name)
+        inner = sorted(each for each in folder.iterdir() if each.is_dir() and _is_sae(each)) if folder.is_dir() else []
+        if not inner or _is_sae(folder):
+            found.append(sae_of(name))
+        else:  # others in such a folder are of the residual stream
+            found += [each for each in map(Sae.from_folder, inner) if each.cfg.is_transcoder]
+    return found
 
 
 def _is_sae(folder: Path) -> bool:

@@ -46,11 +46,12 @@ def spliced(names: Sequence[str] | None, error_term: bool) -> list[SplicedSae]:
     return [SplicedSae.of(sae_of(name), error_term) for name in names]
 
 
-def sae_of(name: str) -> Sae:
+def sae_of(name: str, hook: str | None = None) -> Sae:
     """The SAE that a user names.
 
     Args:
         name: A folder, "tiny-gpt2-saes/blocks.0.hook_mlp_out", or "owner/name/folder" of the hub. A folder wins.
+        hook: The hook point that it reads, where its files do not say.
 
     Raises:
         InputError: It is none of these.
@@ -59,7 +60,7 @@ def sae_of(name: str) -> Sae:
     from graphlens.edits.sae import Sae
 
     if user_path(name).is_dir():
-        return Sae.from_folder(name)
+        return Sae.from_folder(name, hook)
     parts = name.split("/")
     of_release = 1 if parts[0] in SAES else 2
     release, sae_id = "/".join(parts[:of_release]), "/".join(parts[of_release:])
@@ -67,4 +68,4 @@ def sae_of(name: str) -> Sae:
         raise InputError(
             f"--sae {name:.200}: there is no such folder. Others are tiny-gpt2-saes/blocks.0.hook_mlp_out, or OWNER/NAME/FOLDER."
         )
-    return Sae.from_pretrained(release, sae_id)
+    return Sae.from_pretrained(release, sae_id, hook)
