@@ -1,4 +1,4 @@
-"""Harvests against bare sessions on the same cut graph and fetches, results dropped: speed, memory, resuming, reading."""
+"""Harvests against bare sessions on the same cut graph with the same fetches, results dropped: speed, memory, reading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ ALLOWED = 200.0  # MB of peak memory beside the bare session's and one batch of 
 DRIFT = 20.0  # MB between a short and a long harvest
 SHORT, LONG, REDUCED = 50_000, 200_000, 1_000_000  # tokens
 FASTEST = 1.0  # GB/s of shuffled batches
-RESUMED = 0.02  # of a harvest's time, to check all of it again
 
 
 def _ids(vocabulary: int, rows: int, context: int) -> Any:
@@ -153,7 +152,6 @@ def run(setup: Setup) -> Findings:
                 Row(row.label, row.unit, row.ours, row.floor, Target(-ratio, -LEAST, "x", "the floor, negative"))
             )
             rows.append(Row(f"{label}, beside a full forward", "tokens/s", found["ours"], found["full"]))
-        rows.append(_resuming(setup, work, model, wanted["all resid_post"], ids, context))
         rows += _memory(setup, work, wanted["all resid_post"], context)
         rows.append(_reading(setup, work, model))
     note = (
@@ -161,31 +159,6 @@ def run(setup: Setup) -> Findings:
         "The last memory row reduces hook_embed alone; the others harvest all resid_post."
     )
     return Findings(rows, "bare InferenceSession, results dropped", (note,))
-
-
-def _resuming(setup: Setup, work: Path, model: Any, names: list[str], ids: Any, context: int) -> Row:
-    """Seconds of resuming a harvest that is whole, which reads and checks every byte, beside those of making it."""
-    from graphlens import harvest
-
-    options = {"dtype": "float16", "batch_tokens": BATCH * context, "context": context, "verbose": False}
-
-    def made() -> float:
-        shutil.rmtree(work / "h", ignore_errors=True)
-        wait_quiet()
-        start = time.perf_counter()
-        harvest(model, ids, names, work / "h", shard_tokens=2 * BATCH * context, **options)
-        return time.perf_counter() - start
-
-    def resumed() -> float:
-        start = time.perf_counter()
-        harvest(model, ids, names, work / "h", shard_tokens=2 * BATCH * context, resume=True, **options)
-        return time.perf_counter() - start
-
-    made()
-    pairs = [(made(), resumed()) for _ in range(min(setup.repeats, 3))]
-    row = Row("resuming it when all is written", "s", [again for _, again in pairs], [first for first, _ in pairs])
-    ratio = max(row.ratio or 0, row.paired_ratio or 0)
-    return Row(row.label, row.unit, row.ours, row.floor, Target(ratio, RESUMED, "x", "making it"))
 
 
 def _session(onnxruntime: Any, folder: str, graph: bytes) -> Any:
