@@ -21,11 +21,13 @@ from graphlens.analysis.probe import Probe, probe
 from graphlens.analysis.reductions import Statistics, reduction_of
 from graphlens.errors import InputError, InputKeyError, ModelFileError
 from graphlens.file.harvest_files import (
+    CORPUS,
     DOCUMENTS,
     FINISHED,
     POSITIONS,
     REDUCED,
     TOKENS,
+    corpus_is_sound,
     damaged,
     read_finished,
     read_plan,
@@ -161,9 +163,7 @@ class Harvest:
             raise InputError(f"{self.path}: this harvest was made without reduce=, and has no statistics.")
         arrays = read_results(self._folder, REDUCED)
         if arrays is None:
-            raise ModelFileError(
-                f"{self._folder.at(REDUCED)}: missing or damaged. Resume the harvest: it is made again."
-            )
+            raise ModelFileError(f"{self._folder.at(REDUCED)}: missing or damaged. Resume the harvest.")
         kinds = [reduction_of(spec) for spec in self.plan.reductions]
         found = Statistics(kinds, {name: self.plan.width(name) for name in self.names})
         found.restore(arrays)
@@ -173,10 +173,11 @@ class Harvest:
         """Reads every byte, and tells which files are not what was written.
 
         Returns:
-            A sentence for each that is missing or damaged: none where all are sound. Resuming the harvest makes them again.
+            A sentence for each that is missing or damaged: none where all are sound. Resuming the harvest makes shards again.
         """
-        wrong = damaged(self._folder, self.plan, self._digests or [])
-        found = [f"{shard_file(index)}: {why}" for index, why in wrong]
+        lost = f"{CORPUS}: missing, or other bytes than were written"
+        found = [] if corpus_is_sound(self._folder, self.plan) else [lost]
+        found += [f"{shard_file(i)}: {why}" for i, why in damaged(self._folder, self.plan, self._digests or [])]
         if self.plan.reductions and read_results(self._folder, REDUCED) is None:
             found.append(f"{REDUCED}: missing or damaged")
         return found

@@ -161,6 +161,11 @@ class HarvestMean:
             raise InputTypeError(f"HarvestMean takes a graphlens.Harvest, not {type(self.harvest).__name__}.")
         if not is_one_of(self.by, (None, "position")):
             raise InputError(f"by={self.by!r}: a mean is over all tokens (None), or that of each 'position'.")
+        if self.harvest.plan.projected:  # as many directions as numbers would fit, and mean something else
+            raise InputError(
+                f"{self.harvest.path} holds products with directions (project=), and no activations that could be put in the "
+                "place of a model's. Harvest without project."
+            )
 
     @property
     def processing(self) -> tuple[str, ...]:

@@ -155,7 +155,8 @@ def said_of_model(runner: Runner[ArrayT]) -> dict[str, Json]:
 
 def said_of_machine(runner: Runner[ArrayT]) -> dict[str, Json]:
     """What a plan says of the machine and the packages."""
-    return {**computing(), "providers": list(runner.engine.providers)}
+    found: dict[str, Json] = {**computing(), "providers": list(runner.engine.providers)}
+    return {**found, "max_memory": "block by block"} if runner.engine.opener.in_blocks else found
 
 
 def ensure_room(folder: HarvestFolder, plan: HarvestPlan, left: Sequence[int]) -> None:

@@ -177,8 +177,10 @@ class RemoteFolder(HarvestFolder):
     def has(self, name: str) -> bool:
         """True if there is such an object. Raises InputError where that cannot be asked."""
         try:
-            with failing(self.at(name)):
-                return bool(self._system.isfile(self._key(name)))
+            with failing(self.at(name)):  # not isfile, which calls missing what could not be asked for
+                return str(self._system.info(self._key(name))["type"]) == "file"
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise InputError(f"{self.at(name)}: cannot be looked for ({error.strerror or error}).") from error
 
@@ -244,9 +246,12 @@ class RemoteFolder(HarvestFolder):
         return shutil.disk_usage(scratch()).free, False
 
     def size(self) -> int:
-        """Bytes of all objects. Raises OSError."""
-        with failing(str(self)):
-            return sum(int(item["size"] or 0) for item in self._system.ls(self._root, detail=True))
+        """Bytes of all objects. Raises InputError where that cannot be asked."""
+        try:
+            with failing(str(self)):
+                return sum(int(item["size"] or 0) for item in self._system.ls(self._root, detail=True))
+        except OSError as error:
+            raise InputError(f"{self}: cannot be looked into ({error.strerror or error}).") from error
 
 
 def folder_of(out: str | os.PathLike[str]) -> HarvestFolder:
