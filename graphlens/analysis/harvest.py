@@ -196,7 +196,8 @@ class Harvest:
         Raises:
             ModelFileError: Its file is missing, or not as long as it was.
         """
-        found = self._open.get(index)
+        # Taken out and put back at the end: threads may read at once, and those used longest ago go.
+        found = self._open.pop(index, None)
         if found is None:
             digest = None if self._digests is None else self._digests[index]
             file = SafetensorsFile(self._folder.mapped(shard_file(index), digest))
@@ -208,11 +209,9 @@ class Harvest:
                     f"{self._folder.at(shard_file(index))}: not the shard that the plan tells of. Resume the harvest: it is "
                     "made again."
                 )
-            self._open[index] = found
-            while len(self._open) > _OPEN:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(index)
+        self._open[index] = found
+        while len(self._open) > _OPEN:
+            self._open.popitem(last=False)
         return found
 
     # Reading all of it

@@ -204,7 +204,12 @@ def fetch(system: AbstractFileSystem, path: str, place: Path, wanted: str = "") 
         OSError: It cannot be read, or not be written here.
         ExportError: The disk has no room for it.
     """
-    _make_room(place.parent, int(system.info(path)["size"] or 0))
+    size = int(system.info(path)["size"] or 0)
+    if make_room(place.parent, size) < size + _MARGIN:
+        raise ExportError(
+            f"{place.parent}: {size / 1e9:,.2f} GB are to be fetched, and the disk of the cache has no room for them. Free some, "
+            "or set GRAPHLENS_CACHE to another disk."
+        )
     partial, digest = partial_of(place), hashlib.sha256()
     try:
         with system.open(path, "rb") as source, partial.open("xb") as target:
@@ -231,17 +236,21 @@ def _cached(name: str) -> Path:
     return scratch() / name
 
 
-def _make_room(folder: Path, size: int) -> None:
-    """Removes fetched files, those first that were not used for longest, until the disk has room for another."""
+def make_room(folder: Path, size: int) -> int:
+    """Removes fetched files, those first that were not used for longest, until the disk has room for others.
+
+    Args:
+        folder: The folder that they lie in.
+        size: Bytes that are wanted.
+
+    Returns:
+        The bytes that are free then: fewer than wanted, and some to spare, where there is nothing more to remove.
+    """
     files = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_used)
-    while shutil.disk_usage(folder).free < size + _MARGIN:
-        if not files:
-            raise ExportError(
-                f"{folder}: {size / 1e9:,.2f} GB are to be fetched, and the disk of the cache has no room for them. Free some, "
-                "or set GRAPHLENS_CACHE to another disk."
-            )
+    while (free := shutil.disk_usage(folder).free) < size + _MARGIN and files:
         with contextlib.suppress(OSError):  # where a file that is mapped cannot be removed
             files.pop(0).unlink()
+    return free
 
 
 def _used(path: Path) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,25 @@ def test_means_of_products_with_directions_are_no_activations(model: HookedTrans
     assert made[POINT].shape[1:] == (model.cfg.d_model,)
     with pytest.raises(graphlens.InputError, match="holds products with directions"):
         HarvestMean(Harvest(tmp_path / "h"))
+
+
+def test_threads_may_read_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = harvested(tmp_path / "h")
+    monkeypatch.setattr("graphlens.analysis.harvest._OPEN", 1)
+    wanted = made.tokens[:]
+    places = np.random.default_rng(0).integers(0, len(made), 4000)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda place: int(made.tokens[int(place)]), places)) == wanted[places].tolist()
+
+
+def test_means_of_a_harvest_go_to_other_processes_as_they_were_read(
+    model: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = HarvestMean(harvest(model, rows(), POINT, tmp_path / "h", **OPTIONS))
+    tokens = np.arange(1, 13).reshape(2, 6)
+    site, metric = [graphlens.patching.Site("resid_post", 1)], graphlens.LogitDiff(3, 5)
+    wanted = graphlens.sweep_pairs(model, tokens, tokens, site, metric, source=source, verbose=False).mean.values
+    copied = pickle.loads(pickle.dumps(source))
+    monkeypatch.setattr(Harvest, "mean", None)  # it is not read again
+    found = graphlens.sweep_pairs(model, tokens, tokens, site, metric, source=copied, verbose=False).mean.values
+    assert np.array_equal(found, wanted)

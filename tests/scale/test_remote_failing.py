@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,3 +151,22 @@ def test_a_url_that_leads_nowhere_is_an_error_of_ours(
     for work in (lambda: list(documents(url)), lambda: folder_of(url).names()):
         with pytest.raises((graphlens.InputError, graphlens.RuntimeUnavailable)):
             work()
+
+
+# The cache
+
+
+def test_fetched_files_make_room_for_a_shard_that_is_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, cache = f"memory://failing/{tmp_path.name}", tmp_path / "cache" / "remote"
+    harvested(out).tokens[:]
+    fetched = sum(file.stat().st_size for file in cache.iterdir())
+    most = 64_000_000 + fetched  # the disk has room for nothing more
+
+    def usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=most - sum(file.stat().st_size for file in cache.iterdir()))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    harvested(f"{out}-2")
+    assert s3.content(f"{out}-2") == s3.content(out)
