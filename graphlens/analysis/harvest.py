@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
-_OPEN = 256  # shards that stay mapped: a process may map only so many files
+OPEN_AT_ONCE = 256  # shards that stay mapped: a process may map only so many files
 _NAMED = 8  # hook points that an error names
 
 
@@ -210,7 +210,7 @@ class Harvest:
                     "made again."
                 )
         self._open[index] = found
-        while len(self._open) > _OPEN:
+        while len(self._open) > OPEN_AT_ONCE:
             self._open.popitem(last=False)
         return found
 

@@ -86,7 +86,7 @@ def test_means_of_products_with_directions_are_no_activations(model: HookedTrans
 
 def test_threads_may_read_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = harvested(tmp_path / "h")
-    monkeypatch.setattr("graphlens.analysis.harvest._OPEN", 1)
+    monkeypatch.setattr("graphlens.analysis.harvest.OPEN_AT_ONCE", 1)
     wanted = made.tokens[:]
     places = np.random.default_rng(0).integers(0, len(made), 4000)
     with ThreadPoolExecutor(8) as pool:
