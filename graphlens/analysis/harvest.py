@@ -21,11 +21,13 @@ from graphlens.analysis.probe import Probe, probe
 from graphlens.analysis.reductions import Statistics, reduction_of
 from graphlens.errors import InputError, InputKeyError, ModelFileError
 from graphlens.file.harvest_files import (
+    CORPUS,
     DOCUMENTS,
     FINISHED,
     POSITIONS,
     REDUCED,
     TOKENS,
+    corpus_is_sound,
     damaged,
     read_finished,
     read_plan,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
-_OPEN = 256  # shards that stay mapped: a process may map only so many files
+OPEN_AT_ONCE = 256  # shards that stay mapped: a process may map only so many files
 _NAMED = 8  # hook points that an error names
 
 
@@ -161,9 +163,7 @@ class Harvest:
             raise InputError(f"{self.path}: this harvest was made without reduce=, and has no statistics.")
         arrays = read_results(self._folder, REDUCED)
         if arrays is None:
-            raise ModelFileError(
-                f"{self._folder.at(REDUCED)}: missing or damaged. Resume the harvest: it is made again."
-            )
+            raise ModelFileError(f"{self._folder.at(REDUCED)}: missing or damaged. Resume the harvest.")
         kinds = [reduction_of(spec) for spec in self.plan.reductions]
         found = Statistics(kinds, {name: self.plan.width(name) for name in self.names})
         found.restore(arrays)
@@ -173,10 +173,11 @@ class Harvest:
         """Reads every byte, and tells which files are not what was written.
 
         Returns:
-            A sentence for each that is missing or damaged: none where all are sound. Resuming the harvest makes them again.
+            A sentence for each that is missing or damaged: none where all are sound. Resuming the harvest makes shards again.
         """
-        wrong = damaged(self._folder, self.plan, self._digests or [])
-        found = [f"{shard_file(index)}: {why}" for index, why in wrong]
+        lost = f"{CORPUS}: missing, or other bytes than were written"
+        found = [] if corpus_is_sound(self._folder, self.plan) else [lost]
+        found += [f"{shard_file(i)}: {why}" for i, why in damaged(self._folder, self.plan, self._digests or [])]
         if self.plan.reductions and read_results(self._folder, REDUCED) is None:
             found.append(f"{REDUCED}: missing or damaged")
         return found
@@ -195,7 +196,8 @@ class Harvest:
         Raises:
             ModelFileError: Its file is missing, or not as long as it was.
         """
-        found = self._open.get(index)
+        # Taken out and put back at the end: threads may read at once, and those used longest ago go.
+        found = self._open.pop(index, None)
         if found is None:
             digest = None if self._digests is None else self._digests[index]
             file = SafetensorsFile(self._folder.mapped(shard_file(index), digest))
@@ -207,11 +209,9 @@ class Harvest:
                     f"{self._folder.at(shard_file(index))}: not the shard that the plan tells of. Resume the harvest: it is "
                     "made again."
                 )
-            self._open[index] = found
-            while len(self._open) > _OPEN:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(index)
+        self._open[index] = found
+        while len(self._open) > OPEN_AT_ONCE:
+            self._open.popitem(last=False)
         return found
 
     # Reading all of it

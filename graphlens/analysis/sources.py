@@ -161,11 +161,32 @@ class HarvestMean:
             raise InputTypeError(f"HarvestMean takes a graphlens.Harvest, not {type(self.harvest).__name__}.")
         if not is_one_of(self.by, (None, "position")):
             raise InputError(f"by={self.by!r}: a mean is over all tokens (None), or that of each 'position'.")
+        if self.harvest.plan.projected:  # as many directions as numbers would fit, and mean something else
+            raise InputError(
+                f"{self.harvest.path} holds products with directions (project=), and no activations that could be put in the "
+                "place of a model's. Harvest without project."
+            )
 
     @property
     def processing(self) -> tuple[str, ...]:
         """How the weights of the harvest's model were processed."""
         return tuple(map(str, cast("Sequence[str]", self.harvest.plan.model["processing"])))
+
+    def read(self, hook: str) -> Array:
+        """The mean at a hook point, which is read off the harvest once: a sweep over many prompts asks again and again.
+
+        Args:
+            hook: The hook point.
+
+        Returns:
+            [*shape]; by position [positions, *shape].
+
+        Raises:
+            InputKeyError: The hook point was not harvested.
+        """
+        if hook not in self._known:
+            self._known[hook] = self.harvest.mean(hook, by=self.by)
+        return self._known[hook]
 
     def value(self, hook: str, corrupted: Array, mask: Array | None) -> Array:
         """The mean of the hook point's activations.
@@ -182,9 +203,7 @@ class HarvestMean:
             InputKeyError: The hook point was not harvested.
             InputError: The harvest is of a model of another shape, or has no mean for one of the positions.
         """
-        if hook not in self._known:  # a sweep over many prompts asks again and again
-            self._known[hook] = self.harvest.mean(hook, by=self.by)
-        mean = self._known[hook]
+        mean = self.read(hook)
         inner = mean.shape if self.by is None else mean.shape[1:]
         if inner != corrupted.shape[2:]:
             raise InputError(

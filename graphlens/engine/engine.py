@@ -59,6 +59,7 @@ class Engine:
         replaced: Those of them that are not the file's: see ``with_weights``.
         identity: A digest that tells this model from any other, by its file and the weights that are not the file's.
         proof: Whether the model's pieces were found to compute what it computes. See ``BlockPieces``.
+        opener: Opens its sessions.
         sessions_built: How many sessions this engine has opened so far.
         held_limit: Bytes of activations that a run may hold unasked. Beyond that its session has no hook points as outputs.
 
@@ -99,13 +100,12 @@ class Engine:
         from graphlens.engine.graphs import Graphs
 
         self._model, self.proof, self.sessions_built = model, Proof(), 0
-        self._opener = opener(self.path, self._file_model, self.asked, self._size, contents, self.max_memory)
+        self.opener = opener(self.path, self._file_model, self.asked, self._size, contents, self.max_memory)
         self._graphs = Graphs(model, self.manifest.hooks, kept=2 * MAX_SESSIONS)
         self._sessions: OrderedDict[Plan, Runnable] = OrderedDict()
         self._gated: dict[tuple[str, tuple[str, ...]], set[str]] = {}  # (hook without its block, kinds) -> where asked
         self._footprints = Footprints(self._graphs.hooks, self.manifest.config)  # no circle
-        self._callers = Callers(self._graphs, self._size)
-        self._parts, self._lock = LatelyUsed(), threading.RLock()
+        self._callers, self._parts, self._lock = Callers(self._graphs, self._size), LatelyUsed(), threading.RLock()
         self.max_sessions = MAX_SESSIONS
 
     def with_weights(self, given: Mapping[str, Array]) -> Engine:
@@ -301,7 +301,7 @@ class Engine:
         """
         with self._lock:
             open_ = next(iter(self._sessions.values()), None)
-        if open_ is None and self._opener.asked_providers == [CPU]:
+        if open_ is None and self.opener.asked_providers == [CPU]:
             return [CPU]
         return (open_ or self.session(Plan())).providers
 
@@ -345,7 +345,7 @@ class Engine:
             piece, frontier = surgery.cut(self._graphs.graph(plan or Plan()), inputs, outputs, also, plan is not None)
             if frontier:
                 raise InputError(f"{outputs[0]!r} needs more than {', '.join(inputs)}: {', '.join(frontier)}.")
-            part = self._opener.open(piece, self._packed(make=True), one_of_many=True)
+            part = self.opener.open(piece, self._packed(make=True), one_of_many=True)
             self.files.ensure_unchanged()
             self.sessions_built += 1
             return part
@@ -374,7 +374,7 @@ class Engine:
         packed = self._packed(make=plan != Plan())
         if packed is not None and (plan.gates or plan.past) and self._graphs.ends_alike(plan):
             return self._with_shared_end(plan, packed)
-        return self._opener.open(self._graphs.graph(plan), packed, library)
+        return self.opener.open(self._graphs.graph(plan), packed, library)
 
     def _with_shared_end(self, plan: Plan, packed: packed_weights.Packed) -> Runnable:
         """A session over a plan's graph whose unembedding is a session of its own, the same for all such graphs.
@@ -385,16 +385,16 @@ class Engine:
 
         graph = self._graphs.graph(replace(plan, body=True))
         with ThreadPoolExecutor(1) as beside:  # ONNX Runtime lets other threads run while it opens a session
-            body = beside.submit(self._opener.open, graph, packed)
+            body = beside.submit(self.opener.open, graph, packed)
             try:
                 end = self.part([UNEMBEDDED], [LOGITS])
             except InputError:  # there is more in this file between the two: a gate, say
-                return self._opener.open(self._graphs.graph(plan), packed)
+                return self.opener.open(self._graphs.graph(plan), packed)
             return Chain(body.result(), end, self.hooks(plan)[UNEMBEDDED].value)
 
     def _packed(self, make: bool) -> packed_weights.Packed | None:
         """The packed weights that sessions share. They are made for the second session: the first works without."""
-        found = self._opener.packed()
-        if found is None and make and (found := self._opener.pack()) is not None:
+        found = self.opener.packed()
+        if found is None and make and (found := self.opener.pack()) is not None:
             self._sessions.pop(Plan(), None)  # it holds a copy of its own: it is opened again when it is needed
         return found

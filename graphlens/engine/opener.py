@@ -28,7 +28,12 @@ class Opener:
         weights: How many bytes its weights have.
         contents: What initializers hold in place of what the file holds. Packed weights, which are the file's, are then
             left alone.
+
+    Attributes:
+        in_blocks: Whether its sessions run block by block, fused otherwise: their results differ in the last bits.
     """
+
+    in_blocks = False
 
     def __init__(
         self, path: Path, model: ir.Model, providers: Providers, weights: int, contents: Mapping[str, Array]

@@ -32,6 +32,8 @@ class StreamingOpener(Opener):
     For its arguments see ``max_memory.opener``.
     """
 
+    in_blocks = True
+
     def __init__(
         self,
         path: Path,

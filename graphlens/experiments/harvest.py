@@ -35,6 +35,7 @@ from graphlens.file.harvest_files import (
     DIRECTIONS,
     PLAN,
     REDUCED,
+    corpus_is_sound,
     damaged,
     finish,
     partial_file,
@@ -186,6 +187,8 @@ def harvest(
         )
     if begun:
         plan = _resumed(folder, plan, runner, corpus, column, options)
+        if directions and read_results(folder, DIRECTIONS) is None:
+            write_results(folder, DIRECTIONS, directions)
     else:
         if not resume:
             folder.refuse_occupied()
@@ -265,6 +268,11 @@ def _run_all(
 ) -> None:
     """Writes every shard that is missing or damaged, and ends the harvest. Statistics are put together in the shards' order."""
     wrong = {index for index, _ in damaged(folder, plan, recorded(folder, plan))}
+    if wrong and not corpus_is_sound(folder, plan):
+        raise ModelFileError(
+            f"{folder.at(CORPUS)}: missing, or other bytes than were written, and shards are to be made of it. Harvest into "
+            "another folder."
+        )
     state, folded = statistics(plan), 0
     if plan.reductions:
         stored = read_results(folder, REDUCED)

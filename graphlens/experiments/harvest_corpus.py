@@ -143,15 +143,16 @@ def take_in(
         if kind is None or not total:
             raise InputError(f"the corpus is empty: its {len(lengths)} documents hold no token.")
         segments, rows = layout.rows(sizes)
-        write_corpus(folder, np.memmap(raw, np.int32, "r"), segments, rows, sizes)
+        written = write_corpus(folder, np.memmap(raw, np.int32, "r"), segments, rows, sizes)
     said: dict[str, Json] = {
         "digest": digest.hexdigest(),
         "kind": kind,
         "documents": len(lengths),
         "empty": int((sizes == 0).sum()),
         "tokens": total,
+        "file": written,
     }
-    return read_corpus(folder, layout), said
+    return read_corpus(folder, layout, written), said
 
 
 def _ids(document: Document, number: int, runner: Runner[ArrayT]) -> Ints:

@@ -155,7 +155,8 @@ def said_of_model(runner: Runner[ArrayT]) -> dict[str, Json]:
 
 def said_of_machine(runner: Runner[ArrayT]) -> dict[str, Json]:
     """What a plan says of the machine and the packages."""
-    return {**computing(), "providers": list(runner.engine.providers)}
+    found: dict[str, Json] = {**computing(), "providers": list(runner.engine.providers)}
+    return {**found, "max_memory": "block by block"} if runner.engine.opener.in_blocks else found
 
 
 def ensure_room(folder: HarvestFolder, plan: HarvestPlan, left: Sequence[int]) -> None:
@@ -166,11 +167,11 @@ def ensure_room(folder: HarvestFolder, plan: HarvestPlan, left: Sequence[int]) -
         plan: Its plan.
         left: Which shards.
     """
-    free, at_once = folder.room()
     tokens = [plan.shards[index][3] for index in left]
-    wanted = (sum(tokens) if at_once else max(tokens, default=0)) * plan.token_bytes
+    wanted = (sum(tokens) if folder.at_once else max(tokens, default=0)) * plan.token_bytes
+    free = folder.room(wanted)
     if wanted + _MARGIN > free and left:
-        if not at_once:
+        if not folder.at_once:
             raise ExportError(
                 f"{folder}: a shard of {wanted / 1e9:,.2f} GB is written to the cache's disk before it is put there, and "
                 f"{free / 1e9:,.2f} GB are free. Free some, set GRAPHLENS_CACHE to another disk, or lower shard_tokens."

@@ -13,12 +13,14 @@ import numpy as np
 from graphlens.analysis.arrays import Array, ArrayT
 from graphlens.analysis.reductions import Statistics, reduction_of
 from graphlens.errors import InputError, ModelFileError
+from graphlens.experiments.harvest_planning import digest_of_directions
 from graphlens.file.harvest_files import (
     DIRECTIONS,
     DOCUMENTS,
     POSITIONS,
     TOKENS,
     ShardWriter,
+    corpus_digest,
     partial_file,
     read_corpus,
     read_plan,
@@ -76,10 +78,15 @@ def write_shard(
     Raises:
         InputError: A number does not fit float16.
         ExportError: The shard cannot be written; a full disk, say. Nothing of it is left then.
+        ModelFileError: The corpus or the directions of the harvest are missing or damaged.
     """
     first, last, start, _ = plan.shards[index]
-    shard = read_corpus(folder, plan.layout).shard(first, last)
+    shard = read_corpus(folder, plan.layout, corpus_digest(plan)).shard(first, last)
     directions = (read_results(folder, DIRECTIONS) or {}) if plan.projected else {}
+    if digest_of_directions(directions) != plan.projected:
+        raise ModelFileError(
+            f"{folder.at(DIRECTIONS)}: missing or damaged. Resume the harvest: it is written again from project=."
+        )
     found = statistics(plan)
     with writing_shard(folder, plan, index) as writer:
         for name, column in ((TOKENS, shard.tokens), (DOCUMENTS, shard.documents), (POSITIONS, shard.positions)):

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -36,6 +37,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Rows: TypeAlias = Mapping[str, Sequence[bytes]]
 Said: TypeAlias = "Mapping[str, str | int]"
+RETRIES = 5  # how often a piece is begun again whose worker died: one that takes all memory would be for ever
+_ERROR = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:: .*)?")  # how a traceback names an error
 _CORES = 0.5  # of Ray's, asked for each worker: its threads are more often waiting for one another than at work
 
 
@@ -75,7 +78,7 @@ class Workers:
     ) -> Iterator[tuple[Item, Result]]:
         """Does a job for each item, in workers that open the model once each.
 
-        A worker that dies is replaced, and what it had begun is done again.
+        A worker that dies is replaced, and what it had begun is done again, up to five times.
 
         Args:
             opened: The model, or a tuple of models. Each is opened by its path, which every machine must have.
@@ -111,6 +114,7 @@ class Workers:
             batch_size=1,
             num_cpus=_CORES,
             compute=ray.data.ActorPoolStrategy(size=most),
+            max_task_retries=RETRIES,
         )
         try:
             for row in work.iter_rows():
@@ -119,7 +123,13 @@ class Workers:
                     raise error
                 yield cast("Item", pickle.loads(row["item"])), result
         except ray.exceptions.RayError as error:
-            raise RunError(f"Ray could not finish: {str(error).strip().splitlines()[-1]:.300}") from error
+            cause = _cause(str(error))
+            if cause is None and isinstance(error, ray.exceptions.RayActorError):
+                raise RunError(
+                    f"Ray could not finish: one piece of the work ended {RETRIES + 1} workers, one after the other, as it does "
+                    "where memory is short. Take fewer workers, or smaller batches (batch_size, batch_tokens)."
+                ) from error
+            raise RunError(f"Ray could not finish: {cause or str(error).strip():.300}") from error
 
 
 def workers_of(engine: str, workers: int | None, threads: int, allow_mixed: bool) -> Workers | None:
@@ -175,6 +185,8 @@ class _Worker:
                     f"node {platform.node()} cannot open the model: {error} Ray's workers open it by its path, under which "
                     "every machine must have the same files."
                 )
+            except GraphlensError as error:  # a provider that only this machine lacks, say
+                self._refused = error
         self._job = pickle.loads(job)
 
     def __call__(self, batch: Rows) -> Rows:
@@ -187,6 +199,12 @@ class _Worker:
             except GraphlensError as error:  # Ray would try it again, and show a traceback
                 results.append(pickle.dumps((None, error)))
         return {"item": batch["item"], "result": results}
+
+
+def _cause(said: str) -> str | None:
+    """The line of Ray's traceback that names the error of a worker; None where there is none. Ray's advice stands behind it."""
+    lines = [line for line in said.splitlines() if _ERROR.fullmatch(line) and not line.startswith("ray.")]
+    return lines[-1] if lines else None
 
 
 def _differences(wanted: Said, found: Said) -> list[str]:

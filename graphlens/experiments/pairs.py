@@ -15,7 +15,7 @@ from graphlens.analysis.metric import Metric
 from graphlens.analysis.normalised_metric import Normalised
 from graphlens.analysis.result import SweepResult
 from graphlens.analysis.sites import Site, Sites, listed
-from graphlens.analysis.sources import Cache, Mean, SourceInput, as_source
+from graphlens.analysis.sources import Cache, HarvestMean, Mean, SourceInput, as_source
 from graphlens.analysis.summary import EffectSummary, summarise
 from graphlens.errors import InputError, checked_number
 from graphlens.experiments.attribution import attribution_patch, checked_steps
@@ -231,6 +231,9 @@ class _Work(Generic[ArrayT]):
                 "each with another mean. Raise batch_size, for pairs of one length, or pass a source with the mean of your "
                 "data."
             )
+        if isinstance(source, HarvestMean):  # goes to the workers with the batches: none has to read the harvest
+            for site in places.sites:
+                source.read(site.hook)
         items: list[_Item] = []
         for rows in batches:
             here, there = (np.stack([pairs[row][side] for row in rows]) for side in (0, 1))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from graphlens.analysis.arrays import Array, ArrayInput, ArrayT, as_array
-from graphlens.errors import InputError
+from graphlens.errors import InputError, InputTypeError
 from graphlens.model.text import is_text
 
 if TYPE_CHECKING:
@@ -32,11 +32,14 @@ def prompts_of(model: HookedTransformer[ArrayT], prompts: Prompts, prepend_bos: 
     """
     if isinstance(prompts, str):
         prompts = [prompts]
-    if is_text(prompts):
-        return [as_array(model.to_tokens(text, prepend_bos, truncate=False))[0] for text in prompts]
-    rows = list(cast("Iterable[ArrayInput]", prompts))
+    try:
+        rows = list(cast("Iterable[ArrayInput]", prompts))
+    except TypeError as error:
+        raise InputTypeError(f"prompts are texts or rows of token ids, not {type(prompts).__name__}.") from error
     if not rows:
         raise InputError("the list of prompts is empty.")
+    if is_text(rows):
+        return [as_array(model.to_tokens(text, prepend_bos, truncate=False))[0] for text in rows]
     found = [as_array(row) for row in rows]
     for index, row in enumerate(found):
         if row.ndim != 1 or row.dtype.kind not in "iu" or not row.size:

@@ -71,7 +71,7 @@ def read_plan(folder: HarvestFolder) -> HarvestPlan:
 # The corpus
 
 
-def write_corpus(folder: HarvestFolder, ids: npt.NDArray[np.int32], segments: Ints, rows: Ints, lengths: Ints) -> None:
+def write_corpus(folder: HarvestFolder, ids: npt.NDArray[np.int32], segments: Ints, rows: Ints, lengths: Ints) -> str:
     """Writes a laid out corpus.
 
     Args:
@@ -80,25 +80,57 @@ def write_corpus(folder: HarvestFolder, ids: npt.NDArray[np.int32], segments: In
         segments: See ``Layout.rows``.
         rows: See there.
         lengths: int64 [documents].
+
+    Returns:
+        The SHA-256 of its file.
     """
     arrays: dict[str, Array] = {"ids": ids, "segments": segments, "rows": rows, "lengths": lengths}
     words = {np.dtype(np.int32): "I32", np.dtype(np.int64): "I64"}
     entries = {name: TensorEntry(words[a.dtype], a.shape, 0, a.nbytes) for name, a in arrays.items()}
     with writing(folder.at(CORPUS)), folder.becoming(CORPUS) as partial:
         write_safetensors(partial, entries, arrays.values())
+    return folder.sealed(CORPUS)[0]
 
 
-def read_corpus(folder: HarvestFolder, layout: Layout) -> Laid:
+def corpus_digest(plan: HarvestPlan) -> str | None:
+    """The SHA-256 of the file of the corpus; None where the plan does not hold it.
+
+    Args:
+        plan: The plan.
+    """
+    found = plan.corpus.get("file")
+    return None if found is None else str(found)
+
+
+def corpus_is_sound(folder: HarvestFolder, plan: HarvestPlan) -> bool:
+    """False if the file of the corpus is missing, or is not what was written. Every byte of it is read.
+
+    Args:
+        folder: The harvest's folder.
+        plan: Its plan.
+
+    Raises:
+        ModelFileError: It is there and cannot be read.
+    """
+    digest = corpus_digest(plan)
+    try:
+        return folder.has(CORPUS) and (digest is None or folder.digest(CORPUS) == digest)
+    except OSError as error:
+        raise ModelFileError(f"{folder.at(CORPUS)}: cannot be read ({error.strerror or error}).") from error
+
+
+def read_corpus(folder: HarvestFolder, layout: Layout, digest: str | None) -> Laid:
     """The corpus of a harvest, laid out in rows; its tokens are mapped.
 
     Args:
         folder: Its folder.
         layout: How it was laid out.
+        digest: See ``corpus_digest``. What is fetched is compared with it; a folder of this machine is not read for that.
 
     Raises:
         ModelFileError: The file is missing or damaged.
     """
-    file = SafetensorsFile(folder.mapped(CORPUS))
+    file = SafetensorsFile(folder.mapped(CORPUS, digest))
     return Laid(layout, file.array("ids"), file.array("segments"), file.array("rows"))
 
 
@@ -208,6 +240,9 @@ def recorded(folder: HarvestFolder, plan: HarvestPlan) -> list[str | None]:
     Args:
         folder: The harvest's folder.
         plan: Its plan.
+
+    Raises:
+        ModelFileError: A record is there and cannot be read now.
     """
     finished = read_finished(folder)
     if finished is not None and len(finished) == len(plan.shards):
@@ -216,11 +251,22 @@ def recorded(folder: HarvestFolder, plan: HarvestPlan) -> list[str | None]:
 
 
 def _record(folder: HarvestFolder, index: int) -> str | None:
-    """The digest in the record of one shard; None where there is none that can be read."""
+    """The digest in the record of one shard; None where there is none, or it is damaged."""
+    data = _read(folder, record_file(index))
     try:
-        return str(json.loads(folder.read(record_file(index)))["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None if data is None else str(json.loads(data)["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _read(folder: HarvestFolder, name: str) -> bytes | None:
+    """A file's content; None where there is none. What cannot be read now may be sound: it counts as neither."""
+    try:
+        return folder.read(name)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ModelFileError(f"{folder.at(name)}: cannot be read ({error.strerror or error}).") from error
 
 
 def read_finished(folder: HarvestFolder) -> list[str] | None:
@@ -228,12 +274,14 @@ def read_finished(folder: HarvestFolder) -> list[str] | None:
 
     Args:
         folder: Its folder.
+
+    Raises:
+        ModelFileError: It cannot be read whether it was.
     """
+    data = _read(folder, FINISHED)
     try:
-        return [str(digest) for digest in json.loads(folder.read(FINISHED))["shards"]]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None if data is None else [str(digest) for digest in json.loads(data)["shards"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -280,8 +328,14 @@ def damaged(folder: HarvestFolder, plan: HarvestPlan, digests: Sequence[str | No
             yield index, "not written yet"
         elif not folder.has(name):
             yield index, "missing"
-        elif folder.digest(name) != digest:
-            yield index, "other bytes than were written"
+        else:
+            try:
+                found = folder.digest(name)
+            except OSError as error:  # a disk with a bad place in it
+                yield index, f"cannot be read ({error.strerror or error})"
+                continue
+            if found != digest:
+                yield index, "other bytes than were written"
 
 
 # What was computed on the way
@@ -312,13 +366,17 @@ def read_results(folder: HarvestFolder, name: str) -> dict[str, Array] | None:
     Args:
         folder: The harvest's folder.
         name: The file.
+
+    Raises:
+        ModelFileError: It is there and cannot be read now.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    data = _read(folder, name)
     try:
-        found = load(folder.read(name))
-    except (OSError, SafetensorError, ModelFileError, ValueError, KeyError):
+        found = {} if data is None else load(data)
+    except (SafetensorError, ValueError, KeyError):
         return None
     digest = found.pop(_DIGEST, None)
     return found if digest is not None and digest.tobytes() == _sealed(found) else None

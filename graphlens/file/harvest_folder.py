@@ -8,13 +8,17 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graphlens.errors import ExportError, InputError, ModelFileError
 from graphlens.file.digests import fresh_digest
 from graphlens.file.folder import make_folder, refuse_occupied, to_disk, write_whole
 from graphlens.file.inside import read_regular
 from graphlens.file.leftovers import partial_of, remove_stale
-from graphlens.file.remote import failing, fetched, fetched_content, filesystem, local_path, scratch, url_of
+from graphlens.file.remote import failing, fetched, fetched_content, filesystem, local_path, make_room, scratch, url_of
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 
 class HarvestFolder:
@@ -25,7 +29,10 @@ class HarvestFolder:
 
     Attributes:
         place: The folder as a user names it.
+        at_once: Whether the room must be enough for all files together.
     """
+
+    at_once = True
 
     def __init__(self, path: Path) -> None:
         self.place: Path | str = path
@@ -118,9 +125,13 @@ class HarvestFolder:
         finally:
             partial.unlink(missing_ok=True)
 
-    def room(self) -> tuple[int, bool]:
-        """(free bytes, whether all files must fit into them at once)."""
-        return shutil.disk_usage(self._path).free, True
+    def room(self, wanted: int) -> int:
+        """Free bytes for new files. See ``at_once``.
+
+        Args:
+            wanted: How many are needed: of what need not be kept, so much is removed.
+        """
+        return shutil.disk_usage(self._path).free
 
     def size(self) -> int:
         """Bytes of all files."""
@@ -134,14 +145,21 @@ class RemoteFolder(HarvestFolder):
         url: The URL that their names begin with.
     """
 
+    at_once = False
+
     def __init__(self, url: str) -> None:
         self.place = url.rstrip("/")
-        self._system, self._root = filesystem(url)
+        self._root = filesystem(url)[1]
         self._sealed: dict[str, tuple[str, int]] = {}
 
     def at(self, name: str) -> str:
         """An object in words: its URL."""
         return f"{self.place}/{name}"
+
+    @property
+    def _system(self) -> AbstractFileSystem:
+        """Asked for each time: one that a process has from before a fork does nothing there."""
+        return filesystem(str(self.place))[0]
 
     def _key(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -177,8 +195,10 @@ class RemoteFolder(HarvestFolder):
     def has(self, name: str) -> bool:
         """True if there is such an object. Raises InputError where that cannot be asked."""
         try:
-            with failing(self.at(name)):
-                return bool(self._system.isfile(self._key(name)))
+            with failing(self.at(name)):  # not isfile, which calls missing what could not be asked for
+                return str(self._system.info(self._key(name))["type"]) == "file"
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise InputError(f"{self.at(name)}: cannot be looked for ({error.strerror or error}).") from error
 
@@ -239,14 +259,17 @@ class RemoteFolder(HarvestFolder):
         finally:
             partial.unlink(missing_ok=True)
 
-    def room(self) -> tuple[int, bool]:
-        """(free bytes of the cache's disk, False: a shard at a time lies there)."""
-        return shutil.disk_usage(scratch()).free, False
+    def room(self, wanted: int) -> int:
+        """Free bytes of the cache's disk, on which a shard at a time lies. Files that were fetched make room for it."""
+        return make_room(scratch(), wanted)
 
     def size(self) -> int:
-        """Bytes of all objects. Raises OSError."""
-        with failing(str(self)):
-            return sum(int(item["size"] or 0) for item in self._system.ls(self._root, detail=True))
+        """Bytes of all objects. Raises InputError where that cannot be asked."""
+        try:
+            with failing(str(self)):
+                return sum(int(item["size"] or 0) for item in self._system.ls(self._root, detail=True))
+        except OSError as error:
+            raise InputError(f"{self}: cannot be looked into ({error.strerror or error}).") from error
 
 
 def folder_of(out: str | os.PathLike[str]) -> HarvestFolder:

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -28,8 +27,10 @@ _MARGIN = 64_000_000  # bytes that are left free on the cache's disk
 _RAISED = (
     *(("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError")),
     *(("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError"), ("google.auth.exceptions", "GoogleAuthError")),
-    ("azure.core.exceptions", "AzureError"),
+    *(("azure.core.exceptions", "AzureError"), ("httpx", "HTTPError"), ("httpx2", "HTTPError")),
+    *(("ftplib", "Error"), ("paramiko", "SSHException")),
 )
+_SAID = ("ETag", "Content-MD5", "Digest", "Last-Modified")  # what a web server may say of a file's content
 
 
 class Url(os.PathLike[str]):
@@ -88,34 +89,46 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     except ImportError as error:
         raise RuntimeUnavailable(f"{url}: URLs need fsspec: pip install 'graphlens-onnx[remote]'.") from error
     try:
-        # Others write there too, so that no listing is remembered.
-        system, path = url_to_fs(url, use_listings_cache=False)
+        with failing(url):
+            # Others write there too, so that no listing is remembered.
+            system, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise RuntimeUnavailable(f"{url}: {error}. For s3:// that is pip install 'graphlens-onnx[remote]'.") from error
     except ValueError as error:
         raise InputError(f"{url}: there is no such kind of URL ({error}).") from error
+    except (TypeError, AttributeError) as error:  # a kind that is more than a URL: zip://, github://
+        raise InputError(f"{url}: fsspec cannot open this by its URL alone ({error}).") from error
+    except OSError as error:
+        raise InputError(f"{url}: cannot be reached ({error.strerror or error}).") from error
     if not str(path).strip("/"):
         raise InputError(f"{url}: this names no place: a URL is like s3://bucket/name.")
     return system, str(path).rstrip("/")
 
 
-@contextlib.contextmanager
-def failing(url: str) -> Iterator[None]:
+class failing:  # noqa: N801  # used like a function
     """Has what a file system's package raises in the ``with`` block raised as an OSError.
 
     Args:
         url: What is read or written, for the message.
     """
-    found = [getattr(sys.modules[module], name) for module, name in _RAISED if module in sys.modules]
-    try:
-        yield
-    except tuple(found) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OSError(errno.EIO, f"{said:.200}", url) from error
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, NotImplementedError):
+            raise OSError(errno.EOPNOTSUPP, "fsspec cannot do that with this kind of URL", self._url) from error
+        # Looked up now: some packages are loaded by the call that fails.
+        if isinstance(error, tuple(getattr(sys.modules[at], name) for at, name in _RAISED if at in sys.modules)):
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise OSError(errno.EIO, f"{said:.200}", self._url) from error
 
 
 def fetched(url: str) -> Path:
-    """A file behind a URL, in the cache folder. It is fetched again only where it is another one by then.
+    """A file behind a URL, in the cache folder. It is fetched again where it is another one by then, or its server cannot tell.
 
     Args:
         url: The URL of a file.
@@ -128,13 +141,23 @@ def fetched(url: str) -> Path:
     system, path = filesystem(url)
     try:
         with failing(url):
-            mark = hashlib.sha256(f"{url} {system.ukey(path)}".encode()).hexdigest()
+            version = _version_of(system, path)
+            mark = hashlib.sha256(f"{url} {version}".encode()).hexdigest()
             place = _cached(f"{mark}{PurePosixPath(path).suffix}")
-            if not place.is_file():
+            if version is None or not place.is_file():
                 fetch(system, path, place)
     except OSError as error:
         raise InputError(f"{url}: cannot be read ({error.strerror or error}).") from error
     return place
+
+
+def _version_of(system: AbstractFileSystem, path: str) -> str | None:
+    """What changes with a file's content; None where its server says nothing of the kind."""
+    if "http" not in system.protocol:
+        return str(system.ukey(path))
+    info = system.info(path)  # fsspec's own key takes what lies on the web for unchanging
+    said = [f"{name} {info[name]}" for name in _SAID if info.get(name)]
+    return " ".join([*said, str(info.get("size"))]) if said else None
 
 
 def fetched_content(url: str, digest: str) -> Path:
@@ -181,7 +204,12 @@ def fetch(system: AbstractFileSystem, path: str, place: Path, wanted: str = "") 
         OSError: It cannot be read, or not be written here.
         ExportError: The disk has no room for it.
     """
-    _make_room(place.parent, int(system.info(path)["size"] or 0))
+    size = int(system.info(path)["size"] or 0)
+    if make_room(place.parent, size) < size + _MARGIN:
+        raise ExportError(
+            f"{place.parent}: {size / 1e9:,.2f} GB are to be fetched, and the disk of the cache has no room for them. Free some, "
+            "or set GRAPHLENS_CACHE to another disk."
+        )
     partial, digest = partial_of(place), hashlib.sha256()
     try:
         with system.open(path, "rb") as source, partial.open("xb") as target:
@@ -208,17 +236,21 @@ def _cached(name: str) -> Path:
     return scratch() / name
 
 
-def _make_room(folder: Path, size: int) -> None:
-    """Removes fetched files, those first that were not used for longest, until the disk has room for another."""
+def make_room(folder: Path, size: int) -> int:
+    """Removes fetched files, those first that were not used for longest, until the disk has room for others.
+
+    Args:
+        folder: The folder that they lie in.
+        size: Bytes that are wanted.
+
+    Returns:
+        The bytes that are free then: fewer than wanted, and some to spare, where there is nothing more to remove.
+    """
     files = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_used)
-    while shutil.disk_usage(folder).free < size + _MARGIN:
-        if not files:
-            raise ExportError(
-                f"{folder}: {size / 1e9:,.2f} GB are to be fetched, and the disk of the cache has no room for them. Free some, "
-                "or set GRAPHLENS_CACHE to another disk."
-            )
+    while (free := shutil.disk_usage(folder).free) < size + _MARGIN and files:
         with contextlib.suppress(OSError):  # where a file that is mapped cannot be removed
             files.pop(0).unlink()
+    return free
 
 
 def _used(path: Path) -> float:

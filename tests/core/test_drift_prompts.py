@@ -106,3 +106,12 @@ def test_what_does_not_fit_is_refused(reference: HookedTransformer) -> None:
     with pytest.raises(InputError, match="two versions of one model"):
         drift_prompts(reference, gpt2, ["a"], verbose=False)
     assert graphlens.drift_prompts is drift_prompts
+
+
+def test_prompts_may_be_any_iterable_and_nothing_else(reference: HookedTransformer) -> None:
+    texts = ["When John", "a"]
+    found = drift_prompts(reference, reference, (text for text in texts), verbose=False)  # type: ignore[arg-type]
+    assert found.shape == drift_prompts(reference, reference, texts, verbose=False).shape
+    for wrong in (None, 5):
+        with pytest.raises(InputError, match="prompts are texts or rows of token ids, not"):
+            drift_prompts(reference, reference, wrong, verbose=False)  # type: ignore[arg-type]

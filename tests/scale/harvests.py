@@ -74,3 +74,30 @@ def play(event: int, out: str) -> None:
     sys.addaudithook(watch)
     harvested(Path(out))
     print(json.dumps(seen))
+
+
+# Jobs for Ray's workers, which import them by name.
+
+
+def dies(model: graphlens.HookedTransformer, item: int) -> None:
+    """Takes its worker along, as one does that needs more memory than there is."""
+    os._exit(3)
+
+
+def divides(model: graphlens.HookedTransformer, item: int) -> float:
+    """Raises what is no error of graphlens."""
+    return 1 / item
+
+
+class Unopenable:
+    """Something whose copy cannot be opened in another process."""
+
+    def __init__(self, model: graphlens.HookedTransformer) -> None:
+        self.runner = model.runner
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unavailable, ()
+
+
+def _unavailable() -> None:
+    raise graphlens.RuntimeUnavailable("there is no such provider here")

@@ -20,9 +20,11 @@ import graphlens
 from graphlens import HookedTransformer
 from graphlens.engine.machine import limit_threads
 from graphlens.errors import GraphlensError
+from graphlens.experiments import on_ray as runner
 from graphlens.experiments.on_ray import Workers
 from graphlens.metrics import LogitDiff
 from graphlens.patching import grid
+from tests.scale.harvests import Unopenable, dies, divides
 
 CORPUS = [
     f"When {one} and {other} went to the store on day {day}, {one} gave a drink to" + " Mary" * (day % 5)
@@ -125,6 +127,16 @@ def without_the_model(folder: Path) -> str:
     return said(lambda: graphlens.drift_prompts(model, model, ["a text"], engine="ray", workers=1, verbose=False))
 
 
+def failures(model: HookedTransformer) -> dict[str, Any]:
+    """What is said of jobs and models that fail in a worker."""
+    runner.RETRIES = 1
+    cases = {"dies": (model, dies), "divides": (model, divides), "unopenable": (Unopenable(model), divides)}
+    return {
+        name: said(lambda opened=opened, job=job: list(Workers(1).spread(opened, job, [0])))
+        for name, (opened, job) in cases.items()
+    }
+
+
 def as_ray_data(made: graphlens.Harvest) -> dict[str, Any]:
     """What Ray Data gives of a harvest."""
     names = ["blocks.1.attn.hook_z", "tokens"]
@@ -191,6 +203,7 @@ def on_ray(folder: Path) -> dict[str, Any]:
     facts["sweep scale"] = float(np.abs(here.examples.values).max())
     facts |= estimates(model, (clean, corrupted, sites, metric), options) | drifts(model, clean)
     facts["elsewhere"] = without_the_model(folder)
+    facts |= failures(model)
     made = graphlens.Harvest(folder / "1")
     facts |= as_ray_data(made)
 

@@ -213,8 +213,8 @@ def test_means_that_do_not_fit_are_refused(model: HookedTransformer, of_texts: H
     processed = HookedTransformer.from_pretrained("tiny-gpt2")
     with pytest.raises(InputError, match="this harvest was made by a model with other weight processing"):
         sweep(processed, TEXTS[0], SITES[0], HarvestMean(of_texts), METRIC, verbose=False)
-    narrow = harvest(model, TEXTS, Z, tmp_path / "n", project=np.ones((3, 4, 32)), verbose=False)
-    assert "the harvest holds [3] for each token, and this model gives [4, 32]" in refused(HarvestMean(narrow))
+    with pytest.raises(InputError, match=r"the harvest holds \[4, 32\] for each token, and this model gives \[5, 7\]"):
+        HarvestMean(of_texts).value(Z, np.zeros((1, 3, 5, 7), np.float32), None)
     with pytest.raises(InputError, match=r"takes a graphlens\.Harvest, not dict"):
         HarvestMean({})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="all tokens"):

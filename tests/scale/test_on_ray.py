@@ -97,6 +97,12 @@ def test_what_a_job_raises_comes_back_as_it_is(facts: dict[str, Any]) -> None:
     assert facts["too large"].startswith("InputError: blocks.0.hook_resid_pre holds")
 
 
+def test_a_job_that_fails_in_a_worker_is_named_and_ends(facts: dict[str, Any]) -> None:
+    assert facts["divides"] == "RunError: Ray could not finish: ZeroDivisionError: division by zero"
+    assert facts["unopenable"] == "RuntimeUnavailable: there is no such provider here"
+    assert "one piece of the work ended 2 workers" in facts["dies"]
+
+
 def test_what_is_active_is_refused(facts: dict[str, Any]) -> None:
     assert facts["hooked"].startswith("InputError: a Python hook is active")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -239,3 +241,16 @@ def test_a_file_url_is_a_path(tmp_path: Path, whole: Path) -> None:
     assert Harvest(f"file://{tmp_path}/h").path == tmp_path / "h"
     with pytest.raises(graphlens.InputError, match="pathlib has taken a slash of s3:// away"):
         Harvest(Path("s3://bucket/acts"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_it_is_read_after_a_fork(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHLENS_CACHE", str(tmp_path / "cache"))
+    found = made(f"{bucket}/{tmp_path.name}")
+    child = os.fork()
+    if not child:
+        code = 1
+        with contextlib.suppress(BaseException):  # nothing of pytest's may go on in the child
+            code = 0 if found.verify() == [] and len(found.reduced) == 3 and len(found.tokens[:]) else 2
+        os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
