@@ -168,6 +168,11 @@ class HarvestMean:
             )
 
     @property
+    def model_name(self) -> str:
+        """The name of the model that was harvested."""
+        return str(self.harvest.plan.model["name"])
+
+    @property
     def processing(self) -> tuple[str, ...]:
         """How the weights of the harvest's model were processed."""
         return tuple(map(str, cast("Sequence[str]", self.harvest.plan.model["processing"])))

@@ -17,7 +17,7 @@ from graphlens.analysis.metric import Metric
 from graphlens.analysis.result import SweepResult, saved_files
 from graphlens.analysis.sites import Site, Sites, listed
 from graphlens.analysis.sources import HarvestMean, Source, as_source
-from graphlens.errors import InputError, checked_number
+from graphlens.errors import InputError, checked_number, warn
 from graphlens.experiments.recompute import MAX_BATCH_TOKENS
 from graphlens.experiments.sweep_metrics import Measure
 from graphlens.experiments.sweep_run import SweepRun, start_sweep
@@ -98,7 +98,7 @@ def sweep(
 
 
 def check_processing(cfg: HookedTransformerConfig, source: object) -> None:
-    """Refuses activations of a model whose weights were processed in another way.
+    """Refuses activations of a model whose weights were processed in another way; warns of means of a model of another name.
 
     Args:
         cfg: The configuration of the model that is patched.
@@ -109,6 +109,8 @@ def check_processing(cfg: HookedTransformerConfig, source: object) -> None:
     """
     if isinstance(source, HarvestMean):
         what, theirs = "harvest", source.processing
+        if source.model_name != cfg.model_name:
+            warn(f"the means are of {source.model_name}'s activations, and this model is {cfg.model_name}.")
     else:
         what, theirs = (
             "cache",
