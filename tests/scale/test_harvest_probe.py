@@ -226,9 +226,7 @@ def test_means_that_do_not_fit_are_refused(model: HookedTransformer, of_texts: H
 def test_means_of_another_model_are_warned_of(of_texts: Harvest) -> None:
     other = HookedTransformer.from_pretrained_no_processing("tiny-llama")  # of the same shapes
     with pytest.warns(UserWarning, match="the means are of tiny-gpt2's activations, and this model is tiny-llama"):
-        sweep(
-            other, other.to_tokens(TEXTS[0]), Site("hook_resid_post", 1), HarvestMean(of_texts), METRIC, verbose=False
-        )
+        sweep(other, other.to_tokens(TEXTS[0]), Site("z", 1), HarvestMean(of_texts), METRIC, verbose=False)
 
 
 # Probes
