@@ -31,8 +31,8 @@ def _hook(folder: Path, transcoder: bool) -> tuple[str, str | None] | None:
     if layer is None:
         return None
     if name.endswith("mlp"):
-        # A transcoder reads what the MLP does: the normed stream.
-        return (f"blocks.{layer}.ln2.hook_normalized", f"blocks.{layer}.hook_mlp_out") if transcoder else (
+        # A transcoder reads what the module does: the normed stream times the norm's weights, which hook_normalized lacks.
+        return (f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.hook_mlp_out") if transcoder else (
             f"blocks.{layer}.hook_mlp_out",
             None,
         )  # fmt: skip

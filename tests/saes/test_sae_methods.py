@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -218,6 +220,25 @@ def test_two_at_one_place(odd: HookedTransformer) -> None:
     graph = graphlens.surgery.with_sae(graphlens.surgery.load(odd.runner.engine.path), made(1, hook=MLP_OUT))
     with pytest.raises(InputError, match="already"):
         graphlens.surgery.with_sae(graph, made(2, hook=MLP_OUT))
+
+
+def test_two_of_one_call_that_read_one_hook_point(odd: HookedTransformer) -> None:
+    """Neither is dropped in silence."""
+    both = [made(1, hook=NORMED), made(2, hook=NORMED, hook_out=MLP_OUT, architecture="transcoder")]
+    with pytest.raises(InputError, match="two SAEs of one call read"):
+        odd.run_with_saes(TOKENS, saes=both)
+    assert odd.acts_to_saes == {}
+
+
+def test_a_folder_that_another_sae_is_saved_to(odd: HookedTransformer, tmp_path: Path) -> None:
+    """Each SAE runs with the weights that it was opened with."""
+    first, second = (made(seed, hook=RESID, d_sae=300) for seed in (1, 2))
+    first.save(tmp_path / "sae")
+    opened = Sae.from_folder(tmp_path / "sae")
+    shutil.rmtree(tmp_path / "sae")
+    second.save(tmp_path / "sae")
+    for sae, its in ((opened, first), (Sae.from_folder(tmp_path / "sae"), second)):
+        assert np.array_equal(odd.run_with_saes(TOKENS, saes=sae), model().run_with_saes(TOKENS, saes=its))
 
 
 def test_an_sae_of_another_model_warns(odd: HookedTransformer) -> None:

@@ -133,6 +133,12 @@ def _checked(
     """SAEs as records, once they are known to fit the model and those that are attached."""
     excluded = _excluded(runner, exclude)
     found = [SplicedSae.of(sae, use_error_term or False, excluded) for sae in saes]
+    hooks = [one.hook for one in found]
+    if twice := [hook for hook in hooks if hooks.count(hook) > 1]:
+        raise InputError(
+            f"two SAEs of one call read {twice[0]!r}, and a model has one at a time that reads a hook point. Pass one; "
+            "surgery.with_sae and bake_model(saes=) take both where they stand for different hook points."
+        )
     flags = runner.flags
     ensure_fit(runner.engine, Plan(flags.names), flags.saes.with_others(found))
     for one in found:
