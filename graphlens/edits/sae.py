@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +127,7 @@ class Sae(SaeArrays):
             if weights[name].ndim != 2:
                 raise InputShapeError(f"{name}: a matrix is wanted, not an array of shape {list(weights[name].shape)}.")
         (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
-        if architecture.endswith("transcoder"):
+        if str(architecture).endswith("transcoder"):
             settings.setdefault("apply_b_dec_to_input", False)
         cfg = SaeConfig(architecture, d_in, d_sae, hook, d_out=None if d_out == d_in else d_out, **settings)
         return cls(cfg, weights)
@@ -292,6 +292,8 @@ class Sae(SaeArrays):
         Raises:
             InputError: There is no such feature, one is named twice, or the SAE is a topk, whose features depend on all others.
         """
+        if not isinstance(features, Iterable):
+            raise InputError(f"features={features!r:.60}: a list of the features' numbers is wanted.")
         chosen = [
             checked_number(each, "a feature", least=-self.cfg.d_sae, most=self.cfg.d_sae - 1) % self.cfg.d_sae
             for each in features

@@ -9,7 +9,16 @@ import numpy as np
 
 from graphlens.errors import ModelFileError
 from graphlens.file.sae_config import SaeConfig
-from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in, whole_in
+from graphlens.file.sae_layouts import (
+    UNPROCESSED,
+    Asked,
+    Layout,
+    StoredSae,
+    Tensors,
+    settings_of,
+    text_in,
+    whole_in,
+)
 from graphlens.file.sae_places import layer_in, unknown_hook
 from graphlens.file.settings import read_settings
 
@@ -72,7 +81,10 @@ def _read(folder: Path, asked: Asked) -> StoredSae:
         apply_b_dec_to_input=not transcoder,
         model_name=asked.model_name or text_in(above, "model"),
         context_size=whole_in(above, "ctx_len"),
-        metadata={name: value for name, value in said.items() if name not in ("d_in", "k", "num_latents")},
+        metadata={
+            **UNPROCESSED,
+            **{name: value for name, value in said.items() if name not in ("d_in", "k", "num_latents")},
+        },
     )
     return tensors.stored(cfg)
 
