@@ -18,7 +18,6 @@ from graphlens.file.names import RESIDUAL, axis_sizes, canonical, in_block, spli
 from graphlens.file.sae_names import ERROR, FEATURES, INPUT, OUTPUT
 from graphlens.surgery.clean_path import CLEAN
 from graphlens.surgery.graph import finish, let_read, read_manifest, values_by_name
-from graphlens.surgery.ranks import fill_in
 from graphlens.surgery.sae_nodes import Nodes, SaeNodes, Sizes
 
 if TYPE_CHECKING:
@@ -113,6 +112,7 @@ def _with_mlp_inputs(hooks: Mapping[str, HookEntry], saes: Iterable[SplicedSae])
 def _read_by_mlp(model: ir.Model, name: str) -> str:
     """The name of the value that is ``mlp.hook_in`` in a graph."""
     from graphlens.surgery.lone_part import read_by_mlp
+    from graphlens.surgery.ranks import fill_in
 
     layer = split_name(name)[0]
     assert layer is not None, "a hook point of a block"
