@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from graphlens.errors import warn
 from graphlens.file.names import split_name
-from graphlens.file.sae_layouts import HOW_OPENED
+from graphlens.file.processing import HOW_OPENED
 
 if TYPE_CHECKING:
     from graphlens.edits.sae import Sae

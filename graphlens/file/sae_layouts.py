@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 Files: TypeAlias = Mapping[str, tuple[Path, TensorEntry]]
 """Weight -> the safetensors file that it lies in as it is, and where in it; weights that are made in memory are absent."""
-HOW_OPENED = "model_from_pretrained_kwargs"  # SAELens's name for how the model was opened that an SAE was trained on
-# The same for those who train on transformers' own model.
-UNPROCESSED: Mapping[str, Json] = {
-    HOW_OPENED: {"fold_ln": False, "center_writing_weights": False, "fold_value_biases": False}
-}
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
 

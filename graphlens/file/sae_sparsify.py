@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.errors import ModelFileError
+from graphlens.file.processing import UNPROCESSED
 from graphlens.file.sae_config import SaeConfig
-from graphlens.file.sae_layouts import (
-    UNPROCESSED,
-    Asked,
-    Layout,
-    StoredSae,
-    Tensors,
-    settings_of,
-    text_in,
-    whole_in,
-)
+from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in, whole_in
 from graphlens.file.sae_places import layer_in, unknown_hook
 from graphlens.file.settings import read_settings
 
