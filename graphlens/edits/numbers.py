@@ -25,7 +25,10 @@ def numbers_of(value: npt.ArrayLike, what: str) -> Array:
     if hasattr(value, "detach"):
         value = of_tensor(cast(Tensor, value), what)
     try:
-        return np.array(value, np.float32)
+        if np.iscomplexobj(value):
+            raise TypeError("complex numbers have no place in it")
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which those refuse that cannot have it
+            return np.array(value, np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{what}: an array of numbers is wanted ({error}).") from error
 

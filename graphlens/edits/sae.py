@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from graphlens.edits.numbers import numbers_of
 from graphlens.edits.sae_arrays import SaeArrays
 from graphlens.errors import InputError, InputShapeError, ModelFileError, checked_number, warn
-from graphlens.file.digests import digest_of
+from graphlens.file.digests import Mark, digest_of
 from graphlens.file.folder import new_folder, user_path
 from graphlens.file.sae_config import SaeConfig as SaeConfig
 from graphlens.file.sae_folders import Asked, read_folder
@@ -75,6 +75,7 @@ class Sae(SaeArrays):
         super().__init__(cfg, weights)
         self.features = features
         self.files = MappingProxyType(dict(files or {}))
+        self._opened = {path: _identity(path) for path, _ in self.files.values()}
         self._wider: tuple[Sae, str] | None = None
 
     @classmethod
@@ -126,7 +127,7 @@ class Sae(SaeArrays):
             if weights[name].ndim != 2:
                 raise InputShapeError(f"{name}: a matrix is wanted, not an array of shape {list(weights[name].shape)}.")
         (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
-        if architecture.endswith("transcoder"):
+        if str(architecture).endswith("transcoder"):
             settings.setdefault("apply_b_dec_to_input", False)
         cfg = SaeConfig(architecture, d_in, d_sae, hook, d_out=None if d_out == d_in else d_out, **settings)
         return cls(cfg, weights)
@@ -241,7 +242,8 @@ class Sae(SaeArrays):
         return self  # nothing of it changes
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.cfg, dict(self.weights), dict(self.files), self.features)
+        # The weights travel: what lies at the files' paths elsewhere, or later, may be another SAE.
+        return type(self), (self.cfg, dict(self.weights), {}, self.features)
 
     def key(self) -> str:
         """A digest of the settings and of every byte of the weights: equal for equal SAEs that lie in the same way.
@@ -257,20 +259,24 @@ class Sae(SaeArrays):
         if self._wider is not None:
             wider, chosen = self._wider
             return hashlib.sha256(f"{wider.key()} {chosen}".encode()).hexdigest()
-        places = {
-            name: [digest_of(path), entry.offset, entry.length] for name, (path, entry) in sorted(self.files.items())
-        }
-        said = [self.cfg.plain(), self._digests, places]
+        places: dict[str, list[str | int]] = {}
+        there = {path for path, opened in self._opened.items() if opened is not None and _identity(path) == opened}
+        for name, (path, entry) in sorted(self.files.items()):
+            if path in there:
+                places[name] = [digest_of(path), entry.offset, entry.length]
+        kept = {name: self._digest(name) for name in sorted(self.weights) if name not in places}
+        said = [self.cfg.plain(), kept, places]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def _digest(self, name: str) -> str:
+        """The digest of a weight that lies in memory, or in a file whose path is gone or another's by now."""
+        if name not in self._digests:
+            self._digests[name] = hashlib.sha256(np.ascontiguousarray(self.weights[name]).data).hexdigest()
+        return self._digests[name]
 
     @cached_property
     def _digests(self) -> dict[str, str]:
-        """The digests of the weights that lie in memory."""
-        return {
-            name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-            for name, array in sorted(self.weights.items())
-            if name not in self.files
-        }
+        return {}
 
     def only(self, features: Sequence[int]) -> Self:
         """The SAE of some features alone, which keeps a wide one's others out of memory.
@@ -286,6 +292,8 @@ class Sae(SaeArrays):
         Raises:
             InputError: There is no such feature, one is named twice, or the SAE is a topk, whose features depend on all others.
         """
+        if not isinstance(features, Iterable):
+            raise InputError(f"features={features!r:.60}: a list of the features' numbers is wanted.")
         chosen = [
             checked_number(each, "a feature", least=-self.cfg.d_sae, most=self.cfg.d_sae - 1) % self.cfg.d_sae
             for each in features
@@ -309,3 +317,9 @@ class Sae(SaeArrays):
         return {"W_enc": (False, True), "W_dec": (True, False), "b_dec": (False,), "W_skip": (False, False)}.get(
             name, (True,)
         )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a path leads to, whatever is in it; None for none. A file that is mapped keeps its own while it is."""
+    mark = Mark.of(path)
+    return None if mark is None else (mark.inode, mark.device)

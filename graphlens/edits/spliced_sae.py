@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self, cast
 
 from graphlens.errors import InputTypeError, checked_number
 
 if TYPE_CHECKING:
     from graphlens.edits.sae import Sae
+
+_MOST_TOKEN = 2**31 - 1  # a graph's tokens may be int32
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class SplicedSae:
             raise InputTypeError(
                 f"an SAE is a graphlens.Sae, not a {type(sae).__name__}: open it with Sae.from_folder or Sae.from_pretrained."
             )
-        ids = sorted({checked_number(each, "a token to leave out", least=0) for each in excluded})
+        ids = sorted({checked_number(each, "a token to leave out", least=0, most=_MOST_TOKEN) for each in excluded})
         flags = checked_number(error_term, "error_term", bool), checked_number(beside, "beside", bool)
         return cls(sae, sae.key(), flags[0], tuple(ids), flags[1])
 
@@ -63,3 +65,8 @@ class SplicedSae:
     def writes(self) -> str:
         """The hook point whose value it stands for, and that its own hook points are named by."""
         return self.sae.cfg.writes
+
+    @property
+    def without_weights(self) -> Self:
+        """An equal record to be kept as a key, which keeps no weights in memory and can make no graph."""
+        return replace(self, sae=cast("Sae", None))

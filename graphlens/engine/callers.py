@@ -65,21 +65,22 @@ class Callers:
         with self._lock:
             found = self._sets.get(key)
             if found is None:
-                found = self._sets[key] = self._set(*key)
+                found = self._sets[plan.kept, bare, key[2]] = self._set(*key)
                 if len(self._sets) > _COUNTED:
                     self._sets.popitem(last=False)
             self._sets.move_to_end(key)
             if found.lost < self._opening:
                 found.lost += found.idle
-                return found.shared
+                return replace(found.shared, saes=plan.saes)
             own = [other for other in self._sets.values() if other.lost >= self._opening]
             for other in own[:-_ALONE]:  # those used longest ago begin anew
                 other.lost = 0.0
-            return found.alone
+            return replace(found.alone, saes=plan.saes)
 
     def _set(self, plan: Plan, bare: bool, called: tuple[str, ...]) -> _Set:
         """What is known of a set before its first run."""
         plan = replace(plan, python=True, bare=bare)
         firings = [one.name for some in self._graphs.firings(plan.ungated).values() for one in some]
         alone = tuple(name for name in firings if hook_point(name) in called)
+        plan = plan.kept  # the SAEs are those of the run that asks
         return _Set(plan, replace(plan, calls=alone), _IDLE * (len(firings) - len(alone)))

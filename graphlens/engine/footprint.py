@@ -79,7 +79,7 @@ class Footprints:
         footprint = self._known.get(plan)
         if footprint is None:
             held = [entry for entry in self._hooks(plan).values() if entry.value != LOGITS]
-            footprint = self._known[plan] = Footprint.of(held, self._sizes)
+            footprint = self._known[plan.kept] = Footprint.of(held, self._sizes)
         if PIXELS in feeds:
             batch, pos = len(np.asarray(feeds[PIXELS])), self._positions
         else:

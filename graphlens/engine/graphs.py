@@ -151,7 +151,7 @@ class Graphs:
             return {}
         with self._lock:
             if plan not in self._rounded:
-                self._rounded[plan] = surgery.straight_through(self.graph(plan))
+                self._rounded[plan.kept] = surgery.straight_through(self.graph(plan))
             return self._rounded[plan]
 
     def firings(self, plan: Plan) -> Mapping[str, Sequence[Firing]]:

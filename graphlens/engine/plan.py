@@ -91,6 +91,11 @@ class Plan:
             return self
         return replace(self, gates=(), python=False, calls=(), bare=False, reads=())
 
+    @property
+    def kept(self) -> Self:
+        """An equal plan to be kept as a key after its run: it keeps no SAE's weights in memory, and no graph is made of it."""
+        return replace(self, saes=tuple(one.without_weights for one in self.saes)) if self.saes else self
+
     def serves(self, other: Self) -> bool:
         """Whether a run of another plan can use this one's session, leaving some gates of it unfed.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from graphlens.errors import ExportError
 from graphlens.file.manifest import Manifest, ModelConfig
 from graphlens.file.names import split_name
+
+if TYPE_CHECKING:
+    from graphlens.file.manifest import Json
 
 STEPS = (
     "fold_ln",
@@ -15,6 +19,11 @@ STEPS = (
     "fold_value_biases",
     "refactor_factored_attn_matrices",
 )
+HOW_OPENED = "model_from_pretrained_kwargs"  # SAELens's name for how the model was opened that an SAE was trained on
+# The same for those who train on transformers' own model.
+UNPROCESSED: Mapping[str, Json] = {
+    HOW_OPENED: dict.fromkeys(("fold_ln", "center_writing_weights", "fold_value_biases"), False)
+}
 # The norms that what follows them can take in. Those after a sublayer, of the embeddings, of queries and keys are none.
 FOLDED_NORMS = ("ln1", "ln2", "mlp.ln", "ln_final")
 

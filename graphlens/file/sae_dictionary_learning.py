@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.errors import ModelFileError
+from graphlens.file.processing import UNPROCESSED
 from graphlens.file.sae_config import WEIGHTS, SaeConfig
 from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in, whole_in
 from graphlens.file.sae_places import unknown_hook
@@ -93,7 +94,7 @@ def _read(folder: Path, asked: Asked) -> StoredSae:
             apply_b_dec_to_input=takes,
             model_name=asked.model_name or (text_in(trainer, "lm_name") or "").split("/")[-1] or None,
             context_size=whole_in(buffer, "ctx_len") if isinstance(buffer, dict) else None,
-            metadata={"dict_class": trainer["dict_class"]},
+            metadata={**UNPROCESSED, "dict_class": trainer["dict_class"]},
         )
     )
 

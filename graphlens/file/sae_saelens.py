@@ -51,6 +51,11 @@ def config_of(said: Mapping[str, Json], asked: Asked) -> tuple[SaeConfig, str]:
     named = str(said.get("architecture", "standard"))
     k, architecture = whole_in(said, "k"), named
     normalisation = said.get("normalize_activations")
+    if about.get("hook_head_index") is not None:
+        raise InputError(
+            f"{CONFIG}: an SAE of one head alone (hook_head_index={about['hook_head_index']!r:.20}) cannot be run: it would be "
+            "of every head here."
+        )
     hook = asked.hook or text_in(about, "hook_name", "hook_point")
     reshape = said.get("reshape_activations")
     if not new:
@@ -74,6 +79,8 @@ def config_of(said: Mapping[str, Json], asked: Asked) -> tuple[SaeConfig, str]:
         raise InputError(f"{CONFIG}: architecture {architecture!r:.60} cannot be run. Those that can: {known}.")
     transcoder, topk = architecture.endswith("transcoder"), architecture == "topk"
     takes = said.get("apply_b_dec_to_input", not transcoder)
+    if not isinstance(takes, bool):
+        raise InputError(f"{CONFIG}: apply_b_dec_to_input={takes!r:.40}: true or false is wanted.")
     d_in, d_out = whole_in(said, "d_in"), whole_in(said, "d_out")
     rest = {name: value for name, value in about.items() if name not in _OWN}
     return (
@@ -85,7 +92,7 @@ def config_of(said: Mapping[str, Json], asked: Asked) -> tuple[SaeConfig, str]:
             hook_out=asked.hook_out or (text_in(about, "hook_name_out") if transcoder else None),
             d_out=d_out if transcoder and d_out != d_in else None,
             k=k if topk or named.startswith(_KEEPING) else None,
-            apply_b_dec_to_input=takes if isinstance(takes, bool) else True,
+            apply_b_dec_to_input=takes,
             normalize_activations="none" if normalisation is None else str(normalisation),
             reshape_activations="none" if reshape is None else str(reshape),
             rescale_acts_by_decoder_norm=topk and said.get("rescale_acts_by_decoder_norm") is True,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphlens.errors import ModelFileError
+from graphlens.file.processing import UNPROCESSED
 from graphlens.file.sae_config import SaeConfig
 from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in, whole_in
 from graphlens.file.sae_places import layer_in, unknown_hook
@@ -31,8 +32,8 @@ def _hook(folder: Path, transcoder: bool) -> tuple[str, str | None] | None:
     if layer is None:
         return None
     if name.endswith("mlp"):
-        # A transcoder reads what the MLP does: the normed stream.
-        return (f"blocks.{layer}.ln2.hook_normalized", f"blocks.{layer}.hook_mlp_out") if transcoder else (
+        # A transcoder reads what the module does: the normed stream times the norm's weights, which hook_normalized lacks.
+        return (f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.hook_mlp_out") if transcoder else (
             f"blocks.{layer}.hook_mlp_out",
             None,
         )  # fmt: skip
@@ -72,7 +73,10 @@ def _read(folder: Path, asked: Asked) -> StoredSae:
         apply_b_dec_to_input=not transcoder,
         model_name=asked.model_name or text_in(above, "model"),
         context_size=whole_in(above, "ctx_len"),
-        metadata={name: value for name, value in said.items() if name not in ("d_in", "k", "num_latents")},
+        metadata={
+            **UNPROCESSED,
+            **{name: value for name, value in said.items() if name not in ("d_in", "k", "num_latents")},
+        },
     )
     return tensors.stored(cfg)
 

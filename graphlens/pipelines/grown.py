@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from graphlens.edits.kinds import Intervention
+from graphlens.edits.sae_training import warn_of_another_model
 from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.file.names import FLAGGED, canonical, split_name
 
@@ -49,4 +50,6 @@ def grown(graph: ir.Model, flags: Iterable[str], saes: Saes = ()) -> ir.Model:
     graph = surgery.with_flagged(graph, flags)
     given = saes if isinstance(saes, Iterable) else [saes]
     records = [one if isinstance(one, SplicedSae) else SplicedSae.of(one) for one in given]
+    for one in records:
+        warn_of_another_model(one.sae, surgery.read_manifest(graph))
     return surgery.with_saes(graph, records) if records else graph

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.errors import InputError
-from graphlens.file.io_names import INPUT_IDS
+from graphlens.file.io_names import INPUT_IDS, LOGITS, SEED
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import RESIDUAL, axis_sizes, canonical, in_block, split_name, unknown_hook
 from graphlens.file.sae_names import ERROR, FEATURES, INPUT, OUTPUT
@@ -77,6 +77,10 @@ def with_saes(model: ir.Model, saes: Sequence[SplicedSae]) -> ir.Model:
         UnknownHookPoint: The model lacks a hook point of one of them.
         InputError: The widths differ, or two stand at one place.
     """
+    if SEED in values_by_name(model):
+        raise InputError(
+            "this graph is differentiated: its gradients would be those of the model without the SAE. Put the SAE in first."
+        )
     model = model.clone()
     manifest = read_manifest(model)
     manifest = manifest.with_hooks(_with_mlp_inputs(manifest.hooks, saes))
@@ -111,10 +115,13 @@ def _with_mlp_inputs(hooks: Mapping[str, HookEntry], saes: Iterable[SplicedSae])
 def _read_by_mlp(model: ir.Model, name: str) -> str:
     """The name of the value that is ``mlp.hook_in`` in a graph."""
     from graphlens.surgery.lone_part import read_by_mlp
+    from graphlens.surgery.ranks import fill_in
 
     layer = split_name(name)[0]
     assert layer is not None, "a hook point of a block"
     value = read_by_mlp(model, layer)
+    if value.type is None or value.shape is None:  # in a graph of another exporter
+        fill_in(model)
     pre = values_by_name(model)[read_manifest(model).hooks[in_block(layer, _PRE)].value]
     if pre.is_graph_output() and not value.is_graph_output():  # as all hook points are, or none
         model.graph.outputs.append(value)
@@ -182,6 +189,10 @@ def place_of(one: SplicedSae, hooks: Mapping[str, HookEntry], manifest: Manifest
                 f"this SAE has {what} {width}, and the activations at {name!r} have a width of {its}: it was trained on another "
                 f"model{'' if cfg.model_name is None else f' ({cfg.model_name})'} or for another hook point."
             )
+    if hooks[writes].value == LOGITS and not one.beside:
+        raise InputError(
+            f"this SAE cannot stand at {writes!r}: that is the model's result, and nothing goes on from there."
+        )
     if f"{writes}.{INPUT}" in hooks:
         raise InputError(
             f"an SAE stands at {writes!r} already: take it away first (reset_saes), or open the plain model."

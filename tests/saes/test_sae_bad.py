@@ -40,6 +40,8 @@ def folder_with(tmp_path: Path, said: dict[str, object], weights: dict[str, np.n
             "'temporal' cannot be run. Those that can: standard, gated, .*matryoshka_batchtopk",
         ),
         (CONFIG | {"architecture": "matching_pursuit"}, "'matching_pursuit' cannot be run"),
+        (CONFIG | {"apply_b_dec_to_input": "no"}, "true or false"),
+        (OLD | {"hook_head_index": 3}, "one head alone"),
         (CONFIG | {"architecture": "abstopk", "k": 3}, "'abstopk' cannot be run"),
         (CONFIG | {"architecture": "topk_standard"}, "'topk_standard' cannot be run"),
         (CONFIG | {"architecture": ["standard"]}, "cannot be run"),
@@ -223,6 +225,9 @@ def test_dictionaries_that_cannot_be(tmp_path: Path, trainer: object, match: str
         ({"rescale_acts_by_decoder_norm": True}, "only topk"),
         ({"b_dec": np.full(D_IN, np.nan)}, "b_dec: it holds NaN"),
         ({"b_dec": "zeros"}, "b_dec: an array of numbers is wanted"),
+        ({"b_dec": np.ones(D_IN) * 1j}, "complex"),
+        ({"b_dec": np.full(D_IN, 1e300)}, "b_dec: it holds NaN or infinity"),
+        ({"architecture": None}, "no SAE of this architecture"),
         ({"apply_b_dec_to_input": "yes"}, "must be True or False"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,30 @@ def test_an_adopted_file(tmp_path: Path) -> None:
         assert np.abs(edited - logits).max() > 1e-3
         assert np.any(gradients[post])
     close(logits, plain)
+    names = {"hook": "blocks.0.mlp.hook_in", "hook_out": "blocks.0.hook_mlp_out"}  # one that the file has no shape of
+    transcoder = made(2, width=opened.cfg.d_model, architecture="skip_transcoder", **names)
+    logits, cache = opened.run_with_cache_with_saes(tokens, saes=transcoder)
+    read = cache[names["hook"]]
+    written = read @ opened.blocks[0].mlp.W_in + opened.blocks[0].mlp.b_in
+    close(written, cache["blocks.0.mlp.hook_pre"])
+    close(cache[f"{names['hook_out']}.hook_sae_output"], transcoder(read))
+    replaced = opened.run_with_hooks(tokens, fwd_hooks=[(names["hook_out"], lambda value, hook: transcoder(read))])
+    close(logits, replaced)
+
+
+def test_saes_that_are_taken_away_are_given_back() -> None:
+    """A loop over many keeps those of the sessions and graphs that are open, and no more."""
+    odd, opened = model(), []
+    gradient_of = metrics.LogitDiff([3, 4], [7, 8])
+    for seed in range(32):
+        sae = made(seed, hook=RESID)
+        opened.append(weakref.ref(sae))
+        with odd.saes(sae, use_error_term=True):
+            odd.gradients(TOKENS, gradient_of, names=[POST])
+            odd.run_with_hooks(TOKENS, fwd_hooks=[(POST, lambda value, hook: value)])
+        del sae
+    gc.collect()
+    assert sum(each() is not None for each in opened) <= 18  # 6 sessions and 12 graphs
 
 
 def test_an_encoder(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,10 @@ D_IN, D_SAE, D_OUT, K = 13, 29, 7, 4
 GOLDEN = Path(__file__).with_name("golden")
 HOOK = "blocks.2.hook_resid_post"
 MLP = ("blocks.2.ln2.hook_normalized", "blocks.2.hook_mlp_out")
+READ_BY_MLP = (
+    "blocks.2.mlp.hook_in",
+    "blocks.2.hook_mlp_out",
+)  # sparsify reads the module's input: with the norm's weights
 Arrays = dict[str, np.ndarray]
 
 
@@ -165,8 +171,8 @@ def test_gemma_scope_2(tmp_path: Path) -> None:
         ("layers.2.mlp", {"num_latents": D_SAE}, ("blocks.2.hook_mlp_out",) * 2),
         ("gpt_neox.layers.2.attention", {"num_latents": D_SAE}, ("blocks.2.hook_attn_out",) * 2),
         ("embed_tokens", {"num_latents": D_SAE}, ("hook_embed", "hook_embed")),
-        ("h.2.mlp", {"num_latents": D_SAE, "transcode": True}, MLP),
-        ("layers.2.mlp", {"num_latents": D_SAE, "transcode": True, "skip_connection": True}, MLP),
+        ("h.2.mlp", {"num_latents": D_SAE, "transcode": True}, READ_BY_MLP),
+        ("layers.2.mlp", {"num_latents": D_SAE, "transcode": True, "skip_connection": True}, READ_BY_MLP),
     ],
 )  # fmt: skip
 def test_sparsify(tmp_path: Path, name: str, said: dict[str, object], hooks: tuple[str, str]) -> None:
@@ -391,6 +397,27 @@ def test_keys_differ_where_anything_does(tmp_path: Path) -> None:
         file.write(np.float32(3).tobytes())
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))
     assert opened.key() != before
+
+
+def test_a_key_is_of_the_weights_that_are_held(tmp_path: Path) -> None:
+    """Not of what lies at their path by then: SAEs of equal keys share a session."""
+    kept, place = {}, tmp_path / "saved"
+    for at in (1, 2):
+        standard().with_norm_folded(at).save(place)
+        kept[at] = Sae.from_folder(place)
+        kept[at].key()
+        place.rename(tmp_path / str(at))
+        kept[at + 2] = Sae.from_folder(tmp_path / str(at))
+        kept[at + 4] = pickle.loads(pickle.dumps(kept[at + 2]))
+        shutil.move(tmp_path / str(at), place)
+        assert kept[at].key() == kept[at].key()
+        shutil.rmtree(place)
+    standard().with_norm_folded(3).save(place)
+    third = Sae.from_folder(place)
+    for at in (1, 2):
+        assert len({each.key() for each in (third, kept[at], kept[3 - at])}) == 3
+        assert kept[at + 4].key() == pickle.loads(pickle.dumps(kept[at])).key() == kept[at].key()
+        np.testing.assert_array_equal(kept[at + 4].W_enc, standard().W_enc * np.float32(at))
 
 
 def test_arrays_are_copied_and_cannot_be_written() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from graphlens import Ablate, HookedTransformer, InputError, Sae, Scale, Unknown
 from graphlens.analysis.sites import Site
 from graphlens.edits.spliced_sae import SplicedSae
 from tests.saes.odd_model import TOKENS, model
-from tests.saes.sae_cases import D_MODEL, MLP_OUT, NORMED, RESID, Z, made
+from tests.saes.sae_cases import D_MODEL, MLP_OUT, NORMED, RESID, VOCABULARY, Z, made
 
 FIRST = "blocks.0.hook_resid_post"
 POST = f"{RESID}.hook_sae_acts_post"
@@ -220,12 +222,85 @@ def test_two_at_one_place(odd: HookedTransformer) -> None:
         graphlens.surgery.with_sae(graph, made(2, hook=MLP_OUT))
 
 
+def test_a_place_behind_which_nothing_goes_on(odd: HookedTransformer) -> None:
+    with pytest.raises(InputError, match="the model's result"):
+        odd.add_sae(made(1, width=VOCABULARY, hook="unembed.hook_out"))
+
+
+def test_a_graph_with_gradients(odd: HookedTransformer) -> None:
+    """Its gradients would be those without the SAE."""
+    graph = graphlens.surgery.differentiate(graphlens.surgery.load(odd.runner.engine.path), [RESID])
+    with pytest.raises(InputError, match="Put the SAE in first"):
+        graphlens.surgery.with_sae(graph, made(1, hook=RESID))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"features": 3}, "a list of the features"),
+        ({"exclude_special_tokens": [2**70]}, "a token to leave out"),
+        ({"exclude_special_tokens": [-1]}, "a token to leave out"),
+    ],
+)
+def test_settings_that_cannot_be(odd: HookedTransformer, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        odd.add_sae(made(1, hook=RESID), **settings)
+    assert odd.acts_to_saes == {}
+
+
+def test_two_of_one_call_that_read_one_hook_point(odd: HookedTransformer) -> None:
+    """Neither is dropped in silence."""
+    both = [made(1, hook=NORMED), made(2, hook=NORMED, hook_out=MLP_OUT, architecture="transcoder")]
+    with pytest.raises(InputError, match="two SAEs of one call read"):
+        odd.run_with_saes(TOKENS, saes=both)
+    assert odd.acts_to_saes == {}
+
+
+def test_a_folder_that_another_sae_is_saved_to(odd: HookedTransformer, tmp_path: Path) -> None:
+    """Each SAE runs with the weights that it was opened with."""
+    first, second = (made(seed, hook=RESID, d_sae=300) for seed in (1, 2))
+    first.save(tmp_path / "sae")
+    opened = Sae.from_folder(tmp_path / "sae")
+    shutil.rmtree(tmp_path / "sae")
+    second.save(tmp_path / "sae")
+    for sae, its in ((opened, first), (Sae.from_folder(tmp_path / "sae"), second)):
+        assert np.array_equal(odd.run_with_saes(TOKENS, saes=sae), model().run_with_saes(TOKENS, saes=its))
+
+
 def test_an_sae_of_another_model_warns(odd: HookedTransformer) -> None:
     with pytest.warns(UserWarning, match="trained on gemma-2-2b"):
         odd.add_sae(made(1, hook=RESID, model_name="gemma-2-2b"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         odd.add_sae(made(1, hook=RESID, model_name=f"someone/{odd.cfg.model_name}"))
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("blocks.1.hook_resid_post", "center_writing_weights"),
+        ("blocks.1.attn.hook_z", "fold_value_biases"),
+        ("blocks.1.ln2.hook_normalized", None),
+        ("blocks.1.hook_mlp_out", "center_writing_weights"),
+    ],
+)
+def test_an_sae_of_weights_that_were_not_processed_warns(tiny: HookedTransformer, hook: str, step: str | None) -> None:
+    """Where the activations that it reads are others by that, and where it says so."""
+    processed, tokens = HookedTransformer.from_pretrained("tiny-gpt2"), tiny.to_tokens("When John and Mary")
+    found, expected = (opened.run_with_cache(tokens)[1][hook] for opened in (processed, tiny))
+    assert (np.abs(found - expected).max() > 1e-3) == (step is not None)
+    heads = {"reshape_activations": "hook_z"} if hook.endswith("hook_z") else {}
+    opened = dict.fromkeys(("fold_ln", "center_writing_weights", "fold_value_biases"), False)
+    sae = made(1, width=tiny.cfg.d_model, hook=hook, metadata={"model_from_pretrained_kwargs": opened}, **heads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with tiny.saes(sae), processed.saes(made(1, width=tiny.cfg.d_model, hook=hook, **heads)):
+            pass
+        if step is None:
+            processed.add_sae(sae)
+    if step is not None:
+        with pytest.warns(UserWarning, match=f"trained on weights without {step}, .*pass {step}=False"):
+            processed.add_sae(sae)
 
 
 def test_tokens_to_leave_out(odd: HookedTransformer, tiny: HookedTransformer) -> None:

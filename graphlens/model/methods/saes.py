@@ -5,10 +5,10 @@ These functions are methods: ``EditMethods`` takes them in by their names.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from graphlens.edits.sae_training import warn_of_another_model
 from graphlens.edits.spliced_sae import SplicedSae
 from graphlens.engine.plan import Plan
 from graphlens.engine.sae_places import ensure_fit
@@ -133,22 +133,25 @@ def _checked(
     """SAEs as records, once they are known to fit the model and those that are attached."""
     excluded = _excluded(runner, exclude)
     found = [SplicedSae.of(sae, use_error_term or False, excluded) for sae in saes]
+    hooks = [one.hook for one in found]
+    if twice := [hook for hook in hooks if hooks.count(hook) > 1]:
+        raise InputError(
+            f"two SAEs of one call read {twice[0]!r}, and a model has one at a time that reads a hook point. Pass one; "
+            "surgery.with_sae and bake_model(saes=) take both where they stand for different hook points."
+        )
     flags = runner.flags
     ensure_fit(runner.engine, Plan(flags.names), flags.saes.with_others(found))
     for one in found:
-        name = one.sae.cfg.model_name
-        its = {runner.config.model_name, runner.engine.manifest.source}
-        if name is not None and _plain(name) not in map(_plain, its):
-            warn(f"the SAE at {one.hook!r} was trained on {name}, and this model is {runner.config.model_name}.")
+        warn_of_another_model(one.sae, runner.engine.manifest)
     return found
 
 
 def _excluded(runner: _Runs, exclude: bool | Sequence[int]) -> Sequence[int]:
     """The ids of the tokens that SAEs are left out at."""
-    if not isinstance(exclude, bool):
-        found = [exclude] if isinstance(exclude, int) else list(exclude)
-    elif not exclude:
+    if exclude is None or exclude is False:  # as SAELens takes None
         return ()
+    if not isinstance(exclude, bool):
+        found = list(exclude) if isinstance(exclude, Iterable) else [exclude]
     else:
         tokenizer = runner.text.tokenizer
         if tokenizer is None:
@@ -160,8 +163,3 @@ def _excluded(runner: _Runs, exclude: bool | Sequence[int]) -> Sequence[int]:
     if found and runner.config.is_vision:
         raise InputError("exclude_special_tokens: a vision model reads no tokens. Leave it out.")
     return found
-
-
-def _plain(name: str) -> str:
-    """A model's name whoever published it: "google/gemma-2-2b" and "gemma-2-2b" are one, "gpt2-small" and "gpt2" too."""
-    return re.sub(r"[^a-z0-9]", "", name.rpartition("/")[2].lower()).removesuffix("small")
