@@ -16,6 +16,8 @@ HOOKS = (
 INPUT, ACTS, ERROR, OUTPUT = HOOKS[0], HOOKS[2], HOOKS[4], HOOKS[5]
 EDITABLE = HOOKS[:4]
 """Those whose edits its error term must not see."""
+# Among an SAE's metadata: it was trained on what an attention or MLP module gives.
+OF_MODULE = "trained_on_module_output"
 FEATURES = "d_sae"  # the axis of an SAE's features; the hook map says how many they are
 
 

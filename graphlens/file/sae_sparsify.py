@@ -11,6 +11,7 @@ from graphlens.errors import ModelFileError
 from graphlens.file.processing import UNPROCESSED
 from graphlens.file.sae_config import SaeConfig
 from graphlens.file.sae_layouts import Asked, Layout, StoredSae, Tensors, settings_of, text_in, whole_in
+from graphlens.file.sae_names import OF_MODULE
 from graphlens.file.sae_places import layer_in, unknown_hook
 from graphlens.file.settings import read_settings
 
@@ -75,6 +76,8 @@ def _read(folder: Path, asked: Asked) -> StoredSae:
         context_size=whole_in(above, "ctx_len"),
         metadata={
             **UNPROCESSED,
+            # What sparsify trains on is what the module gives: where a norm comes next, hook_mlp_out is behind it.
+            **({} if asked.hook else {OF_MODULE: True}),
             **{name: value for name, value in said.items() if name not in ("d_in", "k", "num_latents")},
         },
     )

@@ -15,7 +15,7 @@ from graphlens.errors import InputError
 from graphlens.file.io_names import INPUT_IDS, LOGITS, SEED
 from graphlens.file.manifest import HookEntry, Manifest
 from graphlens.file.names import RESIDUAL, axis_sizes, canonical, in_block, split_name, unknown_hook
-from graphlens.file.sae_names import ERROR, FEATURES, INPUT, OUTPUT
+from graphlens.file.sae_names import ERROR, FEATURES, INPUT, OF_MODULE, OUTPUT
 from graphlens.surgery.clean_path import CLEAN
 from graphlens.surgery.graph import finish, let_read, read_manifest, values_by_name
 from graphlens.surgery.sae_nodes import Nodes, SaeNodes, Sizes
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _TOKENS = ("batch", "pos")
 _PRE, _MLP_INPUT = "mlp.hook_pre", "mlp.hook_in"
+# A sublayer's output -> the norm that lies before it, where a model has one.
+_POST_NORMS = {"hook_mlp_out": "ln2_post.hook_scale", "hook_attn_out": "ln1_post.hook_scale"}
 _BOOL, _FLOAT, _INT32 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT32
 
 
@@ -189,6 +191,13 @@ def place_of(one: SplicedSae, hooks: Mapping[str, HookEntry], manifest: Manifest
                 f"this SAE has {what} {width}, and the activations at {name!r} have a width of {its}: it was trained on another "
                 f"model{'' if cfg.model_name is None else f' ({cfg.model_name})'} or for another hook point."
             )
+    layer, rest = split_name(writes)
+    norm = _POST_NORMS.get(rest)
+    if cfg.metadata.get(OF_MODULE) and layer is not None and norm is not None and in_block(layer, norm) in hooks:
+        raise InputError(
+            f"this SAE was trained on what the module gives, and {writes!r} of this model is behind a norm that comes after it: "
+            "there is no hook point between the two."
+        )
     if hooks[writes].value == LOGITS and not one.beside:
         raise InputError(
             f"this SAE cannot stand at {writes!r}: that is the model's result, and nothing goes on from there."

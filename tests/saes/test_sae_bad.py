@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,12 @@ from safetensors.numpy import save_file
 from test_sae_files import D_IN, D_SAE, GOLDEN, HOOK, activations, arrays, standard
 
 import graphlens
-from graphlens import Sae
+from graphlens import HookedTransformer, Sae
+from graphlens.edits.spliced_sae import SplicedSae
+from graphlens.errors import InputError
 from graphlens.file.sae_config import SaeConfig
+from graphlens.file.sae_names import OF_MODULE
+from graphlens.surgery.sae_splicing import place_of
 
 CONFIG = {
     "architecture": "standard",
@@ -300,3 +305,25 @@ def test_damaged_files_end_in_an_error_of_ours_or_in_an_sae(tmp_path: Path, case
             assert {name: array.shape for name, array in sae.weights.items()} == sae.cfg.shapes
     assert len(refused) > 30
     assert max(map(len, refused)) < 1000
+
+
+def test_what_was_trained_before_a_norm_does_not_stand_behind_it(tiny: HookedTransformer) -> None:
+    """sparsify's SAEs of a module, on a model such as Gemma 2."""
+    manifest = tiny.runner.engine.manifest
+    hooks = dict(manifest.hooks)
+    sae = Sae.from_arrays(
+        np.ones((tiny.cfg.d_model, 5), np.float32),
+        np.zeros(5, np.float32),
+        np.ones((5, tiny.cfg.d_model), np.float32),
+        np.zeros(tiny.cfg.d_model, np.float32),
+        "blocks.1.hook_mlp_out",
+    )
+    one = SplicedSae.of(Sae(replace(sae.cfg, metadata={OF_MODULE: True}), sae.weights))
+    assert place_of(one, hooks, manifest).writes == "blocks.1.hook_mlp_out"
+    behind = {}
+    for name, entry in hooks.items():
+        if name == "blocks.1.hook_mlp_out":
+            behind["blocks.1.ln2_post.hook_scale"] = hooks["blocks.1.ln2.hook_scale"]
+        behind[name] = entry
+    with pytest.raises(InputError, match="behind a norm that comes after it"):
+        place_of(one, behind, manifest)
