@@ -290,6 +290,9 @@ RATIOS = {
     "benchmarks-peers": ("graphlens beside other libraries: time and memory, a dot for each row", "{library}{memory}"),
     "benchmarks-safety": ("What safety costs: after it, beside before it, a dot for each row", "{section}"),
     "benchmarks-house": ("Today beside 7f73819, a dot for each row", "{section}"),
+    "benchmarks-scale": ("Harvests and streamed models beside their floors, a dot for each row", "{section}"),
+    "benchmarks-saes": ("Runs with SAEs beside their products and beside SAELens, a dot for each row", "{section}"),
+    "benchmarks-floor": ("Single runs beside a graph written by hand, a dot for each row", "{section}"),
     "benchmarks-gpu": ("On an H100, beside a bare CUDA session, a dot for each row", "{section}"),
 }
 ALLOWED = {

@@ -149,5 +149,5 @@ def test_what_is_refused(odd: HookedTransformer, scores: FeatureScores) -> None:
         feature_scores(odd, TOKENS, METRIC, SAES[0].cfg.hook)
     with pytest.raises(InputError, match="one metric"):
         feature_scores(odd, TOKENS, [METRIC], SAES)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="given read the same"):
+    with pytest.raises(InputError, match="two SAEs of one call read"):
         feature_scores(odd, TOKENS, METRIC, [SAES[0], SAES[0]])
