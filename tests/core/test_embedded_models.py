@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from graphlens import HookedTransformer, InputError, embedded_model
+from graphlens.file.embedded import SAES
 from graphlens.pipelines.hub import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +28,8 @@ def folder(request: pytest.FixtureRequest) -> Path:
 def test_the_package_carries_every_embedded_model() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     carried = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert carried == {f"models/{name}": f"graphlens/models/{name}" for name in EMBEDDED}
-    assert sorted(path.name for path in (ROOT / "models").iterdir()) == sorted(EMBEDDED)
+    assert carried == {f"models/{name}": f"graphlens/models/{name}" for name in (*EMBEDDED, *SAES)}
+    assert sorted(path.name for path in (ROOT / "models").iterdir()) == sorted((*EMBEDDED, *SAES))
 
 
 def test_a_name_of_no_embedded_model_is_refused() -> None:
