@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 OPEN_AT_ONCE = 256  # shards that stay mapped: a process may map only so many files
 _NAMED = 8  # hook points that an error names
+_CHANGING = threading.Lock()  # held while the shards that stay mapped change
 
 
 class Harvest:
@@ -196,8 +198,8 @@ class Harvest:
         Raises:
             ModelFileError: Its file is missing, or not as long as it was.
         """
-        # Taken out and put back at the end: threads may read at once, and those used longest ago go.
-        found = self._open.pop(index, None)
+        with _CHANGING:  # taken out and put back at the end: those used longest ago go
+            found = self._open.pop(index, None)
         if found is None:
             digest = None if self._digests is None else self._digests[index]
             file = SafetensorsFile(self._folder.mapped(shard_file(index), digest))
@@ -205,13 +207,11 @@ class Harvest:
             if self.plan.dtype == "bfloat16":
                 found |= {name: found[name].view(ml_dtypes.bfloat16) for name in self.names if name in found}
             if any(len(array) != self.plan.shards[index][3] for array in found.values()):
-                raise ModelFileError(
-                    f"{self._folder.at(shard_file(index))}: not the shard that the plan tells of. Resume the harvest: it is "
-                    "made again."
-                )
-        self._open[index] = found
-        while len(self._open) > OPEN_AT_ONCE:
-            self._open.popitem(last=False)
+                raise ModelFileError(f"{self._folder.at(shard_file(index))}: not the plan's shard. Resume the harvest.")
+        with _CHANGING:
+            self._open[index] = found
+            while len(self._open) > OPEN_AT_ONCE:
+                self._open.popitem(last=False)
         return found
 
     # Reading all of it
