@@ -70,12 +70,14 @@ class Callers:
                     self._sets.popitem(last=False)
             self._sets.move_to_end(key)
             if found.lost < self._opening:
-                found.lost += found.idle
-                return replace(found.shared, saes=plan.saes)
-            own = [other for other in self._sets.values() if other.lost >= self._opening]
-            for other in own[:-_ALONE]:  # those used longest ago begin anew
-                other.lost = 0.0
-            return replace(found.alone, saes=plan.saes)
+                chosen, found.lost = found.shared, found.lost + found.idle
+                if found.lost >= self._opening:
+                    own = [other for other in self._sets.values() if other.lost >= self._opening]
+                    for other in own[:-_ALONE]:  # those used longest ago begin anew
+                        other.lost = 0.0
+            else:
+                chosen = found.alone
+        return replace(chosen, saes=plan.saes) if plan.saes else chosen
 
     def _set(self, plan: Plan, bare: bool, called: tuple[str, ...]) -> _Set:
         """What is known of a set before its first run."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from graphlens import HookedTransformer, surgery
 from graphlens.engine.callers import Callers
@@ -63,3 +64,44 @@ def test_a_cheap_graph_is_opened_sooner(tiny: HookedTransformer) -> None:
 
     few, many = runs(0), runs(500_000_000)
     assert 20 < few < many < 100 * few
+
+
+def test_a_cache_of_keys_and_values_survives_the_change_of_graphs(tiny_copy: Path) -> None:
+    """The prompt's graph and that of each further token change at different moments."""
+    model = HookedTransformer.from_onnx(tiny_copy, "cpu")
+    prompt = np.random.default_rng(2).integers(0, model.cfg.d_vocab, (2, 9))
+
+    def generated() -> npt.NDArray[np.int64]:
+        with model.hooks(fwd_hooks=[(Z, _halved), ("blocks.2.hook_mlp_out", _halved)]):
+            tokens: npt.NDArray[np.int64] = model.generate(
+                prompt, max_new_tokens=8, do_sample=False, verbose=False, stop_at_eos=False
+            )
+        return tokens
+
+    first = generated()
+    for _ in range(30):
+        assert np.array_equal(generated(), first)
+    assert sorted(bool(plan.past) for plan in _python_plans(model) if plan.calls)[-1]
+    with model.hooks(fwd_hooks=[(Z, _halved), ("blocks.2.hook_mlp_out", _halved)]):
+        for length in range(9, 17):  # each token is the likeliest of a whole run
+            assert np.array_equal(model(first[:, :length])[:, -1].argmax(-1), first[:, length])
+
+
+@pytest.mark.parametrize("hook", ["blocks.1.ln1.hook_normalized", "blocks.1.hook_v_input"])
+def test_every_firing_calls_in_a_graph_of_its_own(tiny_copy: Path, hook: str) -> None:
+    model = HookedTransformer.from_onnx(tiny_copy, "cpu")
+    model.set_use_split_qkv_input(True)
+    ids = np.random.default_rng(3).integers(0, model.cfg.d_vocab, (2, 5))
+    calls: list[int] = []
+
+    def counted(value: Array, hook: object) -> Array:
+        calls.append(1)
+        return value * np.float32(0.5)
+
+    first = model.run_with_hooks(ids, fwd_hooks=[(hook, counted)])
+    each = len(calls)
+    assert each == (3 if "ln1" in hook else 1)
+    for _ in range(80):
+        assert np.array_equal(model.run_with_hooks(ids, fwd_hooks=[(hook, counted)]), first)
+    assert len(calls) == 81 * each
+    assert any(len(plan.calls) == each for plan in _python_plans(model))

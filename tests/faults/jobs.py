@@ -46,6 +46,11 @@ OLD_EDITS = [Steer(RESID, np.linspace(-1, 1, 40), 0.5), Ablate(Z, heads=1)]
 NEW_EDITS = [Ablate(Z, heads=2), Patch(RESID, np.ones(40), positions=-1), Steer(RESID, np.linspace(0, 3, 40))]
 
 
+SAE = graphlens.Sae.from_arrays(
+    *(np.full(shape, value, np.float32) for value, shape in ((1, (40, 7)), (2, 7), (3, (7, 40)), (4, 40))), RESID
+)
+
+
 @dataclass(frozen=True)
 class Job:
     """Something that writes.
@@ -443,6 +448,15 @@ def export(name: str, out: str, **options: Any) -> Callable[[Path], object]:
     return lambda folder: graphlens.export_model(folder / name, folder / out, verify=False, announce=quiet, **options)
 
 
+def found_sae(folder: Path) -> str:
+    if not list((folder / "out").glob("*")):  # the folder for results was there before
+        return ABSENT
+    found = graphlens.Sae.from_folder(folder / "out")
+    assert found.cfg.plain() == SAE.cfg.plain()
+    assert all(np.array_equal(array, SAE.weights[name]) for name, array in found.weights.items())
+    return NEW
+
+
 JOBS: dict[str, Job] = {
     "clear the cache": Job(with_cache, clear_cache, found_cleared),
     "export": Job(copies(b="b"), export("b", "out"), lambda f: hooked(f, "out", new="b")),
@@ -499,6 +513,7 @@ JOBS: dict[str, Job] = {
     "edits without arrays": Job(
         save_old, lambda f: interventions.save(NEW_EDITS[:1], f / "edits.json"), found_edits, OLD
     ),
+    "save an SAE": Job(nothing, lambda f: SAE.save(f / "out"), found_sae),
     "sweep": Job(nothing, run_sweep, found_sweep),
     "patch": Job(nothing, run_patch, found_results("resid_pre", "mlp_out")),
     "attribute": Job(nothing, run_attribute, found_results("resid_pre-estimate", "mlp_out-estimate")),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -81,24 +82,15 @@ def saved(root: Path, made: Path, python: Path) -> dict[str, float]:
     return errors
 
 
-def in_models(root: Path, python: Path) -> tuple[list[str], int]:
-    """(the lines of the table of SAEs in models, how many of them failed)."""
-    folder, lines, failures = root / "in-models", [splicing_check.HEAD], 0
+def in_their_interpreter(check: ModuleType, folder: Path, python: Path) -> tuple[list[str], int]:
+    """(the lines of a table of what is compared in sae-lens's interpreter, how many of them failed).
+
+    ``check``: ``splicing_check`` or ``scores_check``.
+    """
+    lines, failures = [check.HEAD], 0
     folder.mkdir()
     print(lines[0], flush=True)
-    for each in splicing_check.compared(folder, lambda place: run(python, str(place), worker=splicing_check.WORKER)):
-        failures += each.fails
-        lines.append(each.row())
-        print(lines[-1], flush=True)
-    return lines, failures
-
-
-def scored(root: Path, python: Path) -> tuple[list[str], int]:
-    """(the lines of the table of scores, how many of them failed)."""
-    folder, lines, failures = root / "scores", [scores_check.HEAD], 0
-    folder.mkdir()
-    print(lines[0], flush=True)
-    for each in scores_check.compared(folder, lambda place: run(python, str(place), worker=scores_check.WORKER)):
+    for each in check.compared(folder, lambda place: run(python, str(place), worker=check.WORKER)):
         failures += each.fails
         lines.append(each.row())
         print(lines[-1], flush=True)
@@ -129,8 +121,8 @@ def main() -> None:
             opened = WITHOUT if error is None else f"{error:.0e}"
             lines.append(f"| {each.name} | `{each.oracle}` | {len(each.arrays)} | {each.farthest:.0e} | {opened} |")
             print(lines[-1], flush=True)
-        models, more = in_models(root, python)
-        scores, wrong = scored(root, python)
+        models, more = in_their_interpreter(splicing_check, root / "in-models", python)
+        scores, wrong = in_their_interpreter(scores_check, root / "scores", python)
         failures += more + wrong
     print(f"{len(lines) + len(models) + len(scores) - 3 - failures} passed, {failures} failed")
     if asked.table:
