@@ -13,8 +13,8 @@ from graphlens.engine.plan import Plan, hook_point
 if TYPE_CHECKING:
     from graphlens.engine.graphs import Graphs
 
-# Seconds, measured on a server's core: what a hook point that may call Python costs a run that does not call it, and what
-# opening a session costs, for each byte of its weights (packed before) and besides.
+# Seconds, as of a server's core: what a hook point that may call Python costs a run that does not call it, and what opening a
+# session costs, for each byte of its weights (packed before) and besides. They only say how soon a set gets its graph.
 _IDLE, _PER_BYTE, _OPENING = 12e-6, 0.5e-9, 0.02
 _ALONE, _COUNTED = 4, 64  # how many sets of hook points have a session of their own; of how many the runs are counted
 
