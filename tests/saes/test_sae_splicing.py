@@ -10,7 +10,7 @@ import pytest
 import torch
 from sae_reference import Passed, passed
 
-from graphlens import Ablate, HookedTransformer, Patch, Sae, Scale, Steer, metrics
+from graphlens import Ablate, HookedTransformer, KeyValueCache, Patch, Sae, Scale, Steer, metrics
 from graphlens.edits.kinds import Intervention
 from tests.saes.odd_model import TOKENS, model
 from tests.saes.sae_cases import D_SAE, MLP_OUT, NORMED, RESID, Case, cases, made
@@ -233,8 +233,24 @@ def test_generation_and_parts_of_a_run(family: str) -> None:
             residual = odd(TOKENS, stop_at_layer=1)
         with odd.saes(sae, use_error_term=error_term):
             close(odd(residual, start_at_layer=1), whole)  # block 0 and its SAE are left out
-            assert np.array_equal(odd(residual, start_at_layer=1), odd(residual, start_at_layer=1))
         close(odd(residual, start_at_layer=1), whole)
+
+
+@pytest.mark.parametrize("hook", ["attn.hook_k", "attn.hook_v", "attn.hook_rot_k"])
+def test_a_cache_keeps_the_keys_and_values_that_go_on(hook: str) -> None:
+    odd, prompt = model("llama"), TOKENS[:, :4]
+    heads = odd.cfg.n_key_value_heads or odd.cfg.n_heads
+    sae = made(9, hook=f"blocks.1.{hook}", width=heads * odd.cfg.d_head, d_sae=11, reshape_activations="hook_z")
+    greedy: Any = {"max_new_tokens": 8, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    with odd.saes(sae):
+        found = odd.generate(prompt, **greedy)
+        for length in range(prompt.shape[1], found.shape[1]):
+            assert np.array_equal(odd(found[:, :length])[:, -1].argmax(-1), found[:, length])
+        whole = odd(found)
+        cache = KeyValueCache.init_cache(odd.cfg, batch_size=len(prompt))
+        parts = [odd(found[:, :5], past_kv_cache=cache), odd(found[:, 5:], past_kv_cache=cache)]
+        close(np.concatenate(parts, 1), whole)
+    assert np.abs(whole - odd(found)).max() > 1e-3
 
 
 def test_a_called_block_runs_with_its_own_sae(odd: HookedTransformer) -> None:
